@@ -1,0 +1,47 @@
+# `make help` lists the targets. Everything lives in .venv; nothing outside this folder is touched.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+WORKDIR ?= demo-run
+DATA ?=
+WEIGHTS ?=
+EXTRA ?= dev
+
+.DEFAULT_GOAL := help
+
+.PHONY: help install demo test unit check lock bench clean
+
+help: ## list the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+
+install: $(VENV)/.installed ## make .venv with everything (hash-locked)
+
+$(VENV)/.installed: requirements/$(EXTRA).txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || \
+	  { echo "Python 3.11 is needed; found: $$($(PYTHON) --version 2>&1). Run: make install PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip' || \
+	  { echo "Python's venv module is incomplete. On Debian run: apt-get install python3.11-venv" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --require-hashes -r requirements/$(EXTRA).txt
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+demo: install ## the whole way on this machine: DATA=zip-or-folder WEIGHTS=file WORKDIR=folder
+	$(BIN)/nucleus demo $(if $(DATA),"$(DATA)") $(if $(WEIGHTS),--weights "$(WEIGHTS)") --workdir "$(WORKDIR)"
+
+test: install ## install, then run every test
+	$(BIN)/python -m pytest tests
+
+unit: install ## the tests that need neither Ray nor TensorFlow nor a server
+	$(BIN)/python -m pytest tests/unit
+
+check: install ## lint, format, types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+lock: ## write requirements/*.txt anew (needs .venv)
+	$(BIN)/python requirements/lock.py
+
+clean: ## remove .venv and caches
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache *.egg-info

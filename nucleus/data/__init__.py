@@ -1,0 +1,1 @@
+"""From microscope images and masks to sharded, versioned datasets in a bucket, and from there to batches."""

@@ -1,0 +1,115 @@
+"""Dataset versions in a bucket: find, list and verify them."""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from hashlib import sha256
+
+from nucleus.config.names import check_name, parse_reference
+from nucleus.data.manifest import DatasetManifest, Shard, read_manifest
+from nucleus.errors import DataError, ObjectNotFoundError
+from nucleus.storage.bucket import Bucket
+from nucleus.storage.uri import S3Uri, bucket_from_environment, parse_uri
+
+__all__ = ["Dataset", "DatasetLocation", "list_versions", "locate_dataset", "open_dataset", "verify_dataset"]
+
+_MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class DatasetLocation:
+    """Where the versions of a dataset are, and which one is meant.
+
+    Attributes:
+        uri: `s3://bucket/datasets/<name>`.
+        ref: A version, or `latest` for the one that was imported last.
+    """
+
+    uri: S3Uri
+    ref: str
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """One version of a dataset: its place and its manifest."""
+
+    uri: S3Uri
+    manifest: DatasetManifest
+
+    @property
+    def version_uri(self) -> S3Uri:
+        """The folder of this version."""
+        return self.uri / self.manifest.version
+
+    def __str__(self) -> str:
+        return f"{self.uri}@{self.manifest.version}"
+
+
+def locate_dataset(text: str, bucket: str | None = None) -> DatasetLocation:
+    """Read `NAME[@VERSION]`, in `bucket` or NUCLEUS_BUCKET, or `s3://bucket/prefix/NAME[@VERSION]`.
+
+    Raises:
+        UriError: Neither form, or a name that cannot be one.
+    """
+    if "://" not in text:
+        reference = parse_reference(text, "dataset")
+        return DatasetLocation(bucket_from_environment(bucket) / "datasets" / reference.name, reference.ref)
+    base, _, ref = text.partition("@")
+    uri = parse_uri(base)
+    check_name(uri.name, "dataset")
+    return DatasetLocation(uri, ref or "latest")
+
+
+def list_versions(uri: S3Uri) -> list[Dataset]:
+    """Every version of the dataset at `uri`, the one imported last at the end."""
+    bucket = Bucket(uri)
+    manifests = [item for item in bucket.objects("") if item.key.endswith(f"/{_MANIFEST}")]
+    datasets = [Dataset(uri, read_manifest(bucket.get(item.key), f"{uri}/{item.key}")) for item in manifests]
+    return sorted(datasets, key=lambda dataset: dataset.manifest.created)
+
+
+def open_dataset(location: DatasetLocation) -> Dataset:
+    """Read the manifest of a version.
+
+    Raises:
+        DataError: No such dataset or version.
+    """
+    bucket = Bucket(location.uri)
+    version = location.ref
+    if version == "latest":
+        versions = [item for item in bucket.objects("") if item.key.count("/") == 1 and item.key.endswith(_MANIFEST)]
+        if not versions:
+            raise DataError(
+                f"Expected a dataset at {location.uri}; none was imported there. "
+                f"Run: nucleus data import SRC {location.uri}"
+            )
+        version = max(versions, key=lambda item: item.modified).key.partition("/")[0]
+    key = f"{version}/{_MANIFEST}"
+    try:
+        return Dataset(location.uri, read_manifest(bucket.get(key), f"{location.uri}/{key}"))
+    except ObjectNotFoundError as error:
+        raise DataError(
+            f"Expected version {version!r} of the dataset {location.uri}; there is none. "
+            f"Run: nucleus data list {location.uri}"
+        ) from error
+
+
+def verify_dataset(dataset: Dataset, advance: Callable[[], object] = lambda: None) -> list[str]:
+    """Read every shard and compare size and SHA-256 with the manifest; return what is wrong, a line a shard."""
+    bucket = Bucket(dataset.version_uri)
+
+    def check(shard: Shard) -> str | None:
+        try:
+            data = bucket.get(shard.file)
+        except ObjectNotFoundError:
+            return f"{shard.file}: missing"
+        finally:
+            advance()
+        if len(data) != shard.size or sha256(data).hexdigest() != shard.sha256:
+            return f"{shard.file}: expected {shard.size} bytes with SHA-256 {shard.sha256}; found others"
+        return None
+
+    with ThreadPoolExecutor(8) as pool:
+        return [problem for problem in pool.map(check, dataset.manifest.shards) if problem]
+
+

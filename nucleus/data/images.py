@@ -1,0 +1,173 @@
+"""Decode images and masks: any channel count and depth to RGB of 8 bits, any mask to one integer label image."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from nucleus.errors import ImageError
+
+__all__ = [
+    "IMAGE_SUFFIXES",
+    "decode_image",
+    "decode_raw",
+    "encode_png",
+    "labels_from_binary",
+    "labels_from_label_image",
+    "labels_from_masks",
+    "to_rgb8",
+]
+
+IMAGE_SUFFIXES = frozenset({".png", ".tif", ".tiff", ".jpg", ".jpeg", ".bmp", ".webp"})
+MAX_LABELS = np.iinfo(np.uint16).max
+
+RgbImage = NDArray[np.uint8]
+LabelImage = NDArray[np.uint16]
+
+
+def decode_raw(data: bytes, name: str) -> NDArray[Any]:
+    """Decode an image file with OpenCV as it is stored: H x W or H x W x C, channels in OpenCV's order (BGR).
+
+    Raises:
+        ImageError: The bytes are no image that OpenCV can read, or an image without pixels.
+    """
+    if not data:
+        raise ImageError(f"Expected an image in {name}; the file is empty (0 bytes).")
+    try:
+        raw = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    except cv2.error as error:
+        raise ImageError(f"Expected an image in {name}; OpenCV cannot decode it: {error.err}.") from error
+    if raw is None or raw.size == 0:
+        raise ImageError(
+            f"Expected an image (PNG, TIFF, JPEG, BMP, WebP) in {name}; found {len(data)} bytes that are none, "
+            "or a damaged one. Save it again from its source."
+        )
+    return np.asarray(raw)
+
+
+def decode_image(data: bytes, name: str) -> RgbImage:
+    """Decode an image file to RGB, H x W x 3, uint8. Raises `ImageError`."""
+    return to_rgb8(decode_raw(data, name), name)
+
+
+def to_rgb8(raw: NDArray[Any], name: str = "image") -> RgbImage:
+    """Make RGB of 8 bits, H x W x 3, from what OpenCV decodes.
+
+    Grey is repeated over the three channels and an alpha channel dropped. Depths other than 8 bits are stretched
+    from the 0.1st to the 99.9th percentile of all channels together, because cameras of 12 or 14 bits fill
+    only the lower part of 16; values that already fit into 8 bits are kept.
+
+    Raises:
+        ImageError: Another number of dimensions or channels, or values that are not finite.
+    """
+    if raw.ndim == 2:
+        raw = raw[..., np.newaxis]
+    if raw.ndim != 3 or not 1 <= raw.shape[2] <= 4:
+        raise ImageError(f"Expected 1 to 4 channels in {name}; found an array of shape {raw.shape}.")
+    pixels = _to_8_bits(raw[..., : 1 if raw.shape[2] <= 2 else 3], name)
+    if pixels.shape[2] == 1:
+        return np.repeat(pixels, 3, axis=2)
+    return np.ascontiguousarray(pixels[..., ::-1])
+
+
+def _to_8_bits(pixels: NDArray[Any], name: str) -> NDArray[np.uint8]:
+    if pixels.dtype == np.uint8:
+        return pixels
+    if pixels.dtype == np.bool_:
+        return pixels.astype(np.uint8) * 255
+    if not np.isfinite(pixels).all():
+        raise ImageError(f"Expected finite values in {name}; found NaN or infinity. Replace them first.")
+    if np.issubdtype(pixels.dtype, np.integer) and pixels.min() >= 0 and pixels.max() <= 255:
+        return pixels.astype(np.uint8)
+    low, high = np.percentile(pixels, (0.1, 99.9))
+    if high <= low:  # all but a few pixels alike: their extremes are all there is
+        low, high = float(pixels.min()), float(pixels.max())
+    scale = 255.0 / (high - low) if high > low else 0.0
+    stretched = (pixels.astype(np.float32) - np.float32(low)) * np.float32(scale)
+    return np.clip(np.rint(stretched), 0, 255).astype(np.uint8)
+
+
+def labels_from_masks(masks: Iterable[tuple[str, bytes]], shape: tuple[int, int]) -> LabelImage:
+    """Merge one binary mask a nucleus into labels 1..K; where masks overlap, the first one keeps the pixel.
+
+    Args:
+        masks: Name and file content of each mask, in the order of the labels.
+        shape: Height and width of the image.
+
+    Raises:
+        ImageError: A mask cannot be read or has another size than the image.
+    """
+    labels = np.zeros(shape, np.uint16)
+    count = 0
+    for name, data in masks:
+        mask = _foreground(_one_channel(decode_raw(data, name), name))
+        _check_size(mask, shape, name)
+        mask &= labels == 0
+        if mask.any():
+            count += 1
+            _check_count(count, name)
+            labels[mask] = count
+    return labels
+
+
+def labels_from_binary(data: bytes, name: str, shape: tuple[int, int]) -> LabelImage:
+    """Label the connected components (8 neighbours) of a binary mask. Raises `ImageError`."""
+    mask = _foreground(_one_channel(decode_raw(data, name), name))
+    _check_size(mask, shape, name)
+    count, components = cv2.connectedComponents(mask.astype(np.uint8), connectivity=8)
+    _check_count(count - 1, name)
+    return np.asarray(components).astype(np.uint16)
+
+
+def labels_from_label_image(data: bytes, name: str, shape: tuple[int, int]) -> LabelImage:
+    """Read an integer label image and number its labels 1..K in the order of their values.
+
+    Raises:
+        ImageError: Not one channel, not integers, negative values, or another size than the image.
+    """
+    raw = _one_channel(decode_raw(data, name), name)
+    _check_size(raw, shape, name)
+    if not np.isfinite(raw).all() or (raw < 0).any() or (raw != np.rint(raw)).any():
+        raise ImageError(f"Expected labels in {name} to be integers from 0; found {raw.dtype} with other values.")
+    values, inverse = np.unique(raw, return_inverse=True)
+    offset = 0 if values[0] == 0 else 1
+    _check_count(len(values) - 1 + offset, name)
+    return (inverse.reshape(raw.shape) + offset).astype(np.uint16)
+
+
+def encode_png(pixels: NDArray[Any]) -> bytes:
+    """Encode RGB of 8 bits or labels of 16 bits as PNG."""
+    stored = pixels[..., ::-1] if pixels.ndim == 3 else pixels
+    done, data = cv2.imencode(".png", stored)
+    if not done:
+        raise ImageError(f"OpenCV could not encode an array of shape {pixels.shape} and type {pixels.dtype}.")
+    return bytes(data)
+
+
+def _one_channel(raw: NDArray[Any], name: str) -> NDArray[Any]:
+    if raw.ndim == 2:
+        return raw
+    colours = raw[..., :1] if raw.shape[2] <= 2 else raw[..., :3]
+    if (colours != colours[..., :1]).any():
+        raise ImageError(f"Expected one channel in the mask {name}; found {raw.shape[2]} that differ.")
+    return np.asarray(colours[..., 0])
+
+
+def _foreground(mask: NDArray[Any]) -> NDArray[np.bool_]:
+    """Pixels above half of the highest value: 0/1 and 0/255 masks alike, also after lossy compression."""
+    return np.asarray(mask > mask.max() / 2)
+
+
+def _check_size(mask: NDArray[Any], shape: tuple[int, int], name: str) -> None:
+    if mask.shape[:2] != shape:
+        raise ImageError(
+            f"Expected the mask {name} to be as large as its image, {shape[1]} x {shape[0]} px (width x height); "
+            f"found {mask.shape[1]} x {mask.shape[0]}."
+        )
+
+
+def _check_count(count: int, name: str) -> None:
+    if count > MAX_LABELS:
+        raise ImageError(f"Expected at most {MAX_LABELS} nuclei in one image ({name}). Cut it into tiles first.")

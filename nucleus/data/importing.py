@@ -1,0 +1,316 @@
+"""Turn a folder or zip of annotated images into a dataset version in a bucket."""
+
+import hashlib
+import re
+import tempfile
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nucleus.config.names import clean_name
+from nucleus.data.datasets import Dataset
+from nucleus.data.grouping import Fingerprint, fingerprint, group_images
+from nucleus.data.images import (
+    LabelImage,
+    decode_image,
+    labels_from_binary,
+    labels_from_label_image,
+    labels_from_masks,
+)
+from nucleus.data.kinds import Kind, kind_of
+from nucleus.data.layouts import Annotated, MaskForm, find_images
+from nucleus.data.manifest import (
+    DATASET_FORMAT,
+    DatasetManifest,
+    LeftOut,
+    Sample,
+    Shard,
+    content_version,
+    read_manifest,
+)
+from nucleus.data.sampling import shard_count
+from nucleus.data.shards import encode_record, write_shard
+from nucleus.data.sources import Source, open_source
+from nucleus.data.splitting import SPLITS, split_images
+from nucleus.errors import DataError, ImageError, ObjectExistsError, ObjectNotFoundError
+from nucleus.storage.bucket import Bucket
+from nucleus.storage.files import sha256_of
+from nucleus.storage.uri import S3Uri
+
+__all__ = ["Imported", "SplitOptions", "import_dataset"]
+
+
+@dataclass(frozen=True)
+class SplitOptions:
+    """How images are divided.
+
+    Attributes:
+        seed: Decides the folds and the order in the shards.
+        val: Fraction of the images for validation, between 0 and 1.
+        test: Fraction for test, between 0 and 1.
+        group_by: Pattern searched in the image's title; images whose first group (or whole match) is the same
+            are kept on one side.
+    """
+
+    seed: int = 0
+    val: float = 0.1
+    test: float = 0.1
+    group_by: re.Pattern[str] | None = None
+
+    def __post_init__(self) -> None:
+        if not (0 < self.val < 1 and 0 < self.test < 1 and self.val + self.test < 1):
+            raise DataError(
+                f"Expected fractions above 0 that leave some for training; found val {self.val}, test {self.test}."
+            )
+
+
+@dataclass(frozen=True)
+class Imported:
+    """The dataset, and whether this import made it (or found the version there already)."""
+
+    dataset: Dataset
+    created: bool
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """An image that was read, checked and spooled to disk; only what is compared stays in memory."""
+
+    title: str
+    given_split: str | None
+    kind: Kind
+    shape: tuple[int, int]
+    nuclei: int
+    image_sha256: str
+    labels_sha256: str
+    fingerprint: Fingerprint
+    spooled: Path
+
+
+def import_dataset(
+    src: Path,
+    uri: S3Uri,
+    options: SplitOptions,
+    advance: Callable[[int, int], object] = lambda done, total: None,
+) -> Imported:
+    """Import a source as a version of the dataset at `uri`.
+
+    The version follows from the content, so the same input gives the same version and changes nothing. The
+    manifest is written last: until then no command sees the version.
+
+    Args:
+        src: Folder or zip in one of the layouts of `nucleus.data.layouts`.
+        uri: `s3://bucket/datasets/<name>`.
+        options: How to split.
+        advance: Called with the number of images read so far and their total.
+
+    Raises:
+        DataError: Nothing usable in the source, or too few images to split.
+        StorageError: The bucket cannot be read or written.
+    """
+    bucket = Bucket(uri)
+    bucket.check()
+    source = open_source(src)
+    layout = find_images(source)
+    with tempfile.TemporaryDirectory(prefix="nucleus-import-") as folder:
+        spool = Path(folder)
+        prepared, left_out = _prepare_all(source, layout.images, spool, advance)
+        unique, duplicates = _without_duplicates(prepared)
+        if not unique:
+            reasons = "; ".join(f"{item.title}: {item.reason}" for item in left_out[:3])
+            raise DataError(f"Expected usable images in {source.title}; found none ({reasons}).")
+        samples = _samples(unique, options)
+        shards = _write_shards(samples, unique, options.seed, spool)
+        manifest = DatasetManifest(
+            format=DATASET_FORMAT,
+            name=uri.name,
+            version=content_version(samples, {split: len(_of(shards, split)) for split in SPLITS}),
+            created=datetime.now(UTC).isoformat(),
+            source=Path(source.title).name,
+            layout=layout.name,
+            seed=options.seed,
+            samples=samples,
+            shards=shards,
+            duplicates=duplicates,
+            left_out=left_out,
+        )
+        return _upload(bucket, manifest, spool)
+
+
+def _of(shards: list[Shard], split: str) -> list[Shard]:
+    return [shard for shard in shards if shard.split == split]
+
+
+def _prepare_all(
+    source: Source, images: Sequence[Annotated], spool: Path, advance: Callable[[int, int], object]
+) -> tuple[list[_Prepared], list[LeftOut]]:
+    def prepare(numbered: tuple[int, Annotated]) -> _Prepared | LeftOut:
+        index, image = numbered
+        try:
+            return _prepare(source, image, spool / f"{index}.record")
+        except ImageError as error:
+            return LeftOut(title=image.title, reason=str(error))
+
+    prepared: list[_Prepared] = []
+    left_out: list[LeftOut] = []
+    with ThreadPoolExecutor() as pool:
+        for done, result in enumerate(pool.map(prepare, enumerate(images)), 1):
+            if isinstance(result, LeftOut):
+                left_out.append(result)
+            else:
+                prepared.append(result)
+            advance(done, len(images))
+    return prepared, left_out
+
+
+def _prepare(source: Source, annotated: Annotated, spooled: Path) -> _Prepared:
+    if not annotated.masks:
+        raise ImageError(f"Expected a mask for {annotated.image}; found none.")
+    image = decode_image(source.read(annotated.image), annotated.image)
+    height, width = image.shape[:2]
+    labels = _labels(source, annotated, (height, width))
+    # The name is not known before all titles are: it is the one field that is filled in later.
+    spooled.write_bytes(encode_record("", image, labels))
+    return _Prepared(
+        title=annotated.title,
+        given_split=annotated.given_split,
+        kind=kind_of(image),
+        shape=(height, width),
+        nuclei=int(labels.max()),
+        image_sha256=_pixel_sum(image),
+        labels_sha256=_pixel_sum(labels),
+        fingerprint=fingerprint(image),
+        spooled=spooled,
+    )
+
+
+def _labels(source: Source, annotated: Annotated, shape: tuple[int, int]) -> LabelImage:
+    if annotated.form is MaskForm.PER_NUCLEUS:
+        return labels_from_masks(((entry, source.read(entry)) for entry in annotated.masks), shape)
+    (entry,) = annotated.masks
+    read = labels_from_binary if annotated.form is MaskForm.BINARY else labels_from_label_image
+    return read(source.read(entry), entry, shape)
+
+
+def _pixel_sum(pixels: NDArray[np.generic]) -> str:
+    """SHA-256 of an array's shape and values."""
+    digest = hashlib.sha256(repr((pixels.shape, pixels.dtype.str)).encode())
+    digest.update(np.ascontiguousarray(pixels).data)
+    return digest.hexdigest()
+
+
+def _without_duplicates(prepared: list[_Prepared]) -> tuple[list[_Prepared], list[LeftOut]]:
+    """Keep the first image of each content; images given for testing go before the others."""
+    first: dict[str, _Prepared] = {}
+    duplicates = []
+    for image in sorted(prepared, key=lambda image: image.given_split != "test"):
+        kept = first.setdefault(image.image_sha256, image)
+        if kept is not image:
+            same = "and labels" if kept.labels_sha256 == image.labels_sha256 else "but other labels"
+            duplicates.append(LeftOut(title=image.title, reason=f"same pixels {same} as {kept.title}"))
+    return list(first.values()), duplicates
+
+
+def _samples(images: list[_Prepared], options: SplitOptions) -> list[Sample]:
+    """Describe each image, in the order given."""
+    groups = group_images([image.fingerprint for image in images], _pictures(images, options.group_by))
+    splits = split_images(
+        [image.kind for image in images],
+        groups,
+        [image.given_split for image in images],
+        seed=options.seed,
+        val=options.val,
+        test=options.test,
+    )
+    names = _unique_names([image.title for image in images])
+    return [
+        Sample(
+            name=name,
+            split=split,
+            kind=image.kind,
+            group=group,
+            height=image.shape[0],
+            width=image.shape[1],
+            nuclei=image.nuclei,
+            image_sha256=image.image_sha256,
+            labels_sha256=image.labels_sha256,
+        )
+        for image, name, group, split in zip(images, names, groups, splits, strict=True)
+    ]
+
+
+def _pictures(images: list[_Prepared], pattern: re.Pattern[str] | None) -> list[str | None]:
+    if pattern is None:
+        return [None] * len(images)
+    matches = [pattern.search(image.title) for image in images]
+    return [match and match.group(1 if pattern.groups else 0) for match in matches]
+
+
+def _unique_names(titles: list[str]) -> list[str]:
+    used: set[str] = set()
+    names = []
+    for title in titles:
+        cleaned = name = clean_name(title)
+        number = 2
+        while name in used:
+            name = f"{cleaned}-{number}"
+            number += 1
+        used.add(name)
+        names.append(name)
+    return names
+
+
+def _write_shards(samples: list[Sample], images: list[_Prepared], seed: int, spool: Path) -> list[Shard]:
+    """Write each split's samples, in an order drawn by the seed, into its shards in turn."""
+    shards = []
+    for split in SPLITS:
+        members = [i for i, sample in enumerate(samples) if sample.split == split]
+        total = sum(images[i].spooled.stat().st_size for i in members)
+        count = shard_count(len(members), total)
+        order = [members[i] for i in np.random.default_rng(seed).permutation(len(members))]
+        for number in range(count):
+            path = spool / f"{split}-{number:05d}-of-{count:05d}.tfrecord"
+            chosen = order[number::count]
+            write_shard(path, (_named(images[i].spooled, samples[i].name) for i in chosen))
+            shards.append(
+                Shard(
+                    file=path.name,
+                    split=split,
+                    records=len(chosen),
+                    size=path.stat().st_size,
+                    sha256=sha256_of(path),
+                )
+            )
+    return shards
+
+
+def _named(spooled: Path, name: str) -> bytes:
+    import tensorflow as tf  # noqa: PLC0415
+
+    example = tf.train.Example.FromString(spooled.read_bytes())
+    example.features.feature["name"].bytes_list.value[0] = name.encode()
+    return bytes(example.SerializeToString(deterministic=True))
+
+
+def _upload(bucket: Bucket, manifest: DatasetManifest, spool: Path) -> Imported:
+    key = f"{manifest.version}/manifest.json"
+    try:
+        return _existing(bucket, key)
+    except ObjectNotFoundError:
+        pass
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda s: bucket.put(f"{manifest.version}/{s.file}", spool / s.file), manifest.shards))
+    try:
+        bucket.put(key, manifest.model_dump_json(indent=1).encode(), if_absent=True)
+    except ObjectExistsError:  # another import of the same content was faster
+        return _existing(bucket, key)
+    return Imported(Dataset(bucket.uri, manifest), created=True)
+
+
+def _existing(bucket: Bucket, key: str) -> Imported:
+    return Imported(Dataset(bucket.uri, read_manifest(bucket.get(key), f"{bucket.uri}/{key}")), created=False)

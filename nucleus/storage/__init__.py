@@ -1,0 +1,1 @@
+"""Objects in a bucket of any S3-compatible server, and files on disk."""

@@ -1,0 +1,69 @@
+"""`s3://bucket/key` as a value."""
+
+import os
+from dataclasses import dataclass
+
+from nucleus.errors import UriError
+
+__all__ = ["S3Uri", "bucket_from_environment", "parse_uri"]
+
+BUCKET_VARIABLE = "NUCLEUS_BUCKET"
+
+
+@dataclass(frozen=True)
+class S3Uri:
+    """A bucket and a key or prefix in it, without slashes at the ends.
+
+    >>> str(S3Uri("cells", "datasets") / "dsb2018")
+    's3://cells/datasets/dsb2018'
+    """
+
+    bucket: str
+    key: str = ""
+
+    def __truediv__(self, part: str) -> "S3Uri":
+        part = part.strip("/")
+        return S3Uri(self.bucket, f"{self.key}/{part}" if self.key else part)
+
+    def __str__(self) -> str:
+        return f"s3://{self.bucket}/{self.key}" if self.key else f"s3://{self.bucket}"
+
+    @property
+    def parent(self) -> "S3Uri":
+        """The prefix that holds this key; the bucket itself at the top."""
+        return S3Uri(self.bucket, self.key.rpartition("/")[0])
+
+    @property
+    def name(self) -> str:
+        """The part of the key after the last slash."""
+        return self.key.rpartition("/")[2]
+
+
+def parse_uri(text: str) -> S3Uri:
+    """Read `s3://bucket[/key]`.
+
+    Raises:
+        UriError: Another scheme, or no bucket.
+    """
+    scheme, separator, rest = text.partition("://")
+    bucket, _, key = rest.partition("/")
+    if scheme != "s3" or not separator or not bucket:
+        raise UriError(f"Expected s3://bucket[/prefix]; found {text!r}.")
+    if any(part in {"", ".", ".."} for part in key.strip("/").split("/")) and key.strip("/"):
+        raise UriError(f"Expected s3://bucket/prefix without empty, '.' or '..' parts; found {text!r}.")
+    return S3Uri(bucket, key.strip("/"))
+
+
+def bucket_from_environment(given: str | None = None) -> S3Uri:
+    """The bucket of this project: `given` (a recipe's), else the variable NUCLEUS_BUCKET.
+
+    Raises:
+        UriError: Neither is set, or it is no `s3://` URI.
+    """
+    text = given or os.environ.get(BUCKET_VARIABLE, "")
+    if not text:
+        raise UriError(
+            f"Expected a bucket in {BUCKET_VARIABLE}; it is not set. Run: export {BUCKET_VARIABLE}=s3://BUCKET "
+            '(or, for a server on this machine: eval "$(nucleus store start)").'
+        )
+    return parse_uri(text)
