@@ -6,7 +6,7 @@ of 16 bits, 0 background, 1..K nuclei).
 
 import os
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from nucleus.data.images import LabelImage, RgbImage, encode_png
 from nucleus.errors import IntegrityError
 
-__all__ = ["encode_record", "index_shard", "read_record", "read_records", "write_shard"]
+__all__ = ["ShardReader", "decode_record", "encode_record", "index_shard", "write_shard"]
 
 # Framing of a TFRecord (tensorflow/core/lib/io/record_writer.h): length, its checksum, the record, its checksum.
 _LENGTH = struct.Struct("<Q")
@@ -68,25 +68,38 @@ def index_shard(path: Path) -> NDArray[np.int64]:
     return np.array(found, np.int64).reshape(-1, 2)
 
 
-def read_record(path: Path, offset: int, length: int) -> bytes:
-    """The bytes of one record."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        return os.pread(descriptor, length, offset)
-    finally:
-        os.close(descriptor)
-
-
-def read_records(path: Path) -> Iterator[tuple[str, RgbImage, LabelImage]]:
-    """Name, image and labels of each record of a shard, decoded one at a time."""
+def decode_record(data: bytes) -> tuple[str, RgbImage, LabelImage]:
+    """Name, image and labels of one record. Raises `IntegrityError`."""
     import cv2  # noqa: PLC0415
     import tensorflow as tf  # noqa: PLC0415
+    from google.protobuf.message import DecodeError  # noqa: PLC0415
 
-    for offset, length in index_shard(path):
-        feature = tf.train.Example.FromString(read_record(path, int(offset), int(length))).features.feature
-        image, labels = (
-            cv2.imdecode(np.frombuffer(feature[key].bytes_list.value[0], np.uint8), cv2.IMREAD_UNCHANGED)
-            for key in ("image", "labels")
-        )
-        name = feature["name"].bytes_list.value[0].decode()
-        yield name, np.ascontiguousarray(image[..., ::-1]), np.asarray(labels, np.uint16)
+    try:
+        feature = tf.train.Example.FromString(data).features.feature
+        name, image_png, labels_png = (feature[key].bytes_list.value[0] for key in ("name", "image", "labels"))
+        image = cv2.imdecode(np.frombuffer(image_png, np.uint8), cv2.IMREAD_COLOR_RGB)
+        labels = cv2.imdecode(np.frombuffer(labels_png, np.uint8), cv2.IMREAD_UNCHANGED)
+        return name.decode(), np.asarray(image, np.uint8), np.asarray(labels, np.uint16)
+    except (DecodeError, IndexError, ValueError, TypeError, cv2.error) as error:
+        raise IntegrityError(f"Expected a record of name, image and labels; it is damaged: {error}.") from error
+
+
+class ShardReader:
+    """Random access to the records of cached shards.
+
+    Args:
+        paths: Local file of each shard by its number; shards of other workers may be missing.
+    """
+
+    def __init__(self, paths: dict[int, Path]) -> None:
+        self._paths = paths
+        self._index = {number: index_shard(path) for number, path in paths.items()}
+
+    def read(self, shard: int, record: int) -> bytes:
+        """The bytes of one record."""
+        offset, length = self._index[int(shard)][int(record)]
+        descriptor = os.open(self._paths[int(shard)], os.O_RDONLY)
+        try:
+            return os.pread(descriptor, int(length), int(offset))
+        finally:
+            os.close(descriptor)

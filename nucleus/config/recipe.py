@@ -1,0 +1,270 @@
+"""A recipe: everything that decides a training run, in one TOML file, checked before anything is started."""
+
+import difflib
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from nucleus.config.names import check_name
+from nucleus.errors import RecipeError, UriError
+
+__all__ = [
+    "AugmentOptions",
+    "InputOptions",
+    "LossOptions",
+    "NetworkOptions",
+    "OptimizerOptions",
+    "Recipe",
+    "TrackingOptions",
+    "parse_recipe",
+    "read_recipe",
+]
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+PositiveInt = Annotated[int, Field(ge=1)]
+
+STRIDE = 32
+"""Crops and tiles are multiples of this: the encoder halves them five times."""
+
+
+class _Options(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class NetworkOptions(_Options):
+    """The network.
+
+    Attributes:
+        encoder: Network whose features the U-Net decodes.
+        weights: Where the encoder's weights come from: `imagenet`, a local path, an `s3://` URI, or `none`.
+        freeze_encoder: Whether the encoder keeps its weights. Its BatchNorm statistics are frozen in any case.
+        decoder_channels: Channels of the decoder's levels, from 1/16 of the resolution to full resolution.
+    """
+
+    encoder: Literal["mobilenet_v2"] = "mobilenet_v2"
+    weights: str = "imagenet"
+    freeze_encoder: bool = True
+    decoder_channels: Annotated[list[Annotated[int, Field(ge=8, multiple_of=8)]], Field(min_length=5, max_length=5)] = [
+        128,
+        96,
+        64,
+        48,
+        24,
+    ]
+
+
+class InputOptions(_Options):
+    """What the network sees.
+
+    Attributes:
+        crop: Side of the square crops in training, pixels at native resolution; a multiple of 32.
+        batch_size: Crops of one step, over all workers.
+        tile: Side of the square tiles in validation and prediction, pixels; a multiple of 32.
+        overlap: Pixels that neighbouring tiles share.
+    """
+
+    crop: Annotated[int, Field(ge=STRIDE, le=4096, multiple_of=STRIDE)] = 192
+    batch_size: PositiveInt = 8
+    tile: Annotated[int, Field(ge=2 * STRIDE, le=4096, multiple_of=STRIDE)] = 256
+    overlap: Annotated[int, Field(ge=0)] = 32
+
+    @model_validator(mode="after")
+    def _overlap_is_below_half(self) -> "InputOptions":
+        if self.overlap > self.tile // 2:
+            raise ValueError(f"overlap must be at most half of tile ({self.tile // 2} px)")
+        return self
+
+
+class AugmentOptions(_Options):
+    """Random changes to each crop; all follow from seed, epoch and the sample's place in the order.
+
+    Attributes:
+        scale: Sizes are multiplied by 2^u with u from -scale to scale.
+        flips: Whether to turn by quarters and flip.
+        invert: Fraction of crops whose grey values are inverted.
+        grey: Fraction of crops that lose their colour.
+        contrast: Contrast is multiplied by 1 - contrast to 1 + contrast.
+        brightness: Added to all channels, as a fraction of the full range, from -brightness to brightness.
+    """
+
+    scale: Annotated[float, Field(ge=0, le=2)] = 0.3
+    flips: bool = True
+    invert: Fraction = 0.1
+    grey: Fraction = 0.3
+    contrast: Fraction = 0.3
+    brightness: Fraction = 0.1
+
+
+class LossOptions(_Options):
+    """Cross entropy plus soft Dice.
+
+    Attributes:
+        border_weight: Weight of border pixels in the cross entropy; background and body have 1.
+        dice: Weight of the soft Dice term.
+    """
+
+    border_weight: Positive = 2.0
+    dice: Annotated[float, Field(ge=0)] = 1.0
+
+
+class OptimizerOptions(_Options):
+    """AdamW with a linear warm-up and a cosine decay.
+
+    Attributes:
+        epochs: Passes over the training split.
+        learning_rate: At the end of the warm-up.
+        final_learning_rate: At the end of the last epoch.
+        warmup_steps: Steps from rate 0 to `learning_rate`.
+        weight_decay: Decoupled weight decay.
+        patience: Validations without a better `monitor` after which training stops.
+        validate_every: Epochs between validations; the last epoch is always validated. A checkpoint goes with each.
+        monitor: The validation metric that chooses the best weights; larger is better.
+        precision: `float32`, or `mixed_bfloat16` for GPUs.
+    """
+
+    epochs: PositiveInt = 30
+    learning_rate: Positive = 2e-3
+    final_learning_rate: Positive = 1e-4
+    warmup_steps: Annotated[int, Field(ge=0)] = 50
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+    patience: PositiveInt = 10
+    validate_every: PositiveInt = 1
+    monitor: Literal["val_iou", "val_dice", "val_accuracy"] = "val_iou"
+    precision: Literal["float32", "mixed_bfloat16"] = "float32"
+
+
+class TrackingOptions(_Options):
+    """Weights & Biases. The variable WANDB_MODE goes before `wandb`.
+
+    Attributes:
+        wandb: `online`, `offline` (needs no account; `wandb sync` sends it later) or `disabled`.
+        project: The project's name there.
+        entity: User or team; without it the account's default.
+    """
+
+    wandb: Literal["online", "offline", "disabled"] = "offline"
+    project: str = "nucleus"
+    entity: str | None = None
+
+
+class Recipe(_Options):
+    """One training run.
+
+    Attributes:
+        model: The name under which the model is published.
+        dataset: `NAME[@VERSION]` in the bucket, or `s3://bucket/prefix/NAME[@VERSION]`.
+        bucket: `s3://bucket[/prefix]` for runs, weights and models; without it NUCLEUS_BUCKET.
+        workers: Processes that train, each with its part of every batch.
+        cpus_per_worker: CPU cores and TensorFlow threads of one worker.
+        gpus_per_worker: GPUs of one worker: 0 or 1.
+        max_failures: How often a run whose worker died is started again from its last checkpoint.
+        seed: Decides initial weights, order and augmentation.
+        cache_dir: Absolute folder for shards on each worker's machine; without it the user's cache folder.
+    """
+
+    model: str
+    dataset: str
+    bucket: str | None = None
+    workers: Annotated[int, Field(ge=1, le=1024)] = 1
+    cpus_per_worker: PositiveInt = 1
+    gpus_per_worker: Annotated[int, Field(ge=0, le=1)] = 0
+    max_failures: Annotated[int, Field(ge=0)] = 1
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    cache_dir: str | None = None
+    network: NetworkOptions = NetworkOptions()
+    input: InputOptions = InputOptions()
+    augment: AugmentOptions = AugmentOptions()
+    loss: LossOptions = LossOptions()
+    optimizer: OptimizerOptions = OptimizerOptions()
+    tracking: TrackingOptions = TrackingOptions()
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "Recipe":
+        try:
+            check_name(self.model, "model")
+        except UriError as error:
+            raise ValueError(str(error)) from error
+        if self.input.batch_size % self.workers:
+            raise ValueError(
+                f"input.batch_size ({self.input.batch_size}) must be a multiple of workers ({self.workers}): it is "
+                "the batch over all workers"
+            )
+        if self.cache_dir is not None and not Path(self.cache_dir).is_absolute():
+            raise ValueError(f"cache_dir must be an absolute path, found {self.cache_dir!r}")
+        return self
+
+    @property
+    def batch_per_worker(self) -> int:
+        """Crops of one step on one worker."""
+        return self.input.batch_size // self.workers
+
+
+def read_recipe(path: Path, settings: Sequence[str] = ()) -> Recipe:
+    """Read a recipe file and apply `KEY=VALUE` settings.
+
+    Args:
+        path: A TOML file.
+        settings: Such as `optimizer.epochs=3`; values are TOML, and bare words are strings.
+
+    Raises:
+        RecipeError: No such file, no TOML, an unknown key, or a value of a wrong type or range.
+    """
+    try:
+        content = tomllib.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise RecipeError(f"Expected a recipe file at {path}; nothing is there.") from error
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise RecipeError(f"Expected TOML in the recipe {path}; {error}.") from error
+    for setting in settings:
+        _apply(content, setting)
+    return parse_recipe(content, str(path))
+
+
+def parse_recipe(content: dict[str, Any], where: str) -> Recipe:
+    """Check a recipe's content. Raises `RecipeError` naming each wrong key."""
+    try:
+        return Recipe.model_validate(content)
+    except ValidationError as error:
+        problems = [_explain(dict(problem)) for problem in error.errors()]
+        raise RecipeError(f"The recipe {where} is wrong: {'; '.join(problems)}.") from None
+
+
+def _apply(content: dict[str, Any], setting: str) -> None:
+    key, equals, text = setting.partition("=")
+    if not equals or not key.strip():
+        raise RecipeError(f"Expected KEY=VALUE, such as optimizer.epochs=3; found {setting!r}.")
+    *tables, last = key.strip().split(".")
+    for table in tables:
+        content = content.setdefault(table, {})
+        if not isinstance(content, dict):
+            raise RecipeError(f"Expected a table at {table!r} in {setting!r}; it is a value.")
+    try:
+        content[last] = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        content[last] = text.strip()
+
+
+def _explain(problem: dict[str, Any]) -> str:
+    path = [str(part) for part in problem["loc"]]
+    key = ".".join(path)
+    if problem["type"] == "extra_forbidden":
+        known = _known_keys(path[:-1])
+        near = difflib.get_close_matches(path[-1], known, n=1)
+        return f"unknown key {key!r}" + (f" (did you mean {near[0]!r}?)" if near else f" (known: {', '.join(known)})")
+    if problem["type"] == "missing":
+        return f"key {key!r} is missing"
+    message = problem["msg"].removeprefix("Value error, ")
+    if not key:
+        return str(message)
+    return f"{key}: {message[:1].lower()}{message[1:]}, found {problem['input']!r}"
+
+
+def _known_keys(path: list[str]) -> list[str]:
+    table: type[BaseModel] = Recipe
+    for part in path:
+        table = table.model_fields[part].annotation  # type: ignore[assignment]
+    return sorted(table.model_fields)

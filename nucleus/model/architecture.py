@@ -1,0 +1,89 @@
+"""What a network is, as data: the content of `model.json`, from which the network is rebuilt."""
+
+import json
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from nucleus.config.recipe import STRIDE, Recipe
+from nucleus.errors import ModelError
+
+__all__ = ["CLASSES", "MODEL_FORMAT", "InstanceSettings", "ModelConfig", "config_of_recipe", "read_model_config"]
+
+MODEL_FORMAT = 1
+CLASSES = ("background", "body", "border")
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class InstanceSettings(_Frozen):
+    """How labels are made from probabilities; see `nucleus.predict.instances`.
+
+    Attributes:
+        seed_threshold: Pixels whose probability of body is above this form the seeds.
+        mask_threshold: Pixels whose probability of body or border is above this belong to nuclei.
+        min_seed_area: Smaller seeds are dropped, px.
+        min_area: Smaller nuclei are dropped, px.
+    """
+
+    seed_threshold: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    mask_threshold: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    min_seed_area: Annotated[int, Field(ge=0)] = 8
+    min_area: Annotated[int, Field(ge=0)] = 20
+
+
+class ModelConfig(_Frozen):
+    """A U-Net and how it is used.
+
+    Attributes:
+        format: Of this file.
+        architecture: The only one there is.
+        encoder: Name of the encoder.
+        decoder_channels: Channels of the decoder's five levels.
+        classes: What the output channels are, in order.
+        tile: Side of a tile in prediction, px.
+        overlap: Pixels that neighbouring tiles share.
+        instances: How labels are made.
+    """
+
+    format: int = MODEL_FORMAT
+    architecture: Literal["unet"] = "unet"
+    encoder: Literal["mobilenet_v2"]
+    decoder_channels: Annotated[list[Annotated[int, Field(ge=8, le=4096)]], Field(min_length=5, max_length=5)]
+    classes: list[str] = list(CLASSES)
+    tile: Annotated[int, Field(ge=2 * STRIDE, le=4096, multiple_of=STRIDE)]
+    overlap: Annotated[int, Field(ge=0)]
+    instances: InstanceSettings = InstanceSettings()
+
+
+def config_of_recipe(recipe: Recipe) -> ModelConfig:
+    """The network that a recipe asks for."""
+    return ModelConfig(
+        encoder=recipe.network.encoder,
+        decoder_channels=recipe.network.decoder_channels,
+        tile=recipe.input.tile,
+        overlap=recipe.input.overlap,
+    )
+
+
+def read_model_config(data: bytes, where: str) -> ModelConfig:
+    """Parse `model.json`.
+
+    Raises:
+        ModelError: Not such a file, or one that a newer version of this package wrote.
+    """
+    try:
+        found = json.loads(data)
+        stored_format = found.get("format") if isinstance(found, dict) else None
+        if isinstance(stored_format, int) and stored_format > MODEL_FORMAT:
+            raise ModelError(
+                f"Expected a model of format {MODEL_FORMAT} or older in {where}; found format {stored_format}. "
+                "Run: pip install --upgrade nucleus"
+            )
+        return ModelConfig.model_validate(found)
+    except (ValueError, ValidationError) as error:
+        if isinstance(error, ModelError):
+            raise
+        raise ModelError(f"Expected a network's configuration in {where}; it is damaged: {error}") from error

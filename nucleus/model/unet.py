@@ -1,0 +1,76 @@
+"""The U-Net (Ronneberger et al. 2015, https://arxiv.org/abs/1505.04597) over an encoder's features."""
+
+import keras
+import numpy as np
+from keras import layers
+from numpy.typing import NDArray
+
+from nucleus.model.architecture import ModelConfig
+from nucleus.model.encoders import ENCODERS, build_encoder
+
+__all__ = ["build_unet", "calibrate_encoder", "encoder_of"]
+
+_STEM_CHANNELS = 16
+_NORM_GROUPS = 8
+
+
+def build_unet(config: ModelConfig, *, freeze_encoder: bool = True) -> keras.Model:
+    """Build the network with random weights.
+
+    Input: N x H x W x 3, RGB from 0 to 255, H and W multiples of 32. Output: N x H x W x classes, float32 logits.
+
+    Each decoder level upsamples, joins the encoder's features and applies two separable convolutions with
+    GroupNorm (Wu & He 2018): a norm that never looks across the batch gives the same result for any number of
+    workers, in training and in prediction. The encoder's BatchNorm always uses its stored statistics.
+    """
+    spec = ENCODERS[config.encoder]
+    base = build_encoder(config.encoder)
+    features = [base.get_layer(name).output for name in spec.features]
+    encoder = keras.Model(base.input, features, name="encoder")
+    encoder.trainable = not freeze_encoder
+
+    image = keras.Input((None, None, 3), name="image")
+    scaled = layers.Rescaling(spec.scale, spec.offset, name="preprocess")(image)
+    *skips, x = encoder(scaled, training=False)
+    stem = layers.Conv2D(_STEM_CHANNELS, 3, padding="same", activation="relu", name="stem")(scaled)
+    for level, (skip, channels) in enumerate(
+        zip([*reversed(skips), stem], config.decoder_channels, strict=True), start=1
+    ):
+        x = layers.UpSampling2D(2, interpolation="bilinear", name=f"up_{level}")(x)
+        x = layers.Concatenate(name=f"join_{level}")([x, skip])
+        for part in ("a", "b"):
+            x = layers.SeparableConv2D(channels, 3, padding="same", use_bias=False, name=f"conv_{level}{part}")(x)
+            x = layers.GroupNormalization(_NORM_GROUPS, name=f"norm_{level}{part}")(x)
+            x = layers.ReLU(name=f"relu_{level}{part}")(x)
+    # float32 also under mixed precision: the loss needs the range.
+    logits = layers.Conv2D(len(config.classes), 1, dtype="float32", name="logits")(x)
+    return keras.Model(image, logits, name="unet")
+
+
+def encoder_of(model: keras.Model) -> keras.Model:
+    """The encoder inside a network of `build_unet`."""
+    return model.get_layer("encoder")
+
+
+def calibrate_encoder(model: keras.Model, images: NDArray[np.uint8]) -> None:
+    """Set the BatchNorm statistics of an encoder without pretrained weights from a batch of images.
+
+    With frozen statistics at their defaults (mean 0, variance 1) the activations of a random network fade from layer
+    to layer. One pass that normalises each layer by the batch gives them unit variance (data-dependent initialisation,
+    Mishkin & Matas 2016, https://arxiv.org/abs/1511.06422).
+
+    Args:
+        model: A network of `build_unet`.
+        images: N x H x W x 3, H and W multiples of 32.
+    """
+    encoder = encoder_of(model)
+    norms = [layer for layer in encoder.layers if isinstance(layer, layers.BatchNormalization)]
+    momenta = [layer.momentum for layer in norms]
+    trainable = encoder.trainable
+    encoder.trainable = True  # a layer that is not trainable ignores training=True
+    for layer in norms:
+        layer.momentum = 0.0
+    encoder(model.get_layer("preprocess")(images.astype(np.float32)), training=True)
+    for layer, momentum in zip(norms, momenta, strict=True):
+        layer.momentum = momentum
+    encoder.trainable = trainable

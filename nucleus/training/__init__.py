@@ -1,0 +1,1 @@
+"""What one worker does in training; `job` decides where the workers run."""

@@ -1,0 +1,249 @@
+"""One worker's part of a training run: load, step, validate, save, until done."""
+
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import keras
+import numpy as np
+
+from nucleus.config.recipe import Recipe
+from nucleus.data.cache import fetch_shards
+from nucleus.data.datasets import Dataset
+from nucleus.data.generated import generated_image
+from nucleus.data.pipeline import training_batches
+from nucleus.data.sampling import epoch_plan, shards_of_worker
+from nucleus.data.shards import ShardReader
+from nucleus.errors import DataError
+from nucleus.model.architecture import ModelConfig, config_of_recipe
+from nucleus.model.files import load_encoder_weights, load_weights
+from nucleus.model.losses import image_losses
+from nucleus.model.metrics import ScoreSums
+from nucleus.model.targets import pixel_classes
+from nucleus.model.tiling import TiledNetwork
+from nucleus.model.unet import build_unet, calibrate_encoder
+from nucleus.training.distributed import TrainingStep, Workers
+from nucleus.training.state import Progress, load_checkpoint, save_checkpoint
+from nucleus.training.validation import image_loss, images_of_worker, mask_counts
+
+__all__ = ["Finished", "Reporter", "TrainingInput", "train"]
+
+_STEPS_AT_ONCE = 8  # steps between two reports of progress
+_CALIBRATION_IMAGES = 16
+
+
+@dataclass(frozen=True)
+class TrainingInput:
+    """What a worker needs besides the recipe.
+
+    Attributes:
+        dataset: The dataset version to train on.
+        cache_dir: Where its shards are cached on this machine.
+        encoder_weights: Local file of the encoder's weights, or None for random ones.
+    """
+
+    dataset: Dataset
+    cache_dir: Path
+    encoder_weights: Path | None
+
+
+class Reporter(Protocol):
+    """Where a worker's progress goes. Every worker makes each call, in the same order."""
+
+    def steps(self, epoch: int, done: int, total: int) -> None:
+        """Some steps of an epoch are done."""
+
+    def epoch(self, metrics: dict[str, float]) -> None:
+        """An epoch is done; its metrics are those over all workers."""
+
+    def checkpoint(self, metrics: dict[str, float], save: Callable[[Path], None]) -> None:
+        """Keep a checkpoint: on the first worker, `save` fills the folder it is given."""
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What a run leaves on each worker, the same on all.
+
+    Attributes:
+        model: The network with the best weights.
+        config: What it is.
+        progress: The run's history.
+        metrics: Scores on `val` and `test`: split, then `all` or kind of image, then metric.
+    """
+
+    model: keras.Model
+    config: ModelConfig
+    progress: Progress
+    metrics: dict[str, dict[str, dict[str, float]]]
+
+
+def train(
+    recipe: Recipe, given: TrainingInput, workers: Workers, reporter: Reporter, resume_from: Path | None
+) -> Finished:
+    """Train on this worker, together with all others, and evaluate the best weights.
+
+    Raises:
+        DataError: The training split has fewer images than one batch.
+    """
+    with tempfile.TemporaryDirectory(prefix="nucleus-train-") as folder:
+        run = _Run(recipe, given, workers, reporter, Path(folder) / "best.weights.h5")
+        return run.execute(resume_from)
+
+
+class _Run:
+    def __init__(
+        self, recipe: Recipe, given: TrainingInput, workers: Workers, reporter: Reporter, best: Path
+    ) -> None:
+        self.recipe = recipe
+        self.workers = workers
+        self.reporter = reporter
+        self.best = best
+        self.manifest = given.dataset.manifest
+        self.readers = {
+            split: _reader(given, split, workers.rank, workers.count) for split in ("train", "val", "test")
+        }
+        self.train_records = [shard.records for shard in self.manifest.split_shards("train")]
+        self.steps_per_epoch = sum(self.train_records) // recipe.input.batch_size
+        if self.steps_per_epoch == 0:
+            raise DataError(
+                f"Expected at least one batch of {recipe.input.batch_size} images in the training split of "
+                f"{given.dataset}; found {sum(self.train_records)} images. Set input.batch_size lower or import more."
+            )
+        self.config = config_of_recipe(recipe)
+        self.model, self.optimizer = self._build(given.encoder_weights)
+        self.network = TiledNetwork(self.model, self.config.tile, self.config.overlap)
+        self.step = TrainingStep(
+            workers,
+            self.model,
+            self.optimizer,
+            lambda logits, labels: image_losses(logits, pixel_classes(labels), recipe.loss),
+            recipe.input.batch_size,
+        )
+
+    def _build(self, encoder_weights: Path | None) -> tuple[keras.Model, keras.optimizers.Optimizer]:
+        recipe = self.recipe
+        keras.utils.set_random_seed(recipe.seed)
+        keras.mixed_precision.set_global_policy(recipe.optimizer.precision)
+        with self.workers.strategy.scope():
+            model = build_unet(self.config, freeze_encoder=recipe.network.freeze_encoder)
+            optimizer = keras.optimizers.AdamW(_schedule(recipe, self.steps_per_epoch), recipe.optimizer.weight_decay)
+            if encoder_weights is not None:
+                load_encoder_weights(model, encoder_weights)
+            else:
+                side = recipe.input.crop
+                images = [generated_image(seed, side, side)[0] for seed in range(_CALIBRATION_IMAGES)]
+                calibrate_encoder(model, np.stack(images))
+            optimizer.build(model.trainable_variables)
+        return model, optimizer
+
+    def execute(self, resume_from: Path | None) -> Finished:
+        progress = Progress()
+        if resume_from is not None:
+            progress = load_checkpoint(resume_from, self.model, self.optimizer, self.best)
+        else:
+            self.workers.broadcast(list(self.model.weights))
+        options = self.recipe.optimizer
+        while progress.epochs_done < options.epochs and progress.validations_since_best < options.patience:
+            self._epoch(progress)
+        self._load_best()
+        metrics = {split: self._validate(split).report() for split in ("val", "test")}
+        return Finished(self.model, self.config, progress, metrics)
+
+    def _epoch(self, progress: Progress) -> None:
+        epoch = progress.epochs_done
+        options = self.recipe.optimizer
+        metrics = self._train_epoch(epoch)
+        last = epoch + 1 == options.epochs
+        validated = last or (epoch + 1) % options.validate_every == 0
+        if validated:
+            started = time.monotonic()
+            scores = self._validate("val").scores()
+            metrics |= {f"val_{name}": value for name, value in scores.items()}
+            metrics["validation_seconds"] = time.monotonic() - started
+            if progress.note_score(epoch, metrics[options.monitor]):
+                self.model.save_weights(self.best)
+        progress.epochs_done = epoch + 1
+        progress.history.append(metrics)
+        self.reporter.epoch(metrics)
+        if validated:
+            self.reporter.checkpoint(metrics, lambda folder: self._save(folder, progress))
+
+    def _save(self, folder: Path, progress: Progress) -> None:
+        save_checkpoint(folder, progress, self.model, self.optimizer, self.best)
+
+    def _train_epoch(self, epoch: int) -> dict[str, float]:
+        recipe, workers = self.recipe, self.workers
+        plan = epoch_plan(
+            self.train_records,
+            seed=recipe.seed,
+            epoch=epoch,
+            rank=workers.rank,
+            world=workers.count,
+            global_batch=recipe.input.batch_size,
+        )
+        batches = self.step.batches(
+            training_batches(
+                self.readers["train"],
+                plan,
+                crop=recipe.input.crop,
+                batch=recipe.batch_per_worker,
+                augment=recipe.augment,
+                seed=recipe.seed,
+                epoch=epoch,
+            )
+        )
+        started, loss, total = time.monotonic(), 0.0, self.steps_per_epoch
+        for done in range(0, total, _STEPS_AT_ONCE):
+            count = min(_STEPS_AT_ONCE, total - done)
+            loss += self.step.run(batches, count)
+            self.reporter.steps(epoch, done + count, total)
+        seconds = time.monotonic() - started
+        return {
+            "epoch": float(epoch),
+            "loss": float(workers.sum(np.array([loss]))[0]) / total,
+            "learning_rate": float(np.asarray(self.optimizer.learning_rate)),
+            "images_per_second": total * recipe.input.batch_size / seconds,
+            "images_dropped": float(plan.dropped),
+        }
+
+    def _validate(self, split: str) -> ScoreSums:
+        """Score a split over all workers."""
+        sums = ScoreSums()
+        threshold = self.config.instances.mask_threshold
+        for sample in self._images(split):
+            probabilities = self.network(sample.image)
+            loss = image_loss(probabilities, sample.labels, self.recipe.loss)
+            sums.add(sample.kind, mask_counts(probabilities, sample.labels, threshold), loss)
+        return ScoreSums(self.workers.sum(sums.array))
+
+    def _images(self, split: str) -> Iterator:
+        workers = self.workers
+        return images_of_worker(self.manifest, split, self.readers[split], workers.rank, workers.count)
+
+    def _load_best(self) -> None:
+        if self.best.exists():  # on the first worker at least; a resumed run copied it to all
+            load_weights(self.model, self.best)
+        self.workers.broadcast(list(self.model.weights))
+
+
+def _reader(given: TrainingInput, split: str, rank: int, world: int) -> ShardReader:
+    shards = given.dataset.manifest.split_shards(split)
+    mine = shards_of_worker(len(shards), rank, world)
+    paths = fetch_shards(given.dataset, [shards[number] for number in mine], given.cache_dir)
+    return ShardReader(dict(zip(mine, paths, strict=True)))
+
+
+def _schedule(recipe: Recipe, steps_per_epoch: int) -> keras.optimizers.schedules.LearningRateSchedule:
+    options = recipe.optimizer
+    total = options.epochs * steps_per_epoch
+    warmup = min(options.warmup_steps, total // 2)
+    return keras.optimizers.schedules.CosineDecay(
+        0.0 if warmup else options.learning_rate,
+        total - warmup,
+        alpha=min(1.0, options.final_learning_rate / options.learning_rate),
+        warmup_target=options.learning_rate if warmup else None,
+        warmup_steps=warmup,
+    )

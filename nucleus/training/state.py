@@ -1,0 +1,81 @@
+"""Where a run stands after an epoch: what a checkpoint holds, and how it is written and read."""
+
+from pathlib import Path
+from typing import Any
+
+import keras
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from nucleus.errors import IntegrityError
+from nucleus.model.files import load_arrays, load_weights, save_arrays
+
+__all__ = ["BEST_WEIGHTS", "Progress", "load_checkpoint", "save_checkpoint"]
+
+CURRENT_WEIGHTS = "current.weights.h5"
+BEST_WEIGHTS = "best.weights.h5"
+_OPTIMIZER = "optimizer.npz"
+_STATE = "state.json"
+
+
+class Progress(BaseModel):
+    """The part of the state that is not arrays.
+
+    Attributes:
+        epochs_done: Epochs that are finished.
+        best_epoch: The epoch (from 0) whose weights were best, or -1.
+        best_score: Its value of the monitored metric.
+        validations_since_best: Validations since then.
+        history: One entry an epoch: epoch, loss, learning rate and, where validated, `val_` metrics.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    epochs_done: int = 0
+    best_epoch: int = -1
+    best_score: float = float("-inf")
+    validations_since_best: int = 0
+    history: list[dict[str, float]] = []
+
+    def note_score(self, epoch: int, score: float) -> bool:
+        """Record a validation; return whether it is the best so far."""
+        if score > self.best_score:
+            self.best_epoch, self.best_score, self.validations_since_best = epoch, score, 0
+            return True
+        self.validations_since_best += 1
+        return False
+
+
+def save_checkpoint(
+    folder: Path, progress: Progress, model: keras.Model, optimizer: keras.optimizers.Optimizer, best: Path
+) -> None:
+    """Write all that resuming needs into an empty folder; `best` is the file of the best weights so far."""
+    model.save_weights(folder / CURRENT_WEIGHTS)
+    save_arrays(folder / _OPTIMIZER, [variable.numpy() for variable in optimizer.variables])
+    (folder / BEST_WEIGHTS).write_bytes(best.read_bytes())
+    (folder / _STATE).write_text(progress.model_dump_json(indent=1))
+
+
+def load_checkpoint(
+    folder: Path, model: keras.Model, optimizer: keras.optimizers.Optimizer, best: Path
+) -> Progress:
+    """Restore weights and optimizer, copy the best weights to `best`, and return where the run stands.
+
+    Raises:
+        IntegrityError: The checkpoint is not whole or belongs to another network.
+    """
+    try:
+        progress = Progress.model_validate_json((folder / _STATE).read_bytes())
+        best.write_bytes((folder / BEST_WEIGHTS).read_bytes())
+    except (OSError, ValidationError) as error:
+        raise IntegrityError(f"Expected a whole checkpoint in {folder}; {error}.") from error
+    load_weights(model, folder / CURRENT_WEIGHTS)
+    _assign(list(optimizer.variables), load_arrays(folder / _OPTIMIZER), folder)
+    return progress
+
+
+def _assign(variables: list[Any], arrays: list[Any], folder: Path) -> None:
+    shapes = [tuple(variable.shape) for variable in variables]
+    if shapes != [array.shape for array in arrays]:
+        raise IntegrityError(f"Expected the optimizer's state of this network in {folder}; found another one's.")
+    for variable, array in zip(variables, arrays, strict=True):
+        variable.assign(array)

@@ -1,0 +1,63 @@
+"""Metrics of a network on a split, exact over any number of workers: each takes its images, the sums are added."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import tensorflow as tf
+from numpy.typing import NDArray
+
+from nucleus.config.recipe import LossOptions
+from nucleus.data.images import LabelImage, RgbImage
+from nucleus.data.kinds import Kind
+from nucleus.data.manifest import DatasetManifest
+from nucleus.data.sampling import epoch_plan
+from nucleus.data.shards import ShardReader, decode_record
+from nucleus.model.losses import image_losses
+from nucleus.model.metrics import PixelCounts, count_pixels
+from nucleus.model.targets import nucleus_mask, pixel_classes
+
+__all__ = ["LabelledImage", "image_loss", "images_of_worker", "mask_counts"]
+
+_SMALLEST_PROBABILITY = 1e-7
+
+
+@dataclass(frozen=True)
+class LabelledImage:
+    """One image of a dataset in memory.
+
+    Attributes:
+        name: Its name in the dataset.
+        kind: Its kind.
+        image: H x W x 3, uint8.
+        labels: H x W, uint16.
+    """
+
+    name: str
+    kind: Kind
+    image: RgbImage
+    labels: LabelImage
+
+
+def images_of_worker(
+    manifest: DatasetManifest, split: str, reader: ShardReader, rank: int, world: int
+) -> Iterator[LabelledImage]:
+    """The images of a split that are one worker's, in stored order; over all workers each image once."""
+    kinds = {sample.name: sample.kind for sample in manifest.split_samples(split)}
+    records = [shard.records for shard in manifest.split_shards(split)]
+    plan = epoch_plan(records, seed=0, epoch=0, rank=rank, world=world, global_batch=0, shuffle=False)
+    for shard, record in zip(plan.shards, plan.records, strict=True):
+        name, image, labels = decode_record(reader.read(shard, record))
+        yield LabelledImage(name, kinds[name], image, labels)
+
+
+def mask_counts(probabilities: NDArray[np.float32], labels: LabelImage, threshold: float) -> PixelCounts:
+    """Compare the predicted mask with the true one."""
+    return count_pixels(labels > 0, nucleus_mask(probabilities, threshold))
+
+
+def image_loss(probabilities: NDArray[np.float32], labels: LabelImage, options: LossOptions) -> float:
+    """The training loss of a whole image, from its blended probabilities."""
+    classes = pixel_classes(tf.constant(labels[np.newaxis].astype(np.int32)))
+    logits = tf.math.log(tf.constant(np.maximum(probabilities, _SMALLEST_PROBABILITY)[np.newaxis]))
+    return float(image_losses(logits, classes, options)[0])
