@@ -94,11 +94,6 @@ class TrainingStep:
 
         self._steps = steps
 
-    def batches(self, dataset: tf.data.Dataset) -> Iterator[Any]:
-        """An iterator over this worker's batches, as `run` takes it."""
-        strategy = self._workers.strategy
-        return iter(strategy.distribute_datasets_from_function(lambda _: dataset))
-
     def run(self, batches: Iterator[Any], count: int) -> float:
-        """Run steps; return the sum over the steps of this worker's part of the loss."""
+        """Take that many batches of this worker; return the sum over the steps of its part of the loss."""
         return float(self._steps(batches, tf.constant(count)))

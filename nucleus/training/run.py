@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import keras
 import numpy as np
@@ -14,8 +14,8 @@ from nucleus.config.recipe import Recipe
 from nucleus.data.cache import fetch_shards
 from nucleus.data.datasets import Dataset
 from nucleus.data.generated import generated_image
-from nucleus.data.pipeline import training_batches
-from nucleus.data.sampling import epoch_plan, shards_of_worker
+from nucleus.data.pipeline import Feed, training_batches
+from nucleus.data.sampling import EpochPlan, epoch_plan, shards_of_worker
 from nucleus.data.shards import ShardReader
 from nucleus.errors import DataError
 from nucleus.model.architecture import ModelConfig, config_of_recipe
@@ -27,7 +27,7 @@ from nucleus.model.tiling import TiledNetwork
 from nucleus.model.unet import build_unet, calibrate_encoder
 from nucleus.training.distributed import TrainingStep, Workers
 from nucleus.training.state import Progress, load_checkpoint, save_checkpoint
-from nucleus.training.validation import image_loss, images_of_worker, mask_counts
+from nucleus.training.validation import LabelledImage, image_loss, images_of_worker, mask_counts
 
 __all__ = ["Finished", "Reporter", "TrainingInput", "train"]
 
@@ -146,16 +146,17 @@ class _Run:
         else:
             self.workers.broadcast(list(self.model.weights))
         options = self.recipe.optimizer
+        batches = self._batches(progress.epochs_done)
         while progress.epochs_done < options.epochs and progress.validations_since_best < options.patience:
-            self._epoch(progress)
+            self._epoch(progress, batches)
         self._load_best()
         metrics = {split: self._validate(split).report() for split in ("val", "test")}
         return Finished(self.model, self.config, progress, metrics)
 
-    def _epoch(self, progress: Progress) -> None:
+    def _epoch(self, progress: Progress, batches: Iterator[Any]) -> None:
         epoch = progress.epochs_done
         options = self.recipe.optimizer
-        metrics = self._train_epoch(epoch)
+        metrics = self._train_epoch(epoch, batches)
         last = epoch + 1 == options.epochs
         validated = last or (epoch + 1) % options.validate_every == 0
         if validated:
@@ -174,27 +175,31 @@ class _Run:
     def _save(self, folder: Path, progress: Progress) -> None:
         save_checkpoint(folder, progress, self.model, self.optimizer, self.best)
 
-    def _train_epoch(self, epoch: int) -> dict[str, float]:
-        recipe, workers = self.recipe, self.workers
-        plan = epoch_plan(
+    def _plan(self, epoch: int) -> EpochPlan:
+        return epoch_plan(
             self.train_records,
-            seed=recipe.seed,
+            seed=self.recipe.seed,
             epoch=epoch,
-            rank=workers.rank,
-            world=workers.count,
-            global_batch=recipe.input.batch_size,
+            rank=self.workers.rank,
+            world=self.workers.count,
+            global_batch=self.recipe.input.batch_size,
         )
-        batches = self.step.batches(
-            training_batches(
-                self.readers["train"],
-                plan,
-                crop=recipe.input.crop,
-                batch=recipe.batch_per_worker,
-                augment=recipe.augment,
-                seed=recipe.seed,
-                epoch=epoch,
-            )
+
+    def _batches(self, first_epoch: int) -> Iterator[Any]:
+        recipe = self.recipe
+        feed = Feed(
+            reader=self.readers["train"],
+            plan=self._plan,
+            crop=recipe.input.crop,
+            batch=recipe.batch_per_worker,
+            augment=recipe.augment,
+            seed=recipe.seed,
+            threads=recipe.cpus_per_worker,
         )
+        return iter(training_batches(feed, range(first_epoch, recipe.optimizer.epochs)))
+
+    def _train_epoch(self, epoch: int, batches: Iterator[Any]) -> dict[str, float]:
+        recipe = self.recipe
         started, loss, total = time.monotonic(), 0.0, self.steps_per_epoch
         for done in range(0, total, _STEPS_AT_ONCE):
             count = min(_STEPS_AT_ONCE, total - done)
@@ -203,10 +208,10 @@ class _Run:
         seconds = time.monotonic() - started
         return {
             "epoch": float(epoch),
-            "loss": float(workers.sum(np.array([loss]))[0]) / total,
+            "loss": float(self.workers.sum(np.array([loss]))[0]) / total,
             "learning_rate": float(np.asarray(self.optimizer.learning_rate)),
             "images_per_second": total * recipe.input.batch_size / seconds,
-            "images_dropped": float(plan.dropped),
+            "images_dropped": float(sum(self.train_records) - total * recipe.input.batch_size),
         }
 
     def _validate(self, split: str) -> ScoreSums:
@@ -219,7 +224,7 @@ class _Run:
             sums.add(sample.kind, mask_counts(probabilities, sample.labels, threshold), loss)
         return ScoreSums(self.workers.sum(sums.array))
 
-    def _images(self, split: str) -> Iterator:
+    def _images(self, split: str) -> Iterator[LabelledImage]:
         workers = self.workers
         return images_of_worker(self.manifest, split, self.readers[split], workers.rank, workers.count)
 
