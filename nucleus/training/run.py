@@ -4,6 +4,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -33,6 +34,7 @@ __all__ = ["Finished", "Reporter", "TrainingInput", "train"]
 
 _STEPS_AT_ONCE = 8  # steps between two reports of progress
 _CALIBRATION_IMAGES = 16
+_EXAMPLES = 4
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,9 @@ class Reporter(Protocol):
     def checkpoint(self, metrics: dict[str, float], save: Callable[[Path], None]) -> None:
         """Keep a checkpoint: on the first worker, `save` fills the folder it is given."""
 
+    def finished(self, finished: "Finished", save: Callable[[Path], None]) -> None:
+        """Keep the model, and a last checkpoint by `save`."""
+
 
 @dataclass(frozen=True)
 class Finished:
@@ -72,12 +77,14 @@ class Finished:
         config: What it is.
         progress: The run's history.
         metrics: Scores on `val` and `test`: split, then `all` or kind of image, then metric.
+        examples: A few of this worker's test images.
     """
 
     model: keras.Model
     config: ModelConfig
     progress: Progress
     metrics: dict[str, dict[str, dict[str, float]]]
+    examples: list[LabelledImage]
 
 
 def train(
@@ -151,7 +158,10 @@ class _Run:
             self._epoch(progress, batches)
         self._load_best()
         metrics = {split: self._validate(split).report() for split in ("val", "test")}
-        return Finished(self.model, self.config, progress, metrics)
+        examples = list(islice(self._images("test"), _EXAMPLES))
+        finished = Finished(self.model, self.config, progress, metrics, examples)
+        self.reporter.finished(finished, lambda folder: self._save(folder, progress))
+        return finished
 
     def _epoch(self, progress: Progress, batches: Iterator[Any]) -> None:
         epoch = progress.epochs_done

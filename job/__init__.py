@@ -1,0 +1,1 @@
+"""How a run happens on Ray: the driver, the loop on each worker, and the recipes."""

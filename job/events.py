@@ -1,0 +1,70 @@
+"""What a run tells while it goes on, from the first worker to whoever started it."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+__all__ = ["Listener", "SilentListener", "forwarded"]
+
+_POLL_SECONDS = 0.5
+
+
+class Listener(Protocol):
+    """Whoever shows a run's progress."""
+
+    def stage(self, text: str) -> None:
+        """A new part of the work begins."""
+
+    def warn(self, text: str) -> None:
+        """Something that a person should know."""
+
+    def steps(self, epoch: int, epochs: int, done: int, total: int) -> None:
+        """Steps of an epoch are done."""
+
+    def epoch(self, metrics: dict[str, float]) -> None:
+        """An epoch is done."""
+
+
+class SilentListener:
+    """Shows nothing."""
+
+    def stage(self, text: str) -> None:
+        """Do nothing."""
+
+    def warn(self, text: str) -> None:
+        """Do nothing."""
+
+    def steps(self, epoch: int, epochs: int, done: int, total: int) -> None:
+        """Do nothing."""
+
+    def epoch(self, metrics: dict[str, float]) -> None:
+        """Do nothing."""
+
+
+@contextmanager
+def forwarded(listener: Listener) -> Iterator[Any]:
+    """Give a Ray queue; events `(method, arguments)` put there by a worker reach the listener meanwhile."""
+    from ray.util.queue import Empty, Queue
+
+    queue = Queue(actor_options={"num_cpus": 0})
+    over = threading.Event()
+
+    def forward() -> None:
+        while True:
+            try:
+                method, arguments = queue.get(timeout=_POLL_SECONDS)
+            except Empty:
+                if over.is_set():
+                    return
+                continue
+            getattr(listener, method)(*arguments)
+
+    thread = threading.Thread(target=forward, name="run-events", daemon=True)
+    thread.start()
+    try:
+        yield queue
+    finally:
+        over.set()
+        thread.join()
+        queue.shutdown()

@@ -1,0 +1,199 @@
+"""The driver of a training run: from a recipe to a published model.
+
+`nucleus train` calls it; `python -m job.train RECIPE` is the same for a Ray job.
+"""
+
+import os
+import shutil
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from job.cluster import connected
+from job.events import Listener, SilentListener, forwarded
+from job.plan import RunPlan, load_plan, new_run_name, save_plan
+from job.worker import FINAL_FOLDER, train_worker
+from nucleus import __version__
+from nucleus.config.recipe import Recipe
+from nucleus.data.datasets import locate_dataset, open_dataset
+from nucleus.errors import JobError, NucleusError, WeightsError
+from nucleus.registry.card import model_card
+from nucleus.registry.encoder_weights import provide_weights
+from nucleus.registry.manifest import EncoderWeightsOrigin, ModelManifest, Origin
+from nucleus.registry.versions import publish, version_of_run
+from nucleus.storage.bucket import Bucket
+from nucleus.storage.uri import bucket_from_environment
+from nucleus.tracking.weights_and_biases import check_tracking, tracking_mode
+
+__all__ = ["RunOptions", "recipe_path", "resume", "train"]
+
+_CHECKPOINTS_KEPT = 2
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How to run, as opposed to what.
+
+    Attributes:
+        run: Name of a new run; None makes one up.
+        weights_optional: Whether to go on with a random encoder when no weights can be had. Only the demo may.
+        verbose: Whether to show the logs of Ray and the workers.
+    """
+
+    run: str | None = None
+    weights_optional: bool = False
+    verbose: bool = False
+
+
+def recipe_path(text: str) -> Path:
+    """The file that the user means: a path, or the name of a recipe that comes with this package."""
+    shipped = Path(__file__).parent / "recipes" / f"{text}.toml"
+    return shipped if shipped.is_file() and not Path(text).is_file() else Path(text)
+
+
+def train(
+    recipe: Recipe, options: RunOptions | None = None, listener: Listener | None = None
+) -> ModelManifest:
+    """Train by a recipe on the Ray cluster at hand and publish the best weights.
+
+    Raises:
+        NucleusError: Whatever prevents it, before anything is started where it can be known.
+    """
+    options = options or RunOptions()
+    listener = listener or SilentListener()
+    plan = _plan(recipe, options, listener)
+    save_plan(Bucket(bucket_from_environment(plan.bucket)), plan)
+    return _execute(plan, options, listener)
+
+
+def resume(
+    run: str, bucket: str | None, options: RunOptions | None = None, listener: Listener | None = None
+) -> ModelManifest:
+    """Go on with a run from its last checkpoint, by the recipe and data that it began with.
+
+    Raises:
+        JobError: There is no such run.
+    """
+    store = Bucket(bucket_from_environment(bucket))
+    plan = load_plan(store, run)
+    published = version_of_run(store, plan.recipe.model, run)
+    return published or _execute(plan, options or RunOptions(), listener or SilentListener())
+
+
+def _plan(recipe: Recipe, options: RunOptions, listener: Listener) -> RunPlan:
+    """Find out everything that can be wrong before a cluster is used."""
+    bucket = Bucket(bucket_from_environment(recipe.bucket))
+    bucket.check()
+    dataset = open_dataset(locate_dataset(recipe.dataset, recipe.bucket))
+    mode = tracking_mode(recipe.tracking)
+    check_tracking(mode)
+    run = options.run or new_run_name(recipe.model)
+    try:
+        weights = provide_weights(recipe.network.weights, recipe.network.encoder, bucket, run)
+    except WeightsError as error:
+        if not options.weights_optional:
+            raise
+        weights = None
+        recipe = _with_random_encoder(recipe)
+        listener.warn(f"Going on WITHOUT pretrained encoder weights, so results will be worse. {error}")
+    return RunPlan(
+        run=run,
+        bucket=str(bucket.uri),
+        recipe=recipe,
+        dataset=str(dataset),
+        weights_uri=str(weights.uri) if weights else None,
+        weights=weights.origin if weights else EncoderWeightsOrigin(source="none", sha256=None),
+        wandb_mode=mode,
+        wandb_dir=str(Path(os.environ.get("WANDB_DIR") or Path.cwd()).absolute()),
+    )
+
+
+def _with_random_encoder(recipe: Recipe) -> Recipe:
+    """The recipe with an encoder that begins at random, and so must be trained."""
+    network = recipe.network.model_copy(update={"weights": "none", "freeze_encoder": False})
+    return recipe.model_copy(update={"network": network})
+
+
+def _execute(plan: RunPlan, options: RunOptions, listener: Listener) -> ModelManifest:
+    listener.stage(f"Training {plan.run} on {plan.recipe.workers} workers")
+    with (
+        tempfile.TemporaryDirectory(prefix="nucleus-model-") as temporary,
+        connected(plan.recipe, verbose=options.verbose),
+    ):
+        folder = Path(temporary) / FINAL_FOLDER
+        result = _fit(plan, options, listener, folder)
+        origin = Origin(
+            run=plan.run,
+            recipe=plan.recipe.model_dump(mode="json"),
+            dataset=plan.dataset,
+            encoder_weights=plan.weights,
+            metrics=result["metrics"],
+            code_version=__version__,
+            wandb_run=result["wandb_run"],
+        )
+        listener.stage(f"Publishing {plan.recipe.model}")
+        (folder / "card.md").write_text(model_card(plan.recipe.model, origin))
+        return publish(Bucket(bucket_from_environment(plan.bucket)), plan.recipe.model, folder, origin)
+
+
+def _fit(plan: RunPlan, options: RunOptions, listener: Listener, folder: Path) -> dict[str, Any]:
+    """Run the workers; copy the model's files to `folder` and return what the first worker reported last."""
+    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+    from ray.train.tensorflow import TensorflowTrainer
+
+    recipe = plan.recipe
+    resources = {"CPU": recipe.cpus_per_worker, **({"GPU": 1} if recipe.gpus_per_worker else {})}
+    with forwarded(listener) as events:
+        trainer = TensorflowTrainer(
+            train_worker,
+            train_loop_config={"plan": plan.model_dump_json(), "events": events},
+            scaling_config=ScalingConfig(
+                num_workers=recipe.workers, use_gpu=bool(recipe.gpus_per_worker), resources_per_worker=resources
+            ),
+            run_config=RunConfig(
+                name=plan.run,
+                storage_path=f"{plan.bucket}/runs",
+                failure_config=FailureConfig(max_failures=recipe.max_failures),
+                checkpoint_config=CheckpointConfig(num_to_keep=_CHECKPOINTS_KEPT),
+            ),
+        )
+        try:
+            result = trainer.fit()
+        except Exception as error:  # Ray wraps what a worker raised in errors of its own
+            raise _explained(error, plan, options) from error
+    with result.checkpoint.as_directory() as checkpoint:
+        shutil.copytree(Path(checkpoint) / FINAL_FOLDER, folder)
+    return dict(result.metrics)
+
+
+def _explained(error: BaseException, plan: RunPlan, options: RunOptions) -> NucleusError:
+    """The worker's own error if it is one of ours, else what Ray says with the way to go on."""
+    causes = list(getattr(error, "worker_failures", {}).values()) or [error]
+    for cause in causes:
+        found = _ours(cause)
+        if found is not None:
+            return found
+    first = str(causes[0]).strip().splitlines()
+    hint = "" if options.verbose else " Run it again with --debug to see the workers' logs, or"
+    return JobError(
+        f"Expected the run {plan.run} to finish; a worker failed: {first[-1] if first else type(error).__name__}.{hint}"
+        f" go on from its last checkpoint with: nucleus train RECIPE --resume {plan.run}"
+    )
+
+
+def _ours(error: BaseException | None) -> NucleusError | None:
+    """The first of this project's errors in a chain of causes."""
+    while error is not None:
+        if isinstance(error, NucleusError):
+            return error
+        inner = getattr(error, "cause", None)
+        error = inner if isinstance(inner, BaseException) else error.__cause__
+    return None
+
+
+if __name__ == "__main__":
+    from nucleus.cli.main import main
+
+    sys.exit(main(["train", *sys.argv[1:]]))

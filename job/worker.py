@@ -1,0 +1,148 @@
+"""The loop on each Ray Train worker: one process, one replica."""
+
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from job.plan import RunPlan
+
+if TYPE_CHECKING:
+    from nucleus.tracking.weights_and_biases import Tracker
+    from nucleus.training.run import Finished
+
+__all__ = ["FINAL_FOLDER", "train_worker"]
+
+FINAL_FOLDER = "model"
+"""Folder of the last checkpoint that holds the model as it is published."""
+
+_PREVIEW_SIDE = 256
+
+
+def train_worker(config: dict[str, Any]) -> None:
+    """Train as one of the workers of `config["plan"]`; events go to `config["events"]`."""
+    os.environ.pop("TF_USE_LEGACY_KERAS", None)  # Ray sets it; this project is Keras 3
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    plan = RunPlan.model_validate_json(config["plan"])
+    _limit_threads(plan.recipe.cpus_per_worker)
+
+    import ray.train
+
+    from nucleus.data.cache import default_cache_dir
+    from nucleus.data.datasets import locate_dataset, open_dataset
+    from nucleus.registry.encoder_weights import fetch_weights
+    from nucleus.training.distributed import Workers
+    from nucleus.training.run import TrainingInput, train
+
+    workers = Workers()
+    cache_dir = Path(plan.recipe.cache_dir) if plan.recipe.cache_dir else default_cache_dir()
+    weights = plan.encoder_weights
+    given = TrainingInput(
+        dataset=open_dataset(locate_dataset(plan.dataset)),
+        cache_dir=cache_dir,
+        encoder_weights=fetch_weights(weights, cache_dir) if weights else None,
+    )
+    tracker = _tracker(plan, first=workers.rank == 0)
+    reporter = _RayReporter(plan, tracker, config["events"] if workers.rank == 0 else None)
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint is None:
+        train(plan.recipe, given, workers, reporter, None)
+    else:
+        with checkpoint.as_directory() as folder:
+            train(plan.recipe, given, workers, reporter, Path(folder))
+
+
+def _limit_threads(threads: int) -> None:
+    """Let TensorFlow use the cores that the recipe gives this worker, and no others."""
+    import tensorflow as tf
+
+    tf.config.threading.set_intra_op_parallelism_threads(threads)
+    tf.config.threading.set_inter_op_parallelism_threads(2)  # one would deadlock with the collectives
+    for device in tf.config.list_physical_devices("GPU"):
+        tf.config.experimental.set_memory_growth(device, enable=True)
+
+
+def _tracker(plan: RunPlan, *, first: bool) -> "Tracker":
+    from nucleus.tracking.weights_and_biases import NoTracker, make_tracker
+
+    if not first:
+        return NoTracker()
+    config = {**plan.recipe.model_dump(mode="json"), "dataset_version": plan.dataset, "run": plan.run}
+    return make_tracker(plan.run, plan.recipe.tracking, plan.wandb_mode, Path(plan.wandb_dir), config)
+
+
+class _RayReporter:
+    """A `nucleus.training.run.Reporter` to Ray Train (checkpoints, a barrier on all ranks), the tracker and the driver (first rank alone)."""
+
+    def __init__(self, plan: RunPlan, tracker: "Tracker", events: Any | None) -> None:
+        self._epochs = plan.recipe.optimizer.epochs
+        self._tracker = tracker
+        self._events = events
+
+    def steps(self, epoch: int, done: int, total: int) -> None:
+        self._send("steps", epoch, self._epochs, done, total)
+
+    def epoch(self, metrics: dict[str, float]) -> None:
+        self._tracker.log(metrics)
+        self._send("epoch", metrics)
+
+    def checkpoint(self, metrics: dict[str, float], save: Callable[[Path], None]) -> None:
+        self._report(metrics, save)
+
+    def finished(self, finished: "Finished", save: Callable[[Path], None]) -> None:
+        """Keep the model as it is to be published, in the last checkpoint of the run."""
+
+        def save_all(folder: Path) -> None:
+            save(folder)
+            _save_model(folder / FINAL_FOLDER, finished)
+
+        overall = {split: scores["all"] for split, scores in finished.metrics.items()}
+        self._tracker.finish({f"{split}_{k}": v for split, scores in overall.items() for k, v in scores.items()})
+        self._report({"wandb_run": self._tracker.run_path, "metrics": finished.metrics}, save_all)
+
+    def _report(self, metrics: dict[str, Any], save: Callable[[Path], None]) -> None:
+        import ray.train
+
+        if self._events is None:
+            ray.train.report(metrics)
+            return
+        with tempfile.TemporaryDirectory(prefix="nucleus-checkpoint-") as folder:
+            save(Path(folder))
+            ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
+
+    def _send(self, method: str, *arguments: Any) -> None:
+        if self._events is not None:
+            self._events.put((method, arguments))
+
+
+def _save_model(folder: Path, finished: "Finished") -> None:
+    """Write a model's files."""
+    from nucleus.data.images import encode_png
+    from nucleus.model.files import CONFIG_FILE, WEIGHTS_FILE
+
+    folder.mkdir()
+    finished.model.save_weights(folder / WEIGHTS_FILE)
+    (folder / CONFIG_FILE).write_text(finished.config.model_dump_json(indent=1))
+    (folder / "metrics.json").write_text(
+        json.dumps({"metrics": finished.metrics, "history": finished.progress.history}, indent=1)
+    )
+    (folder / "preview.png").write_bytes(encode_png(_preview(finished)))
+
+
+def _preview(finished: "Finished") -> Any:
+    """Image, truth and prediction side by side for a few images of the test split."""
+    from nucleus.model.tiling import TiledNetwork
+    from nucleus.predict.instances import label_nuclei
+    from nucleus.predict.overlay import CYAN, contact_sheet, draw_outlines
+
+    config = finished.config
+    network = TiledNetwork(finished.model, config.tile, config.overlap)
+    rows = []
+    for example in finished.examples:
+        labels = label_nuclei(network(example.image), config.instances)
+        rows.append(
+            [example.image, draw_outlines(example.image, example.labels, CYAN), draw_outlines(example.image, labels)]
+        )
+    return contact_sheet(rows, _PREVIEW_SIDE)

@@ -1,0 +1,1 @@
+"""From images to labels, overlays and a table of nuclei."""

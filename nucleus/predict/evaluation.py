@@ -1,0 +1,75 @@
+"""The metrics of a pulled model on a split of a dataset, per image and overall."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from nucleus.config.recipe import Recipe
+from nucleus.data.cache import fetch_shards
+from nucleus.data.datasets import Dataset
+from nucleus.data.shards import ShardReader
+from nucleus.errors import DataError
+from nucleus.model.metrics import ScoreSums
+from nucleus.predict.predictor import Predictor
+from nucleus.training.validation import image_loss, images_of_worker, mask_counts
+
+__all__ = ["Evaluation", "ImageRow", "evaluate"]
+
+
+@dataclass(frozen=True)
+class ImageRow:
+    """Scores of one image, with its true and predicted number of nuclei."""
+
+    name: str
+    kind: str
+    iou: float
+    dice: float
+    accuracy: float
+    nuclei_true: int
+    nuclei_predicted: int
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Scores of each image, and overall by kind of image."""
+
+    images: list[ImageRow]
+    overall: dict[str, dict[str, float]]
+
+
+def evaluate(
+    predictor: Predictor,
+    dataset: Dataset,
+    split: str,
+    cache_dir: Path,
+    advance: Callable[[], object] = lambda: None,
+) -> Evaluation:
+    """Predict every image of a split and compare it with its labels.
+
+    Raises:
+        DataError: The split has no images.
+    """
+    shards = dataset.manifest.split_shards(split)
+    if not shards:
+        raise DataError(f"Expected images in the split {split!r} of {dataset}; it has none.")
+    reader = ShardReader(dict(enumerate(fetch_shards(dataset, shards, cache_dir))))
+    loss_options = Recipe.model_validate(predictor.manifest.origin.recipe).loss
+    sums = ScoreSums()
+    rows = []
+    for sample in images_of_worker(dataset.manifest, split, reader, rank=0, world=1):
+        found = predictor(sample.image)
+        counts = mask_counts(found.probabilities, sample.labels, predictor.config.instances.mask_threshold)
+        sums.add(sample.kind, counts, image_loss(found.probabilities, sample.labels, loss_options))
+        rows.append(
+            ImageRow(
+                name=sample.name,
+                kind=sample.kind.value,
+                iou=counts.iou,
+                dice=counts.dice,
+                accuracy=counts.accuracy,
+                nuclei_true=int(sample.labels.max()),
+                nuclei_predicted=int(found.labels.max()),
+            )
+        )
+        advance()
+    return Evaluation(sorted(rows, key=lambda row: row.name), sums.report())

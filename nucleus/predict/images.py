@@ -1,0 +1,105 @@
+"""Predict image files: labels, overlay and table on disk."""
+
+import csv
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tifffile
+
+from nucleus.data.images import IMAGE_SUFFIXES, decode_image, encode_png
+from nucleus.errors import ImageError, UsageError
+from nucleus.predict.measurement import COLUMNS, measure_nuclei
+from nucleus.predict.overlay import draw_outlines
+from nucleus.predict.predictor import Predictor
+from nucleus.storage.files import atomic_path, write_atomic
+
+__all__ = ["PredictedFiles", "find_inputs", "predict_files"]
+
+
+@dataclass(frozen=True)
+class PredictedFiles:
+    """What a prediction left.
+
+    Attributes:
+        counts: Nuclei in each image, by file name.
+        failures: Message for each image that could not be read, by file name.
+        table: The CSV file.
+    """
+
+    counts: dict[str, int]
+    failures: dict[str, str]
+    table: Path
+
+
+def find_inputs(inputs: Sequence[Path]) -> list[Path]:
+    """The image files that arguments name: files as they are, and those directly in folders.
+
+    Raises:
+        UsageError: A path does not exist, there are no images, or two would write the same output.
+    """
+    files: list[Path] = []
+    for path in inputs:
+        if path.is_dir():
+            files += sorted(item for item in path.iterdir() if item.suffix.lower() in IMAGE_SUFFIXES)
+        elif path.exists():
+            files.append(path)
+        else:
+            raise UsageError(f"Expected an image or a folder at {path}; nothing is there.")
+    if not files:
+        raise UsageError(f"Expected image files in {', '.join(map(str, inputs))}; found none.")
+    stems: dict[str, Path] = {}
+    for file in files:
+        other = stems.setdefault(file.stem, file)
+        if other is not file:
+            raise UsageError(
+                f"Expected images of different names; {other} and {file} would both write {file.stem}.labels.tif. "
+                "Run them with different --out folders."
+            )
+    return files
+
+
+def predict_files(
+    predictor: Predictor, files: Sequence[Path], out: Path, advance: Callable[[], object] = lambda: None
+) -> PredictedFiles:
+    """Segment each file; write `<stem>.labels.tif`, `<stem>.overlay.png` and, at the end, one `nuclei.csv`.
+
+    An image that cannot be read is reported and the others go on.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    rows: list[dict[str, Any]] = []
+    counts: dict[str, int] = {}
+    failures: dict[str, str] = {}
+    for file in files:
+        try:
+            found = _predict_file(predictor, file, out)
+        except (ImageError, OSError) as error:
+            failures[file.name] = str(error)
+        else:
+            counts[file.name] = len(found)
+            rows += found
+        advance()
+    table = out / "nuclei.csv"
+    write_atomic(table, _csv(rows))
+    return PredictedFiles(counts, failures, table)
+
+
+def _predict_file(predictor: Predictor, file: Path, out: Path) -> list[dict[str, Any]]:
+    image = decode_image(file.read_bytes(), str(file))
+    labels = predictor(image).labels
+    stored = labels.astype(np.uint16) if labels.max() <= np.iinfo(np.uint16).max else labels.astype(np.uint32)
+    with atomic_path(out / f"{file.stem}.labels.tif") as beside:
+        tifffile.imwrite(beside, stored, compression="zlib")
+    write_atomic(out / f"{file.stem}.overlay.png", encode_png(draw_outlines(image, labels)))
+    return measure_nuclei(file.name, image, labels)
+
+
+def _csv(rows: list[dict[str, Any]]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()

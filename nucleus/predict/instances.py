@@ -1,0 +1,39 @@
+"""Labels from class probabilities: seeds inside nuclei, grown by watershed to the mask."""
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+from skimage.measure import label
+from skimage.morphology import remove_small_objects
+from skimage.segmentation import relabel_sequential, watershed
+
+from nucleus.model.architecture import InstanceSettings
+from nucleus.model.targets import nucleus_mask
+
+__all__ = ["label_nuclei"]
+
+
+def label_nuclei(probabilities: NDArray[np.float32], settings: InstanceSettings) -> NDArray[np.int32]:
+    """Label each nucleus.
+
+    Seeds are the connected components of body above `seed_threshold`; the watershed (Beucher & Lantuéjoul 1979) of
+    the falling probability of body divides the mask among them. Parts of the mask without a seed become nuclei of
+    their own if they are large enough, so that small nuclei, which are all border, are not lost.
+
+    Args:
+        probabilities: H x W x 3: background, body, border.
+        settings: Thresholds and smallest areas.
+
+    Returns:
+        H x W, 0 background, 1..K nuclei.
+    """
+    body = probabilities[..., 1]
+    mask = ndimage.binary_fill_holes(nucleus_mask(probabilities, settings.mask_threshold))
+    seeds = label(body > settings.seed_threshold)
+    seeds = remove_small_objects(seeds, max_size=max(settings.min_seed_area - 1, 0))
+    seedless = label(mask)
+    seedless[np.isin(seedless, np.unique(seedless[seeds > 0]))] = 0
+    seeds = np.where(seedless > 0, seedless + seeds.max(), seeds)
+    labels = watershed(-body, markers=seeds, mask=mask)
+    labels = remove_small_objects(labels, max_size=max(settings.min_area - 1, 0))
+    return np.asarray(relabel_sequential(labels)[0], np.int32)

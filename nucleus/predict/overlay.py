@@ -1,0 +1,39 @@
+"""Pictures for people: nuclei outlined on their image."""
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from skimage.segmentation import find_boundaries
+
+from nucleus.data.images import RgbImage
+
+__all__ = ["contact_sheet", "draw_outlines"]
+
+YELLOW = (255, 220, 0)
+CYAN = (0, 220, 255)
+_GAP = 4
+
+
+def draw_outlines(
+    image: RgbImage, labels: NDArray[np.integer], colour: tuple[int, int, int] = YELLOW
+) -> RgbImage:
+    """A copy of the image (H x W x 3) with the inner outline of each label (H x W) in `colour`, RGB."""
+    drawn = image.copy()
+    drawn[find_boundaries(labels, mode="inner")] = colour
+    return drawn
+
+
+def contact_sheet(rows: list[list[RgbImage]], side: int = 256) -> RgbImage:
+    """Pictures in rows, each fitted into a square of `side` pixels on white."""
+    columns = max(len(row) for row in rows)
+    step = side + _GAP
+    sheet = np.full((len(rows) * step + _GAP, columns * step + _GAP, 3), 255, np.uint8)
+    for r, row in enumerate(rows):
+        for c, picture in enumerate(row):
+            scale = side / max(picture.shape[:2])
+            size = (max(1, round(picture.shape[1] * scale)), max(1, round(picture.shape[0] * scale)))
+            way = cv2.INTER_AREA if scale < 1 else cv2.INTER_NEAREST
+            small = cv2.resize(picture, size, interpolation=way)
+            top, left = _GAP + r * step, _GAP + c * step
+            sheet[top : top + size[1], left : left + size[0]] = small
+    return sheet

@@ -1,0 +1,1 @@
+"""Versioned models, aliases and encoder weights in the bucket."""

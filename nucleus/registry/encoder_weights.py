@@ -1,0 +1,168 @@
+"""Encoder weights: found once a run, kept in the bucket, fetched from there by every worker."""
+
+import secrets
+import socket
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from nucleus.errors import ObjectExistsError, WeightsError
+from nucleus.registry.manifest import EncoderWeightsOrigin
+from nucleus.storage.bucket import Bucket, StoredObject
+from nucleus.storage.files import sha256_of
+from nucleus.storage.uri import S3Uri, parse_uri
+
+__all__ = ["EncoderWeights", "add_weights", "fetch_weights", "list_weights", "provide_weights"]
+
+_SUFFIX = ".weights.h5"
+_PREFIX_DIGITS = 12
+_DOWNLOAD_TIMEOUT = 10.0
+
+
+@dataclass(frozen=True)
+class EncoderWeights:
+    """Weights in a bucket.
+
+    Attributes:
+        uri: Where they are.
+        origin: Their source and sum.
+    """
+
+    uri: S3Uri
+    origin: EncoderWeightsOrigin
+
+
+def add_weights(path: Path, encoder: str, bucket: Bucket) -> EncoderWeights:
+    """Put a weights file into the bucket's `weights/<encoder>/`, where `imagenet` finds it.
+
+    The file is loaded into the encoder first. Keras's older `.h5` format is rewritten as `.weights.h5`.
+
+    Raises:
+        WeightsError: No such file, or it does not fit the encoder.
+    """
+    with tempfile.TemporaryDirectory(prefix="nucleus-weights-") as folder:
+        checked = _checked_file(path, encoder, Path(folder))
+        digest = sha256_of(checked)
+        key = f"weights/{encoder}/{digest[:_PREFIX_DIGITS]}{_SUFFIX}"
+        _put_once(bucket, key, checked)
+    return EncoderWeights(bucket.uri / key, EncoderWeightsOrigin(source="imagenet", sha256=digest))
+
+
+def list_weights(bucket: Bucket, encoder: str | None = None) -> list[StoredObject]:
+    """The weights files in the bucket, the newest last."""
+    prefix = f"weights/{encoder}/" if encoder else "weights/"
+    return sorted(
+        (item for item in bucket.objects(prefix) if item.key.endswith(_SUFFIX)), key=lambda item: item.modified
+    )
+
+
+def provide_weights(choice: str, encoder: str, bucket: Bucket, run: str) -> EncoderWeights | None:
+    """Make the weights that a recipe names available in a bucket, so that workers need nothing but the bucket.
+
+    Args:
+        choice: `imagenet` (the bucket, then Keras's cache, then a download), a local path, an `s3://` URI or `none`.
+        encoder: Name of the encoder.
+        bucket: The project's bucket.
+        run: Name of the run; a local file is kept below it.
+
+    Returns:
+        Where the weights are; None for `none`.
+
+    Raises:
+        WeightsError: They cannot be had.
+    """
+    if choice == "none":
+        return None
+    if choice == "imagenet":
+        stored = list_weights(bucket, encoder)
+        if stored:
+            return _known_by_prefix(bucket, stored[-1].key)
+        with _downloaded(encoder) as path:
+            return add_weights(path, encoder, bucket)
+    if "://" in choice:
+        uri = parse_uri(choice)
+        with tempfile.TemporaryDirectory(prefix="nucleus-weights-") as folder:
+            digest = Bucket(uri.parent).download(uri.name, Path(folder) / uri.name)
+        return EncoderWeights(uri, EncoderWeightsOrigin(source="s3", sha256=digest))
+    with tempfile.TemporaryDirectory(prefix="nucleus-weights-") as folder:
+        checked = _checked_file(Path(choice), encoder, Path(folder))
+        key = f"runs/{run}/encoder{_SUFFIX}"
+        _put_once(bucket, key, checked)
+        return EncoderWeights(bucket.uri / key, EncoderWeightsOrigin(source="file", sha256=sha256_of(checked)))
+
+
+def fetch_weights(weights: EncoderWeights, cache_dir: Path) -> Path:
+    """Bring weights to this machine's cache; return the file. Raises `IntegrityError` if the sum is wrong."""
+    path = cache_dir / "weights" / f"{weights.origin.sha256}{_SUFFIX}"
+    if not path.exists() or sha256_of(path) != weights.origin.sha256:
+        Bucket(weights.uri.parent).download(weights.uri.name, path, sha256=weights.origin.sha256)
+    return path
+
+
+def _known_by_prefix(bucket: Bucket, key: str) -> EncoderWeights:
+    """Weights whose name begins with their sum, checked against it."""
+    prefix = Path(key).name.removesuffix(_SUFFIX)
+    with tempfile.TemporaryDirectory(prefix="nucleus-weights-") as folder:
+        digest = bucket.download(key, Path(folder) / Path(key).name)
+    if not digest.startswith(prefix):
+        raise WeightsError(
+            f"Expected {bucket.uri / key} to have a SHA-256 that begins with {prefix}; found {digest}. "
+            "Remove it and run: nucleus weights add FILE"
+        )
+    return EncoderWeights(bucket.uri / key, EncoderWeightsOrigin(source="imagenet", sha256=digest))
+
+
+def _put_once(bucket: Bucket, key: str, path: Path) -> None:
+    try:
+        bucket.put(key, path, if_absent=True)
+    except ObjectExistsError:
+        return  # the key follows from the content or from the run: it is there already
+
+
+def _checked_file(path: Path, encoder: str, folder: Path) -> Path:
+    """Load a file into its encoder; return it, or a copy in `folder` in the `.weights.h5` format."""
+    import keras  # noqa: PLC0415
+
+    from nucleus.model.encoders import build_encoder  # noqa: PLC0415
+
+    if not path.is_file():
+        raise WeightsError(f"Expected a weights file at {path}; nothing is there.")
+    model = build_encoder(encoder)
+    try:
+        model.load_weights(path)
+    except (OSError, ValueError, KeyError) as error:
+        raise WeightsError(
+            f"Expected weights of {encoder} without top (include_top=False) in {path}; they do not fit: {error}"
+        ) from error
+    if path.name.endswith(_SUFFIX):
+        return path
+    copy = folder / f"{secrets.token_hex(4)}{_SUFFIX}"
+    model.save_weights(copy)
+    keras.backend.clear_session()
+    return copy
+
+
+@contextmanager
+def _downloaded(encoder: str) -> Iterator[Path]:
+    """ImageNet weights by Keras: from its cache, or downloaded into it."""
+    from nucleus.model.encoders import ENCODERS  # noqa: PLC0415
+
+    timeout = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(_DOWNLOAD_TIMEOUT)  # Keras sets none, and a firewall may drop silently
+    try:
+        model = ENCODERS[encoder].build(input_shape=(224, 224, 3), include_top=False, weights="imagenet")
+    except Exception as error:  # urllib, ssl and Keras each raise their own
+        raise WeightsError(
+            f"Expected ImageNet weights of {encoder}: the bucket has none under weights/{encoder}/, Keras's cache "
+            f"has none, and the download failed ({error}). Any of three ways helps: run `nucleus weights add FILE`; "
+            "set network.weights to a local file or s3:// URI; or run once where the download works. "
+            "(network.weights = 'none' trains without.)"
+        ) from error
+    finally:
+        socket.setdefaulttimeout(timeout)
+    with tempfile.TemporaryDirectory(prefix="nucleus-weights-") as folder:
+        path = Path(folder) / f"{encoder}{_SUFFIX}"
+        model.save_weights(path)
+        yield path

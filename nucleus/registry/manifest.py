@@ -1,0 +1,90 @@
+"""The manifest of a model version: every file with its sum, and where the model comes from."""
+
+import json
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from nucleus.errors import ModelError
+
+__all__ = ["MANIFEST_FILE", "MANIFEST_FORMAT", "EncoderWeightsOrigin", "ModelManifest", "Origin", "StoredFile", "read_model_manifest"]
+
+MANIFEST_FORMAT = 1
+MANIFEST_FILE = "manifest.json"
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class StoredFile(_Frozen):
+    """A file of the version."""
+
+    size: Annotated[int, Field(ge=0)]
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class EncoderWeightsOrigin(_Frozen):
+    """Which weights the encoder began with.
+
+    Attributes:
+        source: `imagenet`, `file`, `s3` or `none`.
+        sha256: Of the file; None without one.
+    """
+
+    source: str
+    sha256: str | None
+
+
+class Origin(_Frozen):
+    """Where a model comes from.
+
+    Attributes:
+        run: The training run.
+        recipe: The whole recipe.
+        dataset: `s3://.../NAME@VERSION`.
+        encoder_weights: What the encoder began with.
+        metrics: Split, then `all` or kind of image, then metric.
+        code_version: Version of this package.
+        wandb_run: W&B's path `[entity/]project/id`; None if tracking was disabled.
+    """
+
+    run: str
+    recipe: dict[str, Any]
+    dataset: str
+    encoder_weights: EncoderWeightsOrigin
+    metrics: dict[str, dict[str, dict[str, float]]]
+    code_version: str
+    wandb_run: str | None
+
+
+class ModelManifest(_Frozen):
+    """One version of a model. It exists once this file does, and never changes."""
+
+    format: int
+    model: str
+    version: Annotated[int, Field(ge=1)]
+    created: str
+    files: dict[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")], StoredFile]
+    origin: Origin
+
+
+def read_model_manifest(data: bytes, where: str) -> ModelManifest:
+    """Parse and check a manifest.
+
+    Raises:
+        ModelError: Not a manifest, or one that a newer version of this package wrote.
+    """
+    try:
+        found = json.loads(data)
+        stored_format = found.get("format") if isinstance(found, dict) else None
+        if isinstance(stored_format, int) and stored_format > MANIFEST_FORMAT:
+            raise ModelError(
+                f"Expected a model manifest of format {MANIFEST_FORMAT} or older at {where}; found format "
+                f"{stored_format}. Run: pip install --upgrade nucleus"
+            )
+        return ModelManifest.model_validate(found)
+    except (ValueError, ValidationError) as error:
+        if isinstance(error, ModelError):
+            raise
+        raise ModelError(f"Expected a model manifest at {where}; it is damaged: {error}") from error

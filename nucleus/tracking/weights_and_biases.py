@@ -1,0 +1,102 @@
+"""Weights & Biases: the configuration and each epoch's metrics, by the first worker alone."""
+
+import os
+from pathlib import Path
+from typing import Any, Protocol
+
+from nucleus.config.recipe import TrackingOptions
+from nucleus.errors import UsageError
+
+__all__ = ["NoTracker", "Tracker", "WandbTracker", "check_tracking", "make_tracker", "tracking_mode"]
+
+_MODES = ("online", "offline", "disabled")
+
+
+class Tracker(Protocol):
+    """What a worker tells about its run."""
+
+    run_path: str | None
+
+    def log(self, metrics: dict[str, float]) -> None:
+        """Metrics of an epoch; `epoch` is among them."""
+
+    def finish(self, summary: dict[str, Any]) -> None:
+        """The run is over."""
+
+
+class NoTracker:
+    """Tracks nothing."""
+
+    run_path: str | None = None
+
+    def log(self, metrics: dict[str, float]) -> None:
+        """Do nothing."""
+
+    def finish(self, summary: dict[str, Any]) -> None:
+        """Do nothing."""
+
+
+class WandbTracker:
+    """One W&B run, continued under the same id when a run is resumed."""
+
+    def __init__(
+        self, run: str, options: TrackingOptions, mode: str, folder: Path, config: dict[str, Any]
+    ) -> None:
+        import wandb  # noqa: PLC0415  over a second
+
+        folder.mkdir(parents=True, exist_ok=True)
+        self._run = wandb.init(
+            project=options.project,
+            entity=options.entity,
+            id=run,
+            name=run,
+            resume="allow",
+            job_type="train",
+            mode=mode,
+            dir=str(folder),
+            config=config,
+            settings=wandb.Settings(console="off", silent=True),
+        )
+        self._run.define_metric("epoch")
+        self._run.define_metric("*", step_metric="epoch")
+        entity = f"{self._run.entity}/" if self._run.entity else ""
+        self.run_path: str | None = f"{entity}{self._run.project}/{self._run.id}"
+
+    def log(self, metrics: dict[str, float]) -> None:
+        """Log one epoch."""
+        self._run.log(metrics)
+
+    def finish(self, summary: dict[str, Any]) -> None:
+        """Write the summary and close the run."""
+        self._run.summary.update(summary)
+        self._run.finish()
+
+
+def tracking_mode(options: TrackingOptions) -> str:
+    """The mode that is in force: WANDB_MODE, else the recipe's. Raises `UsageError` for an unknown one."""
+    mode = os.environ.get("WANDB_MODE") or options.wandb
+    if mode not in _MODES:
+        raise UsageError(f"Expected WANDB_MODE to be one of {', '.join(_MODES)}; found {mode!r}.")
+    return mode
+
+
+def check_tracking(mode: str) -> None:
+    """Raise `UsageError` if `online` has no key to work with."""
+    if mode != "online":
+        return
+    import wandb  # noqa: PLC0415
+
+    if not wandb.api.api_key:
+        raise UsageError(
+            "Expected a W&B key for tracking.wandb = 'online'; found none. Run: wandb login, set WANDB_API_KEY, or "
+            "choose WANDB_MODE=offline."
+        )
+
+
+def make_tracker(
+    run: str, options: TrackingOptions, mode: str, folder: Path, config: dict[str, Any]
+) -> Tracker:
+    """The tracker for a mode."""
+    if mode == "disabled":
+        return NoTracker()
+    return WandbTracker(run, options, mode, folder, config)
