@@ -39,11 +39,13 @@ class RunOptions:
     Attributes:
         run: Name of a new run; None makes one up.
         weights_optional: Whether to go on with a random encoder when no weights can be had. Only the demo may.
+        own_cluster: Whether to start a Ray cluster on this machine even if another is at hand.
         verbose: Whether to show the logs of Ray and the workers.
     """
 
     run: str | None = None
     weights_optional: bool = False
+    own_cluster: bool = False
     verbose: bool = False
 
 
@@ -53,9 +55,7 @@ def recipe_path(text: str) -> Path:
     return shipped if shipped.is_file() and not Path(text).is_file() else Path(text)
 
 
-def train(
-    recipe: Recipe, options: RunOptions | None = None, listener: Listener | None = None
-) -> ModelManifest:
+def train(recipe: Recipe, options: RunOptions | None = None, listener: Listener | None = None) -> ModelManifest:
     """Train by a recipe on the Ray cluster at hand and publish the best weights.
 
     Raises:
@@ -120,7 +120,7 @@ def _execute(plan: RunPlan, options: RunOptions, listener: Listener) -> ModelMan
     listener.stage(f"Training {plan.run} on {plan.recipe.workers} workers")
     with (
         tempfile.TemporaryDirectory(prefix="nucleus-model-") as temporary,
-        connected(plan.recipe, verbose=options.verbose),
+        connected(plan.recipe, own=options.own_cluster, verbose=options.verbose),
     ):
         folder = Path(temporary) / FINAL_FOLDER
         result = _fit(plan, options, listener, folder)
@@ -150,7 +150,9 @@ def _fit(plan: RunPlan, options: RunOptions, listener: Listener, folder: Path) -
             train_worker,
             train_loop_config={"plan": plan.model_dump_json(), "events": events},
             scaling_config=ScalingConfig(
-                num_workers=recipe.workers, use_gpu=bool(recipe.gpus_per_worker), resources_per_worker=resources
+                num_workers=recipe.workers,
+                use_gpu=bool(recipe.gpus_per_worker),
+                resources_per_worker=resources,
             ),
             run_config=RunConfig(
                 name=plan.run,
@@ -194,6 +196,6 @@ def _ours(error: BaseException | None) -> NucleusError | None:
 
 
 if __name__ == "__main__":
-    from nucleus.cli.main import main
+    from nucleus.cli.main import cli
 
-    sys.exit(main(["train", *sys.argv[1:]]))
+    cli(["train", *sys.argv[1:]], prog_name="nucleus")

@@ -74,7 +74,10 @@ def _tracker(plan: RunPlan, *, first: bool) -> "Tracker":
 
 
 class _RayReporter:
-    """A `nucleus.training.run.Reporter` to Ray Train (checkpoints, a barrier on all ranks), the tracker and the driver (first rank alone)."""
+    """A `nucleus.training.run.Reporter`.
+
+    Checkpoints go to Ray Train (a barrier on all ranks), metrics to the tracker and the driver (first rank alone).
+    """
 
     def __init__(self, plan: RunPlan, tracker: "Tracker", events: Any | None) -> None:
         self._epochs = plan.recipe.optimizer.epochs
@@ -143,6 +146,10 @@ def _preview(finished: "Finished") -> Any:
     for example in finished.examples:
         labels = label_nuclei(network(example.image), config.instances)
         rows.append(
-            [example.image, draw_outlines(example.image, example.labels, CYAN), draw_outlines(example.image, labels)]
+            [
+                example.image,
+                draw_outlines(example.image, example.labels, CYAN),
+                draw_outlines(example.image, labels),
+            ]
         )
     return contact_sheet(rows, _PREVIEW_SIDE)

@@ -1,6 +1,5 @@
 """A local cache of dataset shards, shared by the processes of one machine."""
 
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -23,12 +22,7 @@ def default_cache_dir() -> Path:
     return Path(user_cache_path("nucleus"))
 
 
-def fetch_shards(
-    dataset: Dataset,
-    shards: list[Shard],
-    cache_dir: Path,
-    advance: Callable[[], object] = lambda: None,
-) -> list[Path]:
+def fetch_shards(dataset: Dataset, shards: list[Shard], cache_dir: Path) -> list[Path]:
     """Bring shards to local disk, each once a machine; return their paths in the same order.
 
     A shard that is there already is used if its SHA-256 is right, and fetched anew if not.
@@ -48,7 +42,6 @@ def fetch_shards(
                     bucket.download(shard.file, path, sha256=shard.sha256)
                 except ObjectNotFoundError as error:
                     raise IntegrityError(f"{dataset} has lost {shard.file}. Import it again.") from error
-        advance()
         return path
 
     with ThreadPoolExecutor(_CONNECTIONS) as pool:

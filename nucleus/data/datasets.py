@@ -1,6 +1,5 @@
 """Dataset versions in a bucket: find, list and verify them."""
 
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from hashlib import sha256
@@ -8,6 +7,7 @@ from hashlib import sha256
 from nucleus.config.names import check_name, parse_reference
 from nucleus.data.manifest import DatasetManifest, Shard, read_manifest
 from nucleus.errors import DataError, ObjectNotFoundError
+from nucleus.progress import Advance, no_progress
 from nucleus.storage.bucket import Bucket
 from nucleus.storage.uri import S3Uri, bucket_from_environment, parse_uri
 
@@ -94,7 +94,7 @@ def open_dataset(location: DatasetLocation) -> Dataset:
         ) from error
 
 
-def verify_dataset(dataset: Dataset, advance: Callable[[], object] = lambda: None) -> list[str]:
+def verify_dataset(dataset: Dataset, advance: Advance = no_progress) -> list[str]:
     """Read every shard and compare size and SHA-256 with the manifest; return what is wrong, a line a shard."""
     bucket = Bucket(dataset.version_uri)
 
@@ -103,13 +103,15 @@ def verify_dataset(dataset: Dataset, advance: Callable[[], object] = lambda: Non
             data = bucket.get(shard.file)
         except ObjectNotFoundError:
             return f"{shard.file}: missing"
-        finally:
-            advance()
         if len(data) != shard.size or sha256(data).hexdigest() != shard.sha256:
             return f"{shard.file}: expected {shard.size} bytes with SHA-256 {shard.sha256}; found others"
         return None
 
+    problems = []
+    shards = dataset.manifest.shards
     with ThreadPoolExecutor(8) as pool:
-        return [problem for problem in pool.map(check, dataset.manifest.shards) if problem]
-
-
+        for done, problem in enumerate(pool.map(check, shards), 1):
+            advance(done, len(shards))
+            if problem:
+                problems.append(problem)
+    return problems

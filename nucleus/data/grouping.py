@@ -3,7 +3,7 @@
 Three fingerprints are compared, each cheap:
 - the grey lines along the four borders: where the last line of one image goes on in the first of another,
   both are neighbouring tiles (their details correlate, and so do their levels: Lin's concordance, 1989);
-- hashes of small patches around local peaks: an exact patch in two images means overlapping tiles or crops;
+- hashes of small patches around local extremes: an exact patch in two images means overlapping tiles or crops;
 - a thumbnail, compared in all eight orientations: the same picture saved again, turned, or with other contrast.
 Images that are linked, directly or over others, form a group.
 """
@@ -96,7 +96,9 @@ def _patch_hashes(grey: NDArray[np.uint8]) -> frozenset[int]:
         return frozenset()
     smooth = cv2.GaussianBlur(grey.astype(np.float32), (0, 0), 2)
     window = np.ones((2 * _PATCH - 1, 2 * _PATCH - 1), np.uint8)
-    peak = (smooth == cv2.dilate(smooth, window)) & (smooth - cv2.erode(smooth, window) >= _PATCH_CONTRAST)
+    highest, lowest = cv2.dilate(smooth, window), cv2.erode(smooth, window)
+    # Bright peaks are nuclei in dark-field images, dark ones in stains and bright field.
+    peak = ((smooth == highest) | (smooth == lowest)) & (highest - lowest >= _PATCH_CONTRAST)
     # Peaks near the border depend on what lies outside, so another tile would not find them.
     peak[: 2 * _PATCH] = peak[-2 * _PATCH :] = False
     peak[:, : 2 * _PATCH] = peak[:, -2 * _PATCH :] = False

@@ -68,13 +68,13 @@ def to_rgb8(raw: NDArray[Any], name: str = "image") -> RgbImage:
         raise ImageError(f"Expected 1 to 4 channels in {name}; found an array of shape {raw.shape}.")
     pixels = _to_8_bits(raw[..., : 1 if raw.shape[2] <= 2 else 3], name)
     if pixels.shape[2] == 1:
-        return np.repeat(pixels, 3, axis=2)
+        pixels = np.repeat(pixels, 3, axis=2)
     return np.ascontiguousarray(pixels[..., ::-1])
 
 
 def _to_8_bits(pixels: NDArray[Any], name: str) -> NDArray[np.uint8]:
     if pixels.dtype == np.uint8:
-        return pixels
+        return np.asarray(pixels, np.uint8)
     if pixels.dtype == np.bool_:
         return pixels.astype(np.uint8) * 255
     if not np.isfinite(pixels).all():

@@ -3,7 +3,7 @@
 import hashlib
 import re
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -38,6 +38,7 @@ from nucleus.data.shards import encode_record, write_shard
 from nucleus.data.sources import Source, open_source
 from nucleus.data.splitting import SPLITS, split_images
 from nucleus.errors import DataError, ImageError, ObjectExistsError, ObjectNotFoundError
+from nucleus.progress import Advance, no_progress
 from nucleus.storage.bucket import Bucket
 from nucleus.storage.files import sha256_of
 from nucleus.storage.uri import S3Uri
@@ -96,7 +97,7 @@ def import_dataset(
     src: Path,
     uri: S3Uri,
     options: SplitOptions,
-    advance: Callable[[int, int], object] = lambda done, total: None,
+    advance: Advance = no_progress,
 ) -> Imported:
     """Import a source as a version of the dataset at `uri`.
 
@@ -147,7 +148,7 @@ def _of(shards: list[Shard], split: str) -> list[Shard]:
 
 
 def _prepare_all(
-    source: Source, images: Sequence[Annotated], spool: Path, advance: Callable[[int, int], object]
+    source: Source, images: Sequence[Annotated], spool: Path, advance: Advance
 ) -> tuple[list[_Prepared], list[LeftOut]]:
     def prepare(numbered: tuple[int, Annotated]) -> _Prepared | LeftOut:
         index, image = numbered

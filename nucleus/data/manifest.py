@@ -9,7 +9,15 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from nucleus.data.kinds import Kind
 from nucleus.errors import DataError
 
-__all__ = ["DATASET_FORMAT", "DatasetManifest", "LeftOut", "Sample", "Shard", "content_version", "read_manifest"]
+__all__ = [
+    "DATASET_FORMAT",
+    "DatasetManifest",
+    "LeftOut",
+    "Sample",
+    "Shard",
+    "content_version",
+    "read_manifest",
+]
 
 DATASET_FORMAT = 1
 

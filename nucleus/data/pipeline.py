@@ -136,4 +136,3 @@ def _change_colours(image: tf.Tensor, choices: dict[str, tf.Tensor], options: Au
     brightness = _FULL_RANGE * options.brightness * (2.0 * choices["brightness"] - 1.0)
     changed = (image - mean) * contrast + mean + brightness
     return tf.cast(tf.clip_by_value(tf.round(changed), 0.0, _FULL_RANGE), tf.uint8)
-

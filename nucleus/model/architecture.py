@@ -8,7 +8,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from nucleus.config.recipe import STRIDE, Recipe
 from nucleus.errors import ModelError
 
-__all__ = ["CLASSES", "MODEL_FORMAT", "InstanceSettings", "ModelConfig", "config_of_recipe", "read_model_config"]
+__all__ = [
+    "CLASSES",
+    "MODEL_FORMAT",
+    "InstanceSettings",
+    "ModelConfig",
+    "config_of_recipe",
+    "read_model_config",
+]
 
 MODEL_FORMAT = 1
 CLASSES = ("background", "body", "border")

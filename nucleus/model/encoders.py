@@ -33,7 +33,13 @@ ENCODERS = {
     # Sandler et al. 2018, https://arxiv.org/abs/1801.04381
     "mobilenet_v2": EncoderSpec(
         keras.applications.MobileNetV2,
-        ("block_1_expand_relu", "block_3_expand_relu", "block_6_expand_relu", "block_13_expand_relu", "out_relu"),
+        (
+            "block_1_expand_relu",
+            "block_3_expand_relu",
+            "block_6_expand_relu",
+            "block_13_expand_relu",
+            "out_relu",
+        ),
         scale=1 / 127.5,
         offset=-1.0,
     ),

@@ -52,7 +52,7 @@ class TiledNetwork:
                 summed[y : y + tile, x : x + tile] += values * self._window
                 weight[y : y + tile, x : x + tile] += self._window
         assert summed is not None  # there is at least one tile
-        return (summed / weight)[:height, :width]
+        return np.asarray((summed / weight)[:height, :width], np.float32)
 
 
 def tile_starts(length: int, tile: int, overlap: int) -> list[int]:

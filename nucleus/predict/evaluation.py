@@ -1,6 +1,5 @@
 """The metrics of a pulled model on a split of a dataset, per image and overall."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from nucleus.data.shards import ShardReader
 from nucleus.errors import DataError
 from nucleus.model.metrics import ScoreSums
 from nucleus.predict.predictor import Predictor
+from nucleus.progress import Advance, no_progress
 from nucleus.training.validation import image_loss, images_of_worker, mask_counts
 
 __all__ = ["Evaluation", "ImageRow", "evaluate"]
@@ -42,7 +42,7 @@ def evaluate(
     dataset: Dataset,
     split: str,
     cache_dir: Path,
-    advance: Callable[[], object] = lambda: None,
+    advance: Advance = no_progress,
 ) -> Evaluation:
     """Predict every image of a split and compare it with its labels.
 
@@ -71,5 +71,5 @@ def evaluate(
                 nuclei_predicted=int(found.labels.max()),
             )
         )
-        advance()
+        advance(len(rows), len(dataset.manifest.split_samples(split)))
     return Evaluation(sorted(rows, key=lambda row: row.name), sums.report())

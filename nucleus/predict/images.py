@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from nucleus.errors import ImageError, UsageError
 from nucleus.predict.measurement import COLUMNS, measure_nuclei
 from nucleus.predict.overlay import draw_outlines
 from nucleus.predict.predictor import Predictor
+from nucleus.progress import Advance, no_progress
 from nucleus.storage.files import atomic_path, write_atomic
 
 __all__ = ["PredictedFiles", "find_inputs", "predict_files"]
@@ -63,7 +64,10 @@ def find_inputs(inputs: Sequence[Path]) -> list[Path]:
 
 
 def predict_files(
-    predictor: Predictor, files: Sequence[Path], out: Path, advance: Callable[[], object] = lambda: None
+    predictor: Predictor,
+    files: Sequence[Path],
+    out: Path,
+    advance: Advance = no_progress,
 ) -> PredictedFiles:
     """Segment each file; write `<stem>.labels.tif`, `<stem>.overlay.png` and, at the end, one `nuclei.csv`.
 
@@ -73,7 +77,7 @@ def predict_files(
     rows: list[dict[str, Any]] = []
     counts: dict[str, int] = {}
     failures: dict[str, str] = {}
-    for file in files:
+    for done, file in enumerate(files, 1):
         try:
             found = _predict_file(predictor, file, out)
         except (ImageError, OSError) as error:
@@ -81,7 +85,7 @@ def predict_files(
         else:
             counts[file.name] = len(found)
             rows += found
-        advance()
+        advance(done, len(files))
     table = out / "nuclei.csv"
     write_atomic(table, _csv(rows))
     return PredictedFiles(counts, failures, table)

@@ -1,22 +1,27 @@
 """Pictures for people: nuclei outlined on their image."""
 
+from pathlib import Path
+
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 from skimage.segmentation import find_boundaries
 
+from nucleus.data.cache import fetch_shards
+from nucleus.data.datasets import Dataset
 from nucleus.data.images import RgbImage
+from nucleus.data.kinds import Kind
+from nucleus.data.shards import ShardReader
+from nucleus.training.validation import images_of_worker
 
-__all__ = ["contact_sheet", "draw_outlines"]
+__all__ = ["contact_sheet", "draw_outlines", "example_sheet"]
 
 YELLOW = (255, 220, 0)
 CYAN = (0, 220, 255)
 _GAP = 4
 
 
-def draw_outlines(
-    image: RgbImage, labels: NDArray[np.integer], colour: tuple[int, int, int] = YELLOW
-) -> RgbImage:
+def draw_outlines(image: RgbImage, labels: NDArray[np.integer], colour: tuple[int, int, int] = YELLOW) -> RgbImage:
     """A copy of the image (H x W x 3) with the inner outline of each label (H x W) in `colour`, RGB."""
     drawn = image.copy()
     drawn[find_boundaries(labels, mode="inner")] = colour
@@ -37,3 +42,18 @@ def contact_sheet(rows: list[list[RgbImage]], side: int = 256) -> RgbImage:
             top, left = _GAP + r * step, _GAP + c * step
             sheet[top : top + size[1], left : left + size[0]] = small
     return sheet
+
+
+def example_sheet(dataset: Dataset, cache_dir: Path, per_kind: int = 2) -> RgbImage:
+    """Training images of each kind, beside them the same with their labels outlined."""
+    found: dict[Kind, int] = {}
+    rows = []
+    shards = dataset.manifest.split_shards("train")
+    reader = ShardReader(dict(enumerate(fetch_shards(dataset, shards, cache_dir))))
+    for sample in images_of_worker(dataset.manifest, "train", reader, rank=0, world=1):
+        found[sample.kind] = found.get(sample.kind, 0) + 1
+        if found[sample.kind] <= per_kind:
+            rows.append([sample.image, draw_outlines(sample.image, sample.labels, CYAN)])
+        if len(rows) == per_kind * len(Kind):
+            break
+    return contact_sheet(rows)

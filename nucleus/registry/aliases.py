@@ -107,7 +107,9 @@ def _swap(bucket: Bucket, key: str, alias: Alias, etag: str | None) -> bool:
 
 
 def _busy(name: str, alias: str) -> ModelError:
-    return ModelError(f"Expected to move {alias!r} of {name!r}; others moved it {_ATTEMPTS} times meanwhile. Try again.")
+    return ModelError(
+        f"Expected to move {alias!r} of {name!r}; others moved it {_ATTEMPTS} times meanwhile. Try again."
+    )
 
 
 def _now() -> str:

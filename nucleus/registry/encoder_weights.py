@@ -54,7 +54,8 @@ def list_weights(bucket: Bucket, encoder: str | None = None) -> list[StoredObjec
     """The weights files in the bucket, the newest last."""
     prefix = f"weights/{encoder}/" if encoder else "weights/"
     return sorted(
-        (item for item in bucket.objects(prefix) if item.key.endswith(_SUFFIX)), key=lambda item: item.modified
+        (item for item in bucket.objects(prefix) if item.key.endswith(_SUFFIX)),
+        key=lambda item: item.modified,
     )
 
 

@@ -7,7 +7,15 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from nucleus.errors import ModelError
 
-__all__ = ["MANIFEST_FILE", "MANIFEST_FORMAT", "EncoderWeightsOrigin", "ModelManifest", "Origin", "StoredFile", "read_model_manifest"]
+__all__ = [
+    "MANIFEST_FILE",
+    "MANIFEST_FORMAT",
+    "EncoderWeightsOrigin",
+    "ModelManifest",
+    "Origin",
+    "StoredFile",
+    "read_model_manifest",
+]
 
 MANIFEST_FORMAT = 1
 MANIFEST_FILE = "manifest.json"

@@ -4,7 +4,6 @@ Publishing claims the next number by creating `model.json` under it (`If-None-Ma
 write into one version; the manifest comes last, and only with it does the version exist.
 """
 
-import hashlib
 import re
 import secrets
 import shutil
@@ -204,5 +203,3 @@ def _check_replaceable(folder: Path, manifest: ModelManifest) -> None:
             f"Expected {folder} to be absent, empty or a copy of {manifest.model}; it holds other files. "
             "Name another folder."
         )
-
-

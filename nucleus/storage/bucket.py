@@ -33,7 +33,14 @@ __all__ = ["Bucket", "StoredObject"]
 
 _BLOCK = 1 << 20
 _CONNECTIONS = 32
-_DENIED = {"AccessDenied", "403", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken"}
+_DENIED = {
+    "AccessDenied",
+    "403",
+    "InvalidAccessKeyId",
+    "SignatureDoesNotMatch",
+    "ExpiredToken",
+    "InvalidToken",
+}
 _CONFLICT = {"PreconditionFailed", "412", "ConditionalRequestConflict", "409"}
 
 
@@ -87,13 +94,6 @@ class Bucket:
         with _explained(self.uri):
             self._client.list_objects_v2(Bucket=self.uri.bucket, Prefix=self.uri.key, MaxKeys=1)
 
-    def create(self) -> None:
-        """Make the bucket unless it exists and is ours."""
-        with _explained(self.uri):
-            names = {item["Name"] for item in self._client.list_buckets()["Buckets"]}
-            if self.uri.bucket not in names:
-                self._client.create_bucket(Bucket=self.uri.bucket)
-
     def get(self, key: str) -> bytes:
         """The object's bytes. Raises `ObjectNotFoundError`."""
         return self.get_tagged(key)[0]
@@ -113,9 +113,7 @@ class Bucket:
             return False
         return True
 
-    def put(
-        self, key: str, body: bytes | Path, *, if_absent: bool = False, if_match: str | None = None
-    ) -> str:
+    def put(self, key: str, body: bytes | Path, *, if_absent: bool = False, if_match: str | None = None) -> str:
         """Write an object in one request, so that readers see the old bytes or the new ones; return its ETag.
 
         Args:
@@ -139,9 +137,7 @@ class Bucket:
                 return self._put(key, file, condition)
 
     def _put(self, key: str, body: Any, condition: dict[str, Any]) -> str:
-        return self._client.put_object(
-            Bucket=self.uri.bucket, Key=self.key(key), Body=body, **condition
-        )["ETag"]
+        return self._client.put_object(Bucket=self.uri.bucket, Key=self.key(key), Body=body, **condition)["ETag"]
 
     def download(self, key: str, path: Path, *, sha256: str | None = None) -> str:
         """Copy an object to `path`, whole or not at all; return its SHA-256.
@@ -168,9 +164,7 @@ class Bucket:
         """Every object whose key starts with `prefix`, in the order of keys."""
         base = f"{self.uri.key}/" if self.uri.key else ""
         with _explained(self.uri):
-            pages = self._client.get_paginator("list_objects_v2").paginate(
-                Bucket=self.uri.bucket, Prefix=base + prefix
-            )
+            pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self.uri.bucket, Prefix=base + prefix)
             for page in pages:
                 for item in page.get("Contents", []):
                     yield StoredObject(item["Key"].removeprefix(base), item["Size"], item["LastModified"])

@@ -22,15 +22,24 @@ from filelock import FileLock
 from nucleus.errors import StoreServerError
 from nucleus.storage.files import write_atomic
 
-__all__ = ["DEFAULT_BUCKET", "RunningStore", "environment", "start", "status", "stop"]
+__all__ = ["RunningStore", "environment", "make_bucket", "start", "status", "stop"]
 
 HOST = "127.0.0.1"
 DEFAULT_PORT = 9000
 DEFAULT_BUCKET = "nucleus"
 _START_SECONDS = 60.0
 _STOP_SECONDS = 15.0
+_PORT_SECONDS = 3.0
 # The server checks no keys, but the SDKs insist on having some.
-_CREDENTIALS = {"AWS_ACCESS_KEY_ID": "nucleus", "AWS_SECRET_ACCESS_KEY": "local-only", "AWS_REGION": "us-east-1"}
+_CREDENTIALS = {
+    "AWS_ACCESS_KEY_ID": "nucleus",
+    "AWS_SECRET_ACCESS_KEY": "local-only",
+    "AWS_REGION": "us-east-1",
+}
+
+
+# Servers outlive their starter on purpose; kept here so that those which end before it are reaped.
+_children: dict[int, subprocess.Popen[bytes]] = {}
 
 
 @dataclass(frozen=True)
@@ -64,6 +73,27 @@ def environment(store: RunningStore) -> dict[str, str]:
     }
 
 
+def make_bucket(store: RunningStore) -> None:
+    """Make the bucket that `environment` names, unless it exists."""
+    import boto3  # noqa: PLC0415
+    from botocore.exceptions import BotoCoreError, ClientError  # noqa: PLC0415
+
+    client = boto3.client(
+        "s3",
+        endpoint_url=store.endpoint,
+        aws_access_key_id=_CREDENTIALS["AWS_ACCESS_KEY_ID"],
+        aws_secret_access_key=_CREDENTIALS["AWS_SECRET_ACCESS_KEY"],
+        region_name=_CREDENTIALS["AWS_REGION"],
+    )
+    try:
+        if DEFAULT_BUCKET not in {item["Name"] for item in client.list_buckets()["Buckets"]}:
+            client.create_bucket(Bucket=DEFAULT_BUCKET)
+    except (BotoCoreError, ClientError) as error:
+        raise StoreServerError(
+            f"Expected to make the bucket {DEFAULT_BUCKET!r} at {store.endpoint}; {error}"
+        ) from error
+
+
 def start(folder: Path, port: int | None = None) -> RunningStore:
     """Start the server on `folder`, or return the one that runs there already.
 
@@ -87,8 +117,7 @@ def start(folder: Path, port: int | None = None) -> RunningStore:
             return running
         if importlib.util.find_spec("ministack") is None:
             raise StoreServerError(
-                "Expected the package ministack (extra `local`); it is not installed. "
-                "Run: pip install 'nucleus[local]'"
+                "Expected the package ministack (extra `local`); it is not installed. Run: pip install 'nucleus[local]'"
             )
         return _launch(folder, _choose_port(folder, port))
 
@@ -114,6 +143,9 @@ def stop(folder: Path) -> bool:
     except psutil.TimeoutExpired:
         process.kill()  # the data is on disk after each request, so nothing is lost
         process.wait(_STOP_SECONDS)
+    child = _children.pop(process.pid, None)
+    if child is not None:
+        child.wait()
     return True
 
 
@@ -121,15 +153,23 @@ def _choose_port(folder: Path, port: int | None) -> int:
     if port is None:
         record = _record(folder)
         port = record.port if record is not None else DEFAULT_PORT
+    deadline = time.monotonic() + _PORT_SECONDS
+    while True:
+        try:
+            return _free_port(port)
+        except OSError as error:
+            if time.monotonic() > deadline:
+                raise StoreServerError(
+                    f"Expected port {port} on {HOST} to be free; it is taken ({error.strerror}). "
+                    "Run: nucleus store start --port 0 (any free port)."
+                ) from error
+        time.sleep(0.1)  # a server that was just killed may still be letting go of it
+
+
+def _free_port(port: int) -> int:
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((HOST, port))
-        except OSError as error:
-            raise StoreServerError(
-                f"Expected port {port} on {HOST} to be free; it is taken ({error.strerror}). "
-                "Run: nucleus store start --port 0 (any free port)."
-            ) from error
+        probe.bind((HOST, port))
         return int(probe.getsockname()[1])
 
 
@@ -148,7 +188,7 @@ def _launch(folder: Path, port: int) -> RunningStore:
         "TMPDIR": str(folder),
     }
     with (folder / "store.log").open("ab") as log:
-        child = subprocess.Popen(  # noqa: S603  our own interpreter and a fixed module
+        child = subprocess.Popen(
             [sys.executable, "-m", "ministack"],
             cwd=folder,
             env={**os.environ, **settings},
@@ -157,14 +197,14 @@ def _launch(folder: Path, port: int) -> RunningStore:
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
+    _children[child.pid] = child
     store = RunningStore(str(folder), port, child.pid, psutil.Process(child.pid).create_time())
     write_atomic(folder / "store.json", json.dumps(asdict(store)))
     deadline = time.monotonic() + _START_SECONDS
     while time.monotonic() < deadline:
         if child.poll() is not None:
             raise StoreServerError(
-                f"Expected the S3 server to start; it ended with status {child.returncode}. "
-                f"See {folder / 'store.log'}."
+                f"Expected the S3 server to start; it ended with status {child.returncode}. See {folder / 'store.log'}."
             )
         if _answers(store):
             return store

@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol, cast
 
 from nucleus.config.recipe import TrackingOptions
 from nucleus.errors import UsageError
@@ -39,9 +39,7 @@ class NoTracker:
 class WandbTracker:
     """One W&B run, continued under the same id when a run is resumed."""
 
-    def __init__(
-        self, run: str, options: TrackingOptions, mode: str, folder: Path, config: dict[str, Any]
-    ) -> None:
+    def __init__(self, run: str, options: TrackingOptions, mode: str, folder: Path, config: dict[str, Any]) -> None:
         import wandb  # noqa: PLC0415  over a second
 
         folder.mkdir(parents=True, exist_ok=True)
@@ -52,7 +50,7 @@ class WandbTracker:
             name=run,
             resume="allow",
             job_type="train",
-            mode=mode,
+            mode=cast(Literal["online", "offline"], mode),
             dir=str(folder),
             config=config,
             settings=wandb.Settings(console="off", silent=True),
@@ -93,9 +91,7 @@ def check_tracking(mode: str) -> None:
         )
 
 
-def make_tracker(
-    run: str, options: TrackingOptions, mode: str, folder: Path, config: dict[str, Any]
-) -> Tracker:
+def make_tracker(run: str, options: TrackingOptions, mode: str, folder: Path, config: dict[str, Any]) -> Tracker:
     """The tracker for a mode."""
     if mode == "disabled":
         return NoTracker()

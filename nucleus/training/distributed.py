@@ -15,7 +15,7 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-__all__ = ["Workers", "TrainingStep"]
+__all__ = ["TrainingStep", "Workers"]
 
 
 class Workers:

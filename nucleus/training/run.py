@@ -101,17 +101,13 @@ def train(
 
 
 class _Run:
-    def __init__(
-        self, recipe: Recipe, given: TrainingInput, workers: Workers, reporter: Reporter, best: Path
-    ) -> None:
+    def __init__(self, recipe: Recipe, given: TrainingInput, workers: Workers, reporter: Reporter, best: Path) -> None:
         self.recipe = recipe
         self.workers = workers
         self.reporter = reporter
         self.best = best
         self.manifest = given.dataset.manifest
-        self.readers = {
-            split: _reader(given, split, workers.rank, workers.count) for split in ("train", "val", "test")
-        }
+        self.readers = {split: _reader(given, split, workers.rank, workers.count) for split in ("train", "val", "test")}
         self.train_records = [shard.records for shard in self.manifest.split_shards("train")]
         self.steps_per_epoch = sum(self.train_records) // recipe.input.batch_size
         if self.steps_per_epoch == 0:

@@ -55,9 +55,7 @@ def save_checkpoint(
     (folder / _STATE).write_text(progress.model_dump_json(indent=1))
 
 
-def load_checkpoint(
-    folder: Path, model: keras.Model, optimizer: keras.optimizers.Optimizer, best: Path
-) -> Progress:
+def load_checkpoint(folder: Path, model: keras.Model, optimizer: keras.optimizers.Optimizer, best: Path) -> Progress:
     """Restore weights and optimizer, copy the best weights to `best`, and return where the run stands.
 
     Raises:

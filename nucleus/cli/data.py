@@ -1,0 +1,167 @@
+"""`nucleus data`: import, list, show and verify datasets."""
+
+import re
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from nucleus.data.datasets import Dataset
+
+__all__ = ["data"]
+
+_JSON = click.option("--json", "as_json", is_flag=True, help="One JSON document.")
+
+
+@click.group()
+def data() -> None:
+    """Datasets in the bucket. URI is s3://bucket/datasets/NAME[@VERSION], or NAME[@VERSION] in NUCLEUS_BUCKET."""
+
+
+@data.command("import")
+@click.argument("src", type=click.Path(path_type=Path))
+@click.argument("uri")
+@click.option("--seed", default=0, show_default=True, help="Decides the splits.")
+@click.option("--val", default=0.1, show_default=True, help="Fraction for validation.")
+@click.option("--test", default=0.1, show_default=True, help="Fraction for test.")
+@click.option("--group-by", metavar="REGEX", help="Images whose names give the same match stay on one side.")
+@_JSON
+def import_(src: Path, uri: str, seed: int, val: float, test: float, group_by: str | None, as_json: bool) -> None:
+    """Check, group, split and pack the images of SRC (a folder or zip) into a dataset version at URI.
+
+    Layouts: <id>/images/*.png + <id>/masks/*.png (Kaggle); inputs/ + masks/, also under train/ and test/;
+    images/ + labels/ with integer labels.
+    """
+    from nucleus.cli.output import note, print_json, show_progress, warn
+    from nucleus.data.datasets import locate_dataset
+    from nucleus.data.importing import SplitOptions, import_dataset
+
+    try:
+        pattern = re.compile(group_by) if group_by else None
+    except re.error as error:
+        raise click.BadParameter(f"not a regular expression: {error}", param_hint="--group-by") from error
+    options = SplitOptions(seed=seed, val=val, test=test, group_by=pattern)
+    with show_progress("read images") as advance:
+        imported = import_dataset(src, locate_dataset(uri).uri, options, advance)
+    manifest = imported.dataset.manifest
+    for item in manifest.left_out:
+        warn(f"left out {item.title}: {item.reason}")
+    if manifest.duplicates:
+        note(f"{len(manifest.duplicates)} duplicates removed")
+    if as_json:
+        print_json({**_summary(imported.dataset), "created": imported.created})
+        return
+    what = "imported" if imported.created else "already there"
+    click.echo(f"{imported.dataset} ({what})")
+    _print_counts(imported.dataset)
+
+
+@data.command("list")
+@click.argument("uri")
+@_JSON
+def list_(uri: str, as_json: bool) -> None:
+    """List the versions of a dataset."""
+    from nucleus.cli.output import print_json, print_table
+    from nucleus.data.datasets import list_versions, locate_dataset
+
+    datasets = list_versions(locate_dataset(uri).uri)
+    if as_json:
+        print_json([_summary(dataset) for dataset in datasets])
+        return
+    rows = [
+        (
+            d.manifest.version,
+            d.manifest.created[:19],
+            len(d.manifest.samples),
+            sum(s.nuclei for s in d.manifest.samples),
+        )
+        for d in datasets
+    ]
+    print_table(("version", "created", "images", "nuclei"), rows)
+
+
+@data.command()
+@click.argument("uri")
+@click.option("--out", type=click.Path(path_type=Path), help="Write a picture of examples to this PNG.")
+@_JSON
+def show(uri: str, out: Path | None, as_json: bool) -> None:
+    """Show counts, and a picture of examples."""
+    from nucleus.cli.output import note, print_json
+    from nucleus.data.datasets import locate_dataset, open_dataset
+
+    dataset = open_dataset(locate_dataset(uri))
+    if as_json:
+        print_json(_summary(dataset))
+    else:
+        click.echo(str(dataset))
+        _print_counts(dataset)
+    if out is not None:
+        from nucleus.data.cache import default_cache_dir
+        from nucleus.data.images import encode_png
+        from nucleus.predict.overlay import example_sheet
+        from nucleus.storage.files import write_atomic
+
+        write_atomic(out, encode_png(example_sheet(dataset, default_cache_dir())))
+        note(f"examples: {out}")
+
+
+@data.command()
+@click.argument("uri")
+@_JSON
+@click.pass_context
+def verify(ctx: click.Context, uri: str, as_json: bool) -> None:
+    """Read every shard and compare its SHA-256 with the manifest; exit status 1 if any is wrong."""
+    from nucleus.cli.output import print_json, show_progress, warn
+    from nucleus.data.datasets import locate_dataset, open_dataset, verify_dataset
+
+    dataset = open_dataset(locate_dataset(uri))
+    with show_progress("verify shards") as advance:
+        problems = verify_dataset(dataset, advance)
+    if as_json:
+        print_json({"dataset": str(dataset), "shards": len(dataset.manifest.shards), "problems": problems})
+    else:
+        for problem in problems:
+            warn(problem)
+        click.echo(f"{dataset}: {len(problems)} of {len(dataset.manifest.shards)} shards are wrong")
+    if problems:
+        ctx.exit(1)
+
+
+def _summary(dataset: "Dataset") -> dict[str, Any]:
+    manifest = dataset.manifest
+    return {
+        "uri": str(dataset.uri),
+        "name": manifest.name,
+        "version": manifest.version,
+        "created": manifest.created,
+        "layout": manifest.layout,
+        "images": len(manifest.samples),
+        "nuclei": sum(sample.nuclei for sample in manifest.samples),
+        "groups": len({sample.group for sample in manifest.samples}),
+        "shards": len(manifest.shards),
+        "duplicates": [item.model_dump() for item in manifest.duplicates],
+        "left_out": [item.model_dump() for item in manifest.left_out],
+        "splits": {split: _split_summary(dataset, split) for split in ("train", "val", "test")},
+    }
+
+
+def _split_summary(dataset: "Dataset", split: str) -> dict[str, Any]:
+    samples = dataset.manifest.split_samples(split)
+    kinds = Counter(sample.kind.value for sample in samples)
+    return {
+        "images": len(samples),
+        "nuclei": sum(s.nuclei for s in samples),
+        "kinds": dict(sorted(kinds.items())),
+    }
+
+
+def _print_counts(dataset: "Dataset") -> None:
+    from nucleus.cli.output import print_table
+
+    rows = []
+    for split, counts in _summary(dataset)["splits"].items():
+        kinds = ", ".join(f"{count} {kind}" for kind, count in counts["kinds"].items())
+        rows.append((split, counts["images"], counts["nuclei"], kinds))
+    print_table(("split", "images", "nuclei", "kinds"), rows)

@@ -1,0 +1,187 @@
+"""`nucleus demo`: from images to predictions in one go, each step by the same code as its own command."""
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from nucleus.config.recipe import Recipe
+    from nucleus.data.datasets import Dataset
+    from nucleus.registry.manifest import ModelManifest
+
+__all__ = ["demo"]
+
+_GENERATED_IMAGES = 60
+
+
+@click.command()
+@click.argument("src", type=click.Path(path_type=Path), required=False)
+@click.option(
+    "--workdir",
+    type=click.Path(path_type=Path),
+    default=Path("demo-run"),
+    show_default=True,
+    help="Where everything goes.",
+)
+@click.option("--weights", type=click.Path(path_type=Path), help="Encoder weights to put into the bucket first.")
+@click.option("--recipe", help="Another recipe.  [default: demo; with SRC dsb2018-cpu]")
+@click.option("--set", "settings", metavar="KEY=VALUE", multiple=True, help="Change a key of the recipe.")
+@click.pass_context
+def demo(
+    ctx: click.Context,
+    src: Path | None,
+    workdir: Path,
+    weights: Path | None,
+    recipe: str | None,
+    settings: tuple[str, ...],
+) -> None:
+    """Import SRC (a zip or folder; without it, generated images), train on two Ray workers, publish, pull and
+    predict, on the embedded S3 server."""
+    from job.train import recipe_path
+    from nucleus.config.recipe import read_recipe
+
+    workdir = workdir.absolute()
+    chosen = recipe or ("dsb2018-cpu" if src else "demo")
+    content = read_recipe(recipe_path(chosen), (f'cache_dir="{workdir / "cache"}"', *settings))
+    _Demo(content, workdir, verbose=bool(ctx.find_root().params.get("debug"))).run(src, weights)
+
+
+@dataclass
+class _Demo:
+    recipe: "Recipe"
+    workdir: Path
+    verbose: bool
+    stages: list[tuple[str, float]] = field(default_factory=list)
+
+    def run(self, src: Path | None, weights: Path | None) -> None:
+        from nucleus.cli.train import print_published
+        from nucleus.report import write_report
+
+        with self._store():
+            dataset = self._import(src)
+            if weights is not None:
+                self._add_weights(weights)
+            manifest = self._train()
+            folder = self._pull(manifest)
+            nuclei, images = self._predict(dataset, folder)
+        write_report(self.workdir / "report.html", manifest, folder, self.stages)
+        print_published(manifest)
+        self._print_summary(manifest, f"{nuclei} nuclei in {images} images that the model has never seen")
+
+    @contextmanager
+    def _stage(self, name: str) -> Iterator[None]:
+        from nucleus.cli.output import note
+
+        note(f"== {name}")
+        started = time.monotonic()
+        yield
+        self.stages.append((name, time.monotonic() - started))
+
+    @contextmanager
+    def _store(self) -> Iterator[None]:
+        """Run the embedded server for the time of the demo, and reach it as any S3 server is reached."""
+        from nucleus.storage import server
+
+        with self._stage("start the S3 server"):
+            was_running = server.status(self.workdir / "store") is not None
+            store = server.start(self.workdir / "store", 0)
+            server.make_bucket(store)
+            os.environ.update(server.environment(store))
+            os.environ.setdefault("WANDB_DIR", str(self.workdir))
+        try:
+            yield
+        finally:
+            if not was_running:
+                server.stop(self.workdir / "store")
+
+    def _import(self, src: Path | None) -> "Dataset":
+        from nucleus.cli.output import note, show_progress, warn
+        from nucleus.data.datasets import locate_dataset
+        from nucleus.data.generated import write_generated
+        from nucleus.data.importing import SplitOptions, import_dataset
+
+        if src is None:
+            src = self.workdir / "images"
+            with self._stage("generate images"):
+                write_generated(src, _GENERATED_IMAGES)
+        with self._stage("import"), show_progress("read images") as advance:
+            imported = import_dataset(src, locate_dataset(self.recipe.dataset).uri, SplitOptions(), advance)
+        for item in imported.dataset.manifest.left_out:
+            warn(f"left out {item.title}: {item.reason}")
+        note(f"{len(imported.dataset.manifest.samples)} images in {imported.dataset}")
+        return imported.dataset
+
+    def _add_weights(self, weights: Path) -> None:
+        from nucleus.registry.encoder_weights import add_weights
+        from nucleus.storage.bucket import Bucket
+        from nucleus.storage.uri import bucket_from_environment
+
+        with self._stage("add encoder weights"):
+            add_weights(weights, self.recipe.network.encoder, Bucket(bucket_from_environment()))
+
+    def _train(self) -> "ModelManifest":
+        from job.train import RunOptions, train
+        from nucleus.cli.output import TrainingDisplay
+
+        options = RunOptions(weights_optional=True, own_cluster=True, verbose=self.verbose)
+        with self._stage("train and publish"), TrainingDisplay() as display:
+            return train(self.recipe, options, display)
+
+    def _pull(self, manifest: "ModelManifest") -> Path:
+        from nucleus.config.names import Reference
+        from nucleus.registry.versions import pull
+        from nucleus.storage.bucket import Bucket
+        from nucleus.storage.uri import bucket_from_environment
+
+        folder = self.workdir / "model" / f"{manifest.version:06d}"
+        with self._stage("pull"):
+            pull(Bucket(bucket_from_environment()), Reference(manifest.model, "latest"), folder)
+        return folder
+
+    def _predict(self, dataset: "Dataset", folder: Path) -> tuple[int, int]:
+        """Write the test split's images as files, as a user would have them, and segment those."""
+        from nucleus.cli.output import show_progress
+        from nucleus.data.cache import fetch_shards
+        from nucleus.data.images import encode_png
+        from nucleus.data.shards import ShardReader
+        from nucleus.predict.images import find_inputs, predict_files
+        from nucleus.predict.predictor import Predictor
+        from nucleus.storage.files import write_atomic
+        from nucleus.training.validation import images_of_worker
+
+        with self._stage("predict"), show_progress("segment images") as advance:
+            shards = dataset.manifest.split_shards("test")
+            paths = fetch_shards(dataset, shards, self.workdir / "cache")
+            reader = ShardReader(dict(enumerate(paths)))
+            unseen = [
+                (self.workdir / "unseen" / f"{sample.name}.png", encode_png(sample.image))
+                for sample in images_of_worker(dataset.manifest, "test", reader, rank=0, world=1)
+            ]
+            for path, png in unseen:
+                write_atomic(path, png)
+            files = find_inputs([path for path, _ in unseen])
+            found = predict_files(Predictor(folder), files, self.workdir / "predictions", advance)
+        return sum(found.counts.values()), len(found.counts)
+
+    def _print_summary(self, manifest: "ModelManifest", found: str) -> None:
+        from nucleus.cli.output import print_table, warn
+
+        if manifest.origin.encoder_weights.source == "none":
+            warn("trained WITHOUT pretrained encoder weights; hand them over with --weights FILE for better results")
+        print_table(("stage", "seconds"), [(name, f"{seconds:.1f}") for name, seconds in self.stages])
+        click.echo(found)
+        places = {
+            "report": "report.html",
+            "labels, overlays, nuclei.csv": "predictions",
+            "model": f"model/{manifest.version:06d}",
+            "W&B, offline": "wandb",
+            "bucket": "store",
+        }
+        print_table(("what", "where"), [(what, self.workdir / place) for what, place in places.items()])
+        click.echo(f'go on with this bucket: eval "$(nucleus store start --dir {self.workdir / "store"})"')

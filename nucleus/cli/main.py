@@ -1,0 +1,70 @@
+"""`nucleus`: the commands by name, and how errors reach the person at the keyboard."""
+
+import importlib
+import os
+from typing import Any
+
+import click
+
+from nucleus import __version__
+from nucleus.errors import NucleusError
+
+__all__ = ["cli", "main"]
+
+# Command: (module, attribute, help). The help stands here so that `nucleus --help` imports none of them.
+_COMMANDS = {
+    "demo": ("nucleus.cli.demo", "demo", "The whole way in one go, on an S3 server on this machine."),
+    "store": ("nucleus.cli.store", "store", "The embedded S3 server."),
+    "data": ("nucleus.cli.data", "data", "Datasets in the bucket."),
+    "weights": ("nucleus.cli.weights", "weights", "Encoder weights in the bucket."),
+    "train": ("nucleus.cli.train", "train", "Train by a recipe on Ray and publish the model."),
+    "models": ("nucleus.cli.models", "models", "Versioned models in the bucket."),
+    "evaluate": ("nucleus.cli.predict", "evaluate", "Metrics of a model on a dataset."),
+    "predict": ("nucleus.cli.predict", "predict", "Segment, count and measure nuclei in images."),
+}
+
+
+class _Commands(click.Group):
+    """Imports a command's module when it is used."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        if cmd_name not in _COMMANDS:
+            return None
+        module, attribute, _ = _COMMANDS[cmd_name]
+        command = getattr(importlib.import_module(module), attribute)
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, _, text) in _COMMANDS.items()])
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except NucleusError as error:
+            if ctx.params.get("debug"):
+                raise
+            click.echo(f"Error: {error}", err=True)
+            raise click.exceptions.Exit(error.exit_code) from error
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="nucleus")
+@click.option("--debug", is_flag=True, help="Show tracebacks and the logs of Ray and its workers.")
+def cli(debug: bool) -> None:  # noqa: ARG001  read from the context
+    """Find cell nuclei in microscope images: data in a bucket, training on Ray, versioned models, segmentation."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+
+
+def main() -> None:
+    """Run the command line."""
+    cli(prog_name="nucleus")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,115 @@
+"""`nucleus predict` and `nucleus evaluate`: use a published model."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from nucleus.errors import NucleusError
+
+if TYPE_CHECKING:
+    from nucleus.predict.predictor import Predictor
+
+__all__ = ["evaluate", "load_predictor", "predict"]
+
+
+def load_predictor(model: str) -> "Predictor":
+    """The model NAME[@REF], pulled into the cache, or a folder that was pulled before."""
+    from nucleus.config.names import Reference, parse_reference
+    from nucleus.data.cache import default_cache_dir
+    from nucleus.predict.predictor import Predictor
+    from nucleus.registry import versions
+    from nucleus.storage.bucket import Bucket
+    from nucleus.storage.uri import bucket_from_environment
+
+    if (Path(model) / "manifest.json").is_file():
+        return Predictor(Path(model))
+    reference = parse_reference(model, "model")
+    bucket = Bucket(bucket_from_environment())
+    bucket.check()
+    version = versions.resolve_version(bucket, reference)
+    folder = default_cache_dir() / "models" / bucket.uri.bucket / bucket.uri.key / reference.name / f"{version:06d}"
+    versions.pull(bucket, Reference(reference.name, str(version)), folder)
+    return Predictor(folder)
+
+
+@click.command()
+@click.argument("inputs", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--model", required=True, metavar="NAME[@REF]", help="A model in the bucket, or a pulled folder.")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder for the results.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON document.")
+def predict(inputs: tuple[Path, ...], model: str, out: Path, as_json: bool) -> None:
+    """Segment images (files or folders; grey, RGB, RGBA, 8 or 16 bit, any size).
+
+    Writes for each <stem>.labels.tif (integer labels, 0 background) and <stem>.overlay.png, and one nuclei.csv.
+    """
+    from nucleus.cli.output import print_json, print_table, show_progress, warn
+    from nucleus.predict.images import find_inputs, predict_files
+
+    files = find_inputs(inputs)
+    predictor = load_predictor(model)
+    with show_progress("segment images") as advance:
+        found = predict_files(predictor, files, out, advance)
+    version = f"{predictor.manifest.model}@{predictor.manifest.version}"
+    if as_json:
+        print_json({"model": version, "out": str(out.absolute()), "nuclei": found.counts, "failures": found.failures})
+    else:
+        for message in found.failures.values():
+            warn(message)
+        print_table(("image", "nuclei"), list(found.counts.items()))
+        click.echo(f"{sum(found.counts.values())} nuclei in {len(found.counts)} images by {version}: {out}")
+    if found.failures:
+        raise NucleusError(f"{len(found.failures)} of {len(files)} images could not be read: see above.")
+
+
+@click.command()
+@click.argument("model", metavar="NAME[@REF]")
+@click.argument("dataset")
+@click.option("--split", type=click.Choice(["train", "val", "test"]), default="test", show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="One JSON document, with the scores of each image.")
+def evaluate(model: str, dataset: str, split: str, as_json: bool) -> None:
+    """Score a model on a split of DATASET (s3://bucket/datasets/NAME[@VERSION], or NAME in the bucket)."""
+    from nucleus.cli.output import print_json, print_table, show_progress
+    from nucleus.data.cache import default_cache_dir
+    from nucleus.data.datasets import locate_dataset, open_dataset
+    from nucleus.predict.evaluation import evaluate as evaluate_split
+
+    opened = open_dataset(locate_dataset(dataset))
+    predictor = load_predictor(model)
+    with show_progress(f"evaluate {split}") as advance:
+        found = evaluate_split(predictor, opened, split, default_cache_dir(), advance)
+    if as_json:
+        version = f"{predictor.manifest.model}@{predictor.manifest.version}"
+        images = [asdict(row) for row in found.images]
+        print_json(
+            {
+                "model": version,
+                "dataset": str(opened),
+                "split": split,
+                "overall": found.overall,
+                "images": images,
+            }
+        )
+        return
+    fields = ("iou", "dice", "accuracy")
+    print_table(
+        ("image", "kind", "IoU", "Dice", "accuracy", "nuclei", "found"),
+        [
+            (
+                row.name,
+                row.kind,
+                *(f"{getattr(row, f):.4f}" for f in fields),
+                row.nuclei_true,
+                row.nuclei_predicted,
+            )
+            for row in found.images
+        ],
+    )
+    print_table(
+        ("kind", "images", "IoU", "Dice", "accuracy", "pooled IoU"),
+        [
+            (kind, f"{scores['images']:.0f}", *(f"{scores[f]:.4f}" for f in (*fields, "pooled_iou")))
+            for kind, scores in found.overall.items()
+        ],
+    )

@@ -1,0 +1,295 @@
+"""The whole way with two real Ray workers and a real S3 server, on a dozen images: contents, not existence."""
+
+import hashlib
+import json
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from job.train import RunOptions, resume, train
+from nucleus.cli.main import cli
+from nucleus.config.names import Reference
+from nucleus.config.recipe import Recipe, parse_recipe
+from nucleus.data.datasets import Dataset, locate_dataset, open_dataset
+from nucleus.data.generated import generated_image
+from nucleus.data.images import encode_png
+from nucleus.data.importing import SplitOptions, import_dataset
+from nucleus.errors import DataError, JobError, WeightsError
+from nucleus.model.files import load_model
+from nucleus.predict.evaluation import evaluate
+from nucleus.predict.predictor import Predictor
+from nucleus.registry.manifest import ModelManifest
+from nucleus.registry.versions import list_versions, pull, version_prefix
+from nucleus.storage.bucket import Bucket
+from nucleus.storage.uri import S3Uri, parse_uri
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
+
+
+class Recorder:
+    """A listener that remembers."""
+
+    def __init__(self) -> None:
+        self.epochs: list[dict[str, float]] = []
+        self.texts: list[str] = []
+
+    def stage(self, text: str) -> None:
+        self.texts.append(text)
+
+    def warn(self, text: str) -> None:
+        self.texts.append(text)
+
+    def steps(self, epoch: int, epochs: int, done: int, total: int) -> None:
+        assert 0 < done <= total
+        assert 0 <= epoch < epochs
+
+    def epoch(self, metrics: dict[str, float]) -> None:
+        self.epochs.append(metrics)
+
+
+@dataclass
+class Trained:
+    bucket: Bucket
+    dataset: Dataset
+    recipe: Recipe
+    manifest: ModelManifest
+    recorder: Recorder
+    folder: Path
+    wandb_dir: Path
+
+
+def recipe_for(bucket: S3Uri, cache: Path, **changes: Any) -> Recipe:
+    content = {
+        "model": "tiny",
+        "dataset": "dozen",
+        "bucket": str(bucket),
+        "workers": 2,
+        "max_failures": 0,
+        "cache_dir": str(cache),
+        "network": {"weights": "none", "freeze_encoder": False, "decoder_channels": [16, 16, 16, 16, 16]},
+        "input": {"crop": 64, "batch_size": 4, "tile": 64, "overlap": 16},
+        "optimizer": {"epochs": 3, "validate_every": 2, "warmup_steps": 2},
+        **changes,
+    }
+    return parse_recipe(content, "test")
+
+
+@pytest.fixture(scope="module")
+def trained(
+    ray_cluster: None,
+    dozen: Path,
+    tmp_path_factory: pytest.TempPathFactory,  # noqa: ARG001
+) -> Iterator[Trained]:
+    root = tmp_path_factory.mktemp("trained")
+    uri = parse_uri("s3://nucleus/whole-way")
+    dataset = import_dataset(dozen, uri / "datasets" / "dozen", SplitOptions()).dataset
+    recipe, recorder = recipe_for(uri, root / "cache"), Recorder()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WANDB_DIR", str(root))
+        patch.delenv("WANDB_MODE", raising=False)
+        manifest = train(recipe, RunOptions(run="first-run"), recorder)
+    folder = root / "pulled"
+    pull(Bucket(uri), Reference("tiny"), folder)
+    yield Trained(Bucket(uri), dataset, recipe, manifest, recorder, folder, root / "wandb")
+
+
+def test_manifest_and_sums_hold(trained: Trained) -> None:
+    manifest = trained.manifest
+    prefix = version_prefix("tiny", manifest.version)
+    stored = {item.key.removeprefix(f"{prefix}/") for item in trained.bucket.objects(f"{prefix}/")}
+    assert stored == {"manifest.json", "model.json", "model.weights.h5", "metrics.json", "card.md", "preview.png"}
+    for name, file in manifest.files.items():
+        data = trained.bucket.get(f"{prefix}/{name}")
+        assert (len(data), hashlib.sha256(data).hexdigest()) == (file.size, file.sha256)
+    assert manifest.origin.dataset == str(trained.dataset)
+    assert manifest.origin.recipe == trained.recipe.model_dump(mode="json")
+    assert manifest.origin.encoder_weights.source == "none"
+    assert manifest.origin.run == "first-run"
+    assert "| test | all |" in trained.bucket.get(f"{prefix}/card.md").decode()
+
+
+def test_pulled_weights_predict_what_the_trainer_predicted(trained: Trained) -> None:
+    predictor = Predictor(trained.folder)
+    for split in ("val", "test"):
+        found = evaluate(predictor, trained.dataset, split, trained.folder.parent / "cache").overall
+        told = trained.manifest.origin.metrics[split]
+        assert found.keys() == told.keys()
+        for kind, scores in told.items():
+            assert found[kind] == pytest.approx(scores, abs=1e-6)
+    # The checkpoint in runs/ holds the same weights as the published version.
+    best = sorted(
+        item.key for item in trained.bucket.objects("runs/first-run/") if item.key.endswith("best.weights.h5")
+    )[-1]
+    checkpoint = trained.folder.parent / "checkpoint"
+    trained.bucket.download(best, checkpoint / "model.weights.h5")
+    (checkpoint / "model.json").write_bytes((trained.folder / "model.json").read_bytes())
+    image = generated_image(99, 64, 64)[0][np.newaxis].astype(np.float32)
+    from_run, pulled = (load_model(path)[0](image, training=False).numpy() for path in (checkpoint, trained.folder))
+    assert np.array_equal(from_run, pulled)
+
+
+def test_history_is_complete_and_the_same_everywhere(trained: Trained) -> None:
+    epochs = trained.recorder.epochs
+    assert [e["epoch"] for e in epochs] == [0, 1, 2]
+    assert ["val_iou" in e for e in epochs] == [False, True, True]
+    assert epochs[-1]["loss"] < epochs[0]["loss"]
+    stored = json.loads((trained.folder / "metrics.json").read_text())
+    assert stored["history"] == epochs
+    assert stored["metrics"] == trained.manifest.origin.metrics
+    count = len(trained.dataset.manifest.split_samples("train"))
+    assert all(e["images_dropped"] == count % 4 for e in epochs)
+
+
+def test_offline_wandb_run_holds_the_history(trained: Trained) -> None:
+    (path,) = trained.wandb_dir.glob("offline-run-*/run-first-run.wandb")  # the first worker's, and no other's
+    history, config = read_wandb(path)
+    logged = [{k: v for k, v in row.items() if not k.startswith("_")} for row in history]
+    assert logged == trained.recorder.epochs
+    assert config["model"] == "tiny"
+    assert config["dataset_version"] == str(trained.dataset)
+    assert trained.manifest.origin.wandb_run == "nucleus/first-run"
+
+
+def test_a_finished_run_publishes_once_and_its_name_is_taken(trained: Trained) -> None:
+    assert resume("first-run", str(trained.bucket.uri)) == trained.manifest
+    assert list_versions(trained.bucket, "tiny") == [1]
+    with pytest.raises(JobError, match="--resume first-run"):
+        train(trained.recipe, RunOptions(run="first-run"))
+    with pytest.raises(JobError, match="none to resume"):
+        resume("no-such-run", str(trained.bucket.uri))
+
+
+def test_a_killed_run_goes_on_from_its_checkpoint(trained: Trained, tmp_path: Path) -> None:
+    """Stop a run for good after its first checkpoint, then resume it; compare with the unbroken run."""
+    uri = trained.bucket.uri
+    recipe = trained.recipe.model_copy(update={"model": "resumed"})
+
+    class Stop(Recorder):
+        def epoch(self, metrics: dict[str, float]) -> None:
+            super().epoch(metrics)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WANDB_MODE", "disabled")
+        broken = recipe.model_copy(update={"optimizer": recipe.optimizer.model_copy(update={"epochs": 3})})
+        patch.setattr("job.train.train_worker", _dies_after_second_epoch)
+        with pytest.raises(JobError, match="--resume broken-run"):
+            train(broken, RunOptions(run="broken-run"), Stop())
+        patch.undo()
+        patch.setenv("WANDB_MODE", "disabled")
+        recorder = Recorder()
+        manifest = resume("broken-run", str(uri), listener=recorder)
+    assert [e["epoch"] for e in recorder.epochs] == [2]  # epochs 0 and 1 came from the checkpoint
+    pull(trained.bucket, Reference("resumed"), tmp_path / "m")
+    history = json.loads((tmp_path / "m" / "metrics.json").read_text())["history"]
+    assert [e["loss"] for e in history] == pytest.approx([e["loss"] for e in trained.recorder.epochs], rel=1e-3)
+    assert manifest.origin.wandb_run is None
+
+
+def _dies_after_second_epoch(config: dict[str, Any]) -> None:
+    import os
+
+    from job import worker
+
+    class Dying(worker._RayReporter):
+        def steps(self, epoch: int, done: int, total: int) -> None:
+            if epoch == 2:
+                os._exit(1)
+            super().steps(epoch, done, total)
+
+    worker._RayReporter = Dying
+    worker.train_worker(config)
+
+
+def test_predict_and_evaluate_as_typed(trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import cv2
+    import tifffile
+
+    monkeypatch.setenv("NUCLEUS_BUCKET", str(trained.bucket.uri))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    inputs, out = tmp_path / "inputs", tmp_path / "out"
+    inputs.mkdir()
+    rgb = generated_image(40, 70, 150)[0]
+    grey = np.ascontiguousarray(rgb[..., 0])
+    cv2.imwrite(str(inputs / "rgb.png"), rgb[..., ::-1])
+    cv2.imwrite(str(inputs / "grey.tif"), grey)
+    cv2.imwrite(str(inputs / "deep.tiff"), grey.astype(np.uint16) * 16)
+    cv2.imwrite(str(inputs / "rgba.png"), np.dstack([rgb[..., ::-1], np.full(grey.shape, 255, np.uint8)]))
+    (inputs / "tiny.png").write_bytes(encode_png(np.zeros((1, 1, 3), np.uint8)))
+    run = CliRunner().invoke(cli, ["predict", str(inputs), "--model", "tiny", "--out", str(out), "--json"])
+    assert run.exit_code == 0, run.output
+    answer = json.loads(run.stdout)
+    assert answer["model"] == "tiny@1"
+    assert set(answer["nuclei"]) == {"rgb.png", "grey.tif", "deep.tiff", "rgba.png", "tiny.png"}
+    predictor = Predictor(trained.folder)
+    labels = tifffile.imread(out / "rgb.labels.tif")
+    assert np.array_equal(labels, predictor(rgb).labels)
+    assert np.array_equal(labels, tifffile.imread(out / "rgba.labels.tif"))
+    assert tifffile.imread(out / "tiny.labels.tif").shape == (1, 1)
+    lines = (out / "nuclei.csv").read_text().splitlines()
+    assert lines[0].startswith("image,label,centroid_x,centroid_y,area")
+    assert len(lines) - 1 == sum(answer["nuclei"].values())
+    assert sum(line.startswith("rgb.png,") for line in lines) == labels.max()
+
+    (inputs / "broken.png").write_bytes(b"no image")
+    run = CliRunner().invoke(cli, ["predict", str(inputs), "--model", "tiny@1", "--out", str(out)])
+    assert run.exit_code == 1
+    assert "broken.png" in run.stderr
+    assert "1 of 6 images could not be read" in run.stderr
+
+    run = CliRunner().invoke(cli, ["evaluate", "tiny", "dozen", "--split", "val", "--json"])
+    answer = json.loads(run.stdout)
+    assert answer["overall"]["all"] == pytest.approx(trained.manifest.origin.metrics["val"]["all"], abs=1e-6)
+    assert len(answer["images"]) == answer["overall"]["all"]["images"]
+
+
+def test_bad_runs_end_before_they_begin(trained: Trained, tmp_path: Path) -> None:
+    uri = trained.bucket.uri
+    with pytest.raises(DataError, match="nucleus data import SRC"):
+        train(recipe_for(uri, tmp_path, dataset="nothing"))
+    with pytest.raises(WeightsError, match="nothing is there"):
+        train(recipe_for(uri, tmp_path, network={"weights": str(tmp_path / "none.h5")}))
+    with pytest.raises(JobError, match=r"Expected a Ray cluster with 16 CPUs \(found 2\)"):
+        train(recipe_for(uri, tmp_path, workers=4, cpus_per_worker=4))
+    with pytest.raises(DataError, match="at least one batch of 64 images"):
+        train(recipe_for(uri, tmp_path, input={"crop": 64, "batch_size": 64}, tracking={"wandb": "disabled"}))
+    assert list_versions(trained.bucket, "tiny") == [1]
+
+
+def test_dataset_is_found_by_version(trained: Trained) -> None:
+    name = f"dozen@{trained.dataset.manifest.version}"
+    assert open_dataset(locate_dataset(name, str(trained.bucket.uri))) == trained.dataset
+
+
+def read_wandb(path: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """History and configuration of an offline run: a LevelDB log of `wandb_internal_pb2.Record`."""
+    from wandb.proto import wandb_internal_pb2
+
+    data = path.read_bytes()[7:]
+    payload, history, config = b"", [], {}
+    position = 0
+    block = 32768
+    while position + 7 <= len(data):
+        left = block - (position + 7) % block
+        if left < 7:
+            position += left
+            continue
+        _, length, kind = struct.unpack_from("<IHB", data, position)
+        payload += data[position + 7 : position + 7 + length]
+        position += 7 + length
+        if kind in {2, 3}:
+            continue
+        record = wandb_internal_pb2.Record.FromString(payload)
+        payload = b""
+        if record.WhichOneof("record_type") == "history":
+            history.append(
+                {(item.key or ".".join(item.nested_key)): json.loads(item.value_json) for item in record.history.item}
+            )
+        if record.WhichOneof("record_type") == "run":
+            config.update({item.key: json.loads(item.value_json) for item in record.run.config.update})
+    return history, config

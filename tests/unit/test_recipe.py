@@ -1,0 +1,65 @@
+from pathlib import Path
+
+import pytest
+
+from job.train import recipe_path
+from nucleus.config.recipe import parse_recipe, read_recipe
+from nucleus.errors import RecipeError
+
+RECIPES = sorted((Path(__file__).parents[2] / "job" / "recipes").glob("*.toml"))
+MINIMAL = {"model": "m", "dataset": "d"}
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_shipped_recipes_are_right(path: Path) -> None:
+    recipe = read_recipe(recipe_path(path.stem))
+    assert recipe.batch_per_worker * recipe.workers == recipe.input.batch_size
+
+
+def test_shipped_recipes_are_those_of_the_readme() -> None:
+    assert [path.stem for path in RECIPES] == ["demo", "dsb2018-cpu", "dsb2018-gpu"]
+
+
+def test_settings_change_keys(tmp_path: Path) -> None:
+    path = tmp_path / "r.toml"
+    path.write_text('model = "m"\ndataset = "d"\n')
+    recipe = read_recipe(path, ["optimizer.epochs=3", "network.weights=none", 'bucket="s3://b"', "workers=2"])
+    assert (recipe.optimizer.epochs, recipe.network.weights, recipe.bucket, recipe.workers) == (3, "none", "s3://b", 2)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"dataset": "d"}, "key 'model' is missing"),
+        ({**MINIMAL, "worker": 2}, "unknown key 'worker' (did you mean 'workers'?)"),
+        ({**MINIMAL, "optimizer": {"epoch": 2}}, "unknown key 'optimizer.epoch' (did you mean 'epochs'?)"),
+        ({**MINIMAL, "workers": "two"}, "workers: input should be a valid integer, found 'two'"),
+        ({**MINIMAL, "workers": 0}, "workers: input should be greater than or equal to 1, found 0"),
+        ({**MINIMAL, "input": {"crop": 100}}, "input.crop: input should be a multiple of 32, found 100"),
+        ({**MINIMAL, "input": {"crop": -32}}, "input.crop: input should be greater than or equal to 32"),
+        ({**MINIMAL, "input": {"overlap": 200}}, "overlap must be at most half of tile"),
+        ({**MINIMAL, "workers": 3}, "input.batch_size (8) must be a multiple of workers (3)"),
+        ({**MINIMAL, "network": {"encoder": "resnet"}}, "network.encoder: input should be 'mobilenet_v2'"),
+        ({**MINIMAL, "model": "My Model"}, "Try 'my-model'"),
+        ({**MINIMAL, "cache_dir": "relative"}, "cache_dir must be an absolute path"),
+        ({**MINIMAL, "tracking": {"wandb": "on"}}, "tracking.wandb: input should be 'online', 'offline' or 'disabled'"),
+    ],
+)
+def test_wrong_recipes_say_which_key(content: dict[str, object], message: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        parse_recipe(content, "r.toml")
+    assert message in str(caught.value)
+    assert "r.toml" in str(caught.value)
+
+
+def test_files_that_are_no_recipe(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="nothing is there"):
+        read_recipe(tmp_path / "none.toml")
+    (tmp_path / "bad.toml").write_text("= 3")
+    with pytest.raises(RecipeError, match="Expected TOML"):
+        read_recipe(tmp_path / "bad.toml")
+    (tmp_path / "r.toml").write_text('model = "m"\ndataset = "d"\n')
+    with pytest.raises(RecipeError, match="Expected KEY=VALUE"):
+        read_recipe(tmp_path / "r.toml", ["epochs"])
+    with pytest.raises(RecipeError, match="it is a value"):
+        read_recipe(tmp_path / "r.toml", ["model.x=1"])

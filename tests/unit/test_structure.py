@@ -1,0 +1,69 @@
+"""The tree explains the program: imports go one way, errors cross processes, `--help` loads nothing heavy."""
+
+import ast
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from nucleus import errors
+
+ROOT = Path(__file__).parents[2]
+LAYERS = ["errors", "progress", "config", "storage", "data", "model", "training", "registry", "predict", "tracking"]
+
+
+def imports_of(path: Path) -> set[str]:
+    tree = ast.parse(path.read_text())
+    modules = [node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    modules += [alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]
+    return set(modules)
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_imports_go_one_way(layer: str) -> None:
+    above = {f"nucleus.{other}" for other in [*LAYERS[LAYERS.index(layer) + 1 :], "cli", "report"]}
+    allowed = {("tracking", "nucleus.config")}
+    files = [ROOT / "nucleus" / f"{layer}.py"] if (ROOT / "nucleus" / f"{layer}.py").exists() else None
+    for path in files or (ROOT / "nucleus" / layer).rglob("*.py"):
+        for module in imports_of(path):
+            package = ".".join(module.split(".")[:2])
+            assert package not in above or (layer, package) in allowed, f"{path} imports {module}"
+            assert module.split(".")[0] not in {"job", "ray"}, f"{path} imports {module}"
+
+
+def test_errors_survive_pickling() -> None:
+    for name in errors.__all__:
+        error = getattr(errors, name)("what was expected")
+        again = pickle.loads(pickle.dumps(error))
+        assert (type(again), str(again)) == (type(error), "what was expected")
+        assert isinstance(error, errors.NucleusError)
+
+
+def test_errors_are_in_the_tree_of_the_docstring() -> None:
+    assert errors.__doc__ is not None
+    for name in errors.__all__:
+        assert name in errors.__doc__
+
+
+def test_help_loads_nothing_heavy() -> None:
+    code = (
+        "import sys; sys.argv = ['nucleus', '--help']\n"
+        "try:\n    from nucleus.cli.main import main; main()\n"
+        "except SystemExit: pass\n"
+        "heavy = {'tensorflow', 'ray', 'wandb', 'keras', 'boto3', 'cv2', 'numpy', 'rich'} & set(sys.modules)\n"
+        "sys.exit(','.join(heavy) or 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "Commands:" in done.stdout
+
+
+def test_no_machine_in_the_tree() -> None:
+    names = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    for name in names:
+        if (ROOT / name).suffix in {".py", ".toml", ".md", ".txt", ".yaml"}:
+            text = (ROOT / name).read_text()
+            assert "pypi" + ".org" not in text, name
+            assert "/ro" + "ot/" not in text, name
