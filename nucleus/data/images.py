@@ -68,7 +68,7 @@ def to_rgb8(raw: NDArray[Any], name: str = "image") -> RgbImage:
         raise ImageError(f"Expected 1 to 4 channels in {name}; found an array of shape {raw.shape}.")
     pixels = _to_8_bits(raw[..., : 1 if raw.shape[2] <= 2 else 3], name)
     if pixels.shape[2] == 1:
-        pixels = np.repeat(pixels, 3, axis=2)
+        return np.asarray(np.repeat(pixels, 3, axis=2), np.uint8)
     return np.ascontiguousarray(pixels[..., ::-1])
 
 
@@ -86,7 +86,7 @@ def _to_8_bits(pixels: NDArray[Any], name: str) -> NDArray[np.uint8]:
         low, high = float(pixels.min()), float(pixels.max())
     scale = 255.0 / (high - low) if high > low else 0.0
     stretched = (pixels.astype(np.float32) - np.float32(low)) * np.float32(scale)
-    return np.clip(np.rint(stretched), 0, 255).astype(np.uint8)
+    return np.asarray(np.clip(np.rint(stretched), 0, 255), np.uint8)
 
 
 def labels_from_masks(masks: Iterable[tuple[str, bytes]], shape: tuple[int, int]) -> LabelImage:

@@ -4,7 +4,6 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 from skimage.measure import label
-from skimage.morphology import remove_small_objects
 from skimage.segmentation import relabel_sequential, watershed
 
 from nucleus.model.architecture import InstanceSettings
@@ -29,11 +28,16 @@ def label_nuclei(probabilities: NDArray[np.float32], settings: InstanceSettings)
     """
     body = probabilities[..., 1]
     mask = ndimage.binary_fill_holes(nucleus_mask(probabilities, settings.mask_threshold))
-    seeds = label(body > settings.seed_threshold)
-    seeds = remove_small_objects(seeds, max_size=max(settings.min_seed_area - 1, 0))
+    seeds = _without_small(label(body > settings.seed_threshold), settings.min_seed_area)
     seedless = label(mask)
     seedless[np.isin(seedless, np.unique(seedless[seeds > 0]))] = 0
     seeds = np.where(seedless > 0, seedless + seeds.max(), seeds)
     labels = watershed(-body, markers=seeds, mask=mask)
-    labels = remove_small_objects(labels, max_size=max(settings.min_area - 1, 0))
-    return np.asarray(relabel_sequential(labels)[0], np.int32)
+    return np.asarray(relabel_sequential(_without_small(labels, settings.min_area))[0], np.int32)
+
+
+def _without_small(labels: NDArray[np.integer], area: int) -> NDArray[np.integer]:
+    """Labels with those of fewer than `area` pixels removed."""
+    keep = np.bincount(labels.ravel()) >= area
+    keep[0] = False
+    return np.where(keep[labels], labels, 0)

@@ -29,7 +29,11 @@ from nucleus.registry.versions import list_versions, pull, version_prefix
 from nucleus.storage.bucket import Bucket
 from nucleus.storage.uri import S3Uri, parse_uri
 
-pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
+pytestmark = [
+    pytest.mark.ray,
+    pytest.mark.usefixtures("ray_cluster"),
+    pytest.mark.filterwarnings("default"),  # Ray 2.60 warns of its own deprecations and leaves sockets to the collector
+]
 
 
 class Recorder:
@@ -82,9 +86,9 @@ def recipe_for(bucket: S3Uri, cache: Path, **changes: Any) -> Recipe:
 
 @pytest.fixture(scope="module")
 def trained(
-    ray_cluster: None,
+    ray_cluster: None,  # noqa: ARG001
     dozen: Path,
-    tmp_path_factory: pytest.TempPathFactory,  # noqa: ARG001
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Trained]:
     root = tmp_path_factory.mktemp("trained")
     uri = parse_uri("s3://nucleus/whole-way")
@@ -96,7 +100,7 @@ def trained(
         manifest = train(recipe, RunOptions(run="first-run"), recorder)
     folder = root / "pulled"
     pull(Bucket(uri), Reference("tiny"), folder)
-    yield Trained(Bucket(uri), dataset, recipe, manifest, recorder, folder, root / "wandb")
+    return Trained(Bucket(uri), dataset, recipe, manifest, recorder, folder, root / "wandb")
 
 
 def test_manifest_and_sums_hold(trained: Trained) -> None:
@@ -170,16 +174,11 @@ def test_a_killed_run_goes_on_from_its_checkpoint(trained: Trained, tmp_path: Pa
     uri = trained.bucket.uri
     recipe = trained.recipe.model_copy(update={"model": "resumed"})
 
-    class Stop(Recorder):
-        def epoch(self, metrics: dict[str, float]) -> None:
-            super().epoch(metrics)
-
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("WANDB_MODE", "disabled")
-        broken = recipe.model_copy(update={"optimizer": recipe.optimizer.model_copy(update={"epochs": 3})})
         patch.setattr("job.train.train_worker", _dies_after_second_epoch)
         with pytest.raises(JobError, match="--resume broken-run"):
-            train(broken, RunOptions(run="broken-run"), Stop())
+            train(recipe, RunOptions(run="broken-run"))
         patch.undo()
         patch.setenv("WANDB_MODE", "disabled")
         recorder = Recorder()
@@ -193,12 +192,14 @@ def test_a_killed_run_goes_on_from_its_checkpoint(trained: Trained, tmp_path: Pa
 
 def _dies_after_second_epoch(config: dict[str, Any]) -> None:
     import os
+    import time
 
     from job import worker
 
     class Dying(worker._RayReporter):
         def steps(self, epoch: int, done: int, total: int) -> None:
             if epoch == 2:
+                time.sleep(5)  # Ray's controller notes a checkpoint a moment after the worker has reported it
                 os._exit(1)
             super().steps(epoch, done, total)
 

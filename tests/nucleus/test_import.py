@@ -137,7 +137,7 @@ def test_tiles_never_fall_on_both_sides(bucket_uri: S3Uri, tmp_path: Path) -> No
     assert {sample.split for sample in manifest.samples} == set(SPLITS)
 
 
-def test_nothing_is_left_half_written(dozen: Path, bucket_uri: S3Uri, tmp_path: Path) -> None:
+def test_nothing_is_left_half_written(dozen: Path, bucket_uri: S3Uri) -> None:
     uri = bucket_uri / "d"
     dataset = import_dataset(dozen, uri, SplitOptions()).dataset
     shards = [shard.file for shard in dataset.manifest.shards]

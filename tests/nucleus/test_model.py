@@ -1,3 +1,4 @@
+import itertools
 import json
 from pathlib import Path
 
@@ -61,7 +62,7 @@ def test_tiles_cover_and_blend(model: keras.Model) -> None:
             covered[start : start + 64] += 1
         assert covered.min() >= 1
         assert starts[0] == 0
-        assert all(b - a <= 48 for a, b in zip(starts, starts[1:], strict=False))
+        assert all(b - a <= 48 for a, b in itertools.pairwise(starts))
     assert reflect_indices(1, 4).tolist() == [0, 0, 0, 0]
     network = TiledNetwork(model, 64, 16)
     for shape in ((64, 64), (1, 1), (30, 200), (100, 70)):
