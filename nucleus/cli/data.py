@@ -21,7 +21,7 @@ def data() -> None:
 
 
 @data.command("import")
-@click.argument("src", type=click.Path(path_type=Path))
+@click.argument("src", type=click.Path(exists=True, path_type=Path))
 @click.argument("uri")
 @click.option("--seed", default=0, show_default=True, help="Decides the splits.")
 @click.option("--val", default=0.1, show_default=True, help="Fraction for validation.")
@@ -35,6 +35,7 @@ def import_(src: Path, uri: str, seed: int, val: float, test: float, group_by: s
     images/ + labels/ with integer labels.
     """
     from nucleus.cli.output import note, print_json, show_progress, warn
+    from nucleus.cli.quiet import import_tensorflow
     from nucleus.data.datasets import locate_dataset
     from nucleus.data.importing import SplitOptions, import_dataset
 
@@ -42,6 +43,7 @@ def import_(src: Path, uri: str, seed: int, val: float, test: float, group_by: s
         pattern = re.compile(group_by) if group_by else None
     except re.error as error:
         raise click.BadParameter(f"not a regular expression: {error}", param_hint="--group-by") from error
+    import_tensorflow()
     options = SplitOptions(seed=seed, val=val, test=test, group_by=pattern)
     with show_progress("read images") as advance:
         imported = import_dataset(src, locate_dataset(uri).uri, options, advance)

@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 __all__ = ["demo"]
 
-_GENERATED_IMAGES = 60
+_GENERATED_IMAGES = 96
 
 
 @click.command()
-@click.argument("src", type=click.Path(path_type=Path), required=False)
+@click.argument("src", type=click.Path(exists=True, path_type=Path), required=False)
 @click.option(
     "--workdir",
     type=click.Path(path_type=Path),
@@ -29,7 +29,11 @@ _GENERATED_IMAGES = 60
     show_default=True,
     help="Where everything goes.",
 )
-@click.option("--weights", type=click.Path(path_type=Path), help="Encoder weights to put into the bucket first.")
+@click.option(
+    "--weights",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Encoder weights to put into the bucket first.",
+)
 @click.option("--recipe", help="Another recipe.  [default: demo; with SRC dsb2018-cpu]")
 @click.option("--set", "settings", metavar="KEY=VALUE", multiple=True, help="Change a key of the recipe.")
 @click.pass_context
@@ -44,11 +48,13 @@ def demo(
     """Import SRC (a zip or folder; without it, generated images), train on two Ray workers, publish, pull and
     predict, on the embedded S3 server."""
     from job.train import recipe_path
+    from nucleus.cli.quiet import import_tensorflow
     from nucleus.config.recipe import read_recipe
 
     workdir = workdir.absolute()
     chosen = recipe or ("dsb2018-cpu" if src else "demo")
     content = read_recipe(recipe_path(chosen), (f'cache_dir="{workdir / "cache"}"', *settings))
+    import_tensorflow()
     _Demo(content, workdir, verbose=bool(ctx.find_root().params.get("debug"))).run(src, weights)
 
 
@@ -150,7 +156,8 @@ class _Demo:
         from nucleus.data.cache import fetch_shards
         from nucleus.data.images import encode_png
         from nucleus.data.shards import ShardReader
-        from nucleus.predict.images import find_inputs, predict_files
+        from nucleus.predict.images import predict_files
+        from nucleus.predict.inputs import find_inputs
         from nucleus.predict.predictor import Predictor
         from nucleus.storage.files import write_atomic
         from nucleus.training.validation import images_of_worker

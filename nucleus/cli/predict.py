@@ -2,36 +2,31 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from nucleus.errors import NucleusError
 
-if TYPE_CHECKING:
-    from nucleus.predict.predictor import Predictor
-
-__all__ = ["evaluate", "load_predictor", "predict"]
+__all__ = ["evaluate", "predict"]
 
 
-def load_predictor(model: str) -> "Predictor":
-    """The model NAME[@REF], pulled into the cache, or a folder that was pulled before."""
+def model_folder(model: str) -> Path:
+    """Folder of the model NAME[@REF], pulled into the cache; or `model` itself if it is a pulled folder."""
     from nucleus.config.names import Reference, parse_reference
     from nucleus.data.cache import default_cache_dir
-    from nucleus.predict.predictor import Predictor
     from nucleus.registry import versions
     from nucleus.storage.bucket import Bucket
     from nucleus.storage.uri import bucket_from_environment
 
     if (Path(model) / "manifest.json").is_file():
-        return Predictor(Path(model))
+        return Path(model)
     reference = parse_reference(model, "model")
     bucket = Bucket(bucket_from_environment())
     bucket.check()
     version = versions.resolve_version(bucket, reference)
     folder = default_cache_dir() / "models" / bucket.uri.bucket / bucket.uri.key / reference.name / f"{version:06d}"
     versions.pull(bucket, Reference(reference.name, str(version)), folder)
-    return Predictor(folder)
+    return folder
 
 
 @click.command()
@@ -45,10 +40,16 @@ def predict(inputs: tuple[Path, ...], model: str, out: Path, as_json: bool) -> N
     Writes for each <stem>.labels.tif (integer labels, 0 background) and <stem>.overlay.png, and one nuclei.csv.
     """
     from nucleus.cli.output import print_json, print_table, show_progress, warn
-    from nucleus.predict.images import find_inputs, predict_files
+    from nucleus.cli.quiet import import_tensorflow
+    from nucleus.predict.inputs import find_inputs
 
     files = find_inputs(inputs)
-    predictor = load_predictor(model)
+    folder = model_folder(model)
+    import_tensorflow()
+    from nucleus.predict.images import predict_files
+    from nucleus.predict.predictor import Predictor
+
+    predictor = Predictor(folder)
     with show_progress("segment images") as advance:
         found = predict_files(predictor, files, out, advance)
     version = f"{predictor.manifest.model}@{predictor.manifest.version}"
@@ -71,12 +72,17 @@ def predict(inputs: tuple[Path, ...], model: str, out: Path, as_json: bool) -> N
 def evaluate(model: str, dataset: str, split: str, as_json: bool) -> None:
     """Score a model on a split of DATASET (s3://bucket/datasets/NAME[@VERSION], or NAME in the bucket)."""
     from nucleus.cli.output import print_json, print_table, show_progress
+    from nucleus.cli.quiet import import_tensorflow
     from nucleus.data.cache import default_cache_dir
     from nucleus.data.datasets import locate_dataset, open_dataset
-    from nucleus.predict.evaluation import evaluate as evaluate_split
 
     opened = open_dataset(locate_dataset(dataset))
-    predictor = load_predictor(model)
+    folder = model_folder(model)
+    import_tensorflow()
+    from nucleus.predict.evaluation import evaluate as evaluate_split
+    from nucleus.predict.predictor import Predictor
+
+    predictor = Predictor(folder)
     with show_progress(f"evaluate {split}") as advance:
         found = evaluate_split(predictor, opened, split, default_cache_dir(), advance)
     if as_json:

@@ -33,6 +33,7 @@ def train(
     from job.train import resume as resume_run
     from job.train import train as train_run
     from nucleus.cli.output import TrainingDisplay, print_json
+    from nucleus.cli.quiet import import_tensorflow
     from nucleus.config.names import check_name
     from nucleus.config.recipe import read_recipe
 
@@ -41,6 +42,7 @@ def train(
     content = read_recipe(recipe_path(recipe), settings)
     if run:
         check_name(run, "run")
+    import_tensorflow()
     options = RunOptions(run=run, verbose=bool(ctx.find_root().params.get("debug")))
     with TrainingDisplay() as display:
         if resume:

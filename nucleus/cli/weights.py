@@ -17,12 +17,14 @@ def weights() -> None:
 @click.option("--encoder", default="mobilenet_v2", show_default=True, help="The network that they belong to.")
 def add(file: Path, encoder: str) -> None:
     """Check FILE (without top, .weights.h5 or .h5) and put it where network.weights = "imagenet" finds it."""
+    from nucleus.cli.quiet import import_tensorflow
     from nucleus.registry.encoder_weights import add_weights
     from nucleus.storage.bucket import Bucket
     from nucleus.storage.uri import bucket_from_environment
 
     bucket = Bucket(bucket_from_environment())
     bucket.check()
+    import_tensorflow()
     click.echo(str(add_weights(file, encoder, bucket).uri))
 
 

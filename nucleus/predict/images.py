@@ -10,15 +10,15 @@ from typing import Any
 import numpy as np
 import tifffile
 
-from nucleus.data.images import IMAGE_SUFFIXES, decode_image, encode_png
-from nucleus.errors import ImageError, UsageError
+from nucleus.data.images import decode_image, encode_png
+from nucleus.errors import ImageError
 from nucleus.predict.measurement import COLUMNS, measure_nuclei
 from nucleus.predict.overlay import draw_outlines
 from nucleus.predict.predictor import Predictor
 from nucleus.progress import Advance, no_progress
 from nucleus.storage.files import atomic_path, write_atomic
 
-__all__ = ["PredictedFiles", "find_inputs", "predict_files"]
+__all__ = ["PredictedFiles", "predict_files"]
 
 
 @dataclass(frozen=True)
@@ -34,33 +34,6 @@ class PredictedFiles:
     counts: dict[str, int]
     failures: dict[str, str]
     table: Path
-
-
-def find_inputs(inputs: Sequence[Path]) -> list[Path]:
-    """The image files that arguments name: files as they are, and those directly in folders.
-
-    Raises:
-        UsageError: A path does not exist, there are no images, or two would write the same output.
-    """
-    files: list[Path] = []
-    for path in inputs:
-        if path.is_dir():
-            files += sorted(item for item in path.iterdir() if item.suffix.lower() in IMAGE_SUFFIXES)
-        elif path.exists():
-            files.append(path)
-        else:
-            raise UsageError(f"Expected an image or a folder at {path}; nothing is there.")
-    if not files:
-        raise UsageError(f"Expected image files in {', '.join(map(str, inputs))}; found none.")
-    stems: dict[str, Path] = {}
-    for file in files:
-        other = stems.setdefault(file.stem, file)
-        if other is not file:
-            raise UsageError(
-                f"Expected images of different names; {other} and {file} would both write {file.stem}.labels.tif. "
-                "Run them with different --out folders."
-            )
-    return files
 
 
 def predict_files(

@@ -1,0 +1,36 @@
+"""Which image files a user means."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from nucleus.data.images import IMAGE_SUFFIXES
+from nucleus.errors import UsageError
+
+__all__ = ["find_inputs"]
+
+
+def find_inputs(inputs: Sequence[Path]) -> list[Path]:
+    """The image files that arguments name: files as they are, and those directly in folders.
+
+    Raises:
+        UsageError: A path does not exist, there are no images, or two would write the same output.
+    """
+    files: list[Path] = []
+    for path in inputs:
+        if path.is_dir():
+            files += sorted(item for item in path.iterdir() if item.suffix.lower() in IMAGE_SUFFIXES)
+        elif path.exists():
+            files.append(path)
+        else:
+            raise UsageError(f"Expected an image or a folder at {path}; nothing is there.")
+    if not files:
+        raise UsageError(f"Expected image files in {', '.join(map(str, inputs))}; found none.")
+    stems: dict[str, Path] = {}
+    for file in files:
+        other = stems.setdefault(file.stem, file)
+        if other is not file:
+            raise UsageError(
+                f"Expected images of different names; {other} and {file} would both write {file.stem}.labels.tif. "
+                "Run them with different --out folders."
+            )
+    return files
