@@ -1,5 +1,6 @@
 """A network on disk: `model.json` (what it is) and `model.weights.h5` (its weights); nothing that can execute."""
 
+import warnings
 from pathlib import Path
 
 import keras
@@ -8,7 +9,7 @@ from numpy.typing import NDArray
 
 from nucleus.errors import IntegrityError, ModelError, WeightsError
 from nucleus.model.architecture import ModelConfig, read_model_config
-from nucleus.model.unet import build_unet, encoder_of
+from nucleus.model.unet import build_unet
 
 __all__ = [
     "CONFIG_FILE",
@@ -20,6 +21,7 @@ __all__ = [
     "save_arrays",
 ]
 
+_MISFITS = (OSError, ValueError, KeyError, UserWarning)
 CONFIG_FILE = "model.json"
 WEIGHTS_FILE = "model.weights.h5"
 
@@ -40,24 +42,31 @@ def load_model(folder: Path) -> tuple[keras.Model, ModelConfig]:
 def load_weights(model: keras.Model, path: Path) -> None:
     """Load a `.weights.h5` file into a network. Raises `ModelError` if it does not fit."""
     try:
-        model.load_weights(path)
-    except (OSError, ValueError, KeyError) as error:
+        _load(model, path)
+    except _MISFITS as error:
         raise ModelError(f"Expected weights of this network in {path}; they do not fit: {error}") from error
 
 
-def load_encoder_weights(model: keras.Model, path: Path) -> None:
-    """Load encoder weights, `.weights.h5` or Keras's older `.h5`, into a network of `build_unet`.
+def load_encoder_weights(encoder: keras.Model, path: Path) -> None:
+    """Load encoder weights, `.weights.h5` or Keras's older `.h5`.
 
     Raises:
         WeightsError: The file is damaged or belongs to another network.
     """
     try:
-        encoder_of(model).load_weights(path)
-    except (OSError, ValueError, KeyError) as error:
+        _load(encoder, path)
+    except _MISFITS as error:
         raise WeightsError(
             f"Expected weights of the encoder in {path}; they do not fit: {error}. "
             "Use the file without top (include_top=False) of the same network."
         ) from error
+
+
+def _load(model: keras.Model, path: Path) -> None:
+    """Load weights, all of them: what Keras skips with a warning is an error here."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        model.load_weights(path)
 
 
 def save_arrays(path: Path, arrays: list[NDArray[np.generic]]) -> None:

@@ -127,16 +127,12 @@ def _checked_file(path: Path, encoder: str, folder: Path) -> Path:
     import keras  # noqa: PLC0415
 
     from nucleus.model.encoders import build_encoder  # noqa: PLC0415
+    from nucleus.model.files import load_encoder_weights  # noqa: PLC0415
 
     if not path.is_file():
         raise WeightsError(f"Expected a weights file at {path}; nothing is there.")
     model = build_encoder(encoder)
-    try:
-        model.load_weights(path)
-    except (OSError, ValueError, KeyError) as error:
-        raise WeightsError(
-            f"Expected weights of {encoder} without top (include_top=False) in {path}; they do not fit: {error}"
-        ) from error
+    load_encoder_weights(model, path)
     if path.name.endswith(_SUFFIX):
         return path
     copy = folder / f"{secrets.token_hex(4)}{_SUFFIX}"

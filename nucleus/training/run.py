@@ -25,7 +25,7 @@ from nucleus.model.losses import image_losses
 from nucleus.model.metrics import ScoreSums
 from nucleus.model.targets import pixel_classes
 from nucleus.model.tiling import TiledNetwork
-from nucleus.model.unet import build_unet, calibrate_encoder
+from nucleus.model.unet import build_unet, calibrate_encoder, encoder_of
 from nucleus.training.distributed import TrainingStep, Workers
 from nucleus.training.state import Progress, load_checkpoint, save_checkpoint
 from nucleus.training.validation import LabelledImage, image_loss, images_of_worker, mask_counts
@@ -134,7 +134,7 @@ class _Run:
             model = build_unet(self.config, freeze_encoder=recipe.network.freeze_encoder)
             optimizer = keras.optimizers.AdamW(_schedule(recipe, self.steps_per_epoch), recipe.optimizer.weight_decay)
             if encoder_weights is not None:
-                load_encoder_weights(model, encoder_weights)
+                load_encoder_weights(encoder_of(model), encoder_weights)
             else:
                 side = recipe.input.crop
                 images = [generated_image(seed, side, side)[0] for seed in range(_CALIBRATION_IMAGES)]

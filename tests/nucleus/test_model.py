@@ -148,7 +148,7 @@ def test_configurations_that_cannot_be_read() -> None:
 def test_wrong_encoder_weights(model: keras.Model, tmp_path: Path) -> None:
     (tmp_path / "x.weights.h5").write_bytes(b"no HDF5")
     with pytest.raises(WeightsError, match="do not fit"):
-        load_encoder_weights(model, tmp_path / "x.weights.h5")
+        load_encoder_weights(encoder_of(model), tmp_path / "x.weights.h5")
 
 
 def feed(path: Path, count: int, rank: int, world: int, batch: int, augment: AugmentOptions) -> Feed:

@@ -1,0 +1,56 @@
+"""`nucleus demo` as typed, in a process of its own. It starts its own S3 server and Ray cluster: that is its work."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tifffile
+
+SMALL = (
+    "optimizer.epochs=1",
+    "input.crop=64",
+    "input.batch_size=4",
+    "input.tile=64",
+    "input.overlap=16",
+    'network.weights="none"',
+)
+
+
+@pytest.mark.ray
+def test_demo(dozen: Path, tmp_path: Path) -> None:
+    names = ("AWS_", "NUCLEUS_", "WANDB_", "RAY_ADDRESS")
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(names)}
+    settings = [part for setting in SMALL for part in ("--set", setting)]
+    command = [sys.executable, "-m", "nucleus.cli.main", "demo", str(dozen), "--recipe", "demo"]
+    done = subprocess.run(
+        [*command, "--workdir", str(tmp_path / "w"), *settings],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=500,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "12 images in s3://nucleus/datasets/demo@" in done.stderr
+    assert "WITHOUT pretrained encoder weights" in done.stderr
+    assert "published demo@1" in done.stdout
+    work = tmp_path / "w"
+    manifest = json.loads((work / "model" / "000001" / "manifest.json").read_text())
+    assert manifest["origin"]["encoder_weights"] == {"source": "none", "sha256": None}
+    predicted = sorted((work / "predictions").glob("*.labels.tif"))
+    assert len(predicted) == manifest["origin"]["metrics"]["test"]["all"]["images"]
+    assert all(tifffile.imread(path).shape == (96, 96) for path in predicted)
+    page = (work / "report.html").read_text()
+    assert "demo, version 1" in page
+    assert page.count("data:image/png;base64,") == 2
+    assert not any(marker in page for marker in ("http://", "https://"))
+    assert list((work / "wandb").glob("offline-run-*"))
+    status = subprocess.run(
+        [sys.executable, "-m", "nucleus.cli.main", "store", "status", "--dir", str(work / "store")],
+        capture_output=True,
+        check=False,
+    )
+    assert status.returncode == 1  # the demo stopped the server that it had started
