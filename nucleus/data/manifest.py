@@ -4,10 +4,11 @@ import hashlib
 import json
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from nucleus.data.kinds import Kind
 from nucleus.errors import DataError
+from nucleus.storage.documents import read_document
 
 __all__ = [
     "DATASET_FORMAT",
@@ -112,21 +113,7 @@ def content_version(samples: list[Sample], shards_by_split: dict[str, int]) -> s
 
 
 def read_manifest(data: bytes, where: str) -> DatasetManifest:
-    """Parse and check a manifest.
-
-    Raises:
-        DataError: Not a manifest, or one that a newer version of this package wrote.
-    """
-    try:
-        found = json.loads(data)
-        stored_format = found["format"] if isinstance(found, dict) else None
-        if isinstance(stored_format, int) and stored_format > DATASET_FORMAT:
-            raise DataError(
-                f"Expected a dataset of format {DATASET_FORMAT} or older at {where}; found format "
-                f"{stored_format}. Run: pip install --upgrade nucleus"
-            )
-        return DatasetManifest.model_validate(found)
-    except (ValueError, KeyError, ValidationError) as error:
-        if isinstance(error, DataError):
-            raise
-        raise DataError(f"Expected a dataset manifest at {where}; it is damaged: {error}") from error
+    """Parse and check a manifest. Raises `DataError` if it is damaged or newer than this package."""
+    return read_document(
+        DatasetManifest, data, what="a dataset manifest", where=where, newest=DATASET_FORMAT, error=DataError
+    )

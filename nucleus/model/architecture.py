@@ -1,12 +1,12 @@
 """What a network is, as data: the content of `model.json`, from which the network is rebuilt."""
 
-import json
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from nucleus.config.recipe import STRIDE, Recipe
 from nucleus.errors import ModelError
+from nucleus.storage.documents import read_document
 
 __all__ = [
     "CLASSES",
@@ -76,21 +76,7 @@ def config_of_recipe(recipe: Recipe) -> ModelConfig:
 
 
 def read_model_config(data: bytes, where: str) -> ModelConfig:
-    """Parse `model.json`.
-
-    Raises:
-        ModelError: Not such a file, or one that a newer version of this package wrote.
-    """
-    try:
-        found = json.loads(data)
-        stored_format = found.get("format") if isinstance(found, dict) else None
-        if isinstance(stored_format, int) and stored_format > MODEL_FORMAT:
-            raise ModelError(
-                f"Expected a model of format {MODEL_FORMAT} or older in {where}; found format {stored_format}. "
-                "Run: pip install --upgrade nucleus"
-            )
-        return ModelConfig.model_validate(found)
-    except (ValueError, ValidationError) as error:
-        if isinstance(error, ModelError):
-            raise
-        raise ModelError(f"Expected a network's configuration in {where}; it is damaged: {error}") from error
+    """Parse `model.json`. Raises `ModelError` if it is damaged or newer than this package."""
+    return read_document(
+        ModelConfig, data, what="a network's configuration", where=where, newest=MODEL_FORMAT, error=ModelError
+    )

@@ -1,11 +1,11 @@
 """The manifest of a model version: every file with its sum, and where the model comes from."""
 
-import json
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from nucleus.errors import ModelError
+from nucleus.storage.documents import read_document
 
 __all__ = [
     "MANIFEST_FILE",
@@ -78,21 +78,7 @@ class ModelManifest(_Frozen):
 
 
 def read_model_manifest(data: bytes, where: str) -> ModelManifest:
-    """Parse and check a manifest.
-
-    Raises:
-        ModelError: Not a manifest, or one that a newer version of this package wrote.
-    """
-    try:
-        found = json.loads(data)
-        stored_format = found.get("format") if isinstance(found, dict) else None
-        if isinstance(stored_format, int) and stored_format > MANIFEST_FORMAT:
-            raise ModelError(
-                f"Expected a model manifest of format {MANIFEST_FORMAT} or older at {where}; found format "
-                f"{stored_format}. Run: pip install --upgrade nucleus"
-            )
-        return ModelManifest.model_validate(found)
-    except (ValueError, ValidationError) as error:
-        if isinstance(error, ModelError):
-            raise
-        raise ModelError(f"Expected a model manifest at {where}; it is damaged: {error}") from error
+    """Parse and check a manifest. Raises `ModelError` if it is damaged or newer than this package."""
+    return read_document(
+        ModelManifest, data, what="a model manifest", where=where, newest=MANIFEST_FORMAT, error=ModelError
+    )

@@ -1,0 +1,38 @@
+"""JSON documents with a format number: checked when read, and refused when a newer version wrote them."""
+
+import json
+from typing import TypeVar
+
+from pydantic import BaseModel
+
+from nucleus.errors import NucleusError
+
+__all__ = ["read_document"]
+
+Document = TypeVar("Document", bound=BaseModel)
+
+
+def read_document(
+    kind: type[Document], data: bytes, *, what: str, where: str, newest: int, error: type[NucleusError]
+) -> Document:
+    """Parse and check a document.
+
+    Args:
+        kind: What it must be; has a field `format`.
+        data: The JSON.
+        what: What the user calls it, such as `a dataset manifest`.
+        where: Its file or URI.
+        newest: The newest format that this version of the package reads.
+        error: Raised if the document is damaged or newer.
+    """
+    try:
+        found = json.loads(data)
+        stored = found.get("format") if isinstance(found, dict) else None
+        if not isinstance(stored, int) or stored <= newest:
+            return kind.model_validate(found)
+    except ValueError as problem:  # also what pydantic and the decoder of UTF-8 raise
+        raise error(f"Expected {what} at {where}; it is damaged: {problem}") from problem
+    raise error(
+        f"Expected {what} of format {newest} or older at {where}; found format {stored}. "
+        "Run: pip install --upgrade nucleus"
+    )
