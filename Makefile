@@ -9,14 +9,14 @@ EXTRA ?= dev
 
 .DEFAULT_GOAL := help
 
-.PHONY: help install demo test unit check lock bench clean
+.PHONY: help install demo test unit check lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
 
-install: $(VENV)/.installed ## make .venv with everything (hash-locked)
+install: $(VENV)/.installed-$(EXTRA) ## make .venv with everything (hash-locked)
 
-$(VENV)/.installed: requirements/$(EXTRA).txt pyproject.toml
+$(VENV)/.installed-$(EXTRA): requirements/$(EXTRA).txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || \
 	  { echo "Python 3.11 is needed; found: $$($(PYTHON) --version 2>&1). Run: make install PYTHON=/path/to/python3.11" >&2; exit 1; }
 	@$(PYTHON) -c 'import ensurepip' || \

@@ -15,7 +15,7 @@ __all__ = ["connected"]
 def connected(recipe: Recipe, *, own: bool, verbose: bool) -> Iterator[None]:
     """Connect to the cluster that RAY_ADDRESS or this machine offers, or start one for the time of the block.
 
-    With `own`, one is started in any case.
+    With `own`, one with room for the recipe is started on this machine, unless this process is connected already.
 
     Raises:
         JobError: The recipe asks for more than the cluster has.
@@ -28,9 +28,11 @@ def connected(recipe: Recipe, *, own: bool, verbose: bool) -> Iterator[None]:
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     quiet = {"log_to_driver": verbose, "logging_level": "info" if verbose else "error"}
-    if own or not _joined(quiet):
+    if own:  # the demo runs on any machine, if slower
         wanted = recipe.workers * recipe.cpus_per_worker
         ray.init(address="local", num_cpus=max(wanted, os.cpu_count() or 1), **quiet)
+    elif not _joined(quiet):
+        ray.init(address="local", **quiet)
     try:
         _check_resources(recipe)
         yield

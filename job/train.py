@@ -18,7 +18,7 @@ from job.worker import FINAL_FOLDER, train_worker
 from nucleus import __version__
 from nucleus.config.recipe import Recipe
 from nucleus.data.datasets import locate_dataset, open_dataset
-from nucleus.errors import JobError, NucleusError, WeightsError
+from nucleus.errors import DataError, JobError, NucleusError, WeightsError
 from nucleus.registry.card import model_card
 from nucleus.registry.encoder_weights import provide_weights
 from nucleus.registry.manifest import EncoderWeightsOrigin, ModelManifest, Origin
@@ -63,9 +63,7 @@ def train(recipe: Recipe, options: RunOptions | None = None, listener: Listener 
     """
     options = options or RunOptions()
     listener = listener or SilentListener()
-    plan = _plan(recipe, options, listener)
-    save_plan(Bucket(bucket_from_environment(plan.bucket)), plan)
-    return _execute(plan, options, listener)
+    return _execute(_plan(recipe, options, listener), options, listener, new=True)
 
 
 def resume(
@@ -79,21 +77,27 @@ def resume(
     store = Bucket(bucket_from_environment(bucket))
     plan = load_plan(store, run)
     published = version_of_run(store, plan.recipe.model, run)
-    return published or _execute(plan, options or RunOptions(), listener or SilentListener())
+    return published or _execute(plan, options or RunOptions(), listener or SilentListener(), new=False)
 
 
 def _plan(recipe: Recipe, options: RunOptions, listener: Listener) -> RunPlan:
-    """Find out everything that can be wrong before a cluster is used."""
+    """Find out what can be wrong before a cluster is used."""
     bucket = Bucket(bucket_from_environment(recipe.bucket))
     bucket.check()
     dataset = open_dataset(locate_dataset(recipe.dataset, recipe.bucket))
+    images = len(dataset.manifest.split_samples("train"))
+    if images < recipe.input.batch_size:
+        raise DataError(
+            f"Expected at least one batch of {recipe.input.batch_size} images in the training split of {dataset}; "
+            f"found {images}. Set input.batch_size lower or import more."
+        )
     mode = tracking_mode(recipe.tracking)
     check_tracking(mode)
     run = options.run or new_run_name(recipe.model)
     try:
         weights = provide_weights(recipe.network.weights, recipe.network.encoder, bucket, run)
     except WeightsError as error:
-        if not options.weights_optional:
+        if not (options.weights_optional and recipe.network.weights == "imagenet"):
             raise
         weights = None
         recipe = _with_random_encoder(recipe)
@@ -116,12 +120,15 @@ def _with_random_encoder(recipe: Recipe) -> Recipe:
     return recipe.model_copy(update={"network": network})
 
 
-def _execute(plan: RunPlan, options: RunOptions, listener: Listener) -> ModelManifest:
+def _execute(plan: RunPlan, options: RunOptions, listener: Listener, *, new: bool) -> ModelManifest:
+    bucket = Bucket(bucket_from_environment(plan.bucket))
     listener.stage(f"Training {plan.run} on {plan.recipe.workers} workers")
     with (
         tempfile.TemporaryDirectory(prefix="nucleus-model-") as temporary,
         connected(plan.recipe, own=options.own_cluster, verbose=options.verbose),
     ):
+        if new:  # only now, so that a run which could not begin leaves its name free
+            save_plan(bucket, plan)
         folder = Path(temporary) / FINAL_FOLDER
         result = _fit(plan, options, listener, folder)
         origin = Origin(
@@ -135,7 +142,7 @@ def _execute(plan: RunPlan, options: RunOptions, listener: Listener) -> ModelMan
         )
         listener.stage(f"Publishing {plan.recipe.model}")
         (folder / "card.md").write_text(model_card(plan.recipe.model, origin))
-        return publish(Bucket(bucket_from_environment(plan.bucket)), plan.recipe.model, folder, origin)
+        return publish(bucket, plan.recipe.model, folder, origin)
 
 
 def _fit(plan: RunPlan, options: RunOptions, listener: Listener, folder: Path) -> dict[str, Any]:

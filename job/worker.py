@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from job.plan import RunPlan
+from nucleus.config.recipe import Recipe
 
 if TYPE_CHECKING:
     from nucleus.tracking.weights_and_biases import Tracker
@@ -26,7 +27,7 @@ def train_worker(config: dict[str, Any]) -> None:
     os.environ.pop("TF_USE_LEGACY_KERAS", None)  # Ray sets it; this project is Keras 3
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     plan = RunPlan.model_validate_json(config["plan"])
-    _limit_threads(plan.recipe.cpus_per_worker)
+    _limit_devices(plan.recipe)
 
     import ray.train
 
@@ -44,33 +45,42 @@ def train_worker(config: dict[str, Any]) -> None:
         cache_dir=cache_dir,
         encoder_weights=fetch_weights(weights, cache_dir) if weights else None,
     )
-    tracker = _tracker(plan, first=workers.rank == 0)
+    tracker = _tracker(plan, cache_dir, first=workers.rank == 0)
     reporter = _RayReporter(plan, tracker, config["events"] if workers.rank == 0 else None)
     checkpoint = ray.train.get_checkpoint()
-    if checkpoint is None:
-        train(plan.recipe, given, workers, reporter, None)
-    else:
-        with checkpoint.as_directory() as folder:
-            train(plan.recipe, given, workers, reporter, Path(folder))
+    try:
+        if checkpoint is None:
+            train(plan.recipe, given, workers, reporter, None)
+        else:
+            with checkpoint.as_directory() as folder:
+                train(plan.recipe, given, workers, reporter, Path(folder))
+    except BaseException:
+        tracker.abort()
+        raise
 
 
-def _limit_threads(threads: int) -> None:
-    """Let TensorFlow use the cores that the recipe gives this worker, and no others."""
+def _limit_devices(recipe: Recipe) -> None:
+    """Let TensorFlow use the cores and the GPU that the recipe gives this worker, and no others."""
     import tensorflow as tf
 
-    tf.config.threading.set_intra_op_parallelism_threads(threads)
+    tf.config.threading.set_intra_op_parallelism_threads(recipe.cpus_per_worker)
     tf.config.threading.set_inter_op_parallelism_threads(2)  # one would deadlock with the collectives
-    for device in tf.config.list_physical_devices("GPU"):
+    if not recipe.gpus_per_worker:  # Ray 2.60 leaves all GPUs visible to a worker that asked for none
+        tf.config.set_visible_devices([], "GPU")
+    for device in tf.config.get_visible_devices("GPU"):
         tf.config.experimental.set_memory_growth(device, enable=True)
 
 
-def _tracker(plan: RunPlan, *, first: bool) -> "Tracker":
+def _tracker(plan: RunPlan, cache_dir: Path, *, first: bool) -> "Tracker":
     from nucleus.tracking.weights_and_biases import NoTracker, make_tracker
 
     if not first:
         return NoTracker()
     config = {**plan.recipe.model_dump(mode="json"), "dataset_version": plan.dataset, "run": plan.run}
-    return make_tracker(plan.run, plan.recipe.tracking, plan.wandb_mode, Path(plan.wandb_dir), config)
+    folder = Path(plan.wandb_dir)
+    if not (folder.is_dir() and os.access(folder, os.W_OK)):  # the driver's folder need not exist on this machine
+        folder = cache_dir
+    return make_tracker(plan.run, plan.recipe.tracking, plan.wandb_mode, folder, config)
 
 
 class _RayReporter:

@@ -23,7 +23,7 @@ def data() -> None:
 @data.command("import")
 @click.argument("src", type=click.Path(exists=True, path_type=Path))
 @click.argument("uri")
-@click.option("--seed", default=0, show_default=True, help="Decides the splits.")
+@click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Decides the splits.")
 @click.option("--val", default=0.1, show_default=True, help="Fraction for validation.")
 @click.option("--test", default=0.1, show_default=True, help="Fraction for test.")
 @click.option("--group-by", metavar="REGEX", help="Images whose names give the same match stay on one side.")
@@ -43,10 +43,13 @@ def import_(src: Path, uri: str, seed: int, val: float, test: float, group_by: s
         pattern = re.compile(group_by) if group_by else None
     except re.error as error:
         raise click.BadParameter(f"not a regular expression: {error}", param_hint="--group-by") from error
-    import_tensorflow()
+    location = locate_dataset(uri)
+    if location.ref != "latest":
+        raise click.BadParameter(f"the content gives the version; leave out @{location.ref}", param_hint="URI")
     options = SplitOptions(seed=seed, val=val, test=test, group_by=pattern)
+    import_tensorflow()
     with show_progress("read images") as advance:
-        imported = import_dataset(src, locate_dataset(uri).uri, options, advance)
+        imported = import_dataset(src, location.uri, options, advance)
     manifest = imported.dataset.manifest
     for item in manifest.left_out:
         warn(f"left out {item.title}: {item.reason}")

@@ -1,6 +1,7 @@
 """`nucleus demo`: from images to predictions in one go, each step by the same code as its own command."""
 
 import os
+import shlex
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,6 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+
+from nucleus.errors import NucleusError, RecipeError
 
 if TYPE_CHECKING:
     from nucleus.config.recipe import Recipe
@@ -54,6 +57,8 @@ def demo(
     workdir = workdir.absolute()
     chosen = recipe or ("dsb2018-cpu" if src else "demo")
     content = read_recipe(recipe_path(chosen), (f'cache_dir="{workdir / "cache"}"', *settings))
+    if content.bucket is not None:
+        raise RecipeError("The demo has a bucket of its own: leave out the recipe's key bucket.")
     import_tensorflow()
     _Demo(content, workdir, verbose=bool(ctx.find_root().params.get("debug"))).run(src, weights)
 
@@ -71,9 +76,11 @@ class _Demo:
 
         with self._store():
             dataset = self._import(src)
+            changes: dict[str, object] = {"dataset": str(dataset)}
             if weights is not None:
-                self._add_weights(weights)
-            manifest = self._train()
+                uri = self._add_weights(weights)
+                changes["network"] = self.recipe.network.model_copy(update={"weights": uri})
+            manifest = self._train(self.recipe.model_copy(update=changes))
             folder = self._pull(manifest)
             nuclei, images = self._predict(dataset, folder)
         write_report(self.workdir / "report.html", manifest, folder, self.stages)
@@ -94,13 +101,13 @@ class _Demo:
         """Run the embedded server for the time of the demo, and reach it as any S3 server is reached."""
         from nucleus.storage import server
 
-        with self._stage("start the S3 server"):
-            was_running = server.status(self.workdir / "store") is not None
-            store = server.start(self.workdir / "store", 0)
-            server.make_bucket(store)
-            os.environ.update(server.environment(store))
-            os.environ.setdefault("WANDB_DIR", str(self.workdir))
+        was_running = server.status(self.workdir / "store") is not None
         try:
+            with self._stage("start the S3 server"):
+                store = server.start(self.workdir / "store", 0)
+                server.make_bucket(store)
+                os.environ.update(server.environment(store))
+                os.environ.setdefault("WANDB_DIR", str(self.workdir))
             yield
         finally:
             if not was_running:
@@ -123,21 +130,22 @@ class _Demo:
         note(f"{len(imported.dataset.manifest.samples)} images in {imported.dataset}")
         return imported.dataset
 
-    def _add_weights(self, weights: Path) -> None:
+    def _add_weights(self, weights: Path) -> str:
         from nucleus.registry.encoder_weights import add_weights
         from nucleus.storage.bucket import Bucket
         from nucleus.storage.uri import bucket_from_environment
 
         with self._stage("add encoder weights"):
-            add_weights(weights, self.recipe.network.encoder, Bucket(bucket_from_environment()))
+            added = add_weights(weights, self.recipe.network.encoder, Bucket(bucket_from_environment()))
+        return str(added.uri)
 
-    def _train(self) -> "ModelManifest":
+    def _train(self, recipe: "Recipe") -> "ModelManifest":
         from job.train import RunOptions, train
         from nucleus.cli.output import TrainingDisplay
 
         options = RunOptions(weights_optional=True, own_cluster=True, verbose=self.verbose)
         with self._stage("train and publish"), TrainingDisplay() as display:
-            return train(self.recipe, options, display)
+            return train(recipe, options, display)
 
     def _pull(self, manifest: "ModelManifest") -> Path:
         from nucleus.config.names import Reference
@@ -167,13 +175,15 @@ class _Demo:
             paths = fetch_shards(dataset, shards, self.workdir / "cache")
             reader = ShardReader(dict(enumerate(paths)))
             unseen = [
-                (self.workdir / "unseen" / f"{sample.name}.png", encode_png(sample.image))
+                (self.workdir / "unseen" / folder.name / f"{sample.name}.png", encode_png(sample.image))
                 for sample in images_of_worker(dataset.manifest, "test", reader, rank=0, world=1)
             ]
             for path, png in unseen:
                 write_atomic(path, png)
             files = find_inputs([path for path, _ in unseen])
-            found = predict_files(Predictor(folder), files, self.workdir / "predictions", advance)
+            found = predict_files(Predictor(folder), files, self.workdir / "predictions" / folder.name, advance)
+        if found.failures:
+            raise NucleusError("; ".join(found.failures.values()))
         return sum(found.counts.values()), len(found.counts)
 
     def _print_summary(self, manifest: "ModelManifest", found: str) -> None:
@@ -183,12 +193,15 @@ class _Demo:
             warn("trained WITHOUT pretrained encoder weights; hand them over with --weights FILE for better results")
         print_table(("stage", "seconds"), [(name, f"{seconds:.1f}") for name, seconds in self.stages])
         click.echo(found)
+        version = f"{manifest.version:06d}"
         places = {
-            "report": "report.html",
-            "labels, overlays, nuclei.csv": "predictions",
-            "model": f"model/{manifest.version:06d}",
-            "W&B, offline": "wandb",
-            "bucket": "store",
+            "report": self.workdir / "report.html",
+            "labels, overlays, nuclei.csv": self.workdir / "predictions" / version,
+            "model": self.workdir / "model" / version,
+            "bucket": self.workdir / "store",
         }
-        print_table(("what", "where"), [(what, self.workdir / place) for what, place in places.items()])
-        click.echo(f'go on with this bucket: eval "$(nucleus store start --dir {self.workdir / "store"})"')
+        if manifest.origin.wandb_run:
+            places["W&B"] = Path(os.environ["WANDB_DIR"]) / "wandb"
+        print_table(("what", "where"), list(places.items()))
+        store = shlex.quote(str(self.workdir / "store"))
+        click.echo(f'go on with this bucket: eval "$(nucleus store start --dir {store})"')

@@ -39,6 +39,8 @@ def train(
 
     if run and resume:
         raise click.UsageError("--run names a new run and --resume an old one; give one of them")
+    if resume and settings:
+        raise click.UsageError("--resume goes on by the recipe that the run began with; leave out --set")
     content = read_recipe(recipe_path(recipe), settings)
     if run:
         check_name(run, "run")

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import click
 
+from nucleus.config.encoders import ENCODER_NAMES, EncoderName
+
 __all__ = ["weights"]
 
 
@@ -13,9 +15,15 @@ def weights() -> None:
 
 
 @weights.command()
-@click.argument("file", type=click.Path(path_type=Path))
-@click.option("--encoder", default="mobilenet_v2", show_default=True, help="The network that they belong to.")
-def add(file: Path, encoder: str) -> None:
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option(
+    "--encoder",
+    type=click.Choice(ENCODER_NAMES),
+    default=ENCODER_NAMES[0],
+    show_default=True,
+    help="The network that they belong to.",
+)
+def add(file: Path, encoder: EncoderName) -> None:
     """Check FILE (without top, .weights.h5 or .h5) and put it where network.weights = "imagenet" finds it."""
     from nucleus.cli.quiet import import_tensorflow
     from nucleus.registry.encoder_weights import add_weights

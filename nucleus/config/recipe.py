@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from nucleus.config.encoders import EncoderName
 from nucleus.config.names import check_name
 from nucleus.errors import RecipeError, UriError
 
@@ -45,7 +46,7 @@ class NetworkOptions(_Options):
         decoder_channels: Channels of the decoder's levels, from 1/16 of the resolution to full resolution.
     """
 
-    encoder: Literal["mobilenet_v2"] = "mobilenet_v2"
+    encoder: EncoderName = "mobilenet_v2"
     weights: str = "imagenet"
     freeze_encoder: bool = True
     decoder_channels: Annotated[list[Annotated[int, Field(ge=8, multiple_of=8)]], Field(min_length=5, max_length=5)] = [
@@ -193,6 +194,8 @@ class Recipe(_Options):
                 f"input.batch_size ({self.input.batch_size}) must be a multiple of workers ({self.workers}): it is "
                 "the batch over all workers"
             )
+        if self.network.weights == "none" and self.network.freeze_encoder:
+            raise ValueError("network.freeze_encoder must be false where network.weights is 'none': random features")
         if self.cache_dir is not None and not Path(self.cache_dir).is_absolute():
             raise ValueError(f"cache_dir must be an absolute path, found {self.cache_dir!r}")
         return self

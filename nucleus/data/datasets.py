@@ -1,5 +1,6 @@
 """Dataset versions in a bucket: find, list and verify them."""
 
+import re
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from hashlib import sha256
@@ -14,6 +15,7 @@ from nucleus.storage.uri import S3Uri, bucket_from_environment, parse_uri
 __all__ = ["Dataset", "DatasetLocation", "list_versions", "locate_dataset", "open_dataset", "verify_dataset"]
 
 _MANIFEST = "manifest.json"
+_MANIFEST_KEY = re.compile(r"[0-9a-f]{12}/manifest\.json")
 
 
 @dataclass(frozen=True)
@@ -63,8 +65,8 @@ def locate_dataset(text: str, bucket: str | None = None) -> DatasetLocation:
 def list_versions(uri: S3Uri) -> list[Dataset]:
     """Every version of the dataset at `uri`, the one imported last at the end."""
     bucket = Bucket(uri)
-    manifests = [item for item in bucket.objects("") if item.key.endswith(f"/{_MANIFEST}")]
-    datasets = [Dataset(uri, read_manifest(bucket.get(item.key), f"{uri}/{item.key}")) for item in manifests]
+    keys = [item.key for item in bucket.objects("") if _MANIFEST_KEY.fullmatch(item.key)]
+    datasets = [Dataset(uri, read_manifest(bucket.get(key), f"{uri}/{key}")) for key in keys]
     return sorted(datasets, key=lambda dataset: dataset.manifest.created)
 
 
@@ -74,16 +76,16 @@ def open_dataset(location: DatasetLocation) -> Dataset:
     Raises:
         DataError: No such dataset or version.
     """
-    bucket = Bucket(location.uri)
-    version = location.ref
-    if version == "latest":
-        versions = [item for item in bucket.objects("") if item.key.count("/") == 1 and item.key.endswith(_MANIFEST)]
+    if location.ref == "latest":
+        versions = list_versions(location.uri)
         if not versions:
             raise DataError(
                 f"Expected a dataset at {location.uri}; none was imported there. "
                 f"Run: nucleus data import SRC {location.uri}"
             )
-        version = max(versions, key=lambda item: item.modified).key.partition("/")[0]
+        return versions[-1]
+    bucket = Bucket(location.uri)
+    version = location.ref
     key = f"{version}/{_MANIFEST}"
     try:
         return Dataset(location.uri, read_manifest(bucket.get(key), f"{location.uri}/{key}"))

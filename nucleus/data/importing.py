@@ -37,7 +37,7 @@ from nucleus.data.sampling import shard_count
 from nucleus.data.shards import encode_record, write_shard
 from nucleus.data.sources import Source, open_source
 from nucleus.data.splitting import SPLITS, split_images
-from nucleus.errors import DataError, ImageError, ObjectExistsError, ObjectNotFoundError
+from nucleus.errors import DataError, ImageError, ObjectExistsError, ObjectNotFoundError, UsageError
 from nucleus.progress import Advance, no_progress
 from nucleus.storage.bucket import Bucket
 from nucleus.storage.files import sha256_of
@@ -51,7 +51,7 @@ class SplitOptions:
     """How images are divided.
 
     Attributes:
-        seed: Decides the folds and the order in the shards.
+        seed: Decides the folds.
         val: Fraction of the images for validation, between 0 and 1.
         test: Fraction for test, between 0 and 1.
         group_by: Pattern searched in the image's title; images whose first group (or whole match) is the same
@@ -65,7 +65,7 @@ class SplitOptions:
 
     def __post_init__(self) -> None:
         if not (0 < self.val < 1 and 0 < self.test < 1 and self.val + self.test < 1):
-            raise DataError(
+            raise UsageError(
                 f"Expected fractions above 0 that leave some for training; found val {self.val}, test {self.test}."
             )
 
@@ -126,7 +126,7 @@ def import_dataset(
             reasons = "; ".join(f"{item.title}: {item.reason}" for item in left_out[:3])
             raise DataError(f"Expected usable images in {source.title}; found none ({reasons}).")
         samples = _samples(unique, options)
-        shards = _write_shards(samples, unique, options.seed, spool)
+        shards = _write_shards(samples, unique, spool)
         manifest = DatasetManifest(
             format=DATASET_FORMAT,
             name=uri.name,
@@ -170,6 +170,8 @@ def _prepare_all(
 
 
 def _prepare(source: Source, annotated: Annotated, spooled: Path) -> _Prepared:
+    if annotated.problem:
+        raise ImageError(annotated.problem)
     if not annotated.masks:
         raise ImageError(f"Expected a mask for {annotated.image}; found none.")
     image = decode_image(source.read(annotated.image), annotated.image)
@@ -266,14 +268,14 @@ def _unique_names(titles: list[str]) -> list[str]:
     return names
 
 
-def _write_shards(samples: list[Sample], images: list[_Prepared], seed: int, spool: Path) -> list[Shard]:
-    """Write each split's samples, in an order drawn by the seed, into its shards in turn."""
+def _write_shards(samples: list[Sample], images: list[_Prepared], spool: Path) -> list[Shard]:
+    """Write each split's samples, in a shuffled order that follows from their number alone, into its shards in turn."""
     shards = []
     for split in SPLITS:
         members = [i for i, sample in enumerate(samples) if sample.split == split]
         total = sum(images[i].spooled.stat().st_size for i in members)
         count = shard_count(len(members), total)
-        order = [members[i] for i in np.random.default_rng(seed).permutation(len(members))]
+        order = [members[i] for i in np.random.default_rng(0).permutation(len(members))]
         for number in range(count):
             path = spool / f"{split}-{number:05d}-of-{count:05d}.tfrecord"
             chosen = order[number::count]

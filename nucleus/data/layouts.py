@@ -39,6 +39,7 @@ class Annotated:
         masks: Entries of its masks, in order; empty if there are none.
         form: What the masks hold.
         given_split: `train` or `test` if the source's folders say so.
+        problem: Why it cannot be used, if that is known from the names alone.
     """
 
     title: str
@@ -46,6 +47,7 @@ class Annotated:
     masks: tuple[str, ...]
     form: MaskForm
     given_split: str | None = None
+    problem: str | None = None
 
 
 @dataclass(frozen=True)
@@ -86,15 +88,22 @@ def _by_folder(entries: list[str]) -> dict[PurePosixPath, list[str]]:
 def _kaggle(entries: list[str]) -> list[Annotated]:
     """`<id>/images/<id>.png` with `<id>/masks/*.png`, at any depth."""
     folders = _by_folder(entries)
+    # Folders that hold at least one whole `<id>`: what else is called `images` below them is meant so too.
+    parents = {
+        folder.parent.parent
+        for folder, images in folders.items()
+        if folder.name == "images" and folder.parent.name and len(images) == 1 and folder.parent / "masks" in folders
+    }
     found = [
         Annotated(
             folder.parent.name,
             images[0],
             tuple(folders.get(folder.parent / "masks", ())),
             MaskForm.PER_NUCLEUS,
+            problem=None if len(images) == 1 else f"Expected one image in {folder}; found {len(images)}.",
         )
         for folder, images in folders.items()
-        if folder.name == "images" and folder.parent.name and len(images) == 1
+        if folder.name == "images" and folder.parent.name and (len(images) == 1 or folder.parent.parent in parents)
     ]
     return found if any(image.masks for image in found) else []
 
@@ -119,6 +128,7 @@ def _pairs(entries: list[str], images_name: str, masks_name: str, form: MaskForm
         if folder.name != images_name or folder.parent / masks_name not in folders:
             continue
         masks = {_stem(entry): entry for entry in folders[folder.parent / masks_name]}
+        masks |= {PurePosixPath(entry).stem: entry for entry in folders[folder.parent / masks_name]}
         split = folder.parent.name if folder.parent.name in {"train", "test"} else None
         for entry in images:
             stem = PurePosixPath(entry).stem

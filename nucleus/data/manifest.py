@@ -100,8 +100,8 @@ class DatasetManifest(_Frozen):
 def content_version(samples: list[Sample], shards_by_split: dict[str, int]) -> str:
     """The version that a dataset's content gives: 12 hexadecimal digits of a SHA-256.
 
-    It depends on pixels, labels, names, splits and the number of shards, and on nothing else: neither on the
-    moment of the import nor on how a library happens to compress PNG.
+    It depends on what the samples say (pixels, labels, names, splits, kinds, groups) and on the number of shards;
+    not on the moment of the import, nor on the seed where it leads to the same splits.
     """
     content = {
         "format": DATASET_FORMAT,

@@ -16,7 +16,7 @@ __all__ = ["Feed", "training_batches"]
 _RECORD = {name: tf.io.FixedLenFeature([], tf.string) for name in ("image", "labels")}
 _FULL_RANGE = 255.0
 _PREFETCHED_BATCHES = 4
-_SEEDS_AN_EPOCH = 1 << 31  # seeds are below this, so no two epochs of any two runs share random numbers
+_SEEDS_AN_EPOCH = 1 << 31  # seeds are below this: two epochs never share random numbers
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 import stat
 import threading
 import zipfile
+import zlib
 from abc import ABC, abstractmethod
 from pathlib import Path, PurePosixPath
 
@@ -92,5 +93,5 @@ class _Zip(Source):
                 if info.file_size > _MAX_ENTRY_BYTES:
                     raise DataError(f"Expected entries of at most 4 GiB in {self.title}; {entry} is larger.")
                 return self._archive.read(info)
-        except (zipfile.BadZipFile, NotImplementedError, RuntimeError, OSError) as error:
+        except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, OSError) as error:
             raise DataError(f"Cannot read {entry} in {self.title}: {error}. Download the zip again.") from error

@@ -58,6 +58,12 @@ def split_images(
             for i in fold:
                 splits[open_images[i]] = split
         taken += count
+    empty = sorted(set(SPLITS) - set(splits))
+    if empty:
+        raise DataError(
+            f"Expected images in every split; {', '.join(empty)} would have none of {independent} independent images "
+            f"at val {val} and test {test}. Set --val and --test lower, or add images."
+        )
     return splits
 
 

@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from nucleus.config.encoders import EncoderName
 from nucleus.config.recipe import STRIDE, Recipe
 from nucleus.errors import ModelError
 from nucleus.storage.documents import read_document
@@ -57,7 +58,7 @@ class ModelConfig(_Frozen):
 
     format: int = MODEL_FORMAT
     architecture: Literal["unet"] = "unet"
-    encoder: Literal["mobilenet_v2"]
+    encoder: EncoderName
     decoder_channels: Annotated[list[Annotated[int, Field(ge=8, le=4096)]], Field(min_length=5, max_length=5)]
     classes: list[str] = list(CLASSES)
     tile: Annotated[int, Field(ge=2 * STRIDE, le=4096, multiple_of=STRIDE)]

@@ -1,6 +1,6 @@
 """The encoders by name: which `keras.applications` network, and at which layers its features are taken.
 
-To add an encoder, add an entry here and its name to `NetworkOptions.encoder` and `ModelConfig.encoder`.
+To add an encoder, add its name to `nucleus.config.encoders` and an entry here.
 """
 
 from collections.abc import Callable
@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import keras
+
+from nucleus.config.encoders import EncoderName
 
 __all__ = ["ENCODERS", "EncoderSpec", "build_encoder"]
 
@@ -29,7 +31,7 @@ class EncoderSpec:
     offset: float
 
 
-ENCODERS = {
+ENCODERS: dict[EncoderName, EncoderSpec] = {
     # Sandler et al. 2018, https://arxiv.org/abs/1801.04381
     "mobilenet_v2": EncoderSpec(
         keras.applications.MobileNetV2,
@@ -46,7 +48,7 @@ ENCODERS = {
 }
 
 
-def build_encoder(name: str) -> keras.Model:
+def build_encoder(name: EncoderName) -> keras.Model:
     """Build an encoder with random weights: N x H x W x 3, preprocessed, to its last features."""
     encoder = ENCODERS[name].build(input_shape=(None, None, 3), include_top=False, weights=None)
     assert isinstance(encoder, keras.Model)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from nucleus.config.recipe import Recipe
+from nucleus.config.recipe import LossOptions
 from nucleus.data.cache import fetch_shards
 from nucleus.data.datasets import Dataset
 from nucleus.data.shards import ShardReader
@@ -53,7 +53,7 @@ def evaluate(
     if not shards:
         raise DataError(f"Expected images in the split {split!r} of {dataset}; it has none.")
     reader = ShardReader(dict(enumerate(fetch_shards(dataset, shards, cache_dir))))
-    loss_options = Recipe.model_validate(predictor.manifest.origin.recipe).loss
+    loss_options = LossOptions.model_validate(predictor.manifest.origin.recipe.get("loss", {}))
     sums = ScoreSums()
     rows = []
     for sample in images_of_worker(dataset.manifest, split, reader, rank=0, world=1):

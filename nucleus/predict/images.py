@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import tifffile
 
-from nucleus.data.images import decode_image, encode_png
+from nucleus.data.images import RgbImage, decode_image, encode_png
 from nucleus.errors import ImageError
+from nucleus.predict.inputs import LABELS_ENDING, OVERLAY_ENDING
 from nucleus.predict.measurement import COLUMNS, measure_nuclei
 from nucleus.predict.overlay import draw_outlines
 from nucleus.predict.predictor import Predictor
@@ -52,10 +53,11 @@ def predict_files(
     failures: dict[str, str] = {}
     for done, file in enumerate(files, 1):
         try:
-            found = _predict_file(predictor, file, out)
-        except (ImageError, OSError) as error:
+            image = _read(file)
+        except ImageError as error:
             failures[file.name] = str(error)
         else:
+            found = _predict_file(predictor, file, image, out)
             counts[file.name] = len(found)
             rows += found
         advance(done, len(files))
@@ -64,13 +66,19 @@ def predict_files(
     return PredictedFiles(counts, failures, table)
 
 
-def _predict_file(predictor: Predictor, file: Path, out: Path) -> list[dict[str, Any]]:
-    image = decode_image(file.read_bytes(), str(file))
+def _read(file: Path) -> RgbImage:
+    try:
+        return decode_image(file.read_bytes(), str(file))
+    except OSError as error:
+        raise ImageError(f"Cannot read {file}: {error.strerror}.") from error
+
+
+def _predict_file(predictor: Predictor, file: Path, image: RgbImage, out: Path) -> list[dict[str, Any]]:
     labels = predictor(image).labels
     stored = labels.astype(np.uint16) if labels.max() <= np.iinfo(np.uint16).max else labels.astype(np.uint32)
-    with atomic_path(out / f"{file.stem}.labels.tif") as beside:
+    with atomic_path(out / f"{file.stem}{LABELS_ENDING}") as beside:
         tifffile.imwrite(beside, stored, compression="zlib")
-    write_atomic(out / f"{file.stem}.overlay.png", encode_png(draw_outlines(image, labels)))
+    write_atomic(out / f"{file.stem}{OVERLAY_ENDING}", encode_png(draw_outlines(image, labels)))
     return measure_nuclei(file.name, image, labels)
 
 

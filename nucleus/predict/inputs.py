@@ -6,7 +6,11 @@ from pathlib import Path
 from nucleus.data.images import IMAGE_SUFFIXES
 from nucleus.errors import UsageError
 
-__all__ = ["find_inputs"]
+__all__ = ["LABELS_ENDING", "OVERLAY_ENDING", "find_inputs"]
+
+LABELS_ENDING = ".labels.tif"
+OVERLAY_ENDING = ".overlay.png"
+OUTPUT_ENDINGS = (LABELS_ENDING, OVERLAY_ENDING)
 
 
 def find_inputs(inputs: Sequence[Path]) -> list[Path]:
@@ -18,7 +22,7 @@ def find_inputs(inputs: Sequence[Path]) -> list[Path]:
     files: list[Path] = []
     for path in inputs:
         if path.is_dir():
-            files += sorted(item for item in path.iterdir() if item.suffix.lower() in IMAGE_SUFFIXES)
+            files += sorted(item for item in path.iterdir() if _is_input(item))
         elif path.exists():
             files.append(path)
         else:
@@ -30,7 +34,12 @@ def find_inputs(inputs: Sequence[Path]) -> list[Path]:
         other = stems.setdefault(file.stem, file)
         if other is not file:
             raise UsageError(
-                f"Expected images of different names; {other} and {file} would both write {file.stem}.labels.tif. "
+                f"Expected images of different names; {other} and {file} would both write {file.stem}{LABELS_ENDING}. "
                 "Run them with different --out folders."
             )
     return files
+
+
+def _is_input(path: Path) -> bool:
+    """Whether a file of a folder is an image, and none that an earlier prediction wrote there."""
+    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.endswith(OUTPUT_ENDINGS)

@@ -17,7 +17,8 @@ def label_nuclei(probabilities: NDArray[np.float32], settings: InstanceSettings)
 
     Seeds are the connected components of body above `seed_threshold`; the watershed (Beucher & Lantuéjoul 1979) of
     the falling probability of body divides the mask among them. Parts of the mask without a seed become nuclei of
-    their own if they are large enough, so that small nuclei, which are all border, are not lost.
+    their own if they are large enough, so that small nuclei, which are all border, are not lost. Holes inside one
+    nucleus are filled; ground that several nuclei enclose stays ground.
 
     Args:
         probabilities: H x W x 3: background, body, border.
@@ -27,13 +28,15 @@ def label_nuclei(probabilities: NDArray[np.float32], settings: InstanceSettings)
         H x W, 0 background, 1..K nuclei.
     """
     body = probabilities[..., 1]
-    mask = ndimage.binary_fill_holes(nucleus_mask(probabilities, settings.mask_threshold))
+    mask = nucleus_mask(probabilities, settings.mask_threshold)
     seeds = _without_small(label(body > settings.seed_threshold), settings.min_seed_area)
     seedless = label(mask)
     seedless[np.isin(seedless, np.unique(seedless[seeds > 0]))] = 0
     seeds = np.where(seedless > 0, seedless + seeds.max(), seeds)
     labels = watershed(-body, markers=seeds, mask=mask)
-    return np.asarray(relabel_sequential(_without_small(labels, settings.min_area))[0], np.int32)
+    labels = np.asarray(relabel_sequential(_without_small(labels, settings.min_area))[0], np.int32)
+    _fill_holes(labels)
+    return labels
 
 
 def _without_small(labels: NDArray[np.integer], area: int) -> NDArray[np.integer]:
@@ -41,3 +44,10 @@ def _without_small(labels: NDArray[np.integer], area: int) -> NDArray[np.integer
     keep = np.bincount(labels.ravel()) >= area
     keep[0] = False
     return np.where(keep[labels], labels, 0)
+
+
+def _fill_holes(labels: NDArray[np.int32]) -> None:
+    """Fill the holes of each label, in place."""
+    for number, box in enumerate(ndimage.find_objects(labels), start=1):
+        part = labels[box]
+        part[ndimage.binary_fill_holes(part == number) & (part == 0)] = number

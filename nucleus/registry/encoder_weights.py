@@ -2,12 +2,14 @@
 
 import secrets
 import socket
+import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 
+from nucleus.config.encoders import EncoderName
 from nucleus.errors import ObjectExistsError, WeightsError
 from nucleus.registry.manifest import EncoderWeightsOrigin
 from nucleus.storage.bucket import Bucket, StoredObject
@@ -34,7 +36,7 @@ class EncoderWeights:
     origin: EncoderWeightsOrigin
 
 
-def add_weights(path: Path, encoder: str, bucket: Bucket) -> EncoderWeights:
+def add_weights(path: Path, encoder: EncoderName, bucket: Bucket) -> EncoderWeights:
     """Put a weights file into the bucket's `weights/<encoder>/`, where `imagenet` finds it.
 
     The file is loaded into the encoder first. Keras's older `.h5` format is rewritten as `.weights.h5`.
@@ -50,7 +52,7 @@ def add_weights(path: Path, encoder: str, bucket: Bucket) -> EncoderWeights:
     return EncoderWeights(bucket.uri / key, EncoderWeightsOrigin(source="imagenet", sha256=digest))
 
 
-def list_weights(bucket: Bucket, encoder: str | None = None) -> list[StoredObject]:
+def list_weights(bucket: Bucket, encoder: EncoderName | None = None) -> list[StoredObject]:
     """The weights files in the bucket, the newest last."""
     prefix = f"weights/{encoder}/" if encoder else "weights/"
     return sorted(
@@ -59,7 +61,7 @@ def list_weights(bucket: Bucket, encoder: str | None = None) -> list[StoredObjec
     )
 
 
-def provide_weights(choice: str, encoder: str, bucket: Bucket, run: str) -> EncoderWeights | None:
+def provide_weights(choice: str, encoder: EncoderName, bucket: Bucket, run: str) -> EncoderWeights | None:
     """Make the weights that a recipe names available in a bucket, so that workers need nothing but the bucket.
 
     Args:
@@ -82,16 +84,16 @@ def provide_weights(choice: str, encoder: str, bucket: Bucket, run: str) -> Enco
             return _known_by_prefix(bucket, stored[-1].key)
         with _downloaded(encoder) as path:
             return add_weights(path, encoder, bucket)
-    if "://" in choice:
+    with tempfile.TemporaryDirectory(prefix="nucleus-weights-") as temporary:
+        folder = Path(temporary)
+        if "://" not in choice:
+            return _keep_for_run(_checked_file(Path(choice), encoder, folder), "file", bucket, run)
         uri = parse_uri(choice)
-        with tempfile.TemporaryDirectory(prefix="nucleus-weights-") as folder:
-            digest = Bucket(uri.parent).download(uri.name, Path(folder) / uri.name)
-        return EncoderWeights(uri, EncoderWeightsOrigin(source="s3", sha256=digest))
-    with tempfile.TemporaryDirectory(prefix="nucleus-weights-") as folder:
-        checked = _checked_file(Path(choice), encoder, Path(folder))
-        key = f"runs/{run}/encoder{_SUFFIX}"
-        _put_once(bucket, key, checked)
-        return EncoderWeights(bucket.uri / key, EncoderWeightsOrigin(source="file", sha256=sha256_of(checked)))
+        digest = Bucket(uri.parent).download(uri.name, folder / uri.name)
+        checked = _checked_file(folder / uri.name, encoder, folder)
+        if checked == folder / uri.name:
+            return EncoderWeights(uri, EncoderWeightsOrigin(source="s3", sha256=digest))
+        return _keep_for_run(checked, "s3", bucket, run)
 
 
 def fetch_weights(weights: EncoderWeights, cache_dir: Path) -> Path:
@@ -115,14 +117,21 @@ def _known_by_prefix(bucket: Bucket, key: str) -> EncoderWeights:
     return EncoderWeights(bucket.uri / key, EncoderWeightsOrigin(source="imagenet", sha256=digest))
 
 
+def _keep_for_run(path: Path, source: str, bucket: Bucket, run: str) -> EncoderWeights:
+    digest = sha256_of(path)
+    key = f"runs/{run}/encoder-{digest[:_PREFIX_DIGITS]}{_SUFFIX}"
+    _put_once(bucket, key, path)
+    return EncoderWeights(bucket.uri / key, EncoderWeightsOrigin(source=source, sha256=digest))
+
+
 def _put_once(bucket: Bucket, key: str, path: Path) -> None:
     try:
         bucket.put(key, path, if_absent=True)
     except ObjectExistsError:
-        return  # the key follows from the content or from the run: it is there already
+        return  # the key follows from the content: it is there already
 
 
-def _checked_file(path: Path, encoder: str, folder: Path) -> Path:
+def _checked_file(path: Path, encoder: EncoderName, folder: Path) -> Path:
     """Load a file into its encoder; return it, or a copy in `folder` in the `.weights.h5` format."""
     import keras  # noqa: PLC0415
 
@@ -142,14 +151,15 @@ def _checked_file(path: Path, encoder: str, folder: Path) -> Path:
 
 
 @contextmanager
-def _downloaded(encoder: str) -> Iterator[Path]:
+def _downloaded(encoder: EncoderName) -> Iterator[Path]:
     """ImageNet weights by Keras: from its cache, or downloaded into it."""
     from nucleus.model.encoders import ENCODERS  # noqa: PLC0415
 
     timeout = socket.getdefaulttimeout()
     socket.setdefaulttimeout(_DOWNLOAD_TIMEOUT)  # Keras sets none, and a firewall may drop silently
     try:
-        model = ENCODERS[encoder].build(input_shape=(224, 224, 3), include_top=False, weights="imagenet")
+        with redirect_stdout(sys.stderr):  # where Keras shows the download
+            model = ENCODERS[encoder].build(input_shape=(224, 224, 3), include_top=False, weights="imagenet")
     except Exception as error:  # urllib, ssl and Keras each raise their own
         raise WeightsError(
             f"Expected ImageNet weights of {encoder}: the bucket has none under weights/{encoder}/, Keras's cache "

@@ -10,7 +10,9 @@ import shutil
 from datetime import UTC, datetime
 from pathlib import Path
 
-from nucleus.config.names import Reference, check_name
+from filelock import FileLock
+
+from nucleus.config.names import Reference, check_name, clean_name
 from nucleus.errors import ModelError, ObjectExistsError, ObjectNotFoundError, UsageError
 from nucleus.registry.aliases import read_alias
 from nucleus.registry.manifest import (
@@ -47,7 +49,8 @@ def version_prefix(name: str, version: int) -> str:
 
 def list_models(bucket: Bucket) -> list[str]:
     """Names of the models that have at least one version."""
-    return [name for name in bucket.folders("models") if list_versions(bucket, name)]
+    names = [name for name in bucket.folders("models") if clean_name(name) == name]  # what else lies there is not ours
+    return [name for name in names if list_versions(bucket, name)]
 
 
 def list_versions(bucket: Bucket, name: str) -> list[int]:
@@ -166,22 +169,29 @@ def pull(bucket: Bucket, reference: Reference, folder: Path) -> ModelManifest:
     """
     version = resolve_version(bucket, reference)
     manifest = read_version(bucket, reference.name, version)
-    if is_whole(folder, manifest):
-        return manifest
-    _check_replaceable(folder, manifest)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    beside = folder.with_name(f".{folder.name}-{secrets.token_hex(4)}")
-    prefix = version_prefix(reference.name, version)
+    with FileLock(folder.with_name(f".{folder.name}.lock")):
+        if not is_whole(folder, manifest):
+            _check_replaceable(folder, manifest)
+            _replace(bucket, manifest, folder)
+    return manifest
+
+
+def _replace(bucket: Bucket, manifest: ModelManifest, folder: Path) -> None:
+    """Download a version beside `folder`, then put it in its place."""
+    token = secrets.token_hex(4)
+    beside, old = (folder.with_name(f".{folder.name}-{token}{end}") for end in ("", "-old"))
+    prefix = version_prefix(manifest.model, manifest.version)
     try:
         for name, file in manifest.files.items():
             bucket.download(f"{prefix}/{name}", beside / name, sha256=file.sha256)
         write_atomic(beside / MANIFEST_FILE, manifest.model_dump_json(indent=1))
         if folder.exists():
-            shutil.rmtree(folder)
+            folder.rename(old)
         beside.rename(folder)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
-    return manifest
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def is_whole(folder: Path, manifest: ModelManifest) -> bool:

@@ -82,8 +82,13 @@ class Bucket:
             read_timeout=60,
             retries={"mode": "standard", "total_max_attempts": 5},
         )
-        with _explained(self.uri):
-            return boto3.session.Session().client("s3", config=config)
+        try:
+            with _explained(self.uri):
+                return boto3.session.Session().client("s3", config=config)
+        except ValueError as error:
+            raise UnreachableError(
+                f"Expected a URL such as http://127.0.0.1:9000 in AWS_ENDPOINT_URL_S3; found {_endpoint()!r}."
+            ) from error
 
     def key(self, key: str) -> str:
         """The whole key, prefix included."""
@@ -103,15 +108,6 @@ class Bucket:
         with _explained(self.uri / key):
             answer = self._client.get_object(Bucket=self.uri.bucket, Key=self.key(key))
             return answer["Body"].read(), answer["ETag"]
-
-    def exists(self, key: str) -> bool:
-        """Whether an object has this key."""
-        try:
-            with _explained(self.uri / key):
-                self._client.head_object(Bucket=self.uri.bucket, Key=self.key(key))
-        except ObjectNotFoundError:
-            return False
-        return True
 
     def put(self, key: str, body: bytes | Path, *, if_absent: bool = False, if_match: str | None = None) -> str:
         """Write an object in one request, so that readers see the old bytes or the new ones; return its ETag.
@@ -171,7 +167,7 @@ class Bucket:
 
     def folders(self, prefix: str) -> list[str]:
         """The names directly below the folder `prefix`, in order."""
-        start = self.key(prefix) + "/"
+        start = f"{self.key(prefix)}/".lstrip("/")
         with _explained(self.uri):
             pages = self._client.get_paginator("list_objects_v2").paginate(
                 Bucket=self.uri.bucket, Prefix=start, Delimiter="/"

@@ -34,5 +34,5 @@ def read_document(
         raise error(f"Expected {what} at {where}; it is damaged: {problem}") from problem
     raise error(
         f"Expected {what} of format {newest} or older at {where}; found format {stored}. "
-        "Run: pip install --upgrade nucleus"
+        "A newer version of this package wrote it: install that one."
     )

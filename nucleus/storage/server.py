@@ -44,7 +44,7 @@ _children: dict[int, subprocess.Popen[bytes]] = {}
 
 @dataclass(frozen=True)
 class RunningStore:
-    """A server that answers.
+    """A server that was started and whose process runs.
 
     Attributes:
         folder: Where its data, log and this record are.
@@ -70,16 +70,30 @@ def environment(store: RunningStore) -> dict[str, str]:
         "AWS_ENDPOINT_URL_S3": store.endpoint,
         **_CREDENTIALS,
         "NUCLEUS_BUCKET": f"s3://{DEFAULT_BUCKET}",
+        **_without_proxy(),
     }
+
+
+def _without_proxy() -> dict[str, str]:
+    """Settings with which a machine that has an `http_proxy` still reaches its own server directly."""
+    if not urllib.request.getproxies_environment():
+        return {}
+    spared = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
+    if HOST in spared.split(","):
+        return {}
+    value = f"{spared},{HOST}".lstrip(",")
+    return {"no_proxy": value, "NO_PROXY": value}
 
 
 def make_bucket(store: RunningStore) -> None:
     """Make the bucket that `environment` names, unless it exists."""
     import boto3  # noqa: PLC0415
+    from botocore.config import Config  # noqa: PLC0415
     from botocore.exceptions import BotoCoreError, ClientError  # noqa: PLC0415
 
     client = boto3.client(
         "s3",
+        config=Config(proxies={}),
         endpoint_url=store.endpoint,
         aws_access_key_id=_CREDENTIALS["AWS_ACCESS_KEY_ID"],
         aws_secret_access_key=_CREDENTIALS["AWS_SECRET_ACCESS_KEY"],
@@ -117,7 +131,8 @@ def start(folder: Path, port: int | None = None) -> RunningStore:
             return running
         if importlib.util.find_spec("ministack") is None:
             raise StoreServerError(
-                "Expected the package ministack (extra `local`); it is not installed. Run: pip install 'nucleus[local]'"
+                "Expected the package ministack (extra `local`); it is not installed. Run: make install "
+                "(or pip install ministack)."
             )
         return _launch(folder, _choose_port(folder, port))
 
@@ -217,7 +232,8 @@ def _launch(folder: Path, port: int) -> RunningStore:
 
 def _answers(store: RunningStore) -> bool:
     try:
-        with urllib.request.urlopen(f"{store.endpoint}/_ministack/health", timeout=2) as answer:  # noqa: S310
+        direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # never over an http_proxy
+        with direct.open(f"{store.endpoint}/_ministack/health", timeout=2) as answer:
             return bool(answer.status == 200)
     except (urllib.error.URLError, TimeoutError, ConnectionError):
         return False

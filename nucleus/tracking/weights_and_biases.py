@@ -23,6 +23,9 @@ class Tracker(Protocol):
     def finish(self, summary: dict[str, Any]) -> None:
         """The run is over."""
 
+    def abort(self) -> None:
+        """The run has failed."""
+
 
 class NoTracker:
     """Tracks nothing."""
@@ -33,6 +36,9 @@ class NoTracker:
         """Do nothing."""
 
     def finish(self, summary: dict[str, Any]) -> None:
+        """Do nothing."""
+
+    def abort(self) -> None:
         """Do nothing."""
 
 
@@ -68,6 +74,10 @@ class WandbTracker:
         """Write the summary and close the run."""
         self._run.summary.update(summary)
         self._run.finish()
+
+    def abort(self) -> None:
+        """Close the run as failed."""
+        self._run.finish(exit_code=1)
 
 
 def tracking_mode(options: TrackingOptions) -> str:

@@ -15,6 +15,8 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
+from nucleus.errors import JobError
+
 __all__ = ["TrainingStep", "Workers"]
 
 
@@ -29,6 +31,12 @@ class Workers:
         resolver = self.strategy.cluster_resolver
         self.rank = int(resolver.task_id or 0)
         self.count = int(self.strategy.num_replicas_in_sync)
+        processes = max(1, len(resolver.cluster_spec().as_dict().get("worker", ())))
+        if self.count != processes:
+            raise JobError(
+                f"Expected one replica a process ({processes} processes); TensorFlow made {self.count}. Each worker "
+                "must see one GPU at most: set gpus_per_worker to 0 or 1."
+            )
 
         @tf.function(reduce_retracing=True)
         def all_reduce(values: tf.Tensor) -> tf.Tensor:

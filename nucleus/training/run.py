@@ -18,7 +18,7 @@ from nucleus.data.generated import generated_image
 from nucleus.data.pipeline import Feed, training_batches
 from nucleus.data.sampling import EpochPlan, epoch_plan, shards_of_worker
 from nucleus.data.shards import ShardReader
-from nucleus.errors import DataError
+from nucleus.errors import JobError
 from nucleus.model.architecture import ModelConfig, config_of_recipe
 from nucleus.model.files import load_encoder_weights, load_weights
 from nucleus.model.losses import image_losses
@@ -92,8 +92,10 @@ def train(
 ) -> Finished:
     """Train on this worker, together with all others, and evaluate the best weights.
 
+    The training split must have at least one batch of images.
+
     Raises:
-        DataError: The training split has fewer images than one batch.
+        JobError: Training has diverged.
     """
     with tempfile.TemporaryDirectory(prefix="nucleus-train-") as folder:
         run = _Run(recipe, given, workers, reporter, Path(folder) / "best.weights.h5")
@@ -110,11 +112,6 @@ class _Run:
         self.readers = {split: _reader(given, split, workers.rank, workers.count) for split in ("train", "val", "test")}
         self.train_records = [shard.records for shard in self.manifest.split_shards("train")]
         self.steps_per_epoch = sum(self.train_records) // recipe.input.batch_size
-        if self.steps_per_epoch == 0:
-            raise DataError(
-                f"Expected at least one batch of {recipe.input.batch_size} images in the training split of "
-                f"{given.dataset}; found {sum(self.train_records)} images. Set input.batch_size lower or import more."
-            )
         self.config = config_of_recipe(recipe)
         self.model, self.optimizer = self._build(given.encoder_weights)
         self.network = TiledNetwork(self.model, self.config.tile, self.config.overlap)
@@ -163,12 +160,14 @@ class _Run:
         epoch = progress.epochs_done
         options = self.recipe.optimizer
         metrics = self._train_epoch(epoch, batches)
+        _check_finite(metrics)
         last = epoch + 1 == options.epochs
         validated = last or (epoch + 1) % options.validate_every == 0
         if validated:
             started = time.monotonic()
             scores = self._validate("val").scores()
             metrics |= {f"val_{name}": value for name, value in scores.items()}
+            _check_finite(metrics)
             metrics["validation_seconds"] = time.monotonic() - started
             if progress.note_score(epoch, metrics[options.monitor]):
                 self.model.save_weights(self.best)
@@ -235,8 +234,7 @@ class _Run:
         return images_of_worker(self.manifest, split, self.readers[split], workers.rank, workers.count)
 
     def _load_best(self) -> None:
-        if self.best.exists():  # on the first worker at least; a resumed run copied it to all
-            load_weights(self.model, self.best)
+        load_weights(self.model, self.best)
         self.workers.broadcast(list(self.model.weights))
 
 
@@ -245,6 +243,16 @@ def _reader(given: TrainingInput, split: str, rank: int, world: int) -> ShardRea
     mine = shards_of_worker(len(shards), rank, world)
     paths = fetch_shards(given.dataset, [shards[number] for number in mine], given.cache_dir)
     return ShardReader(dict(zip(mine, paths, strict=True)))
+
+
+def _check_finite(metrics: dict[str, float]) -> None:
+    """Stop a run that has diverged; all workers have the same metrics, so all stop."""
+    for name, value in metrics.items():
+        if not np.isfinite(value):
+            raise JobError(
+                f"Expected finite metrics; {name} is {value} in epoch {metrics['epoch'] + 1:.0f}: training has "
+                "diverged. Set optimizer.learning_rate lower or optimizer.warmup_steps higher."
+            )
 
 
 def _schedule(recipe: Recipe, steps_per_epoch: int) -> keras.optimizers.schedules.LearningRateSchedule:

@@ -256,10 +256,35 @@ def test_bad_runs_end_before_they_begin(trained: Trained, tmp_path: Path) -> Non
     with pytest.raises(WeightsError, match="nothing is there"):
         train(recipe_for(uri, tmp_path, network={"weights": str(tmp_path / "none.h5")}))
     with pytest.raises(JobError, match=r"Expected a Ray cluster with 16 CPUs \(found 2\)"):
-        train(recipe_for(uri, tmp_path, workers=4, cpus_per_worker=4))
+        train(recipe_for(uri, tmp_path, workers=4, cpus_per_worker=4), RunOptions(run="too-large"))
     with pytest.raises(DataError, match="at least one batch of 64 images"):
-        train(recipe_for(uri, tmp_path, input={"crop": 64, "batch_size": 64}, tracking={"wandb": "disabled"}))
+        train(recipe_for(uri, tmp_path, input={"crop": 64, "batch_size": 64}), RunOptions(run="too-small"))
     assert list_versions(trained.bucket, "tiny") == [1]
+    assert not {"too-large", "too-small"} & set(trained.bucket.folders("runs"))  # their names are free
+
+
+def test_one_worker_computes_what_two_compute(trained: Trained, tmp_path: Path) -> None:
+    recorder = Recorder()
+    recipe = recipe_for(trained.bucket.uri, tmp_path, model="alone", workers=1, tracking={"wandb": "disabled"})
+    manifest = train(recipe, RunOptions(), recorder)
+    for alone, together in zip(recorder.epochs, trained.recorder.epochs, strict=True):
+        assert alone["loss"] == pytest.approx(together["loss"], rel=1e-3)
+    pull(trained.bucket, Reference("alone"), tmp_path / "alone")
+    image = generated_image(99, 64, 64)[0][np.newaxis].astype(np.float32)
+    one, two = (load_model(path)[0](image, training=False).numpy() for path in (tmp_path / "alone", trained.folder))
+    assert one == pytest.approx(two, abs=2e-2)
+    told = trained.manifest.origin.metrics["val"]["all"]
+    assert manifest.origin.metrics["val"]["all"]["loss"] == pytest.approx(told["loss"], rel=1e-2)
+
+
+def test_divergence_is_an_error_and_publishes_nothing(trained: Trained, tmp_path: Path) -> None:
+    changes = {"learning_rate": 1e30, "final_learning_rate": 1e30, "epochs": 2, "warmup_steps": 0}
+    recipe = recipe_for(
+        trained.bucket.uri, tmp_path, model="diverged", tracking={"wandb": "disabled"}, optimizer=changes
+    )
+    with pytest.raises(JobError, match=r"training has diverged.*learning_rate lower"):
+        train(recipe)
+    assert list_versions(trained.bucket, "diverged") == []
 
 
 def test_dataset_is_found_by_version(trained: Trained) -> None:

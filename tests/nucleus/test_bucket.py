@@ -27,8 +27,6 @@ def test_objects(bucket: Bucket, tmp_path: Path) -> None:
     assert [item.size for item in bucket.objects("")] == [3, 3, 5]
     assert bucket.folders("") == ["a", "ab"]
     assert bucket.get("a/2") == b"two"
-    assert bucket.exists("a/1")
-    assert not bucket.exists("a/9")
     with pytest.raises(ObjectNotFoundError, match="a/9"):
         bucket.get("a/9")
 

@@ -138,7 +138,7 @@ BAD_INPUT: list[tuple[list[Any], int, str]] = [
     (["data", "import", "two", "s3://nowhere/d"], 1, "aws s3 mb s3://nowhere"),
     (["data", "import", "two", "Bad Name"], 2, "Try 'bad-name'"),
     (["data", "import", "two", "d", "--group-by", "("], 2, "not a regular expression"),
-    (["data", "import", "two", "d", "--val", "2"], 1, "Expected fractions above 0"),
+    (["data", "import", "two", "d", "--val", "2"], 2, "Expected fractions above 0"),
     (["data", "show", "nothing"], 1, "none was imported there"),
     (["models", "pull", "nothing"], 1, "it has no version"),
     (["models", "show", "m@"], 2, "version or alias after the @"),
@@ -150,7 +150,12 @@ BAD_INPUT: list[tuple[list[Any], int, str]] = [
     (["predict", "same", "--model", "m", "--out", "o"], 2, "would both write a.labels.tif"),
     (["predict", "flat", "--model", "m", "--out", "o"], 1, "it has no version"),
     (["evaluate", "m", "nothing"], 1, "none was imported there"),
-    (["weights", "add", "nothing.h5"], 1, "nothing is there"),
+    (["weights", "add", "nothing.h5"], 2, "does not exist"),
+    (["weights", "add", "flat/a.png", "--encoder", "resnet"], 2, "is not 'mobilenet_v2'"),
+    (["data", "import", "two", "d@0123456789ab"], 2, "leave out @0123456789ab"),
+    (["data", "import", "two", "d", "--seed", "-1"], 2, "is not in the range"),
+    (["train", "demo", "--resume", "r", "--set", "workers=1"], 2, "leave out --set"),
+    (["store", "start", "--dir", "flat/a.png"], 1, "File exists"),
 ]
 
 
@@ -179,6 +184,7 @@ def test_bad_input(arguments: list[Any], code: int, message: str, here: Path, bu
         ({"NUCLEUS_BUCKET": ""}, 2, "export NUCLEUS_BUCKET=s3://BUCKET"),
         ({"NUCLEUS_BUCKET": "s3://nowhere"}, 1, "aws s3 mb s3://nowhere"),
         ({"AWS_ENDPOINT_URL_S3": "http://127.0.0.1:9"}, 1, "nucleus store status"),
+        ({"AWS_ENDPOINT_URL_S3": "localhost:9000"}, 1, "Expected a URL such as"),
     ],
 )
 def test_bad_surroundings(

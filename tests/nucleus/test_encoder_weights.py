@@ -60,7 +60,7 @@ def test_added_once_and_found_as_imagenet(weights: Path, bucket: Bucket, tmp_pat
 def test_local_and_s3_paths(weights: Path, bucket: Bucket) -> None:
     local = provide_weights(str(weights), "mobilenet_v2", bucket, "run-1")
     assert local is not None
-    assert str(local.uri) == f"{bucket.uri}/runs/run-1/encoder.weights.h5"
+    assert str(local.uri) == f"{bucket.uri}/runs/run-1/encoder-{sha256_of(weights)[:12]}.weights.h5"
     assert local.origin.source == "file"
     assert list_weights(bucket) == []  # a private file is nobody else's imagenet
     remote = provide_weights(str(local.uri), "mobilenet_v2", bucket, "run-2")
@@ -73,10 +73,15 @@ def test_local_and_s3_paths(weights: Path, bucket: Bucket) -> None:
 def test_old_format_is_rewritten(weights: Path, bucket: Bucket, tmp_path: Path) -> None:
     write_old_format(weights, tmp_path / "old.h5")
     added = add_weights(tmp_path / "old.h5", "mobilenet_v2", bucket)
+    bucket.put("mine/old.h5", tmp_path / "old.h5")
+    remote = provide_weights(f"{bucket.uri}/mine/old.h5", "mobilenet_v2", bucket, "run")
+    assert remote is not None
+    assert remote.origin.source == "s3"
     model, again = build_encoder("mobilenet_v2"), build_encoder("mobilenet_v2")
     model.load_weights(weights)
-    again.load_weights(fetch_weights(added, tmp_path))
-    assert all(np.array_equal(a, b) for a, b in zip(model.get_weights(), again.get_weights(), strict=True))
+    for rewritten in (added, remote):
+        again.load_weights(fetch_weights(rewritten, tmp_path))
+        assert all(np.array_equal(a, b) for a, b in zip(model.get_weights(), again.get_weights(), strict=True))
 
 
 def in_a_process(code: str, keras_home: Path) -> subprocess.CompletedProcess[str]:

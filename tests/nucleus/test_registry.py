@@ -9,6 +9,7 @@ from nucleus.errors import IntegrityError, ModelError, UriError, UsageError
 from nucleus.registry.aliases import list_aliases, move_alias, rollback_alias
 from nucleus.registry.manifest import EncoderWeightsOrigin, Origin
 from nucleus.registry.versions import (
+    is_whole,
     list_models,
     list_versions,
     publish,
@@ -87,7 +88,7 @@ def test_pull_leaves_the_whole_model_or_nothing(bucket: Bucket, folder: Path, tm
     assert (target / "card.md").read_text() == "content of card.md"
     bucket.put(key, b"flipped")
     assert pull(bucket, Reference("m"), target) == manifest  # whole on disk: nothing to fetch
-    assert {path.name for path in tmp_path.iterdir()} == {"model", "pulled"}
+    assert {path.name for path in tmp_path.iterdir()} == {"model", "pulled", ".pulled.lock"}
 
 
 def test_pull_spares_other_folders(bucket: Bucket, folder: Path, tmp_path: Path) -> None:
@@ -124,3 +125,18 @@ def test_unknown_references(bucket: Bucket, folder: Path) -> None:
         resolve_version(bucket, Reference("m", "9"))
     with pytest.raises(ModelError, match="'staging' is none"):
         resolve_version(bucket, Reference("m", "staging"))
+
+
+def test_manifests_that_could_not_be_read_again_are_refused() -> None:
+    with pytest.raises(ValueError, match="finite number"):
+        Origin.model_validate({**origin().model_dump(), "metrics": {"val": {"all": {"iou": float("nan")}}}})
+
+
+def test_pulls_at_once_share_one_folder(bucket: Bucket, folder: Path, tmp_path: Path) -> None:
+    publish(bucket, "m", folder, origin())
+    target = tmp_path / "cache" / "m"
+    with ThreadPoolExecutor(8) as pool:
+        manifests = list(pool.map(lambda _: pull(bucket, Reference("m"), target), range(8)))
+    assert len({manifest.version for manifest in manifests}) == 1
+    assert {path.name for path in target.parent.iterdir()} <= {"m", ".m.lock"}
+    assert is_whole(target, manifests[0])

@@ -1,3 +1,4 @@
+from collections import Counter
 from pathlib import Path
 
 import cv2
@@ -41,6 +42,11 @@ def test_near_duplicates_are_one_group() -> None:
     jpeg = decode_image(cv2.imencode(".jpg", image[..., ::-1])[1].tobytes(), "j")
     smaller = cv2.resize(image, (200, 200), interpolation=cv2.INTER_AREA)
     assert groups([image, brighter, jpeg, smaller, np.rot90(image), image[:, ::-1], picture(7, 256)]) == [0] * 6 + [1]
+
+
+def test_many_unrelated_images_do_not_chain() -> None:
+    found = groups([picture(seed, 96) for seed in range(1000)])
+    assert max(Counter(found).values()) <= 20
 
 
 def test_names_can_say_what_belongs_together() -> None:

@@ -33,6 +33,16 @@ def test_kaggle(tmp_path: Path) -> None:
         assert layout.images[0].form is MaskForm.PER_NUCLEUS
 
 
+def test_kaggle_folders_with_two_images_are_named(tmp_path: Path) -> None:
+    layout = find_images(
+        open_source(make(tmp_path, "a/images/a.png", "a/masks/1.png", "b/images/1.png", "b/images/2.png"))
+    )
+    assert {image.title: image.problem for image in layout.images} == {
+        "a": None,
+        "b": "Expected one image in b/images; found 2.",
+    }
+
+
 def test_paired(tmp_path: Path) -> None:
     source = make(
         tmp_path, "train/inputs/1.png", "train/inputs/2.png", "train/masks/1.png", "test/inputs/1.png",

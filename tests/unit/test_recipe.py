@@ -23,7 +23,10 @@ def test_shipped_recipes_are_those_of_the_readme() -> None:
 def test_settings_change_keys(tmp_path: Path) -> None:
     path = tmp_path / "r.toml"
     path.write_text('model = "m"\ndataset = "d"\n')
-    recipe = read_recipe(path, ["optimizer.epochs=3", "network.weights=none", 'bucket="s3://b"', "workers=2"])
+    recipe = read_recipe(
+        path,
+        ["optimizer.epochs=3", "network.weights=none", "network.freeze_encoder=false", 'bucket="s3://b"', "workers=2"],
+    )
     assert (recipe.optimizer.epochs, recipe.network.weights, recipe.bucket, recipe.workers) == (3, "none", "s3://b", 2)
 
 
@@ -41,6 +44,7 @@ def test_settings_change_keys(tmp_path: Path) -> None:
         ({**MINIMAL, "workers": 3}, "input.batch_size (8) must be a multiple of workers (3)"),
         ({**MINIMAL, "network": {"encoder": "resnet"}}, "network.encoder: input should be 'mobilenet_v2'"),
         ({**MINIMAL, "model": "My Model"}, "Try 'my-model'"),
+        ({**MINIMAL, "network": {"weights": "none"}}, "network.freeze_encoder must be false"),
         ({**MINIMAL, "cache_dir": "relative"}, "cache_dir must be an absolute path"),
         ({**MINIMAL, "tracking": {"wandb": "on"}}, "tracking.wandb: input should be 'online', 'offline' or 'disabled'"),
     ],

@@ -51,3 +51,8 @@ def test_a_given_test_split_is_kept_with_its_groups() -> None:
     splits = split(["dark"] * 30, groups, given)
     assert [i for i, part in enumerate(splits) if part == "test"] == [0, 1, 2, 3, 4, 5]
     assert "val" in splits
+
+
+def test_no_split_is_left_empty() -> None:
+    with pytest.raises(DataError, match="train would have none"):
+        split_images(["dark"] * 3, [0, 1, 2], [None] * 3, seed=0, val=0.5, test=0.4)
