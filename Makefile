@@ -40,7 +40,7 @@ check: install ## lint, format, types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-lock: ## write requirements/*.txt anew (needs .venv)
+lock: install ## write requirements/*.txt anew
 	$(BIN)/python requirements/lock.py
 
 clean: ## remove .venv and caches

@@ -28,6 +28,7 @@ def train_worker(config: dict[str, Any]) -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     plan = RunPlan.model_validate_json(config["plan"])
     _limit_devices(plan.recipe)
+    _reach_workers_directly()
 
     import ray.train
 
@@ -69,6 +70,13 @@ def _limit_devices(recipe: Recipe) -> None:
         tf.config.set_visible_devices([], "GPU")
     for device in tf.config.get_visible_devices("GPU"):
         tf.config.experimental.set_memory_growth(device, enable=True)
+
+
+def _reach_workers_directly() -> None:
+    """Keep TensorFlow's collectives, which are gRPC, from going over an `http_proxy` of this machine."""
+    addresses = json.loads(os.environ["TF_CONFIG"])["cluster"]["worker"]
+    hosts = ",".join(address.rpartition(":")[0] for address in addresses)
+    os.environ["no_grpc_proxy"] = hosts  # noqa: SIM112  gRPC knows it in lower case only
 
 
 def _tracker(plan: RunPlan, cache_dir: Path, *, first: bool) -> "Tracker":

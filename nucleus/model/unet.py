@@ -27,11 +27,11 @@ def build_unet(config: ModelConfig, *, freeze_encoder: bool = True) -> keras.Mod
     base = build_encoder(config.encoder)
     features = [base.get_layer(name).output for name in spec.features]
     encoder = keras.Model(base.input, features, name="encoder")
-    encoder.trainable = not freeze_encoder
+    _set_trainable(encoder, trainable=not freeze_encoder)
 
     image = keras.Input((None, None, 3), name="image")
     scaled = layers.Rescaling(spec.scale, spec.offset, name="preprocess")(image)
-    *skips, x = encoder(scaled, training=False)
+    *skips, x = encoder(scaled)
     stem = layers.Conv2D(_STEM_CHANNELS, 3, padding="same", activation="relu", name="stem")(scaled)
     for level, (skip, channels) in enumerate(
         zip([*reversed(skips), stem], config.decoder_channels, strict=True), start=1
@@ -67,10 +67,23 @@ def calibrate_encoder(model: keras.Model, images: NDArray[np.uint8]) -> None:
     norms = [layer for layer in encoder.layers if isinstance(layer, layers.BatchNormalization)]
     momenta = [layer.momentum for layer in norms]
     trainable = encoder.trainable
-    encoder.trainable = True  # a layer that is not trainable ignores training=True
+    encoder.trainable = True  # a BatchNorm that is not trainable ignores training=True
     for layer in norms:
         layer.momentum = 0.0
     encoder(model.get_layer("preprocess")(images.astype(np.float32)), training=True)
     for layer, momentum in zip(norms, momenta, strict=True):
         layer.momentum = momentum
+    _set_trainable(encoder, trainable=trainable)
+
+
+def _set_trainable(encoder: keras.Model, *, trainable: bool) -> None:
+    """Freeze or unfreeze an encoder, its BatchNorm always frozen.
+
+    A BatchNorm that is not trainable uses its stored statistics whatever `training` says. Passing `training=False` to
+    the encoder would not do: Keras 3 replaces it by the `training` of the outer call, and batches would be normalised
+    by themselves, differently for each number of workers.
+    """
     encoder.trainable = trainable
+    for layer in encoder.layers:
+        if isinstance(layer, layers.BatchNormalization):
+            layer.trainable = False

@@ -212,6 +212,8 @@ def _launch(folder: Path, port: int) -> RunningStore:
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
+    for ended in [pid for pid, other in _children.items() if other.poll() is not None]:
+        del _children[ended]
     _children[child.pid] = child
     store = RunningStore(str(folder), port, child.pid, psutil.Process(child.pid).create_time())
     write_atomic(folder / "store.json", json.dumps(asdict(store)))

@@ -22,7 +22,7 @@ SMALL = (
 def test_demo(dozen: Path, tmp_path: Path) -> None:
     names = ("AWS_", "NUCLEUS_", "WANDB_", "RAY_ADDRESS")
     environment = {key: value for key, value in os.environ.items() if not key.startswith(names)}
-    nowhere = "http://127.0.0.1:9"  # no download works, and the embedded server must be reached all the same
+    nowhere = "http://127.0.0.1:9"  # no download works, and what runs on this machine must be reached all the same
     environment |= {"KERAS_HOME": str(tmp_path / "keras"), "https_proxy": nowhere, "http_proxy": nowhere}
     settings = [part for setting in SMALL for part in ("--set", setting)]
     command = [sys.executable, "-m", "nucleus.cli.main", "demo", str(dozen), "--recipe", "demo"]
@@ -32,7 +32,7 @@ def test_demo(dozen: Path, tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         check=False,
-        timeout=500,
+        timeout=240,
     )
     assert done.returncode == 0, done.stderr
     assert "12 images in s3://nucleus/datasets/demo@" in done.stderr

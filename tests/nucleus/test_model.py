@@ -139,6 +139,19 @@ def test_random_encoders_are_calibrated() -> None:
     assert not encoder_of(model).trainable
 
 
+def test_the_network_never_looks_across_the_batch() -> None:
+    keras.utils.set_random_seed(2)
+    model = build_unet(CONFIG, freeze_encoder=False)
+    images = np.stack([generated_image(seed, 64, 64)[0] for seed in range(4)])
+    calibrate_encoder(model, images)
+    batch = images.astype(np.float32)
+    together = model(batch, training=True).numpy()
+    alone = np.concatenate([model(batch[i : i + 1], training=True).numpy() for i in range(4)])
+    assert together == pytest.approx(alone, abs=1e-4)
+    assert together == pytest.approx(model(batch, training=False).numpy(), abs=1e-4)
+    assert any("encoder" in w.path or "Conv1" in w.path for w in model.trainable_variables)
+
+
 def test_models_are_rebuilt_from_json_and_weights(model: keras.Model, tmp_path: Path) -> None:
     model.save_weights(tmp_path / "model.weights.h5")
     (tmp_path / "model.json").write_text(CONFIG.model_dump_json())

@@ -68,3 +68,18 @@ def test_stop_spares_processes_that_it_did_not_start(tmp_path: Path) -> None:
     (tmp_path / "store.json").write_text(json.dumps(record))
     assert server.status(tmp_path) is None
     assert not server.stop(tmp_path)
+
+
+def test_is_reached_directly_where_there_is_a_proxy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("http_proxy", "HTTP_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    running = server.start(tmp_path, 0)
+    try:
+        server.make_bucket(running)
+        for name, value in server.environment(running).items():
+            monkeypatch.setenv(name, value)
+        Bucket(parse_uri("s3://nucleus/a")).put("x", b"1")
+    finally:
+        server.stop(tmp_path)
