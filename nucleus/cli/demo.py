@@ -161,26 +161,17 @@ class _Demo:
     def _predict(self, dataset: "Dataset", folder: Path) -> tuple[int, int]:
         """Write the test split's images as files, as a user would have them, and segment those."""
         from nucleus.cli.output import show_progress
-        from nucleus.data.cache import fetch_shards
         from nucleus.data.images import encode_png
-        from nucleus.data.shards import ShardReader
         from nucleus.predict.images import predict_files
-        from nucleus.predict.inputs import find_inputs
         from nucleus.predict.predictor import Predictor
         from nucleus.storage.files import write_atomic
-        from nucleus.training.validation import images_of_worker
+        from nucleus.training.validation import images_of_split
 
         with self._stage("predict"), show_progress("segment images") as advance:
-            shards = dataset.manifest.split_shards("test")
-            paths = fetch_shards(dataset, shards, self.workdir / "cache")
-            reader = ShardReader(dict(enumerate(paths)))
-            unseen = [
-                (self.workdir / "unseen" / folder.name / f"{sample.name}.png", encode_png(sample.image))
-                for sample in images_of_worker(dataset.manifest, "test", reader, rank=0, world=1)
-            ]
-            for path, png in unseen:
-                write_atomic(path, png)
-            files = find_inputs([path for path, _ in unseen])
+            files = []
+            for sample in images_of_split(dataset, "test", self.workdir / "cache"):
+                files.append(self.workdir / "unseen" / folder.name / f"{sample.name}.png")
+                write_atomic(files[-1], encode_png(sample.image))
             found = predict_files(Predictor(folder), files, self.workdir / "predictions" / folder.name, advance)
         if found.failures:
             raise NucleusError("; ".join(found.failures.values()))

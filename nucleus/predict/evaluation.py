@@ -4,14 +4,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nucleus.config.recipe import LossOptions
-from nucleus.data.cache import fetch_shards
 from nucleus.data.datasets import Dataset
-from nucleus.data.shards import ShardReader
 from nucleus.errors import DataError
 from nucleus.model.metrics import ScoreSums
 from nucleus.predict.predictor import Predictor
 from nucleus.progress import Advance, no_progress
-from nucleus.training.validation import image_loss, images_of_worker, mask_counts
+from nucleus.training.validation import image_loss, images_of_split, mask_counts
 
 __all__ = ["Evaluation", "ImageRow", "evaluate"]
 
@@ -49,14 +47,12 @@ def evaluate(
     Raises:
         DataError: The split has no images.
     """
-    shards = dataset.manifest.split_shards(split)
-    if not shards:
+    if not dataset.manifest.split_shards(split):
         raise DataError(f"Expected images in the split {split!r} of {dataset}; it has none.")
-    reader = ShardReader(dict(enumerate(fetch_shards(dataset, shards, cache_dir))))
     loss_options = LossOptions.model_validate(predictor.manifest.origin.recipe.get("loss", {}))
     sums = ScoreSums()
     rows = []
-    for sample in images_of_worker(dataset.manifest, split, reader, rank=0, world=1):
+    for sample in images_of_split(dataset, split, cache_dir):
         found = predictor(sample.image)
         counts = mask_counts(found.probabilities, sample.labels, predictor.config.instances.mask_threshold)
         sums.add(sample.kind, counts, image_loss(found.probabilities, sample.labels, loss_options))

@@ -7,12 +7,10 @@ import numpy as np
 from numpy.typing import NDArray
 from skimage.segmentation import find_boundaries
 
-from nucleus.data.cache import fetch_shards
 from nucleus.data.datasets import Dataset
 from nucleus.data.images import RgbImage
 from nucleus.data.kinds import Kind
-from nucleus.data.shards import ShardReader
-from nucleus.training.validation import images_of_worker
+from nucleus.training.validation import images_of_split
 
 __all__ = ["contact_sheet", "draw_outlines", "example_sheet"]
 
@@ -48,9 +46,7 @@ def example_sheet(dataset: Dataset, cache_dir: Path, per_kind: int = 2) -> RgbIm
     """Training images of each kind, beside them the same with their labels outlined."""
     found: dict[Kind, int] = {}
     rows = []
-    shards = dataset.manifest.split_shards("train")
-    reader = ShardReader(dict(enumerate(fetch_shards(dataset, shards, cache_dir))))
-    for sample in images_of_worker(dataset.manifest, "train", reader, rank=0, world=1):
+    for sample in images_of_split(dataset, "train", cache_dir):
         found[sample.kind] = found.get(sample.kind, 0) + 1
         if found[sample.kind] <= per_kind:
             rows.append([sample.image, draw_outlines(sample.image, sample.labels, CYAN)])

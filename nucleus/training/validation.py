@@ -2,12 +2,15 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
 from nucleus.config.recipe import LossOptions
+from nucleus.data.cache import fetch_shards
+from nucleus.data.datasets import Dataset
 from nucleus.data.images import LabelImage, RgbImage
 from nucleus.data.kinds import Kind
 from nucleus.data.manifest import DatasetManifest
@@ -17,7 +20,7 @@ from nucleus.model.losses import image_losses
 from nucleus.model.metrics import PixelCounts, count_pixels
 from nucleus.model.targets import nucleus_mask, pixel_classes
 
-__all__ = ["LabelledImage", "image_loss", "images_of_worker", "mask_counts"]
+__all__ = ["LabelledImage", "image_loss", "images_of_split", "images_of_worker", "mask_counts"]
 
 _SMALLEST_PROBABILITY = 1e-7
 
@@ -49,6 +52,12 @@ def images_of_worker(
     for shard, record in zip(plan.shards, plan.records, strict=True):
         name, image, labels = decode_record(reader.read(shard, record))
         yield LabelledImage(name, kinds[name], image, labels)
+
+
+def images_of_split(dataset: Dataset, split: str, cache_dir: Path) -> Iterator[LabelledImage]:
+    """All images of a split, in stored order, from shards that are fetched into the cache."""
+    paths = fetch_shards(dataset, dataset.manifest.split_shards(split), cache_dir)
+    return images_of_worker(dataset.manifest, split, ShardReader(dict(enumerate(paths))), rank=0, world=1)
 
 
 def mask_counts(probabilities: NDArray[np.float32], labels: LabelImage, threshold: float) -> PixelCounts:
