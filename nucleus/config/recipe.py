@@ -42,13 +42,19 @@ class NetworkOptions(_Options):
     Attributes:
         encoder: Network whose features the U-Net decodes.
         weights: Where the encoder's weights come from: `imagenet`, a local path, an `s3://` URI, or `none`.
-        freeze_encoder: Whether the encoder keeps its weights. Its BatchNorm statistics are frozen in any case.
+        freeze_encoder: Whether the encoder keeps its weights, up to `unfreeze_epoch` if that is given. Its BatchNorm is
+            frozen in any case.
+        unfreeze_epoch: The epoch, from 0, from which a frozen encoder is trained too; without it, never.
+        encoder_learning_rate_factor: The encoder's learning rate as a multiple of the decoder's. Without it 0.1 for
+            pretrained weights, which larger steps destroy, and 1 for random ones.
         decoder_channels: Channels of the decoder's levels, from 1/16 of the resolution to full resolution.
     """
 
     encoder: EncoderName = "mobilenet_v2"
     weights: str = "imagenet"
     freeze_encoder: bool = True
+    unfreeze_epoch: Annotated[int, Field(ge=1)] | None = None
+    encoder_learning_rate_factor: Positive | None = None
     decoder_channels: Annotated[list[Annotated[int, Field(ge=8, multiple_of=8)]], Field(min_length=5, max_length=5)] = [
         128,
         96,
@@ -56,6 +62,16 @@ class NetworkOptions(_Options):
         48,
         24,
     ]
+
+    @property
+    def encoder_trained_from(self) -> int | None:
+        """The epoch from which the encoder is trained, or None."""
+        return self.unfreeze_epoch if self.freeze_encoder else 0
+
+    @property
+    def encoder_rate_factor(self) -> float:
+        """The encoder's learning rate as a multiple of the decoder's."""
+        return self.encoder_learning_rate_factor or (1.0 if self.weights == "none" else 0.1)
 
 
 class InputOptions(_Options):
@@ -125,6 +141,12 @@ class OptimizerOptions(_Options):
         validate_every: Epochs between validations; the last epoch is always validated. A checkpoint goes with each.
         monitor: The validation metric that chooses the best weights; larger is better.
         precision: `float32`, or `mixed_bfloat16` for GPUs.
+        gradient_accumulation_steps: Parts in which each worker computes its share of a batch, one after the other: less
+            memory, the same result.
+        global_clipnorm: Upper bound of the norm of a step's gradient; without it, none.
+        ema_momentum: Momentum of an exponential moving average of the weights, such as 0.99; with it the averaged
+            weights are validated and published.
+        steps_per_execution: Steps in one call of the compiled graph; progress and errors show after each call.
     """
 
     epochs: PositiveInt = 30
@@ -136,6 +158,10 @@ class OptimizerOptions(_Options):
     validate_every: PositiveInt = 1
     monitor: Literal["val_iou", "val_dice", "val_accuracy"] = "val_iou"
     precision: Literal["float32", "mixed_bfloat16"] = "float32"
+    gradient_accumulation_steps: PositiveInt = 1
+    global_clipnorm: Positive | None = None
+    ema_momentum: Annotated[float, Field(gt=0, lt=1)] | None = None
+    steps_per_execution: PositiveInt = 8
 
 
 class TrackingOptions(_Options):
@@ -194,6 +220,13 @@ class Recipe(_Options):
                 f"input.batch_size ({self.input.batch_size}) must be a multiple of workers ({self.workers}): it is "
                 "the batch over all workers"
             )
+        if self.batch_per_worker % self.optimizer.gradient_accumulation_steps:
+            raise ValueError(
+                f"input.batch_size / workers ({self.batch_per_worker}) must be a multiple of "
+                f"optimizer.gradient_accumulation_steps ({self.optimizer.gradient_accumulation_steps})"
+            )
+        if self.network.unfreeze_epoch is not None and not self.network.freeze_encoder:
+            raise ValueError("network.unfreeze_epoch needs network.freeze_encoder = true: it ends the freezing")
         if self.network.weights == "none" and self.network.freeze_encoder:
             raise ValueError("network.freeze_encoder must be false where network.weights is 'none': random features")
         if self.cache_dir is not None and not Path(self.cache_dir).is_absolute():

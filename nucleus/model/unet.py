@@ -8,13 +8,13 @@ from numpy.typing import NDArray
 from nucleus.model.architecture import ModelConfig
 from nucleus.model.encoders import ENCODERS, build_encoder
 
-__all__ = ["build_unet", "calibrate_encoder", "encoder_of"]
+__all__ = ["build_unet", "calibrate_encoder", "decoder_variables", "encoder_of", "encoder_variables"]
 
 _STEM_CHANNELS = 16
 _NORM_GROUPS = 8
 
 
-def build_unet(config: ModelConfig, *, freeze_encoder: bool = True) -> keras.Model:
+def build_unet(config: ModelConfig) -> keras.Model:
     """Build the network with random weights.
 
     Input: N x H x W x 3, RGB from 0 to 255, H and W multiples of 32. Output: N x H x W x classes, float32 logits.
@@ -27,7 +27,7 @@ def build_unet(config: ModelConfig, *, freeze_encoder: bool = True) -> keras.Mod
     base = build_encoder(config.encoder)
     features = [base.get_layer(name).output for name in spec.features]
     encoder = keras.Model(base.input, features, name="encoder")
-    _set_trainable(encoder, trainable=not freeze_encoder)
+    _freeze_batch_norm(encoder)
 
     image = keras.Input((None, None, 3), name="image")
     scaled = layers.Rescaling(spec.scale, spec.offset, name="preprocess")(image)
@@ -52,6 +52,17 @@ def encoder_of(model: keras.Model) -> keras.Model:
     return model.get_layer("encoder")
 
 
+def encoder_variables(model: keras.Model) -> list[keras.Variable]:
+    """The encoder's variables that can be trained: all but its BatchNorm's."""
+    return list(encoder_of(model).trainable_variables)
+
+
+def decoder_variables(model: keras.Model) -> list[keras.Variable]:
+    """The variables outside the encoder."""
+    encoder = {variable.path for variable in encoder_variables(model)}
+    return [variable for variable in model.trainable_variables if variable.path not in encoder]
+
+
 def calibrate_encoder(model: keras.Model, images: NDArray[np.uint8]) -> None:
     """Set the BatchNorm statistics of an encoder without pretrained weights from a batch of images.
 
@@ -66,24 +77,22 @@ def calibrate_encoder(model: keras.Model, images: NDArray[np.uint8]) -> None:
     encoder = encoder_of(model)
     norms = [layer for layer in encoder.layers if isinstance(layer, layers.BatchNormalization)]
     momenta = [layer.momentum for layer in norms]
-    trainable = encoder.trainable
-    encoder.trainable = True  # a BatchNorm that is not trainable ignores training=True
     for layer in norms:
+        layer.trainable = True  # one that is not ignores training=True
         layer.momentum = 0.0
     encoder(model.get_layer("preprocess")(images.astype(np.float32)), training=True)
     for layer, momentum in zip(norms, momenta, strict=True):
         layer.momentum = momentum
-    _set_trainable(encoder, trainable=trainable)
+    _freeze_batch_norm(encoder)
 
 
-def _set_trainable(encoder: keras.Model, *, trainable: bool) -> None:
-    """Freeze or unfreeze an encoder, its BatchNorm always frozen.
+def _freeze_batch_norm(encoder: keras.Model) -> None:
+    """Freeze an encoder's BatchNorm, also where the encoder is trained.
 
     A BatchNorm that is not trainable uses its stored statistics whatever `training` says. Passing `training=False` to
     the encoder would not do: Keras 3 replaces it by the `training` of the outer call, and batches would be normalised
     by themselves, differently for each number of workers.
     """
-    encoder.trainable = trainable
     for layer in encoder.layers:
         if isinstance(layer, layers.BatchNormalization):
             layer.trainable = False

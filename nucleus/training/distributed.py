@@ -1,13 +1,14 @@
 """Keras 3 over several workers with public interfaces only: one replica a process, gradients all-reduced.
 
 Keras 3's own `fit` fails under `MultiWorkerMirroredStrategy` (keras issue 20585), so the step is written out here.
-Exactness rests on three things. The loss of a step is the sum over this worker's images divided by the global
-batch, and the optimizer sums gradients over workers: together the mean over the global batch. No layer looks across
-the batch, and the encoder's BatchNorm is frozen, so no state differs from worker to worker. All workers begin from
-the first worker's values.
+TensorFlow's strategy gives the collectives; the network and the optimizers are plain Keras ones, alike on each worker.
+Exactness rests on four things. The loss of a step is the sum over this worker's images divided by the global batch, so
+that gradients summed over workers are those of the mean over the global batch. They are summed before anything else
+is done with them, so clipping and averages see what a single worker would see. No layer looks across the batch, and
+the encoder's BatchNorm is frozen. All workers begin from the first worker's values.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import keras
@@ -16,6 +17,7 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from nucleus.errors import JobError
+from nucleus.training.parameters import ParameterGroup
 
 __all__ = ["TrainingStep", "Workers"]
 
@@ -38,19 +40,22 @@ class Workers:
                 "must see one GPU at most: set gpus_per_worker to 0 or 1."
             )
 
-        @tf.function(reduce_retracing=True)
-        def all_reduce(values: tf.Tensor) -> tf.Tensor:
-            def on_replica(local: tf.Tensor) -> tf.Tensor:
-                here = tf.identity(local)  # on the replica's device, which an argument is not
-                return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, here)
+        self._sum_one = tf.function(lambda values: self.all_reduce([values])[0], reduce_retracing=True)
 
-            return self.strategy.run(on_replica, args=(values,))
+    def all_reduce(self, tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+        """Sum tensors over all workers, in one message; inside a `tf.function` that every worker calls."""
+        if self.count == 1:
+            return list(tensors)
 
-        self._all_reduce = all_reduce
+        def on_replica(*local: tf.Tensor) -> list[tf.Tensor]:
+            here = [tf.identity(tensor) for tensor in local]  # on the replica's device, which an argument is not
+            return list(tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, here))
+
+        return list(self.strategy.run(on_replica, args=tuple(tensors)))
 
     def sum(self, values: NDArray[Any]) -> NDArray[Any]:
         """Sum arrays of one shape over all workers; every worker must call it, and each gets the sum."""
-        flat = self._all_reduce(tf.constant(values.ravel()))
+        flat = self._sum_one(tf.constant(values.ravel()))
         return np.asarray(flat.numpy()).reshape(values.shape)
 
     def broadcast(self, variables: list[Any]) -> None:
@@ -69,35 +74,40 @@ class TrainingStep:
 
     Args:
         workers: The processes.
-        model: Images, N x H x W x 3 as float32, to logits; made under the strategy's scope.
-        optimizer: Made under the strategy's scope.
+        model: Images, N x H x W x 3 as float32, to logits.
+        groups: What is trained.
         losses: From logits and labels (N x H x W) to N losses.
         global_batch: Images of one step over all workers.
+        accumulation: Parts, one after the other, in which a worker computes its gradients: less memory, same result.
+        global_clipnorm: Upper bound of the gradient's norm over all groups (Pascanu et al. 2013,
+            https://arxiv.org/abs/1211.5063), or None.
     """
 
     def __init__(
         self,
         workers: Workers,
         model: keras.Model,
-        optimizer: keras.optimizers.Optimizer,
+        groups: Sequence[ParameterGroup],
         losses: Callable[[tf.Tensor, tf.Tensor], tf.Tensor],
         global_batch: int,
+        *,
+        accumulation: int = 1,
+        global_clipnorm: float | None = None,
     ) -> None:
         self._workers = workers
-
-        def on_replica(images: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
-            with tf.GradientTape() as tape:
-                logits = model(tf.cast(images, tf.float32), training=True)
-                loss = tf.reduce_sum(losses(logits, labels)) / global_batch
-            gradients = tape.gradient(loss, model.trainable_variables)
-            optimizer.apply(gradients, model.trainable_variables)
-            return loss
+        self._model = model
+        self._groups = list(groups)
+        self._losses = losses
+        self._global_batch = global_batch
+        self._accumulation = accumulation
+        self._global_clipnorm = global_clipnorm
 
         @tf.function
         def steps(batches: Iterator[Any], count: tf.Tensor) -> tf.Tensor:
             total = tf.zeros([])
             for _ in tf.range(count):
-                total += workers.strategy.run(on_replica, args=next(batches))
+                images, labels = next(batches)
+                total += self._step(images, labels)
             return total
 
         self._steps = steps
@@ -105,3 +115,40 @@ class TrainingStep:
     def run(self, batches: Iterator[Any], count: int) -> float:
         """Take that many batches of this worker; return the sum over the steps of its part of the loss."""
         return float(self._steps(batches, tf.constant(count)))
+
+    def _step(self, images: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
+        loss, gradients = self._accumulated(images, labels)
+        gradients = self._workers.all_reduce(gradients)
+        if self._global_clipnorm is not None:
+            gradients, _ = tf.clip_by_global_norm(gradients, self._global_clipnorm)
+        start = 0
+        for group in self._groups:
+            group.apply(gradients[start : start + len(group.variables)])
+            start += len(group.variables)
+        return loss
+
+    def _accumulated(self, images: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, list[tf.Tensor]]:
+        if self._accumulation == 1:
+            return self._gradients(images, labels)
+
+        def in_parts(tensor: tf.Tensor) -> tf.Tensor:
+            # Part i has places i, i + accumulation, ...: what worker i of as many workers would have.
+            rows = tf.reshape(tensor, [-1, self._accumulation, *tensor.shape[1:]])
+            return tf.experimental.numpy.swapaxes(rows, 0, 1)
+
+        def add(total: Any, part: Any) -> Any:
+            return tf.nest.map_structure(tf.add, total, self._gradients(*part))
+
+        zeros = [tf.zeros_like(variable.value) for group in self._groups for variable in group.variables]
+        parts = (in_parts(images), in_parts(labels))
+        loss, gradients = tf.foldl(add, parts, (tf.zeros([]), zeros), parallel_iterations=1)
+        return loss, gradients
+
+    def _gradients(self, images: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, list[tf.Tensor]]:
+        variables = [variable.value for group in self._groups for variable in group.variables]
+        # Watching nothing else keeps the frozen encoder off the tape, which makes tracing quicker.
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(variables)
+            logits = self._model(tf.cast(images, tf.float32), training=True)
+            loss = tf.reduce_sum(self._losses(logits, labels)) / self._global_batch
+        return loss, tape.gradient(loss, variables)

@@ -27,12 +27,12 @@ from nucleus.model.targets import pixel_classes
 from nucleus.model.tiling import TiledNetwork
 from nucleus.model.unet import build_unet, calibrate_encoder, encoder_of
 from nucleus.training.distributed import TrainingStep, Workers
+from nucleus.training.parameters import active_groups, averaged, parameter_groups
 from nucleus.training.state import Progress, load_checkpoint, save_checkpoint
-from nucleus.training.validation import LabelledImage, image_loss, images_of_worker, mask_counts
+from nucleus.training.validation import LabelledImage, images_of_worker, score_images
 
-__all__ = ["Finished", "Reporter", "TrainingInput", "train"]
+__all__ = ["Finished", "Reporter", "TrainingInput", "TrainingRun", "train"]
 
-_STEPS_AT_ONCE = 8  # steps between two reports of progress
 _CALIBRATION_IMAGES = 16
 _EXAMPLES = 4
 
@@ -98,11 +98,13 @@ def train(
         JobError: Training has diverged.
     """
     with tempfile.TemporaryDirectory(prefix="nucleus-train-") as folder:
-        run = _Run(recipe, given, workers, reporter, Path(folder) / "best.weights.h5")
+        run = TrainingRun(recipe, given, workers, reporter, Path(folder) / "best.weights.h5")
         return run.execute(resume_from)
 
 
-class _Run:
+class TrainingRun:
+    """One worker's part of a run. `best` is the file for the best weights so far."""
+
     def __init__(self, recipe: Recipe, given: TrainingInput, workers: Workers, reporter: Reporter, best: Path) -> None:
         self.recipe = recipe
         self.workers = workers
@@ -113,45 +115,59 @@ class _Run:
         self.train_records = [shard.records for shard in self.manifest.split_shards("train")]
         self.steps_per_epoch = sum(self.train_records) // recipe.input.batch_size
         self.config = config_of_recipe(recipe)
-        self.model, self.optimizer = self._build(given.encoder_weights)
+        self.model = self._build(given.encoder_weights)
+        self.groups = parameter_groups(self.model, recipe, self.steps_per_epoch)
+        self.steps: dict[int, TrainingStep] = {}
         self.network = TiledNetwork(self.model, self.config.tile, self.config.overlap)
-        self.step = TrainingStep(
-            workers,
-            self.model,
-            self.optimizer,
-            lambda logits, labels: image_losses(logits, pixel_classes(labels), recipe.loss),
-            recipe.input.batch_size,
-        )
 
-    def _build(self, encoder_weights: Path | None) -> tuple[keras.Model, keras.optimizers.Optimizer]:
+    def _build(self, encoder_weights: Path | None) -> keras.Model:
         recipe = self.recipe
         keras.utils.set_random_seed(recipe.seed)
         keras.mixed_precision.set_global_policy(recipe.optimizer.precision)
-        with self.workers.strategy.scope():
-            model = build_unet(self.config, freeze_encoder=recipe.network.freeze_encoder)
-            optimizer = keras.optimizers.AdamW(_schedule(recipe, self.steps_per_epoch), recipe.optimizer.weight_decay)
-            if encoder_weights is not None:
-                load_encoder_weights(encoder_of(model), encoder_weights)
-            else:
-                side = recipe.input.crop
-                images = [generated_image(seed, side, side)[0] for seed in range(_CALIBRATION_IMAGES)]
-                calibrate_encoder(model, np.stack(images))
-            optimizer.build(model.trainable_variables)
-        return model, optimizer
+        model = build_unet(self.config)
+        if encoder_weights is not None:
+            load_encoder_weights(encoder_of(model), encoder_weights)
+        else:
+            side = recipe.input.crop
+            images = [generated_image(seed, side, side)[0] for seed in range(_CALIBRATION_IMAGES)]
+            calibrate_encoder(model, np.stack(images))
+        return model
+
+    def losses(self, logits: Any, labels: Any) -> Any:
+        """The loss of each image from logits and labels (N x H x W)."""
+        return image_losses(logits, pixel_classes(labels), self.recipe.loss)
+
+    def _step(self, epoch: int) -> TrainingStep:
+        """The compiled step for the groups that are trained in an epoch."""
+        recipe, groups = self.recipe, active_groups(self.groups, epoch)
+        if len(groups) not in self.steps:
+            self.steps[len(groups)] = TrainingStep(
+                self.workers,
+                self.model,
+                groups,
+                self.losses,
+                recipe.input.batch_size,
+                accumulation=recipe.optimizer.gradient_accumulation_steps,
+                global_clipnorm=recipe.optimizer.global_clipnorm,
+            )
+        return self.steps[len(groups)]
 
     def execute(self, resume_from: Path | None) -> Finished:
+        """Train to the end."""
         progress = Progress()
         if resume_from is not None:
-            progress = load_checkpoint(resume_from, self.model, self.optimizer, self.best)
+            progress = load_checkpoint(resume_from, self.model, self.groups, self.best)
         else:
             self.workers.broadcast(list(self.model.weights))
+            for group in self.groups:
+                group.reset_averages()
         options = self.recipe.optimizer
-        batches = self._batches(progress.epochs_done)
+        batches = self.batches(progress.epochs_done)
         while progress.epochs_done < options.epochs and progress.validations_since_best < options.patience:
             self._epoch(progress, batches)
         self._load_best()
         metrics = {split: self._validate(split).report() for split in ("val", "test")}
-        examples = list(islice(self._images("test"), _EXAMPLES))
+        examples = list(islice(self.images("test"), _EXAMPLES))
         finished = Finished(self.model, self.config, progress, metrics, examples)
         self.reporter.finished(finished, lambda folder: self._save(folder, progress))
         return finished
@@ -165,12 +181,13 @@ class _Run:
         validated = last or (epoch + 1) % options.validate_every == 0
         if validated:
             started = time.monotonic()
-            scores = self._validate("val").scores()
-            metrics |= {f"val_{name}": value for name, value in scores.items()}
-            _check_finite(metrics)
+            with averaged(self.groups):
+                scores = self._validate("val").scores()
+                metrics |= {f"val_{name}": value for name, value in scores.items()}
+                _check_finite(metrics)
+                if progress.note_score(epoch, metrics[options.monitor]):
+                    self.model.save_weights(self.best)
             metrics["validation_seconds"] = time.monotonic() - started
-            if progress.note_score(epoch, metrics[options.monitor]):
-                self.model.save_weights(self.best)
         progress.epochs_done = epoch + 1
         progress.history.append(metrics)
         self.reporter.epoch(metrics)
@@ -178,7 +195,7 @@ class _Run:
             self.reporter.checkpoint(metrics, lambda folder: self._save(folder, progress))
 
     def _save(self, folder: Path, progress: Progress) -> None:
-        save_checkpoint(folder, progress, self.model, self.optimizer, self.best)
+        save_checkpoint(folder, progress, self.model, self.groups, self.best)
 
     def _plan(self, epoch: int) -> EpochPlan:
         return epoch_plan(
@@ -190,7 +207,8 @@ class _Run:
             global_batch=self.recipe.input.batch_size,
         )
 
-    def _batches(self, first_epoch: int) -> Iterator[Any]:
+    def batches(self, first_epoch: int) -> Iterator[Any]:
+        """This worker's batches from an epoch on."""
         recipe = self.recipe
         feed = Feed(
             reader=self.readers["train"],
@@ -204,32 +222,28 @@ class _Run:
         return iter(training_batches(feed, range(first_epoch, recipe.optimizer.epochs)))
 
     def _train_epoch(self, epoch: int, batches: Iterator[Any]) -> dict[str, float]:
-        recipe = self.recipe
+        recipe, step, at_once = self.recipe, self._step(epoch), self.recipe.optimizer.steps_per_execution
         started, loss, total = time.monotonic(), 0.0, self.steps_per_epoch
-        for done in range(0, total, _STEPS_AT_ONCE):
-            count = min(_STEPS_AT_ONCE, total - done)
-            loss += self.step.run(batches, count)
+        for done in range(0, total, at_once):
+            count = min(at_once, total - done)
+            loss += step.run(batches, count)
             self.reporter.steps(epoch, done + count, total)
         seconds = time.monotonic() - started
         return {
             "epoch": float(epoch),
             "loss": float(self.workers.sum(np.array([loss]))[0]) / total,
-            "learning_rate": float(np.asarray(self.optimizer.learning_rate)),
+            "learning_rate": float(np.asarray(self.groups[0].optimizer.learning_rate)),
             "images_per_second": total * recipe.input.batch_size / seconds,
             "images_dropped": float(sum(self.train_records) - total * recipe.input.batch_size),
         }
 
     def _validate(self, split: str) -> ScoreSums:
         """Score a split over all workers."""
-        sums = ScoreSums()
         threshold = self.config.instances.mask_threshold
-        for sample in self._images(split):
-            probabilities = self.network(sample.image)
-            loss = image_loss(probabilities, sample.labels, self.recipe.loss)
-            sums.add(sample.kind, mask_counts(probabilities, sample.labels, threshold), loss)
-        return ScoreSums(self.workers.sum(sums.array))
+        return score_images(self.network, self.images(split), threshold, self.recipe.loss, self.workers)
 
-    def _images(self, split: str) -> Iterator[LabelledImage]:
+    def images(self, split: str) -> Iterator[LabelledImage]:
+        """This worker's images of a split."""
         workers = self.workers
         return images_of_worker(self.manifest, split, self.readers[split], workers.rank, workers.count)
 
@@ -253,16 +267,3 @@ def _check_finite(metrics: dict[str, float]) -> None:
                 f"Expected finite metrics; {name} is {value} in epoch {metrics['epoch'] + 1:.0f}: training has "
                 "diverged. Set optimizer.learning_rate lower or optimizer.warmup_steps higher."
             )
-
-
-def _schedule(recipe: Recipe, steps_per_epoch: int) -> keras.optimizers.schedules.LearningRateSchedule:
-    options = recipe.optimizer
-    total = options.epochs * steps_per_epoch
-    warmup = min(options.warmup_steps, total // 2)
-    return keras.optimizers.schedules.CosineDecay(
-        0.0 if warmup else options.learning_rate,
-        total - warmup,
-        alpha=min(1.0, options.final_learning_rate / options.learning_rate),
-        warmup_target=options.learning_rate if warmup else None,
-        warmup_steps=warmup,
-    )

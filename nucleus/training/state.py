@@ -1,5 +1,6 @@
 """Where a run stands after an epoch: what a checkpoint holds, and how it is written and read."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,12 +9,12 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from nucleus.errors import IntegrityError
 from nucleus.model.files import load_arrays, load_weights, save_arrays
+from nucleus.training.parameters import ParameterGroup
 
 __all__ = ["BEST_WEIGHTS", "Progress", "load_checkpoint", "save_checkpoint"]
 
 CURRENT_WEIGHTS = "current.weights.h5"
 BEST_WEIGHTS = "best.weights.h5"
-_OPTIMIZER = "optimizer.npz"
 _STATE = "state.json"
 
 
@@ -46,17 +47,21 @@ class Progress(BaseModel):
 
 
 def save_checkpoint(
-    folder: Path, progress: Progress, model: keras.Model, optimizer: keras.optimizers.Optimizer, best: Path
+    folder: Path, progress: Progress, model: keras.Model, groups: Sequence[ParameterGroup], best: Path
 ) -> None:
-    """Write all that resuming needs into an empty folder; `best` is the file of the best weights so far."""
+    """Write all that resuming needs into an empty folder; `best` is the file of the best weights so far.
+
+    All of it is the same bytes on every worker.
+    """
     model.save_weights(folder / CURRENT_WEIGHTS)
-    save_arrays(folder / _OPTIMIZER, [variable.numpy() for variable in optimizer.variables])
+    for group in groups:
+        save_arrays(folder / f"{group.name}.npz", [variable.numpy() for variable in group.state])
     (folder / BEST_WEIGHTS).write_bytes(best.read_bytes())
     (folder / _STATE).write_text(progress.model_dump_json(indent=1))
 
 
-def load_checkpoint(folder: Path, model: keras.Model, optimizer: keras.optimizers.Optimizer, best: Path) -> Progress:
-    """Restore weights and optimizer, copy the best weights to `best`, and return where the run stands.
+def load_checkpoint(folder: Path, model: keras.Model, groups: Sequence[ParameterGroup], best: Path) -> Progress:
+    """Restore weights, optimizers and averages, copy the best weights to `best`; return where the run stands.
 
     Raises:
         IntegrityError: The checkpoint is not whole or belongs to another network.
@@ -67,7 +72,8 @@ def load_checkpoint(folder: Path, model: keras.Model, optimizer: keras.optimizer
     except (OSError, ValidationError) as error:
         raise IntegrityError(f"Expected a whole checkpoint in {folder}; {error}.") from error
     load_weights(model, folder / CURRENT_WEIGHTS)
-    _assign(list(optimizer.variables), load_arrays(folder / _OPTIMIZER), folder)
+    for group in groups:
+        _assign(group.state, load_arrays(folder / f"{group.name}.npz"), folder)
     return progress
 
 

@@ -1,6 +1,6 @@
 """Metrics of a network on a split, exact over any number of workers: each takes its images, the sums are added."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,10 +17,12 @@ from nucleus.data.manifest import DatasetManifest
 from nucleus.data.sampling import epoch_plan
 from nucleus.data.shards import ShardReader, decode_record
 from nucleus.model.losses import image_losses
-from nucleus.model.metrics import PixelCounts, count_pixels
+from nucleus.model.metrics import PixelCounts, ScoreSums, count_pixels
 from nucleus.model.targets import nucleus_mask, pixel_classes
+from nucleus.model.tiling import TiledNetwork
+from nucleus.training.distributed import Workers
 
-__all__ = ["LabelledImage", "image_loss", "images_of_split", "images_of_worker", "mask_counts"]
+__all__ = ["LabelledImage", "image_loss", "images_of_split", "images_of_worker", "mask_counts", "score_images"]
 
 _SMALLEST_PROBABILITY = 1e-7
 
@@ -58,6 +60,22 @@ def images_of_split(dataset: Dataset, split: str, cache_dir: Path) -> Iterator[L
     """All images of a split, in stored order, from shards that are fetched into the cache."""
     paths = fetch_shards(dataset, dataset.manifest.split_shards(split), cache_dir)
     return images_of_worker(dataset.manifest, split, ShardReader(dict(enumerate(paths))), rank=0, world=1)
+
+
+def score_images(
+    network: TiledNetwork,
+    images: Iterable[LabelledImage],
+    threshold: float,
+    loss: LossOptions,
+    workers: Workers,
+) -> ScoreSums:
+    """Score this worker's images and add up the sums of all workers, in float64; each gets the same."""
+    sums = ScoreSums()
+    for sample in images:
+        probabilities = network(sample.image)
+        counts = mask_counts(probabilities, sample.labels, threshold)
+        sums.add(sample.kind, counts, image_loss(probabilities, sample.labels, loss))
+    return ScoreSums(workers.sum(sums.array))
 
 
 def mask_counts(probabilities: NDArray[np.float32], labels: LabelImage, threshold: float) -> PixelCounts:

@@ -1,0 +1,141 @@
+"""Which variables are trained from which epoch, at which rate, and their moving averages."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from nucleus.config.recipe import Recipe
+from nucleus.model.unet import decoder_variables, encoder_variables
+
+__all__ = ["ParameterGroup", "active_groups", "averaged", "parameter_groups"]
+
+
+class ParameterGroup:
+    """Variables that are trained together by one optimizer.
+
+    With `ema_momentum` their exponential moving average is kept: a <- m a + (1 - m) w after each step n (from 0),
+    m = min(ema_momentum, (1 + n) / (10 + n)), so that the first steps are soon forgotten (as in
+    `tf.train.ExponentialMovingAverage`).
+
+    Attributes:
+        name: Names the group's file in a checkpoint.
+        first_epoch: The epoch from which the group is trained.
+        variables: The network's variables.
+        optimizer: Their optimizer.
+        averages: Their moving averages; empty without `ema_momentum`.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        first_epoch: int,
+        variables: list[Any],
+        optimizer: keras.optimizers.Optimizer,
+        ema_momentum: float | None,
+    ) -> None:
+        optimizer.build(variables)
+        self.name = name
+        self.first_epoch = first_epoch
+        self.variables = variables
+        self.optimizer = optimizer
+        self.averages = [] if ema_momentum is None else [tf.Variable(v.value, trainable=False) for v in variables]
+        self._ema_momentum = ema_momentum or 0.0
+
+    def apply(self, gradients: Sequence[tf.Tensor]) -> None:
+        """Take one step of the optimizer by gradients that are already summed over all workers."""
+        steps_before = tf.cast(self.optimizer.iterations.value, tf.float32)
+        self.optimizer.apply(gradients, self.variables)
+        momentum = tf.minimum(self._ema_momentum, (1.0 + steps_before) / (10.0 + steps_before))
+        for average, variable in zip(self.averages, self.variables, strict=bool(self.averages)):
+            average.assign_add((1.0 - momentum) * (variable.value - average))
+
+    def reset_averages(self) -> None:
+        """Let the averages begin at the variables' values."""
+        for average, variable in zip(self.averages, self.variables, strict=bool(self.averages)):
+            average.assign(variable.value)
+
+    @property
+    def state(self) -> list[Any]:
+        """What a checkpoint keeps besides the network's weights: the optimizer's variables and the averages."""
+        return [*self.optimizer.variables, *self.averages]
+
+
+def parameter_groups(model: keras.Model, recipe: Recipe, steps_per_epoch: int) -> list[ParameterGroup]:
+    """The decoder, trained from the first epoch, and the encoder if and from when the recipe trains it."""
+    options = recipe.optimizer
+    schedule = _schedule(recipe, steps_per_epoch)
+    decoder = keras.optimizers.AdamW(schedule, options.weight_decay)
+    groups = [ParameterGroup("decoder", 0, decoder_variables(model), decoder, options.ema_momentum)]
+    first_epoch = recipe.network.encoder_trained_from
+    if first_epoch is not None and first_epoch < options.epochs:
+        delayed = _Delayed(
+            schedule, first_epoch * steps_per_epoch, recipe.network.encoder_rate_factor, options.warmup_steps
+        )
+        encoder = keras.optimizers.AdamW(delayed, options.weight_decay)
+        variables = encoder_variables(model)
+        groups.append(ParameterGroup("encoder", first_epoch, variables, encoder, options.ema_momentum))
+    return groups
+
+
+def active_groups(groups: Sequence[ParameterGroup], epoch: int) -> list[ParameterGroup]:
+    """The groups that are trained in an epoch."""
+    return [group for group in groups if group.first_epoch <= epoch]
+
+
+@contextmanager
+def averaged(groups: Sequence[ParameterGroup]) -> Iterator[None]:
+    """Give the network its averaged weights for the time of the block; without averages nothing changes."""
+    pairs = [pair for group in groups for pair in zip(group.variables, group.averages, strict=bool(group.averages))]
+    trained = [np.array(variable.value) for variable, _ in pairs]
+    for variable, average in pairs:
+        variable.assign(average)
+    try:
+        yield
+    finally:
+        for (variable, _), value in zip(pairs, trained, strict=True):
+            variable.assign(value)
+
+
+def _schedule(recipe: Recipe, steps_per_epoch: int) -> keras.optimizers.schedules.LearningRateSchedule:
+    options = recipe.optimizer
+    total = options.epochs * steps_per_epoch
+    warmup = min(options.warmup_steps, total // 2)
+    return keras.optimizers.schedules.CosineDecay(
+        0.0 if warmup else options.learning_rate,
+        total - warmup,
+        alpha=min(1.0, options.final_learning_rate / options.learning_rate),
+        warmup_target=options.learning_rate if warmup else None,
+        warmup_steps=warmup,
+    )
+
+
+class _Delayed(keras.optimizers.schedules.LearningRateSchedule):
+    """The run's schedule for an optimizer that begins at a later step: a fraction of it, after a warm-up of its own."""
+
+    def __init__(
+        self,
+        schedule: keras.optimizers.schedules.LearningRateSchedule,
+        first_step: int,
+        factor: float,
+        warmup_steps: int,
+    ) -> None:
+        self._schedule, self._first_step, self._factor, self._warmup_steps = schedule, first_step, factor, warmup_steps
+
+    def __call__(self, step: Any) -> Any:
+        rate = self._factor * self._schedule(step + self._first_step)
+        if not (self._first_step and self._warmup_steps):  # from the first step on, the run's warm-up is its own
+            return rate
+        return rate * tf.minimum(1.0, tf.cast(step, tf.float32) / float(self._warmup_steps))
+
+    def get_config(self) -> dict[str, Any]:
+        """The arguments."""
+        return {
+            "schedule": self._schedule,
+            "first_step": self._first_step,
+            "factor": self._factor,
+            "warmup_steps": self._warmup_steps,
+        }

@@ -1,0 +1,120 @@
+"""One of several real worker processes, without Ray: `python worker_process.py RANK WORLD OUT`, spawned by a test.
+
+Reads `OUT/task.json` and leaves what it found in `OUT/<world>-<rank>.json` and `.npz`.
+"""
+
+import hashlib
+import json
+import sys
+import tempfile
+from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from nucleus.config.recipe import parse_recipe
+from nucleus.data.datasets import locate_dataset, open_dataset
+from nucleus.data.generated import generated_image
+from nucleus.model.unet import decoder_variables
+from nucleus.training.distributed import TrainingStep, Workers
+from nucleus.training.parameters import ParameterGroup, parameter_groups
+from nucleus.training.run import Finished, TrainingInput, TrainingRun
+from nucleus.training.validation import score_images
+
+rank, world, out = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
+task = json.loads((out / "task.json").read_text())
+tf.config.threading.set_intra_op_parallelism_threads(1)
+tf.config.threading.set_inter_op_parallelism_threads(2)
+workers = Workers()
+image = generated_image(77, 64, 64)[0][np.newaxis].astype(np.float32)
+
+
+class Keeper:
+    """A reporter that remembers, and saves on every rank."""
+
+    def __init__(self) -> None:
+        self.history: list[dict[str, float]] = []
+        self.sums: list[dict[str, str]] = []
+
+    def steps(self, epoch: int, done: int, total: int) -> None:  # noqa: ARG002
+        assert 0 < done <= total
+
+    def epoch(self, metrics: dict[str, float]) -> None:
+        self.history.append(metrics)
+
+    def checkpoint(self, metrics: dict[str, float], save: Callable[[Path], None]) -> None:  # noqa: ARG002
+        folder = Path(tempfile.mkdtemp(dir=out))
+        save(folder)
+        files = sorted(path for path in folder.iterdir() if path.suffix != ".json")  # seconds differ
+        self.sums.append({path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files})
+
+    def finished(self, finished: Finished, save: Callable[[Path], None]) -> None:
+        """Nothing to publish here."""
+
+
+def run_of(changes: dict[str, Any], keeper: Keeper) -> TrainingRun:
+    content = {**task["recipe"], "workers": world, **changes}
+    recipe = parse_recipe(content, "test")
+    dataset = open_dataset(locate_dataset(recipe.dataset, recipe.bucket))
+    weights = Path(task["weights"]) if recipe.network.weights != "none" else None
+    given = TrainingInput(dataset, out / f"cache-{world}", weights)
+    return TrainingRun(recipe, given, workers, keeper, out / f"best-{world}-{rank}.weights.h5")
+
+
+def steps(which: str, rate: float, count: int, parts: int) -> tuple[float, list[np.ndarray], Any]:
+    """Loss, weights and predictions after some steps of SGD on `decoder` or `all`, or of the `recipe`'s optimizer."""
+    run = run_of(task["frozen"] if which == "recipe" else {}, Keeper())
+    workers.broadcast(list(run.model.weights))
+    variables = list(run.model.trainable_variables) if which == "all" else decoder_variables(run.model)
+    groups = [ParameterGroup("sgd", 0, variables, keras.optimizers.SGD(rate), None)]
+    if which == "recipe":
+        groups = parameter_groups(run.model, run.recipe, steps_per_epoch=50)
+    batch = run.recipe.input.batch_size
+    step = TrainingStep(workers, run.model, groups, run.losses, batch, accumulation=parts)
+    loss = step.run(run.batches(0), count)
+    predictions = tf.nn.softmax(run.model(image, training=False))[0].numpy()
+    return float(workers.sum(np.array([loss]))[0]), [variable.numpy() for variable in variables], predictions.tolist()
+
+
+def scores() -> dict[str, Any]:
+    run = run_of({}, Keeper())
+    workers.broadcast(list(run.model.weights))
+    return score_images(run.network, run.images("val"), 0.5, run.recipe.loss, workers).report()
+
+
+def trained(changes: dict[str, Any]) -> dict[str, Any]:
+    keeper = Keeper()
+    run = run_of(changes, keeper)
+    finished = run.execute(None)
+    predictions = tf.nn.softmax(finished.model(image, training=False))[0].numpy()
+    return {
+        "history": keeper.history,
+        "sums": keeper.sums,
+        "epochs": finished.progress.epochs_done,
+        "metrics": finished.metrics,
+        "predictions": predictions.tolist(),
+    }
+
+
+def orders() -> list[list[str]]:
+    """Sums of this worker's batches in epochs 0 to 2 of a run, and of a run resumed at epoch 1."""
+    run = run_of({}, Keeper())
+
+    def sums(first: int, epochs: int) -> list[str]:
+        batches = islice(run.batches(first), epochs * run.steps_per_epoch)
+        return [hashlib.sha256(images.numpy().tobytes()).hexdigest() for images, _ in batches]
+
+    return [sums(0, 3), sums(1, 2)]
+
+
+found: dict[str, Any] = {"scores": scores(), "orders": orders(), "losses": {}, "predictions": {}, "runs": {}}
+for name, (which, rate, count, parts) in task["steps"][str(world)].items():
+    found["losses"][name], weights, found["predictions"][name] = steps(which, rate, count, parts)
+    np.savez(out / f"{name}-{world}-{rank}.npz", *weights)
+for name in task["runs"][str(world)]:
+    found["runs"][name] = trained(task["changes"][name])
+(out / f"{world}-{rank}.json").write_text(json.dumps(found))
