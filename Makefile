@@ -6,10 +6,11 @@ WORKDIR ?= demo-run
 DATA ?=
 WEIGHTS ?=
 EXTRA ?= dev
+BENCH ?=
 
 .DEFAULT_GOAL := help
 
-.PHONY: help install demo test unit check lock clean
+.PHONY: help install demo test unit bench check lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -34,6 +35,9 @@ test: install ## install, then run every test
 
 unit: install ## the tests that need neither Ray nor TensorFlow nor a server
 	$(BIN)/python -m pytest tests/unit
+
+bench: install ## the benchmarks, one JSON line each: BENCH="step_rate scaling" for some
+	$(BIN)/python -m tests.benchmarks $(BENCH)
 
 check: install ## lint, format, types
 	$(BIN)/ruff check .

@@ -32,7 +32,7 @@ def train_worker(config: dict[str, Any]) -> None:
 
     import ray.train
 
-    from nucleus.data.cache import default_cache_dir
+    from nucleus.data.cache import ShardCache, default_cache_dir
     from nucleus.data.datasets import locate_dataset, open_dataset
     from nucleus.registry.encoder_weights import fetch_weights
     from nucleus.training.distributed import Workers
@@ -43,7 +43,7 @@ def train_worker(config: dict[str, Any]) -> None:
     weights = plan.encoder_weights
     given = TrainingInput(
         dataset=open_dataset(locate_dataset(plan.dataset)),
-        cache_dir=cache_dir,
+        cache=ShardCache(cache_dir, plan.recipe.cache_limit_gib),
         encoder_weights=fetch_weights(weights, cache_dir) if weights else None,
     )
     tracker = _tracker(plan, cache_dir, first=workers.rank == 0)
@@ -129,9 +129,13 @@ class _RayReporter:
         if self._events is None:
             ray.train.report(metrics)
             return
-        with tempfile.TemporaryDirectory(prefix="nucleus-checkpoint-") as folder:
-            save(Path(folder))
-            ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
+        folder = tempfile.mkdtemp(prefix="nucleus-checkpoint-")
+        save(Path(folder))
+        ray.train.report(  # Ray uploads while training goes on, in order, and removes the folder then
+            metrics,
+            checkpoint=ray.train.Checkpoint.from_directory(folder),
+            checkpoint_upload_mode=ray.train.CheckpointUploadMode.ASYNC,
+        )
 
     def _send(self, method: str, *arguments: Any) -> None:
         if self._events is not None:

@@ -11,6 +11,7 @@
     │   ├── AccessDeniedError            wrong, missing or insufficient credentials; also a PermissionError
     │   ├── UnreachableError             no answer from the endpoint; also a ConnectionError
     │   └── StoreServerError             the embedded S3 server would not start or stop
+    ├── CacheFullError                   the cache's limit is too low for what is in use at once
     ├── IntegrityError (ValueError)      bytes that do not have the sum that the manifest gives
     ├── DataError (ValueError)           images, masks, folders or datasets that cannot be used
     │   └── ImageError                   one image file
@@ -25,6 +26,7 @@ string, so that it survives pickling on its way from a Ray worker.
 __all__ = [
     "AccessDeniedError",
     "BucketNotFoundError",
+    "CacheFullError",
     "DataError",
     "ImageError",
     "IntegrityError",
@@ -89,6 +91,10 @@ class UnreachableError(StorageError, ConnectionError):
 
 class StoreServerError(StorageError):
     """The embedded S3 server would not start or stop."""
+
+
+class CacheFullError(NucleusError):
+    """The cache's limit is too low for what is in use at once."""
 
 
 class IntegrityError(NucleusError, ValueError):

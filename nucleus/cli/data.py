@@ -103,12 +103,12 @@ def show(uri: str, out: Path | None, as_json: bool) -> None:
         click.echo(str(dataset))
         _print_counts(dataset)
     if out is not None:
-        from nucleus.data.cache import default_cache_dir
+        from nucleus.data.cache import ShardCache, default_cache_dir
         from nucleus.data.images import encode_png
         from nucleus.predict.overlay import example_sheet
         from nucleus.storage.files import write_atomic
 
-        write_atomic(out, encode_png(example_sheet(dataset, default_cache_dir())))
+        write_atomic(out, encode_png(example_sheet(dataset, ShardCache(default_cache_dir()))))
         note(f"examples: {out}")
 
 

@@ -161,6 +161,7 @@ class _Demo:
     def _predict(self, dataset: "Dataset", folder: Path) -> tuple[int, int]:
         """Write the test split's images as files, as a user would have them, and segment those."""
         from nucleus.cli.output import show_progress
+        from nucleus.data.cache import ShardCache
         from nucleus.data.images import encode_png
         from nucleus.predict.images import predict_files
         from nucleus.predict.predictor import Predictor
@@ -169,7 +170,7 @@ class _Demo:
 
         with self._stage("predict"), show_progress("segment images") as advance:
             files = []
-            for sample in images_of_split(dataset, "test", self.workdir / "cache"):
+            for sample in images_of_split(dataset, "test", ShardCache(self.workdir / "cache")):
                 files.append(self.workdir / "unseen" / folder.name / f"{sample.name}.png")
                 write_atomic(files[-1], encode_png(sample.image))
             found = predict_files(Predictor(folder), files, self.workdir / "predictions" / folder.name, advance)

@@ -73,7 +73,7 @@ def evaluate(model: str, dataset: str, split: str, as_json: bool) -> None:
     """Score a model on a split of DATASET (s3://bucket/datasets/NAME[@VERSION], or NAME in the bucket)."""
     from nucleus.cli.output import print_json, print_table, show_progress
     from nucleus.cli.quiet import import_tensorflow
-    from nucleus.data.cache import default_cache_dir
+    from nucleus.data.cache import ShardCache, default_cache_dir
     from nucleus.data.datasets import locate_dataset, open_dataset
 
     opened = open_dataset(locate_dataset(dataset))
@@ -84,7 +84,7 @@ def evaluate(model: str, dataset: str, split: str, as_json: bool) -> None:
 
     predictor = Predictor(folder)
     with show_progress(f"evaluate {split}") as advance:
-        found = evaluate_split(predictor, opened, split, default_cache_dir(), advance)
+        found = evaluate_split(predictor, opened, split, ShardCache(default_cache_dir()), advance)
     if as_json:
         version = f"{predictor.manifest.model}@{predictor.manifest.version}"
         images = [asdict(row) for row in found.images]

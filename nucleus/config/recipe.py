@@ -191,6 +191,7 @@ class Recipe(_Options):
         max_failures: How often a run whose worker died is started again from its last checkpoint.
         seed: Decides initial weights, order and augmentation.
         cache_dir: Absolute folder for shards on each worker's machine; without it the user's cache folder.
+        cache_limit_gib: Upper bound of the shards kept there, GiB; the least recently used go first.
     """
 
     model: str
@@ -202,6 +203,7 @@ class Recipe(_Options):
     max_failures: Annotated[int, Field(ge=0)] = 1
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     cache_dir: str | None = None
+    cache_limit_gib: Positive = 50.0
     network: NetworkOptions = NetworkOptions()
     input: InputOptions = InputOptions()
     augment: AugmentOptions = AugmentOptions()

@@ -1,6 +1,5 @@
 """From cached shards to batches for one worker: tf.data, every random choice a function of seed, epoch and sample."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,12 +7,16 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from nucleus.config.recipe import AugmentOptions
-from nucleus.data.sampling import EpochPlan
-from nucleus.data.shards import ShardReader
+from nucleus.data.reading import SplitReader
 
-__all__ = ["Feed", "training_batches"]
+__all__ = ["CHOICES", "RECORD", "Feed", "augmented", "training_batches"]
 
-_RECORD = {name: tf.io.FixedLenFeature([], tf.string) for name in ("image", "labels")}
+RECORD = {name: tf.io.FixedLenFeature([], tf.string) for name in ("image", "labels")}
+"""The fields of a record that training reads."""
+
+CHOICES = ("scale", "top", "left", "turn", "flip", "invert", "grey", "contrast", "brightness")
+"""What is drawn for each sample."""
+
 _FULL_RANGE = 255.0
 _PREFETCHED_BATCHES = 4
 _SEEDS_AN_EPOCH = 1 << 31  # seeds are below this: two epochs never share random numbers
@@ -24,8 +27,7 @@ class Feed:
     """What one worker's batches are made of.
 
     Attributes:
-        reader: This worker's shards.
-        plan: The worker's order in an epoch.
+        reader: This worker's records in their order.
         crop: Side of the crops, px.
         batch: Crops of one step on this worker.
         augment: Random changes.
@@ -33,8 +35,7 @@ class Feed:
         threads: Samples decoded and augmented at once.
     """
 
-    reader: ShardReader
-    plan: Callable[[int], EpochPlan]
+    reader: SplitReader
     crop: int
     batch: int
     augment: AugmentOptions
@@ -52,30 +53,37 @@ def training_batches(feed: Feed, epochs: range) -> tf.data.Dataset:
         Images, batch x crop x crop x 3, uint8, and labels, batch x crop x crop, int32.
     """
 
-    def order(epoch: NDArray[np.int64]) -> NDArray[np.int64]:
-        plan = feed.plan(int(epoch))
-        return np.stack([np.full_like(plan.positions, epoch), plan.positions, plan.shards, plan.records], axis=1)
+    reader = feed.reader
 
-    def samples(epoch: tf.Tensor) -> tf.data.Dataset:
-        rows = tf.ensure_shape(tf.numpy_function(order, [epoch], tf.int64), [None, 4])
+    def blocks(epoch: tf.Tensor) -> tf.data.Dataset:
+        count = tf.numpy_function(lambda number: np.int64(reader.blocks(int(number))), [epoch], tf.int64)
+        return tf.data.Dataset.range(count).map(lambda block: (epoch, block))
+
+    def order(epoch: NDArray[np.int64], block: NDArray[np.int64]) -> NDArray[np.int64]:
+        rows = reader.enter(int(epoch), int(block))
+        return np.insert(rows, 0, epoch, axis=1)
+
+    def samples(epoch: tf.Tensor, block: tf.Tensor) -> tf.data.Dataset:
+        rows = tf.ensure_shape(tf.numpy_function(order, [epoch, block], tf.int64), [None, 4])
         return tf.data.Dataset.from_tensor_slices(rows)
 
     def load(row: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         epoch, position, shard, record = tf.unstack(row)
-        data = tf.numpy_function(feed.reader.read, (shard, record), tf.string)
-        example = tf.io.parse_single_example(tf.ensure_shape(data, []), _RECORD)
+        data = tf.numpy_function(reader.read, (shard, record), tf.string)
+        example = tf.io.parse_single_example(tf.ensure_shape(data, []), RECORD)
         image = tf.io.decode_png(example["image"], channels=3)
         labels = tf.cast(tf.io.decode_png(example["labels"], channels=1, dtype=tf.uint16), tf.int32)
         seeds = tf.stack([epoch * _SEEDS_AN_EPOCH + feed.seed, position])
-        numbers = tf.random.stateless_uniform((len(_CHOICES),), seeds)
-        choices = dict(zip(_CHOICES, tf.unstack(numbers), strict=True))
-        return _augmented(image, labels, choices, feed.crop, feed.augment)
+        numbers = tf.random.stateless_uniform((len(CHOICES),), seeds)
+        choices = dict(zip(CHOICES, tf.unstack(numbers), strict=True))
+        return augmented(image, labels, choices, feed.crop, feed.augment)
 
     options = tf.data.Options()
     options.autotune.enabled = False
     options.deterministic = True
     return (
         tf.data.Dataset.range(epochs.start, epochs.stop)
+        .flat_map(blocks)
         .flat_map(samples)
         .map(load, num_parallel_calls=feed.threads)
         .batch(feed.batch, drop_remainder=True)
@@ -84,12 +92,21 @@ def training_batches(feed: Feed, epochs: range) -> tf.data.Dataset:
     )
 
 
-_CHOICES = ("scale", "top", "left", "turn", "flip", "invert", "grey", "contrast", "brightness")
-
-
-def _augmented(
+def augmented(
     image: tf.Tensor, labels: tf.Tensor, choices: dict[str, tf.Tensor], crop: int, options: AugmentOptions
 ) -> tuple[tf.Tensor, tf.Tensor]:
+    """Cut a crop and change it at random.
+
+    Args:
+        image: H x W x 3, uint8.
+        labels: H x W x 1, int32.
+        choices: A random number from 0 to 1 for each of `CHOICES`.
+        crop: Side of the result, px.
+        options: What may change, and how far.
+
+    Returns:
+        Image, crop x crop x 3, uint8, and labels, crop x crop, int32.
+    """
     image, labels = _crop(image, labels, choices, crop, options.scale)
     if options.flips:
         image, labels = _turn(image, choices), _turn(labels, choices)

@@ -1,22 +1,23 @@
 """Which sample comes at which step on which worker: a function of seed and epoch, not of the number of workers.
 
-A split of N samples lies in S shards, sample p as record p // S of shard p % S. An epoch shuffles each shard's
-records (by seed, epoch and shard) and reads the shards in turn, which gives one global order. Global batch k is
-positions k * B to (k + 1) * B - 1 of that order, and worker r of W takes those with p % W == r. So the samples of
-a global batch are the same for any W that divides B, and where W divides S, as 1, 2, 3, 4, 6, 8, 12 and 24 divide
-24, a worker needs only the shards s with s % W == r.
+A split of N samples lies in S shards, sample i as record i // S of shard i % S. 24 neighbouring shards are a block. An
+epoch shuffles the blocks (by seed and epoch) and in each block every shard's records (by seed, epoch and shard), and
+reads the block's shards in turn, which gives one global order. Global batch k is positions k * B to (k + 1) * B - 1 of
+that order, and worker r of W takes those with p % W == r. So the samples of a global batch are the same for any W that
+divides B; a worker has to have one block at hand at a time; and where W divides 24 it only ever needs the shards s
+with s % W == r. For that, the one block whose shards may differ in length comes last.
 """
 
 from dataclasses import dataclass
-from math import gcd
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["EpochPlan", "epoch_plan", "shard_count", "shards_of_worker"]
+__all__ = ["EpochPlan", "epoch_plan", "shard_count"]
 
 _MANY_DIVISORS = (24, 12, 8, 6, 4, 2, 1)
 _SHARD_BYTES = 64 << 20
+_BLOCK_SHARDS = _MANY_DIVISORS[0]
 
 
 @dataclass(frozen=True)
@@ -27,13 +28,19 @@ class EpochPlan:
         positions: Place of each sample in the global order, of all workers.
         shards: The shard of each sample.
         records: The record in that shard.
+        blocks: Where each block's samples are in these arrays.
         dropped: Samples of the ragged last global batch, over all workers, that no worker sees this epoch.
     """
 
     positions: NDArray[np.int64]
     shards: NDArray[np.int64]
     records: NDArray[np.int64]
+    blocks: list[slice]
     dropped: int
+
+    def shards_of_block(self, block: int) -> list[int]:
+        """The shards that the worker needs in a block."""
+        return [int(shard) for shard in np.unique(self.shards[self.blocks[block]])]
 
 
 def shard_count(samples: int, total_bytes: int) -> int:
@@ -42,12 +49,6 @@ def shard_count(samples: int, total_bytes: int) -> int:
         return next(count for count in _MANY_DIVISORS if count <= samples)
     blocks = max(1, -(-total_bytes // (_MANY_DIVISORS[0] * _SHARD_BYTES)))
     return min(blocks, samples // _MANY_DIVISORS[0]) * _MANY_DIVISORS[0]
-
-
-def shards_of_worker(shards: int, rank: int, world: int) -> list[int]:
-    """The shards that hold a worker's samples."""
-    common = gcd(shards, world)
-    return list(range(rank % common, shards, common))
 
 
 def epoch_plan(
@@ -72,14 +73,44 @@ def epoch_plan(
         global_batch: Samples of one step over all workers; whole batches only, the rest is dropped. 0 keeps all.
         shuffle: Whether to shuffle; validation keeps the stored order.
     """
-    total, shards = sum(records_by_shard), len(records_by_shard)
+    total = sum(records_by_shard)
     kept = total - total % global_batch if global_batch else total
-    positions = np.arange(rank, kept, world, dtype=np.int64)
-    shard = positions % shards
-    record = positions // shards
-    if shuffle:
-        for s in shards_of_worker(shards, rank, world):
-            order = np.random.default_rng((seed, epoch, s)).permutation(records_by_shard[s])
-            mine = shard == s
-            record[mine] = order[record[mine]]
-    return EpochPlan(positions, shard, record, total - kept)
+    parts, blocks = [], []
+    start = filled = 0
+    for block in _block_order(records_by_shard, (seed, epoch) if shuffle else None):
+        size = sum(records_by_shard[shard] for shard in block)
+        places = np.arange((rank - start) % world, min(size, kept - start), world, dtype=np.int64)
+        part = _part(places, start, block, records_by_shard, (seed, epoch) if shuffle else None)
+        parts.append(part)
+        blocks.append(slice(filled, filled + part.shape[1]))
+        start, filled = start + size, filled + part.shape[1]
+    positions, shards, records = np.concatenate(parts, axis=1)
+    return EpochPlan(positions, shards, records, blocks, total - kept)
+
+
+def _block_order(records_by_shard: list[int], seeds: tuple[int, int] | None) -> list[range]:
+    """The blocks in the order of an epoch."""
+    count = len(records_by_shard)
+    starts = range(0, count, _BLOCK_SHARDS)
+    blocks = [range(start, min(start + _BLOCK_SHARDS, count)) for start in starts]
+    if seeds is not None:
+        blocks = [blocks[i] for i in np.random.default_rng(seeds).permutation(len(blocks))]
+    return sorted(blocks, key=lambda block: records_by_shard[block[0]] != records_by_shard[block[-1]])
+
+
+def _part(
+    places: NDArray[np.int64],
+    start: int,
+    block: range,
+    records_by_shard: list[int],
+    seeds: tuple[int, int] | None,
+) -> NDArray[np.int64]:
+    """Positions, shards and records (3 x n) of a worker's places in a block that begins at position `start`."""
+    shards = block.start + places % len(block)
+    records = places // len(block)
+    if seeds is not None:
+        for shard in np.unique(shards):
+            order = np.random.default_rng((*seeds, int(shard))).permutation(records_by_shard[shard])
+            mine = shards == shard
+            records[mine] = order[records[mine]]
+    return np.stack([start + places, shards, records])

@@ -6,6 +6,7 @@ of 16 bits, 0 background, 1..K nuclei).
 
 import os
 import struct
+import weakref
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from nucleus.data.images import LabelImage, RgbImage, encode_png
 from nucleus.errors import IntegrityError
 
-__all__ = ["ShardReader", "decode_record", "encode_record", "index_shard", "write_shard"]
+__all__ = ["ShardFile", "decode_record", "encode_record", "write_shard"]
 
 # Framing of a TFRecord (tensorflow/core/lib/io/record_writer.h): length, its checksum, the record, its checksum.
 _LENGTH = struct.Struct("<Q")
@@ -47,27 +48,6 @@ def write_shard(path: Path, records: Iterable[bytes]) -> None:
             writer.write(record)
 
 
-def index_shard(path: Path) -> NDArray[np.int64]:
-    """Where the records of a shard are: N x 2, offset and length in bytes. Reads headers only.
-
-    Raises:
-        IntegrityError: The file ends in the middle of a record.
-    """
-    size = path.stat().st_size
-    found = []
-    position = 0
-    with path.open("rb") as file:
-        while position < size:
-            header = file.read(_HEADER_BYTES)
-            length = _LENGTH.unpack_from(header)[0] if len(header) == _HEADER_BYTES else size
-            found.append((position + _HEADER_BYTES, length))
-            position += _HEADER_BYTES + length + _FOOTER_BYTES
-            file.seek(position)
-    if position != size:
-        raise IntegrityError(f"Expected whole records in {path}; it ends inside one. Remove it and run again.")
-    return np.array(found, np.int64).reshape(-1, 2)
-
-
 def decode_record(data: bytes) -> tuple[str, RgbImage, LabelImage]:
     """Name, image and labels of one record. Raises `IntegrityError`."""
     import cv2  # noqa: PLC0415
@@ -84,22 +64,47 @@ def decode_record(data: bytes) -> tuple[str, RgbImage, LabelImage]:
         raise IntegrityError(f"Expected a record of name, image and labels; it is damaged: {error}.") from error
 
 
-class ShardReader:
-    """Random access to the records of cached shards.
+class ShardFile:
+    """An open shard: its records by number. The file may be unlinked meanwhile; it is closed when nothing refers to it.
 
     Args:
-        paths: Local file of each shard by its number; shards of other workers may be missing.
+        descriptor: Of the file, opened for reading; this object owns it.
+        name: For messages.
+
+    Raises:
+        IntegrityError: The file ends in the middle of a record.
     """
 
-    def __init__(self, paths: dict[int, Path]) -> None:
-        self._paths = paths
-        self._index = {number: index_shard(path) for number, path in paths.items()}
+    def __init__(self, descriptor: int, name: str) -> None:
+        self._descriptor = descriptor
+        weakref.finalize(self, os.close, descriptor)
+        self._index = _index(descriptor, name)
 
-    def read(self, shard: int, record: int) -> bytes:
+    @classmethod
+    def open(cls, path: Path) -> "ShardFile":
+        """Open a file."""
+        return cls(os.open(path, os.O_RDONLY), str(path))
+
+    def __len__(self) -> int:
+        """The number of records."""
+        return len(self._index)
+
+    def read(self, record: int) -> bytes:
         """The bytes of one record."""
-        offset, length = self._index[int(shard)][int(record)]
-        descriptor = os.open(self._paths[int(shard)], os.O_RDONLY)
-        try:
-            return os.pread(descriptor, int(length), int(offset))
-        finally:
-            os.close(descriptor)
+        offset, length = self._index[record]
+        return os.pread(self._descriptor, int(length), int(offset))
+
+
+def _index(descriptor: int, name: str) -> NDArray[np.int64]:
+    """Where the records are: N x 2, offset and length in bytes. Reads headers only."""
+    size = os.fstat(descriptor).st_size
+    found = []
+    position = 0
+    while position < size:
+        header = os.pread(descriptor, _HEADER_BYTES, position)
+        length = _LENGTH.unpack_from(header)[0] if len(header) == _HEADER_BYTES else size
+        found.append((position + _HEADER_BYTES, length))
+        position += _HEADER_BYTES + length + _FOOTER_BYTES
+    if position != size:
+        raise IntegrityError(f"Expected whole records in {name}; it ends inside one. Remove it and run again.")
+    return np.array(found, np.int64).reshape(-1, 2)

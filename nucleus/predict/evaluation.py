@@ -1,9 +1,9 @@
 """The metrics of a pulled model on a split of a dataset, per image and overall."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from nucleus.config.recipe import LossOptions
+from nucleus.data.cache import ShardCache
 from nucleus.data.datasets import Dataset
 from nucleus.errors import DataError
 from nucleus.model.metrics import ScoreSums
@@ -39,7 +39,7 @@ def evaluate(
     predictor: Predictor,
     dataset: Dataset,
     split: str,
-    cache_dir: Path,
+    cache: ShardCache,
     advance: Advance = no_progress,
 ) -> Evaluation:
     """Predict every image of a split and compare it with its labels.
@@ -52,7 +52,7 @@ def evaluate(
     loss_options = LossOptions.model_validate(predictor.manifest.origin.recipe.get("loss", {}))
     sums = ScoreSums()
     rows = []
-    for sample in images_of_split(dataset, split, cache_dir):
+    for sample in images_of_split(dataset, split, cache):
         found = predictor(sample.image)
         counts = mask_counts(found.probabilities, sample.labels, predictor.config.instances.mask_threshold)
         sums.add(sample.kind, counts, image_loss(found.probabilities, sample.labels, loss_options))

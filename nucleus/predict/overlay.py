@@ -1,12 +1,11 @@
 """Pictures for people: nuclei outlined on their image."""
 
-from pathlib import Path
-
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 from skimage.segmentation import find_boundaries
 
+from nucleus.data.cache import ShardCache
 from nucleus.data.datasets import Dataset
 from nucleus.data.images import RgbImage
 from nucleus.data.kinds import Kind
@@ -42,11 +41,11 @@ def contact_sheet(rows: list[list[RgbImage]], side: int = 256) -> RgbImage:
     return sheet
 
 
-def example_sheet(dataset: Dataset, cache_dir: Path, per_kind: int = 2) -> RgbImage:
+def example_sheet(dataset: Dataset, cache: ShardCache, per_kind: int = 2) -> RgbImage:
     """Training images of each kind, beside them the same with their labels outlined."""
     found: dict[Kind, int] = {}
     rows = []
-    for sample in images_of_split(dataset, "train", cache_dir):
+    for sample in images_of_split(dataset, "train", cache):
         found[sample.kind] = found.get(sample.kind, 0) + 1
         if found[sample.kind] <= per_kind:
             rows.append([sample.image, draw_outlines(sample.image, sample.labels, CYAN)])

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from nucleus.errors import (
     AccessDeniedError,
@@ -23,15 +23,16 @@ from nucleus.errors import (
     StorageError,
     UnreachableError,
 )
+from nucleus.storage.bulk import UNREACHABLE, BulkReader, obstore_error
 from nucleus.storage.files import atomic_path
 from nucleus.storage.uri import S3Uri
 
 if TYPE_CHECKING:
+    from boto3.session import Session
     from mypy_boto3_s3 import S3Client
 
 __all__ = ["Bucket", "StoredObject"]
 
-_BLOCK = 1 << 20
 _CONNECTIONS = 32
 _DENIED = {
     "AccessDenied",
@@ -72,8 +73,13 @@ class Bucket:
         return Bucket, (self.uri,)
 
     @cached_property
+    def _session(self) -> "Session":
+        import boto3.session  # noqa: PLC0415  half a second that `nucleus --help` need not spend
+
+        return boto3.session.Session()
+
+    @cached_property
     def _client(self) -> "S3Client":
-        import boto3  # noqa: PLC0415  half a second that `nucleus --help` need not spend
         from botocore.config import Config  # noqa: PLC0415
 
         config = Config(
@@ -84,7 +90,7 @@ class Bucket:
         )
         try:
             with _explained(self.uri):
-                return boto3.session.Session().client("s3", config=config)
+                return self._session.client("s3", config=config)
         except ValueError as error:
             raise UnreachableError(
                 f"Expected a URL such as http://127.0.0.1:9000 in AWS_ENDPOINT_URL_S3; found {_endpoint()!r}."
@@ -135,6 +141,11 @@ class Bucket:
     def _put(self, key: str, body: Any, condition: dict[str, Any]) -> str:
         return self._client.put_object(Bucket=self.uri.bucket, Key=self.key(key), Body=body, **condition)["ETag"]
 
+    @cached_property
+    def _bulk(self) -> BulkReader:
+        with _explained(self.uri):
+            return BulkReader(self._session, self._client, self.uri.bucket)
+
     def download(self, key: str, path: Path, *, sha256: str | None = None) -> str:
         """Copy an object to `path`, whole or not at all; return its SHA-256.
 
@@ -142,18 +153,21 @@ class Bucket:
             ObjectNotFoundError: Nothing has this key.
             IntegrityError: The bytes do not have the sum `sha256`; `path` is left as it was.
         """
+        with atomic_path(path) as beside, beside.open("wb") as file:
+            return self.read_into(key, file, sha256=sha256)
+
+    def read_into(self, key: str, file: BinaryIO, *, sha256: str | None = None) -> str:
+        """Write an object's bytes to an open file; return their SHA-256. Raises what `download` raises."""
         digest = hashlib.sha256()
-        with atomic_path(path) as beside, _explained(self.uri / key):
-            answer = self._client.get_object(Bucket=self.uri.bucket, Key=self.key(key))
-            with beside.open("wb") as file:
-                for block in answer["Body"].iter_chunks(_BLOCK):
-                    file.write(block)
-                    digest.update(block)
-            if sha256 is not None and digest.hexdigest() != sha256:
-                raise IntegrityError(
-                    f"Expected {self.uri / key} to have SHA-256 {sha256}; found {digest.hexdigest()}. "
-                    "The stored object was damaged or replaced: write it again from its source."
-                )
+        with _explained(self.uri / key):
+            for chunk in self._bulk.chunks(self.key(key)):
+                file.write(chunk)
+                digest.update(chunk)
+        if sha256 is not None and digest.hexdigest() != sha256:
+            raise IntegrityError(
+                f"Expected {self.uri / key} to have SHA-256 {sha256}; found {digest.hexdigest()}. "
+                "The stored object was damaged or replaced: write it again from its source."
+            )
         return digest.hexdigest()
 
     def objects(self, prefix: str) -> Iterator[StoredObject]:
@@ -191,18 +205,28 @@ def _explained(uri: S3Uri) -> Iterator[None]:
             "AWS_SECRET_ACCESS_KEY=... (or aws configure)."
         ) from error
     except (boto.EndpointConnectionError, boto.HTTPClientError, boto.ConnectionClosedError) as error:
-        raise UnreachableError(
-            f"Expected an S3 server at {_endpoint()}; got no answer for {uri} ({type(error).__name__}). "
-            "Check AWS_ENDPOINT_URL_S3; for the server on this machine run: nucleus store status."
-        ) from error
+        raise _unreachable(uri, type(error).__name__) from error
     except boto.BotoCoreError as error:
         raise StorageError(f"{uri}: {error}") from error
+    except Exception as error:
+        code = obstore_error(error)
+        if code is None:
+            raise
+        raise _from_code(code, "GetObject", uri, str(error).splitlines()[0]) from error
 
 
 def _from_response(error: Any, uri: S3Uri) -> StorageError:
     code = str(error.response.get("Error", {}).get("Code", ""))
     operation = error.operation_name
-    if code == "NoSuchBucket" or (code == "404" and operation == "ListObjectsV2"):
+    if code == "404" and operation == "ListObjectsV2":
+        code = "NoSuchBucket"
+    return _from_code(code, operation, uri, str(error))
+
+
+def _from_code(code: str, operation: str, uri: S3Uri, text: str) -> StorageError:
+    if code == UNREACHABLE:
+        return _unreachable(uri, text)
+    if code == "NoSuchBucket":
         return BucketNotFoundError(
             f"Expected the bucket {uri.bucket!r} at {_endpoint()}; it does not exist. "
             f"Run: aws s3 mb s3://{uri.bucket} (or correct the name)."
@@ -216,7 +240,14 @@ def _from_response(error: Any, uri: S3Uri) -> StorageError:
         )
     if code in _CONFLICT:
         return ObjectExistsError(f"Expected to be the only writer of {uri}; another write was first ({code}).")
-    return StorageError(f"{uri}: {_endpoint()} answered {code} to {operation}: {error}")
+    return StorageError(f"{uri}: {_endpoint()} answered {code} to {operation}: {text}")
+
+
+def _unreachable(uri: S3Uri, reason: str) -> UnreachableError:
+    return UnreachableError(
+        f"Expected an S3 server at {_endpoint()}; got no answer for {uri} ({reason}). "
+        "Check AWS_ENDPOINT_URL_S3; for the server on this machine run: nucleus store status."
+    )
 
 
 def _endpoint() -> str:

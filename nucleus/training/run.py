@@ -10,14 +10,15 @@ from typing import Any, Protocol
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from nucleus.config.recipe import Recipe
-from nucleus.data.cache import fetch_shards
+from nucleus.data.cache import ShardCache
 from nucleus.data.datasets import Dataset
 from nucleus.data.generated import generated_image
 from nucleus.data.pipeline import Feed, training_batches
-from nucleus.data.sampling import EpochPlan, epoch_plan, shards_of_worker
-from nucleus.data.shards import ShardReader
+from nucleus.data.reading import SplitReader
+from nucleus.data.sampling import EpochPlan, epoch_plan
 from nucleus.errors import JobError
 from nucleus.model.architecture import ModelConfig, config_of_recipe
 from nucleus.model.files import load_encoder_weights, load_weights
@@ -29,7 +30,7 @@ from nucleus.model.unet import build_unet, calibrate_encoder, encoder_of
 from nucleus.training.distributed import TrainingStep, Workers
 from nucleus.training.parameters import active_groups, averaged, parameter_groups
 from nucleus.training.state import Progress, load_checkpoint, save_checkpoint
-from nucleus.training.validation import LabelledImage, images_of_worker, score_images
+from nucleus.training.validation import LabelledImage, images_of_worker, score_images, split_reader
 
 __all__ = ["Finished", "Reporter", "TrainingInput", "TrainingRun", "train"]
 
@@ -43,12 +44,12 @@ class TrainingInput:
 
     Attributes:
         dataset: The dataset version to train on.
-        cache_dir: Where its shards are cached on this machine.
+        cache: Where its shards are cached on this machine.
         encoder_weights: Local file of the encoder's weights, or None for random ones.
     """
 
     dataset: Dataset
-    cache_dir: Path
+    cache: ShardCache
     encoder_weights: Path | None
 
 
@@ -111,7 +112,12 @@ class TrainingRun:
         self.reporter = reporter
         self.best = best
         self.manifest = given.dataset.manifest
-        self.readers = {split: _reader(given, split, workers.rank, workers.count) for split in ("train", "val", "test")}
+        shards = self.manifest.split_shards("train")
+        self.reader = SplitReader(lambda number: given.cache.open(given.dataset, shards[number]), self._plan)
+        self.readers = {
+            split: split_reader(given.dataset, split, given.cache, workers.rank, workers.count)
+            for split in ("val", "test")
+        }
         self.train_records = [shard.records for shard in self.manifest.split_shards("train")]
         self.steps_per_epoch = sum(self.train_records) // recipe.input.batch_size
         self.config = config_of_recipe(recipe)
@@ -137,7 +143,7 @@ class TrainingRun:
         """The loss of each image from logits and labels (N x H x W)."""
         return image_losses(logits, pixel_classes(labels), self.recipe.loss)
 
-    def _step(self, epoch: int) -> TrainingStep:
+    def step(self, epoch: int) -> TrainingStep:
         """The compiled step for the groups that are trained in an epoch."""
         recipe, groups = self.recipe, active_groups(self.groups, epoch)
         if len(groups) not in self.steps:
@@ -163,6 +169,8 @@ class TrainingRun:
                 group.reset_averages()
         options = self.recipe.optimizer
         batches = self.batches(progress.epochs_done)
+        for reader in self.readers.values():
+            reader.prefetch(0, 0)
         while progress.epochs_done < options.epochs and progress.validations_since_best < options.patience:
             self._epoch(progress, batches)
         self._load_best()
@@ -210,9 +218,9 @@ class TrainingRun:
     def batches(self, first_epoch: int) -> Iterator[Any]:
         """This worker's batches from an epoch on."""
         recipe = self.recipe
+        self.reader.enter(first_epoch, 0)  # here, and not in TensorFlow's threads, an error is still itself
         feed = Feed(
-            reader=self.readers["train"],
-            plan=self._plan,
+            reader=self.reader,
             crop=recipe.input.crop,
             batch=recipe.batch_per_worker,
             augment=recipe.augment,
@@ -222,11 +230,14 @@ class TrainingRun:
         return iter(training_batches(feed, range(first_epoch, recipe.optimizer.epochs)))
 
     def _train_epoch(self, epoch: int, batches: Iterator[Any]) -> dict[str, float]:
-        recipe, step, at_once = self.recipe, self._step(epoch), self.recipe.optimizer.steps_per_execution
+        recipe, step, at_once = self.recipe, self.step(epoch), self.recipe.optimizer.steps_per_execution
         started, loss, total = time.monotonic(), 0.0, self.steps_per_epoch
         for done in range(0, total, at_once):
             count = min(at_once, total - done)
-            loss += step.run(batches, count)
+            try:
+                loss += step.run(batches, count)
+            except tf.errors.OpError as error:
+                raise self.reader.failure or error from error
             self.reporter.steps(epoch, done + count, total)
         seconds = time.monotonic() - started
         return {
@@ -244,19 +255,11 @@ class TrainingRun:
 
     def images(self, split: str) -> Iterator[LabelledImage]:
         """This worker's images of a split."""
-        workers = self.workers
-        return images_of_worker(self.manifest, split, self.readers[split], workers.rank, workers.count)
+        return images_of_worker(self.manifest, split, self.readers[split])
 
     def _load_best(self) -> None:
         load_weights(self.model, self.best)
         self.workers.broadcast(list(self.model.weights))
-
-
-def _reader(given: TrainingInput, split: str, rank: int, world: int) -> ShardReader:
-    shards = given.dataset.manifest.split_shards(split)
-    mine = shards_of_worker(len(shards), rank, world)
-    paths = fetch_shards(given.dataset, [shards[number] for number in mine], given.cache_dir)
-    return ShardReader(dict(zip(mine, paths, strict=True)))
 
 
 def _check_finite(metrics: dict[str, float]) -> None:

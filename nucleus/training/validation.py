@@ -2,27 +2,35 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
 from nucleus.config.recipe import LossOptions
-from nucleus.data.cache import fetch_shards
+from nucleus.data.cache import ShardCache
 from nucleus.data.datasets import Dataset
 from nucleus.data.images import LabelImage, RgbImage
 from nucleus.data.kinds import Kind
 from nucleus.data.manifest import DatasetManifest
+from nucleus.data.reading import SplitReader
 from nucleus.data.sampling import epoch_plan
-from nucleus.data.shards import ShardReader, decode_record
+from nucleus.data.shards import decode_record
 from nucleus.model.losses import image_losses
 from nucleus.model.metrics import PixelCounts, ScoreSums, count_pixels
 from nucleus.model.targets import nucleus_mask, pixel_classes
 from nucleus.model.tiling import TiledNetwork
 from nucleus.training.distributed import Workers
 
-__all__ = ["LabelledImage", "image_loss", "images_of_split", "images_of_worker", "mask_counts", "score_images"]
+__all__ = [
+    "LabelledImage",
+    "image_loss",
+    "images_of_split",
+    "images_of_worker",
+    "mask_counts",
+    "score_images",
+    "split_reader",
+]
 
 _SMALLEST_PROBABILITY = 1e-7
 
@@ -44,22 +52,27 @@ class LabelledImage:
     labels: LabelImage
 
 
-def images_of_worker(
-    manifest: DatasetManifest, split: str, reader: ShardReader, rank: int, world: int
-) -> Iterator[LabelledImage]:
+def images_of_worker(manifest: DatasetManifest, split: str, reader: SplitReader) -> Iterator[LabelledImage]:
     """The images of a split that are one worker's, in stored order; over all workers each image once."""
     kinds = {sample.name: sample.kind for sample in manifest.split_samples(split)}
-    records = [shard.records for shard in manifest.split_shards(split)]
-    plan = epoch_plan(records, seed=0, epoch=0, rank=rank, world=world, global_batch=0, shuffle=False)
-    for shard, record in zip(plan.shards, plan.records, strict=True):
-        name, image, labels = decode_record(reader.read(shard, record))
+    for record in reader.records():
+        name, image, labels = decode_record(record)
         yield LabelledImage(name, kinds[name], image, labels)
 
 
-def images_of_split(dataset: Dataset, split: str, cache_dir: Path) -> Iterator[LabelledImage]:
+def images_of_split(dataset: Dataset, split: str, cache: ShardCache) -> Iterator[LabelledImage]:
     """All images of a split, in stored order, from shards that are fetched into the cache."""
-    paths = fetch_shards(dataset, dataset.manifest.split_shards(split), cache_dir)
-    return images_of_worker(dataset.manifest, split, ShardReader(dict(enumerate(paths))), rank=0, world=1)
+    return images_of_worker(dataset.manifest, split, split_reader(dataset, split, cache))
+
+
+def split_reader(dataset: Dataset, split: str, cache: ShardCache, rank: int = 0, world: int = 1) -> SplitReader:
+    """Reads a worker's images of a split in stored order."""
+    shards = dataset.manifest.split_shards(split)
+    counts = [shard.records for shard in shards]
+    return SplitReader(
+        lambda number: cache.open(dataset, shards[number]),
+        lambda _: epoch_plan(counts, seed=0, epoch=0, rank=rank, world=world, global_batch=0, shuffle=False),
+    )
 
 
 def score_images(

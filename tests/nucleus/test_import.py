@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from nucleus.data.cache import fetch_shards
+from nucleus.data.cache import ShardCache
 from nucleus.data.datasets import (
     Dataset,
     DatasetLocation,
@@ -18,7 +18,7 @@ from nucleus.data.datasets import (
 from nucleus.data.generated import generated_image, write_generated
 from nucleus.data.images import encode_png
 from nucleus.data.importing import SplitOptions, import_dataset
-from nucleus.data.shards import ShardReader, decode_record
+from nucleus.data.shards import decode_record
 from nucleus.data.splitting import SPLITS
 from nucleus.errors import BucketNotFoundError, DataError, IntegrityError, UsageError
 from nucleus.storage.bucket import Bucket
@@ -29,10 +29,11 @@ def records(dataset: Dataset, cache: Path) -> dict[str, tuple[str, np.ndarray, n
     found = {}
     for split in SPLITS:
         shards = dataset.manifest.split_shards(split)
-        reader = ShardReader(dict(enumerate(fetch_shards(dataset, shards, cache))))
-        for number, shard in enumerate(shards):
+        for shard in shards:
+            file = ShardCache(cache).open(dataset, shard)
+            assert len(file) == shard.records
             for record in range(shard.records):
-                name, image, labels = decode_record(reader.read(number, record))
+                name, image, labels = decode_record(file.read(record))
                 found[name] = (split, image, labels)
     return found
 
@@ -158,18 +159,20 @@ def test_damage_is_found(dozen: Path, bucket_uri: S3Uri, tmp_path: Path) -> None
     assert verify_dataset(dataset) == []
     shard = dataset.manifest.shards[0]
     bucket = Bucket(dataset.version_uri)
-    (good,) = fetch_shards(dataset, [shard], tmp_path)
+    ShardCache(tmp_path / "good").open(dataset, shard)
+    (good,) = (tmp_path / "good").rglob(shard.file)
     kept = good.read_bytes()
     bucket.put(shard.file, kept[:-1] + b"\0")
     assert verify_dataset(dataset) == [
         f"{shard.file}: expected {shard.size} bytes with SHA-256 {shard.sha256}; found others"
     ]
-    assert fetch_shards(dataset, [shard], tmp_path) == [good]  # the cached copy is right and is used
+    assert len(ShardCache(tmp_path / "good").open(dataset, shard)) == shard.records  # the cached copy is right
     with pytest.raises(IntegrityError, match=shard.sha256):
-        fetch_shards(dataset, [shard], tmp_path / "other")
+        ShardCache(tmp_path / "other").open(dataset, shard)
+    assert not list((tmp_path / "other").rglob("*.tfrecord"))
     good.write_bytes(b"damaged on disk")
     bucket.put(shard.file, kept)
-    fetch_shards(dataset, [shard], tmp_path)
+    ShardCache(tmp_path / "good").open(dataset, shard)
     assert good.read_bytes() == kept
 
 

@@ -10,8 +10,9 @@ import tensorflow as tf
 from nucleus.config.recipe import AugmentOptions, LossOptions
 from nucleus.data.generated import generated_image
 from nucleus.data.pipeline import Feed, training_batches
+from nucleus.data.reading import SplitReader
 from nucleus.data.sampling import epoch_plan
-from nucleus.data.shards import ShardReader, encode_record, write_shard
+from nucleus.data.shards import ShardFile, encode_record, write_shard
 from nucleus.errors import IntegrityError, ModelError, WeightsError
 from nucleus.model.architecture import InstanceSettings, ModelConfig, read_model_config
 from nucleus.model.files import load_encoder_weights, load_model
@@ -184,8 +185,10 @@ def test_wrong_encoder_weights(model: keras.Model, tmp_path: Path) -> None:
 
 def feed(path: Path, count: int, rank: int, world: int, batch: int, augment: AugmentOptions) -> Feed:
     return Feed(
-        reader=ShardReader({0: path}),
-        plan=lambda epoch: epoch_plan([count], seed=5, epoch=epoch, rank=rank, world=world, global_batch=batch),
+        reader=SplitReader(
+            lambda _: ShardFile.open(path),
+            lambda epoch: epoch_plan([count], seed=5, epoch=epoch, rank=rank, world=world, global_batch=batch),
+        ),
         crop=64,
         batch=batch // world,
         augment=augment,
@@ -225,4 +228,4 @@ def test_damaged_shards_are_refused(tmp_path: Path) -> None:
     write_shard(path, [encode_record("n", *generated_image(0, 32, 32))])
     path.write_bytes(path.read_bytes()[:-5])
     with pytest.raises(IntegrityError, match="ends inside"):
-        ShardReader({0: path})
+        ShardFile.open(path)

@@ -17,6 +17,7 @@ import numpy as np
 import tensorflow as tf
 
 from nucleus.config.recipe import parse_recipe
+from nucleus.data.cache import ShardCache
 from nucleus.data.datasets import locate_dataset, open_dataset
 from nucleus.data.generated import generated_image
 from nucleus.model.unet import decoder_variables
@@ -61,7 +62,7 @@ def run_of(changes: dict[str, Any], keeper: Keeper) -> TrainingRun:
     recipe = parse_recipe(content, "test")
     dataset = open_dataset(locate_dataset(recipe.dataset, recipe.bucket))
     weights = Path(task["weights"]) if recipe.network.weights != "none" else None
-    given = TrainingInput(dataset, out / f"cache-{world}", weights)
+    given = TrainingInput(dataset, ShardCache(out / f"cache-{world}"), weights)
     return TrainingRun(recipe, given, workers, keeper, out / f"best-{world}-{rank}.weights.h5")
 
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from nucleus.data.sampling import EpochPlan, epoch_plan, shard_count, shards_of_worker
+from nucleus.data.sampling import EpochPlan, epoch_plan, shard_count
 
 
 def records(total: int, shards: int) -> list[int]:
@@ -26,8 +26,6 @@ def test_each_sample_once_and_the_rest_is_counted(total: int, shards: int, world
     everything = [sample for p in plans for sample in seen(p)]
     assert len(everything) == len(set(everything)) == total - total % batch
     assert all(p.dropped == total % batch for p in plans)
-    for rank, p in enumerate(plans):
-        assert set(p.shards.tolist()) <= set(shards_of_worker(shards, rank, world))
 
 
 @pytest.mark.parametrize("world", [2, 3, 4, 6])
@@ -63,7 +61,36 @@ def test_shard_counts(samples: int, size: int, expected: int) -> None:
     assert shard_count(samples, size) == expected
 
 
-def test_workers_take_only_their_shards() -> None:
-    assert shards_of_worker(24, 1, 2) == list(range(1, 24, 2))
-    assert shards_of_worker(6, 2, 4) == [0, 2, 4]  # 4 does not divide 6: workers share by their common divisor
-    assert shards_of_worker(7, 3, 5) == list(range(7))
+def test_workers_need_only_their_shards_of_a_block_at_a_time() -> None:
+    total, world = 24 * 7 + 24 * 7 + 50, 4  # three blocks; the last has shards of 2 and 3 records
+    counts = [7] * 48 + [3] * 2 + [2] * 22
+    assert sum(counts) == total
+    for epoch in range(4):
+        plans = [
+            epoch_plan(counts, seed=1, epoch=epoch, rank=r, world=world, global_batch=8, shuffle=True)
+            for r in range(world)
+        ]
+        everything = [sample for p in plans for sample in seen(p)]
+        assert len(set(everything)) == len(everything) == total - total % 8
+        for rank, p in enumerate(plans):
+            blocks = [p.shards_of_block(i) for i in range(len(p.blocks))]
+            assert all(shard % world == rank for block in blocks for shard in block)
+            assert sorted({shard // 24 for block in blocks for shard in block}) == [0, 1, 2]
+            assert all(len({shard // 24 for shard in block}) == 1 for block in blocks)
+            assert blocks[-1][0] // 24 == 2  # the ragged one is last
+            assert [p.shards[s].size for s in p.blocks] == [42, 42, sum(p.shards >= 48)]
+    orders = {
+        epoch_plan(counts, seed=1, epoch=e, rank=0, world=1, global_batch=8).shards_of_block(0)[0] for e in range(8)
+    }
+    assert orders == {0, 24}
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 5])
+def test_global_batches_over_blocks(world: int) -> None:
+    counts, batch = [2] * 24 + [1] * 24, 30
+    alone = seen(epoch_plan(counts, seed=1, epoch=3, rank=0, world=1, global_batch=batch))
+    shared = [seen(epoch_plan(counts, seed=1, epoch=3, rank=r, world=world, global_batch=batch)) for r in range(world)]
+    each = batch // world
+    for step in range(72 // batch):
+        together = {sample for part in shared for sample in part[step * each : (step + 1) * each]}
+        assert together == set(alone[step * batch : (step + 1) * batch])

@@ -1,0 +1,78 @@
+"""`ingest_tfdata`: batches from warm shards against a hand-written tf.data pipeline of the same operations."""
+
+import tensorflow as tf
+
+from nucleus.config.recipe import AugmentOptions
+from nucleus.data.cache import ShardCache
+from nucleus.data.datasets import Dataset
+from nucleus.data.pipeline import CHOICES, RECORD, Feed, augmented, training_batches
+from nucleus.data.reading import SplitReader
+from nucleus.data.sampling import epoch_plan
+from tests.benchmarks.measure import generated_dataset, in_turn, report, temporary_store
+
+CROP, BATCH, THREADS = 192, 8, 2
+
+
+def ingest_tfdata() -> None:
+    """Batches from warm shards, decode + crop + augment."""
+    with temporary_store() as root:
+        dataset = generated_dataset(root, 400)
+        cache = ShardCache(root / "cache")
+        ours = iter(training_batches(feed(dataset, cache), range(1000)))
+        shards = dataset.manifest.split_shards("train")
+        for shard in shards:
+            cache.open(dataset, shard)
+        theirs = iter(handwritten(sorted(map(str, (root / "cache").rglob("train-*.tfrecord")))))
+        steps = sum(shard.records for shard in shards) // BATCH
+
+        def drain(batches: object) -> None:
+            for _ in range(steps):
+                next(batches)  # type: ignore[call-overload]
+
+        for batches in (ours, theirs):
+            drain(batches)
+        found = in_turn({"ours": lambda: drain(ours), "theirs": lambda: drain(theirs)}, rounds=8)
+    images = steps * BATCH
+    report(
+        "ingest_tfdata",
+        found["theirs"] / found["ours"],
+        ours_images_s=images / found["ours"],
+        theirs_images_s=images / found["theirs"],
+    )
+
+
+def feed(dataset: Dataset, cache: ShardCache, threads: int = THREADS, rank: int = 0, world: int = 1) -> Feed:
+    """The training split as a worker reads it."""
+    shards = dataset.manifest.split_shards("train")
+    counts = [shard.records for shard in shards]
+    reader = SplitReader(
+        lambda number: cache.open(dataset, shards[number]),
+        lambda epoch: epoch_plan(counts, seed=0, epoch=epoch, rank=rank, world=world, global_batch=BATCH),
+    )
+    batch = BATCH // world
+    return Feed(reader=reader, crop=CROP, batch=batch, augment=AugmentOptions(), seed=0, threads=threads)
+
+
+def handwritten(paths: list[str]) -> tf.data.Dataset:
+    """TFRecords read by TensorFlow itself, shuffled in memory, decoded and augmented by the same operations."""
+
+    def load(number: tf.Tensor, data: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        example = tf.io.parse_single_example(data, RECORD)
+        image = tf.io.decode_png(example["image"], channels=3)
+        labels = tf.cast(tf.io.decode_png(example["labels"], channels=1, dtype=tf.uint16), tf.int32)
+        numbers = tf.random.stateless_uniform((len(CHOICES),), tf.stack([number, number]))
+        choices = dict(zip(CHOICES, tf.unstack(numbers), strict=True))
+        return augmented(image, labels, choices, CROP, AugmentOptions())
+
+    options = tf.data.Options()
+    options.autotune.enabled = False  # as ours: it does not pay here, and hangs at the end
+    return (
+        tf.data.TFRecordDataset(paths)
+        .shuffle(400)
+        .repeat()
+        .enumerate()
+        .map(load, num_parallel_calls=THREADS)
+        .batch(BATCH, drop_remainder=True)
+        .prefetch(4)
+        .with_options(options)
+    )

@@ -1,0 +1,127 @@
+"""`ingest_raydata`: batches of our shards against Ray Data's `iter_tf_batches`, both in two Ray Train workers."""
+
+import json
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from tests.benchmarks.measure import generated_dataset, report, temporary_store
+
+_EPOCHS = 3
+
+
+def ingest_raydata() -> None:
+    """Images a second over epochs; Ray Data as its guide shows: read, map, `get_dataset_shard`, `iter_tf_batches`."""
+    import ray
+
+    with temporary_store() as root:
+        dataset = generated_dataset(root, 400)
+        folder = _as_parquet(root)
+        ray.init(address="local", num_cpus=4, log_to_driver=False, logging_level="error")
+        try:
+            images = 0
+            rates = {}
+            for side, data in (
+                ("ours", None),
+                ("theirs", ray.data.read_parquet(str(folder)).map(_decode)),
+            ):
+                images, seconds = _fit(side, data, {"dataset": str(dataset), "cache": str(root / "cache")})
+                rates[side] = images / seconds
+        finally:
+            ray.shutdown()
+    report(
+        "ingest_raydata",
+        rates["ours"] / rates["theirs"],
+        ours_images_s=rates["ours"],
+        ray_data_images_s=rates["theirs"],
+        epochs=_EPOCHS,
+    )
+
+
+def _fit(side: str, data: Any, config: dict[str, str]) -> tuple[int, float]:
+    from ray.train import RunConfig, ScalingConfig
+    from ray.train.tensorflow import TensorflowTrainer
+
+    with tempfile.TemporaryDirectory() as storage:
+        result = TensorflowTrainer(
+            _ours if side == "ours" else _theirs,
+            train_loop_config=config,
+            datasets={} if data is None else {"train": data},
+            scaling_config=ScalingConfig(num_workers=2, resources_per_worker={"CPU": 1}),
+            run_config=RunConfig(storage_path=storage),
+        ).fit()
+    metrics = json.loads(result.metrics["found"])
+    return metrics["images"], metrics["seconds"]
+
+
+def _ours(config: dict[str, str]) -> None:
+    import ray.train
+
+    from nucleus.data.cache import ShardCache
+    from nucleus.data.datasets import locate_dataset, open_dataset
+    from nucleus.data.pipeline import training_batches
+    from tests.benchmarks.ingest import feed
+
+    context = ray.train.get_context()
+    dataset = open_dataset(locate_dataset(config["dataset"]))
+    mine = feed(dataset, ShardCache(Path(config["cache"])), 1, context.get_world_rank(), context.get_world_size())
+    batches = training_batches(mine, range(_EPOCHS))
+    _count(batches)
+
+
+def _theirs(config: dict[str, str]) -> None:  # noqa: ARG001
+    import ray.train
+
+    shard = ray.train.get_dataset_shard("train")
+
+    def batches() -> Any:
+        for _ in range(_EPOCHS):
+            for batch in shard.iter_tf_batches(batch_size=4, drop_last=True):
+                yield batch["image"], batch["labels"]
+
+    _count(batches())
+
+
+def _count(batches: Any) -> None:
+    """Drain; report images and seconds over both workers, which read as many images each."""
+    import ray.train
+
+    started, images = time.perf_counter(), 0
+    for found, _ in batches:
+        images += int(found.shape[0])
+    seconds = time.perf_counter() - started
+    world = ray.train.get_context().get_world_size()
+    ray.train.report({"found": json.dumps({"images": images * world, "seconds": seconds})})
+
+
+def _as_parquet(root: Path) -> Path:
+    """The same images as Parquet files of PNGs."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from nucleus.data.generated import generated_image
+    from nucleus.data.images import encode_png
+
+    folder = root / "parquet"
+    folder.mkdir()
+    for part in range(8):
+        samples = [generated_image(number) for number in range(part, 320, 8)]
+        columns = {
+            "image": [encode_png(image) for image, _ in samples],
+            "labels": [encode_png(labels) for _, labels in samples],
+        }
+        pq.write_table(pa.table(columns), folder / f"{part}.parquet")
+    return folder
+
+
+def _decode(row: dict[str, Any]) -> dict[str, Any]:
+    """Decode and crop at a random place; flips and colours would only add to Ray Data's time."""
+    import cv2
+    import numpy as np
+
+    image = cv2.imdecode(np.frombuffer(row["image"], np.uint8), cv2.IMREAD_COLOR_RGB)
+    labels = cv2.imdecode(np.frombuffer(row["labels"], np.uint8), cv2.IMREAD_UNCHANGED)
+    top, left = np.random.default_rng().integers(0, 256 - 192 + 1, 2)
+    window = (slice(top, top + 192), slice(left, left + 192))
+    return {"image": image[window], "labels": labels[window].astype(np.int32)}

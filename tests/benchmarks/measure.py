@@ -1,0 +1,86 @@
+"""What the benchmarks share: sides measured in turn, one JSON line, a bucket and datasets of their own."""
+
+import json
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from nucleus.data.datasets import Dataset
+from nucleus.storage import server
+from nucleus.storage.uri import parse_uri
+
+__all__ = ["RECIPE", "generated_dataset", "in_turn", "report", "seconds", "temporary_store"]
+
+# As job/recipes/dsb2018-cpu.toml, without its pretrained weights: speed does not depend on their values.
+RECIPE: dict[str, Any] = {
+    "model": "bench",
+    "dataset": "bench",
+    "input": {"crop": 192, "batch_size": 8},
+    "tracking": {"wandb": "disabled"},
+}
+TARGETS = {
+    "step_rate": ">= 0.95",
+    "scaling": ">= 1.8",
+    "ingest_tfdata": ">= 0.95",
+    "ingest_raydata": ">= 10",
+    "download_large": ">= 0.8",
+    "download_small": ">= 0.8",
+    "checkpoint_overlap": "<= 1.03",
+    "memory_growth": "<= 1.1",
+    "startup": "<= 1.3",
+    "help": "<= 1.5",
+    "cost_per_image": "<= 1.1",
+}
+
+
+def report(bench: str, ratio: float, **more: Any) -> None:
+    """Print a benchmark's one line."""
+    rounded = {key: round(value, 4) if isinstance(value, float) else value for key, value in more.items()}
+    line = {"bench": bench, "ratio": round(ratio, 3), "target": TARGETS.get(bench), **rounded}
+    print(json.dumps(line), flush=True)
+
+
+def seconds(work: Callable[[], Any]) -> float:
+    """How long some work takes."""
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+def in_turn(sides: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
+    """Run every side once a round, the first side first in every other round; return the median seconds of each."""
+    found: dict[str, list[float]] = {name: [] for name in sides}
+    for number in range(rounds):
+        names = list(sides) if number % 2 == 0 else list(reversed(sides))
+        for name in names:
+            found[name].append(seconds(sides[name]))
+    return {name: statistics.median(values) for name, values in found.items()}
+
+
+@contextmanager
+def temporary_store() -> Iterator[Path]:
+    """An embedded S3 server, reached through the SDK's variables, for the time of the block; gives an empty folder."""
+    with tempfile.TemporaryDirectory(prefix="nucleus-bench-") as folder:
+        root = Path(folder)
+        running = server.start(root / "store", 0)
+        server.make_bucket(running)
+        os.environ.update(server.environment(running))
+        try:
+            yield root
+        finally:
+            server.stop(root / "store")
+
+
+def generated_dataset(root: Path, count: int, side: int = 256) -> Dataset:
+    """Import that many generated images as the dataset `bench`."""
+    from nucleus.data.generated import write_generated
+    from nucleus.data.importing import SplitOptions, import_dataset
+
+    folder = root / f"generated-{count}"
+    write_generated(folder, count, side=side)
+    return import_dataset(folder, parse_uri("s3://nucleus/datasets/bench"), SplitOptions()).dataset
