@@ -19,6 +19,7 @@ CHOICES = ("scale", "top", "left", "turn", "flip", "invert", "grey", "contrast",
 
 _FULL_RANGE = 255.0
 _PREFETCHED_BATCHES = 4
+_READ_AT_ONCE = 16
 _SEEDS_AN_EPOCH = 1 << 31  # seeds are below this: two epochs never share random numbers
 
 
@@ -59,18 +60,26 @@ def training_batches(feed: Feed, epochs: range) -> tf.data.Dataset:
         count = tf.numpy_function(lambda number: np.int64(reader.blocks(int(number))), [epoch], tf.int64)
         return tf.data.Dataset.range(count).map(lambda block: (epoch, block))
 
+    def read_rows(shards: NDArray[np.int64], records: NDArray[np.int64]) -> NDArray[np.object_]:
+        pairs = zip(shards.tolist(), records.tolist(), strict=True)
+        return np.array([reader.read(*pair) for pair in pairs], np.object_)
+
+    def read(rows: tf.Tensor) -> tf.data.Dataset:
+        data = tf.numpy_function(read_rows, (rows[:, 2], rows[:, 3]), tf.string)
+        return tf.data.Dataset.from_tensor_slices((rows, tf.ensure_shape(data, [None])))
+
     def order(epoch: NDArray[np.int64], block: NDArray[np.int64]) -> NDArray[np.int64]:
         rows = reader.enter(int(epoch), int(block))
         return np.insert(rows, 0, epoch, axis=1)
 
     def samples(epoch: tf.Tensor, block: tf.Tensor) -> tf.data.Dataset:
         rows = tf.ensure_shape(tf.numpy_function(order, [epoch, block], tf.int64), [None, 4])
-        return tf.data.Dataset.from_tensor_slices(rows)
+        # One call of Python for several records; all of a block are read before the next one is entered.
+        return tf.data.Dataset.from_tensor_slices(rows).batch(_READ_AT_ONCE).flat_map(read)
 
-    def load(row: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        epoch, position, shard, record = tf.unstack(row)
-        data = tf.numpy_function(reader.read, (shard, record), tf.string)
-        example = tf.io.parse_single_example(tf.ensure_shape(data, []), RECORD)
+    def load(row: tf.Tensor, data: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        epoch, position, _, _ = tf.unstack(row)
+        example = tf.io.parse_single_example(data, RECORD)
         image = tf.io.decode_png(example["image"], channels=3)
         labels = tf.cast(tf.io.decode_png(example["labels"], channels=1, dtype=tf.uint16), tf.int32)
         seeds = tf.stack([epoch * _SEEDS_AN_EPOCH + feed.seed, position])
