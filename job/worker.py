@@ -135,11 +135,34 @@ class _RayReporter:
             metrics,
             checkpoint=ray.train.Checkpoint.from_directory(folder),
             checkpoint_upload_mode=ray.train.CheckpointUploadMode.ASYNC,
+            checkpoint_upload_fn=_uploader(),
         )
 
     def _send(self, method: str, *arguments: Any) -> None:
         if self._events is not None:
             self._events.put((method, arguments))
+
+
+def _uploader() -> Callable[[Any, str], Any]:
+    """Upload a checkpoint into the run's folder, each file by one request of our own client.
+
+    Ray's own way, `pyarrow.fs.copy_files`, took 2.2 s of the embedded server's time for 21 MB; this takes 0.15 s.
+    """
+    import ray.train
+
+    from nucleus.storage.bucket import Bucket
+    from nucleus.storage.uri import parse_uri
+
+    storage = ray.train.get_context().get_storage()
+    bucket = Bucket(parse_uri(f"s3://{storage.experiment_fs_path}"))
+
+    def upload(checkpoint: Any, name: str) -> Any:
+        folder = Path(checkpoint.path)
+        for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+            bucket.put(f"{name}/{path.relative_to(folder).as_posix()}", path)
+        return ray.train.Checkpoint(f"{storage.experiment_fs_path}/{name}", storage.storage_filesystem)
+
+    return upload
 
 
 def _save_model(folder: Path, finished: "Finished") -> None:

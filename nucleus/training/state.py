@@ -8,12 +8,12 @@ import keras
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from nucleus.errors import IntegrityError
-from nucleus.model.files import load_arrays, load_weights, save_arrays
+from nucleus.model.files import load_arrays, save_arrays
 from nucleus.training.parameters import ParameterGroup
 
 __all__ = ["BEST_WEIGHTS", "Progress", "load_checkpoint", "save_checkpoint"]
 
-CURRENT_WEIGHTS = "current.weights.h5"
+_CURRENT_WEIGHTS = "current.npz"
 BEST_WEIGHTS = "best.weights.h5"
 _STATE = "state.json"
 
@@ -53,7 +53,7 @@ def save_checkpoint(
 
     All of it is the same bytes on every worker.
     """
-    model.save_weights(folder / CURRENT_WEIGHTS)
+    save_arrays(folder / _CURRENT_WEIGHTS, [variable.numpy() for variable in model.weights])
     for group in groups:
         save_arrays(folder / f"{group.name}.npz", [variable.numpy() for variable in group.state])
     (folder / BEST_WEIGHTS).write_bytes(best.read_bytes())
@@ -71,7 +71,7 @@ def load_checkpoint(folder: Path, model: keras.Model, groups: Sequence[Parameter
         best.write_bytes((folder / BEST_WEIGHTS).read_bytes())
     except (OSError, ValidationError) as error:
         raise IntegrityError(f"Expected a whole checkpoint in {folder}; {error}.") from error
-    load_weights(model, folder / CURRENT_WEIGHTS)
+    _assign(list(model.weights), load_arrays(folder / _CURRENT_WEIGHTS), folder)
     for group in groups:
         _assign(group.state, load_arrays(folder / f"{group.name}.npz"), folder)
     return progress
@@ -80,6 +80,6 @@ def load_checkpoint(folder: Path, model: keras.Model, groups: Sequence[Parameter
 def _assign(variables: list[Any], arrays: list[Any], folder: Path) -> None:
     shapes = [tuple(variable.shape) for variable in variables]
     if shapes != [array.shape for array in arrays]:
-        raise IntegrityError(f"Expected the optimizer's state of this network in {folder}; found another one's.")
+        raise IntegrityError(f"Expected the state of this network in {folder}; found another one's.")
     for variable, array in zip(variables, arrays, strict=True):
         variable.assign(array)

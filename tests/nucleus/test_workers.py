@@ -183,7 +183,7 @@ def test_every_rank_would_save_the_same_bytes(found: Found) -> None:
     first, second = (rank["runs"]["options"] for rank in found.by_rank[2])
     assert first["sums"]
     assert all(
-        sums.keys() == {"current.weights.h5", "best.weights.h5", "decoder.npz", "encoder.npz"} for sums in first["sums"]
+        sums.keys() == {"current.npz", "best.weights.h5", "decoder.npz", "encoder.npz"} for sums in first["sums"]
     )
     assert second["sums"] == first["sums"]
     assert second["metrics"] == first["metrics"]
