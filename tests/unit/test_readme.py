@@ -32,5 +32,14 @@ def test_commands_exist(line: str) -> None:
     assert run.exit_code == 0, run.output
 
 
+def test_every_benchmark_has_its_number() -> None:
+    names = re.findall(
+        r'^    "(\w+)": "\w+",$', (ROOT / "tests/benchmarks/__main__.py").read_text(), flags=re.MULTILINE
+    )
+    assert len(names) == 12
+    listed = set(re.findall(r"^\| `(\w+)` \| .*\d", README, flags=re.MULTILINE))
+    assert listed | {"decoder_norm"} == set(names)  # which stands in the text on GroupNorm
+
+
 def test_every_measured_number_is_filled_in() -> None:
     assert not re.search(r"@[A-Z_]+@", README)

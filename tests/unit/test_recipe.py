@@ -20,6 +20,17 @@ def test_shipped_recipes_are_those_of_the_readme() -> None:
     assert [path.stem for path in RECIPES] == ["demo", "dsb2018-cpu", "dsb2018-gpu"]
 
 
+def test_when_and_how_fast_the_encoder_is_trained() -> None:
+    def network(**options: object) -> tuple[int | None, float]:
+        found = parse_recipe({**MINIMAL, "network": options}, "r.toml").network
+        return found.encoder_trained_from, found.encoder_rate_factor
+
+    assert network() == (None, 0.1)
+    assert network(unfreeze_epoch=4, encoder_learning_rate_factor=0.02) == (4, 0.02)
+    assert network(freeze_encoder=False) == (0, 0.1)
+    assert network(freeze_encoder=False, weights="none") == (0, 1.0)
+
+
 def test_settings_change_keys(tmp_path: Path) -> None:
     path = tmp_path / "r.toml"
     path.write_text('model = "m"\ndataset = "d"\n')
@@ -45,6 +56,17 @@ def test_settings_change_keys(tmp_path: Path) -> None:
         ({**MINIMAL, "network": {"encoder": "resnet"}}, "network.encoder: input should be 'mobilenet_v2'"),
         ({**MINIMAL, "model": "My Model"}, "Try 'my-model'"),
         ({**MINIMAL, "network": {"weights": "none"}}, "network.freeze_encoder must be false"),
+        (
+            {**MINIMAL, "workers": 2, "optimizer": {"gradient_accumulation_steps": 3}},
+            "input.batch_size / workers (4) must be a multiple of optimizer.gradient_accumulation_steps (3)",
+        ),
+        ({**MINIMAL, "network": {"freeze_encoder": False, "unfreeze_epoch": 2}}, "needs network.freeze_encoder = true"),
+        (
+            {**MINIMAL, "network": {"unfreeze_epoch": 0}},
+            "unfreeze_epoch: input should be greater than or equal to 1",
+        ),
+        ({**MINIMAL, "optimizer": {"ema_momentum": 1.0}}, "optimizer.ema_momentum: input should be less than 1"),
+        ({**MINIMAL, "cache_limit_gib": 0.0}, "cache_limit_gib: input should be greater than 0"),
         ({**MINIMAL, "cache_dir": "relative"}, "cache_dir must be an absolute path"),
         ({**MINIMAL, "tracking": {"wandb": "on"}}, "tracking.wandb: input should be 'online', 'offline' or 'disabled'"),
     ],
