@@ -120,12 +120,25 @@ def _as_parquet(root: Path) -> Path:
 
 
 def _decode(row: dict[str, Any]) -> dict[str, Any]:
-    """Decode and crop at a random place; flips and colours would only add to Ray Data's time."""
+    """Decode, crop at a random place and scale, turn, flip and change colours, as ours does."""
     import cv2
     import numpy as np
 
+    rng = np.random.default_rng()
     image = cv2.imdecode(np.frombuffer(row["image"], np.uint8), cv2.IMREAD_COLOR_RGB)
     labels = cv2.imdecode(np.frombuffer(row["labels"], np.uint8), cv2.IMREAD_UNCHANGED)
-    top, left = np.random.default_rng().integers(0, 256 - 192 + 1, 2)
-    window = (slice(top, top + 192), slice(left, left + 192))
-    return {"image": image[window], "labels": labels[window].astype(np.int32)}
+    side = min(256, round(192 / 2 ** rng.uniform(-0.3, 0.3)))
+    top, left = rng.integers(0, 256 - side + 1, 2)
+    window = (slice(top, top + side), slice(left, left + side))
+    image = cv2.resize(image[window], (192, 192), interpolation=cv2.INTER_LINEAR)
+    labels = cv2.resize(labels[window], (192, 192), interpolation=cv2.INTER_NEAREST)
+    turns, flip = int(rng.integers(4)), 1 - 2 * int(rng.integers(2))
+    image, labels = (np.rot90(pixels, turns)[:, ::flip] for pixels in (image, labels))
+    pixels = image.astype(np.float32)
+    if rng.random() < 0.3:
+        pixels = np.repeat(pixels.mean(axis=-1, keepdims=True), 3, axis=-1)
+    if rng.random() < 0.1:
+        pixels = 255 - pixels
+    mean = pixels.mean()
+    pixels = (pixels - mean) * rng.uniform(0.7, 1.3) + mean + 255 * rng.uniform(-0.1, 0.1)
+    return {"image": np.clip(np.rint(pixels), 0, 255).astype(np.uint8), "labels": labels.astype(np.int32)}
