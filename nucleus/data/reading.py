@@ -15,7 +15,7 @@ from nucleus.errors import CacheFullError, NucleusError
 
 __all__ = ["OpenShard", "SplitReader"]
 
-_CONNECTIONS = 8
+_CONNECTIONS = 4
 
 
 class OpenShard(Protocol):
