@@ -4,6 +4,7 @@ import json
 import os
 import tempfile
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -135,8 +136,12 @@ class _RayReporter:
             metrics,
             checkpoint=ray.train.Checkpoint.from_directory(folder),
             checkpoint_upload_mode=ray.train.CheckpointUploadMode.ASYNC,
-            checkpoint_upload_fn=_uploader(),
+            checkpoint_upload_fn=self._upload,
         )
+
+    @cached_property
+    def _upload(self) -> Callable[[Any, str], Any]:
+        return _uploader()
 
     def _send(self, method: str, *arguments: Any) -> None:
         if self._events is not None:

@@ -13,6 +13,7 @@ from nucleus.config.names import check_name
 from nucleus.errors import RecipeError, UriError
 
 __all__ = [
+    "DEFAULT_CACHE_LIMIT_GIB",
     "AugmentOptions",
     "InputOptions",
     "LossOptions",
@@ -27,6 +28,9 @@ __all__ = [
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 PositiveInt = Annotated[int, Field(ge=1)]
+
+DEFAULT_CACHE_LIMIT_GIB = 50.0
+"""Upper bound of the shards kept on a machine, GiB."""
 
 STRIDE = 32
 """Crops and tiles are multiples of this: the encoder halves them five times."""
@@ -203,7 +207,7 @@ class Recipe(_Options):
     max_failures: Annotated[int, Field(ge=0)] = 1
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     cache_dir: str | None = None
-    cache_limit_gib: Positive = 50.0
+    cache_limit_gib: Positive = DEFAULT_CACHE_LIMIT_GIB
     network: NetworkOptions = NetworkOptions()
     input: InputOptions = InputOptions()
     augment: AugmentOptions = AugmentOptions()

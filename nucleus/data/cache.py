@@ -16,6 +16,7 @@ from pathlib import Path
 
 from platformdirs import user_cache_path
 
+from nucleus.config.recipe import DEFAULT_CACHE_LIMIT_GIB
 from nucleus.data.datasets import Dataset
 from nucleus.data.manifest import Shard
 from nucleus.data.shards import ShardFile
@@ -23,9 +24,8 @@ from nucleus.errors import CacheFullError, IntegrityError, ObjectNotFoundError
 from nucleus.storage.bucket import Bucket
 from nucleus.storage.files import sha256_of
 
-__all__ = ["DEFAULT_LIMIT_GIB", "ShardCache", "default_cache_dir"]
+__all__ = ["ShardCache", "default_cache_dir"]
 
-DEFAULT_LIMIT_GIB = 50.0
 _GIB = 1 << 30
 # In this order: a file that is renamed between the two is then counted, if twice.
 _PATTERNS = (".*.tfrecord.part", "*.tfrecord")
@@ -60,7 +60,7 @@ class ShardCache:
     """
 
     def __init__(
-        self, folder: Path, limit_gib: float = DEFAULT_LIMIT_GIB, *, wait_seconds: float = _WAIT_SECONDS
+        self, folder: Path, limit_gib: float = DEFAULT_CACHE_LIMIT_GIB, *, wait_seconds: float = _WAIT_SECONDS
     ) -> None:
         self._folder = folder / "datasets"
         self._limit = int(limit_gib * _GIB)

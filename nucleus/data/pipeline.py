@@ -9,14 +9,10 @@ from numpy.typing import NDArray
 from nucleus.config.recipe import AugmentOptions
 from nucleus.data.reading import SplitReader
 
-__all__ = ["CHOICES", "RECORD", "Feed", "augmented", "training_batches"]
+__all__ = ["Feed", "training_batches", "training_sample"]
 
-RECORD = {name: tf.io.FixedLenFeature([], tf.string) for name in ("image", "labels")}
-"""The fields of a record that training reads."""
-
-CHOICES = ("scale", "top", "left", "turn", "flip", "invert", "grey", "contrast", "brightness")
-"""What is drawn for each sample."""
-
+_RECORD = {name: tf.io.FixedLenFeature([], tf.string) for name in ("image", "labels")}
+_CHOICES = ("scale", "top", "left", "turn", "flip", "invert", "grey", "contrast", "brightness")
 _FULL_RANGE = 255.0
 _PREFETCHED_BATCHES = 4
 _READ_AT_ONCE = 16
@@ -79,13 +75,8 @@ def training_batches(feed: Feed, epochs: range) -> tf.data.Dataset:
 
     def load(row: tf.Tensor, data: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         epoch, position, _, _ = tf.unstack(row)
-        example = tf.io.parse_single_example(data, RECORD)
-        image = tf.io.decode_png(example["image"], channels=3)
-        labels = tf.cast(tf.io.decode_png(example["labels"], channels=1, dtype=tf.uint16), tf.int32)
         seeds = tf.stack([epoch * _SEEDS_AN_EPOCH + feed.seed, position])
-        numbers = tf.random.stateless_uniform((len(CHOICES),), seeds)
-        choices = dict(zip(CHOICES, tf.unstack(numbers), strict=True))
-        return augmented(image, labels, choices, feed.crop, feed.augment)
+        return training_sample(data, seeds, feed.crop, feed.augment)
 
     options = tf.data.Options()
     options.autotune.enabled = False
@@ -101,21 +92,25 @@ def training_batches(feed: Feed, epochs: range) -> tf.data.Dataset:
     )
 
 
-def augmented(
-    image: tf.Tensor, labels: tf.Tensor, choices: dict[str, tf.Tensor], crop: int, options: AugmentOptions
+def training_sample(
+    data: tf.Tensor, seeds: tf.Tensor, crop: int, options: AugmentOptions
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Cut a crop and change it at random.
+    """Decode a record, cut a crop and change it at random.
 
     Args:
-        image: H x W x 3, uint8.
-        labels: H x W x 1, int32.
-        choices: A random number from 0 to 1 for each of `CHOICES`.
+        data: A record of a shard.
+        seeds: Two integers that decide every random choice.
         crop: Side of the result, px.
         options: What may change, and how far.
 
     Returns:
         Image, crop x crop x 3, uint8, and labels, crop x crop, int32.
     """
+    example = tf.io.parse_single_example(data, _RECORD)
+    image = tf.io.decode_png(example["image"], channels=3)
+    labels = tf.cast(tf.io.decode_png(example["labels"], channels=1, dtype=tf.uint16), tf.int32)
+    numbers = tf.random.stateless_uniform((len(_CHOICES),), seeds)
+    choices = dict(zip(_CHOICES, tf.unstack(numbers), strict=True))
     image, labels = _crop(image, labels, choices, crop, options.scale)
     if options.flips:
         image, labels = _turn(image, choices), _turn(labels, choices)

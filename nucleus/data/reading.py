@@ -9,11 +9,13 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from nucleus.data.cache import ShardCache
+from nucleus.data.datasets import Dataset
 from nucleus.data.sampling import EpochPlan
 from nucleus.data.shards import ShardFile
 from nucleus.errors import CacheFullError, NucleusError
 
-__all__ = ["OpenShard", "SplitReader"]
+__all__ = ["OpenShard", "SplitReader", "cached_split"]
 
 _CONNECTIONS = 4
 
@@ -102,3 +104,9 @@ class SplitReader:
             self._open_shard(shard)
         except CacheFullError:  # then it waits until the block before it is done
             return
+
+
+def cached_split(dataset: Dataset, split: str, cache: ShardCache, plan: Callable[[int], EpochPlan]) -> SplitReader:
+    """Reads a split of a dataset through the cache."""
+    shards = dataset.manifest.split_shards(split)
+    return SplitReader(lambda number: cache.open(dataset, shards[number]), plan)

@@ -77,10 +77,11 @@ def epoch_plan(
     kept = total - total % global_batch if global_batch else total
     parts, blocks = [], []
     start = filled = 0
-    for block in _block_order(records_by_shard, (seed, epoch) if shuffle else None):
+    seeds = (seed, epoch) if shuffle else None
+    for block in _block_order(records_by_shard, seeds):
         size = sum(records_by_shard[shard] for shard in block)
         places = np.arange((rank - start) % world, min(size, kept - start), world, dtype=np.int64)
-        part = _part(places, start, block, records_by_shard, (seed, epoch) if shuffle else None)
+        part = _part(places, start, block, records_by_shard, seeds)
         parts.append(part)
         blocks.append(slice(filled, filled + part.shape[1]))
         start, filled = start + size, filled + part.shape[1]

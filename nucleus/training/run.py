@@ -17,7 +17,7 @@ from nucleus.data.cache import ShardCache
 from nucleus.data.datasets import Dataset
 from nucleus.data.generated import generated_image
 from nucleus.data.pipeline import Feed, training_batches
-from nucleus.data.reading import SplitReader
+from nucleus.data.reading import cached_split
 from nucleus.data.sampling import EpochPlan, epoch_plan
 from nucleus.errors import JobError
 from nucleus.model.architecture import ModelConfig, config_of_recipe
@@ -112,8 +112,7 @@ class TrainingRun:
         self.reporter = reporter
         self.best = best
         self.manifest = given.dataset.manifest
-        shards = self.manifest.split_shards("train")
-        self.reader = SplitReader(lambda number: given.cache.open(given.dataset, shards[number]), self._plan)
+        self.reader = cached_split(given.dataset, "train", given.cache, self._plan)
         self.readers = {
             split: split_reader(given.dataset, split, given.cache, workers.rank, workers.count)
             for split in ("val", "test")

@@ -13,7 +13,7 @@ from nucleus.data.datasets import Dataset
 from nucleus.data.images import LabelImage, RgbImage
 from nucleus.data.kinds import Kind
 from nucleus.data.manifest import DatasetManifest
-from nucleus.data.reading import SplitReader
+from nucleus.data.reading import SplitReader, cached_split
 from nucleus.data.sampling import epoch_plan
 from nucleus.data.shards import decode_record
 from nucleus.model.losses import image_losses
@@ -67,10 +67,11 @@ def images_of_split(dataset: Dataset, split: str, cache: ShardCache) -> Iterator
 
 def split_reader(dataset: Dataset, split: str, cache: ShardCache, rank: int = 0, world: int = 1) -> SplitReader:
     """Reads a worker's images of a split in stored order."""
-    shards = dataset.manifest.split_shards(split)
-    counts = [shard.records for shard in shards]
-    return SplitReader(
-        lambda number: cache.open(dataset, shards[number]),
+    counts = [shard.records for shard in dataset.manifest.split_shards(split)]
+    return cached_split(
+        dataset,
+        split,
+        cache,
         lambda _: epoch_plan(counts, seed=0, epoch=0, rank=rank, world=world, global_batch=0, shuffle=False),
     )
 

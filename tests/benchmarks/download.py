@@ -11,7 +11,7 @@ from pathlib import Path
 from nucleus.data.cache import ShardCache
 from nucleus.data.datasets import Dataset
 from nucleus.data.manifest import DatasetManifest, Shard
-from nucleus.data.reading import SplitReader
+from nucleus.data.reading import cached_split
 from nucleus.data.sampling import epoch_plan
 from nucleus.data.shards import write_shard
 from nucleus.storage.bucket import Bucket
@@ -37,8 +37,10 @@ def _compare(bench: str, count: int, size: int) -> None:
         def ours() -> None:
             shutil.rmtree(target, ignore_errors=True)
             counts, cache = [1] * count, ShardCache(target)
-            reader = SplitReader(
-                lambda number: cache.open(dataset, dataset.manifest.shards[number]),
+            reader = cached_split(
+                dataset,
+                "train",
+                cache,
                 lambda _: epoch_plan(counts, seed=0, epoch=0, rank=0, world=1, global_batch=0, shuffle=False),
             )
             for block in range(reader.blocks(0)):

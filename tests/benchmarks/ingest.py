@@ -5,8 +5,8 @@ import tensorflow as tf
 from nucleus.config.recipe import AugmentOptions
 from nucleus.data.cache import ShardCache
 from nucleus.data.datasets import Dataset
-from nucleus.data.pipeline import CHOICES, RECORD, Feed, augmented, training_batches
-from nucleus.data.reading import SplitReader
+from nucleus.data.pipeline import Feed, training_batches, training_sample
+from nucleus.data.reading import cached_split
 from nucleus.data.sampling import epoch_plan
 from tests.benchmarks.measure import generated_dataset, in_turn, report, temporary_store
 
@@ -29,9 +29,7 @@ def ingest_tfdata() -> None:
             for _ in range(steps):
                 next(batches)  # type: ignore[call-overload]
 
-        for batches in (ours, theirs):
-            drain(batches)
-        found = in_turn({"ours": lambda: drain(ours), "theirs": lambda: drain(theirs)}, rounds=8)
+        found = in_turn({"ours": lambda: drain(ours), "theirs": lambda: drain(theirs)}, rounds=8, warm_up=True)
     images = steps * BATCH
     report(
         "ingest_tfdata",
@@ -43,10 +41,11 @@ def ingest_tfdata() -> None:
 
 def feed(dataset: Dataset, cache: ShardCache, threads: int = THREADS, rank: int = 0, world: int = 1) -> Feed:
     """The training split as a worker reads it."""
-    shards = dataset.manifest.split_shards("train")
-    counts = [shard.records for shard in shards]
-    reader = SplitReader(
-        lambda number: cache.open(dataset, shards[number]),
+    counts = [shard.records for shard in dataset.manifest.split_shards("train")]
+    reader = cached_split(
+        dataset,
+        "train",
+        cache,
         lambda epoch: epoch_plan(counts, seed=0, epoch=epoch, rank=rank, world=world, global_batch=BATCH),
     )
     batch = BATCH // world
@@ -57,12 +56,7 @@ def handwritten(paths: list[str]) -> tf.data.Dataset:
     """TFRecords read by TensorFlow itself, shuffled in memory, decoded and augmented by the same operations."""
 
     def load(number: tf.Tensor, data: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        example = tf.io.parse_single_example(data, RECORD)
-        image = tf.io.decode_png(example["image"], channels=3)
-        labels = tf.cast(tf.io.decode_png(example["labels"], channels=1, dtype=tf.uint16), tf.int32)
-        numbers = tf.random.stateless_uniform((len(CHOICES),), tf.stack([number, number]))
-        choices = dict(zip(CHOICES, tf.unstack(numbers), strict=True))
-        return augmented(image, labels, choices, CROP, AugmentOptions())
+        return training_sample(data, tf.stack([number, number]), CROP, AugmentOptions())
 
     options = tf.data.Options()
     options.autotune.enabled = False  # as ours: it does not pay here, and hangs at the end

@@ -52,8 +52,13 @@ def seconds(work: Callable[[], Any]) -> float:
     return time.perf_counter() - started
 
 
-def in_turn(sides: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
-    """Run every side once a round, the first side first in every other round; return the median seconds of each."""
+def in_turn(sides: dict[str, Callable[[], Any]], rounds: int, *, warm_up: bool = False) -> dict[str, float]:
+    """Run every side once a round, the first side first in every other round; return the median seconds of each.
+
+    With `warm_up`, each side runs once before, untimed.
+    """
+    for side in sides.values() if warm_up else ():
+        side()
     found: dict[str, list[float]] = {name: [] for name in sides}
     for number in range(rounds):
         names = list(sides) if number % 2 == 0 else list(reversed(sides))

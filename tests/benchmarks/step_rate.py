@@ -90,9 +90,7 @@ def step_rate() -> None:
             "keras": fit,
             "shards": our_steps(workers, from_shards),
         }
-        for side in sides.values():
-            side()
-        found = in_turn(sides, rounds=8)
+        found = in_turn(sides, rounds=8, warm_up=True)
     report(
         "step_rate",
         found["keras"] / found["memory"],
@@ -119,9 +117,7 @@ def decoder_norm() -> None:
             clone_function=lambda old, layer=layer: layer(old.name) if old.name.startswith("norm_") else _same(old),
         )
         sides[kind] = our_steps(workers, iter(data), model)
-    for side in sides.values():
-        side()
-    found = in_turn(sides, rounds=6)
+    found = in_turn(sides, rounds=6, warm_up=True)
     report(
         "decoder_norm",
         found["group"] / found["batch"],
