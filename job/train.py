@@ -13,6 +13,7 @@ from typing import Any
 
 from job.cluster import connected
 from job.events import Listener, SilentListener, forwarded
+from job.gate import judge
 from job.plan import RunPlan, load_plan, new_run_name, save_plan
 from job.worker import FINAL_FOLDER, train_worker
 from nucleus import __version__
@@ -76,8 +77,12 @@ def resume(
     """
     store = Bucket(bucket_from_environment(bucket))
     plan = load_plan(store, run)
+    listener = listener or SilentListener()
     published = version_of_run(store, plan.recipe.model, run)
-    return published or _execute(plan, options or RunOptions(), listener or SilentListener(), new=False)
+    if published is None:
+        return _execute(plan, options or RunOptions(), listener, new=False)
+    judge(store, published, plan, listener)
+    return published
 
 
 def _plan(recipe: Recipe, options: RunOptions, listener: Listener) -> RunPlan:
@@ -142,7 +147,9 @@ def _execute(plan: RunPlan, options: RunOptions, listener: Listener, *, new: boo
         )
         listener.stage(f"Publishing {plan.recipe.model}")
         (folder / "card.md").write_text(model_card(plan.recipe.model, origin))
-        return publish(bucket, plan.recipe.model, folder, origin)
+        manifest = publish(bucket, plan.recipe.model, folder, origin)
+        judge(bucket, manifest, plan, listener)
+        return manifest
 
 
 def _fit(plan: RunPlan, options: RunOptions, listener: Listener, folder: Path) -> dict[str, Any]:

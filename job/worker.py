@@ -103,6 +103,9 @@ class _RayReporter:
         self._tracker = tracker
         self._events = events
 
+    def stage(self, text: str) -> None:
+        self._send("stage", text)
+
     def steps(self, epoch: int, done: int, total: int) -> None:
         self._send("steps", epoch, self._epochs, done, total)
 
@@ -186,15 +189,16 @@ def _save_model(folder: Path, finished: "Finished") -> None:
 
 def _preview(finished: "Finished") -> Any:
     """Image, truth and prediction side by side for a few images of the test split."""
+    from nucleus.model.heads import maps_of
+    from nucleus.model.instances import label_nuclei
     from nucleus.model.tiling import TiledNetwork
-    from nucleus.predict.instances import label_nuclei
     from nucleus.predict.overlay import CYAN, contact_sheet, draw_outlines
 
     config = finished.config
-    network = TiledNetwork(finished.model, config.tile, config.overlap)
+    network = TiledNetwork(finished.model, config)
     rows = []
     for example in finished.examples:
-        labels = label_nuclei(network(example.image), config.instances)
+        labels = label_nuclei(maps_of(network(example.image), config.heads), config.instances)
         rows.append(
             [
                 example.image,

@@ -5,4 +5,4 @@ What runs on Ray lives in the package `job`; nothing in here imports it but the 
 
 __all__ = ["__version__"]
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -7,6 +7,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from nucleus.metrics.headlines import HEADLINES
 from nucleus.registry.manifest import ModelManifest
 from nucleus.storage.files import write_atomic
 
@@ -19,7 +20,13 @@ table { border-collapse: collapse; } th, td { padding: .3rem .8rem; border-botto
 th:first-child, td:first-child, td:nth-child(2), th:nth-child(2) { text-align: left; }
 img { max-width: 100%; height: auto; background: white; }
 """
-_CURVES = {"IoU": "val_iou", "Dice": "val_dice", "pixel accuracy": "val_accuracy"}
+_CURVES = {
+    "mAP": "val_map",
+    "AP.5": "val_ap_50",
+    "IoU": "val_iou",
+    "Dice": "val_dice",
+    "pixel accuracy": "val_accuracy",
+}
 
 
 def write_report(path: Path, manifest: ModelManifest, folder: Path, stages: Sequence[tuple[str, float]]) -> None:
@@ -38,7 +45,7 @@ def write_report(path: Path, manifest: ModelManifest, folder: Path, stages: Sequ
             split,
             kind,
             f"{scores['images']:.0f}",
-            *(f"{scores[name]:.4f}" for name in ("iou", "dice", "accuracy")),
+            *(f"{scores[name]:.4f}" for name, _ in HEADLINES),
         )
         for split, kinds in origin.metrics.items()
         for kind, scores in kinds.items()
@@ -48,7 +55,7 @@ def write_report(path: Path, manifest: ModelManifest, folder: Path, stages: Sequ
     title = html.escape(f"{manifest.model}, version {manifest.version}")
     body = f"""<h1>{title}</h1>
 <p>Run {html.escape(origin.run)} on {html.escape(origin.dataset)}; encoder weights: {html.escape(weights)}.</p>{warning}
-<h2>Metrics, mean over images</h2>{_table(("split", "kind", "images", "IoU", "Dice", "pixel accuracy"), rows)}
+<h2>Metrics, mean over images</h2>{_table(("split", "kind", "images", *(title for _, title in HEADLINES)), rows)}
 <h2>Training</h2>{_picture(_curves(history), "Curves of the loss and of the validation metrics over the epochs")}
 <h2>Images that the model has never seen</h2>
 <p>Left the image, in the middle the truth, on the right the prediction.</p>

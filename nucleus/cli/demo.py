@@ -164,7 +164,7 @@ class _Demo:
         from nucleus.data.cache import ShardCache
         from nucleus.data.images import encode_png
         from nucleus.predict.images import predict_files
-        from nucleus.predict.predictor import Predictor
+        from nucleus.predict.predictor import load_predictor
         from nucleus.storage.files import write_atomic
         from nucleus.training.validation import images_of_split
 
@@ -173,7 +173,9 @@ class _Demo:
             for sample in images_of_split(dataset, "test", ShardCache(self.workdir / "cache")):
                 files.append(self.workdir / "unseen" / folder.name / f"{sample.name}.png")
                 write_atomic(files[-1], encode_png(sample.image))
-            found = predict_files(Predictor(folder), files, self.workdir / "predictions" / folder.name, advance)
+            found = predict_files(
+                load_predictor(folder), files, self.workdir / "predictions" / folder.name, advance=advance
+            )
         if found.failures:
             raise NucleusError("; ".join(found.failures.values()))
         return sum(found.counts.values()), len(found.counts)

@@ -45,7 +45,7 @@ def list_(name: str | None, as_json: bool) -> None:
                 {
                     "version": version,
                     "created": manifest.created[:19],
-                    "val_iou": round(manifest.origin.metrics["val"]["all"]["iou"], 4),
+                    "val_map": round(manifest.origin.metrics["val"]["all"]["map"], 4),
                     "dataset": manifest.origin.dataset,
                     "run": manifest.origin.run,
                     "aliases": sorted(alias for alias, value in aliases.items() if value.version == version),
@@ -65,17 +65,22 @@ def show(model: str, as_json: bool) -> None:
     """Show a version's manifest: MODEL is NAME[@REF]."""
     from nucleus.cli.output import print_json
     from nucleus.config.names import parse_reference
+    from nucleus.registry.gate import read_decision
     from nucleus.registry.versions import read_version, resolve_version, version_prefix
 
     bucket = _bucket()
     reference = parse_reference(model, "model")
     manifest = read_version(bucket, reference.name, resolve_version(bucket, reference))
+    decision = read_decision(bucket, manifest.model, manifest.version)
     if as_json:
-        print_json(manifest.model_dump(mode="json"))
+        print_json({**manifest.model_dump(mode="json"), "gate": decision and decision.model_dump(mode="json")})
         return
     prefix = version_prefix(manifest.model, manifest.version)
     click.echo(bucket.get(f"{prefix}/card.md").decode())
     click.echo(f"version {manifest.version}, {manifest.created[:19]}, {bucket.uri / prefix}")
+    if decision is not None:
+        verb = "moved" if decision.passed else "did not move"
+        click.echo(f"{decision.alias} {verb} to it: {decision.reason}")
 
 
 @models.command()
@@ -97,6 +102,34 @@ def pull(model: str, dest: Path | None, as_json: bool) -> None:
         print_json({"model": manifest.model, "version": manifest.version, "folder": str(folder.absolute())})
     else:
         click.echo(f"{manifest.model}@{manifest.version} in {folder}")
+
+
+@models.command()
+@click.argument("model")
+@click.argument("dest", type=click.Path(path_type=Path))
+@click.option("--format", "kind", required=True, type=click.Choice(["h5", "keras", "savedmodel", "onnx"]))
+@_JSON
+def export(model: str, dest: Path, kind: Any, as_json: bool) -> None:
+    """Write NAME[@REF] to DEST for use without this package, and DEST.json, which says how to use it.
+
+    h5 and keras load with Keras 3, savedmodel (a folder) with TensorFlow, onnx with ONNX Runtime.
+    """
+    from nucleus.cli.output import print_json
+    from nucleus.cli.predict import model_folder
+    from nucleus.cli.quiet import import_tensorflow
+
+    folder = model_folder(model)
+    import_tensorflow()
+    from nucleus.model.export import export_model
+    from nucleus.predict.predictor import read_pulled
+
+    manifest = read_pulled(folder)
+    about = {"model": manifest.model, "version": manifest.version}
+    usage = export_model(folder, kind, dest, about)
+    if as_json:
+        print_json({**about, "format": kind, "path": str(dest.absolute()), "usage": str(usage.absolute())})
+    else:
+        click.echo(f"{manifest.model}@{manifest.version} in {dest}; how to use it: {usage}")
 
 
 @models.command()

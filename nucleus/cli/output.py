@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,9 +18,10 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from nucleus.metrics.headlines import HEADLINES
 from nucleus.progress import Advance
 
-__all__ = ["TrainingDisplay", "note", "print_json", "print_table", "show_progress", "warn"]
+__all__ = ["TrainingDisplay", "note", "print_json", "print_scores", "print_table", "show_progress", "warn"]
 
 _COLUMNS = (
     TextColumn("[progress.description]{task.description}"),
@@ -63,6 +64,18 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, title:
     for row in rows:
         table.add_row(*(str(cell) for cell in row))
     console.print(table)
+
+
+def print_scores(metrics: Mapping[str, Mapping[str, Mapping[str, float]]]) -> None:
+    """The headline metrics by split and kind of image."""
+    print_table(
+        ("split", "kind", "images", *(title for _, title in HEADLINES)),
+        [
+            (split, kind, f"{scores['images']:.0f}", *(f"{scores[name]:.4f}" for name, _ in HEADLINES))
+            for split, kinds in metrics.items()
+            for kind, scores in kinds.items()
+        ],
+    )
 
 
 @contextmanager
@@ -125,7 +138,7 @@ class TrainingDisplay:
         """A line for an epoch."""
         line = f"epoch {metrics['epoch'] + 1:.0f}: loss {metrics['loss']:.4f}"
         if "val_iou" in metrics:
-            names = {"loss": "val loss", "iou": "val IoU", "dice": "Dice", "accuracy": "accuracy"}
+            names = {"loss": "val loss", "map": "val mAP", "ap_50": "AP.5", "iou": "IoU", "dice": "Dice"}
             line += "".join(f", {text} {metrics[f'val_{key}']:.4f}" for key, text in names.items())
         self._line(f"{line} ({metrics['images_per_second']:.1f} images/s)")
 

@@ -9,6 +9,10 @@ from nucleus.errors import NucleusError
 
 __all__ = ["evaluate", "predict"]
 
+_IMAGE_SCORES = (("ap_50", "AP.5"), ("map", "mAP"), ("iou", "IoU"), ("dice", "Dice"), ("accuracy", "accuracy"))
+_WORST = 12
+_POSITIVE = click.FloatRange(0, min_open=True)
+
 
 def model_folder(model: str) -> Path:
     """Folder of the model NAME[@REF], pulled into the cache; or `model` itself if it is a pulled folder."""
@@ -33,11 +37,27 @@ def model_folder(model: str) -> Path:
 @click.argument("inputs", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--model", required=True, metavar="NAME[@REF]", help="A model in the bucket, or a pulled folder.")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder for the results.")
+@click.option("--diameter", type=_POSITIVE, metavar="PX", help="Typical diameter of the nuclei, px: rescales.")
+@click.option(
+    "--pixel-size", type=_POSITIVE, metavar="UM", help="Side of a pixel in micrometres.  [default: the file's]"
+)
+@click.option("--channel", type=click.IntRange(0), metavar="N", help="Take one channel only, from 0.")
+@click.option("--tta", is_flag=True, help="Average over flips and quarter turns: better, eight times slower.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document.")
-def predict(inputs: tuple[Path, ...], model: str, out: Path, as_json: bool) -> None:
-    """Segment images (files or folders; grey, RGB, RGBA, 8 or 16 bit, any size).
+def predict(
+    inputs: tuple[Path, ...],
+    model: str,
+    out: Path,
+    diameter: float | None,
+    pixel_size: float | None,
+    channel: int | None,
+    tta: bool,
+    as_json: bool,
+) -> None:
+    """Segment images (files or folders: PNG, TIFF, OME-TIFF, JPEG, BMP, WebP; any depth, any size).
 
-    Writes for each <stem>.labels.tif (integer labels, 0 background) and <stem>.overlay.png, and one nuclei.csv.
+    Writes for each <stem>.labels.tif (integer labels, 0 background) and <stem>.overlay.png, and one nuclei.csv (a row a
+    nucleus) and images.csv (a row an image).
     """
     from nucleus.cli.output import print_json, print_table, show_progress, warn
     from nucleus.cli.quiet import import_tensorflow
@@ -47,12 +67,13 @@ def predict(inputs: tuple[Path, ...], model: str, out: Path, as_json: bool) -> N
     folder = model_folder(model)
     import_tensorflow()
     from nucleus.predict.images import predict_files
-    from nucleus.predict.predictor import Predictor
+    from nucleus.predict.predictor import PredictionOptions, load_predictor, read_pulled
 
-    predictor = Predictor(folder)
+    manifest = read_pulled(folder)
+    predictor = load_predictor(folder, PredictionOptions(diameter=diameter, pixel_size=pixel_size, turns=tta))
     with show_progress("segment images") as advance:
-        found = predict_files(predictor, files, out, advance)
-    version = f"{predictor.manifest.model}@{predictor.manifest.version}"
+        found = predict_files(predictor, files, out, channel, advance)
+    version = f"{manifest.model}@{manifest.version}"
     if as_json:
         print_json({"model": version, "out": str(out.absolute()), "nuclei": found.counts, "failures": found.failures})
     else:
@@ -68,25 +89,35 @@ def predict(inputs: tuple[Path, ...], model: str, out: Path, as_json: bool) -> N
 @click.argument("model", metavar="NAME[@REF]")
 @click.argument("dataset")
 @click.option("--split", type=click.Choice(["train", "val", "test"]), default="test", show_default=True)
+@click.option("--tta", is_flag=True, help="Average over flips and quarter turns: better, eight times slower.")
+@click.option("--gallery", type=click.Path(path_type=Path), metavar="FILE.png", help="Draw the twelve worst images.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document, with the scores of each image.")
-def evaluate(model: str, dataset: str, split: str, as_json: bool) -> None:
+def evaluate(model: str, dataset: str, split: str, tta: bool, gallery: Path | None, as_json: bool) -> None:
     """Score a model on a split of DATASET (s3://bucket/datasets/NAME[@VERSION], or NAME in the bucket)."""
-    from nucleus.cli.output import print_json, print_table, show_progress
+    from nucleus.cli.output import print_json, print_scores, print_table, show_progress
     from nucleus.cli.quiet import import_tensorflow
+    from nucleus.config.recipe import LossOptions
     from nucleus.data.cache import ShardCache, default_cache_dir
     from nucleus.data.datasets import locate_dataset, open_dataset
 
     opened = open_dataset(locate_dataset(dataset))
     folder = model_folder(model)
     import_tensorflow()
+    from nucleus.data.images import encode_png
     from nucleus.predict.evaluation import evaluate as evaluate_split
-    from nucleus.predict.predictor import Predictor
+    from nucleus.predict.gallery import draw_gallery
+    from nucleus.predict.predictor import PredictionOptions, load_predictor, read_pulled
+    from nucleus.storage.files import write_atomic
 
-    predictor = Predictor(folder)
+    manifest = read_pulled(folder)
+    predictor = load_predictor(folder, PredictionOptions(turns=tta))
+    loss = LossOptions.model_validate(manifest.origin.recipe.get("loss", {}))
     with show_progress(f"evaluate {split}") as advance:
-        found = evaluate_split(predictor, opened, split, ShardCache(default_cache_dir()), advance)
+        found = evaluate_split(predictor, loss, opened, split, ShardCache(default_cache_dir()), advance, worst=_WORST)
+    if gallery is not None:
+        write_atomic(gallery, encode_png(draw_gallery(found.worst)))
     if as_json:
-        version = f"{predictor.manifest.model}@{predictor.manifest.version}"
+        version = f"{manifest.model}@{manifest.version}"
         images = [asdict(row) for row in found.images]
         print_json(
             {
@@ -98,24 +129,17 @@ def evaluate(model: str, dataset: str, split: str, as_json: bool) -> None:
             }
         )
         return
-    fields = ("iou", "dice", "accuracy")
     print_table(
-        ("image", "kind", "IoU", "Dice", "accuracy", "nuclei", "found"),
+        ("image", "kind", *(title for _, title in _IMAGE_SCORES), "nuclei", "found"),
         [
             (
                 row.name,
                 row.kind,
-                *(f"{getattr(row, f):.4f}" for f in fields),
+                *(f"{getattr(row, field):.4f}" for field, _ in _IMAGE_SCORES),
                 row.nuclei_true,
                 row.nuclei_predicted,
             )
             for row in found.images
         ],
     )
-    print_table(
-        ("kind", "images", "IoU", "Dice", "accuracy", "pooled IoU"),
-        [
-            (kind, f"{scores['images']:.0f}", *(f"{scores[f]:.4f}" for f in (*fields, "pooled_iou")))
-            for kind, scores in found.overall.items()
-        ],
-    )
+    print_scores({split: found.overall})

@@ -59,18 +59,8 @@ def train(
 
 def print_published(manifest: "ModelManifest") -> None:
     """What was published, and how to use it."""
-    from nucleus.cli.output import print_table
+    from nucleus.cli.output import print_scores
 
-    rows = [
-        (
-            split,
-            kind,
-            f"{scores['images']:.0f}",
-            *(f"{scores[name]:.4f}" for name in ("iou", "dice", "accuracy")),
-        )
-        for split, kinds in manifest.origin.metrics.items()
-        for kind, scores in kinds.items()
-    ]
-    print_table(("split", "kind", "images", "IoU", "Dice", "accuracy"), rows)
+    print_scores(manifest.origin.metrics)
     click.echo(f"published {manifest.model}@{manifest.version} (run {manifest.origin.run})")
     click.echo(f"use it: nucleus predict IMAGES --model {manifest.model}@{manifest.version} --out DIR")

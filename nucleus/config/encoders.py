@@ -4,6 +4,6 @@ from typing import Literal, get_args
 
 __all__ = ["ENCODER_NAMES", "EncoderName"]
 
-EncoderName = Literal["mobilenet_v2"]
+EncoderName = Literal["mobilenet_v2", "efficientnet_v2_b0"]
 
 ENCODER_NAMES: tuple[EncoderName, ...] = get_args(EncoderName)

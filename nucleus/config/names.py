@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from nucleus.errors import UriError
 
-__all__ = ["Reference", "check_name", "clean_name", "parse_reference"]
+__all__ = ["Reference", "check_alias", "check_name", "clean_name", "parse_reference"]
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 _UNWANTED = re.compile(r"[^a-z0-9._-]+")
@@ -39,6 +39,14 @@ def check_name(name: str, what: str) -> str:
             f"or digit); found {name!r}. Try {clean_name(name, fallback=what)!r}."
         )
     return name
+
+
+def check_alias(alias: str) -> str:
+    """Return `alias` if it may be one: a name that is neither a number nor `latest`. Raises `UriError`."""
+    check_name(alias, "alias")
+    if alias == "latest" or alias.isdecimal():
+        raise UriError(f"Expected an alias that is neither a number nor 'latest'; found {alias!r}.")
+    return alias
 
 
 def clean_name(text: str, *, fallback: str = "image") -> str:

@@ -9,15 +9,19 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from nucleus.config.encoders import EncoderName
-from nucleus.config.names import check_name
+from nucleus.config.names import check_alias, check_name
 from nucleus.errors import RecipeError, UriError
 
 __all__ = [
     "DEFAULT_CACHE_LIMIT_GIB",
     "AugmentOptions",
+    "GateOptions",
+    "Heads",
     "InputOptions",
+    "KindName",
     "LossOptions",
     "NetworkOptions",
+    "NormalizationOptions",
     "OptimizerOptions",
     "Recipe",
     "TrackingOptions",
@@ -28,6 +32,8 @@ __all__ = [
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 PositiveInt = Annotated[int, Field(ge=1)]
+Heads = Literal["border", "distance", "both"]
+KindName = Literal["dark-field", "bright-field", "stain"]
 
 DEFAULT_CACHE_LIMIT_GIB = 50.0
 """Upper bound of the shards kept on a machine, GiB."""
@@ -52,6 +58,8 @@ class NetworkOptions(_Options):
         encoder_learning_rate_factor: The encoder's learning rate as a multiple of the decoder's. Without it 0.1 for
             pretrained weights, which larger steps destroy, and 1 for random ones.
         decoder_channels: Channels of the decoder's levels, from 1/16 of the resolution to full resolution.
+        heads: What the network predicts to tell touching nuclei apart: `border` (classes background, body, border),
+            `distance` (nucleus, and the distance to its edge) or `both`.
     """
 
     encoder: EncoderName = "mobilenet_v2"
@@ -66,6 +74,7 @@ class NetworkOptions(_Options):
         48,
         24,
     ]
+    heads: Heads = "both"
 
     @property
     def encoder_trained_from(self) -> int | None:
@@ -78,20 +87,44 @@ class NetworkOptions(_Options):
         return self.encoder_learning_rate_factor or (1.0 if self.weights == "none" else 0.1)
 
 
+class NormalizationOptions(_Options):
+    """How grey values are stretched, image by image, before the network sees them.
+
+    Attributes:
+        method: `percentile`, or `none` to keep them.
+        low: This percentile of all channels together becomes 0.
+        high: This percentile becomes 255.
+        smallest_range: Grey values that the two are apart at least, so that an image without content stays dull.
+    """
+
+    method: Literal["percentile", "none"] = "percentile"
+    low: Annotated[float, Field(ge=0, le=50)] = 1.0
+    high: Annotated[float, Field(ge=50, le=100)] = 99.8
+    smallest_range: Annotated[int, Field(ge=1, le=255)] = 16
+
+
 class InputOptions(_Options):
     """What the network sees.
 
     Attributes:
         crop: Side of the square crops in training, pixels at native resolution; a multiple of 32.
         batch_size: Crops of one step, over all workers.
-        tile: Side of the square tiles in validation and prediction, pixels; a multiple of 32.
+        tile: Side of the largest tile in validation and prediction, pixels; a multiple of 32.
         overlap: Pixels that neighbouring tiles share.
+        normalization: How grey values are stretched.
+        kind_weights: How often images of a kind (`dark-field`, `bright-field`, `stain`) are drawn, relative to others;
+            1 where not given. Without any, an epoch has each image once; with them, as many crops as images.
+        pixel_size: Side of a pixel of all the dataset's images, micrometres, if it is known and the same: the model
+            then rescales images whose pixel size its user gives.
     """
 
     crop: Annotated[int, Field(ge=STRIDE, le=4096, multiple_of=STRIDE)] = 192
     batch_size: PositiveInt = 8
-    tile: Annotated[int, Field(ge=2 * STRIDE, le=4096, multiple_of=STRIDE)] = 256
+    tile: Annotated[int, Field(ge=2 * STRIDE, le=4096, multiple_of=STRIDE)] = 512
     overlap: Annotated[int, Field(ge=0)] = 32
+    normalization: NormalizationOptions = NormalizationOptions()
+    kind_weights: dict[KindName, Positive] = {}
+    pixel_size: Positive | None = None
 
     @model_validator(mode="after")
     def _overlap_is_below_half(self) -> "InputOptions":
@@ -110,6 +143,11 @@ class AugmentOptions(_Options):
         grey: Fraction of crops that lose their colour.
         contrast: Contrast is multiplied by 1 - contrast to 1 + contrast.
         brightness: Added to all channels, as a fraction of the full range, from -brightness to brightness.
+        gamma: All channels are raised to the power 2^u with u from -gamma to gamma.
+        stain: Each channel by itself is raised to the power 2^u with u from -stain to stain: light that passes a stain
+            of other strength (Beer-Lambert).
+        blur: Fraction of crops that are blurred, as if out of focus.
+        noise: Standard deviation of Gaussian noise, as a fraction of the full range, from 0 to noise.
     """
 
     scale: Annotated[float, Field(ge=0, le=2)] = 0.3
@@ -118,18 +156,24 @@ class AugmentOptions(_Options):
     grey: Fraction = 0.3
     contrast: Fraction = 0.3
     brightness: Fraction = 0.1
+    gamma: Annotated[float, Field(ge=0, le=2)] = 0.0
+    stain: Annotated[float, Field(ge=0, le=2)] = 0.0
+    blur: Fraction = 0.0
+    noise: Fraction = 0.0
 
 
 class LossOptions(_Options):
-    """Cross entropy plus soft Dice.
+    """Cross entropy plus soft Dice plus the distance; see `nucleus.model.losses`.
 
     Attributes:
         border_weight: Weight of border pixels in the cross entropy; background and body have 1.
         dice: Weight of the soft Dice term.
+        distance: Weight of the distance's term.
     """
 
     border_weight: Positive = 2.0
     dice: Annotated[float, Field(ge=0)] = 1.0
+    distance: Annotated[float, Field(ge=0)] = 1.0
 
 
 class OptimizerOptions(_Options):
@@ -160,12 +204,26 @@ class OptimizerOptions(_Options):
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
     patience: PositiveInt = 10
     validate_every: PositiveInt = 1
-    monitor: Literal["val_iou", "val_dice", "val_accuracy"] = "val_iou"
+    monitor: Literal["val_map", "val_iou", "val_dice", "val_accuracy"] = "val_map"
     precision: Literal["float32", "mixed_bfloat16"] = "float32"
     gradient_accumulation_steps: PositiveInt = 1
     global_clipnorm: Positive | None = None
     ema_momentum: Annotated[float, Field(gt=0, lt=1)] | None = None
     steps_per_execution: PositiveInt = 8
+
+
+class GateOptions(_Options):
+    """When a published version becomes the one that an alias means.
+
+    Attributes:
+        enabled: Whether the alias may move at all.
+        alias: It moves only to a version that beats the one it means, on the same test split.
+        metric: By which; mean over images, larger is better.
+    """
+
+    enabled: bool = True
+    alias: str = "production"
+    metric: Literal["map", "ap_50", "ap_70", "ap_90", "f1_50", "pq_50", "iou", "dice", "accuracy"] = "map"
 
 
 class TrackingOptions(_Options):
@@ -213,12 +271,14 @@ class Recipe(_Options):
     augment: AugmentOptions = AugmentOptions()
     loss: LossOptions = LossOptions()
     optimizer: OptimizerOptions = OptimizerOptions()
+    gate: GateOptions = GateOptions()
     tracking: TrackingOptions = TrackingOptions()
 
     @model_validator(mode="after")
     def _fits_together(self) -> "Recipe":
         try:
             check_name(self.model, "model")
+            check_alias(self.gate.alias)
         except UriError as error:
             raise ValueError(str(error)) from error
         if self.input.batch_size % self.workers:

@@ -1,6 +1,7 @@
 """Decode images and masks: any channel count and depth to RGB of 8 bits, any mask to one integer label image."""
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import cv2
@@ -11,20 +12,34 @@ from nucleus.errors import ImageError
 
 __all__ = [
     "IMAGE_SUFFIXES",
+    "Stretch",
+    "colours_of",
     "decode_image",
     "decode_raw",
     "encode_png",
     "labels_from_binary",
     "labels_from_label_image",
     "labels_from_masks",
+    "rgb8",
+    "stretch_of",
     "to_rgb8",
 ]
 
 IMAGE_SUFFIXES = frozenset({".png", ".tif", ".tiff", ".jpg", ".jpeg", ".bmp", ".webp"})
 MAX_LABELS = np.iinfo(np.uint16).max
 
+_FULL_RANGE = 255
+
 RgbImage = NDArray[np.uint8]
 LabelImage = NDArray[np.uint16]
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """Grey values that become 0 and 255."""
+
+    low: float
+    high: float
 
 
 def decode_raw(data: bytes, name: str) -> NDArray[Any]:
@@ -55,38 +70,56 @@ def decode_image(data: bytes, name: str) -> RgbImage:
 def to_rgb8(raw: NDArray[Any], name: str = "image") -> RgbImage:
     """Make RGB of 8 bits, H x W x 3, from what OpenCV decodes.
 
-    Grey is repeated over the three channels and an alpha channel dropped. Depths other than 8 bits are stretched
-    from the 0.1st to the 99.9th percentile of all channels together, because cameras of 12 or 14 bits fill
-    only the lower part of 16; values that already fit into 8 bits are kept.
+    Grey is repeated over the three channels and an alpha channel dropped. Depths other than 8 bits are stretched, as
+    `stretch_of` says.
 
     Raises:
         ImageError: Another number of dimensions or channels, or values that are not finite.
     """
+    colours = colours_of(raw, name)
+    return rgb8(colours, stretch_of(colours, name))
+
+
+def colours_of(raw: NDArray[Any], name: str) -> NDArray[Any]:
+    """Grey (H x W x 1) or RGB (H x W x 3) of the depth it has, from what OpenCV decodes. Raises `ImageError`."""
     if raw.ndim == 2:
         raw = raw[..., np.newaxis]
     if raw.ndim != 3 or not 1 <= raw.shape[2] <= 4:
         raise ImageError(f"Expected 1 to 4 channels in {name}; found an array of shape {raw.shape}.")
-    pixels = _to_8_bits(raw[..., : 1 if raw.shape[2] <= 2 else 3], name)
-    if pixels.shape[2] == 1:
-        return np.asarray(np.repeat(pixels, 3, axis=2), np.uint8)
-    return np.ascontiguousarray(pixels[..., ::-1])
+    return raw[..., :1] if raw.shape[2] <= 2 else raw[..., 2::-1]
 
 
-def _to_8_bits(pixels: NDArray[Any], name: str) -> NDArray[np.uint8]:
-    if pixels.dtype == np.uint8:
-        return np.asarray(pixels, np.uint8)
-    if pixels.dtype == np.bool_:
-        return pixels.astype(np.uint8) * 255
+def stretch_of(pixels: NDArray[Any], name: str = "image") -> Stretch | None:
+    """What brings grey values of any depth to 0..255; None if they fit as they are.
+
+    From the 0.1st to the 99.9th percentile of all channels together, because cameras of 12 or 14 bits fill only the
+    lower part of 16; integers that already fit into 8 bits are kept.
+
+    Raises:
+        ImageError: Values that are not finite.
+    """
+    if pixels.dtype in (np.uint8, np.bool_):
+        return None
     if not np.isfinite(pixels).all():
         raise ImageError(f"Expected finite values in {name}; found NaN or infinity. Replace them first.")
-    if np.issubdtype(pixels.dtype, np.integer) and pixels.min() >= 0 and pixels.max() <= 255:
-        return pixels.astype(np.uint8)
-    low, high = np.percentile(pixels, (0.1, 99.9))
+    if np.issubdtype(pixels.dtype, np.integer) and pixels.min() >= 0 and pixels.max() <= _FULL_RANGE:
+        return None
+    low, high = (float(value) for value in np.percentile(pixels, (0.1, 99.9)))
     if high <= low:  # all but a few pixels alike: their extremes are all there is
         low, high = float(pixels.min()), float(pixels.max())
-    scale = 255.0 / (high - low) if high > low else 0.0
-    stretched = (pixels.astype(np.float32) - np.float32(low)) * np.float32(scale)
-    return np.asarray(np.clip(np.rint(stretched), 0, 255), np.uint8)
+    return Stretch(low, high)
+
+
+def rgb8(pixels: NDArray[Any], stretch: Stretch | None) -> RgbImage:
+    """RGB of 8 bits, H x W x 3, from grey or RGB of any depth (H x W x 1 or 3)."""
+    if pixels.dtype == np.bool_:
+        pixels = pixels.astype(np.uint8) * _FULL_RANGE
+    if stretch is not None:
+        scale = _FULL_RANGE / (stretch.high - stretch.low) if stretch.high > stretch.low else 0.0
+        pixels = np.rint((pixels.astype(np.float32) - np.float32(stretch.low)) * np.float32(scale))
+    if pixels.dtype != np.uint8:
+        pixels = np.clip(pixels, 0, _FULL_RANGE).astype(np.uint8)
+    return np.ascontiguousarray(np.repeat(pixels, 3, axis=2) if pixels.shape[2] == 1 else pixels)
 
 
 def labels_from_masks(masks: Iterable[tuple[str, bytes]], shape: tuple[int, int]) -> LabelImage:

@@ -33,7 +33,7 @@ from nucleus.data.manifest import (
     content_version,
     read_manifest,
 )
-from nucleus.data.sampling import shard_count
+from nucleus.data.sampling import shard_count, stored_order
 from nucleus.data.shards import encode_record, write_shard
 from nucleus.data.sources import Source, open_source
 from nucleus.data.splitting import SPLITS, split_images
@@ -269,13 +269,13 @@ def _unique_names(titles: list[str]) -> list[str]:
 
 
 def _write_shards(samples: list[Sample], images: list[_Prepared], spool: Path) -> list[Shard]:
-    """Write each split's samples, in a shuffled order that follows from their number alone, into its shards in turn."""
+    """Write each split's samples, in their stored order, into its shards in turn."""
     shards = []
     for split in SPLITS:
         members = [i for i, sample in enumerate(samples) if sample.split == split]
         total = sum(images[i].spooled.stat().st_size for i in members)
         count = shard_count(len(members), total)
-        order = [members[i] for i in np.random.default_rng(0).permutation(len(members))]
+        order = [members[i] for i in stored_order(len(members))]
         for number in range(count):
             path = spool / f"{split}-{number:05d}-of-{count:05d}.tfrecord"
             chosen = order[number::count]

@@ -6,13 +6,17 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from nucleus.config.recipe import AugmentOptions
+from nucleus.config.recipe import AugmentOptions, NormalizationOptions
+from nucleus.data.normalization import normalize_tensor
 from nucleus.data.reading import SplitReader
 
 __all__ = ["Feed", "training_batches", "training_sample"]
 
 _RECORD = {name: tf.io.FixedLenFeature([], tf.string) for name in ("image", "labels")}
-_CHOICES = ("scale", "top", "left", "turn", "flip", "invert", "grey", "contrast", "brightness")
+_CHOICES = (
+    *("scale", "top", "left", "turn", "flip", "invert", "grey", "contrast", "brightness"),
+    *("gamma", "stain_0", "stain_1", "stain_2", "blur", "noise"),
+)
 _FULL_RANGE = 255.0
 _PREFETCHED_BATCHES = 4
 _READ_AT_ONCE = 16
@@ -26,6 +30,7 @@ class Feed:
     Attributes:
         reader: This worker's records in their order.
         crop: Side of the crops, px.
+        normalization: How each image is stretched.
         batch: Crops of one step on this worker.
         augment: Random changes.
         seed: Seed of the run.
@@ -34,6 +39,7 @@ class Feed:
 
     reader: SplitReader
     crop: int
+    normalization: NormalizationOptions
     batch: int
     augment: AugmentOptions
     seed: int
@@ -76,7 +82,7 @@ def training_batches(feed: Feed, epochs: range) -> tf.data.Dataset:
     def load(row: tf.Tensor, data: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         epoch, position, _, _ = tf.unstack(row)
         seeds = tf.stack([epoch * _SEEDS_AN_EPOCH + feed.seed, position])
-        return training_sample(data, seeds, feed.crop, feed.augment)
+        return training_sample(data, seeds, feed.crop, feed.normalization, feed.augment)
 
     options = tf.data.Options()
     options.autotune.enabled = False
@@ -93,7 +99,7 @@ def training_batches(feed: Feed, epochs: range) -> tf.data.Dataset:
 
 
 def training_sample(
-    data: tf.Tensor, seeds: tf.Tensor, crop: int, options: AugmentOptions
+    data: tf.Tensor, seeds: tf.Tensor, crop: int, normalization: NormalizationOptions, options: AugmentOptions
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Decode a record, cut a crop and change it at random.
 
@@ -101,6 +107,7 @@ def training_sample(
         data: A record of a shard.
         seeds: Two integers that decide every random choice.
         crop: Side of the result, px.
+        normalization: How the image is stretched first.
         options: What may change, and how far.
 
     Returns:
@@ -108,13 +115,14 @@ def training_sample(
     """
     example = tf.io.parse_single_example(data, _RECORD)
     image = tf.io.decode_png(example["image"], channels=3)
+    image = normalize_tensor(image, normalization)
     labels = tf.cast(tf.io.decode_png(example["labels"], channels=1, dtype=tf.uint16), tf.int32)
     numbers = tf.random.stateless_uniform((len(_CHOICES),), seeds)
     choices = dict(zip(_CHOICES, tf.unstack(numbers), strict=True))
     image, labels = _crop(image, labels, choices, crop, options.scale)
     if options.flips:
         image, labels = _turn(image, choices), _turn(labels, choices)
-    return _change_colours(image, choices, options), labels[..., 0]
+    return _change_colours(image, choices, seeds, options), labels[..., 0]
 
 
 def _crop(
@@ -148,12 +156,41 @@ def _turn(pixels: tf.Tensor, choices: dict[str, tf.Tensor]) -> tf.Tensor:
     return tf.ensure_shape(flipped, shape)
 
 
-def _change_colours(image: tf.Tensor, choices: dict[str, tf.Tensor], options: AugmentOptions) -> tf.Tensor:
+def _change_colours(
+    image: tf.Tensor, choices: dict[str, tf.Tensor], seeds: tf.Tensor, options: AugmentOptions
+) -> tf.Tensor:
     grey = tf.reduce_mean(image, axis=-1, keepdims=True) + tf.zeros_like(image)
     image = tf.where(choices["grey"] < options.grey, grey, image)
     image = tf.where(choices["invert"] < options.invert, _FULL_RANGE - image, image)
+    if options.gamma or options.stain:
+        image = _FULL_RANGE * tf.pow(image / _FULL_RANGE, _powers(choices, options))
     mean = tf.reduce_mean(image)
-    contrast = 1.0 + options.contrast * (2.0 * choices["contrast"] - 1.0)
-    brightness = _FULL_RANGE * options.brightness * (2.0 * choices["brightness"] - 1.0)
-    changed = (image - mean) * contrast + mean + brightness
-    return tf.cast(tf.clip_by_value(tf.round(changed), 0.0, _FULL_RANGE), tf.uint8)
+    contrast = 1.0 + options.contrast * _centred(choices["contrast"])
+    brightness = _FULL_RANGE * options.brightness * _centred(choices["brightness"])
+    image = (image - mean) * contrast + mean + brightness
+    if options.blur:
+        image = tf.cond(choices["blur"] < options.blur, lambda: _blurred(image), lambda: image)
+    if options.noise:
+        strength = _FULL_RANGE * options.noise * choices["noise"]
+        image += strength * tf.random.stateless_normal(tf.shape(image), seeds)
+    return tf.cast(tf.clip_by_value(tf.round(image), 0.0, _FULL_RANGE), tf.uint8)
+
+
+def _powers(choices: dict[str, tf.Tensor], options: AugmentOptions) -> tf.Tensor:
+    """The power of each channel."""
+    channels = tf.stack([choices[f"stain_{channel}"] for channel in range(3)])
+    return tf.pow(2.0, options.gamma * _centred(choices["gamma"]) + options.stain * _centred(channels))
+
+
+def _centred(choice: tf.Tensor) -> tf.Tensor:
+    """From 0..1 to -1..1."""
+    return 2.0 * choice - 1.0
+
+
+def _blurred(image: tf.Tensor) -> tf.Tensor:
+    """By a binomial kernel of 5 x 5 pixels (standard deviation 1 px)."""
+    line = tf.constant([1.0, 4.0, 6.0, 4.0, 1.0]) / 16.0
+    for shape in ((5, 1, 1, 1), (1, 5, 1, 1)):
+        kernel = tf.tile(tf.reshape(line, shape), (1, 1, 3, 1))
+        image = tf.nn.depthwise_conv2d(image[tf.newaxis], kernel, (1, 1, 1, 1), "SAME")[0]
+    return image

@@ -6,14 +6,18 @@ reads the block's shards in turn, which gives one global order. Global batch k i
 that order, and worker r of W takes those with p % W == r. So the samples of a global batch are the same for any W that
 divides B; a worker has to have one block at hand at a time; and where W divides 24 it only ever needs the shards s
 with s % W == r. For that, the one block whose shards may differ in length comes last.
+
+With weights, a shard's records are drawn by systematic resampling instead of all being taken once: still as many as it
+has, each about as often as its share of the shard's weight says.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["EpochPlan", "epoch_plan", "shard_count"]
+__all__ = ["EpochPlan", "epoch_plan", "shard_count", "stored_order"]
 
 _MANY_DIVISORS = (24, 12, 8, 6, 4, 2, 1)
 _SHARD_BYTES = 64 << 20
@@ -51,6 +55,11 @@ def shard_count(samples: int, total_bytes: int) -> int:
     return min(blocks, samples // _MANY_DIVISORS[0]) * _MANY_DIVISORS[0]
 
 
+def stored_order(samples: int) -> NDArray[np.int64]:
+    """Which of a split's samples, in the order of the manifest, lies where: shuffled, by their number alone."""
+    return np.random.default_rng(0).permutation(samples)
+
+
 def epoch_plan(
     records_by_shard: list[int],
     *,
@@ -60,6 +69,7 @@ def epoch_plan(
     world: int,
     global_batch: int,
     shuffle: bool = True,
+    weights: Sequence[float] | None = None,
 ) -> EpochPlan:
     """Plan one epoch of one worker.
 
@@ -72,6 +82,8 @@ def epoch_plan(
         world: Number of workers; divides `global_batch`.
         global_batch: Samples of one step over all workers; whole batches only, the rest is dropped. 0 keeps all.
         shuffle: Whether to shuffle; validation keeps the stored order.
+        weights: How often each sample of the split, in stored order, is drawn, relative to the others; without, each
+            comes once.
     """
     total = sum(records_by_shard)
     kept = total - total % global_batch if global_batch else total
@@ -81,7 +93,7 @@ def epoch_plan(
     for block in _block_order(records_by_shard, seeds):
         size = sum(records_by_shard[shard] for shard in block)
         places = np.arange((rank - start) % world, min(size, kept - start), world, dtype=np.int64)
-        part = _part(places, start, block, records_by_shard, seeds)
+        part = _part(places, start, block, records_by_shard, seeds, weights)
         parts.append(part)
         blocks.append(slice(filled, filled + part.shape[1]))
         start, filled = start + size, filled + part.shape[1]
@@ -105,13 +117,28 @@ def _part(
     block: range,
     records_by_shard: list[int],
     seeds: tuple[int, int] | None,
+    weights: Sequence[float] | None,
 ) -> NDArray[np.int64]:
     """Positions, shards and records (3 x n) of a worker's places in a block that begins at position `start`."""
     shards = block.start + places % len(block)
     records = places // len(block)
     if seeds is not None:
         for shard in np.unique(shards):
-            order = np.random.default_rng((*seeds, int(shard))).permutation(records_by_shard[shard])
+            rng = np.random.default_rng((*seeds, int(shard)))
+            order = rng.permutation(records_by_shard[shard])
+            if weights is not None:
+                order = order[_resampled(np.asarray(weights[shard :: len(records_by_shard)])[order], rng)]
             mine = shards == shard
             records[mine] = order[records[mine]]
     return np.stack([start + places, shards, records])
+
+
+def _resampled(weights: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.int64]:
+    """Draw as many indices as there are weights, each floor or ceil of its expected number of times, in random order.
+
+    Systematic resampling (Kitagawa 1996, https://doi.org/10.1080/10618600.1996.10474692).
+    """
+    count = len(weights)
+    ends = np.cumsum(weights) * (count / weights.sum())
+    points = np.arange(count) + rng.random()
+    return rng.permutation(np.minimum(np.searchsorted(ends, points, side="right"), count - 1))

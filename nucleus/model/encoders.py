@@ -45,11 +45,30 @@ ENCODERS: dict[EncoderName, EncoderSpec] = {
         scale=1 / 127.5,
         offset=-1.0,
     ),
+    # Tan & Le 2021, https://arxiv.org/abs/2104.00298; scales its input itself
+    "efficientnet_v2_b0": EncoderSpec(
+        keras.applications.EfficientNetV2B0,
+        (
+            "block1a_project_activation",
+            "block2b_add",
+            "block3b_add",
+            "block5e_add",
+            "top_activation",
+        ),
+        scale=1.0,
+        offset=0.0,
+    ),
 }
 
 
 def build_encoder(name: EncoderName) -> keras.Model:
-    """Build an encoder with random weights: N x H x W x 3, preprocessed, to its last features."""
+    """Build an encoder with random weights: N x H x W x 3, preprocessed, to its last features.
+
+    Its dropout is off: the random numbers would depend on the number of workers.
+    """
     encoder = ENCODERS[name].build(input_shape=(None, None, 3), include_top=False, weights=None)
     assert isinstance(encoder, keras.Model)
+    for layer in encoder.layers:
+        if isinstance(layer, keras.layers.Dropout):
+            layer.rate = 0.0
     return encoder

@@ -1,70 +1,162 @@
-"""From an image of any size to the probabilities of its pixels, over tiles of one size.
+"""From an image of any size to the network's values at its pixels, tile by tile.
 
-One size means one compiled graph (whole images of many sizes would be compiled again for each).
+The tiles of an image are all of one shape and lie on a grid that its size alone decides, so a part of the image gets
+the same values whether it is asked for alone or with the rest. Neighbouring tiles are blended over their overlap.
 """
 
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice, product
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
+from nucleus.config.recipe import STRIDE
 from nucleus.data.images import RgbImage
+from nucleus.data.normalization import normalize
+from nucleus.model.architecture import ModelConfig
+from nucleus.model.heads import activations
 
-__all__ = ["TiledNetwork", "reflect_indices", "tile_starts"]
+__all__ = ["Axis", "Region", "TiledNetwork", "axis_tiles", "reflect_indices"]
 
-_BATCH = 8
+_BATCH_PIXELS = 1 << 19
+"""Pixels of one call of the network: enough to keep the cores busy, little memory (about 0.5 GiB)."""
+_KEPT_BYTES = 512 << 20
+
+ReadPixels = Callable[[slice, slice], RgbImage]
+"""Reads rows and columns of an image, h x w x 3, uint8, already normalised."""
+
+
+@dataclass(frozen=True)
+class Axis:
+    """The tiles along an axis.
+
+    Attributes:
+        length: Of the image, px.
+        tile: Of a tile, a multiple of 32, px.
+        starts: Where tiles start.
+    """
+
+    length: int
+    tile: int
+    starts: tuple[int, ...]
+
+    def touching(self, part: slice) -> list[int]:
+        """Starts of the tiles that share pixels with a part of the axis."""
+        return [start for start in self.starts if start < part.stop and start + self.tile > part.start]
+
+
+@dataclass(frozen=True)
+class Region:
+    """Rows and columns of an image."""
+
+    rows: slice
+    columns: slice
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Height and width, px."""
+        return self.rows.stop - self.rows.start, self.columns.stop - self.columns.start
 
 
 class TiledNetwork:
-    """A network applied to images tile by tile, neighbouring tiles blended over their overlap."""
+    """A network applied to images tile by tile.
 
-    def __init__(self, model: Any, tile: int, overlap: int) -> None:
-        self._tile = tile
-        self._overlap = overlap
-        self._window = _blend_window(tile, overlap)
+    Args:
+        model: A network of `build_unet`.
+        config: Its configuration.
+        turns: Whether to average over the eight flips and quarter turns of each tile (test-time augmentation); eight
+            times the work.
+    """
 
-        @tf.function(input_signature=[tf.TensorSpec((None, tile, tile, 3), tf.uint8)])
-        def probabilities(tiles: tf.Tensor) -> tf.Tensor:
-            return tf.nn.softmax(model(tf.cast(tiles, tf.float32), training=False))
+    def __init__(self, model: Any, config: ModelConfig, *, turns: bool = False) -> None:
+        self._config = config
+        self._orientations = tuple(product(range(4), (False, True))) if turns else ((0, False),)
 
-        self._probabilities = probabilities
+        # One graph for all shapes: tracing another one for each takes seconds.
+        @tf.function(input_signature=[tf.TensorSpec((None, None, None, 3), tf.uint8)])
+        def values(tiles: tf.Tensor) -> tf.Tensor:
+            return activations(model(tf.cast(tiles, tf.float32), training=False), config.heads)
+
+        self._values = values
 
     def __call__(self, image: RgbImage) -> NDArray[np.float32]:
-        """Class probabilities, H x W x classes, of an image H x W x 3; images below the tile's size are mirrored."""
+        """Values, H x W x channels, at the pixels of an image, H x W x 3, as it is stored."""
+        normalized = normalize(image, self._config.normalization)
         height, width = image.shape[:2]
-        tile = self._tile
-        padded = image[reflect_indices(height, max(height, tile))][:, reflect_indices(width, max(width, tile))]
-        places = [
-            (y, x)
-            for y in tile_starts(padded.shape[0], tile, self._overlap)
-            for x in tile_starts(padded.shape[1], tile, self._overlap)
+        whole = Region(slice(0, height), slice(0, width))
+        return next(self.regions(lambda rows, columns: normalized[rows, columns], (height, width), [whole]))
+
+    def regions(
+        self, read: ReadPixels, shape: tuple[int, int], regions: Iterable[Region]
+    ) -> Iterator[NDArray[np.float32]]:
+        """Values, h x w x channels, at regions of an image, one after the other.
+
+        Tiles that the next regions share are kept, up to 512 MiB.
+
+        Args:
+            read: Reads normalised pixels inside the image.
+            shape: Height and width of the image.
+            regions: Which parts of it.
+        """
+        rows, columns = (axis_tiles(length, self._config.tile, self._config.overlap) for length in shape)
+        window = _blend_window(rows.tile, columns.tile, self._config.overlap)
+        kept: OrderedDict[tuple[int, int], NDArray[np.float32]] = OrderedDict()
+        for region in regions:
+            summed = np.zeros((*region.shape, len(self._config.channels)), np.float32)
+            weight = np.zeros((*region.shape, 1), np.float32)
+            for (y, x), values in self._tiles_of(region, read, rows, columns, kept):
+                inside, part = _common(y, rows.tile, region.rows), _common(x, columns.tile, region.columns)
+                summed[inside[0], part[0]] += (values * window)[inside[1], part[1]]
+                weight[inside[0], part[0]] += window[inside[1], part[1]]
+            yield summed / weight
+
+    def _tiles_of(
+        self,
+        region: Region,
+        read: ReadPixels,
+        rows: Axis,
+        columns: Axis,
+        kept: OrderedDict[tuple[int, int], NDArray[np.float32]],
+    ) -> Iterator[tuple[tuple[int, int], NDArray[np.float32]]]:
+        """The tiles that share pixels with a region, row by row, in batches of which only new ones are computed."""
+        places = product(rows.touching(region.rows), columns.touching(region.columns))
+        at_once = max(1, _BATCH_PIXELS // (rows.tile * columns.tile))
+        while batch := list(islice(places, at_once)):
+            new = [place for place in batch if place not in kept]
+            if new:
+                tiles = np.stack([_read_tile(read, rows, columns, *place) for place in new])
+                kept.update(zip(new, self._tiles(tiles), strict=True))
+            yield from ((place, kept[place]) for place in batch)
+            for place in batch:
+                kept.move_to_end(place)
+            while len(kept) * kept[batch[0]].nbytes > _KEPT_BYTES:
+                kept.popitem(last=False)
+
+    def _tiles(self, tiles: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Values of tiles, mean over the orientations."""
+        found = [
+            _turned_back(self._values(_turned(tiles, quarter, flip)).numpy(), quarter, flip)
+            for quarter, flip in self._orientations
         ]
-        summed: NDArray[np.float32] | None = None
-        weight = np.zeros((*padded.shape[:2], 1), np.float32)
-        for start in range(0, len(places), _BATCH):
-            batch = places[start : start + _BATCH]
-            tiles = np.stack([padded[y : y + tile, x : x + tile] for y, x in batch])
-            found = self._probabilities(tiles).numpy()
-            if summed is None:
-                summed = np.zeros((*padded.shape[:2], found.shape[-1]), np.float32)
-            for (y, x), values in zip(batch, found, strict=True):
-                summed[y : y + tile, x : x + tile] += values * self._window
-                weight[y : y + tile, x : x + tile] += self._window
-        assert summed is not None  # there is at least one tile
-        return np.asarray((summed / weight)[:height, :width], np.float32)
+        return np.asarray(found[0] if len(found) == 1 else np.mean(found, axis=0), np.float32)
 
 
-def tile_starts(length: int, tile: int, overlap: int) -> list[int]:
-    """Where tiles start so that they cover `length` evenly and share at least `overlap` pixels.
+def axis_tiles(length: int, largest: int, overlap: int) -> Axis:
+    """Tiles of one size, at most `largest` px, that cover `length` evenly and share at least `overlap` pixels.
 
-    >>> tile_starts(600, 256, 32)
-    [0, 172, 344]
+    >>> axis_tiles(600, 256, 32)
+    Axis(length=600, tile=224, starts=(0, 188, 376))
     """
-    if length <= tile:
-        return [0]
-    count = -(-(length - overlap) // (tile - overlap))
-    return [round(i * (length - tile) / (count - 1)) for i in range(count)]
+    count = 1 if length <= largest else -(-(length - overlap) // (largest - overlap))
+    needed = -(-(length + (count - 1) * overlap) // count)
+    tile = -(-needed // STRIDE) * STRIDE
+    if count == 1:
+        return Axis(length, tile, (0,))
+    return Axis(length, tile, tuple(round(i * (length - tile) / (count - 1)) for i in range(count)))
 
 
 def reflect_indices(length: int, padded: int) -> NDArray[np.int64]:
@@ -78,8 +170,33 @@ def reflect_indices(length: int, padded: int) -> NDArray[np.int64]:
     return np.minimum(phase, period - phase) if length > 1 else np.zeros(padded, np.int64)
 
 
-def _blend_window(tile: int, overlap: int) -> NDArray[np.float32]:
-    """Weights of a tile's pixels, tile x tile x 1: rising over the overlap, never zero."""
-    ramp = np.minimum(np.arange(tile) + 1, np.arange(tile)[::-1] + 1)
-    line = np.minimum(ramp / (overlap + 1), 1.0).astype(np.float32)
-    return (line[:, np.newaxis] * line)[..., np.newaxis]
+def _read_tile(read: ReadPixels, rows: Axis, columns: Axis, y: int, x: int) -> RgbImage:
+    """A tile, mirrored where the image is smaller."""
+    pixels = read(slice(y, min(y + rows.tile, rows.length)), slice(x, min(x + columns.tile, columns.length)))
+    if pixels.shape[:2] == (rows.tile, columns.tile):
+        return pixels
+    return pixels[reflect_indices(pixels.shape[0], rows.tile)][:, reflect_indices(pixels.shape[1], columns.tile)]
+
+
+def _common(start: int, tile: int, part: slice) -> tuple[slice, slice]:
+    """Where a tile and a part of an axis meet: in the part's pixels, and in the tile's."""
+    first, last = max(start, part.start), min(start + tile, part.stop)
+    return slice(first - part.start, last - part.start), slice(first - start, last - start)
+
+
+def _turned(tiles: NDArray[Any], quarter: int, flip: bool) -> NDArray[Any]:
+    turned = np.rot90(tiles, quarter, axes=(1, 2))
+    return np.ascontiguousarray(turned[:, :, ::-1] if flip else turned)
+
+
+def _turned_back(values: NDArray[Any], quarter: int, flip: bool) -> NDArray[Any]:
+    return np.rot90(values[:, :, ::-1] if flip else values, -quarter, axes=(1, 2))
+
+
+def _blend_window(height: int, width: int, overlap: int) -> NDArray[np.float32]:
+    """Weights of a tile's pixels, height x width x 1: rising over the overlap, never zero."""
+    down, across = (
+        np.minimum(np.minimum(np.arange(side) + 1, np.arange(side)[::-1] + 1) / (overlap + 1), 1.0)
+        for side in (height, width)
+    )
+    return np.asarray((down[:, np.newaxis] * across)[..., np.newaxis], np.float32)

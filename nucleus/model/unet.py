@@ -1,7 +1,10 @@
 """The U-Net (Ronneberger et al. 2015, https://arxiv.org/abs/1505.04597) over an encoder's features."""
 
+from typing import Any
+
 import keras
 import numpy as np
+import tensorflow as tf
 from keras import layers
 from numpy.typing import NDArray
 
@@ -11,17 +14,31 @@ from nucleus.model.encoders import ENCODERS, build_encoder
 __all__ = ["build_unet", "calibrate_encoder", "decoder_variables", "encoder_of", "encoder_variables"]
 
 _STEM_CHANNELS = 16
-_NORM_GROUPS = 8
 
 
-def build_unet(config: ModelConfig) -> keras.Model:
+class _UpSampling2D(layers.UpSampling2D):
+    """Keras's layer, which in 3.15 cannot be traced for unknown heights and widths when it is bilinear."""
+
+    def call(self, inputs: Any) -> Any:
+        """N x H x W x C to N x 2H x 2W x C."""
+        shape = tf.shape(inputs)
+        return tf.cast(tf.image.resize(inputs, (2 * shape[1], 2 * shape[2])), inputs.dtype)
+
+
+def build_unet(config: ModelConfig, upsampling: type[layers.UpSampling2D] = _UpSampling2D) -> keras.Model:
     """Build the network with random weights.
 
-    Input: N x H x W x 3, RGB from 0 to 255, H and W multiples of 32. Output: N x H x W x classes, float32 logits.
+    Input: N x H x W x 3, RGB from 0 to 255, H and W multiples of 32. Output: N x H x W x channels, float32 logits of
+    `nucleus.model.heads`.
 
-    Each decoder level upsamples, joins the encoder's features and applies two separable convolutions with
-    GroupNorm (Wu & He 2018): a norm that never looks across the batch gives the same result for any number of
-    workers, in training and in prediction. The encoder's BatchNorm always uses its stored statistics.
+    Each decoder level upsamples, joins the encoder's features and applies two separable convolutions. The decoder has
+    no norm layer, and the encoder's BatchNorm always uses its stored statistics. So no pixel depends on other images of
+    the batch (any number of workers computes the same), nor on pixels outside its receptive field (tiles agree; an
+    encoder with squeeze-and-excitation, such as EfficientNet's, looks at its whole tile, though).
+
+    Args:
+        config: What to build.
+        upsampling: `keras.layers.UpSampling2D` itself for a network that Keras alone loads.
     """
     spec = ENCODERS[config.encoder]
     base = build_encoder(config.encoder)
@@ -36,14 +53,20 @@ def build_unet(config: ModelConfig) -> keras.Model:
     for level, (skip, channels) in enumerate(
         zip([*reversed(skips), stem], config.decoder_channels, strict=True), start=1
     ):
-        x = layers.UpSampling2D(2, interpolation="bilinear", name=f"up_{level}")(x)
+        x = upsampling(2, interpolation="bilinear", name=f"up_{level}")(x)
         x = layers.Concatenate(name=f"join_{level}")([x, skip])
         for part in ("a", "b"):
-            x = layers.SeparableConv2D(channels, 3, padding="same", use_bias=False, name=f"conv_{level}{part}")(x)
-            x = layers.GroupNormalization(_NORM_GROUPS, name=f"norm_{level}{part}")(x)
-            x = layers.ReLU(name=f"relu_{level}{part}")(x)
+            x = layers.SeparableConv2D(
+                channels,
+                3,
+                padding="same",
+                activation="relu",
+                depthwise_initializer=keras.initializers.RandomNormal(stddev=1 / 3),  # 9 taps: keeps the variance
+                pointwise_initializer="he_normal",
+                name=f"conv_{level}{part}",
+            )(x)
     # float32 also under mixed precision: the loss needs the range.
-    logits = layers.Conv2D(len(config.classes), 1, dtype="float32", name="logits")(x)
+    logits = layers.Conv2D(len(config.channels), 1, dtype="float32", name="logits")(x)
     return keras.Model(image, logits, name="unet")
 
 

@@ -6,10 +6,12 @@ from nucleus.config.recipe import LossOptions
 from nucleus.data.cache import ShardCache
 from nucleus.data.datasets import Dataset
 from nucleus.errors import DataError
-from nucleus.model.metrics import ScoreSums
+from nucleus.metrics.mistakes import find_mistakes
+from nucleus.metrics.scores import ScoreSums
+from nucleus.predict.gallery import GalleryImage
 from nucleus.predict.predictor import Predictor
 from nucleus.progress import Advance, no_progress
-from nucleus.training.validation import image_loss, images_of_split, mask_counts
+from nucleus.training.validation import images_of_split, score_image
 
 __all__ = ["Evaluation", "ImageRow", "evaluate"]
 
@@ -23,49 +25,70 @@ class ImageRow:
     iou: float
     dice: float
     accuracy: float
+    ap_50: float
+    map: float
     nuclei_true: int
     nuclei_predicted: int
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Scores of each image, and overall by kind of image."""
+    """Scores of each image and overall by kind of image, and the worst images, the worst first."""
 
     images: list[ImageRow]
     overall: dict[str, dict[str, float]]
+    worst: list[GalleryImage]
 
 
 def evaluate(
     predictor: Predictor,
+    loss: LossOptions,
     dataset: Dataset,
     split: str,
     cache: ShardCache,
     advance: Advance = no_progress,
+    worst: int = 0,
 ) -> Evaluation:
     """Predict every image of a split and compare it with its labels.
+
+    Args:
+        predictor: The model.
+        loss: The training loss.
+        dataset: The dataset.
+        split: `train`, `val` or `test`.
+        cache: Where its shards are cached.
+        advance: Told of each image.
+        worst: How many of the images with the lowest mAP to keep for a gallery.
 
     Raises:
         DataError: The split has no images.
     """
     if not dataset.manifest.split_shards(split):
         raise DataError(f"Expected images in the split {split!r} of {dataset}; it has none.")
-    loss_options = LossOptions.model_validate(predictor.manifest.origin.recipe.get("loss", {}))
     sums = ScoreSums()
-    rows = []
+    rows: list[ImageRow] = []
+    kept: list[tuple[float, int, GalleryImage]] = []
     for sample in images_of_split(dataset, split, cache):
         found = predictor(sample.image)
-        counts = mask_counts(found.probabilities, sample.labels, predictor.config.instances.mask_threshold)
-        sums.add(sample.kind, counts, image_loss(found.probabilities, sample.labels, loss_options))
+        scores = score_image(found.values, found.labels, sample.labels, predictor.config, loss)
+        sums.add(sample.kind, scores)
         rows.append(
             ImageRow(
                 name=sample.name,
                 kind=sample.kind.value,
-                iou=counts.iou,
-                dice=counts.dice,
-                accuracy=counts.accuracy,
-                nuclei_true=int(sample.labels.max()),
-                nuclei_predicted=int(found.labels.max()),
+                iou=scores.pixels.iou,
+                dice=scores.pixels.dice,
+                accuracy=scores.pixels.accuracy,
+                ap_50=float(scores.nuclei.ap[0]),
+                map=scores.nuclei.mean_ap,
+                nuclei_true=scores.nuclei.true_nuclei,
+                nuclei_predicted=scores.nuclei.predicted_nuclei,
             )
         )
+        title = f"{sample.name[:12]} ({sample.kind.value}): mAP {rows[-1].map:.2f}; "
+        title += str(find_mistakes(sample.labels, found.labels))
+        picture = GalleryImage(title, sample.image, sample.labels, found.labels)
+        kept = sorted([*kept, (rows[-1].map, len(rows), picture)], key=lambda item: item[:2])[:worst]
         advance(len(rows), len(dataset.manifest.split_samples(split)))
-    return Evaluation(sorted(rows, key=lambda row: row.name), sums.report())
+    pictures = [picture for _, _, picture in kept]
+    return Evaluation(sorted(rows, key=lambda row: row.name), sums.report(), pictures)

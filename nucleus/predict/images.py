@@ -1,25 +1,29 @@
-"""Predict image files: labels, overlay and table on disk."""
+"""Predict image files: labels, overlay and tables on disk."""
 
 import csv
-import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tifffile
 
-from nucleus.data.images import RgbImage, decode_image, encode_png
+from nucleus.data.images import encode_png
 from nucleus.errors import ImageError
+from nucleus.predict.canvas import label_canvas
 from nucleus.predict.inputs import LABELS_ENDING, OVERLAY_ENDING
-from nucleus.predict.measurement import COLUMNS, measure_nuclei
-from nucleus.predict.overlay import draw_outlines
+from nucleus.predict.measurement import IMAGE_COLUMNS, NUCLEUS_COLUMNS, Frame, image_row, measure_nuclei
+from nucleus.predict.overlay import draw_overlay
 from nucleus.predict.predictor import Predictor
+from nucleus.predict.sources import ImageSource, open_source
 from nucleus.progress import Advance, no_progress
 from nucleus.storage.files import atomic_path, write_atomic
 
-__all__ = ["PredictedFiles", "predict_files"]
+__all__ = ["IMAGES_TABLE", "NUCLEI_TABLE", "PredictedFiles", "predict_files"]
+
+NUCLEI_TABLE = "nuclei.csv"
+IMAGES_TABLE = "images.csv"
 
 
 @dataclass(frozen=True)
@@ -29,62 +33,66 @@ class PredictedFiles:
     Attributes:
         counts: Nuclei in each image, by file name.
         failures: Message for each image that could not be read, by file name.
-        table: The CSV file.
     """
 
     counts: dict[str, int]
     failures: dict[str, str]
-    table: Path
 
 
 def predict_files(
     predictor: Predictor,
     files: Sequence[Path],
     out: Path,
+    channel: int | None = None,
     advance: Advance = no_progress,
 ) -> PredictedFiles:
-    """Segment each file; write `<stem>.labels.tif`, `<stem>.overlay.png` and, at the end, one `nuclei.csv`.
+    """Segment each file; write `<stem>.labels.tif` and `<stem>.overlay.png`, and one `nuclei.csv` and `images.csv`.
 
     An image that cannot be read is reported and the others go on.
     """
     out.mkdir(parents=True, exist_ok=True)
-    rows: list[dict[str, Any]] = []
     counts: dict[str, int] = {}
     failures: dict[str, str] = {}
-    for done, file in enumerate(files, 1):
-        try:
-            image = _read(file)
-        except ImageError as error:
-            failures[file.name] = str(error)
-        else:
-            found = _predict_file(predictor, file, image, out)
-            counts[file.name] = len(found)
-            rows += found
-        advance(done, len(files))
-    table = out / "nuclei.csv"
-    write_atomic(table, _csv(rows))
-    return PredictedFiles(counts, failures, table)
+    with (
+        _table(out / NUCLEI_TABLE, NUCLEUS_COLUMNS) as nuclei_table,
+        _table(out / IMAGES_TABLE, IMAGE_COLUMNS) as images_table,
+    ):
+        for done, file in enumerate(files, 1):
+            try:
+                row = _predict_file(predictor, open_source(file, channel), out / file.stem, nuclei_table)
+            except ImageError as error:
+                failures[file.name] = str(error)
+            else:
+                images_table.writerow(row)
+                counts[file.name] = row["nuclei"]
+            advance(done, len(files))
+    return PredictedFiles(counts, failures)
 
 
-def _read(file: Path) -> RgbImage:
-    try:
-        return decode_image(file.read_bytes(), str(file))
-    except OSError as error:
-        raise ImageError(f"Cannot read {file}: {error.strerror}.") from error
+def _predict_file(
+    predictor: Predictor, source: ImageSource, stem: Path, table: "csv.DictWriter[str]"
+) -> dict[str, Any]:
+    """Segment an image, block by block; return its row."""
+    view = predictor.view(source)
+    shape = (source.height, source.width)
+    pixels = 0
+    with label_canvas(shape, stem.parent) as canvas:
+        for block in predictor.blocks(view):
+            first = canvas.paste(block.labels, block.region)
+            pixels += int(np.count_nonzero(block.labels))
+            place = (block.region.rows.start, block.region.columns.start)
+            frame = Frame(source.name, shape, *place, pixel_size=predictor.pixel_size(source))
+            table.writerows(measure_nuclei(frame, block.pixels, block.labels, first))
+        canvas.write(stem.with_name(f"{stem.name}{LABELS_ENDING}"))
+        overlay = draw_overlay(view, canvas.labels)
+        write_atomic(stem.with_name(f"{stem.name}{OVERLAY_ENDING}"), encode_png(overlay))
+        return image_row(Frame(source.name, shape, pixel_size=predictor.pixel_size(source)), canvas.count, pixels)
 
 
-def _predict_file(predictor: Predictor, file: Path, image: RgbImage, out: Path) -> list[dict[str, Any]]:
-    labels = predictor(image).labels
-    stored = labels.astype(np.uint16) if labels.max() <= np.iinfo(np.uint16).max else labels.astype(np.uint32)
-    with atomic_path(out / f"{file.stem}{LABELS_ENDING}") as beside:
-        tifffile.imwrite(beside, stored, compression="zlib")
-    write_atomic(out / f"{file.stem}{OVERLAY_ENDING}", encode_png(draw_outlines(image, labels)))
-    return measure_nuclei(file.name, image, labels)
-
-
-def _csv(rows: list[dict[str, Any]]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
+@contextmanager
+def _table(path: Path, columns: Iterable[str]) -> Iterator["csv.DictWriter[str]"]:
+    """A CSV file that appears when the block ends well."""
+    with atomic_path(path) as beside, beside.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(columns), lineterminator="\n")
+        writer.writeheader()
+        yield writer

@@ -1,14 +1,13 @@
-"""A row of measurements for each nucleus."""
+"""Measurements: a row for each nucleus, and one for each image."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from skimage.measure import regionprops_table
 
-from nucleus.data.images import RgbImage
-
-__all__ = ["COLUMNS", "measure_nuclei"]
+__all__ = ["IMAGE_COLUMNS", "NUCLEUS_COLUMNS", "Frame", "image_row", "measure_nuclei"]
 
 _PROPERTIES = {
     "label": "label",
@@ -18,40 +17,117 @@ _PROPERTIES = {
     "equivalent_diameter_area": "diameter",
     "eccentricity": "eccentricity",
     "solidity": "solidity",
-    "intensity_mean-0": "mean_red",
-    "intensity_mean-1": "mean_green",
-    "intensity_mean-2": "mean_blue",
 }
-COLUMNS = ("image", *_PROPERTIES.values(), "touches_edge")
+_CHANNELS = ("red", "green", "blue")
+_MEANS = tuple(f"mean_{channel}" for channel in _CHANNELS)
+_INTEGRATED = tuple(f"integrated_{channel}" for channel in _CHANNELS)
+_PHYSICAL = ("area_um2", "diameter_um")
+NUCLEUS_COLUMNS = ("image", *_PROPERTIES.values(), *_MEANS, *_INTEGRATED, "touches_edge", *_PHYSICAL)
+IMAGE_COLUMNS = (
+    *("image", "width", "height", "nuclei", "nuclei_per_megapixel", "coverage"),
+    *("mean_area", "pixel_size_um", "nuclei_per_mm2"),
+)
 
 
-def measure_nuclei(name: str, image: RgbImage, labels: NDArray[np.int32]) -> list[dict[str, Any]]:
-    """Measure each nucleus, in pixels and grey values of 0 to 255.
+@dataclass(frozen=True)
+class Frame:
+    """Where a part of an image lies.
+
+    Attributes:
+        image: The image's name.
+        shape: Its height and width, px.
+        top: First row of the part.
+        left: First column of the part.
+        pixel_size: Side of a pixel in micrometres, or None.
+    """
+
+    image: str
+    shape: tuple[int, int]
+    top: int = 0
+    left: int = 0
+    pixel_size: float | None = None
+
+
+def measure_nuclei(
+    frame: Frame, pixels: NDArray[Any], labels: NDArray[np.int32], first: int = 0
+) -> list[dict[str, Any]]:
+    """Measure each nucleus of a part of an image.
 
     Args:
-        name: Goes into the column `image`.
-        image: H x W x 3.
-        labels: H x W.
+        frame: Where the part lies.
+        pixels: h x w x 1 (grey) or 3 (RGB), grey values as they are in the file.
+        labels: h x w.
+        first: Added to the labels in the table.
 
     Returns:
-        One dictionary with the keys `COLUMNS` a nucleus. `diameter` is that of the circle of the same area,
-        `solidity` the area over that of the convex hull.
+        One dictionary with the keys `NUCLEUS_COLUMNS` a nucleus. Lengths in pixels, centroids in pixels of the whole
+        image (the first pixel's centre is 0, 0); `diameter` is that of the circle of the same area, `eccentricity` that
+        of the ellipse with the same second moments, `solidity` the area over that of the convex hull, `mean_` and
+        `integrated_` the mean and the sum of the grey values (grey images: the same in the three channels);
+        `touches_edge` says that the image cuts the nucleus. Columns in micrometres are None where the pixel size is
+        not known.
     """
-    wanted = sorted({key.partition("-")[0] for key in _PROPERTIES})
-    table = regionprops_table(labels, image, properties=wanted)
-    edge = _labels_at_edge(labels)
-    return [
-        {
-            "image": name,
-            **{column: round(float(table[key][i]), 3) for key, column in _PROPERTIES.items()},
-            "label": int(table["label"][i]),
-            "area": int(table["area"][i]),
-            "touches_edge": int(table["label"][i]) in edge,
-        }
-        for i in range(len(table["label"]))
-    ]
+    properties = sorted({key.partition("-")[0] for key in _PROPERTIES})
+    table = regionprops_table(labels, properties=properties)
+    numbers = table["label"]
+    sums = _integrated(pixels, labels)[numbers]
+    edge = _labels_at_edge(frame, labels)
+    scale = frame.pixel_size
+    rows = []
+    for i, number in enumerate(numbers):
+        area = int(table["area"][i])
+        row: dict[str, Any] = {"image": frame.image}
+        row |= {column: round(float(table[key][i]), 3) for key, column in _PROPERTIES.items()}
+        row |= {"label": int(number) + first, "area": area}
+        row["centroid_x"] = round(float(table["centroid-1"][i]) + frame.left, 3)
+        row["centroid_y"] = round(float(table["centroid-0"][i]) + frame.top, 3)
+        row |= {column: round(float(value) / area, 3) for column, value in zip(_MEANS, sums[i], strict=True)}
+        row |= {column: round(float(value), 3) for column, value in zip(_INTEGRATED, sums[i], strict=True)}
+        row["touches_edge"] = int(number) in edge
+        row["area_um2"] = None if scale is None else round(area * scale**2, 4)
+        row["diameter_um"] = None if scale is None else round(row["diameter"] * scale, 4)
+        rows.append(row)
+    return rows
 
 
-def _labels_at_edge(labels: NDArray[np.int32]) -> set[int]:
-    lines = (labels[0], labels[-1], labels[:, 0], labels[:, -1])
-    return {int(value) for line in lines for value in np.unique(line)} - {0}
+def image_row(frame: Frame, nuclei: int, nucleus_pixels: int) -> dict[str, Any]:
+    """Measurements of a whole image: a dictionary with the keys `IMAGE_COLUMNS`.
+
+    Args:
+        frame: The image.
+        nuclei: How many there are.
+        nucleus_pixels: Pixels in nuclei.
+    """
+    height, width = frame.shape
+    pixels = height * width
+    scale = frame.pixel_size
+    return {
+        "image": frame.image,
+        "width": width,
+        "height": height,
+        "nuclei": nuclei,
+        "nuclei_per_megapixel": round(nuclei / pixels * 1e6, 3),
+        "coverage": round(nucleus_pixels / pixels, 5),
+        "mean_area": round(nucleus_pixels / nuclei, 3) if nuclei else None,
+        "pixel_size_um": scale,
+        "nuclei_per_mm2": None if scale is None else round(nuclei / (pixels * scale**2) * 1e6, 3),
+    }
+
+
+def _integrated(pixels: NDArray[Any], labels: NDArray[np.int32]) -> NDArray[np.float64]:
+    """Sum of the grey values of each label (from 0) in three channels."""
+    flat = labels.ravel()
+    sums = [np.bincount(flat, pixels[..., channel].ravel()) for channel in range(pixels.shape[2])]
+    return np.stack(sums if len(sums) == len(_CHANNELS) else sums * len(_CHANNELS), axis=1)
+
+
+def _labels_at_edge(frame: Frame, labels: NDArray[np.int32]) -> set[int]:
+    """Labels that touch the edge of the whole image."""
+    height, width = labels.shape
+    lines = {
+        0: (frame.top == 0, labels[0]),
+        1: (frame.top + height == frame.shape[0], labels[-1]),
+        2: (frame.left == 0, labels[:, 0]),
+        3: (frame.left + width == frame.shape[1], labels[:, -1]),
+    }
+    return {int(value) for at_edge, line in lines.values() if at_edge for value in np.unique(line)} - {0}

@@ -9,13 +9,16 @@ from nucleus.data.cache import ShardCache
 from nucleus.data.datasets import Dataset
 from nucleus.data.images import RgbImage
 from nucleus.data.kinds import Kind
+from nucleus.predict.view import NetworkView
 from nucleus.training.validation import images_of_split
 
-__all__ = ["contact_sheet", "draw_outlines", "example_sheet"]
+__all__ = ["contact_sheet", "draw_outlines", "draw_overlay", "example_sheet"]
 
 YELLOW = (255, 220, 0)
 CYAN = (0, 220, 255)
 _GAP = 4
+_LARGEST_SIDE = 4096
+_BAND_PIXELS = 1 << 24
 
 
 def draw_outlines(image: RgbImage, labels: NDArray[np.integer], colour: tuple[int, int, int] = YELLOW) -> RgbImage:
@@ -23,6 +26,20 @@ def draw_outlines(image: RgbImage, labels: NDArray[np.integer], colour: tuple[in
     drawn = image.copy()
     drawn[find_boundaries(labels, mode="inner")] = colour
     return drawn
+
+
+def draw_overlay(view: NetworkView, labels: NDArray[np.integer]) -> RgbImage:
+    """The image with its nuclei outlined, reduced by a whole number to at most 4,096 px a side, read band by band."""
+    source = view.source
+    every = -(-max(source.height, source.width) // _LARGEST_SIDE)
+    band = max(1, _BAND_PIXELS // source.width // every) * every
+    bands = []
+    for top in range(0, source.height, band):
+        rows = slice(top, min(top + band, source.height))
+        pixels = view.rgb(rows, slice(0, source.width))
+        size = (-(-source.width // every), -(-pixels.shape[0] // every))
+        bands.append(pixels if every == 1 else cv2.resize(pixels, size, interpolation=cv2.INTER_AREA))
+    return draw_outlines(np.concatenate(bands), labels[::every, ::every])
 
 
 def contact_sheet(rows: list[list[RgbImage]], side: int = 256) -> RgbImage:

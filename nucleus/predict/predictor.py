@@ -1,55 +1,147 @@
 """A pulled model, ready to segment images."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nucleus.data.images import RgbImage
-from nucleus.errors import IntegrityError
+from nucleus.errors import IntegrityError, ModelError
+from nucleus.model.architecture import ModelConfig
 from nucleus.model.files import load_model
-from nucleus.model.tiling import TiledNetwork
-from nucleus.predict.instances import label_nuclei
+from nucleus.model.heads import maps_of
+from nucleus.model.instances import label_nuclei
+from nucleus.model.tiling import Region, TiledNetwork
+from nucleus.predict.blocks import nuclei_of_block, plan_blocks
+from nucleus.predict.sources import ImageSource
+from nucleus.predict.view import NetworkView
 from nucleus.registry.manifest import MANIFEST_FILE, ModelManifest, read_model_manifest
 from nucleus.registry.versions import is_whole
 
-__all__ = ["Prediction", "Predictor", "read_pulled"]
+__all__ = ["LabelledBlock", "Prediction", "PredictionOptions", "Predictor", "load_predictor", "read_pulled"]
+
+_BLOCK_SIDE = 2048
+_SMALLEST_MARGIN = 128
+_DIAMETERS_OF_MARGIN = 4
+
+
+@dataclass(frozen=True)
+class PredictionOptions:
+    """How images are segmented.
+
+    Attributes:
+        diameter: Typical diameter of the nuclei in the images, px; they are rescaled to what the model was trained on.
+        pixel_size: Side of the images' pixels, micrometres, instead of what their files say. Where the model knows that
+            of its training images and no diameter is given, they are rescaled by it.
+        turns: Whether to average over the eight flips and quarter turns; eight times the work.
+        block_side: Side of the blocks in which large images are labelled, px.
+    """
+
+    diameter: float | None = None
+    pixel_size: float | None = None
+    turns: bool = False
+    block_side: int = _BLOCK_SIDE
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a model makes of an image.
+    """What a model makes of an image in memory.
 
     Attributes:
-        probabilities: H x W x 3, float32: background, body, border.
+        values: H x W x channels, float32, as `nucleus.model.heads` says.
         labels: H x W, int32: 0 background, 1..K nuclei.
     """
 
-    probabilities: NDArray[np.float32]
+    values: NDArray[np.float32]
     labels: NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class LabelledBlock:
+    """The nuclei of one block of an image.
+
+    Attributes:
+        region: What part of the image `labels` and `pixels` show.
+        labels: h x w, int32: 0 background and other blocks' nuclei, 1..k.
+        pixels: h x w x 1 or 3, as the file has them.
+    """
+
+    region: Region
+    labels: NDArray[np.int32]
+    pixels: NDArray[Any]
 
 
 class Predictor:
     """A network with its settings.
 
     Args:
-        folder: A folder that `nucleus models pull` made.
+        model: A network of `build_unet`.
+        config: What it is.
+        options: How images are segmented.
+
+    Raises:
+        ModelError: A diameter is given and the model knows none.
+    """
+
+    def __init__(self, model: Any, config: ModelConfig, options: PredictionOptions | None = None) -> None:
+        self.config = config
+        self._options = options or PredictionOptions()
+        self._network = TiledNetwork(model, config, turns=self._options.turns)
+        self._scale = self._scale_of(self._options)
+
+    def __call__(self, image: RgbImage) -> Prediction:
+        """Segment an image in memory in one piece, H x W x 3, RGB of 8 bits, at the scale that it has."""
+        values = self._network(image)
+        return Prediction(values, label_nuclei(maps_of(values, self.config.heads), self.config.instances))
+
+    def view(self, source: ImageSource) -> NetworkView:
+        """An image as the network sees it; reads the image once. Raises `ImageError` if a part of it is damaged."""
+        return NetworkView(source, self.config.normalization, self._scale)
+
+    def pixel_size(self, source: ImageSource) -> float | None:
+        """Side of an image's pixels in micrometres, as the user or the file says."""
+        return self._options.pixel_size or source.pixel_size
+
+    def blocks(self, view: NetworkView) -> Iterator[LabelledBlock]:
+        """Segment an image of any size block by block; each nucleus comes in one block, whole."""
+        source = view.source
+        diameter = (self.config.nucleus_diameter or 0.0) / self._scale
+        margin = max(_SMALLEST_MARGIN, round(_DIAMETERS_OF_MARGIN * diameter))
+        blocks = plan_blocks((source.height, source.width), self._options.block_side, margin)
+        regions = [view.covering(block.seen) for block in blocks]
+        settings = self.config.instances.scaled(1 / self._scale)
+        found = self._network.regions(view.read, view.shape, regions)
+        for block, region, values in zip(blocks, regions, found, strict=True):
+            maps = maps_of(view.back(values, region, block.seen), self.config.heads)
+            labels = nuclei_of_block(label_nuclei(maps, settings), block)
+            yield LabelledBlock(block.seen, labels, source.read(block.seen.rows, block.seen.columns))
+
+    def _scale_of(self, options: PredictionOptions) -> float:
+        """Pixels of the network a pixel of the image."""
+        if options.diameter is not None:
+            if self.config.nucleus_diameter is None:
+                raise ModelError(
+                    "Expected a model that knows the diameter of its nuclei; this one does not, so --diameter says "
+                    "nothing to it. Leave it out."
+                )
+            return self.config.nucleus_diameter / options.diameter
+        if options.pixel_size is not None and self.config.pixel_size is not None:
+            return options.pixel_size / self.config.pixel_size
+        return 1.0
+
+
+def load_predictor(folder: Path, options: PredictionOptions | None = None) -> Predictor:
+    """A predictor from a folder that `nucleus models pull` made.
 
     Raises:
         IntegrityError: A file of the folder does not have its sum.
-        ModelError: This version cannot rebuild the network.
+        ModelError: This version cannot rebuild the network, or the options do not fit it.
     """
-
-    def __init__(self, folder: Path) -> None:
-        self.manifest = read_pulled(folder)
-        model, self.config = load_model(folder)
-        self._network = TiledNetwork(model, self.config.tile, self.config.overlap)
-
-    def __call__(self, image: RgbImage) -> Prediction:
-        """Segment an image, H x W x 3, RGB of 8 bits, of any size."""
-        probabilities = self._network(image)
-        return Prediction(probabilities, label_nuclei(probabilities, self.config.instances))
+    read_pulled(folder)
+    return Predictor(*load_model(folder), options)
 
 
 def read_pulled(folder: Path) -> ModelManifest:

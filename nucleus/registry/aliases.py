@@ -5,11 +5,11 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from nucleus.config.names import check_name
-from nucleus.errors import ModelError, ObjectExistsError, ObjectNotFoundError, UriError
+from nucleus.config.names import check_alias
+from nucleus.errors import ModelError, ObjectExistsError, ObjectNotFoundError
 from nucleus.storage.bucket import Bucket
 
-__all__ = ["Alias", "list_aliases", "move_alias", "read_alias", "rollback_alias"]
+__all__ = ["Alias", "list_aliases", "move_alias", "read_alias", "replace_alias", "rollback_alias"]
 
 _ATTEMPTS = 50
 
@@ -28,14 +28,6 @@ class Alias(BaseModel):
     version: Annotated[int, Field(ge=1)]
     previous: Annotated[int, Field(ge=1)] | None
     moved: str
-
-
-def check_alias(alias: str) -> str:
-    """Return `alias` if it may be one: a name that is neither a number nor `latest`. Raises `UriError`."""
-    check_name(alias, "alias")
-    if alias == "latest" or alias.isdecimal():
-        raise UriError(f"Expected an alias that is neither a number nor 'latest'; found {alias!r}.")
-    return alias
 
 
 def list_aliases(bucket: Bucket, name: str) -> dict[str, Alias]:
@@ -62,6 +54,15 @@ def move_alias(bucket: Bucket, name: str, alias: str, version: int) -> Alias:
         if _swap(bucket, key, moved, etag):
             return moved
     raise _busy(name, alias)
+
+
+def replace_alias(bucket: Bucket, name: str, alias: str, version: int, expected: int | None) -> bool:
+    """Point an alias to a version if it still means `expected` (None: if it does not exist); say whether it did."""
+    key = _key(name, check_alias(alias))
+    current, etag = _read(bucket, key)
+    if (current.version if current else None) != expected:
+        return False
+    return _swap(bucket, key, Alias(version=version, previous=expected, moved=_now()), etag)
 
 
 def rollback_alias(bucket: Bucket, name: str, alias: str) -> Alias:

@@ -2,7 +2,7 @@
 
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -12,24 +12,26 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from nucleus.config.recipe import Recipe
+from nucleus.config.recipe import KindName, Recipe
 from nucleus.data.cache import ShardCache
 from nucleus.data.datasets import Dataset
 from nucleus.data.generated import generated_image
+from nucleus.data.kinds import Kind
+from nucleus.data.manifest import DatasetManifest
 from nucleus.data.pipeline import Feed, training_batches
 from nucleus.data.reading import cached_split
-from nucleus.data.sampling import EpochPlan, epoch_plan
+from nucleus.data.sampling import EpochPlan, epoch_plan, stored_order
 from nucleus.errors import JobError
+from nucleus.metrics.scores import ScoreSums
 from nucleus.model.architecture import ModelConfig, config_of_recipe
 from nucleus.model.files import load_encoder_weights, load_weights
 from nucleus.model.losses import image_losses
-from nucleus.model.metrics import ScoreSums
-from nucleus.model.targets import pixel_classes
 from nucleus.model.tiling import TiledNetwork
 from nucleus.model.unet import build_unet, calibrate_encoder, encoder_of
 from nucleus.training.distributed import TrainingStep, Workers
 from nucleus.training.parameters import active_groups, averaged, parameter_groups
 from nucleus.training.state import Progress, load_checkpoint, save_checkpoint
+from nucleus.training.tuning import tune_instances
 from nucleus.training.validation import LabelledImage, images_of_worker, score_images, split_reader
 
 __all__ = ["Finished", "Reporter", "TrainingInput", "TrainingRun", "train"]
@@ -55,6 +57,9 @@ class TrainingInput:
 
 class Reporter(Protocol):
     """Where a worker's progress goes. Every worker makes each call, in the same order."""
+
+    def stage(self, text: str) -> None:
+        """Something other than an epoch begins."""
 
     def steps(self, epoch: int, done: int, total: int) -> None:
         """Some steps of an epoch are done."""
@@ -118,12 +123,13 @@ class TrainingRun:
             for split in ("val", "test")
         }
         self.train_records = [shard.records for shard in self.manifest.split_shards("train")]
+        self.weights = _sample_weights(self.manifest, recipe.input.kind_weights)
         self.steps_per_epoch = sum(self.train_records) // recipe.input.batch_size
         self.config = config_of_recipe(recipe)
         self.model = self._build(given.encoder_weights)
         self.groups = parameter_groups(self.model, recipe, self.steps_per_epoch)
         self.steps: dict[int, TrainingStep] = {}
-        self.network = TiledNetwork(self.model, self.config.tile, self.config.overlap)
+        self.network = TiledNetwork(self.model, self.config)
 
     def _build(self, encoder_weights: Path | None) -> keras.Model:
         recipe = self.recipe
@@ -140,7 +146,7 @@ class TrainingRun:
 
     def losses(self, logits: Any, labels: Any) -> Any:
         """The loss of each image from logits and labels (N x H x W)."""
-        return image_losses(logits, pixel_classes(labels), self.recipe.loss)
+        return image_losses(logits, labels, self.config.heads, self.recipe.loss)
 
     def step(self, epoch: int) -> TrainingStep:
         """The compiled step for the groups that are trained in an epoch."""
@@ -173,6 +179,7 @@ class TrainingRun:
         while progress.epochs_done < options.epochs and progress.validations_since_best < options.patience:
             self._epoch(progress, batches)
         self._load_best()
+        self._tune()
         metrics = {split: self._validate(split).report() for split in ("val", "test")}
         examples = list(islice(self.images("test"), _EXAMPLES))
         finished = Finished(self.model, self.config, progress, metrics, examples)
@@ -212,6 +219,7 @@ class TrainingRun:
             rank=self.workers.rank,
             world=self.workers.count,
             global_batch=self.recipe.input.batch_size,
+            weights=self.weights,
         )
 
     def batches(self, first_epoch: int) -> Iterator[Any]:
@@ -221,6 +229,7 @@ class TrainingRun:
         feed = Feed(
             reader=self.reader,
             crop=recipe.input.crop,
+            normalization=recipe.input.normalization,
             batch=recipe.batch_per_worker,
             augment=recipe.augment,
             seed=recipe.seed,
@@ -249,8 +258,13 @@ class TrainingRun:
 
     def _validate(self, split: str) -> ScoreSums:
         """Score a split over all workers."""
-        threshold = self.config.instances.mask_threshold
-        return score_images(self.network, self.images(split), threshold, self.recipe.loss, self.workers)
+        return score_images(self.network, self.images(split), self.config, self.recipe.loss, self.workers)
+
+    def _tune(self) -> None:
+        """Choose how labels are made from the maps, on the validation split."""
+        self.reporter.stage("Tuning the thresholds on the validation split")
+        settings, diameter = tune_instances(self.network, lambda: self.images("val"), self.config, self.workers)
+        self.config = self.config.model_copy(update={"instances": settings, "nucleus_diameter": diameter})
 
     def images(self, split: str) -> Iterator[LabelledImage]:
         """This worker's images of a split."""
@@ -259,6 +273,15 @@ class TrainingRun:
     def _load_best(self) -> None:
         load_weights(self.model, self.best)
         self.workers.broadcast(list(self.model.weights))
+
+
+def _sample_weights(manifest: DatasetManifest, kind_weights: Mapping[KindName, float]) -> list[float] | None:
+    """How often each training sample, in stored order, is drawn relative to the others; None if all alike."""
+    if not kind_weights:
+        return None
+    by_kind = {Kind(name): weight for name, weight in kind_weights.items()}
+    samples = manifest.split_samples("train")
+    return [by_kind.get(samples[i].kind, 1.0) for i in stored_order(len(samples))]
 
 
 def _check_finite(metrics: dict[str, float]) -> None:

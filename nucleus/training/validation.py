@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from nucleus.config.recipe import LossOptions
+from nucleus.config.recipe import Heads, LossOptions
 from nucleus.data.cache import ShardCache
 from nucleus.data.datasets import Dataset
 from nucleus.data.images import LabelImage, RgbImage
@@ -16,23 +16,24 @@ from nucleus.data.manifest import DatasetManifest
 from nucleus.data.reading import SplitReader, cached_split
 from nucleus.data.sampling import epoch_plan
 from nucleus.data.shards import decode_record
+from nucleus.metrics.matching import match_nuclei
+from nucleus.metrics.pixels import count_pixels
+from nucleus.metrics.scores import ImageScores, ScoreSums
+from nucleus.model.architecture import ModelConfig
+from nucleus.model.heads import logits_of, maps_of
+from nucleus.model.instances import label_nuclei
 from nucleus.model.losses import image_losses
-from nucleus.model.metrics import PixelCounts, ScoreSums, count_pixels
-from nucleus.model.targets import nucleus_mask, pixel_classes
 from nucleus.model.tiling import TiledNetwork
 from nucleus.training.distributed import Workers
 
 __all__ = [
     "LabelledImage",
-    "image_loss",
     "images_of_split",
     "images_of_worker",
-    "mask_counts",
+    "score_image",
     "score_images",
     "split_reader",
 ]
-
-_SMALLEST_PROBABILITY = 1e-7
 
 
 @dataclass(frozen=True)
@@ -79,26 +80,43 @@ def split_reader(dataset: Dataset, split: str, cache: ShardCache, rank: int = 0,
 def score_images(
     network: TiledNetwork,
     images: Iterable[LabelledImage],
-    threshold: float,
+    config: ModelConfig,
     loss: LossOptions,
     workers: Workers,
 ) -> ScoreSums:
     """Score this worker's images and add up the sums of all workers, in float64; each gets the same."""
     sums = ScoreSums()
     for sample in images:
-        probabilities = network(sample.image)
-        counts = mask_counts(probabilities, sample.labels, threshold)
-        sums.add(sample.kind, counts, image_loss(probabilities, sample.labels, loss))
+        values = network(sample.image)
+        maps = maps_of(values, config.heads)
+        labels = label_nuclei(maps, config.instances)
+        sums.add(sample.kind, score_image(values, labels, sample.labels, config, loss))
     return ScoreSums(workers.sum(sums.array))
 
 
-def mask_counts(probabilities: NDArray[np.float32], labels: LabelImage, threshold: float) -> PixelCounts:
-    """Compare the predicted mask with the true one."""
-    return count_pixels(labels > 0, nucleus_mask(probabilities, threshold))
+def score_image(
+    values: NDArray[np.float32],
+    predicted: NDArray[np.int32],
+    truth: LabelImage,
+    config: ModelConfig,
+    loss: LossOptions,
+) -> ImageScores:
+    """Compare a prediction with the truth.
+
+    Args:
+        values: H x W x channels, from the network.
+        predicted: H x W, made from them.
+        truth: H x W.
+        config: The network.
+        loss: The training loss, taken over the whole image.
+    """
+    return ImageScores(
+        loss=_image_loss(values, truth, config.heads, loss),
+        pixels=count_pixels(truth > 0, predicted > 0),
+        nuclei=match_nuclei(truth, predicted),
+    )
 
 
-def image_loss(probabilities: NDArray[np.float32], labels: LabelImage, options: LossOptions) -> float:
-    """The training loss of a whole image, from its blended probabilities."""
-    classes = pixel_classes(tf.constant(labels[np.newaxis].astype(np.int32)))
-    logits = tf.math.log(tf.constant(np.maximum(probabilities, _SMALLEST_PROBABILITY)[np.newaxis]))
-    return float(image_losses(logits, classes, options)[0])
+def _image_loss(values: NDArray[np.float32], labels: LabelImage, heads: Heads, options: LossOptions) -> float:
+    truth = tf.constant(labels[np.newaxis].astype(np.int32))
+    return float(image_losses(logits_of(values[np.newaxis], heads), truth, heads, options)[0])

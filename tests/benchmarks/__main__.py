@@ -14,11 +14,12 @@ BENCHMARKS = {
     "ingest_tfdata": "ingest",
     "ingest_raydata": "ingest_raydata",
     "step_rate": "step_rate",
-    "decoder_norm": "step_rate",
     "scaling": "scaling",
     "memory_growth": "growth",
     "cost_per_image": "growth",
     "checkpoint_overlap": "checkpoint_overlap",
+    "predict_rate": "prediction",
+    "large_image": "prediction",
 }
 
 

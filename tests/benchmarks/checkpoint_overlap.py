@@ -35,7 +35,7 @@ class _Clock:
         taken = now - self.started - metrics.get("validation_seconds", 0.0)
         self.seconds.append((self._after_checkpoint, taken))
         self.started = now
-        self._after_checkpoint = "val_iou" in metrics
+        self._after_checkpoint = "val_map" in metrics
 
 
 def checkpoint_overlap() -> None:

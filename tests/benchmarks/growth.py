@@ -133,7 +133,7 @@ def _ingest(root: Path, folder: str) -> dict[str, object]:  # noqa: ARG001
     """One epoch of batches, after a second of warming up."""
     from itertools import islice
 
-    from nucleus.config.recipe import AugmentOptions
+    from nucleus.config.recipe import AugmentOptions, NormalizationOptions
     from nucleus.data.pipeline import Feed, training_batches
     from nucleus.data.reading import SplitReader
     from nucleus.data.sampling import epoch_plan
@@ -146,7 +146,15 @@ def _ingest(root: Path, folder: str) -> dict[str, object]:  # noqa: ARG001
         lambda number: files[number],
         lambda epoch: epoch_plan(counts, seed=0, epoch=epoch, rank=0, world=1, global_batch=8),
     )
-    feed = Feed(reader=reader, crop=64, batch=8, augment=AugmentOptions(), seed=0, threads=2)
+    feed = Feed(
+        reader=reader,
+        crop=64,
+        normalization=NormalizationOptions(),
+        batch=8,
+        augment=AugmentOptions(),
+        seed=0,
+        threads=2,
+    )
     batches = iter(training_batches(feed, range(100)))
     wanted = max(sum(counts) // 8, 400)
     for _ in islice(batches, 40):

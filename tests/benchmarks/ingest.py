@@ -2,7 +2,7 @@
 
 import tensorflow as tf
 
-from nucleus.config.recipe import AugmentOptions
+from nucleus.config.recipe import AugmentOptions, NormalizationOptions
 from nucleus.data.cache import ShardCache
 from nucleus.data.datasets import Dataset
 from nucleus.data.pipeline import Feed, training_batches, training_sample
@@ -49,14 +49,22 @@ def feed(dataset: Dataset, cache: ShardCache, threads: int = THREADS, rank: int 
         lambda epoch: epoch_plan(counts, seed=0, epoch=epoch, rank=rank, world=world, global_batch=BATCH),
     )
     batch = BATCH // world
-    return Feed(reader=reader, crop=CROP, batch=batch, augment=AugmentOptions(), seed=0, threads=threads)
+    return Feed(
+        reader=reader,
+        crop=CROP,
+        normalization=NormalizationOptions(),
+        batch=batch,
+        augment=AugmentOptions(),
+        seed=0,
+        threads=threads,
+    )
 
 
 def handwritten(paths: list[str]) -> tf.data.Dataset:
     """TFRecords read by TensorFlow itself, shuffled in memory, decoded and augmented by the same operations."""
 
     def load(number: tf.Tensor, data: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        return training_sample(data, tf.stack([number, number]), CROP, AugmentOptions())
+        return training_sample(data, tf.stack([number, number]), CROP, NormalizationOptions(), AugmentOptions())
 
     options = tf.data.Options()
     options.autotune.enabled = False  # as ours: it does not pay here, and hangs at the end

@@ -35,6 +35,8 @@ TARGETS = {
     "startup": "<= 1.3",
     "help": "<= 1.5",
     "cost_per_image": "<= 1.1",
+    "predict_rate": "<= 1.33",
+    "large_image": "<= 1.5",
 }
 
 

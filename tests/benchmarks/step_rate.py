@@ -1,4 +1,4 @@
-"""`step_rate`: steps of one worker against bare Keras `fit`. `decoder_norm`: what the decoder's norm costs."""
+"""`step_rate`: steps of one worker against bare Keras `fit`."""
 
 import warnings
 from collections.abc import Callable, Iterator
@@ -14,7 +14,6 @@ from nucleus.data.generated import generated_image
 from nucleus.data.pipeline import training_batches
 from nucleus.model.architecture import config_of_recipe
 from nucleus.model.losses import image_losses
-from nucleus.model.targets import pixel_classes
 from nucleus.model.unet import build_unet
 from nucleus.training.distributed import TrainingStep, Workers
 from nucleus.training.parameters import parameter_groups
@@ -33,7 +32,7 @@ def limit_threads(threads: int) -> None:
 
 def losses(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
     """The recipe's loss of each image."""
-    return image_losses(logits, pixel_classes(labels), RECIPE_OF_BENCH.loss)
+    return image_losses(logits, labels, RECIPE_OF_BENCH.network.heads, RECIPE_OF_BENCH.loss)
 
 
 def crops(batch: int = 8) -> tf.data.Dataset:
@@ -47,10 +46,10 @@ def crops(batch: int = 8) -> tf.data.Dataset:
     return data.prefetch(2).with_options(options)
 
 
-def our_steps(workers: Workers, batches: Iterator[Any], model: keras.Model | None = None) -> Callable[[], Any]:
+def our_steps(workers: Workers, batches: Iterator[Any]) -> Callable[[], Any]:
     """16 of our steps."""
     recipe = RECIPE_OF_BENCH
-    model = model or build_unet(config_of_recipe(recipe))
+    model = build_unet(config_of_recipe(recipe))
     groups = parameter_groups(model, recipe, steps_per_epoch=1000)
     step = TrainingStep(workers, model, groups, losses, recipe.input.batch_size)
 
@@ -98,34 +97,3 @@ def step_rate() -> None:
         ours_steps_s=STEPS / found["memory"],
         keras_steps_s=STEPS / found["keras"],
     )
-
-
-def decoder_norm() -> None:
-    """Step time with GroupNorm in the decoder against BatchNorm (not synchronised) and no norm."""
-    limit_threads(THREADS)
-    workers = Workers()
-    data = crops()
-    kinds: dict[str, Callable[[str], keras.layers.Layer]] = {
-        "group": lambda name: keras.layers.GroupNormalization(8, name=name),
-        "batch": lambda name: keras.layers.BatchNormalization(name=name),
-        "none": lambda name: keras.layers.Activation("linear", name=name),
-    }
-    sides = {}
-    for kind, layer in kinds.items():
-        model = keras.models.clone_model(
-            build_unet(config_of_recipe(RECIPE_OF_BENCH)),
-            clone_function=lambda old, layer=layer: layer(old.name) if old.name.startswith("norm_") else _same(old),
-        )
-        sides[kind] = our_steps(workers, iter(data), model)
-    found = in_turn(sides, rounds=6, warm_up=True)
-    report(
-        "decoder_norm",
-        found["group"] / found["batch"],
-        group_step_ms=1e3 * found["group"] / STEPS,
-        batch_step_ms=1e3 * found["batch"] / STEPS,
-        no_norm_step_ms=1e3 * found["none"] / STEPS,
-    )
-
-
-def _same(layer: keras.layers.Layer) -> keras.layers.Layer:
-    return layer.__class__.from_config(layer.get_config())

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,6 +13,8 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from job.gate import judge
+from job.plan import load_plan
 from job.train import RunOptions, resume, train
 from nucleus.cli.main import cli
 from nucleus.config.names import Reference
@@ -24,9 +27,11 @@ from nucleus.data.importing import SplitOptions, import_dataset
 from nucleus.errors import DataError, JobError, WeightsError
 from nucleus.model.files import load_model
 from nucleus.predict.evaluation import evaluate
-from nucleus.predict.predictor import Predictor
+from nucleus.predict.predictor import load_predictor
+from nucleus.registry.aliases import move_alias
+from nucleus.registry.gate import read_decision
 from nucleus.registry.manifest import ModelManifest
-from nucleus.registry.versions import list_versions, pull, version_prefix
+from nucleus.registry.versions import list_versions, publish, pull, version_prefix
 from nucleus.storage.bucket import Bucket
 from nucleus.storage.uri import S3Uri, parse_uri
 
@@ -120,9 +125,10 @@ def test_manifest_and_sums_hold(trained: Trained) -> None:
 
 
 def test_pulled_weights_predict_what_the_trainer_predicted(trained: Trained) -> None:
-    predictor = Predictor(trained.folder)
+    predictor = load_predictor(trained.folder)
     for split in ("val", "test"):
-        found = evaluate(predictor, trained.dataset, split, ShardCache(trained.folder.parent / "cache")).overall
+        cache = ShardCache(trained.folder.parent / "cache")
+        found = evaluate(predictor, trained.recipe.loss, trained.dataset, split, cache).overall
         told = trained.manifest.origin.metrics[split]
         assert found.keys() == told.keys()
         for kind, scores in told.items():
@@ -142,7 +148,7 @@ def test_pulled_weights_predict_what_the_trainer_predicted(trained: Trained) -> 
 def test_history_is_complete_and_the_same_everywhere(trained: Trained) -> None:
     epochs = trained.recorder.epochs
     assert [e["epoch"] for e in epochs] == [0, 1, 2]
-    assert ["val_iou" in e for e in epochs] == [False, True, True]
+    assert ["val_map" in e for e in epochs] == [False, True, True]
     assert epochs[-1]["loss"] < epochs[0]["loss"]
     stored = json.loads((trained.folder / "metrics.json").read_text())
     assert stored["history"] == epochs
@@ -228,7 +234,7 @@ def test_predict_and_evaluate_as_typed(trained: Trained, tmp_path: Path, monkeyp
     answer = json.loads(run.stdout)
     assert answer["model"] == "tiny@1"
     assert set(answer["nuclei"]) == {"rgb.png", "grey.tif", "deep.tiff", "rgba.png", "tiny.png"}
-    predictor = Predictor(trained.folder)
+    predictor = load_predictor(trained.folder)
     labels = tifffile.imread(out / "rgb.labels.tif")
     assert np.array_equal(labels, predictor(rgb).labels)
     assert np.array_equal(labels, tifffile.imread(out / "rgba.labels.tif"))
@@ -244,10 +250,51 @@ def test_predict_and_evaluate_as_typed(trained: Trained, tmp_path: Path, monkeyp
     assert "broken.png" in run.stderr
     assert "1 of 6 images could not be read" in run.stderr
 
-    run = CliRunner().invoke(cli, ["evaluate", "tiny", "dozen", "--split", "val", "--json"])
+    gallery = out / "worst.png"
+    run = CliRunner().invoke(cli, ["evaluate", "tiny", "dozen", "--split", "val", "--gallery", str(gallery), "--json"])
+    assert cv2.imread(str(gallery)).shape[1] > 1000
     answer = json.loads(run.stdout)
     assert answer["overall"]["all"] == pytest.approx(trained.manifest.origin.metrics["val"]["all"], abs=1e-6)
     assert len(answer["images"]) == answer["overall"]["all"]["images"]
+    assert np.mean([image["map"] for image in answer["images"]]) == pytest.approx(answer["overall"]["all"]["map"])
+
+    run = CliRunner().invoke(
+        cli, ["models", "export", "tiny", str(tmp_path / "m.keras"), "--format", "keras", "--json"]
+    )
+    assert run.exit_code == 0, run.output
+    assert json.loads(run.stdout)["version"] == 1
+    assert json.loads((tmp_path / "m.keras.json").read_text())["labels"]["heads"] == trained.recipe.network.heads
+
+
+def test_the_first_version_becomes_production_and_the_reason_is_kept(
+    trained: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NUCLEUS_BUCKET", str(trained.bucket.uri))
+    assert trained.recorder.texts[-1] == "production means version 1: no version was behind production before"
+    shown = CliRunner().invoke(cli, ["models", "show", "tiny@production"]).stdout
+    assert "production moved to it: no version was behind production before" in shown
+    answer = json.loads(CliRunner().invoke(cli, ["models", "show", "tiny", "--json"]).stdout)
+    assert (answer["gate"]["passed"], answer["gate"]["metric"]) == (True, "map")
+
+
+def test_an_incumbent_of_another_dataset_is_scored_on_this_one(trained: Trained) -> None:
+    """The same weights twice: the second cannot beat the first, whatever the first had scored elsewhere."""
+    bucket, model = trained.bucket, "gated"
+    elsewhere = trained.manifest.origin.model_copy(
+        update={"dataset": "s3://x/datasets/y@0123456789ab", "metrics": {"test": {"all": {"map": 0.0}}}}
+    )
+    files = trained.folder.parent / "files"
+    shutil.copytree(trained.folder, files, ignore=shutil.ignore_patterns("manifest.json"))
+    publish(bucket, model, files, elsewhere)
+    move_alias(bucket, model, "production", 1)
+    plan = load_plan(bucket, "first-run")
+    recorder = Recorder()
+    judge(bucket, publish(bucket, model, files, trained.manifest.origin), plan, recorder)
+    decision = read_decision(bucket, model, 2)
+    assert decision is not None
+    assert decision.incumbent_score == pytest.approx(trained.manifest.origin.metrics["test"]["all"]["map"], abs=1e-6)
+    assert not decision.passed
+    assert recorder.texts[-1] == f"production does not move to version 2: {decision.reason}"
 
 
 def test_bad_runs_end_before_they_begin(trained: Trained, tmp_path: Path) -> None:

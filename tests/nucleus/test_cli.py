@@ -30,9 +30,10 @@ CONTRACT = {
     "models show": {"--json"},
     "models pull": {"--json"},
     "models alias": set(),
+    "models export": {"--format", "--json"},
     "models rollback": set(),
-    "evaluate": {"--split", "--json"},
-    "predict": {"--model", "--out", "--json"},
+    "evaluate": {"--split", "--tta", "--gallery", "--json"},
+    "predict": {"--model", "--out", "--diameter", "--pixel-size", "--channel", "--tta", "--json"},
 }
 
 
@@ -151,7 +152,7 @@ BAD_INPUT: list[tuple[list[Any], int, str]] = [
     (["predict", "flat", "--model", "m", "--out", "o"], 1, "it has no version"),
     (["evaluate", "m", "nothing"], 1, "none was imported there"),
     (["weights", "add", "nothing.h5"], 2, "does not exist"),
-    (["weights", "add", "flat/a.png", "--encoder", "resnet"], 2, "is not 'mobilenet_v2'"),
+    (["weights", "add", "flat/a.png", "--encoder", "resnet"], 2, "is not one of 'mobilenet_v2', 'efficientnet_v2_b0'"),
     (["data", "import", "two", "d@0123456789ab"], 2, "leave out @0123456789ab"),
     (["data", "import", "two", "d", "--seed", "-1"], 2, "is not in the range"),
     (["train", "demo", "--resume", "r", "--set", "workers=1"], 2, "leave out --set"),

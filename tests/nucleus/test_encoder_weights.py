@@ -10,8 +10,9 @@ import keras
 import numpy as np
 import pytest
 
+from nucleus.config.recipe import parse_recipe
 from nucleus.errors import IntegrityError, WeightsError
-from nucleus.model.architecture import ModelConfig
+from nucleus.model.architecture import config_of_recipe
 from nucleus.model.encoders import build_encoder
 from nucleus.model.files import load_encoder_weights
 from nucleus.model.unet import build_unet, encoder_of
@@ -141,7 +142,7 @@ def test_files_that_do_not_fit(weights: Path, bucket: Bucket, tmp_path: Path) ->
 def test_the_network_takes_every_weight(weights: Path) -> None:
     encoder = build_encoder("mobilenet_v2")
     encoder.load_weights(weights)
-    config = ModelConfig(encoder="mobilenet_v2", decoder_channels=[8] * 5, tile=64, overlap=0)
+    config = config_of_recipe(parse_recipe({"model": "m", "dataset": "d"}, "test"))
     inside = encoder_of(build_unet(config))
     load_encoder_weights(inside, weights)
     assert [w.path for w in inside.weights] == [w.path for w in encoder.weights]

@@ -6,24 +6,29 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from scipy import ndimage
 
-from nucleus.config.recipe import AugmentOptions, LossOptions
+from nucleus.config.encoders import ENCODER_NAMES
+from nucleus.config.recipe import AugmentOptions, Heads, LossOptions, NormalizationOptions
 from nucleus.data.generated import generated_image
+from nucleus.data.normalization import normalize, normalize_tensor
 from nucleus.data.pipeline import Feed, training_batches
 from nucleus.data.reading import SplitReader
 from nucleus.data.sampling import epoch_plan
 from nucleus.data.shards import ShardFile, encode_record, write_shard
 from nucleus.errors import IntegrityError, ModelError, WeightsError
-from nucleus.model.architecture import InstanceSettings, ModelConfig, read_model_config
+from nucleus.model.architecture import ModelConfig, read_model_config
 from nucleus.model.files import load_encoder_weights, load_model
+from nucleus.model.heads import activations, logits_of, maps_of
 from nucleus.model.losses import image_losses
-from nucleus.model.targets import pixel_classes
-from nucleus.model.tiling import TiledNetwork, reflect_indices, tile_starts
+from nucleus.model.targets import distance_targets, pixel_classes
+from nucleus.model.tiling import Region, TiledNetwork, axis_tiles, reflect_indices
 from nucleus.model.unet import build_unet, calibrate_encoder, decoder_variables, encoder_of, encoder_variables
-from nucleus.predict.instances import label_nuclei
-from nucleus.predict.measurement import measure_nuclei
 
-CONFIG = ModelConfig(encoder="mobilenet_v2", decoder_channels=[8, 8, 8, 8, 8], tile=64, overlap=16)
+PLAIN = NormalizationOptions(method="none")
+CONFIG = ModelConfig(
+    encoder="mobilenet_v2", decoder_channels=[8, 8, 8, 8, 8], heads="both", normalization=PLAIN, tile=64, overlap=16
+)
 
 
 @pytest.fixture(scope="module")
@@ -43,88 +48,145 @@ def test_pixel_classes() -> None:
     assert (classes == expected).all()
 
 
+def test_distance_targets_by_hand() -> None:
+    labels = np.zeros((2, 9, 12), np.int32)
+    labels[0, 1:6, 1:6] = 7  # 5 x 5: rings at 1 and 2, and the middle at 3
+    labels[0, 1:6, 6:9] = 2  # touches it; 5 x 3: its middle line at 2
+    labels[1, :, :] = 7  # goes on beyond every edge
+    found = distance_targets(tf.constant(labels)).numpy()
+    expected = np.zeros((9, 12))
+    expected[1:6, 1:6] = 1 / 3
+    expected[2:5, 2:5] = 2 / 3
+    expected[3, 3] = 1
+    expected[1:6, 6:9] = 1 / 2
+    expected[2:5, 7] = 1
+    assert found[0] == pytest.approx(expected, abs=1e-6)
+    assert (found[1] == 1).all()
+
+
+def test_distances_are_close_to_euclidean_ones() -> None:
+    labels = generated_image(5, 128, 128)[1].astype(np.int32)
+    found = distance_targets(tf.constant(labels[np.newaxis]))[0].numpy()
+    assert ((found > 0) == (labels > 0)).all()
+    for label in range(1, labels.max() + 1):
+        inside = labels == label
+        if inside[[0, -1]].any() or inside[:, [0, -1]].any():
+            continue  # cut by the edge, beyond which our nuclei go on
+        exact = ndimage.distance_transform_edt(inside)
+        assert found[inside].max() == 1
+        assert np.corrcoef(found[inside], exact[inside])[0, 1] > 0.95
+
+
 def test_losses_by_hand() -> None:
-    logits = tf.zeros((2, 1, 2, 3))
-    classes = tf.constant([[[0, 2]], [[1, 1]]])
-    found = image_losses(logits, classes, LossOptions(border_weight=3.0, dice=0.0)).numpy()
-    assert found == pytest.approx([np.log(3) * (1 + 3) / 2, np.log(3)], rel=1e-6)
-    with_dice = image_losses(logits, classes, LossOptions(border_weight=3.0, dice=1.0)).numpy()
-    third = 1 / 3
-    body = (0 + 1) / (2 * third + 0 + 1)
-    border = (2 * third + 1) / (2 * third + 1 + 1)
+    logits = tf.zeros((2, 3, 3, 3))
+    labels = np.zeros((2, 3, 3), np.int32)
+    labels[0, 1, 1] = 1  # one pixel, which is border; the other image is all body: a nucleus that goes on beyond it
+    labels[1] = 1
+    found = image_losses(logits, tf.constant(labels), "border", LossOptions(border_weight=3.0, dice=0.0)).numpy()
+    assert found == pytest.approx([np.log(3) * (8 + 3) / 9, np.log(3)], rel=1e-6)
+    with_dice = image_losses(logits, tf.constant(labels), "border", LossOptions(border_weight=3.0, dice=1.0)).numpy()
+    body, border = 1 / (9 / 3 + 1), (2 / 3 + 1) / (9 / 3 + 1 + 1)
     assert with_dice[0] - found[0] == pytest.approx(1 - (body + border) / 2, rel=1e-5)
 
 
-def test_tiles_cover_and_blend(model: keras.Model) -> None:
-    for length in (1, 63, 64, 65, 100, 200, 257):
-        starts = tile_starts(length, 64, 16)
-        covered = np.zeros(max(length, 64), int)
-        for start in starts:
-            covered[start : start + 64] += 1
-        assert covered.min() >= 1
-        assert starts[0] == 0
-        assert all(b - a <= 48 for a, b in itertools.pairwise(starts))
+def test_the_distance_has_its_own_loss() -> None:
+    labels = np.zeros((1, 9, 9), np.int32)
+    labels[0, 2:7, 2:7] = 1
+    target = distance_targets(tf.constant(labels)).numpy()[0].astype(np.float64)
+    for heads, others in (("both", 3), ("distance", 1)):
+        options = LossOptions(dice=0.0, distance=2.0, border_weight=1.0)
+        perfect = np.concatenate(
+            [np.zeros((1, 9, 9, others)), np.log(target / (1 - target + 1e-9) + 1e-9)[None, ..., None]], -1
+        )
+        undecided = perfect.copy()
+        undecided[..., -1] = 0
+        low, high = (
+            float(image_losses(tf.constant(x, tf.float32), tf.constant(labels), heads, options)[0])
+            for x in (perfect, undecided)
+        )
+        t = np.clip(target, 1e-12, 1 - 1e-12)
+        entropy = np.log(2) + t * np.log(t) + (1 - t) * np.log(1 - t)
+        assert high - low == pytest.approx(2 * entropy.mean(), abs=1e-3)
+        assert low == pytest.approx(np.log(3 if heads == "both" else 2), abs=1e-3)
+
+
+@pytest.mark.parametrize("heads", ["border", "distance", "both"])
+def test_logits_and_activations_are_inverse(heads: Heads) -> None:
+    channels = {"border": 3, "distance": 2, "both": 4}[heads]
+    logits = tf.random.stateless_normal((1, 5, 4, channels), (1, 2))
+    values = activations(logits, heads)
+    assert activations(logits_of(values.numpy(), heads), heads).numpy() == pytest.approx(values.numpy(), abs=1e-6)
+    maps = maps_of(values.numpy()[0], heads)
+    assert maps.mask.shape == maps.interior.shape == (5, 4)
+    assert 0 <= maps.mask.min() <= maps.mask.max() <= 1
+
+
+def test_tiles_cover_evenly() -> None:
+    for length, largest in itertools.product((1, 31, 32, 63, 64, 65, 100, 200, 257, 1000), (64, 96)):
+        axis = axis_tiles(length, largest, 16)
+        assert axis.tile % 32 == 0
+        assert axis.tile <= largest
+        assert axis.starts[0] == 0
+        assert axis.starts[-1] + axis.tile >= length
+        assert len(axis.starts) == 1 or axis.starts[-1] + axis.tile == length
+        assert all(axis.tile - (b - a) >= 16 for a, b in itertools.pairwise(axis.starts))
     assert reflect_indices(1, 4).tolist() == [0, 0, 0, 0]
-    network = TiledNetwork(model, 64, 16)
+
+
+def test_tiles_blend(model: keras.Model) -> None:
+    network = TiledNetwork(model, CONFIG)
     for shape in ((64, 64), (1, 1), (30, 200), (100, 70)):
         image = np.random.default_rng(0).integers(0, 255, (*shape, 3)).astype(np.uint8)
-        probabilities = network(image)
-        assert probabilities.shape == (*shape, 3)
-        assert probabilities.sum(axis=-1) == pytest.approx(1, abs=1e-4)
+        values = network(image)
+        assert values.shape == (*shape, 4)
+        assert values[..., :3].sum(axis=-1) == pytest.approx(1, abs=1e-4)
     whole = np.random.default_rng(0).integers(0, 255, (64, 64, 3)).astype(np.uint8)
-    direct = tf.nn.softmax(model(whole[np.newaxis].astype(np.float32), training=False))[0].numpy()
+    direct = activations(model(whole[np.newaxis].astype(np.float32), training=False), "both")[0].numpy()
     assert network(whole) == pytest.approx(direct, abs=1e-6)
 
 
-def test_touching_nuclei_are_told_apart() -> None:
-    labels = np.zeros((40, 60), np.int32)
-    y, x = np.mgrid[:40, :60]
-    labels[(y - 20) ** 2 + (x - 18) ** 2 <= 144] = 1
-    labels[((y - 20) ** 2 + (x - 41) ** 2 <= 144) & (labels == 0)] = 2
-    labels[2:7, 54:59] = 3
-    classes = pixel_classes(tf.constant(labels[np.newaxis]))[0].numpy()
-    probabilities = np.eye(3, dtype=np.float32)[classes] * 0.9 + 0.03
-    found = label_nuclei(probabilities, InstanceSettings(min_area=20))
-    assert found.max() == 3
-    assert ((found > 0) == (labels > 0)).all()
-    for label in (1, 2):
-        values, counts = np.unique(found[labels == label], return_counts=True)
-        assert counts.max() / counts.sum() > 0.95, values
-    assert label_nuclei(probabilities, InstanceSettings(min_area=30)).max() == 2
-    empty = np.zeros((5, 5, 3), np.float32)
-    empty[..., 0] = 1
-    assert label_nuclei(empty, InstanceSettings()).max() == 0
+def test_parts_of_an_image_have_the_values_of_the_whole(model: keras.Model) -> None:
+    network = TiledNetwork(model, CONFIG)
+    image = np.random.default_rng(1).integers(0, 255, (150, 170, 3)).astype(np.uint8)
+    whole = network(image)
+    rows = (slice(0, 70), slice(50, 120), slice(149, 150))
+    regions = [Region(r, c) for r in rows for c in (slice(0, 60), slice(40, 170))]
+    asked = []
+
+    def read(rows: slice, columns: slice) -> np.ndarray:
+        asked.append((rows.start, columns.start))
+        return image[rows, columns]
+
+    for region, values in zip(regions, network.regions(read, image.shape[:2], regions), strict=True):
+        assert values == pytest.approx(whole[region.rows, region.columns], abs=1e-6)
+    assert len(asked) == len(set(asked)), "a tile that two regions share is computed once"
 
 
-def test_ground_between_nuclei_stays_ground_and_holes_in_nuclei_do_not() -> None:
-    y, x = np.mgrid[:160, :160]
-    labels = np.zeros((160, 160), np.int32)
-    for i in range(18):
-        cy, cx = 80 + 57 * np.sin(i * np.pi / 9), 80 + 57 * np.cos(i * np.pi / 9)
-        labels[((y - cy) ** 2 + (x - cx) ** 2 <= 11**2) & (labels == 0)] = i + 1
-    probabilities = np.eye(3, dtype=np.float32)[pixel_classes(tf.constant(labels[np.newaxis]))[0].numpy()]
-    hole = (slice(79, 82), slice(136, 139))
-    probabilities[hole] = (1, 0, 0)
-    found = label_nuclei(probabilities, InstanceSettings())
-    assert found.max() == 18
-    assert found[80, 80] == 0
-    assert (found[hole] > 0).all()
-    assert ((found > 0) == (labels > 0)).all()
+def test_turns_are_averaged(model: keras.Model) -> None:
+    image = np.random.default_rng(2).integers(0, 255, (64, 96, 3)).astype(np.uint8)
+    plain, turned = TiledNetwork(model, CONFIG), TiledNetwork(model, CONFIG, turns=True)
+    values = turned(image)
+    views = [(np.rot90(image, k)[:, :: -1 if f else 1], k, f) for k in range(4) for f in (False, True)]
+    back = [np.rot90(plain(np.ascontiguousarray(v))[:, :: -1 if f else 1], -k) for v, k, f in views]
+    assert values == pytest.approx(np.mean(back, axis=0), abs=1e-5)
+    again = turned(np.ascontiguousarray(np.rot90(image)))
+    assert again == pytest.approx(np.rot90(values), abs=1e-5)
 
 
-def test_measurements_of_a_square() -> None:
-    labels = np.zeros((20, 20), np.int32)
-    labels[0:4, 2:6] = 1
-    labels[10:14, 10:18] = 2
-    image = np.zeros((20, 20, 3), np.uint8)
-    image[..., 0] = 50
-    rows = measure_nuclei("a.png", image, labels)
-    assert [(r["label"], r["area"], r["centroid_x"], r["centroid_y"], r["touches_edge"]) for r in rows] == [
-        (1, 16, 3.5, 1.5, True),
-        (2, 32, 13.5, 11.5, False),
-    ]
-    assert (rows[0]["mean_red"], rows[0]["mean_green"], rows[0]["solidity"]) == (50, 0, 1)
-    assert measure_nuclei("e", image, np.zeros((20, 20), np.int32)) == []
+def test_percentiles_are_the_same_in_training_and_prediction() -> None:
+    rng = np.random.default_rng(0)
+    options = NormalizationOptions(low=1.0, high=99.0)
+    for top in (40, 256):
+        image = rng.integers(0, top, (60, 50, 3)).astype(np.uint8)
+        found = normalize(image, options)
+        assert (normalize_tensor(tf.constant(image), options).numpy() == found).all()
+        low, high = np.percentile(image, (1, 99), method="inverted_cdf")
+        expected = np.clip((image.astype(float) - low) * 255 / (high - low), 0, 255)
+        assert np.abs(found - expected).max() <= 0.51
+    noise = rng.integers(0, 3, (60, 50, 3)).astype(np.uint8)
+    assert normalize(noise, options).max() <= 2 * 255 / 16 + 1, "noise stays noise"
+    assert (normalize(noise, PLAIN) == noise).all()
+    assert (normalize(np.full((4, 4, 3), 200, np.uint8), options) == 0).all()
 
 
 def test_random_encoders_are_calibrated() -> None:
@@ -155,6 +217,28 @@ def test_the_network_never_looks_across_the_batch() -> None:
     assert any("stem" in variable.path for variable in decoder_variables(model))
 
 
+def test_pixels_outside_the_receptive_field_do_not_matter(model: keras.Model) -> None:
+    image = np.random.default_rng(3).integers(0, 255, (1, 32, 1600, 3)).astype(np.float32)
+    other = image.copy()
+    other[:, :, -64:] = 0
+    one, two = (model(x, training=False).numpy() for x in (image, other))
+    assert (one[:, :, -64:] != two[:, :, -64:]).any()
+    assert one[:, :, :600] == pytest.approx(two[:, :, :600], abs=1e-5)
+
+
+@pytest.mark.parametrize("encoder", ENCODER_NAMES)
+def test_every_encoder_gives_a_network(encoder: str) -> None:
+    keras.utils.set_random_seed(3)
+    network = build_unet(ModelConfig.model_validate({**CONFIG.model_dump(), "encoder": encoder}))
+    images = np.stack([generated_image(seed, 64, 96)[0] for seed in range(2)])
+    calibrate_encoder(network, images)
+    found = network(images.astype(np.float32), training=True).numpy()
+    assert found.shape == (2, 64, 96, 4)
+    assert found.std() > 0
+    assert found == pytest.approx(network(images.astype(np.float32), training=False).numpy(), abs=1e-3)
+    assert encoder_variables(network)
+
+
 def test_models_are_rebuilt_from_json_and_weights(model: keras.Model, tmp_path: Path) -> None:
     model.save_weights(tmp_path / "model.weights.h5")
     (tmp_path / "model.json").write_text(CONFIG.model_dump_json())
@@ -169,10 +253,12 @@ def test_models_are_rebuilt_from_json_and_weights(model: keras.Model, tmp_path: 
 
 
 def test_configurations_that_cannot_be_read() -> None:
-    newer = json.dumps({**CONFIG.model_dump(), "format": 2, "unknown": 1})
-    with pytest.raises(ModelError, match=r"found format 2\. A newer version"):
+    newer = json.dumps({**CONFIG.model_dump(), "format": 3, "needs": "0.9.0", "unknown": 1})
+    with pytest.raises(ModelError, match=r"found format 3\. It needs nucleus 0\.9\.0 or newer, and this is"):
         read_model_config(newer.encode(), "m")
-    for damaged in (b"", b"{", b"[]", b'{"format": 1}', b'{"format": 1, "encoder": "x"}'):
+    with pytest.raises(ModelError, match=r"found format 1, which this version .* no longer reads"):
+        read_model_config(b'{"format": 1}', "m")
+    for damaged in (b"", b"{", b"[]", b'{"format": 2}', b'{"format": 2, "encoder": "x"}'):
         with pytest.raises(ModelError, match="damaged"):
             read_model_config(damaged, "m")
 
@@ -190,6 +276,7 @@ def feed(path: Path, count: int, rank: int, world: int, batch: int, augment: Aug
             lambda epoch: epoch_plan([count], seed=5, epoch=epoch, rank=rank, world=world, global_batch=batch),
         ),
         crop=64,
+        normalization=NormalizationOptions(method="none"),
         batch=batch // world,
         augment=augment,
         seed=5,

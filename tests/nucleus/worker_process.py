@@ -20,6 +20,7 @@ from nucleus.config.recipe import parse_recipe
 from nucleus.data.cache import ShardCache
 from nucleus.data.datasets import locate_dataset, open_dataset
 from nucleus.data.generated import generated_image
+from nucleus.model.heads import activations
 from nucleus.model.unet import decoder_variables
 from nucleus.training.distributed import TrainingStep, Workers
 from nucleus.training.parameters import ParameterGroup, parameter_groups
@@ -40,6 +41,9 @@ class Keeper:
     def __init__(self) -> None:
         self.history: list[dict[str, float]] = []
         self.sums: list[dict[str, str]] = []
+
+    def stage(self, text: str) -> None:
+        assert text
 
     def steps(self, epoch: int, done: int, total: int) -> None:  # noqa: ARG002
         assert 0 < done <= total
@@ -77,21 +81,21 @@ def steps(which: str, rate: float, count: int, parts: int) -> tuple[float, list[
     batch = run.recipe.input.batch_size
     step = TrainingStep(workers, run.model, groups, run.losses, batch, accumulation=parts)
     loss = step.run(run.batches(0), count)
-    predictions = tf.nn.softmax(run.model(image, training=False))[0].numpy()
+    predictions = activations(run.model(image, training=False), run.config.heads)[0].numpy()
     return float(workers.sum(np.array([loss]))[0]), [variable.numpy() for variable in variables], predictions.tolist()
 
 
 def scores() -> dict[str, Any]:
     run = run_of({}, Keeper())
     workers.broadcast(list(run.model.weights))
-    return score_images(run.network, run.images("val"), 0.5, run.recipe.loss, workers).report()
+    return score_images(run.network, run.images("val"), run.config, run.recipe.loss, workers).report()
 
 
 def trained(changes: dict[str, Any]) -> dict[str, Any]:
     keeper = Keeper()
     run = run_of(changes, keeper)
     finished = run.execute(None)
-    predictions = tf.nn.softmax(finished.model(image, training=False))[0].numpy()
+    predictions = activations(finished.model(image, training=False), finished.config.heads)[0].numpy()
     return {
         "history": keeper.history,
         "sums": keeper.sums,

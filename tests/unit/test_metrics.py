@@ -1,11 +1,39 @@
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
+from numpy.typing import NDArray
+from scipy.optimize import linear_sum_assignment
 
 from nucleus.data.kinds import Kind
-from nucleus.model.metrics import PixelCounts, ScoreSums, count_pixels
+from nucleus.metrics.matching import THRESHOLDS, MatchCounts, match_nuclei
+from nucleus.metrics.mistakes import find_mistakes
+from nucleus.metrics.pixels import PixelCounts, count_pixels
+from nucleus.metrics.scores import ImageScores, ScoreSums
+
+STARDIST = json.loads((Path(__file__).parent / "stardist_metrics.json").read_text())
 
 
-def test_worked_example() -> None:
+def labelled_pair(seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Truth and prediction, 96 x 80: discs, moved, missed and grown; with numbers that leave gaps."""
+    rng = np.random.default_rng(seed)
+    truth, predicted = np.zeros((96, 80), int), np.zeros((96, 80), int)
+    y, x = np.mgrid[:96, :80]
+    for number in range(1, 3 + seed * 3):
+        cy, cx, r = rng.uniform(0, 96), rng.uniform(0, 80), rng.uniform(3, 11)
+        truth[(y - cy) ** 2 + (x - cx) ** 2 <= r * r] = number
+        if rng.random() < 0.85:
+            dy, dx, f = rng.normal(0, 1), rng.normal(0, 1), rng.uniform(0.75, 1.2)
+            predicted[(y - cy - dy) ** 2 + (x - cx - dx) ** 2 <= (f * r) ** 2] = 200 - number
+    return truth, predicted
+
+
+def scores_of(truth: NDArray[np.int64], predicted: NDArray[np.int64], loss: float = 0.0) -> ImageScores:
+    return ImageScores(loss, count_pixels(truth > 0, predicted > 0), match_nuclei(truth, predicted))
+
+
+def test_pixels_worked_example() -> None:
     truth = np.array([[1, 1, 0], [1, 0, 0]], bool)
     predicted = np.array([[1, 0, 0], [1, 1, 0]], bool)
     counts = count_pixels(truth, predicted)
@@ -13,26 +41,115 @@ def test_worked_example() -> None:
     assert (counts.iou, counts.dice, counts.accuracy) == (2 / 4, 4 / 6, 4 / 6)
 
 
+def test_nuclei_worked_example() -> None:
+    """Nucleus 1 is found with IoU 4/5, nucleus 2 with 3/5, nucleus 3 is missed, and label 9 is nowhere in the truth."""
+    truth = np.array([[1, 1, 1, 1, 0, 2, 2, 2, 2], [0, 3, 0, 0, 0, 0, 0, 0, 0]])
+    predicted = np.array([[7, 7, 7, 7, 7, 0, 5, 5, 5], [0, 0, 0, 0, 9, 0, 0, 0, 5]])
+    counts = match_nuclei(truth, predicted)
+    assert (counts.true_nuclei, counts.predicted_nuclei) == (3, 3)
+    # Label 7 covers 5 pixels, 4 of them nucleus 1; label 5 shares 3 pixels with nucleus 2 and their union has 5.
+    assert counts.matches.tolist() == [2, 2, 2, 1, 1, 1, 1, 0, 0, 0]
+    assert counts.matched_iou[0] == pytest.approx(4 / 5 + 3 / 5)
+    assert counts.ap.tolist() == [2 / 4, 2 / 4, 2 / 4, 1 / 5, 1 / 5, 1 / 5, 1 / 5, 0, 0, 0]
+    assert counts.f1[0] == 4 / 6
+    assert counts.pq[0] == pytest.approx((4 / 5 + 3 / 5) / 3)
+    assert counts.mean_ap == pytest.approx((3 * 0.5 + 4 * 0.2) / 10)
+
+
+def test_of_two_halves_one_matches() -> None:
+    whole, halves = np.array([[4, 4, 4, 4]]), np.array([[1, 1, 2, 2]])
+    for truth, predicted in ((whole, halves), (halves, whole)):
+        counts = match_nuclei(truth, predicted)
+        assert counts.matches.tolist() == [1] + [0] * 9
+        assert counts.ap[0] == 1 / 2
+
+
 def test_nothing_to_find_and_nothing_found_is_perfect() -> None:
-    empty = np.zeros((2, 2), bool)
-    counts = count_pixels(empty, empty)
+    empty, some = np.zeros((2, 2), int), np.array([[1, 0], [0, 0]])
+    counts = count_pixels(empty > 0, empty > 0)
     assert (counts.iou, counts.dice, counts.accuracy) == (1, 1, 1)
+    nothing = match_nuclei(empty, empty)
+    assert nothing.ap.tolist() == nothing.f1.tolist() == nothing.pq.tolist() == [1.0] * 10
+    for truth, predicted in ((empty, some), (some, empty)):
+        assert match_nuclei(truth, predicted).ap.tolist() == [0.0] * 10
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_the_same_as_stardist(seed: int) -> None:
+    counts = match_nuclei(*labelled_pair(seed))
+    expected = STARDIST["images"][seed]
+    assert (counts.true_nuclei, counts.predicted_nuclei) == (expected["true"], expected["predicted"])
+    for name in ("ap", "f1", "pq"):
+        assert getattr(counts, name) == pytest.approx(expected[name], abs=1e-6)
+
+
+@pytest.mark.parametrize("seed", range(6, 12))
+def test_the_same_as_an_optimal_assignment(seed: int) -> None:
+    truth, predicted = labelled_pair(seed)
+    found = match_nuclei(truth, predicted)
+    masks, others = ([grid == n for n in np.unique(grid) if n] for grid in (truth, predicted))
+    iou = np.array([[(a & b).sum() / (a | b).sum() for b in others] for a in masks])
+    for i, threshold in enumerate(THRESHOLDS):
+        rows, columns = linear_sum_assignment(-np.where(iou >= threshold, 1 + iou, 0))
+        kept = iou[rows, columns][iou[rows, columns] >= threshold]
+        assert found.matches[i] == len(kept)
+        assert found.matched_iou[i] == pytest.approx(kept.sum())
+
+
+def test_pooled_scores_are_those_of_stardist() -> None:
+    sums = ScoreSums()
+    for seed in range(6):
+        sums.add(Kind.STAIN, scores_of(*labelled_pair(seed)))
+    scores, pooled = sums.scores(), STARDIST["pooled"]
+    found = [scores[f"pooled_ap_{round(100 * threshold)}"] for threshold in THRESHOLDS]
+    assert found == pytest.approx(pooled["ap"], abs=1e-6)
+    assert scores["pooled_map"] == pytest.approx(np.mean(pooled["ap"]), abs=1e-6)
+    assert (scores["pooled_f1_50"], scores["pooled_pq_50"]) == pytest.approx(
+        (pooled["f1"][0], pooled["pq"][0]), abs=1e-6
+    )
+    for name in ("f1", "pq"):
+        means = [image[name][0] for image in STARDIST["images"]]
+        assert scores[f"{name}_50"] == pytest.approx(np.mean(means), abs=1e-6)
+    assert scores["map"] == pytest.approx(np.mean([image["ap"] for image in STARDIST["images"]]), abs=1e-6)
 
 
 def test_sums_over_workers_are_the_sums_over_images() -> None:
-    rng = np.random.default_rng(0)
-    samples = [
-        (list(Kind)[i % 3], count_pixels(rng.random((9, 7)) > 0.5, rng.random((9, 7)) > 0.4), float(i))
-        for i in range(7)
-    ]
+    samples = [(list(Kind)[i % 3], scores_of(*labelled_pair(i), loss=float(i))) for i in range(7)]
     together, parts = ScoreSums(), [ScoreSums(), ScoreSums(), ScoreSums()]
     for i, sample in enumerate(samples):
         together.add(*sample)
         parts[i % 3].add(*sample)
     added = ScoreSums(sum((part.array for part in parts), np.zeros_like(together.array)))
     assert added.scores() == pytest.approx(together.scores(), abs=1e-12)
-    assert together.scores()["iou"] == pytest.approx(np.mean([counts.iou for _, counts, _ in samples]))
-    pooled = PixelCounts(*(sum(getattr(c, f) for _, c, _ in samples) for f in PixelCounts.__dataclass_fields__))
-    assert together.scores()["pooled_iou"] == pooled.iou
+    scores = together.scores()
+    assert scores["iou"] == pytest.approx(np.mean([sample.pixels.iou for _, sample in samples]))
+    assert scores["ap_70"] == pytest.approx(np.mean([sample.nuclei.ap[4] for _, sample in samples]))
+    assert scores["loss"] == 3.0
+    errors = [abs(sample.nuclei.true_nuclei - sample.nuclei.predicted_nuclei) for _, sample in samples]
+    assert scores["count_error"] == pytest.approx(np.mean(errors))
+    pixels = [sample.pixels for _, sample in samples]
+    pooled = PixelCounts(*(sum(getattr(c, f) for c in pixels) for f in PixelCounts.__dataclass_fields__))
+    assert scores["pooled_iou"] == pooled.iou
+    nuclei = [sample.nuclei for _, sample in samples]
+    matches = MatchCounts(
+        sum(n.true_nuclei for n in nuclei),
+        sum(n.predicted_nuclei for n in nuclei),
+        sum((n.matches for n in nuclei), np.zeros(10, np.int64)),
+        sum((n.matched_iou for n in nuclei), np.zeros(10)),
+    )
+    assert scores["pooled_map"] == pytest.approx(matches.mean_ap)
     assert together.report()["all"]["images"] == 7
-    assert together.report()["stain"]["images"] == sum(kind is Kind.STAIN for kind, _, _ in samples)
+    assert together.report()["stain"]["images"] == sum(kind is Kind.STAIN for kind, _ in samples)
+
+
+def test_mistakes_by_name() -> None:
+    truth = np.array([[1, 1, 2, 2, 0, 3, 3, 3, 3, 0, 4, 4, 0, 0, 0, 5, 5, 5, 5]])
+    found = np.array([[7, 7, 7, 7, 0, 8, 8, 9, 9, 0, 0, 0, 0, 6, 0, 2, 2, 2, 2]])
+    mistakes = find_mistakes(truth, found)
+    assert (mistakes.merged, mistakes.split) == ({7}, {3})
+    assert (mistakes.missed, mistakes.extra) == ({4}, {6})
+    assert str(mistakes) == "1 missed, 1 extra, 1 merged, 1 split"
+    assert str(find_mistakes(truth, truth)) == "none"
+    nothing = np.zeros_like(truth)
+    assert find_mistakes(nothing, found).extra == {2, 6, 7, 8, 9}
+    assert find_mistakes(truth, nothing).missed == {1, 2, 3, 4, 5}

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from nucleus.data.sampling import EpochPlan, epoch_plan, shard_count
+from nucleus.data.sampling import EpochPlan, epoch_plan, shard_count, stored_order
 
 
 def records(total: int, shards: int) -> list[int]:
@@ -94,3 +94,38 @@ def test_global_batches_over_blocks(world: int) -> None:
     for step in range(72 // batch):
         together = {sample for part in shared for sample in part[step * each : (step + 1) * each]}
         assert together == set(alone[step * batch : (step + 1) * batch])
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_weights_change_how_often_and_nothing_else(world: int) -> None:
+    """The first third of the samples, in stored order, counts threefold."""
+    total, shards, epochs = 480, 24, 30
+    weights = [3.0 if i < total // 3 else 1.0 for i in range(total)]
+    drawn = np.zeros(total)
+    for epoch in range(epochs):
+        plans = [
+            epoch_plan(
+                records(total, shards), seed=1, epoch=epoch, rank=r, world=world, global_batch=12, weights=weights
+            )
+            for r in range(world)
+        ]
+        even = [plan(total, shards, r, world, 12, epoch=epoch, seed=1) for r in range(world)]
+        for p, e in zip(plans, even, strict=True):
+            assert (p.positions == e.positions).all()
+            assert (p.shards == e.shards).all()
+            np.add.at(drawn, p.records * shards + p.shards, 1)
+    assert drawn.sum() == total * epochs
+    assert drawn[: total // 3].mean() / drawn[total // 3 :].mean() == pytest.approx(3, rel=0.03)
+    assert drawn.max() <= 2 * epochs, "each at most the ceiling of its expected 1.8 times an epoch"
+    alone = epoch_plan(records(total, shards), seed=1, epoch=0, rank=0, world=1, global_batch=12, weights=weights)
+    parts = [
+        epoch_plan(records(total, shards), seed=1, epoch=0, rank=r, world=world, global_batch=12, weights=weights)
+        for r in range(world)
+    ]
+    together = sorted(item for p in parts for item in zip(p.positions.tolist(), seen(p), strict=True))
+    assert [sample for _, sample in together] == seen(alone)
+
+
+def test_stored_order_is_a_permutation() -> None:
+    assert sorted(stored_order(50).tolist()) == list(range(50))
+    assert (stored_order(50) == stored_order(50)).all()

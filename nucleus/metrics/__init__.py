@@ -1,0 +1,1 @@
+"""How good predictions are: pixels, nuclei, and sums over images and workers."""

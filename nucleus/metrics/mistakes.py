@@ -1,0 +1,60 @@
+"""What is wrong with a prediction: nuclei missed, invented, merged or split."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nucleus.metrics.matching import THRESHOLDS, pair_overlaps
+
+__all__ = ["Mistakes", "find_mistakes"]
+
+_MOST = 0.5
+
+
+@dataclass(frozen=True)
+class Mistakes:
+    """Labels of one image by what happened to them, at IoU 0.5.
+
+    Attributes:
+        missed: True labels that no predicted one matches, and that are not merged or split.
+        extra: Predicted labels that match no true one, and that are not merged or split.
+        merged: Predicted labels that hold most of two or more true ones.
+        split: True labels that hold most of two or more predicted ones.
+    """
+
+    missed: frozenset[int]
+    extra: frozenset[int]
+    merged: frozenset[int]
+    split: frozenset[int]
+
+    def __str__(self) -> str:
+        parts = {"missed": self.missed, "extra": self.extra, "merged": self.merged, "split": self.split}
+        return ", ".join(f"{len(labels)} {name}" for name, labels in parts.items() if labels) or "none"
+
+
+def find_mistakes(truth: NDArray[np.integer], predicted: NDArray[np.integer]) -> Mistakes:
+    """Compare the labels of one image; both H x W, 0 background."""
+    rows, columns, shared = pair_overlaps(truth, predicted)
+    true_areas, predicted_areas = np.bincount(truth.ravel()), np.bincount(predicted.ravel())
+    iou = shared / (true_areas[rows] + predicted_areas[columns] - shared)
+    matches = iou >= THRESHOLDS[0]
+    inside, holds = shared > _MOST * true_areas[rows], shared > _MOST * predicted_areas[columns]
+    merged, split = _twice(columns[inside]), _twice(rows[holds])
+    in_merged = set(rows[inside & np.isin(columns, list(merged))].tolist())
+    in_split = set(columns[holds & np.isin(rows, list(split))].tolist())
+    true_labels, predicted_labels = (
+        set(np.flatnonzero(areas).tolist()) - {0} for areas in (true_areas, predicted_areas)
+    )
+    return Mistakes(
+        missed=frozenset(true_labels - set(rows[matches].tolist()) - in_merged - split),
+        extra=frozenset(predicted_labels - set(columns[matches].tolist()) - in_split - merged),
+        merged=merged,
+        split=split,
+    )
+
+
+def _twice(labels: NDArray[np.int64]) -> frozenset[int]:
+    """Labels that occur more than once."""
+    found, counts = np.unique(labels, return_counts=True)
+    return frozenset(found[counts > 1].tolist())

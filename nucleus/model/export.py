@@ -1,0 +1,126 @@
+"""A network for use without this package: Keras, TensorFlow or ONNX, and a JSON file that says how to use it."""
+
+import json
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import tensorflow as tf
+from keras import layers
+
+from nucleus.config.recipe import STRIDE
+from nucleus.errors import UsageError
+from nucleus.model.architecture import ModelConfig, read_model_config
+from nucleus.model.files import CONFIG_FILE, WEIGHTS_FILE, load_weights
+from nucleus.model.unet import build_unet
+from nucleus.storage.files import write_atomic
+
+__all__ = ["EXPORT_FORMATS", "ExportFormat", "export_model"]
+
+ExportFormat = Literal["h5", "keras", "savedmodel", "onnx"]
+EXPORT_FORMATS: tuple[ExportFormat, ...] = get_args(ExportFormat)
+
+_ACTIVATIONS = {
+    "border": "softmax over the three channels",
+    "distance": "sigmoid of each channel",
+    "both": "softmax over the first three channels, sigmoid of the last",
+}
+
+
+def export_model(folder: Path, kind: ExportFormat, dest: Path, about: dict[str, Any]) -> Path:
+    """Write a pulled model in another format, and beside it `<dest>.json`.
+
+    Input: N x H x W x 3, float32, RGB from 0 to 255, normalised as the JSON says; H and W multiples of 32. Output:
+    logits, N x H x W x channels, float32.
+
+    Args:
+        folder: A pulled model.
+        kind: `h5` and `keras` load with Keras 3, `savedmodel` (a folder) with TensorFlow, `onnx` with ONNX Runtime.
+        dest: File or folder to write.
+        about: What the JSON says besides, such as where the model comes from.
+
+    Returns:
+        The JSON file.
+
+    Raises:
+        ModelError: The folder holds no model of this version.
+        UsageError: There is something at `dest` already.
+    """
+    usage = dest.with_name(f"{dest.name}.json")
+    for path in (dest, usage):
+        if path.exists():
+            raise UsageError(f"Expected nothing at {path}; something is there. Remove it or name another place.")
+    config = read_model_config((folder / CONFIG_FILE).read_bytes(), str(folder / CONFIG_FILE))
+    dest.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".nucleus-export-", dir=dest.parent) as temporary:
+        beside = Path(temporary) / f"model.{kind}"
+        _WRITERS[kind](config, folder / WEIGHTS_FILE, beside)
+        beside.rename(dest)
+    write_atomic(usage, json.dumps({**about, "format": kind, **_usage(config)}, indent=1) + "\n")
+    return usage
+
+
+def _write_keras(config: ModelConfig, weights: Path, path: Path) -> None:
+    """One file; of Keras's own layers alone, so Keras alone loads it."""
+    model = build_unet(config, layers.UpSampling2D)
+    load_weights(model, weights)
+    model.save(path)
+
+
+def _write_savedmodel(config: ModelConfig, weights: Path, path: Path) -> None:
+    tf.saved_model.save(_Servable(config, weights), str(path))
+
+
+def _write_onnx(config: ModelConfig, weights: Path, path: Path) -> None:
+    import tf2onnx  # noqa: PLC0415
+
+    servable = _Servable(config, weights)
+    tf2onnx.convert.from_function(
+        servable.__call__, servable.__call__.input_signature, opset=_ONNX_OPSET, output_path=str(path)
+    )
+
+
+_ONNX_OPSET = 18
+_WRITERS: dict[ExportFormat, Callable[[ModelConfig, Path, Path], None]] = {
+    "h5": _write_keras,
+    "keras": _write_keras,
+    "savedmodel": _write_savedmodel,
+    "onnx": _write_onnx,
+}
+
+
+class _Servable(tf.Module):
+    """A network as a TensorFlow graph."""
+
+    def __init__(self, config: ModelConfig, weights: Path) -> None:
+        super().__init__()
+        self._model = build_unet(config)
+        load_weights(self._model, weights)
+        self._variables = [variable.value for variable in self._model.variables]  # what `save` must find
+
+    @tf.function(input_signature=[tf.TensorSpec((None, None, None, 3), tf.float32, name="image")])
+    def __call__(self, image: tf.Tensor) -> dict[str, tf.Tensor]:
+        """Logits of images."""
+        return {"logits": self._model(image, training=False)}
+
+
+def _usage(config: ModelConfig) -> dict[str, Any]:
+    """All that is needed to use the network as this package does."""
+    return {
+        "input": {
+            "layout": "N x H x W x 3, float32, RGB from 0 to 255",
+            "multiple_of": STRIDE,
+            "normalization": config.normalization.model_dump(),
+            "tile": config.tile,
+            "overlap": config.overlap,
+            "nucleus_diameter": config.nucleus_diameter,
+            "pixel_size": config.pixel_size,
+        },
+        "output": {
+            "layout": "N x H x W x channels, float32, logits",
+            "channels": list(config.channels),
+            "activation": _ACTIVATIONS[config.heads],
+        },
+        "labels": {"heads": config.heads, **config.instances.model_dump()},
+    }

@@ -1,0 +1,62 @@
+"""What the network's output channels mean, by the heads that a recipe chooses.
+
+- `border`: softmax over background, body and border (Caicedo et al. 2019, https://doi.org/10.1002/cyto.a.23863).
+- `distance`: sigmoid of nucleus, and sigmoid of the distance to the nucleus's edge, 1 where the nucleus has its largest
+  (after Schmidt et al. 2018, https://arxiv.org/abs/1806.03535).
+- `both`: the three classes and the distance.
+
+All give the same two maps, from which `nucleus.model.instances` makes labels: `mask`, the probability that a pixel is
+in a nucleus, and `interior`, high in the middle of nuclei and low between touching ones.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from numpy.typing import NDArray
+
+from nucleus.config.recipe import Heads
+
+__all__ = ["Maps", "activations", "logits_of", "maps_of"]
+
+_SMALLEST = 1e-7
+
+
+@dataclass(frozen=True)
+class Maps:
+    """What labels are made of.
+
+    Attributes:
+        mask: H x W, float32, 0 to 1: probability of a nucleus.
+        interior: H x W, float32, 0 to 1: how far inside.
+    """
+
+    mask: NDArray[np.float32]
+    interior: NDArray[np.float32]
+
+
+def activations(logits: tf.Tensor, heads: Heads) -> tf.Tensor:
+    """Values from 0 to 1 of each channel (N x H x W x C) from the network's logits."""
+    if heads == "distance":
+        return tf.sigmoid(logits)
+    classes = tf.nn.softmax(logits[..., :3])
+    return classes if heads == "border" else tf.concat([classes, tf.sigmoid(logits[..., 3:])], axis=-1)
+
+
+def logits_of(values: NDArray[np.float32], heads: Heads) -> tf.Tensor:
+    """Logits (N x H x W x C) whose activations are `values`, away from 0 and 1."""
+    clipped = tf.clip_by_value(tf.constant(values), _SMALLEST, 1 - _SMALLEST)
+    sigmoids = tf.math.log(clipped) - tf.math.log1p(-clipped)
+    if heads == "distance":
+        return sigmoids
+    classes = tf.math.log(clipped[..., :3])
+    return tf.concat([classes, sigmoids[..., 3:]], axis=-1)
+
+
+def maps_of(values: NDArray[Any], heads: Heads) -> Maps:
+    """The two maps from activations (H x W x C)."""
+    if heads == "distance":
+        return Maps(values[..., 0], values[..., 1])
+    mask = 1 - values[..., 0]
+    return Maps(mask, values[..., 1] if heads == "border" else (values[..., 1] + values[..., 3]) / 2)

@@ -1,0 +1,97 @@
+"""Labels from the network's maps: seeds inside nuclei, grown by watershed to the mask."""
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+from skimage.segmentation import watershed
+
+from nucleus.model.architecture import InstanceSettings
+from nucleus.model.heads import Maps
+
+__all__ = ["label_nuclei", "nucleus_mask"]
+
+
+def nucleus_mask(maps: Maps, settings: InstanceSettings) -> NDArray[np.bool_]:
+    """Pixels (H x W) that belong to nuclei."""
+    return np.asarray(maps.mask > settings.mask_threshold)
+
+
+def label_nuclei(maps: Maps, settings: InstanceSettings) -> NDArray[np.int32]:
+    """Label each nucleus.
+
+    Seeds are the connected components (4 neighbours) of the interior map above `seed_threshold`. A component of the
+    mask with one seed is a nucleus; one with several is divided among them by the watershed (Beucher & Lantuéjoul 1979)
+    of the falling interior map; one without is a nucleus too, so that small ones are not lost. Holes inside one nucleus
+    are filled; ground that several nuclei enclose stays ground. What is smaller than `min_area`, or so uncertain that
+    the mask's mean over it is below `min_score`, is dropped.
+
+    Args:
+        maps: H x W each.
+        settings: Thresholds and smallest areas.
+
+    Returns:
+        H x W, 0 background, 1..K nuclei.
+    """
+    mask = nucleus_mask(maps, settings)
+    components = _components(mask, 4)
+    seeds = _components(mask & (maps.interior > settings.seed_threshold), 4)
+    seeds = _kept(seeds, _large(seeds, settings.min_seed_area))
+    labels = _divided(components, seeds, maps.interior)
+    _fill_holes(labels)
+    return _kept(labels, _likely(labels, maps.mask, settings.min_score) & _large(labels, settings.min_area))
+
+
+def _components(mask: NDArray[np.bool_], neighbours: int) -> NDArray[np.int32]:
+    _, labels = cv2.connectedComponents(mask.astype(np.uint8), connectivity=neighbours, ltype=cv2.CV_32S)
+    return np.asarray(labels, np.int32)
+
+
+def _divided(
+    components: NDArray[np.int32], seeds: NDArray[np.int32], interior: NDArray[np.float32]
+) -> NDArray[np.int32]:
+    """The components, those with several seeds divided among them."""
+    numbers, first = np.unique(seeds[seeds > 0], return_index=True)
+    several = np.bincount(components[seeds > 0][first], minlength=int(components.max()) + 1) > 1
+    if not several.any():
+        return components
+    crowded = several[components]
+    divided = watershed(-interior, markers=np.where(crowded, seeds, 0), mask=crowded)
+    # Numbers of undivided components come after those of the seeds.
+    return np.where(crowded, divided, np.where(components > 0, components + numbers[-1], 0)).astype(np.int32)
+
+
+def _fill_holes(labels: NDArray[np.int32]) -> None:
+    """Fill, in place, ground that one nucleus alone encloses."""
+    count, ground, stats, _ = cv2.connectedComponentsWithStats((labels == 0).astype(np.uint8), connectivity=8)
+    height, width = labels.shape
+    for number in range(1, count):
+        x, y, w, h = (int(value) for value in stats[number, :4])
+        if x == 0 or y == 0 or x + w == width or y + h == height:
+            continue  # goes on beyond the image, as far as anyone knows
+        around = np.s_[y - 1 : y + h + 1, x - 1 : x + w + 1]
+        hole = ground[around] == number
+        ring = ndimage.binary_dilation(hole) & ~hole
+        neighbours = labels[around][ring]
+        if (neighbours == neighbours[0]).all():
+            labels[around][hole] = neighbours[0]
+
+
+def _likely(labels: NDArray[np.int32], mask: NDArray[np.float32], score: float) -> NDArray[np.bool_]:
+    """Of each label (from 0): whether the mask's mean over it is at least `score`."""
+    areas = np.bincount(labels.ravel())
+    sums = np.bincount(labels.ravel(), mask.ravel())
+    return np.asarray(sums >= score * areas)
+
+
+def _large(labels: NDArray[np.int32], area: int) -> NDArray[np.bool_]:
+    """Of each label (from 0): whether it has at least `area` pixels."""
+    return np.asarray(np.bincount(labels.ravel()) >= max(area, 1))
+
+
+def _kept(labels: NDArray[np.int32], keep: NDArray[np.bool_]) -> NDArray[np.int32]:
+    """The labels to keep, numbered 1..K in their order."""
+    keep = keep.copy()
+    keep[0] = False
+    numbers = np.where(keep, np.cumsum(keep), 0).astype(np.int32)
+    return np.asarray(numbers[labels])

@@ -1,0 +1,67 @@
+"""Large images in blocks: each nucleus is labelled in the one block that its centroid lies in.
+
+A block is labelled together with a margin around it, so that the nuclei whose centroid is in the block are seen whole.
+Neighbouring blocks see the same values in the pixels that they share, so they agree on the nuclei there.
+"""
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nucleus.model.tiling import Region
+
+__all__ = ["Block", "nuclei_of_block", "plan_blocks"]
+
+
+@dataclass(frozen=True)
+class Block:
+    """A part of an image.
+
+    Attributes:
+        core: The pixels whose nuclei are this block's.
+        seen: The core with its margin.
+    """
+
+    core: Region
+    seen: Region
+
+
+def plan_blocks(shape: tuple[int, int], side: int, margin: int) -> list[Block]:
+    """Blocks of `side` px with margins of `margin` px that cover an image (height, width), row by row."""
+    rows, columns = (_parts(length, side, margin) for length in shape)
+    return [
+        Block(Region(row, column), Region(row_seen, column_seen))
+        for row, row_seen in rows
+        for column, column_seen in columns
+    ]
+
+
+def nuclei_of_block(labels: NDArray[np.int32], block: Block) -> NDArray[np.int32]:
+    """The labels of `block.seen` (h x w) whose centroid is in `block.core`, numbered 1..K."""
+    if block.core == block.seen or not labels.any():
+        return labels
+    flat = labels.ravel()
+    height, width = labels.shape
+    areas = np.maximum(np.bincount(flat), 1)
+    y = np.bincount(flat, np.repeat(np.arange(height), width)) / areas + block.seen.rows.start
+    x = np.bincount(flat, np.tile(np.arange(width), height)) / areas + block.seen.columns.start
+    ours = _within(y, block.core.rows) & _within(x, block.core.columns)
+    ours[0] = False
+    numbers = np.where(ours, np.cumsum(ours), 0).astype(np.int32)
+    return np.asarray(numbers[labels])
+
+
+def _parts(length: int, side: int, margin: int) -> list[tuple[slice, slice]]:
+    """Even parts of an axis of at most `side` px, and each with its margin."""
+    ends = np.linspace(0, length, max(1, -(-length // side)) + 1).round().astype(int).tolist()
+    return [
+        (slice(first, last), slice(max(0, first - margin), min(length, last + margin)))
+        for first, last in pairwise(ends)
+    ]
+
+
+def _within(values: NDArray[np.float64], part: slice) -> NDArray[np.bool_]:
+    """Which centroids lie in a part of an axis: pixel i reaches from i - 0.5 to i + 0.5."""
+    return np.asarray((values >= part.start - 0.5) & (values < part.stop - 0.5))

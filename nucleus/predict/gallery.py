@@ -1,0 +1,101 @@
+"""Where a model fails, as a picture: images with their mistakes coloured."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from skimage.segmentation import find_boundaries
+
+from nucleus.data.images import RgbImage
+from nucleus.metrics.mistakes import find_mistakes
+
+__all__ = ["GalleryImage", "draw_gallery", "draw_mistakes"]
+
+_FOUND = (0, 200, 0)
+_MISSED = (255, 0, 0)
+_EXTRA = (255, 160, 0)
+_MERGED = (255, 0, 255)
+_SPLIT = (0, 120, 255)
+_LEGEND = (("found", _FOUND), ("missed", _MISSED), ("extra", _EXTRA), ("merged", _MERGED), ("split", _SPLIT))
+_SIDE = 320
+_GAP = 8
+_LINE = 22
+_ACROSS = 2
+
+
+@dataclass(frozen=True)
+class GalleryImage:
+    """An image of the gallery.
+
+    Attributes:
+        title: What stands over it.
+        image: H x W x 3, uint8.
+        truth: H x W, labels.
+        predicted: H x W, labels.
+    """
+
+    title: str
+    image: RgbImage
+    truth: NDArray[np.integer]
+    predicted: NDArray[np.integer]
+
+
+def draw_mistakes(image: RgbImage, truth: NDArray[np.integer], predicted: NDArray[np.integer]) -> RgbImage:
+    """A copy of the image with outlines.
+
+    Predicted nuclei green, extra ones orange, merged ones magenta; of the true ones, the missed red and the split blue.
+    """
+    mistakes = find_mistakes(truth, predicted)
+    drawn = image.copy()
+    for labels, chosen, colour in (
+        (predicted, None, _FOUND),
+        (predicted, mistakes.extra, _EXTRA),
+        (predicted, mistakes.merged, _MERGED),
+        (truth, mistakes.missed, _MISSED),
+        (truth, mistakes.split, _SPLIT),
+    ):
+        shown = labels if chosen is None else np.where(np.isin(labels, list(chosen)), labels, 0)
+        drawn[find_boundaries(shown, mode="inner")] = colour
+    return drawn
+
+
+def draw_gallery(images: Sequence[GalleryImage]) -> RgbImage:
+    """Pairs of image and mistakes, two pairs a row, with a line of text over each and a legend at the top."""
+    cell_width, cell_height = 2 * _SIDE + _GAP, _SIDE + _LINE
+    rows = -(-len(images) // _ACROSS)
+    sheet = np.full((_LINE + rows * (cell_height + _GAP), _ACROSS * (cell_width + 2 * _GAP), 3), 255, np.uint8)
+    left = _GAP
+    for name, colour in _LEGEND:
+        left += _write(sheet, name, (left, _LINE - 6), colour) + 2 * _GAP
+    for number, item in enumerate(images):
+        top = _LINE + number // _ACROSS * (cell_height + _GAP)
+        left = _GAP + number % _ACROSS * (cell_width + 2 * _GAP)
+        _write(sheet, item.title, (left, top + _LINE - 6), (0, 0, 0))
+        shown = (_brightened(item.image), draw_mistakes(_brightened(item.image), item.truth, item.predicted))
+        for i, picture in enumerate(shown):
+            small = _fitted(picture)
+            place = (top + _LINE, left + i * (_SIDE + _GAP))
+            sheet[place[0] : place[0] + small.shape[0], place[1] : place[1] + small.shape[1]] = small
+    return sheet
+
+
+def _brightened(image: RgbImage) -> RgbImage:
+    """Dark images stretched to the full range, so that a person sees what is there."""
+    high = max(1.0, float(np.percentile(image, 99.8)))
+    return np.asarray(np.clip(image * max(1.0, 255 / high), 0, 255), np.uint8)
+
+
+def _fitted(picture: RgbImage) -> RgbImage:
+    scale = _SIDE / max(picture.shape[:2])
+    size = (max(1, round(picture.shape[1] * scale)), max(1, round(picture.shape[0] * scale)))
+    way = cv2.INTER_AREA if scale < 1 else cv2.INTER_NEAREST
+    return np.asarray(cv2.resize(picture, size, interpolation=way))
+
+
+def _write(sheet: RgbImage, text: str, place: tuple[int, int], colour: tuple[int, int, int]) -> int:
+    """Write a line; return its width, px."""
+    font, size = cv2.FONT_HERSHEY_SIMPLEX, 0.45
+    cv2.putText(sheet, text, place, font, size, colour, 1, cv2.LINE_AA)
+    return int(cv2.getTextSize(text, font, size, 1)[0][0])

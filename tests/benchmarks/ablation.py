@@ -1,0 +1,112 @@
+"""The ablation of docs/segmentation.md: `python -m tests.benchmarks.ablation DATA.zip WEIGHTS.h5 [LINE...]`.
+
+Every line is trained by `job.train` on two workers for as many pixels as 12 epochs of the recipe see, published, and
+scored on the validation split; a JSON line each. The last lines use the first one's model in other ways.
+"""
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from job.train import RunOptions, recipe_path, train
+from nucleus.cli.quiet import import_tensorflow
+from nucleus.config.names import Reference
+from nucleus.config.recipe import Recipe, read_recipe
+from nucleus.data.cache import ShardCache
+from nucleus.data.datasets import Dataset
+from nucleus.data.importing import SplitOptions, import_dataset
+from nucleus.model.architecture import InstanceSettings
+from nucleus.registry.encoder_weights import add_weights
+from nucleus.registry.manifest import ModelManifest
+from nucleus.registry.versions import pull
+from nucleus.storage.bucket import Bucket
+from nucleus.storage.uri import parse_uri
+from tests.benchmarks.measure import temporary_store
+
+_EPOCHS = 12
+_CROP = 192
+_NO_COLOURS = ("gamma=0.0", "stain=0.0", "contrast=0.0", "brightness=0.0", "invert=0.0", "grey=0.0")
+LINES: dict[str, tuple[str, ...]] = {
+    "recipe": (),
+    "encoder frozen throughout": ("network.freeze_encoder=true", "network.unfreeze_epoch=999"),
+    "encoder from random weights": ('network.weights="none"', "network.freeze_encoder=false"),
+    "EfficientNetV2-B0 from random weights": (
+        *('network.encoder="efficientnet_v2_b0"', 'network.weights="none"', "network.freeze_encoder=false"),
+    ),
+    "heads: border": ('network.heads="border"',),
+    "heads: distance": ('network.heads="distance"',),
+    "crops of 128 px": ("input.crop=128",),
+    "crops of 256 px": ("input.crop=256",),
+    "no normalisation": ('input.normalization.method="none"',),
+    "kinds drawn as they come": ("input.kind_weights={}",),
+    "augmentation: flips alone": (*(f"augment.{setting}" for setting in _NO_COLOURS), "augment.scale=0.0"),
+    "augmentation: no colours": tuple(f"augment.{setting}" for setting in _NO_COLOURS),
+}
+_NUMBERS = ("ap_50", "ap_70", "ap_90", "map", "iou", "dice")
+
+
+def ablation(data: Path, weights: Path, lines: list[str]) -> None:
+    """Train and score the lines."""
+    with temporary_store() as root:
+        os.environ["NUCLEUS_BUCKET"] = "s3://nucleus"
+        os.environ["WANDB_MODE"] = "disabled"
+        dataset = import_dataset(data, parse_uri("s3://nucleus/datasets/dsb2018"), SplitOptions()).dataset
+        bucket = Bucket(parse_uri("s3://nucleus"))
+        add_weights(weights, "mobilenet_v2", bucket)
+        for line in lines:
+            started = time.monotonic()
+            recipe = _recipe(LINES[line], root / "cache")
+            manifest = train(recipe, RunOptions(own_cluster=True))
+            _tell(line, manifest.origin.metrics["val"], recipe, seconds=time.monotonic() - started)
+            if line == "recipe":
+                _other_uses(bucket, manifest, recipe, dataset, root)
+
+
+def _recipe(settings: tuple[str, ...], cache: Path) -> Recipe:
+    """The recipe for 12 epochs of crops of 192 px, or as many pixels of other crops."""
+    crop = next((int(setting.partition("=")[2]) for setting in settings if setting.startswith("input.crop")), _CROP)
+    epochs = round(_EPOCHS * (_CROP / crop) ** 2)
+    common = (f"optimizer.epochs={epochs}", f"optimizer.validate_every={epochs}", f'cache_dir="{cache}"')
+    unfreeze = f"network.unfreeze_epoch={max(1, epochs // 4)}"
+    if "network.freeze_encoder=true" in settings:
+        settings = tuple(setting for setting in settings if "unfreeze" not in setting)
+        unfreeze = f"network.unfreeze_epoch={epochs}"
+    random = 'network.weights="none"' in settings
+    return read_recipe(
+        recipe_path("dsb2018-cpu"), (*common, *(() if random else (unfreeze,)), *settings, "gate.enabled=false")
+    )
+
+
+def _other_uses(bucket: Bucket, manifest: ModelManifest, recipe: Recipe, dataset: Dataset, root: Path) -> None:
+    """The same weights with untuned thresholds, and averaged over flips and turns."""
+    from nucleus.model.files import load_model
+    from nucleus.predict.evaluation import evaluate
+    from nucleus.predict.predictor import PredictionOptions, Predictor
+
+    folder = root / "pulled"
+    pull(bucket, Reference(manifest.model, str(manifest.version)), folder)
+    model, config = load_model(folder)
+    untuned = config.model_copy(update={"instances": InstanceSettings()})
+    for line, predictor in {
+        "recipe, thresholds not tuned": Predictor(model, untuned),
+        "recipe, flips and turns averaged": Predictor(model, config, PredictionOptions(turns=True)),
+    }.items():
+        started = time.monotonic()
+        found = evaluate(predictor, recipe.loss, dataset, "val", ShardCache(root / "cache"))
+        _tell(line, found.overall, recipe, seconds=time.monotonic() - started)
+
+
+def _tell(line: str, metrics: dict[str, dict[str, float]], recipe: Recipe, seconds: float) -> None:
+    scores: dict[str, Any] = {kind: {name: round(of[name], 4) for name in _NUMBERS} for kind, of in metrics.items()}
+    print(
+        json.dumps({"line": line, "epochs": recipe.optimizer.epochs, "seconds": round(seconds), **scores}), flush=True
+    )
+
+
+if __name__ == "__main__":
+    import_tensorflow()
+    data_file, weights_file, *chosen = sys.argv[1:]
+    ablation(Path(data_file).absolute(), Path(weights_file).absolute(), chosen or list(LINES))

@@ -1,0 +1,128 @@
+"""`predict_rate`: prediction against the bare network. `large_image`: peak memory of an image 64 times as large."""
+
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tests.benchmarks.measure import RECIPE, in_turn, report
+
+_SIDES = (2_500, 20_000)
+
+
+def predict_rate() -> None:
+    """Labels of an image of 2,048 x 2,048 px against the network alone on as many pixels, in tiles of 512 px."""
+    import tensorflow as tf
+
+    from nucleus.data.generated import generated_image
+    from nucleus.model.heads import maps_of
+    from nucleus.model.instances import label_nuclei
+    from nucleus.predict.sources import array_source
+
+    predictor, model = _predictor()
+    image = np.tile(generated_image(0, 512, 512)[0], (4, 4, 1))
+    truth = np.tile(generated_image(0, 512, 512)[1] > 0, (4, 4))
+    tiles = tf.constant(image.reshape(4, 512, 4, 512, 3).swapaxes(1, 2).reshape(8, 2, 512, 512, 3), tf.float32)
+    network = tf.function(lambda batch: model(batch, training=False))
+    blurred = _blurred(truth)
+    maps = maps_of(np.stack([blurred, blurred], axis=-1), "distance")
+
+    def bare() -> None:
+        for batch in tiles:
+            network(batch)
+
+    def ours() -> None:
+        for _ in predictor.blocks(predictor.view(array_source(image))):
+            pass
+
+    def labels() -> None:
+        label_nuclei(maps, predictor.config.instances)
+
+    found = in_turn({"bare": bare, "ours": ours, "labels": labels}, rounds=5, warm_up=True)
+    megapixels = image.shape[0] * image.shape[1] / 1e6
+    report(
+        "predict_rate",
+        found["ours"] / found["bare"],
+        labels_of_network=found["labels"] / found["bare"],
+        ours_s_megapixel=found["ours"] / megapixels,
+        network_s_megapixel=found["bare"] / megapixels,
+        labels_s_megapixel=found["labels"] / megapixels,
+    )
+
+
+def large_image() -> None:
+    """Images of 2,500 and 20,000 px a side as tiled TIFF, from file to labels, overlay and tables."""
+    found = {}
+    with tempfile.TemporaryDirectory(prefix="nucleus-bench-") as folder:
+        for side in _SIDES:
+            done = subprocess.run(
+                [sys.executable, "-m", "tests.benchmarks.prediction", str(side), folder],
+                check=True,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                text=True,
+                env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2"},
+            )
+            found[side] = json.loads(done.stdout.splitlines()[-1])
+    small, large = (found[side] for side in _SIDES)
+    report("large_image", large["peak_mib"] / small["peak_mib"], **{f"px_{side}": found[side] for side in _SIDES})
+
+
+def _predictor() -> tuple[Any, Any]:
+    """The recipe's network, untrained, whose output is drowned by a threshold: its time, and sensible nuclei."""
+    import keras
+    from keras import layers
+
+    from nucleus.config.recipe import parse_recipe
+    from nucleus.model.architecture import config_of_recipe
+    from nucleus.model.unet import build_unet
+    from nucleus.predict.predictor import Predictor
+
+    config = config_of_recipe(parse_recipe({**RECIPE, "network": {"heads": "distance"}}, "bench"))
+    image = keras.Input((None, None, 3))
+    grey = layers.Conv2D(1, 1, use_bias=False, kernel_initializer=keras.initializers.Constant(1 / 3))(image)
+    bright = layers.Concatenate()([grey, layers.AveragePooling2D(5, 1, padding="same")(grey)])
+    drowned = layers.Rescaling(1e-6)(build_unet(config)(image))
+    model = keras.Model(image, layers.Add()([layers.Rescaling(0.05, -5.0)(bright), drowned]))
+    return Predictor(model, config), model
+
+
+def _blurred(mask: np.ndarray) -> np.ndarray:
+    import cv2
+
+    return cv2.GaussianBlur(mask.astype(np.float32), (0, 0), 2.0)
+
+
+def _predict_large(side: int, folder: Path) -> None:
+    """In a process of its own: write the image, predict it, print the peak memory of the prediction and its time."""
+    import tifffile
+
+    from nucleus.data.generated import generated_image
+    from nucleus.predict.images import predict_files
+
+    path = folder / f"{side}.tif"
+    if not path.exists():
+        tile = np.ascontiguousarray(np.tile(generated_image(0, 500, 500)[0][..., 0], (1, 1))[:500, :500])
+
+        def tiles():
+            for _ in range((-(-side // 512)) ** 2):
+                yield np.pad(tile, ((0, 12), (0, 12)), mode="reflect")
+
+        tifffile.imwrite(path, tiles(), shape=(side, side), dtype=np.uint8, tile=(512, 512), compression="zlib")
+    predictor, _ = _predictor()
+    started = time.perf_counter()
+    found = predict_files(predictor, [path], folder / "out")
+    seconds = time.perf_counter() - started
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(json.dumps({"peak_mib": round(peak), "seconds": round(seconds, 1), "nuclei": sum(found.counts.values())}))
+
+
+if __name__ == "__main__":
+    _predict_large(int(sys.argv[1]), Path(sys.argv[2]))
