@@ -4,8 +4,8 @@ The tiles of an image are all of one shape and lie on a grid that its size alone
 the same values whether it is asked for alone or with the rest. Neighbouring tiles are blended over their overlap.
 """
 
-from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator
+from collections import OrderedDict, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice, product
 from typing import Any
@@ -20,11 +20,12 @@ from nucleus.data.normalization import normalize
 from nucleus.model.architecture import ModelConfig
 from nucleus.model.heads import activations
 
-__all__ = ["Axis", "Region", "TiledNetwork", "axis_tiles", "reflect_indices"]
+__all__ = ["Axis", "Picture", "Region", "TiledNetwork", "axis_tiles", "reflect_indices"]
 
 _BATCH_PIXELS = 1 << 19
 """Pixels of one call of the network: enough to keep the cores busy, little memory (about 0.5 GiB)."""
 _KEPT_BYTES = 512 << 20
+_IMAGES_AT_ONCE = 8
 
 ReadPixels = Callable[[slice, slice], RgbImage]
 """Reads rows and columns of an image, h x w x 3, uint8, already normalised."""
@@ -62,6 +63,24 @@ class Region:
         return self.rows.stop - self.rows.start, self.columns.stop - self.columns.start
 
 
+@dataclass(frozen=True)
+class Picture:
+    """An image that can be read by parts.
+
+    Attributes:
+        read: Reads normalised pixels.
+        shape: Height and width, px.
+    """
+
+    read: ReadPixels
+    shape: tuple[int, int]
+
+    @property
+    def whole(self) -> Region:
+        """All of it."""
+        return Region(slice(0, self.shape[0]), slice(0, self.shape[1]))
+
+
 class TiledNetwork:
     """A network applied to images tile by tile.
 
@@ -85,10 +104,40 @@ class TiledNetwork:
 
     def __call__(self, image: RgbImage) -> NDArray[np.float32]:
         """Values, H x W x channels, at the pixels of an image, H x W x 3, as it is stored."""
+        return next(self.images([image]))
+
+    def images(self, images: Iterable[RgbImage]) -> Iterator[NDArray[np.float32]]:
+        """The same for many, one after the other; small ones of like size are computed together."""
+        remaining = iter(images)
+        while chunk := list(islice(remaining, _IMAGES_AT_ONCE)):
+            yield from self.pictures([self._picture(image) for image in chunk])
+
+    def _picture(self, image: RgbImage) -> Picture:
         normalized = normalize(image, self._config.normalization)
-        height, width = image.shape[:2]
-        whole = Region(slice(0, height), slice(0, width))
-        return next(self.regions(lambda rows, columns: normalized[rows, columns], (height, width), [whole]))
+        return Picture(lambda rows, columns: normalized[rows, columns], image.shape[:2])
+
+    def pictures(self, pictures: Sequence[Picture]) -> list[NDArray[np.float32]]:
+        """Values, H x W x channels, of whole images; those of one tile whose tiles are of one shape are batched."""
+        found: dict[int, NDArray[np.float32]] = {}
+        alike: dict[tuple[int, int], list[int]] = defaultdict(list)
+        for number, picture in enumerate(pictures):
+            rows, columns = self._axes(picture.shape)
+            if len(rows.starts) == len(columns.starts) == 1:
+                alike[rows.tile, columns.tile].append(number)
+            else:
+                found[number] = next(self.regions(picture.read, picture.shape, [picture.whole]))
+        for shape, numbers in alike.items():
+            at_once = _tiles_at_once(*shape)
+            for batch in (numbers[i : i + at_once] for i in range(0, len(numbers), at_once)):
+                tiles = np.stack([_read_tile(pictures[i].read, *self._axes(pictures[i].shape), 0, 0) for i in batch])
+                for number, values in zip(batch, self._tiles(tiles), strict=True):
+                    height, width = pictures[number].shape
+                    found[number] = values[:height, :width]
+        return [found[number] for number in range(len(pictures))]
+
+    def _axes(self, shape: tuple[int, int]) -> tuple[Axis, Axis]:
+        down, across = (axis_tiles(length, self._config.tile, self._config.overlap) for length in shape)
+        return down, across
 
     def regions(
         self, read: ReadPixels, shape: tuple[int, int], regions: Iterable[Region]
@@ -102,7 +151,7 @@ class TiledNetwork:
             shape: Height and width of the image.
             regions: Which parts of it.
         """
-        rows, columns = (axis_tiles(length, self._config.tile, self._config.overlap) for length in shape)
+        rows, columns = self._axes(shape)
         window = _blend_window(rows.tile, columns.tile, self._config.overlap)
         kept: OrderedDict[tuple[int, int], NDArray[np.float32]] = OrderedDict()
         for region in regions:
@@ -124,7 +173,7 @@ class TiledNetwork:
     ) -> Iterator[tuple[tuple[int, int], NDArray[np.float32]]]:
         """The tiles that share pixels with a region, row by row, in batches of which only new ones are computed."""
         places = product(rows.touching(region.rows), columns.touching(region.columns))
-        at_once = max(1, _BATCH_PIXELS // (rows.tile * columns.tile))
+        at_once = _tiles_at_once(rows.tile, columns.tile)
         while batch := list(islice(places, at_once)):
             new = [place for place in batch if place not in kept]
             if new:
@@ -143,6 +192,10 @@ class TiledNetwork:
             for quarter, flip in self._orientations
         ]
         return np.asarray(found[0] if len(found) == 1 else np.mean(found, axis=0), np.float32)
+
+
+def _tiles_at_once(height: int, width: int) -> int:
+    return max(1, _BATCH_PIXELS // (height * width))
 
 
 def axis_tiles(length: int, largest: int, overlap: int) -> Axis:

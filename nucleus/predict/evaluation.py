@@ -1,6 +1,7 @@
 """The metrics of a pulled model on a split of a dataset, per image and overall."""
 
 from dataclasses import dataclass
+from itertools import tee
 
 from nucleus.config.recipe import LossOptions
 from nucleus.data.cache import ShardCache
@@ -68,8 +69,9 @@ def evaluate(
     sums = ScoreSums()
     rows: list[ImageRow] = []
     kept: list[tuple[float, int, GalleryImage]] = []
-    for sample in images_of_split(dataset, split, cache):
-        found = predictor(sample.image)
+    samples, again = tee(images_of_split(dataset, split, cache))
+    predictions = predictor.images(sample.image for sample in again)
+    for sample, found in zip(samples, predictions, strict=True):
         scores = score_image(found.values, found.labels, sample.labels, predictor.config, loss)
         sums.add(sample.kind, scores)
         rows.append(

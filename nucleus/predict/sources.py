@@ -19,7 +19,7 @@ import pyvips
 
 __all__ = ["ImageSource", "array_source", "open_source"]
 
-_WHOLE_PIXELS = 1 << 25
+_WHOLE_PIXELS = 1 << 24
 """Smaller images are decoded at once, by the decoder that the import uses."""
 _TIFF_SUFFIXES = frozenset({".tif", ".tiff"})
 _DTYPES = {

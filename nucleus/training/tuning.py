@@ -1,7 +1,7 @@
 """How labels are best made from a network's maps: thresholds chosen on the validation split, over all workers."""
 
 from collections.abc import Callable, Iterator, Sequence
-from itertools import islice, product
+from itertools import islice, product, tee
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,8 +46,9 @@ def tune_instances(
 
     def best(candidates: Sequence[InstanceSettings]) -> InstanceSettings:
         sums = np.zeros(len(candidates))
-        for sample in islice(images(), share):
-            maps = maps_of(network(sample.image), config.heads)
+        samples, again = tee(islice(images(), share))
+        for sample, values in zip(samples, network.images(sample.image for sample in again), strict=True):
+            maps = maps_of(values, config.heads)
             sums += [match_nuclei(sample.labels, label_nuclei(maps, each)).mean_ap for each in candidates]
         return candidates[int(np.argmax(workers.sum(sums)))]
 

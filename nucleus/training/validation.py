@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import tee
 
 import numpy as np
 import tensorflow as tf
@@ -86,8 +87,8 @@ def score_images(
 ) -> ScoreSums:
     """Score this worker's images and add up the sums of all workers, in float64; each gets the same."""
     sums = ScoreSums()
-    for sample in images:
-        values = network(sample.image)
+    samples, again = tee(images)
+    for sample, values in zip(samples, network.images(sample.image for sample in again), strict=True):
         maps = maps_of(values, config.heads)
         labels = label_nuclei(maps, config.instances)
         sums.add(sample.kind, score_image(values, labels, sample.labels, config, loss))

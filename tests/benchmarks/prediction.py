@@ -39,8 +39,8 @@ def predict_rate() -> None:
             network(batch)
 
     def ours() -> None:
-        for _ in predictor.blocks(predictor.view(array_source(image))):
-            pass
+        for blocks in predictor.segment([predictor.view(array_source(image))]):
+            list(blocks)
 
     def labels() -> None:
         label_nuclei(maps, predictor.config.instances)

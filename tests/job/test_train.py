@@ -236,7 +236,7 @@ def test_predict_and_evaluate_as_typed(trained: Trained, tmp_path: Path, monkeyp
     assert set(answer["nuclei"]) == {"rgb.png", "grey.tif", "deep.tiff", "rgba.png", "tiny.png"}
     predictor = load_predictor(trained.folder)
     labels = tifffile.imread(out / "rgb.labels.tif")
-    assert np.array_equal(labels, predictor(rgb).labels)
+    assert np.array_equal(labels, next(predictor.images([rgb])).labels)
     assert np.array_equal(labels, tifffile.imread(out / "rgba.labels.tif"))
     assert tifffile.imread(out / "tiny.labels.tif").shape == (1, 1)
     lines = (out / "nuclei.csv").read_text().splitlines()

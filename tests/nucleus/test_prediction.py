@@ -70,7 +70,8 @@ def rows_of(path: Path) -> list[dict[str, str]]:
 def whole_labels(found: Predictor, pixels: NDArray[np.uint8]) -> NDArray[np.int32]:
     """Labels of an image, put together from its blocks."""
     labels = np.zeros(pixels.shape[:2], np.int32)
-    for block in found.blocks(found.view(array_source(pixels[..., np.newaxis]))):
+    (blocks,) = found.segment([found.view(array_source(pixels[..., np.newaxis]))])
+    for block in blocks:
         part = labels[block.region.rows, block.region.columns]
         new = block.labels > 0
         assert (part[new] == 0).all(), "two blocks claim the same pixels"

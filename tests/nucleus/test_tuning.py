@@ -1,6 +1,6 @@
 """Thresholds that the validation images ask for, the same on any number of workers."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
@@ -22,6 +22,16 @@ CONFIG = ModelConfig(
     overlap=16,
 )
 IMAGES = [LabelledImage(f"n{seed}", Kind.STAIN, *generated_image(seed, 96, 96)) for seed in range(6)]
+
+
+class Fake:
+    """Stands for a network."""
+
+    def __init__(self, values: Callable[[NDArray[np.uint8]], NDArray[np.float32]]) -> None:
+        self._values = values
+
+    def images(self, images: Iterator[NDArray[np.uint8]]) -> Iterator[NDArray[np.float32]]:
+        return map(self._values, images)
 
 
 class Threads:
@@ -49,7 +59,7 @@ def network(too_large: float) -> object:
         one = np.where(mask > 0, 0.9, np.where(ring > 0, too_large, 0.05)).astype(np.float32)
         return np.stack([one, one], axis=-1)
 
-    return values
+    return Fake(values)
 
 
 def images() -> Iterator[LabelledImage]:
@@ -67,9 +77,10 @@ def test_the_mask_threshold_follows_the_network(ring: float, at_least: float) ->
 def test_ties_keep_the_settings() -> None:
     config = CONFIG.model_copy(update={"instances": InstanceSettings(min_area=20)})
     settings, _ = tune_instances(
-        lambda image: np.zeros((*image.shape[:2], 2), np.float32), images, config, Threads(1, [])
+        Fake(lambda image: np.zeros((*image.shape[:2], 2), np.float32)), images, config, Threads(1, [])
     )
     assert (settings.mask_threshold, settings.seed_threshold, settings.min_area) == (0.5, 0.5, 20)
+    assert settings.min_score == InstanceSettings().min_score
 
 
 def test_workers_agree() -> None:
