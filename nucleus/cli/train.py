@@ -25,7 +25,7 @@ def train(
     resume: str | None,
     as_json: bool,
 ) -> None:
-    """Train by RECIPE (a TOML file, or the name of one that comes along: demo, dsb2018-cpu, dsb2018-gpu).
+    """Train by RECIPE (a TOML file, or the name of one that comes along: demo, dsb2018-cpu, dsb2018-long, dsb2018-gpu).
 
     Uses the Ray cluster of RAY_ADDRESS or this machine, or starts one for the run.
     """

@@ -71,8 +71,8 @@ class NetworkOptions(_Options):
         128,
         96,
         64,
-        48,
-        24,
+        32,
+        16,
     ]
     heads: Heads = "both"
 
