@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["THRESHOLDS", "MatchCounts", "match_nuclei", "pair_overlaps"]
+__all__ = ["THRESHOLDS", "LabelPairs", "MatchCounts", "match_nuclei", "pair_labels"]
 
 THRESHOLDS = tuple(i / 100 for i in range(50, 100, 5))
 """The thresholds of mAP."""
@@ -64,41 +64,60 @@ class MatchCounts:
         return np.full(len(THRESHOLDS), self.true_nuclei + self.predicted_nuclei)
 
 
+@dataclass(frozen=True)
+class LabelPairs:
+    """Labels that share pixels, background left out.
+
+    Attributes:
+        true_areas: Of each true label from 0, 0 where it does not occur.
+        predicted_areas: Of each predicted one.
+        true: The true label of each pair.
+        predicted: The predicted one.
+        shared: Pixels that they share.
+    """
+
+    true_areas: NDArray[np.int64]
+    predicted_areas: NDArray[np.int64]
+    true: NDArray[np.int64]
+    predicted: NDArray[np.int64]
+    shared: NDArray[np.int64]
+
+    @property
+    def iou(self) -> NDArray[np.float64]:
+        """Of each pair."""
+        union = self.true_areas[self.true] + self.predicted_areas[self.predicted] - self.shared
+        return np.asarray(self.shared / union)
+
+
 def match_nuclei(truth: NDArray[np.integer], predicted: NDArray[np.integer]) -> MatchCounts:
     """Match the labels of one image; both H x W, 0 background, any positive integers for nuclei."""
-    true_labels, true_areas = _areas(truth)
-    predicted_labels, predicted_areas = _areas(predicted)
-    rows, columns, overlaps = pair_overlaps(truth, predicted)
-    rows = np.searchsorted(true_labels, rows)
-    columns = np.searchsorted(predicted_labels, columns)
-    iou = overlaps / (true_areas[rows] + predicted_areas[columns] - overlaps)
-    best = _one_to_one(rows, columns, iou)
+    pairs = pair_labels(truth, predicted)
+    best = _one_to_one(pairs.true, pairs.predicted, pairs.iou)
     reached = best[:, np.newaxis] >= np.array(THRESHOLDS)
     return MatchCounts(
-        true_nuclei=len(true_labels),
-        predicted_nuclei=len(predicted_labels),
+        true_nuclei=int(np.count_nonzero(pairs.true_areas)),
+        predicted_nuclei=int(np.count_nonzero(pairs.predicted_areas)),
         matches=reached.sum(axis=0),
         matched_iou=(best[:, np.newaxis] * reached).sum(axis=0),
     )
 
 
-def pair_overlaps(
-    first: NDArray[np.integer], second: NDArray[np.integer]
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """Pairs of labels that share pixels, background left out: labels of the first, of the second, shared pixels."""
-    inside = (first > 0) & (second > 0)
-    a, b = first[inside].astype(np.int64), second[inside].astype(np.int64)
-    width = int(b.max(initial=0)) + 1
-    codes, counts = np.unique(a * width + b, return_counts=True)
-    return codes // width, codes % width, counts
+def pair_labels(truth: NDArray[np.integer], predicted: NDArray[np.integer]) -> LabelPairs:
+    """The pairs of true and predicted labels of one image that share pixels; both H x W, 0 background."""
+    true_areas, predicted_areas = _areas(truth), _areas(predicted)
+    inside = (truth > 0) & (predicted > 0)
+    codes, shared = np.unique(
+        truth[inside].astype(np.int64) * len(predicted_areas) + predicted[inside], return_counts=True
+    )
+    rows, columns = np.divmod(codes, len(predicted_areas))
+    return LabelPairs(true_areas, predicted_areas, rows, columns, shared)
 
 
-def _areas(labels: NDArray[np.integer]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The labels that occur, in order, and their areas."""
-    areas = np.bincount(labels.ravel())
-    areas[:1] = 0
-    found = np.flatnonzero(areas)
-    return found, areas[found]
+def _areas(labels: NDArray[np.integer]) -> NDArray[np.int64]:
+    """The area of each label from 0, that of the background as 0."""
+    areas = np.bincount(labels.ravel(), minlength=1)
+    areas[0] = 0
+    return areas
 
 
 def _one_to_one(rows: NDArray[np.int64], columns: NDArray[np.int64], iou: NDArray[np.float64]) -> NDArray[np.float64]:

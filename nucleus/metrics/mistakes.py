@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from nucleus.metrics.matching import THRESHOLDS, pair_overlaps
+from nucleus.metrics.matching import THRESHOLDS, pair_labels
 
 __all__ = ["Mistakes", "find_mistakes"]
 
@@ -35,16 +35,16 @@ class Mistakes:
 
 def find_mistakes(truth: NDArray[np.integer], predicted: NDArray[np.integer]) -> Mistakes:
     """Compare the labels of one image; both H x W, 0 background."""
-    rows, columns, shared = pair_overlaps(truth, predicted)
-    true_areas, predicted_areas = np.bincount(truth.ravel()), np.bincount(predicted.ravel())
-    iou = shared / (true_areas[rows] + predicted_areas[columns] - shared)
-    matches = iou >= THRESHOLDS[0]
-    inside, holds = shared > _MOST * true_areas[rows], shared > _MOST * predicted_areas[columns]
+    pairs = pair_labels(truth, predicted)
+    rows, columns = pairs.true, pairs.predicted
+    matches = pairs.iou >= THRESHOLDS[0]
+    inside = pairs.shared > _MOST * pairs.true_areas[rows]
+    holds = pairs.shared > _MOST * pairs.predicted_areas[columns]
     merged, split = _twice(columns[inside]), _twice(rows[holds])
     in_merged = set(rows[inside & np.isin(columns, list(merged))].tolist())
     in_split = set(columns[holds & np.isin(rows, list(split))].tolist())
     true_labels, predicted_labels = (
-        set(np.flatnonzero(areas).tolist()) - {0} for areas in (true_areas, predicted_areas)
+        set(np.flatnonzero(areas).tolist()) for areas in (pairs.true_areas, pairs.predicted_areas)
     )
     return Mistakes(
         missed=frozenset(true_labels - set(rows[matches].tolist()) - in_merged - split),

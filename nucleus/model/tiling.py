@@ -125,7 +125,7 @@ class TiledNetwork:
             if len(rows.starts) == len(columns.starts) == 1:
                 alike[rows.tile, columns.tile].append(number)
             else:
-                found[number] = next(self.regions(picture.read, picture.shape, [picture.whole]))
+                found[number] = next(self.regions(picture, [picture.whole]))
         for shape, numbers in alike.items():
             at_once = _tiles_at_once(*shape)
             for batch in (numbers[i : i + at_once] for i in range(0, len(numbers), at_once)):
@@ -139,25 +139,22 @@ class TiledNetwork:
         down, across = (axis_tiles(length, self._config.tile, self._config.overlap) for length in shape)
         return down, across
 
-    def regions(
-        self, read: ReadPixels, shape: tuple[int, int], regions: Iterable[Region]
-    ) -> Iterator[NDArray[np.float32]]:
+    def regions(self, picture: Picture, regions: Iterable[Region]) -> Iterator[NDArray[np.float32]]:
         """Values, h x w x channels, at regions of an image, one after the other.
 
         Tiles that the next regions share are kept, up to 512 MiB.
 
         Args:
-            read: Reads normalised pixels inside the image.
-            shape: Height and width of the image.
+            picture: The image.
             regions: Which parts of it.
         """
-        rows, columns = self._axes(shape)
+        rows, columns = self._axes(picture.shape)
         window = _blend_window(rows.tile, columns.tile, self._config.overlap)
         kept: OrderedDict[tuple[int, int], NDArray[np.float32]] = OrderedDict()
         for region in regions:
             summed = np.zeros((*region.shape, len(self._config.channels)), np.float32)
             weight = np.zeros((*region.shape, 1), np.float32)
-            for (y, x), values in self._tiles_of(region, read, rows, columns, kept):
+            for (y, x), values in self._tiles_of(region, picture.read, rows, columns, kept):
                 inside, part = _common(y, rows.tile, region.rows), _common(x, columns.tile, region.columns)
                 summed[inside[0], part[0]] += (values * window)[inside[1], part[1]]
                 weight[inside[0], part[0]] += window[inside[1], part[1]]

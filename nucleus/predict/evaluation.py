@@ -7,7 +7,6 @@ from nucleus.config.recipe import LossOptions
 from nucleus.data.cache import ShardCache
 from nucleus.data.datasets import Dataset
 from nucleus.errors import DataError
-from nucleus.metrics.mistakes import find_mistakes
 from nucleus.metrics.scores import ScoreSums
 from nucleus.predict.gallery import GalleryImage
 from nucleus.predict.predictor import Predictor
@@ -87,8 +86,7 @@ def evaluate(
                 nuclei_predicted=scores.nuclei.predicted_nuclei,
             )
         )
-        title = f"{sample.name[:12]} ({sample.kind.value}): mAP {rows[-1].map:.2f}; "
-        title += str(find_mistakes(sample.labels, found.labels))
+        title = f"{sample.name[:12]} ({sample.kind.value}): mAP {rows[-1].map:.2f}"
         picture = GalleryImage(title, sample.image, sample.labels, found.labels)
         kept = sorted([*kept, (rows[-1].map, len(rows), picture)], key=lambda item: item[:2])[:worst]
         advance(len(rows), len(dataset.manifest.split_samples(split)))

@@ -10,6 +10,7 @@ from skimage.segmentation import find_boundaries
 
 from nucleus.data.images import RgbImage
 from nucleus.metrics.mistakes import find_mistakes
+from nucleus.predict.overlay import fitted
 
 __all__ = ["GalleryImage", "draw_gallery", "draw_mistakes"]
 
@@ -30,7 +31,7 @@ class GalleryImage:
     """An image of the gallery.
 
     Attributes:
-        title: What stands over it.
+        title: What stands over it, before its mistakes.
         image: H x W x 3, uint8.
         truth: H x W, labels.
         predicted: H x W, labels.
@@ -72,10 +73,11 @@ def draw_gallery(images: Sequence[GalleryImage]) -> RgbImage:
     for number, item in enumerate(images):
         top = _LINE + number // _ACROSS * (cell_height + _GAP)
         left = _GAP + number % _ACROSS * (cell_width + 2 * _GAP)
-        _write(sheet, item.title, (left, top + _LINE - 6), (0, 0, 0))
+        title = f"{item.title}; {find_mistakes(item.truth, item.predicted)}"
+        _write(sheet, title, (left, top + _LINE - 6), (0, 0, 0))
         shown = (_brightened(item.image), draw_mistakes(_brightened(item.image), item.truth, item.predicted))
         for i, picture in enumerate(shown):
-            small = _fitted(picture)
+            small = fitted(picture, _SIDE)
             place = (top + _LINE, left + i * (_SIDE + _GAP))
             sheet[place[0] : place[0] + small.shape[0], place[1] : place[1] + small.shape[1]] = small
     return sheet
@@ -85,13 +87,6 @@ def _brightened(image: RgbImage) -> RgbImage:
     """Dark images stretched to the full range, so that a person sees what is there."""
     high = max(1.0, float(np.percentile(image, 99.8)))
     return np.asarray(np.clip(image * max(1.0, 255 / high), 0, 255), np.uint8)
-
-
-def _fitted(picture: RgbImage) -> RgbImage:
-    scale = _SIDE / max(picture.shape[:2])
-    size = (max(1, round(picture.shape[1] * scale)), max(1, round(picture.shape[0] * scale)))
-    way = cv2.INTER_AREA if scale < 1 else cv2.INTER_NEAREST
-    return np.asarray(cv2.resize(picture, size, interpolation=way))
 
 
 def _write(sheet: RgbImage, text: str, place: tuple[int, int], colour: tuple[int, int, int]) -> int:

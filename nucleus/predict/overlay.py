@@ -12,13 +12,12 @@ from nucleus.data.kinds import Kind
 from nucleus.predict.view import NetworkView
 from nucleus.training.validation import images_of_split
 
-__all__ = ["contact_sheet", "draw_outlines", "draw_overlay", "example_sheet"]
+__all__ = ["contact_sheet", "draw_outlines", "draw_overlay", "example_sheet", "fitted"]
 
 YELLOW = (255, 220, 0)
 CYAN = (0, 220, 255)
 _GAP = 4
 _LARGEST_SIDE = 4096
-_BAND_PIXELS = 1 << 24
 
 
 def draw_outlines(image: RgbImage, labels: NDArray[np.integer], colour: tuple[int, int, int] = YELLOW) -> RgbImage:
@@ -32,10 +31,8 @@ def draw_overlay(view: NetworkView, labels: NDArray[np.integer]) -> RgbImage:
     """The image with its nuclei outlined, reduced by a whole number to at most 4,096 px a side, read band by band."""
     source = view.source
     every = -(-max(source.height, source.width) // _LARGEST_SIDE)
-    band = max(1, _BAND_PIXELS // source.width // every) * every
     bands = []
-    for top in range(0, source.height, band):
-        rows = slice(top, min(top + band, source.height))
+    for rows in source.bands(every):
         pixels = view.rgb(rows, slice(0, source.width))
         size = (-(-source.width // every), -(-pixels.shape[0] // every))
         bands.append(pixels if every == 1 else cv2.resize(pixels, size, interpolation=cv2.INTER_AREA))
@@ -49,13 +46,18 @@ def contact_sheet(rows: list[list[RgbImage]], side: int = 256) -> RgbImage:
     sheet = np.full((len(rows) * step + _GAP, columns * step + _GAP, 3), 255, np.uint8)
     for r, row in enumerate(rows):
         for c, picture in enumerate(row):
-            scale = side / max(picture.shape[:2])
-            size = (max(1, round(picture.shape[1] * scale)), max(1, round(picture.shape[0] * scale)))
-            way = cv2.INTER_AREA if scale < 1 else cv2.INTER_NEAREST
-            small = cv2.resize(picture, size, interpolation=way)
+            small = fitted(picture, side)
             top, left = _GAP + r * step, _GAP + c * step
-            sheet[top : top + size[1], left : left + size[0]] = small
+            sheet[top : top + small.shape[0], left : left + small.shape[1]] = small
     return sheet
+
+
+def fitted(picture: RgbImage, side: int) -> RgbImage:
+    """The picture (H x W x 3), its longer side brought to `side` pixels."""
+    scale = side / max(picture.shape[:2])
+    size = (max(1, round(picture.shape[1] * scale)), max(1, round(picture.shape[0] * scale)))
+    way = cv2.INTER_AREA if scale < 1 else cv2.INTER_NEAREST
+    return np.asarray(cv2.resize(picture, size, interpolation=way))
 
 
 def example_sheet(dataset: Dataset, cache: ShardCache, per_kind: int = 2) -> RgbImage:

@@ -115,14 +115,11 @@ class Predictor:
         """
         plans = [self._plan(view) for view in views]
         small = [number for number, blocks in enumerate(plans) if len(blocks) == 1]
-        pictures = [Picture(views[number].read, views[number].shape) for number in small]
-        values = dict(zip(small, self._network.pictures(pictures), strict=True))
+        pictures = [Picture(view.read, view.shape) for view in views]
+        values = dict(zip(small, self._network.pictures([pictures[number] for number in small]), strict=True))
         for number, (view, blocks) in enumerate(zip(views, plans, strict=True)):
             regions = [view.covering(block.seen) for block in blocks]
-            if number in values:
-                found = iter([values.pop(number)])
-            else:
-                found = self._network.regions(view.read, view.shape, regions)
+            found = iter([values.pop(number)]) if number in values else self._network.regions(pictures[number], regions)
             yield self._labelled(view, blocks, regions, found)
 
     def _plan(self, view: NetworkView) -> list[Block]:

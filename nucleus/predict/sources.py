@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ __all__ = ["ImageSource", "array_source", "open_source"]
 
 _WHOLE_PIXELS = 1 << 24
 """Smaller images are decoded at once, by the decoder that the import uses."""
+_BAND_PIXELS = 1 << 24
 _TIFF_SUFFIXES = frozenset({".tif", ".tiff"})
 _DTYPES = {
     "uchar": np.uint8,
@@ -56,6 +57,11 @@ class ImageSource:
     width: int
     read: Callable[[slice, slice], NDArray[Any]]
     pixel_size: float | None = None
+
+    def bands(self, multiple: int) -> Iterator[slice]:
+        """Rows of the image from the top, some 16 million pixels at a time; each but the last a multiple of rows."""
+        band = max(1, _BAND_PIXELS // self.width // multiple) * multiple
+        return (slice(top, min(top + band, self.height)) for top in range(0, self.height, band))
 
 
 @dataclass(frozen=True)

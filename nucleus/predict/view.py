@@ -14,7 +14,6 @@ __all__ = ["NetworkView"]
 
 _SAMPLE_PIXELS = 1 << 22
 """Percentiles of larger images are taken from about as many pixels, every k-th by row and column."""
-_BAND_PIXELS = 1 << 24
 
 
 class NetworkView:
@@ -101,10 +100,5 @@ def _resampled(
 def _sample(source: ImageSource) -> NDArray[np.generic]:
     """Every k-th pixel by row and column, h x w x channels; every pixel of small images."""
     every = max(1, int(np.sqrt(source.height * source.width / _SAMPLE_PIXELS)))
-    band = max(1, _BAND_PIXELS // source.width // every) * every
     columns = slice(0, source.width)
-    parts = [
-        source.read(slice(top, min(top + band, source.height)), columns)[::every, ::every]
-        for top in range(0, source.height, band)
-    ]
-    return np.concatenate(parts)
+    return np.concatenate([source.read(rows, columns)[::every, ::every] for rows in source.bands(every)])

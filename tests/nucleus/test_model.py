@@ -22,7 +22,7 @@ from nucleus.model.files import load_encoder_weights, load_model
 from nucleus.model.heads import activations, logits_of, maps_of
 from nucleus.model.losses import image_losses
 from nucleus.model.targets import distance_targets, pixel_classes
-from nucleus.model.tiling import Region, TiledNetwork, axis_tiles, reflect_indices
+from nucleus.model.tiling import Picture, Region, TiledNetwork, axis_tiles, reflect_indices
 from nucleus.model.unet import build_unet, calibrate_encoder, decoder_variables, encoder_of, encoder_variables
 
 PLAIN = NormalizationOptions(method="none")
@@ -157,7 +157,7 @@ def test_parts_of_an_image_have_the_values_of_the_whole(model: keras.Model) -> N
         asked.append((rows.start, columns.start))
         return image[rows, columns]
 
-    for region, values in zip(regions, network.regions(read, image.shape[:2], regions), strict=True):
+    for region, values in zip(regions, network.regions(Picture(read, image.shape[:2]), regions), strict=True):
         assert values == pytest.approx(whole[region.rows, region.columns], abs=1e-6)
     assert len(asked) == len(set(asked)), "a tile that two regions share is computed once"
 
