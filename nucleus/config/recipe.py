@@ -110,7 +110,7 @@ class InputOptions(_Options):
         crop: Side of the square crops in training, pixels at native resolution; a multiple of 32.
         batch_size: Crops of one step, over all workers.
         tile: Side of the largest tile in validation and prediction, pixels; a multiple of 32.
-        overlap: Pixels that neighbouring tiles share.
+        overlap: Pixels that neighbouring tiles share at least.
         normalization: How grey values are stretched.
         kind_weights: How often images of a kind (`dark-field`, `bright-field`, `stain`) are drawn, relative to others;
             1 where not given. Without any, an epoch has each image once; with them, as many crops as images.
@@ -120,8 +120,8 @@ class InputOptions(_Options):
 
     crop: Annotated[int, Field(ge=STRIDE, le=4096, multiple_of=STRIDE)] = 192
     batch_size: PositiveInt = 8
-    tile: Annotated[int, Field(ge=2 * STRIDE, le=4096, multiple_of=STRIDE)] = 512
-    overlap: Annotated[int, Field(ge=0)] = 32
+    tile: Annotated[int, Field(ge=2 * STRIDE, le=4096, multiple_of=STRIDE)] = 1024
+    overlap: Annotated[int, Field(ge=0)] = 64
     normalization: NormalizationOptions = NormalizationOptions()
     kind_weights: dict[KindName, Positive] = {}
     pixel_size: Positive | None = None

@@ -69,7 +69,7 @@ class ModelConfig(_Frozen):
         heads: What the output channels are.
         normalization: How images are stretched before the network sees them.
         tile: Side of the largest tile in prediction, px.
-        overlap: Pixels that neighbouring tiles share.
+        overlap: Pixels that neighbouring tiles share at least.
         instances: How labels are made.
         nucleus_diameter: Median diameter of the nuclei that the network was validated on, px; None if not known.
         pixel_size: Side of a pixel of the training images, micrometres; None if not known.

@@ -1,7 +1,8 @@
 """From an image of any size to the network's values at its pixels, tile by tile.
 
 The tiles of an image are all of one shape and lie on a grid that its size alone decides, so a part of the image gets
-the same values whether it is asked for alone or with the rest. Neighbouring tiles are blended over their overlap.
+the same values whether it is asked for alone or with the rest. Tiles start at multiples of the encoder's stride, so
+that a pixel lies in each as it lies in the untiled image, and are blended over their overlap.
 """
 
 from collections import OrderedDict, defaultdict
@@ -198,15 +199,16 @@ def _tiles_at_once(height: int, width: int) -> int:
 def axis_tiles(length: int, largest: int, overlap: int) -> Axis:
     """Tiles of one size, at most `largest` px, that cover `length` evenly and share at least `overlap` pixels.
 
+    The last one may reach beyond the end, by less than 32 px.
+
     >>> axis_tiles(600, 256, 32)
-    Axis(length=600, tile=224, starts=(0, 188, 376))
+    Axis(length=600, tile=224, starts=(0, 192, 384))
     """
-    count = 1 if length <= largest else -(-(length - overlap) // (largest - overlap))
-    needed = -(-(length + (count - 1) * overlap) // count)
-    tile = -(-needed // STRIDE) * STRIDE
-    if count == 1:
-        return Axis(length, tile, (0,))
-    return Axis(length, tile, tuple(round(i * (length - tile) / (count - 1)) for i in range(count)))
+    units, most, shared = (-(-pixels // STRIDE) for pixels in (length, largest, overlap))
+    count = 1 if units <= most else -(-(units - shared) // (most - shared))
+    tile = -(-(units + (count - 1) * shared) // count)
+    starts = (round(i * (units - tile) / max(count - 1, 1)) * STRIDE for i in range(count))
+    return Axis(length, tile * STRIDE, tuple(starts))
 
 
 def reflect_indices(length: int, padded: int) -> NDArray[np.int64]:
@@ -244,9 +246,12 @@ def _turned_back(values: NDArray[Any], quarter: int, flip: bool) -> NDArray[Any]
 
 
 def _blend_window(height: int, width: int, overlap: int) -> NDArray[np.float32]:
-    """Weights of a tile's pixels, height x width x 1: rising over the overlap, never zero."""
+    """Weights of a tile's pixels, height x width x 1: rising over the overlap, never zero.
+
+    They rise with the third power: at a tile's edge, where the network sees no further, they hardly count.
+    """
     down, across = (
-        np.minimum(np.minimum(np.arange(side) + 1, np.arange(side)[::-1] + 1) / (overlap + 1), 1.0)
+        np.minimum(np.minimum(np.arange(side) + 1, np.arange(side)[::-1] + 1) / (overlap + 1), 1.0) ** 3
         for side in (height, width)
     )
     return np.asarray((down[:, np.newaxis] * across)[..., np.newaxis], np.float32)

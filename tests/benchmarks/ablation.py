@@ -1,6 +1,6 @@
 """The ablation of docs/segmentation.md: `python -m tests.benchmarks.ablation DATA.zip WEIGHTS.h5 [LINE...]`.
 
-Every line is trained by `job.train` on two workers for as many pixels as 12 epochs of the recipe see, published, and
+Every line is trained by `job.train` on two workers for as many pixels as 8 epochs of the recipe see, published, and
 scored on the validation split; a JSON line each. The last lines use the first one's model in other ways.
 """
 
@@ -26,7 +26,7 @@ from nucleus.storage.bucket import Bucket
 from nucleus.storage.uri import parse_uri
 from tests.benchmarks.measure import temporary_store
 
-_EPOCHS = 12
+_EPOCHS = 8
 _CROP = 192
 _NO_COLOURS = ("gamma=0.0", "stain=0.0", "contrast=0.0", "brightness=0.0", "invert=0.0", "grey=0.0")
 LINES: dict[str, tuple[str, ...]] = {
@@ -66,7 +66,7 @@ def ablation(data: Path, weights: Path, lines: list[str]) -> None:
 
 
 def _recipe(settings: tuple[str, ...], cache: Path) -> Recipe:
-    """The recipe for 12 epochs of crops of 192 px, or as many pixels of other crops."""
+    """The recipe for 8 epochs of crops of 192 px, or as many pixels of other crops."""
     crop = next((int(setting.partition("=")[2]) for setting in settings if setting.startswith("input.crop")), _CROP)
     epochs = round(_EPOCHS * (_CROP / crop) ** 2)
     common = (f"optimizer.epochs={epochs}", f"optimizer.validate_every={epochs}", f'cache_dir="{cache}"')

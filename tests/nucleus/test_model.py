@@ -128,7 +128,8 @@ def test_tiles_cover_evenly() -> None:
         assert axis.tile <= largest
         assert axis.starts[0] == 0
         assert axis.starts[-1] + axis.tile >= length
-        assert len(axis.starts) == 1 or axis.starts[-1] + axis.tile == length
+        assert axis.starts[-1] + axis.tile < length + 32
+        assert all(start % 32 == 0 for start in axis.starts)
         assert all(axis.tile - (b - a) >= 16 for a, b in itertools.pairwise(axis.starts))
     assert reflect_indices(1, 4).tolist() == [0, 0, 0, 0]
 
@@ -143,6 +144,18 @@ def test_tiles_blend(model: keras.Model) -> None:
     whole = np.random.default_rng(0).integers(0, 255, (64, 64, 3)).astype(np.uint8)
     direct = activations(model(whole[np.newaxis].astype(np.float32), training=False), "both")[0].numpy()
     assert network(whole) == pytest.approx(direct, abs=1e-6)
+
+
+def test_tiles_lie_on_the_grid_of_the_untiled_image() -> None:
+    """A network that sees nothing but the cell of 32 px that a pixel is in gives the same with tiles and without."""
+    image = keras.Input((None, None, 3))
+    cells = keras.layers.UpSampling2D(32)(keras.layers.AveragePooling2D(32)(image))
+    cellular = keras.Model(image, keras.layers.Conv2D(4, 1)(cells))
+    pixels = np.random.default_rng(3).integers(0, 255, (150, 333, 3)).astype(np.uint8)
+    tiled, untiled = (
+        TiledNetwork(cellular, CONFIG.model_copy(update={"tile": tile, "overlap": 32}))(pixels) for tile in (96, 352)
+    )
+    assert tiled == pytest.approx(untiled, abs=1e-5)
 
 
 def test_parts_of_an_image_have_the_values_of_the_whole(model: keras.Model) -> None:

@@ -51,7 +51,7 @@ def test_settings_change_keys(tmp_path: Path) -> None:
         ({**MINIMAL, "workers": 0}, "workers: input should be greater than or equal to 1, found 0"),
         ({**MINIMAL, "input": {"crop": 100}}, "input.crop: input should be a multiple of 32, found 100"),
         ({**MINIMAL, "input": {"crop": -32}}, "input.crop: input should be greater than or equal to 32"),
-        ({**MINIMAL, "input": {"overlap": 300}}, "overlap must be at most half of tile"),
+        ({**MINIMAL, "input": {"overlap": 600}}, "overlap must be at most half of tile"),
         ({**MINIMAL, "workers": 3}, "input.batch_size (8) must be a multiple of workers (3)"),
         ({**MINIMAL, "network": {"encoder": "resnet"}}, "network.encoder: input should be 'mobilenet_v2'"),
         ({**MINIMAL, "model": "My Model"}, "Try 'my-model'"),
