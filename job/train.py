@@ -105,7 +105,7 @@ def _plan(recipe: Recipe, options: RunOptions, listener: Listener) -> RunPlan:
         if not (options.weights_optional and recipe.network.weights == "imagenet"):
             raise
         weights = None
-        recipe = _with_random_encoder(recipe)
+        recipe = recipe.with_random_encoder()
         listener.warn(f"Going on WITHOUT pretrained encoder weights, so results will be worse. {error}")
     return RunPlan(
         run=run,
@@ -117,12 +117,6 @@ def _plan(recipe: Recipe, options: RunOptions, listener: Listener) -> RunPlan:
         wandb_mode=mode,
         wandb_dir=str(Path(os.environ.get("WANDB_DIR") or Path.cwd()).absolute()),
     )
-
-
-def _with_random_encoder(recipe: Recipe) -> Recipe:
-    """The recipe with an encoder that begins at random, and so must be trained."""
-    network = recipe.network.model_copy(update={"weights": "none", "freeze_encoder": False})
-    return recipe.model_copy(update={"network": network})
 
 
 def _execute(plan: RunPlan, options: RunOptions, listener: Listener, *, new: bool) -> ModelManifest:

@@ -274,6 +274,11 @@ class Recipe(_Options):
     gate: GateOptions = GateOptions()
     tracking: TrackingOptions = TrackingOptions()
 
+    def with_random_encoder(self) -> "Recipe":
+        """The recipe with an encoder that begins at random, and so is trained from the start."""
+        begin = {"weights": "none", "freeze_encoder": False, "unfreeze_epoch": None}
+        return self.model_copy(update={"network": self.network.model_copy(update=begin)})
+
     @model_validator(mode="after")
     def _fits_together(self) -> "Recipe":
         try:

@@ -31,11 +31,9 @@ _CROP = 192
 _NO_COLOURS = ("gamma=0.0", "stain=0.0", "contrast=0.0", "brightness=0.0", "invert=0.0", "grey=0.0")
 LINES: dict[str, tuple[str, ...]] = {
     "recipe": (),
-    "encoder frozen throughout": ("network.freeze_encoder=true", "network.unfreeze_epoch=999"),
-    "encoder from random weights": ('network.weights="none"', "network.freeze_encoder=false"),
-    "EfficientNetV2-B0 from random weights": (
-        *('network.encoder="efficientnet_v2_b0"', 'network.weights="none"', "network.freeze_encoder=false"),
-    ),
+    "encoder frozen throughout": (f"network.unfreeze_epoch={_EPOCHS}",),
+    "encoder from random weights": (),
+    "EfficientNetV2-B0 from random weights": ('network.encoder="efficientnet_v2_b0"',),
     "heads: border": ('network.heads="border"',),
     "heads: distance": ('network.heads="distance"',),
     "crops of 128 px": ("input.crop=128",),
@@ -58,26 +56,24 @@ def ablation(data: Path, weights: Path, lines: list[str]) -> None:
         add_weights(weights, "mobilenet_v2", bucket)
         for line in lines:
             started = time.monotonic()
-            recipe = _recipe(LINES[line], root / "cache")
+            recipe = _recipe(line, root / "cache")
             manifest = train(recipe, RunOptions(own_cluster=True))
             _tell(line, manifest.origin.metrics["val"], recipe, seconds=time.monotonic() - started)
             if line == "recipe":
                 _other_uses(bucket, manifest, recipe, dataset, root)
 
 
-def _recipe(settings: tuple[str, ...], cache: Path) -> Recipe:
+def _recipe(line: str, cache: Path) -> Recipe:
     """The recipe for 8 epochs of crops of 192 px, or as many pixels of other crops."""
+    settings = LINES[line]
     crop = next((int(setting.partition("=")[2]) for setting in settings if setting.startswith("input.crop")), _CROP)
     epochs = round(_EPOCHS * (_CROP / crop) ** 2)
-    common = (f"optimizer.epochs={epochs}", f"optimizer.validate_every={epochs}", f'cache_dir="{cache}"')
-    unfreeze = f"network.unfreeze_epoch={max(1, epochs // 4)}"
-    if "network.freeze_encoder=true" in settings:
-        settings = tuple(setting for setting in settings if "unfreeze" not in setting)
-        unfreeze = f"network.unfreeze_epoch={epochs}"
-    random = 'network.weights="none"' in settings
-    return read_recipe(
-        recipe_path("dsb2018-cpu"), (*common, *(() if random else (unfreeze,)), *settings, "gate.enabled=false")
+    common = (
+        *(f"optimizer.epochs={epochs}", f"optimizer.validate_every={epochs}", f'cache_dir="{cache}"'),
+        *(f"network.unfreeze_epoch={max(1, epochs // 4)}", "gate.enabled=false"),
     )
+    recipe = read_recipe(recipe_path("dsb2018-cpu"), (*common, *settings))
+    return recipe.with_random_encoder() if "random weights" in line else recipe
 
 
 def _other_uses(bucket: Bucket, manifest: ModelManifest, recipe: Recipe, dataset: Dataset, root: Path) -> None:

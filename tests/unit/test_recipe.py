@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from job.train import recipe_path
-from nucleus.config.recipe import parse_recipe, read_recipe
+from nucleus.config.recipe import Recipe, parse_recipe, read_recipe
 from nucleus.errors import RecipeError
 
 RECIPES = sorted((Path(__file__).parents[2] / "job" / "recipes").glob("*.toml"))
@@ -29,6 +29,13 @@ def test_when_and_how_fast_the_encoder_is_trained() -> None:
     assert network(unfreeze_epoch=4, encoder_learning_rate_factor=0.02) == (4, 0.02)
     assert network(freeze_encoder=False) == (0, 0.1)
     assert network(freeze_encoder=False, weights="none") == (0, 1.0)
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_recipes_with_a_random_encoder_are_recipes(path: Path) -> None:
+    recipe = read_recipe(path).with_random_encoder()
+    assert Recipe.model_validate_json(recipe.model_dump_json()) == recipe
+    assert recipe.network.encoder_trained_from == 0
 
 
 def test_settings_change_keys(tmp_path: Path) -> None:
