@@ -43,6 +43,7 @@ def model_folder(model: str) -> Path:
 )
 @click.option("--channel", type=click.IntRange(0), metavar="N", help="Take one channel only, from 0.")
 @click.option("--tta", is_flag=True, help="Average over flips and quarter turns: better, eight times slower.")
+@click.option("--overwrite", is_flag=True, help="Replace the results of an earlier prediction.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document.")
 def predict(
     inputs: tuple[Path, ...],
@@ -52,6 +53,7 @@ def predict(
     pixel_size: float | None,
     channel: int | None,
     tta: bool,
+    overwrite: bool,
     as_json: bool,
 ) -> None:
     """Segment images (files or folders: PNG, TIFF, OME-TIFF, JPEG, BMP, WebP; any depth, any size).
@@ -61,9 +63,11 @@ def predict(
     """
     from nucleus.cli.output import print_json, print_table, show_progress, warn
     from nucleus.cli.quiet import import_tensorflow
-    from nucleus.predict.inputs import find_inputs
+    from nucleus.predict.inputs import check_outputs, find_inputs
 
     files = find_inputs(inputs)
+    if not overwrite:
+        check_outputs(files, out)
     folder = model_folder(model)
     import_tensorflow()
     from nucleus.predict.images import predict_files
@@ -118,7 +122,7 @@ def evaluate(model: str, dataset: str, split: str, tta: bool, gallery: Path | No
         write_atomic(gallery, encode_png(draw_gallery(found.worst)))
     if as_json:
         version = f"{manifest.model}@{manifest.version}"
-        images = [asdict(row) for row in found.images]
+        images = [{**asdict(row), "ap_50": row.ap_50} for row in found.images]
         print_json(
             {
                 "model": version,

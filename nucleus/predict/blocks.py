@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from nucleus.model.tiling import Region
 
-__all__ = ["Block", "nuclei_of_block", "plan_blocks"]
+__all__ = ["Block", "cuts_nuclei", "nuclei_of_block", "plan_blocks"]
 
 
 @dataclass(frozen=True)
@@ -22,17 +22,28 @@ class Block:
     Attributes:
         core: The pixels whose nuclei are this block's.
         seen: The core with its margin.
+        margin: Of the core, px; less at the edges of the image.
     """
 
     core: Region
     seen: Region
+    margin: int
+
+    def widened(self, shape: tuple[int, int]) -> "Block":
+        """The same with twice the margin, in an image (height, width)."""
+        margin = 2 * self.margin
+        rows, columns = (
+            slice(max(0, part.start - margin), min(length, part.stop + margin))
+            for part, length in zip((self.core.rows, self.core.columns), shape, strict=True)
+        )
+        return Block(self.core, Region(rows, columns), margin)
 
 
 def plan_blocks(shape: tuple[int, int], side: int, margin: int) -> list[Block]:
     """Blocks of `side` px with margins of `margin` px that cover an image (height, width), row by row."""
     rows, columns = (_parts(length, side, margin) for length in shape)
     return [
-        Block(Region(row, column), Region(row_seen, column_seen))
+        Block(Region(row, column), Region(row_seen, column_seen), margin)
         for row, row_seen in rows
         for column, column_seen in columns
     ]
@@ -51,6 +62,17 @@ def nuclei_of_block(labels: NDArray[np.int32], block: Block) -> NDArray[np.int32
     ours[0] = False
     numbers = np.where(ours, np.cumsum(ours), 0).astype(np.int32)
     return np.asarray(numbers[labels])
+
+
+def cuts_nuclei(labels: NDArray[np.int32], block: Block, shape: tuple[int, int]) -> bool:
+    """Whether a nucleus of the block (`labels` of `nuclei_of_block`) may go on beyond what is seen of the image."""
+    rows, columns = block.seen.rows, block.seen.columns
+    return bool(
+        (rows.start > 0 and labels[0].any())
+        or (rows.stop < shape[0] and labels[-1].any())
+        or (columns.start > 0 and labels[:, 0].any())
+        or (columns.stop < shape[1] and labels[:, -1].any())
+    )
 
 
 def _parts(length: int, side: int, margin: int) -> list[tuple[slice, slice]]:

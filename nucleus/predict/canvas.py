@@ -32,18 +32,23 @@ class LabelCanvas:
         self.count = 0
         self._backing = backing
 
-    def paste(self, labels: NDArray[np.int32], region: Region) -> int:
-        """Add labels 1..k of a region, numbered on from those that are there; return what was added to the numbers.
+    def paste(self, labels: NDArray[np.int32], region: Region) -> tuple[NDArray[np.int32], int]:
+        """Add labels of a region, numbered on from those that are there; pixels that have a label keep it.
 
-        Pixels that have a label keep it.
+        Returns:
+            What of them was added, h x w, numbered 1..k, and what was added to their numbers on the canvas.
         """
         before = self.count
         here = self.labels[region.rows, region.columns]
-        new = (labels > 0) & (here == 0)
-        here[new] = labels[new] + before
-        self.count += int(labels.max(initial=0))
+        free = np.where(here == 0, labels, 0)
+        numbers = np.zeros(int(labels.max(initial=0)) + 1, np.int32)
+        numbers[np.unique(free)] = 1
+        numbers[0] = 0
+        added = (np.cumsum(numbers, dtype=np.int32) * numbers)[free]
+        np.add(here, added + before, out=here, where=added > 0)
+        self.count += int(numbers.sum())
         self.release()
-        return before
+        return added, before
 
     def release(self) -> None:
         """Let go of the memory, not of the labels."""

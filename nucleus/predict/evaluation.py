@@ -18,17 +18,38 @@ __all__ = ["Evaluation", "ImageRow", "evaluate"]
 
 @dataclass(frozen=True)
 class ImageRow:
-    """Scores of one image, with its true and predicted number of nuclei."""
+    """Scores of one image, with its true and predicted number of nuclei.
+
+    Attributes:
+        name: The image's.
+        kind: Its kind.
+        iou: Of the mask.
+        dice: Of the mask.
+        accuracy: Of the mask's pixels.
+        ap: AP at IoU 0.50, 0.55, ..., 0.95.
+        map: Their mean.
+        f1_50: F1 of the nuclei at IoU 0.5.
+        pq_50: Their panoptic quality at IoU 0.5.
+        nuclei_true: How many there are.
+        nuclei_predicted: How many were found.
+    """
 
     name: str
     kind: str
     iou: float
     dice: float
     accuracy: float
-    ap_50: float
+    ap: tuple[float, ...]
     map: float
+    f1_50: float
+    pq_50: float
     nuclei_true: int
     nuclei_predicted: int
+
+    @property
+    def ap_50(self) -> float:
+        """AP at IoU 0.5."""
+        return self.ap[0]
 
 
 @dataclass(frozen=True)
@@ -80,8 +101,10 @@ def evaluate(
                 iou=scores.pixels.iou,
                 dice=scores.pixels.dice,
                 accuracy=scores.pixels.accuracy,
-                ap_50=float(scores.nuclei.ap[0]),
+                ap=tuple(float(value) for value in scores.nuclei.ap),
                 map=scores.nuclei.mean_ap,
+                f1_50=float(scores.nuclei.f1[0]),
+                pq_50=float(scores.nuclei.pq[0]),
                 nuclei_true=scores.nuclei.true_nuclei,
                 nuclei_predicted=scores.nuclei.predicted_nuclei,
             )

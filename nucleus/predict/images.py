@@ -1,31 +1,31 @@
 """Predict image files: labels, overlay and tables on disk."""
 
 import csv
+import shutil
+import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 
 from nucleus.data.images import encode_png
 from nucleus.errors import ImageError
 from nucleus.predict.canvas import label_canvas
-from nucleus.predict.inputs import LABELS_ENDING, OVERLAY_ENDING
-from nucleus.predict.measurement import IMAGE_COLUMNS, NUCLEUS_COLUMNS, Frame, image_row, measure_nuclei
+from nucleus.predict.inputs import IMAGES_TABLE, LABELS_ENDING, NUCLEI_TABLE, OVERLAY_ENDING
+from nucleus.predict.measurement import IMAGE_COLUMNS, Frame, image_row, measure_nuclei, nucleus_columns
 from nucleus.predict.overlay import draw_overlay
 from nucleus.predict.predictor import LabelledBlock, Predictor
-from nucleus.predict.sources import open_source
+from nucleus.predict.sources import channel_count, open_source
 from nucleus.predict.view import NetworkView
 from nucleus.progress import Advance, no_progress
 from nucleus.storage.files import atomic_path, write_atomic
 
-__all__ = ["IMAGES_TABLE", "NUCLEI_TABLE", "PredictedFiles", "predict_files"]
+__all__ = ["PredictedFiles", "predict_files"]
 
-NUCLEI_TABLE = "nuclei.csv"
-IMAGES_TABLE = "images.csv"
 _FILES_AT_ONCE = 8
 
 
@@ -51,27 +51,41 @@ def predict_files(
 ) -> PredictedFiles:
     """Segment each file; write `<stem>.labels.tif` and `<stem>.overlay.png`, and one `nuclei.csv` and `images.csv`.
 
-    An image that cannot be read is reported and the others go on.
+    An image that cannot be read is reported and the others go on. `nuclei.csv` has columns for as many channels as the
+    image with the most of them has; they are empty for images that have fewer.
     """
     out.mkdir(parents=True, exist_ok=True)
     counts: dict[str, int] = {}
     failures: dict[str, str] = {}
     with (
-        _table(out / NUCLEI_TABLE, NUCLEUS_COLUMNS) as nuclei_table,
-        _table(out / IMAGES_TABLE, IMAGE_COLUMNS) as images_table,
+        _table(out / NUCLEI_TABLE, nucleus_columns(_most_channels(files))) as nuclei,
+        _table(out / IMAGES_TABLE, IMAGE_COLUMNS) as images,
     ):
-        done = 0
         remaining = iter(files)
         while chunk := list(islice(remaining, _FILES_AT_ONCE)):
             views = _open_all(predictor, chunk, channel, failures)
             for (file, view), blocks in zip(views.items(), predictor.segment(list(views.values())), strict=True):
-                row = _write_image(predictor, view, blocks, out / file.stem, nuclei_table)
-                images_table.writerow(row)
-                counts[file.name] = row["nuclei"]
-                done += 1
-                advance(done + len(failures), len(files))
-            advance(done + len(failures), len(files))
+                try:
+                    with nuclei.rows() as rows:
+                        row = _write_image(predictor, view, blocks, out / file.stem, rows)
+                except ImageError as error:  # a channel that is only measured may be damaged
+                    failures[file.name] = str(error)
+                else:
+                    with images.rows() as rows:
+                        rows.writerow(row)
+                    counts[file.name] = row["nuclei"]
+                advance(len(counts) + len(failures), len(files))
+            advance(len(counts) + len(failures), len(files))
     return PredictedFiles(counts, failures)
+
+
+def _most_channels(files: Sequence[Path]) -> int:
+    """The largest number of channels, at least one; files that cannot be read are reported when their turn comes."""
+    found = [1]
+    for file in files:
+        with suppress(ImageError):
+            found.append(channel_count(file))
+    return max(found)
 
 
 def _open_all(
@@ -100,20 +114,35 @@ def _write_image(
     pixels = 0
     with label_canvas(whole.shape, stem.parent) as canvas:
         for block in blocks:
-            first = canvas.paste(block.labels, block.region)
-            pixels += int(np.count_nonzero(block.labels))
+            labels, first = canvas.paste(block.labels, block.region)
+            pixels += int(np.count_nonzero(labels))
             frame = replace(whole, top=block.region.rows.start, left=block.region.columns.start)
-            table.writerows(measure_nuclei(frame, block.pixels, block.labels, first))
+            table.writerows(measure_nuclei(frame, block.channels, labels, first))
         canvas.write(stem.with_name(f"{stem.name}{LABELS_ENDING}"))
         overlay = draw_overlay(view, canvas.labels)
         write_atomic(stem.with_name(f"{stem.name}{OVERLAY_ENDING}"), encode_png(overlay))
         return image_row(whole, canvas.count, pixels)
 
 
+class _Table:
+    """A CSV file to which the rows of an image are added all together."""
+
+    def __init__(self, file: TextIO, columns: Sequence[str]) -> None:
+        self._file = file
+        self._columns = columns
+        csv.writer(file, lineterminator="\n").writerow(columns)
+
+    @contextmanager
+    def rows(self) -> Iterator["csv.DictWriter[str]"]:
+        """Takes rows, which are added when the block ends well; memory does not grow with them."""
+        with tempfile.TemporaryFile("w+", newline="", encoding="utf-8") as spooled:
+            yield csv.DictWriter(spooled, self._columns, restval="", lineterminator="\n")
+            spooled.seek(0)
+            shutil.copyfileobj(spooled, self._file)
+
+
 @contextmanager
-def _table(path: Path, columns: Iterable[str]) -> Iterator["csv.DictWriter[str]"]:
+def _table(path: Path, columns: Sequence[str]) -> Iterator[_Table]:
     """A CSV file that appears when the block ends well."""
-    with atomic_path(path) as beside, beside.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(columns), lineterminator="\n")
-        writer.writeheader()
-        yield writer
+    with atomic_path(path) as beside, beside.open("w", newline="", encoding="utf-8") as file:
+        yield _Table(file, columns)

@@ -6,11 +6,13 @@ from pathlib import Path
 from nucleus.data.images import IMAGE_SUFFIXES
 from nucleus.errors import UsageError
 
-__all__ = ["LABELS_ENDING", "OVERLAY_ENDING", "find_inputs"]
+__all__ = ["IMAGES_TABLE", "LABELS_ENDING", "NUCLEI_TABLE", "OVERLAY_ENDING", "check_outputs", "find_inputs"]
 
 LABELS_ENDING = ".labels.tif"
 OVERLAY_ENDING = ".overlay.png"
 OUTPUT_ENDINGS = (LABELS_ENDING, OVERLAY_ENDING)
+NUCLEI_TABLE = "nuclei.csv"
+IMAGES_TABLE = "images.csv"
 
 
 def find_inputs(inputs: Sequence[Path]) -> list[Path]:
@@ -38,6 +40,18 @@ def find_inputs(inputs: Sequence[Path]) -> list[Path]:
                 "Run them with different --out folders."
             )
     return files
+
+
+def check_outputs(files: Sequence[Path], out: Path) -> None:
+    """Raise `UsageError` if a prediction of these files into `out` would replace files that are there."""
+    names = [f"{file.stem}{ending}" for file in files for ending in OUTPUT_ENDINGS]
+    there = [name for name in (NUCLEI_TABLE, IMAGES_TABLE, *names) if (out / name).exists()]
+    if there:
+        more = f" and {len(there) - 1} more" if len(there) > 1 else ""
+        raise UsageError(
+            f"Expected nothing in {out} that would be replaced; found {there[0]}{more}. Name another --out, or add "
+            "--overwrite."
+        )
 
 
 def _is_input(path: Path) -> bool:

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from skimage.measure import regionprops_table
 
-__all__ = ["IMAGE_COLUMNS", "NUCLEUS_COLUMNS", "Frame", "image_row", "measure_nuclei"]
+__all__ = ["IMAGE_COLUMNS", "Frame", "image_row", "measure_nuclei", "nucleus_columns"]
 
 _PROPERTIES = {
     "label": "label",
@@ -18,11 +18,7 @@ _PROPERTIES = {
     "eccentricity": "eccentricity",
     "solidity": "solidity",
 }
-_CHANNELS = ("red", "green", "blue")
-_MEANS = tuple(f"mean_{channel}" for channel in _CHANNELS)
-_INTEGRATED = tuple(f"integrated_{channel}" for channel in _CHANNELS)
 _PHYSICAL = ("area_um2", "diameter_um")
-NUCLEUS_COLUMNS = ("image", *_PROPERTIES.values(), *_MEANS, *_INTEGRATED, "touches_edge", *_PHYSICAL)
 IMAGE_COLUMNS = (
     *("image", "width", "height", "nuclei", "nuclei_per_megapixel", "coverage"),
     *("mean_area", "pixel_size_um", "nuclei_per_mm2"),
@@ -48,6 +44,12 @@ class Frame:
     pixel_size: float | None = None
 
 
+def nucleus_columns(channels: int) -> tuple[str, ...]:
+    """The columns of a table of nuclei in images of up to so many channels."""
+    intensities = (f"{what}_{channel}" for channel in range(channels) for what in ("mean", "integrated"))
+    return ("image", *_PROPERTIES.values(), "touches_edge", *_PHYSICAL, *intensities)
+
+
 def measure_nuclei(
     frame: Frame, pixels: NDArray[Any], labels: NDArray[np.int32], first: int = 0
 ) -> list[dict[str, Any]]:
@@ -55,15 +57,15 @@ def measure_nuclei(
 
     Args:
         frame: Where the part lies.
-        pixels: h x w x 1 (grey) or 3 (RGB), grey values as they are in the file.
+        pixels: h x w x C, grey values as they are in the file.
         labels: h x w.
         first: Added to the labels in the table.
 
     Returns:
-        One dictionary with the keys `NUCLEUS_COLUMNS` a nucleus. Lengths in pixels, centroids in pixels of the whole
+        One dictionary with the keys `nucleus_columns(C)` a nucleus. Lengths in pixels, centroids in pixels of the whole
         image (the first pixel's centre is 0, 0); `diameter` is that of the circle of the same area, `eccentricity` that
-        of the ellipse with the same second moments, `solidity` the area over that of the convex hull, `mean_` and
-        `integrated_` the mean and the sum of the grey values (grey images: the same in the three channels);
+        of the ellipse with the same second moments, `solidity` the area over that of the convex hull, `mean_0` and
+        `integrated_0` the mean and the sum of the grey values in channel 0 (red, of an RGB image), and so on;
         `touches_edge` says that the image cuts the nucleus. Columns in micrometres are None where the pixel size is
         not known.
     """
@@ -81,11 +83,12 @@ def measure_nuclei(
         row |= {"label": int(number) + first, "area": area}
         row["centroid_x"] = round(float(table["centroid-1"][i]) + frame.left, 3)
         row["centroid_y"] = round(float(table["centroid-0"][i]) + frame.top, 3)
-        row |= {column: round(float(value) / area, 3) for column, value in zip(_MEANS, sums[i], strict=True)}
-        row |= {column: round(float(value), 3) for column, value in zip(_INTEGRATED, sums[i], strict=True)}
         row["touches_edge"] = int(number) in edge
         row["area_um2"] = None if scale is None else round(area * scale**2, 4)
         row["diameter_um"] = None if scale is None else round(row["diameter"] * scale, 4)
+        for channel, value in enumerate(sums[i]):
+            row[f"mean_{channel}"] = float(f"{value / area:.7g}")
+            row[f"integrated_{channel}"] = float(f"{value:.10g}")
         rows.append(row)
     return rows
 
@@ -115,10 +118,9 @@ def image_row(frame: Frame, nuclei: int, nucleus_pixels: int) -> dict[str, Any]:
 
 
 def _integrated(pixels: NDArray[Any], labels: NDArray[np.int32]) -> NDArray[np.float64]:
-    """Sum of the grey values of each label (from 0) in three channels."""
+    """Sum of the grey values of each label (from 0) in each channel."""
     flat = labels.ravel()
-    sums = [np.bincount(flat, pixels[..., channel].ravel()) for channel in range(pixels.shape[2])]
-    return np.stack(sums if len(sums) == len(_CHANNELS) else sums * len(_CHANNELS), axis=1)
+    return np.stack([np.bincount(flat, pixels[..., c].ravel()) for c in range(pixels.shape[2])], axis=1)
 
 
 def _labels_at_edge(frame: Frame, labels: NDArray[np.int32]) -> set[int]:

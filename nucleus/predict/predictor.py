@@ -9,13 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nucleus.data.images import RgbImage
-from nucleus.errors import IntegrityError, ModelError
+from nucleus.errors import ImageError, IntegrityError, ModelError
 from nucleus.model.architecture import ModelConfig
 from nucleus.model.files import load_model
 from nucleus.model.heads import maps_of
 from nucleus.model.instances import label_nuclei
 from nucleus.model.tiling import Picture, Region, TiledNetwork
-from nucleus.predict.blocks import Block, nuclei_of_block, plan_blocks
+from nucleus.predict.blocks import Block, cuts_nuclei, nuclei_of_block, plan_blocks
 from nucleus.predict.sources import ImageSource
 from nucleus.predict.view import NetworkView
 from nucleus.registry.manifest import MANIFEST_FILE, ModelManifest, read_model_manifest
@@ -26,6 +26,10 @@ __all__ = ["LabelledBlock", "Prediction", "PredictionOptions", "Predictor", "loa
 _BLOCK_SIDE = 2048
 _SMALLEST_MARGIN = 128
 _DIAMETERS_OF_MARGIN = 4
+_LARGEST_MARGIN = 512
+"""Pixels of the network, as the smallest one."""
+_PIXELS_AT_ONCE = 1 << 22
+_LARGEST_SCALE = 16.0
 
 
 @dataclass(frozen=True)
@@ -35,7 +39,7 @@ class PredictionOptions:
     Attributes:
         diameter: Typical diameter of the nuclei in the images, px; they are rescaled to what the model was trained on.
         pixel_size: Side of the images' pixels, micrometres, instead of what their files say. Where the model knows that
-            of its training images and no diameter is given, they are rescaled by it.
+            of its training images and no diameter is given, images are rescaled by it, or by what their file says.
         turns: Whether to average over the eight flips and quarter turns; eight times the work.
         block_side: Side of the blocks in which large images are labelled, px.
     """
@@ -66,12 +70,12 @@ class LabelledBlock:
     Attributes:
         region: What part of the image `labels` and `pixels` show.
         labels: h x w, int32: 0 background and other blocks' nuclei, 1..k.
-        pixels: h x w x 1 or 3, as the file has them.
+        channels: h x w x C, all channels as the file has them.
     """
 
     region: Region
     labels: NDArray[np.int32]
-    pixels: NDArray[Any]
+    channels: NDArray[Any]
 
 
 class Predictor:
@@ -90,7 +94,11 @@ class Predictor:
         self.config = config
         self._options = options or PredictionOptions()
         self._network = TiledNetwork(model, config, turns=self._options.turns)
-        self._scale = self._scale_of(self._options)
+        if self._options.diameter is not None and config.nucleus_diameter is None:
+            raise ModelError(
+                "Expected a model that knows the diameter of its nuclei; this one does not, so --diameter says "
+                "nothing to it. Leave it out."
+            )
 
     def images(self, images: Iterable[RgbImage]) -> Iterator[Prediction]:
         """Segment images in memory, each in one piece, H x W x 3, RGB of 8 bits, at the scale that they have."""
@@ -98,8 +106,8 @@ class Predictor:
             yield Prediction(values, label_nuclei(maps_of(values, self.config.heads), self.config.instances))
 
     def view(self, source: ImageSource) -> NetworkView:
-        """An image as the network sees it; reads the image once. Raises `ImageError` if a part of it is damaged."""
-        return NetworkView(source, self.config.normalization, self._scale)
+        """An image as the network sees it, read once for it. Raises `ImageError` if it is damaged or out of scale."""
+        return NetworkView(source, self.config.normalization, self._scale(source))
 
     def pixel_size(self, source: ImageSource) -> float | None:
         """Side of an image's pixels in micrometres, as the user or the file says."""
@@ -113,19 +121,22 @@ class Predictor:
         Yields:
             For each image, in order, its blocks.
         """
-        plans = [self._plan(view) for view in views]
-        small = [number for number, blocks in enumerate(plans) if len(blocks) == 1]
-        pictures = [Picture(view.read, view.shape) for view in views]
-        values = dict(zip(small, self._network.pictures([pictures[number] for number in small]), strict=True))
-        for number, (view, blocks) in enumerate(zip(views, plans, strict=True)):
-            regions = [view.covering(block.seen) for block in blocks]
-            found = iter([values.pop(number)]) if number in values else self._network.regions(pictures[number], regions)
-            yield self._labelled(view, blocks, regions, found)
+        for group in _groups(views):
+            plans = [self._plan(view) for view in group]
+            small = [number for number, blocks in enumerate(plans) if len(blocks) == 1]
+            pictures = [Picture(view.read, view.shape) for view in group]
+            values = dict(zip(small, self._network.pictures([pictures[number] for number in small]), strict=True))
+            for number, (view, blocks) in enumerate(zip(group, plans, strict=True)):
+                regions = [view.covering(block.seen) for block in blocks]
+                at_once = number in values
+                found = iter([values.pop(number)]) if at_once else self._network.regions(pictures[number], regions)
+                yield self._labelled(view, blocks, regions, found)
 
     def _plan(self, view: NetworkView) -> list[Block]:
-        diameter = (self.config.nucleus_diameter or 0.0) / self._scale
-        margin = max(_SMALLEST_MARGIN, round(_DIAMETERS_OF_MARGIN * diameter))
-        return plan_blocks((view.source.height, view.source.width), self._options.block_side, margin)
+        """Blocks that are no larger in the network's pixels than in the image's."""
+        margin = max(_SMALLEST_MARGIN, round(_DIAMETERS_OF_MARGIN * (self.config.nucleus_diameter or 0.0)))
+        side = max(1, round(self._options.block_side / max(1.0, view.scale)))
+        return plan_blocks((view.source.height, view.source.width), side, max(1, round(margin / view.scale)))
 
     def _labelled(
         self,
@@ -135,25 +146,48 @@ class Predictor:
         found: Iterator[NDArray[np.float32]],
     ) -> Iterator[LabelledBlock]:
         """Blocks from the network's values at their regions."""
-        settings = self.config.instances.scaled(1 / self._scale)
-        for block, region, values in zip(blocks, regions, found, strict=True):
-            maps = maps_of(view.back(values, region, block.seen), self.config.heads)
-            labels = nuclei_of_block(label_nuclei(maps, settings), block)
-            pixels = view.source.read(block.seen.rows, block.seen.columns)
-            yield LabelledBlock(block.seen, labels, pixels)
+        for planned, region, values in zip(blocks, regions, found, strict=True):
+            block, labels = planned, self._label(view, planned, region, values)
+            while cuts_nuclei(labels, block, view.source_shape) and block.margin * view.scale < _LARGEST_MARGIN:
+                block = block.widened(view.source_shape)  # for a nucleus larger than the margin foresees
+                wider = view.covering(block.seen)
+                (more,) = self._network.regions(Picture(view.read, view.shape), [wider])
+                labels = self._label(view, block, wider, more)
+            yield LabelledBlock(block.seen, labels, view.source.read_channels(block.seen.rows, block.seen.columns))
 
-    def _scale_of(self, options: PredictionOptions) -> float:
-        """Pixels of the network a pixel of the image."""
-        if options.diameter is not None:
-            if self.config.nucleus_diameter is None:
-                raise ModelError(
-                    "Expected a model that knows the diameter of its nuclei; this one does not, so --diameter says "
-                    "nothing to it. Leave it out."
-                )
-            return self.config.nucleus_diameter / options.diameter
-        if options.pixel_size is not None and self.config.pixel_size is not None:
-            return options.pixel_size / self.config.pixel_size
-        return 1.0
+    def _label(self, view: NetworkView, block: Block, region: Region, values: NDArray[np.float32]) -> NDArray[np.int32]:
+        maps = maps_of(view.back(values, region, block.seen), self.config.heads)
+        return nuclei_of_block(label_nuclei(maps, self.config.instances.scaled(1 / view.scale)), block)
+
+    def _scale(self, source: ImageSource) -> float:
+        """Pixels of the network a pixel of an image. Raises `ImageError` if it is absurd."""
+        scale = 1.0
+        pixel_size = self.pixel_size(source)
+        if self._options.diameter is not None and self.config.nucleus_diameter is not None:
+            scale = self.config.nucleus_diameter / self._options.diameter
+        elif pixel_size is not None and self.config.pixel_size is not None:
+            scale = pixel_size / self.config.pixel_size
+        if not 1 / _LARGEST_SCALE <= scale <= _LARGEST_SCALE:
+            raise ImageError(
+                f"Expected {source.name} to be rescaled by 1/{_LARGEST_SCALE:g} to {_LARGEST_SCALE:g}; its diameter or "
+                f"pixel size asks for {scale:.3g}. Correct --diameter or --pixel-size."
+            )
+        return scale
+
+
+def _groups(views: Sequence[NetworkView]) -> Iterator[list[NetworkView]]:
+    """Neighbouring images that are together small enough to be computed at once, larger ones alone."""
+    group: list[NetworkView] = []
+    pixels = 0
+    for view in views:
+        size = view.shape[0] * view.shape[1]
+        if group and pixels + size > _PIXELS_AT_ONCE:
+            yield group
+            group, pixels = [], 0
+        group.append(view)
+        pixels += size
+    if group:
+        yield group
 
 
 def load_predictor(folder: Path, options: PredictionOptions | None = None) -> Predictor:

@@ -26,16 +26,22 @@ class NetworkView:
 
     Attributes:
         source: The image.
+        scale: Pixels of the network a pixel of the image.
         shape: Height and width in the network's pixels.
     """
 
     def __init__(self, source: ImageSource, normalization: NormalizationOptions, scale: float = 1.0) -> None:
         self.source = source
-        self._scale = scale
+        self.scale = scale
         sample = _sample(source)
         self._stretch = stretch_of(sample, source.name)
         self._table = normalization_table(histogram_of(rgb8(sample, self._stretch)), normalization)
         self.shape = (max(1, round(source.height * scale)), max(1, round(source.width * scale)))
+
+    @property
+    def source_shape(self) -> tuple[int, int]:
+        """Height and width of the image."""
+        return self.source.height, self.source.width
 
     def rgb(self, rows: slice, columns: slice) -> RgbImage:
         """Pixels of the image itself, h x w x 3, of 8 bits but not normalised: for pictures."""
@@ -43,15 +49,15 @@ class NetworkView:
 
     def read(self, rows: slice, columns: slice) -> RgbImage:
         """Pixels as the network sees them, h x w x 3."""
-        if self._scale == 1:
+        if self.scale == 1:
             return np.asarray(self._table[self.rgb(rows, columns)])
         first, last = self._needed(rows, self.source.height), self._needed(columns, self.source.width)
         pixels = self._table[self.rgb(first, last)]
-        if self._scale < 1:  # what is finer than the new pixels would become noise
-            pixels = cv2.GaussianBlur(pixels, (0, 0), 0.5 / self._scale)
+        if self.scale < 1:  # what is finer than the new pixels would become noise
+            pixels = cv2.GaussianBlur(pixels, (0, 0), 0.5 / self.scale)
         shape = rows.stop - rows.start, columns.stop - columns.start
-        offset = rows.start / self._scale - first.start, columns.start / self._scale - last.start
-        return np.asarray(_resampled(pixels, shape, 1 / self._scale, offset), np.uint8)
+        offset = rows.start / self.scale - first.start, columns.start / self.scale - last.start
+        return np.asarray(_resampled(pixels, shape, 1 / self.scale, offset), np.uint8)
 
     def back(self, values: NDArray[np.float32], covering: Region, wanted: Region) -> NDArray[np.float32]:
         """The network's values at the image's own pixels.
@@ -61,25 +67,25 @@ class NetworkView:
             covering: The region in the network's pixels, from `covering`.
             wanted: The region of the image.
         """
-        if self._scale == 1:
+        if self.scale == 1:
             return values
-        down = wanted.rows.start * self._scale - covering.rows.start
-        across = wanted.columns.start * self._scale - covering.columns.start
-        return np.asarray(_resampled(values, wanted.shape, self._scale, (down, across)), np.float32)
+        down = wanted.rows.start * self.scale - covering.rows.start
+        across = wanted.columns.start * self.scale - covering.columns.start
+        return np.asarray(_resampled(values, wanted.shape, self.scale, (down, across)), np.float32)
 
     def covering(self, wanted: Region) -> Region:
         """The region of the network's pixels that covers one of the image."""
-        if self._scale == 1:
+        if self.scale == 1:
             return wanted
         return Region(self._cover(wanted.rows, self.shape[0]), self._cover(wanted.columns, self.shape[1]))
 
     def _cover(self, part: slice, length: int) -> slice:
-        first, last = int(part.start * self._scale) - 2, int(part.stop * self._scale) + 3
+        first, last = int(part.start * self.scale) - 2, int(part.stop * self.scale) + 3
         return slice(max(0, first), min(length, last))
 
     def _needed(self, part: slice, length: int) -> slice:
-        margin = 2 + round(2 / self._scale)
-        first, last = int(part.start / self._scale) - margin, int(part.stop / self._scale) + margin
+        margin = 2 + round(2 / self.scale)
+        first, last = int(part.start / self.scale) - margin, int(part.stop / self.scale) + margin
         return slice(max(0, first), min(length, last))
 
 

@@ -8,8 +8,8 @@ from datetime import UTC, datetime
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from nucleus.errors import ModelError, ObjectExistsError, ObjectNotFoundError
-from nucleus.registry.aliases import read_alias, replace_alias
+from nucleus.errors import DataError, IntegrityError, ModelError, ObjectExistsError, ObjectNotFoundError
+from nucleus.registry.aliases import Alias, read_alias, replace_alias
 from nucleus.registry.manifest import ModelManifest
 from nucleus.registry.versions import read_version
 from nucleus.storage.bucket import Bucket
@@ -58,7 +58,8 @@ def pass_gate(
 ) -> GateDecision:
     """Move an alias to a version if it beats the one behind it on the same frozen test split; record why or why not.
 
-    A version is judged once: asked again, the first decision is given.
+    A version is judged once: asked again, the first decision is given. An alias that means the version already, because
+    a person moved it there or this process's forerunner died before it could record its decision, stays as it is.
 
     Args:
         bucket: The project's.
@@ -66,7 +67,7 @@ def pass_gate(
         alias: Such as `production`.
         metric: A metric of the manifest; larger is better.
         rescore: Scores an incumbent that was tested on another dataset on the new version's test split. Raises
-            `ModelError` if it cannot be.
+            `ModelError`, `IntegrityError` or `DataError` if it cannot be.
 
     Raises:
         ModelError: Others kept moving the alias meanwhile.
@@ -76,10 +77,13 @@ def pass_gate(
         return decided
     for _ in range(_ATTEMPTS):
         current = read_alias(bucket, manifest.model, alias)
-        incumbent = read_version(bucket, manifest.model, current.version) if current else None
-        decision = _decide(manifest, alias, metric, incumbent, rescore)
-        expected = incumbent.version if incumbent else None
-        if not decision.passed or replace_alias(bucket, manifest.model, alias, manifest.version, expected):
+        decision = _decide(bucket, manifest, alias, metric, current, rescore)
+        expected = current.version if current else None
+        if (
+            not decision.passed
+            or expected == manifest.version
+            or replace_alias(bucket, manifest.model, alias, manifest.version, expected)
+        ):
             return _record(bucket, manifest.model, decision)
     raise ModelError(
         f"Expected to judge {manifest.model}@{manifest.version}; others moved {alias!r} {_ATTEMPTS} times meanwhile. "
@@ -99,44 +103,54 @@ def read_decision(bucket: Bucket, name: str, version: int) -> GateDecision | Non
 
 
 def _decide(
+    bucket: Bucket,
     manifest: ModelManifest,
     alias: str,
     metric: str,
-    incumbent: ModelManifest | None,
+    current: Alias | None,
     rescore: Callable[[ModelManifest], float],
 ) -> GateDecision:
     score = _score(manifest, metric)
+    there = current is not None and current.version == manifest.version
+    incumbent = None if current is None else (current.previous if there else current.version)
     other = problem = None
     if incumbent is not None:
         try:
-            other = _score(incumbent, metric) if incumbent.origin.dataset == manifest.origin.dataset else None
-            other = rescore(incumbent) if other is None else other
-        except ModelError as error:
+            other = _score_of_incumbent(read_version(bucket, manifest.model, incumbent), manifest, metric, rescore)
+        except (ModelError, IntegrityError, DataError) as error:
             problem = str(error)
-    if score is None:
+    if there:
+        passed, reason = True, f"{alias} means it already"
+    elif score is None:
         passed, reason = False, "there are no test images to judge it by"
     elif incumbent is None:
         passed, reason = True, f"no version was behind {alias} before"
-    elif incumbent.version == manifest.version:
-        passed, reason = True, f"{alias} means it already"
     elif other is None:
-        passed, reason = False, f"version {incumbent.version} behind {alias} could not be scored: {problem}"
+        passed, reason = False, f"version {incumbent} behind {alias} could not be scored: {problem}"
     else:
         passed = score > other
         verb = "beats" if passed else "does not beat"
-        reason = f"test {metric} {score:.4f} {verb} {other:.4f} of version {incumbent.version}"
+        reason = f"test {metric} {score:.4f} {verb} {other:.4f} of version {incumbent}"
     return GateDecision(
         version=manifest.version,
         alias=alias,
         metric=metric,
         dataset=manifest.origin.dataset,
         score=score,
-        incumbent=incumbent.version if incumbent else None,
+        incumbent=incumbent,
         incumbent_score=other,
         passed=passed,
         reason=reason,
         decided=datetime.now(UTC).isoformat(),
     )
+
+
+def _score_of_incumbent(
+    incumbent: ModelManifest, manifest: ModelManifest, metric: str, rescore: Callable[[ModelManifest], float]
+) -> float:
+    """Its score on the test split of the new version: known if it was tested on that one too."""
+    known = _score(incumbent, metric) if incumbent.origin.dataset == manifest.origin.dataset else None
+    return rescore(incumbent) if known is None else known
 
 
 def _score(manifest: ModelManifest, metric: str) -> float | None:

@@ -245,7 +245,9 @@ def test_predict_and_evaluate_as_typed(trained: Trained, tmp_path: Path, monkeyp
     assert sum(line.startswith("rgb.png,") for line in lines) == labels.max()
 
     (inputs / "broken.png").write_bytes(b"no image")
-    run = CliRunner().invoke(cli, ["predict", str(inputs), "--model", "tiny@1", "--out", str(out)])
+    again = ["predict", str(inputs), "--model", "tiny@1", "--out", str(out)]
+    assert CliRunner().invoke(cli, again).exit_code == 2
+    run = CliRunner().invoke(cli, [*again, "--overwrite"])
     assert run.exit_code == 1
     assert "broken.png" in run.stderr
     assert "1 of 6 images could not be read" in run.stderr

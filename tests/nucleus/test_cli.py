@@ -33,7 +33,7 @@ CONTRACT = {
     "models export": {"--format", "--json"},
     "models rollback": set(),
     "evaluate": {"--split", "--tta", "--gallery", "--json"},
-    "predict": {"--model", "--out", "--diameter", "--pixel-size", "--channel", "--tta", "--json"},
+    "predict": {"--model", "--out", "--diameter", "--pixel-size", "--channel", "--tta", "--overwrite", "--json"},
 }
 
 
@@ -150,6 +150,7 @@ BAD_INPUT: list[tuple[list[Any], int, str]] = [
     (["predict", "empty", "--model", "m", "--out", "o"], 2, "found none"),
     (["predict", "same", "--model", "m", "--out", "o"], 2, "would both write a.labels.tif"),
     (["predict", "flat", "--model", "m", "--out", "o"], 1, "it has no version"),
+    (["predict", "flat", "--model", "m", "--out", "done"], 2, "found a.labels.tif and 1 more. Name another --out"),
     (["evaluate", "m", "nothing"], 1, "none was imported there"),
     (["weights", "add", "nothing.h5"], 2, "does not exist"),
     (["weights", "add", "flat/a.png", "--encoder", "resnet"], 2, "is not one of 'mobilenet_v2', 'efficientnet_v2_b0'"),
@@ -170,6 +171,9 @@ def test_bad_input(arguments: list[Any], code: int, message: str, here: Path, bu
     for name in ("flat/a.png", "same/a.png", "same/a.tif", "unreadable/x/images/x.png", "unreadable/x/masks/1.png"):
         (here / name).parent.mkdir(parents=True, exist_ok=True)
         (here / name).write_bytes(b"no image")
+    (here / "done").mkdir()
+    for name in ("a.labels.tif", "a.overlay.png", "other.labels.tif"):
+        (here / "done" / name).write_bytes(b"an earlier result")
     write_generated(here / "two", 2, side=48)
     run = invoke(*arguments)
     assert (run.exit_code, run.stdout) == (code, "")

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from nucleus.errors import ModelError
+from nucleus.errors import DataError, IntegrityError, ModelError
 from nucleus.registry import gate
-from nucleus.registry.aliases import move_alias, read_alias
+from nucleus.registry.aliases import move_alias, read_alias, rollback_alias
 from nucleus.registry.gate import GateDecision, pass_gate, read_decision
 from nucleus.registry.manifest import EncoderWeightsOrigin, ModelManifest, Origin
-from nucleus.registry.versions import publish
+from nucleus.registry.versions import publish, version_prefix
 from nucleus.storage.bucket import Bucket
 
 HERE = "s3://b/datasets/d@0123456789ab"
@@ -105,12 +105,28 @@ def test_without_test_images_nothing_passes(bucket: Bucket, released: Callable[.
 
 
 def test_a_decision_that_was_cut_short_is_finished(bucket: Bucket, released: Callable[..., ModelManifest]) -> None:
-    released(0.5)
+    judged(bucket, released(0.5))
     second = released(0.6)
     move_alias(bucket, "m", "production", 2)  # as far as the first attempt came
     decision = judged(bucket, second)
-    assert decision.passed
+    assert (decision.passed, decision.incumbent, decision.incumbent_score) == (True, 1, 0.5)
     assert decision.reason == "production means it already"
+    assert rollback_alias(bucket, "m", "production").version == 1
+
+
+@pytest.mark.parametrize("error", [IntegrityError, DataError, ModelError])
+def test_an_incumbent_that_cannot_be_scored_stays(
+    bucket: Bucket, released: Callable[..., ModelManifest], error: type[Exception]
+) -> None:
+    judged(bucket, released(0.5, ELSEWHERE))
+
+    def cannot(_: ModelManifest) -> float:
+        raise error("broken")
+
+    assert judged(bucket, released(0.9), cannot).reason == "version 1 behind production could not be scored: broken"
+    bucket.put(f"{version_prefix('m', 1)}/manifest.json", b"{}")
+    assert "could not be scored: Expected a model manifest" in judged(bucket, released(0.9)).reason
+    assert meant(bucket) == 1
 
 
 def test_moves_meanwhile_are_seen(

@@ -1,6 +1,9 @@
 """Images of any kind and size, from files to labels and tables, with a small network that finds bright pixels."""
 
 import csv
+import os
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -21,9 +24,9 @@ from nucleus.predict import sources
 from nucleus.predict.blocks import nuclei_of_block, plan_blocks
 from nucleus.predict.canvas import label_canvas
 from nucleus.predict.images import predict_files
-from nucleus.predict.measurement import IMAGE_COLUMNS, NUCLEUS_COLUMNS, Frame, image_row, measure_nuclei
+from nucleus.predict.measurement import IMAGE_COLUMNS, Frame, image_row, measure_nuclei, nucleus_columns
 from nucleus.predict.predictor import PredictionOptions, Predictor
-from nucleus.predict.sources import array_source, open_source
+from nucleus.predict.sources import array_source, channel_count, open_source
 from nucleus.predict.view import NetworkView
 
 PLAIN = NormalizationOptions(method="none")
@@ -96,6 +99,29 @@ def test_blocks_give_the_labels_of_the_whole_image(side: int, seed: int) -> None
     assert same_partition(whole, parts) == whole.max()
 
 
+@pytest.mark.parametrize("radius", [140, 200, 300])
+def test_nuclei_larger_than_the_margin_are_whole(radius: int, tmp_path: Path) -> None:
+    """A disc that begins just left of a block's edge and ends far beyond the margin of the block."""
+    image = np.full((700, 1400), 10, np.uint8)
+    cv2.circle(image, (680 + radius, 350), radius, 200, -1)
+    (tmp_path / "disc.png").write_bytes(encode_png(image))
+    found = predict_files(
+        predictor(PredictionOptions(block_side=700), tile=256), [tmp_path / "disc.png"], tmp_path / "o"
+    )
+    assert found.counts == {"disc.png": 1}
+    (row,) = rows_of(tmp_path / "o" / "nuclei.csv")
+    labels = tifffile.imread(tmp_path / "o" / "disc.labels.tif")
+    assert int(row["area"]) == (labels == 1).sum() == pytest.approx((image > 100).sum(), rel=0.01)
+
+
+def test_enlarged_images_are_planned_in_the_pixels_of_the_network() -> None:
+    pixels = spots(300, 300, 3)
+    labels = whole_labels(predictor(PredictionOptions(diameter=4.0, block_side=150)), pixels)
+    whole = whole_labels(predictor(PredictionOptions(diameter=4.0)), pixels)
+    assert labels.max() == whole.max() > 10
+    assert same_partition(whole, labels) == whole.max()
+
+
 def test_each_nucleus_belongs_to_one_block() -> None:
     labels = np.zeros((90, 70), np.int32)
     for number, (y, x) in enumerate([(29, 29), (30, 30), (0, 0), (89, 69), (45, 5), (59, 31)], 1):
@@ -125,7 +151,9 @@ def test_canvas_in_a_file_is_the_canvas_in_memory(tmp_path: Path, monkeypatch: p
             for labels, (y, x) in pasted:
                 rows, columns = slice(y, y + labels.shape[0]), slice(x, x + labels.shape[1])
                 before = canvas.count
-                assert canvas.paste(labels, Region(rows, columns)) == before
+                added, first = canvas.paste(labels, Region(rows, columns))
+                assert first == before
+                assert (canvas.labels[rows, columns][added > 0] == added[added > 0] + first).all()
             canvas.write(tmp_path / f"{limit}.tif")
         written.append(tifffile.imread(tmp_path / f"{limit}.tif"))
         with tifffile.TiffFile(tmp_path / f"{limit}.tif") as file:
@@ -134,6 +162,16 @@ def test_canvas_in_a_file_is_the_canvas_in_memory(tmp_path: Path, monkeypatch: p
     assert written[0].max() == 9
     assert (written[0] == written[1]).all()
     assert not list(tmp_path.glob(".nucleus*"))
+
+
+def test_labels_that_are_hidden_are_not_counted(tmp_path: Path) -> None:
+    with label_canvas((4, 6), tmp_path) as canvas:
+        canvas.paste(np.ones((4, 3), np.int32), Region(slice(0, 4), slice(0, 3)))
+        hidden = np.zeros((4, 6), np.int32)
+        hidden[:2, :2], hidden[2:, 2:] = 1, 2
+        added, first = canvas.paste(hidden, Region(slice(0, 4), slice(0, 6)))
+        assert (canvas.count, first, added.max(), (added > 0).sum()) == (2, 1, 1, 6)
+        assert (canvas.labels == 2).sum() == 6
 
 
 def test_many_nuclei_need_32_bits(tmp_path: Path) -> None:
@@ -206,8 +244,89 @@ def test_microscopes_files(tmp_path: Path) -> None:
     (tmp_path / "colour.png").write_bytes(encode_png(np.stack([grey, other, other], -1)))
     source = open_source(tmp_path / "colour.png", channel=1)
     assert (source.read(slice(0, 80), slice(0, 90)) == other[..., np.newaxis]).all()
+    assert source.read_channels(slice(0, 80), slice(0, 90)).shape == (80, 90, 3)
+    assert channel_count(tmp_path / "colour.png") == 3
+    assert channel_count(tmp_path / "two.ome.tif") == 2
+    both = open_source(tmp_path / "two.ome.tif", 1).read_channels(slice(0, 80), slice(0, 90))
+    assert (both == np.stack([other, grey], -1)).all()
     with pytest.raises(ImageError, match="Expected channel 3"):
         open_source(tmp_path / "colour.png", channel=3)
+
+
+@pytest.mark.parametrize(
+    ("ome", "expected"),
+    [
+        ('PhysicalSizeX="0.5" PhysicalSizeY="0.5" PhysicalSizeXUnit="&#181;m"', 0.5),
+        ('PhysicalSizeX="0.5" PhysicalSizeXUnit="\u03bcm"', 0.5),
+        ('PhysicalSizeX="0.5" PhysicalSizeY="1.0"', None),
+        ('PhysicalSizeX="0.00"', None),
+        ('PhysicalSizeX="-1"', None),
+        ('PhysicalSizeX="1e999"', None),
+        ('PhysicalSizeX="-"', None),
+        ('PhysicalSizeX="2" PhysicalSizeXUnit="furlong"', None),
+    ],
+)
+def test_pixel_sizes_of_ome_files(ome: str, expected: float | None, tmp_path: Path) -> None:
+    path = tmp_path / "a.ome.tif"
+    description = (
+        '<?xml version="1.0" encoding="UTF-8"?><OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06"><Image '
+        f'ID="Image:0"><Pixels ID="Pixels:0" DimensionOrder="XYCZT" Type="uint8" SizeX="40" SizeY="30" SizeC="1" '
+        f'SizeZ="1" SizeT="1" {ome}><TiffData/></Pixels></Image></OME>'
+    )
+    tifffile.imwrite(path, spots(30, 40), description=description.encode(), metadata=None)
+    found = predict_files(predictor(), [path], tmp_path / "out")
+    assert not found.failures
+    assert open_source(path).pixel_size == expected
+    escaped = tmp_path / "ij.tif"
+    tifffile.imwrite(escaped, spots(30, 40), imagej=True, resolution=(2.0, 2.0), metadata={"unit": "\\u00B5m"})
+    assert open_source(escaped).pixel_size == 0.5
+
+
+def test_files_that_hold_more_than_one_image(tmp_path: Path) -> None:
+    grey = spots(60, 50)
+    with tifffile.TiffWriter(tmp_path / "scenes.ome.tif") as writer:
+        for _ in range(3):
+            writer.write(grey, metadata={"axes": "YX"})
+    tifffile.imwrite(tmp_path / "samples.tif", np.dstack([grey] * 2), photometric="minisblack", planarconfig="contig")
+    tifffile.imwrite(tmp_path / "planes.tif", np.stack([grey] * 3), photometric="minisblack", planarconfig="separate")
+    tifffile.imwrite(tmp_path / "white.tif", grey.astype(np.uint16), photometric="miniswhite")
+    tifffile.imwrite(tmp_path / "five.tif", np.dstack([grey] * 5), photometric="rgb")
+    for name, message in {
+        "scenes.ome.tif": "found 3",
+        "samples.tif": "found 2 samples a pixel",
+        "planes.tif": "found 3 samples a pixel",
+        "white.tif": "where it is white",
+        "five.tif": "found 5 samples a pixel",
+    }.items():
+        with pytest.raises(ImageError, match=message):
+            open_source(tmp_path / name)
+    tifffile.imwrite(
+        tmp_path / "alpha.tif", np.dstack([grey] * 2), photometric="minisblack", extrasamples=["unassalpha"]
+    )
+    assert open_source(tmp_path / "alpha.tif").read(slice(0, 60), slice(0, 50)).shape == (60, 50, 1)
+
+
+def test_damaged_headers_and_names_end_no_batch(tmp_path: Path) -> None:
+    """Any byte of a header may be wrong: the image is read or reported, and the others go on."""
+    grey = spots(40, 50)
+    tifffile.imwrite(tmp_path / "whole.ome.tif", grey, metadata={"axes": "YX", "PhysicalSizeX": 0.5})
+    data = (tmp_path / "whole.ome.tif").read_bytes()
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        damaged = bytearray(data)
+        for place in rng.integers(0, min(len(data), 900), 3):
+            damaged[place] = rng.integers(0, 256)
+        (tmp_path / "damaged.ome.tif").write_bytes(damaged)
+        with suppress(ImageError):
+            NetworkView(open_source(tmp_path / "damaged.ome.tif"), PLAIN)
+            channel_count(tmp_path / "damaged.ome.tif")
+    odd = Path(os.fsdecode(os.fsencode(tmp_path) + b"/odd\xb5.png"))
+    odd.write_bytes(encode_png(grey))
+    good = tmp_path / "good.png"
+    good.write_bytes(encode_png(grey))
+    found = predict_files(predictor(), [odd, good], tmp_path / "out")
+    assert list(found.counts) == ["good.png"]
+    assert "odd\\udcb5.png" in next(iter(found.failures.values()))
 
 
 def test_damaged_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -262,9 +381,13 @@ def test_diameter_rescales() -> None:
     assert scaled.max() == plain.max()
     shrunk = scaled[1::3, 1::3]
     assert np.mean((shrunk > 0) == (plain > 0)) > 0.99
+    with pytest.raises(ImageError, match=r"asks for 120\. Correct --diameter"):
+        predictor(PredictionOptions(diameter=0.1)).view(array_source(large[..., np.newaxis]))
     by_pixel_size = predictor(PredictionOptions(pixel_size=0.1), pixel_size=0.3)
     assert (whole_labels(by_pixel_size, large) == scaled).all()
     assert predictor(PredictionOptions(pixel_size=0.1)).view(array_source(large[..., np.newaxis])).shape == (600, 600)
+    of_the_file = replace(array_source(large[..., np.newaxis]), pixel_size=0.1)
+    assert predictor(pixel_size=0.3).view(of_the_file).shape == (200, 200)
     with pytest.raises(ModelError, match="--diameter says nothing"):
         predictor(PredictionOptions(diameter=36.0), nucleus_diameter=None)
 
@@ -277,13 +400,13 @@ def test_measurements_of_squares() -> None:
     image[..., 0] = 50
     image[0, 2, 1] = 32
     rows = measure_nuclei(Frame("a.png", (20, 20)), image, labels)
-    assert list(rows[0]) == list(NUCLEUS_COLUMNS)
+    assert list(rows[0]) == list(nucleus_columns(3))
     assert [(r["label"], r["area"], r["centroid_x"], r["centroid_y"], r["touches_edge"]) for r in rows] == [
         (1, 16, 3.5, 1.5, True),
         (2, 32, 13.5, 11.5, False),
     ]
-    assert (rows[0]["mean_red"], rows[0]["mean_green"], rows[0]["solidity"]) == (50, 2, 1)
-    assert (rows[0]["integrated_red"], rows[0]["integrated_green"]) == (800, 32)
+    assert (rows[0]["mean_0"], rows[0]["mean_1"], rows[0]["solidity"]) == (50, 2, 1)
+    assert (rows[0]["integrated_0"], rows[0]["integrated_1"]) == (800, 32)
     assert rows[0]["diameter"] == pytest.approx(np.sqrt(4 * 16 / np.pi), abs=1e-3)
     assert rows[0]["eccentricity"] == 0
     assert rows[1]["eccentricity"] == pytest.approx(np.sqrt(1 - (4**2 - 1) / (8**2 - 1)), abs=0.03)
@@ -298,7 +421,10 @@ def test_measurements_of_a_part_in_micrometres() -> None:
     frame = Frame("a.tif", (100, 200), top=50, left=60, pixel_size=0.5)
     (row,) = measure_nuclei(frame, grey, labels, first=41)
     assert (row["label"], row["centroid_x"], row["centroid_y"], row["touches_edge"]) == (42, 63.5, 51.5, False)
-    assert (row["mean_red"], row["mean_blue"], row["integrated_green"]) == (1000, 1000, 16000)
+    assert (row["mean_0"], row["integrated_0"]) == (1000, 16000)
+    assert "mean_1" not in row
+    (faint,) = measure_nuclei(frame, grey.astype(np.float32) * 4e-7, labels)
+    assert (faint["mean_0"], faint["integrated_0"]) == pytest.approx((4e-4, 6.4e-3), rel=1e-6)
     assert row["area_um2"] == 4
     assert row["diameter_um"] == pytest.approx(row["diameter"] / 2, abs=1e-3)
     image = image_row(frame, nuclei=10, nucleus_pixels=400)
@@ -328,7 +454,7 @@ def test_files_to_labels_and_tables(tmp_path: Path) -> None:
         y, x = np.nonzero(labels == int(row["label"]))
         assert int(row["area"]) == len(y)
         assert (float(row["centroid_y"]), float(row["centroid_x"])) == pytest.approx((y.mean(), x.mean()), abs=1e-3)
-        assert float(row["mean_red"]) == pytest.approx(grey[y, x].mean(), abs=1e-3)
+        assert float(row["mean_0"]) == pytest.approx(grey[y, x].mean(), abs=1e-3)
         edge = bool(y.min() == 0 or x.min() == 0 or y.max() == 299 or x.max() == 259)
         assert row["touches_edge"] == str(edge)
         assert row["area_um2"] == ""
