@@ -9,7 +9,7 @@ from skimage.segmentation import watershed
 from nucleus.model.architecture import InstanceSettings
 from nucleus.model.heads import Maps
 
-__all__ = ["label_nuclei", "nucleus_mask"]
+__all__ = ["kept_labels", "label_nuclei", "nucleus_mask"]
 
 
 def nucleus_mask(maps: Maps, settings: InstanceSettings) -> NDArray[np.bool_]:
@@ -36,10 +36,26 @@ def label_nuclei(maps: Maps, settings: InstanceSettings) -> NDArray[np.int32]:
     mask = nucleus_mask(maps, settings)
     components = _components(mask, 4)
     seeds = _components(mask & (maps.interior > settings.seed_threshold), 4)
-    seeds = _kept(seeds, _large(seeds, settings.min_seed_area))
+    seeds = kept_labels(seeds, _large(seeds, settings.min_seed_area))
     labels = _divided(components, seeds, maps.interior)
     _fill_holes(labels)
-    return _kept(labels, _likely(labels, maps.mask, settings.min_score) & _large(labels, settings.min_area))
+    return kept_labels(labels, _likely(labels, maps.mask, settings.min_score) & _large(labels, settings.min_area))
+
+
+def kept_labels(labels: NDArray[np.int32], keep: NDArray[np.bool_]) -> NDArray[np.int32]:
+    """Drop labels and number the others 1..K in their order.
+
+    Args:
+        labels: Any shape, 0 background.
+        keep: Of each label, from 0: whether it stays. Background is no label, whatever is said of it.
+
+    Returns:
+        The same shape.
+    """
+    keep = keep.copy()
+    keep[0] = False
+    numbers = np.where(keep, np.cumsum(keep), 0).astype(np.int32)
+    return np.asarray(numbers[labels])
 
 
 def _components(mask: NDArray[np.bool_], neighbours: int) -> NDArray[np.int32]:
@@ -87,11 +103,3 @@ def _likely(labels: NDArray[np.int32], mask: NDArray[np.float32], score: float) 
 def _large(labels: NDArray[np.int32], area: int) -> NDArray[np.bool_]:
     """Of each label (from 0): whether it has at least `area` pixels."""
     return np.asarray(np.bincount(labels.ravel()) >= max(area, 1))
-
-
-def _kept(labels: NDArray[np.int32], keep: NDArray[np.bool_]) -> NDArray[np.int32]:
-    """The labels to keep, numbered 1..K in their order."""
-    keep = keep.copy()
-    keep[0] = False
-    numbers = np.where(keep, np.cumsum(keep), 0).astype(np.int32)
-    return np.asarray(numbers[labels])

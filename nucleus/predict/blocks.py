@@ -10,6 +10,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
+from nucleus.model.instances import kept_labels
 from nucleus.model.tiling import Region
 
 __all__ = ["Block", "cuts_nuclei", "nuclei_of_block", "plan_blocks"]
@@ -31,22 +32,13 @@ class Block:
 
     def widened(self, shape: tuple[int, int]) -> "Block":
         """The same with twice the margin, in an image (height, width)."""
-        margin = 2 * self.margin
-        rows, columns = (
-            slice(max(0, part.start - margin), min(length, part.stop + margin))
-            for part, length in zip((self.core.rows, self.core.columns), shape, strict=True)
-        )
-        return Block(self.core, Region(rows, columns), margin)
+        return _block(self.core, 2 * self.margin, shape)
 
 
 def plan_blocks(shape: tuple[int, int], side: int, margin: int) -> list[Block]:
     """Blocks of `side` px with margins of `margin` px that cover an image (height, width), row by row."""
-    rows, columns = (_parts(length, side, margin) for length in shape)
-    return [
-        Block(Region(row, column), Region(row_seen, column_seen), margin)
-        for row, row_seen in rows
-        for column, column_seen in columns
-    ]
+    rows, columns = (_parts(length, side) for length in shape)
+    return [_block(Region(row, column), margin, shape) for row in rows for column in columns]
 
 
 def nuclei_of_block(labels: NDArray[np.int32], block: Block) -> NDArray[np.int32]:
@@ -59,9 +51,7 @@ def nuclei_of_block(labels: NDArray[np.int32], block: Block) -> NDArray[np.int32
     y = np.bincount(flat, np.repeat(np.arange(height), width)) / areas + block.seen.rows.start
     x = np.bincount(flat, np.tile(np.arange(width), height)) / areas + block.seen.columns.start
     ours = _within(y, block.core.rows) & _within(x, block.core.columns)
-    ours[0] = False
-    numbers = np.where(ours, np.cumsum(ours), 0).astype(np.int32)
-    return np.asarray(numbers[labels])
+    return kept_labels(labels, ours)
 
 
 def cuts_nuclei(labels: NDArray[np.int32], block: Block, shape: tuple[int, int]) -> bool:
@@ -75,13 +65,19 @@ def cuts_nuclei(labels: NDArray[np.int32], block: Block, shape: tuple[int, int])
     )
 
 
-def _parts(length: int, side: int, margin: int) -> list[tuple[slice, slice]]:
-    """Even parts of an axis of at most `side` px, and each with its margin."""
+def _block(core: Region, margin: int, shape: tuple[int, int]) -> Block:
+    """A block with as much of its margin as the image has."""
+    rows, columns = (
+        slice(max(0, part.start - margin), min(length, part.stop + margin))
+        for part, length in zip((core.rows, core.columns), shape, strict=True)
+    )
+    return Block(core, Region(rows, columns), margin)
+
+
+def _parts(length: int, side: int) -> list[slice]:
+    """Even parts of an axis of at most `side` px."""
     ends = np.linspace(0, length, max(1, -(-length // side)) + 1).round().astype(int).tolist()
-    return [
-        (slice(first, last), slice(max(0, first - margin), min(length, last + margin)))
-        for first, last in pairwise(ends)
-    ]
+    return [slice(first, last) for first, last in pairwise(ends)]
 
 
 def _within(values: NDArray[np.float64], part: slice) -> NDArray[np.bool_]:

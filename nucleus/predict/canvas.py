@@ -10,6 +10,7 @@ import numpy as np
 import tifffile
 from numpy.typing import NDArray
 
+from nucleus.model.instances import kept_labels
 from nucleus.model.tiling import Region
 from nucleus.storage.files import atomic_path
 
@@ -41,12 +42,9 @@ class LabelCanvas:
         before = self.count
         here = self.labels[region.rows, region.columns]
         free = np.where(here == 0, labels, 0)
-        numbers = np.zeros(int(labels.max(initial=0)) + 1, np.int32)
-        numbers[np.unique(free)] = 1
-        numbers[0] = 0
-        added = (np.cumsum(numbers, dtype=np.int32) * numbers)[free]
+        added = kept_labels(free, np.bincount(free.ravel(), minlength=1) > 0)
         np.add(here, added + before, out=here, where=added > 0)
-        self.count += int(numbers.sum())
+        self.count += int(added.max(initial=0))
         self.release()
         return added, before
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, TextIO
+from typing import IO, Any, TextIO
 
 import numpy as np
 
@@ -71,8 +71,7 @@ def predict_files(
                 except ImageError as error:  # a channel that is only measured may be damaged
                     failures[file.name] = str(error)
                 else:
-                    with images.rows() as rows:
-                        rows.writerow(row)
+                    images.add(row)
                     counts[file.name] = row["nuclei"]
                 advance(len(counts) + len(failures), len(files))
             advance(len(counts) + len(failures), len(files))
@@ -125,20 +124,27 @@ def _write_image(
 
 
 class _Table:
-    """A CSV file to which the rows of an image are added all together."""
+    """A CSV file with a row of column names."""
 
     def __init__(self, file: TextIO, columns: Sequence[str]) -> None:
         self._file = file
         self._columns = columns
-        csv.writer(file, lineterminator="\n").writerow(columns)
+        self._writer(file).writeheader()
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Add a row."""
+        self._writer(self._file).writerow(row)
 
     @contextmanager
     def rows(self) -> Iterator["csv.DictWriter[str]"]:
-        """Takes rows, which are added when the block ends well; memory does not grow with them."""
+        """Takes the rows of an image, which are added when the block ends well; memory does not grow with them."""
         with tempfile.TemporaryFile("w+", newline="", encoding="utf-8") as spooled:
-            yield csv.DictWriter(spooled, self._columns, restval="", lineterminator="\n")
+            yield self._writer(spooled)
             spooled.seek(0)
             shutil.copyfileobj(spooled, self._file)
+
+    def _writer(self, file: IO[str]) -> "csv.DictWriter[str]":
+        return csv.DictWriter(file, self._columns, restval="", lineterminator="\n")
 
 
 @contextmanager

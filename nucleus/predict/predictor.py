@@ -68,7 +68,7 @@ class LabelledBlock:
     """The nuclei of one block of an image.
 
     Attributes:
-        region: What part of the image `labels` and `pixels` show.
+        region: What part of the image `labels` and `channels` show.
         labels: h x w, int32: 0 background and other blocks' nuclei, 1..k.
         channels: h x w x C, all channels as the file has them.
     """

@@ -5,6 +5,7 @@ import math
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -110,8 +111,7 @@ def open_source(path: Path, channel: int | None = None) -> ImageSource:
     Raises:
         ImageError: No image, a damaged one, or one with several channels, planes or times and no choice among them.
     """
-    _check_name(path)
-    try:
+    with _readable(path):
         facts = _facts(path)
         if facts.channel_pages:
             chosen = _choice(facts, channel, path)
@@ -120,30 +120,29 @@ def open_source(path: Path, channel: int | None = None) -> ImageSource:
         else:
             source = _whole(path) if _is_small(path) else _large(path, 0)
             source = source if channel is None else _one_channel(source, channel)
-    except OSError as error:
-        raise ImageError(f"Cannot read {path}: {error.strerror or error}.") from error
-    return replace(source, pixel_size=facts.pixel_size)
+        return replace(source, pixel_size=facts.pixel_size)
 
 
 def channel_count(path: Path) -> int:
     """How many channels `read_channels` of a file gives, from its header. Raises `ImageError`."""
-    _check_name(path)
-    try:
+    with _readable(path):
         pages = _facts(path).channel_pages
         header = _header(path)
-        if header is None:
-            return int(_whole(path).read(slice(0, 1), slice(0, 1)).shape[2])
-    except OSError as error:
-        raise ImageError(f"Cannot read {path}: {error.strerror or error}.") from error
-    return len(pages) or _bands(header)
+        return len(pages) or (_channels(_whole(path)) if header is None else _bands(header))
 
 
-def _check_name(path: Path) -> None:
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Raise `ImageError` for a name that libvips cannot take, and for errors of the file system."""
     try:
         str(path).encode()
     except UnicodeEncodeError as error:
         shown = str(path).encode(errors="backslashreplace").decode()
         raise ImageError(f"Expected a file name in UTF-8; found {shown}. Rename the file.") from error
+    try:
+        yield
+    except OSError as error:
+        raise ImageError(f"Cannot read {path}: {error.strerror or error}.") from error
 
 
 def _facts(path: Path) -> _TiffFacts:
@@ -249,7 +248,7 @@ def _whole(path: Path) -> ImageSource:
 
 
 def _one_channel(source: ImageSource, channel: int) -> ImageSource:
-    channels = source.read(slice(0, 1), slice(0, 1)).shape[2]
+    channels = _channels(source)
     if not 0 <= channel < channels:
         raise ImageError(f"Expected channel {channel} in {source.name}; it has {channels}, counted from 0.")
     return replace(source, read=lambda rows, columns: source.read(rows, columns)[..., channel : channel + 1])
@@ -286,6 +285,10 @@ def _large(path: Path, page: int) -> ImageSource:
         return np.frombuffer(data, _DTYPES[image.format]).reshape(height, width, image.bands)
 
     return ImageSource(path.name, image.height, image.width, read, read)
+
+
+def _channels(source: ImageSource) -> int:
+    return int(source.read(slice(0, 1), slice(0, 1)).shape[2])
 
 
 def _bands(image: Any) -> int:

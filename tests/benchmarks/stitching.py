@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from nucleus.cli.quiet import import_tensorflow
 from nucleus.metrics.matching import pair_labels
 from nucleus.model.architecture import ModelConfig
+from nucleus.predict.canvas import LabelCanvas
 from nucleus.predict.predictor import PredictionOptions, Predictor
 from nucleus.predict.sources import array_source
 
@@ -55,12 +56,11 @@ def _untiled(model: Any, config: ModelConfig, image: NDArray[np.uint8]) -> NDArr
 
 
 def _labels(predictor: Predictor, image: NDArray[np.uint8]) -> NDArray[np.int32]:
-    labels = np.zeros(image.shape[:2], np.int32)
+    canvas = LabelCanvas(np.zeros(image.shape[:2], np.int32))
     for blocks in predictor.segment([predictor.view(array_source(image))]):
         for block in blocks:
-            part = labels[block.region.rows, block.region.columns]
-            part[block.labels > 0] = (block.labels + labels.max())[block.labels > 0]
-    return labels
+            canvas.paste(block.labels, block.region)
+    return canvas.labels
 
 
 def _overlaps(truth: NDArray[np.int32], labels: NDArray[np.int32]) -> list[float]:
