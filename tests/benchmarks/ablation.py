@@ -28,7 +28,9 @@ from tests.benchmarks.measure import temporary_store
 
 _EPOCHS = 8
 _CROP = 192
-_NO_COLOURS = ("gamma=0.0", "stain=0.0", "contrast=0.0", "brightness=0.0", "invert=0.0", "grey=0.0")
+_FLIPS_ALONE = tuple(
+    f"augment.{key}=0.0" for key in ("gamma", "stain", "contrast", "brightness", "invert", "grey", "scale")
+)
 LINES: dict[str, tuple[str, ...]] = {
     "recipe": (),
     "encoder frozen throughout": (f"network.unfreeze_epoch={_EPOCHS}",),
@@ -39,9 +41,7 @@ LINES: dict[str, tuple[str, ...]] = {
     "crops of 128 px": ("input.crop=128",),
     "crops of 256 px": ("input.crop=256",),
     "no normalisation": ('input.normalization.method="none"',),
-    "kinds drawn as they come": ("input.kind_weights={}",),
-    "augmentation: flips alone": (*(f"augment.{setting}" for setting in _NO_COLOURS), "augment.scale=0.0"),
-    "augmentation: no colours": tuple(f"augment.{setting}" for setting in _NO_COLOURS),
+    "augmentation: flips alone": _FLIPS_ALONE,
 }
 _NUMBERS = ("ap_50", "ap_70", "ap_90", "map", "iou", "dice")
 
