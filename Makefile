@@ -10,7 +10,7 @@ BENCH ?=
 
 .DEFAULT_GOAL := help
 
-.PHONY: help install demo test unit bench check lock clean
+.PHONY: help install demo test unit bench check audit lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -43,6 +43,10 @@ check: install ## lint, format, types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+audit: install ## known holes in the locked packages, and risky calls in this one
+	for lock in cpu gpu dev; do $(BIN)/pip-audit --strict --disable-pip --require-hashes --requirement requirements/$$lock.txt || exit 1; done
+	$(BIN)/bandit --quiet --recursive --severity-level medium nucleus job
 
 lock: install ## write requirements/*.txt anew
 	$(BIN)/python requirements/lock.py

@@ -8,8 +8,12 @@
     │   ├── BucketNotFoundError
     │   ├── ObjectNotFoundError          also a FileNotFoundError
     │   ├── ObjectExistsError            a create-only or compare-and-swap write lost; also a FileExistsError
+    │   ├── UncertainWriteError          nobody can tell whether a compare-and-swap was done
+    │   ├── ConditionalWritesError       the server ignores conditions, and others may write too
     │   ├── AccessDeniedError            wrong, missing or insufficient credentials; also a PermissionError
-    │   ├── UnreachableError             no answer from the endpoint; also a ConnectionError
+    │   ├── TransientStorageError        may work a moment later, so it was tried again for a while
+    │   │   ├── UnreachableError         no answer from the endpoint; also a ConnectionError
+    │   │   └── UnavailableError         the endpoint answered that it cannot now, or broke off
     │   └── StoreServerError             the embedded S3 server would not start or stop
     ├── CacheFullError                   the cache's limit is too low for what is in use at once
     ├── IntegrityError (ValueError)      bytes that do not have the sum that the manifest gives
@@ -17,7 +21,9 @@
     │   └── ImageError                   one image file
     ├── WeightsError                     encoder weights that cannot be had or do not fit
     ├── ModelError (ValueError)          a stored model that this version cannot rebuild
+    ├── ClusterError                     a Ray cluster that cannot or must not be used
     └── JobError                         a training run that did not finish
+        └── RunStoppedError              it was asked to (SIGTERM), and can go on; exits 143
 
 Messages give what was expected, what was found, and the command that fixes it. Each error is made from one
 string, so that it survives pickling on its way from a Ray worker.
@@ -27,6 +33,8 @@ __all__ = [
     "AccessDeniedError",
     "BucketNotFoundError",
     "CacheFullError",
+    "ClusterError",
+    "ConditionalWritesError",
     "DataError",
     "ImageError",
     "IntegrityError",
@@ -36,8 +44,12 @@ __all__ = [
     "ObjectExistsError",
     "ObjectNotFoundError",
     "RecipeError",
+    "RunStoppedError",
     "StorageError",
     "StoreServerError",
+    "TransientStorageError",
+    "UnavailableError",
+    "UncertainWriteError",
     "UnreachableError",
     "UriError",
     "UsageError",
@@ -81,12 +93,28 @@ class ObjectExistsError(StorageError, FileExistsError):
     """A create-only write found an object, or a compare-and-swap found another one than expected."""
 
 
+class UncertainWriteError(StorageError):
+    """Nobody can tell whether a compare-and-swap was done: its answer was lost, and another writer came."""
+
+
+class ConditionalWritesError(StorageError):
+    """The server ignores the conditions of writes, so several writers cannot be kept apart."""
+
+
 class AccessDeniedError(StorageError, PermissionError):
     """The credentials are missing, wrong or not allowed to do this."""
 
 
-class UnreachableError(StorageError, ConnectionError):
+class TransientStorageError(StorageError):
+    """What may work a moment later."""
+
+
+class UnreachableError(TransientStorageError, ConnectionError):
     """The endpoint did not answer."""
+
+
+class UnavailableError(TransientStorageError):
+    """The endpoint answered that it cannot now, or broke off in the middle of its answer."""
 
 
 class StoreServerError(StorageError):
@@ -117,5 +145,15 @@ class ModelError(NucleusError, ValueError):
     """A stored model that this version of the package cannot rebuild."""
 
 
+class ClusterError(NucleusError):
+    """A Ray cluster that does not answer, takes jobs from anybody, refuses the token or runs another Ray."""
+
+
 class JobError(NucleusError):
     """A training run that did not finish."""
+
+
+class RunStoppedError(JobError):
+    """A training run that saved a checkpoint and ended because it was asked to."""
+
+    exit_code = 143  # 128 + SIGTERM, as a shell says it

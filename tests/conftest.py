@@ -1,18 +1,32 @@
 """What the tests share: one S3 server and one Ray cluster a session, an empty bucket prefix and generated images."""
 
 import os
+import secrets
+import sys
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import settings
 
 from nucleus.data.generated import write_generated
 from nucleus.storage import server
 from nucleus.storage.bucket import Bucket
+from nucleus.storage.retries import DEFAULT_STORAGE_TIMEOUT, set_storage_timeout
 from nucleus.storage.uri import S3Uri, parse_uri
+from tests.faults.proxy import Proxy, proxied
+
+if TYPE_CHECKING:
+    from tests.whole_way import Trained
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+settings.register_profile("suite", deadline=None, derandomize=True, database=None)  # the same cases on any machine
+settings.load_profile("suite")
+
+SECRET = f"marked{secrets.token_hex(17)}"
+"""The key to the store and to W&B (40 characters, as those are), which must not be found anywhere."""
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
@@ -25,10 +39,18 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[server.RunningSt
     server.make_bucket(running)
     before = dict(os.environ)
     os.environ.update(server.environment(running))
+    os.environ["AWS_SECRET_ACCESS_KEY"] = os.environ["WANDB_API_KEY"] = SECRET
     yield running
     os.environ.clear()
     os.environ.update(before)
     server.stop(folder)
+
+
+@pytest.fixture(autouse=True)
+def _storage_timeout() -> Iterator[None]:
+    """No test leaves its patience to the next."""
+    yield
+    set_storage_timeout(DEFAULT_STORAGE_TIMEOUT)
 
 
 @pytest.fixture
@@ -52,14 +74,37 @@ def dozen(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def ray_cluster(store: server.RunningStore) -> Iterator[None]:  # noqa: ARG001
-    """A local Ray cluster of two CPUs, started after the store so that workers see its variables."""
+def cluster_line(store: server.RunningStore) -> Iterator[Proxy]:
+    """What the cluster's requests to the store go through; a test may set its `decide`."""
+    with proxied(store.port, secret=SECRET.encode()) as proxy:
+        yield proxy
+
+
+@pytest.fixture(scope="session")
+def ray_cluster(cluster_line: Proxy) -> Iterator[str]:
+    """A local Ray cluster of two CPUs, whose workers reach the store by `cluster_line`; its dashboard's address."""
     import ray
 
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    ray.init(address="local", num_cpus=2, log_to_driver=False, logging_level="error")
-    yield
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL_S3", cluster_line.endpoint)
+        patch.setenv("PATH", str(Path(sys.executable).parent), prepend=os.pathsep)  # where jobs find `python`
+        os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+        context = ray.init(address="local", num_cpus=2, log_to_driver=False, logging_level="error")
+    yield f"http://{context.dashboard_url}"
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def trained(
+    ray_cluster: str,  # noqa: ARG001
+    cluster_line: Proxy,
+    dozen: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> "Trained":
+    """One run of the whole way."""
+    from tests.whole_way import trained_with_least_rights
+
+    return trained_with_least_rights(cluster_line, dozen, tmp_path_factory.mktemp("trained"))
 
 
 @pytest.fixture(scope="session")

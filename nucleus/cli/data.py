@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from nucleus.cli.options import json_option
+
 if TYPE_CHECKING:
     from nucleus.data.datasets import Dataset
 
 __all__ = ["data"]
-
-_JSON = click.option("--json", "as_json", is_flag=True, help="One JSON document.")
 
 
 @click.group()
@@ -27,7 +27,7 @@ def data() -> None:
 @click.option("--val", default=0.1, show_default=True, help="Fraction for validation.")
 @click.option("--test", default=0.1, show_default=True, help="Fraction for test.")
 @click.option("--group-by", metavar="REGEX", help="Images whose names give the same match stay on one side.")
-@_JSON
+@json_option
 def import_(src: Path, uri: str, seed: int, val: float, test: float, group_by: str | None, as_json: bool) -> None:
     """Check, group, split and pack the images of SRC (a folder or zip) into a dataset version at URI.
 
@@ -65,7 +65,7 @@ def import_(src: Path, uri: str, seed: int, val: float, test: float, group_by: s
 
 @data.command("list")
 @click.argument("uri")
-@_JSON
+@json_option
 def list_(uri: str, as_json: bool) -> None:
     """List the versions of a dataset."""
     from nucleus.cli.output import print_json, print_table
@@ -90,7 +90,7 @@ def list_(uri: str, as_json: bool) -> None:
 @data.command()
 @click.argument("uri")
 @click.option("--out", type=click.Path(path_type=Path), help="Write a picture of examples to this PNG.")
-@_JSON
+@json_option
 def show(uri: str, out: Path | None, as_json: bool) -> None:
     """Show counts, and a picture of examples."""
     from nucleus.cli.output import note, print_json
@@ -114,7 +114,7 @@ def show(uri: str, out: Path | None, as_json: bool) -> None:
 
 @data.command()
 @click.argument("uri")
-@_JSON
+@json_option
 @click.pass_context
 def verify(ctx: click.Context, uri: str, as_json: bool) -> None:
     """Read every shard and compare its SHA-256 with the manifest; exit status 1 if any is wrong."""

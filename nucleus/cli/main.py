@@ -62,10 +62,20 @@ class _Commands(click.Group):
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="nucleus")
 @click.option("--debug", is_flag=True, help="Show tracebacks and the logs of Ray and its workers.")
-def cli(debug: bool) -> None:  # noqa: ARG001  read from the context
+@click.option(
+    "--storage-timeout",
+    type=click.FloatRange(1, 86_400),
+    metavar="SECONDS",
+    help="Ask the bucket again for so long when it fails for the moment.  [default: 120]",
+)
+def cli(debug: bool, storage_timeout: float | None) -> None:  # noqa: ARG001  debug is read from the context
     """Find cell nuclei in microscope images: data in a bucket, training on Ray, versioned models, segmentation."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    if storage_timeout is not None:
+        from nucleus.storage.retries import set_storage_timeout
+
+        set_storage_timeout(storage_timeout)
 
 
 def main() -> None:

@@ -1,13 +1,20 @@
-"""`nucleus models`: list, show, pull and alias model versions."""
+"""`nucleus models`: list, show, pull, export, alias and clean model versions."""
 
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from nucleus.cli.options import json_option, single_writer_option
+from nucleus.errors import IntegrityError, ModelError
+
+if TYPE_CHECKING:
+    from nucleus.registry.manifest import ModelManifest
+
 __all__ = ["models"]
 
-_JSON = click.option("--json", "as_json", is_flag=True, help="One JSON document.")
+_TOLD = ("created", "val_map", "dataset", "run")
 
 
 @click.group()
@@ -15,21 +22,28 @@ def models() -> None:
     """Versioned models in the bucket NUCLEUS_BUCKET. REF is a version number, `latest` or an alias."""
 
 
-def _bucket() -> Any:
+def _bucket(single_writer: bool = False) -> Any:
     from nucleus.storage.bucket import Bucket
     from nucleus.storage.uri import bucket_from_environment
 
-    bucket = Bucket(bucket_from_environment())
-    bucket.check()
+    bucket = Bucket(bucket_from_environment(), single_writer=single_writer)
+    bucket.check("models/")
     return bucket
+
+
+def _told(manifest: "ModelManifest") -> dict[str, Any]:
+    """What a list says of a version."""
+    origin = manifest.origin
+    score = round(origin.metrics["val"]["all"]["map"], 4)
+    return dict(zip(_TOLD, (manifest.created[:19], score, origin.dataset, origin.run), strict=True))
 
 
 @models.command("list")
 @click.argument("name", required=False)
-@_JSON
+@json_option
 def list_(name: str | None, as_json: bool) -> None:
     """List the models, or the versions of one."""
-    from nucleus.cli.output import print_json, print_table
+    from nucleus.cli.output import print_json, print_table, warn
     from nucleus.registry.aliases import list_aliases
     from nucleus.registry.versions import list_models, list_versions, read_version
 
@@ -40,17 +54,14 @@ def list_(name: str | None, as_json: bool) -> None:
         aliases = list_aliases(bucket, name)
         rows = []
         for version in list_versions(bucket, name):
-            manifest = read_version(bucket, name, version)
-            rows.append(
-                {
-                    "version": version,
-                    "created": manifest.created[:19],
-                    "val_map": round(manifest.origin.metrics["val"]["all"]["map"], 4),
-                    "dataset": manifest.origin.dataset,
-                    "run": manifest.origin.run,
-                    "aliases": sorted(alias for alias, value in aliases.items() if value.version == version),
-                }
-            )
+            meaning = sorted(alias for alias, value in aliases.items() if value.version == version)
+            try:
+                manifest = read_version(bucket, name, version)
+            except (ModelError, IntegrityError) as error:
+                warn(str(error))
+                rows.append({"version": version, **dict.fromkeys(_TOLD, "damaged"), "aliases": meaning})
+            else:
+                rows.append({"version": version, **_told(manifest), "aliases": meaning})
     if as_json:
         print_json(rows)
     else:
@@ -60,13 +71,14 @@ def list_(name: str | None, as_json: bool) -> None:
 
 @models.command()
 @click.argument("model")
-@_JSON
+@json_option
 def show(model: str, as_json: bool) -> None:
     """Show a version's manifest: MODEL is NAME[@REF]."""
     from nucleus.cli.output import print_json
     from nucleus.config.names import parse_reference
     from nucleus.registry.gate import read_decision
-    from nucleus.registry.versions import read_version, resolve_version, version_prefix
+    from nucleus.registry.manifest import version_prefix
+    from nucleus.registry.versions import read_version, resolve_version
 
     bucket = _bucket()
     reference = parse_reference(model, "model")
@@ -86,7 +98,7 @@ def show(model: str, as_json: bool) -> None:
 @models.command()
 @click.argument("model")
 @click.argument("dest", type=click.Path(path_type=Path), required=False)
-@_JSON
+@json_option
 def pull(model: str, dest: Path | None, as_json: bool) -> None:
     """Download NAME[@REF] into DEST, every file's SHA-256 verified.  [default: ./NAME-VERSION]"""
     from nucleus.cli.output import print_json
@@ -108,7 +120,7 @@ def pull(model: str, dest: Path | None, as_json: bool) -> None:
 @click.argument("model")
 @click.argument("dest", type=click.Path(path_type=Path))
 @click.option("--format", "kind", required=True, type=click.Choice(["h5", "keras", "savedmodel", "onnx"]))
-@_JSON
+@json_option
 def export(model: str, dest: Path, kind: Any, as_json: bool) -> None:
     """Write NAME[@REF] to DEST for use without this package, and DEST.json, which says how to use it.
 
@@ -135,13 +147,14 @@ def export(model: str, dest: Path, kind: Any, as_json: bool) -> None:
 @models.command()
 @click.argument("model")
 @click.argument("alias")
-def alias(model: str, alias: str) -> None:
+@single_writer_option
+def alias(model: str, alias: str, single_writer: bool) -> None:
     """Let ALIAS mean the version MODEL, which is NAME[@REF]."""
     from nucleus.config.names import parse_reference
     from nucleus.registry.aliases import move_alias
     from nucleus.registry.versions import resolve_version
 
-    bucket = _bucket()
+    bucket = _bucket(single_writer)
     reference = parse_reference(model, "model")
     moved = move_alias(bucket, reference.name, alias, resolve_version(bucket, reference))
     click.echo(f"{reference.name}@{alias} is version {moved.version} (before: {moved.previous or 'none'})")
@@ -150,9 +163,57 @@ def alias(model: str, alias: str) -> None:
 @models.command()
 @click.argument("name")
 @click.argument("alias")
-def rollback(name: str, alias: str) -> None:
+@single_writer_option
+def rollback(name: str, alias: str, single_writer: bool) -> None:
     """Let ALIAS of the model NAME mean what it meant before."""
     from nucleus.registry.aliases import rollback_alias
 
-    moved = rollback_alias(_bucket(), name, alias)
+    moved = rollback_alias(_bucket(single_writer), name, alias)
     click.echo(f"{name}@{alias} is version {moved.version} (before: {moved.previous})")
+
+
+@models.command()
+@click.argument("name", required=False)
+@click.option("--remove", is_flag=True, help="Remove them; without it they are only listed.")
+@click.option(
+    "--older-than",
+    "hours",
+    type=click.FloatRange(0),
+    default=24.0,
+    show_default=True,
+    metavar="HOURS",
+    help="Spare what was written to since: it may still be being published.",
+)
+@json_option
+def clean(name: str | None, remove: bool, hours: float, as_json: bool) -> None:
+    """List what publishers that died left behind, of one model or all, and remove it."""
+    from nucleus.cli.output import print_json, print_table
+    from nucleus.registry.claims import leftovers, remove_leftover
+
+    bucket = _bucket()
+    before = datetime.now(UTC) - timedelta(hours=hours)
+    rows = []
+    for model in [name] if name else bucket.folders("models"):
+        for leftover in leftovers(bucket, model):
+            state = "leftover" if leftover.modified <= before else "recent"
+            if remove and state == "leftover" and remove_leftover(bucket, model, leftover.version):
+                state = "removed"
+            rows.append(
+                {
+                    "model": model,
+                    "version": leftover.version,
+                    "objects": leftover.objects,
+                    "bytes": leftover.size,
+                    "modified": leftover.modified.isoformat()[:19],
+                    "state": state,
+                }
+            )
+    if as_json:
+        print_json(rows)
+        return
+    if not rows:
+        click.echo("nothing is left behind")
+        return
+    print_table(list(rows[0]), [list(row.values()) for row in rows])
+    if not remove and any(row["state"] == "leftover" for row in rows):
+        click.echo(f"remove them: nucleus models clean {name or ''} --remove".replace("  ", " "), err=True)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import click
 
+from nucleus.cli.options import json_option
 from nucleus.errors import NucleusError
 
 __all__ = ["evaluate", "predict"]
@@ -26,7 +27,7 @@ def model_folder(model: str) -> Path:
         return Path(model)
     reference = parse_reference(model, "model")
     bucket = Bucket(bucket_from_environment())
-    bucket.check()
+    bucket.check("models/")
     version = versions.resolve_version(bucket, reference)
     folder = default_cache_dir() / "models" / bucket.uri.bucket / bucket.uri.key / reference.name / f"{version:06d}"
     versions.pull(bucket, Reference(reference.name, str(version)), folder)
@@ -44,7 +45,7 @@ def model_folder(model: str) -> Path:
 @click.option("--channel", type=click.IntRange(0), metavar="N", help="Take one channel only, from 0.")
 @click.option("--tta", is_flag=True, help="Average over flips and quarter turns: better, eight times slower.")
 @click.option("--overwrite", is_flag=True, help="Replace the results of an earlier prediction.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON document.")
+@json_option
 def predict(
     inputs: tuple[Path, ...],
     model: str,

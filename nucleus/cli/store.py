@@ -5,6 +5,8 @@ from pathlib import Path
 
 import click
 
+from nucleus.cli.options import json_option
+
 __all__ = ["store"]
 
 _DIR = click.option(
@@ -51,7 +53,7 @@ def stop(folder: Path) -> None:
 
 @store.command()
 @_DIR
-@click.option("--json", "as_json", is_flag=True, help="One JSON document.")
+@json_option
 @click.pass_context
 def status(ctx: click.Context, folder: Path, as_json: bool) -> None:
     """Tell whether it runs; exit status 1 if not."""

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import click
 
+from nucleus.cli.options import json_option
 from nucleus.config.encoders import ENCODER_NAMES, EncoderName
 
 __all__ = ["weights"]
@@ -31,13 +32,13 @@ def add(file: Path, encoder: EncoderName) -> None:
     from nucleus.storage.uri import bucket_from_environment
 
     bucket = Bucket(bucket_from_environment())
-    bucket.check()
+    bucket.check("weights/")
     import_tensorflow()
     click.echo(str(add_weights(file, encoder, bucket).uri))
 
 
 @weights.command("list")
-@click.option("--json", "as_json", is_flag=True, help="One JSON document.")
+@json_option
 def list_(as_json: bool) -> None:
     """List the weights in the bucket."""
     from nucleus.cli.output import print_json, print_table

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from hashlib import sha256
 
 from nucleus.config.names import check_name, parse_reference
-from nucleus.data.manifest import DatasetManifest, Shard, read_manifest
-from nucleus.errors import DataError, ObjectNotFoundError
+from nucleus.data.manifest import DatasetManifest, Shard, content_version, read_manifest
+from nucleus.errors import DataError, IntegrityError, ObjectNotFoundError
 from nucleus.progress import Advance, no_progress
 from nucleus.storage.bucket import Bucket
 from nucleus.storage.uri import S3Uri, bucket_from_environment, parse_uri
@@ -66,7 +66,7 @@ def list_versions(uri: S3Uri) -> list[Dataset]:
     """Every version of the dataset at `uri`, the one imported last at the end."""
     bucket = Bucket(uri)
     keys = [item.key for item in bucket.objects("") if _MANIFEST_KEY.fullmatch(item.key)]
-    datasets = [Dataset(uri, read_manifest(bucket.get(key), f"{uri}/{key}")) for key in keys]
+    datasets = [_read(bucket, key.partition("/")[0]) for key in keys]
     return sorted(datasets, key=lambda dataset: dataset.manifest.created)
 
 
@@ -75,6 +75,7 @@ def open_dataset(location: DatasetLocation) -> Dataset:
 
     Raises:
         DataError: No such dataset or version.
+        IntegrityError: The manifest does not describe the version that it stands for.
     """
     if location.ref == "latest":
         versions = list_versions(location.uri)
@@ -84,16 +85,26 @@ def open_dataset(location: DatasetLocation) -> Dataset:
                 f"Run: nucleus data import SRC {location.uri}"
             )
         return versions[-1]
-    bucket = Bucket(location.uri)
-    version = location.ref
-    key = f"{version}/{_MANIFEST}"
     try:
-        return Dataset(location.uri, read_manifest(bucket.get(key), f"{location.uri}/{key}"))
+        return _read(Bucket(location.uri), location.ref)
     except ObjectNotFoundError as error:
         raise DataError(
-            f"Expected version {version!r} of the dataset {location.uri}; there is none. "
+            f"Expected version {location.ref!r} of the dataset {location.uri}; there is none. "
             f"Run: nucleus data list {location.uri}"
         ) from error
+
+
+def _read(bucket: Bucket, version: str) -> Dataset:
+    """Read the manifest of a version, and compute from what it says of the samples whether it is this version's."""
+    where = f"{bucket.uri}/{version}/{_MANIFEST}"
+    manifest = read_manifest(bucket.get(f"{version}/{_MANIFEST}"), where)
+    computed = content_version(manifest.samples, manifest.shards)
+    if not version == manifest.version == computed:
+        raise IntegrityError(
+            f"Expected the manifest of version {version} at {where}; its samples are those of {computed}. It was "
+            "damaged or replaced: import the images again, or take another version."
+        )
+    return Dataset(bucket.uri, manifest)
 
 
 def verify_dataset(dataset: Dataset, advance: Advance = no_progress) -> list[str]:

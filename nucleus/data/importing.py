@@ -1,13 +1,14 @@
 """Turn a folder or zip of annotated images into a dataset version in a bucket."""
 
 import hashlib
+import io
 import re
 import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +27,7 @@ from nucleus.data.kinds import Kind, kind_of
 from nucleus.data.layouts import Annotated, MaskForm, find_images
 from nucleus.data.manifest import (
     DATASET_FORMAT,
+    SPLITS,
     DatasetManifest,
     LeftOut,
     Sample,
@@ -36,7 +38,8 @@ from nucleus.data.manifest import (
 from nucleus.data.sampling import shard_count, stored_order
 from nucleus.data.shards import encode_record, write_shard
 from nucleus.data.sources import Source, open_source
-from nucleus.data.splitting import SPLITS, split_images
+from nucleus.data.splitting import split_images
+from nucleus.data.tiff import TIFF_SUFFIXES, tiff_facts
 from nucleus.errors import DataError, ImageError, ObjectExistsError, ObjectNotFoundError, UsageError
 from nucleus.progress import Advance, no_progress
 from nucleus.storage.bucket import Bucket
@@ -130,7 +133,7 @@ def import_dataset(
         manifest = DatasetManifest(
             format=DATASET_FORMAT,
             name=uri.name,
-            version=content_version(samples, {split: len(_of(shards, split)) for split in SPLITS}),
+            version=content_version(samples, shards),
             created=datetime.now(UTC).isoformat(),
             source=Path(source.title).name,
             layout=layout.name,
@@ -141,10 +144,6 @@ def import_dataset(
             left_out=left_out,
         )
         return _upload(bucket, manifest, spool)
-
-
-def _of(shards: list[Shard], split: str) -> list[Shard]:
-    return [shard for shard in shards if shard.split == split]
 
 
 def _prepare_all(
@@ -174,7 +173,10 @@ def _prepare(source: Source, annotated: Annotated, spooled: Path) -> _Prepared:
         raise ImageError(annotated.problem)
     if not annotated.masks:
         raise ImageError(f"Expected a mask for {annotated.image}; found none.")
-    image = decode_image(source.read(annotated.image), annotated.image)
+    data = source.read(annotated.image)
+    if PurePosixPath(annotated.image).suffix.lower() in TIFF_SUFFIXES and data:
+        _check_tiff(data, annotated.image)
+    image = decode_image(data, annotated.image)
     height, width = image.shape[:2]
     labels = _labels(source, annotated, (height, width))
     # The name is not known before all titles are: it is the one field that is filled in later.
@@ -190,6 +192,18 @@ def _prepare(source: Source, annotated: Annotated, spooled: Path) -> _Prepared:
         fingerprint=fingerprint(image),
         spooled=spooled,
     )
+
+
+def _check_tiff(data: bytes, name: str) -> None:
+    """Raise `ImageError` for TIFF files that are no single grey or RGB image."""
+    try:
+        pages = tiff_facts(io.BytesIO(data), name).channel_pages
+    except OSError as error:
+        raise ImageError(f"Cannot read {name}: {error}.") from error
+    if pages:
+        raise ImageError(
+            f"Expected a grey or RGB image in {name}; found {len(pages)} channels. Save one of them alone."
+        )
 
 
 def _labels(source: Source, annotated: Annotated, shape: tuple[int, int]) -> LabelImage:

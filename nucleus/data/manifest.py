@@ -12,6 +12,7 @@ from nucleus.storage.documents import read_document
 
 __all__ = [
     "DATASET_FORMAT",
+    "SPLITS",
     "DatasetManifest",
     "LeftOut",
     "Sample",
@@ -21,6 +22,8 @@ __all__ = [
 ]
 
 DATASET_FORMAT = 1
+
+SPLITS = ("train", "val", "test")
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Count = Annotated[int, Field(ge=0)]
@@ -97,7 +100,7 @@ class DatasetManifest(_Frozen):
         return sorted((shard for shard in self.shards if shard.split == split), key=lambda shard: shard.file)
 
 
-def content_version(samples: list[Sample], shards_by_split: dict[str, int]) -> str:
+def content_version(samples: list[Sample], shards: list[Shard]) -> str:
     """The version that a dataset's content gives: 12 hexadecimal digits of a SHA-256.
 
     It depends on what the samples say (pixels, labels, names, splits, kinds, groups) and on the number of shards;
@@ -105,7 +108,7 @@ def content_version(samples: list[Sample], shards_by_split: dict[str, int]) -> s
     """
     content = {
         "format": DATASET_FORMAT,
-        "shards": shards_by_split,
+        "shards": {split: sum(shard.split == split for shard in shards) for split in SPLITS},
         "samples": [sample.model_dump(mode="json") for sample in samples],
     }
     text = json.dumps(content, sort_keys=True, separators=(",", ":"))

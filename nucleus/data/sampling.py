@@ -70,6 +70,7 @@ def epoch_plan(
     global_batch: int,
     shuffle: bool = True,
     weights: Sequence[float] | None = None,
+    done: int = 0,
 ) -> EpochPlan:
     """Plan one epoch of one worker.
 
@@ -84,6 +85,7 @@ def epoch_plan(
         shuffle: Whether to shuffle; validation keeps the stored order.
         weights: How often each sample of the split, in stored order, is drawn, relative to the others; without, each
             comes once.
+        done: Positions of the global order, from its beginning, that are left out because they were read before.
     """
     total = sum(records_by_shard)
     kept = total - total % global_batch if global_batch else total
@@ -93,6 +95,7 @@ def epoch_plan(
     for block in _block_order(records_by_shard, seeds):
         size = sum(records_by_shard[shard] for shard in block)
         places = np.arange((rank - start) % world, min(size, kept - start), world, dtype=np.int64)
+        places = places[places >= done - start]
         part = _part(places, start, block, records_by_shard, seeds, weights)
         parts.append(part)
         blocks.append(slice(filled, filled + part.shape[1]))

@@ -13,6 +13,9 @@ from nucleus.errors import DataError
 __all__ = ["Source", "open_source"]
 
 _MAX_ENTRY_BYTES = 4 << 30
+_BOMB_BYTES = 64 << 20
+_BOMB_RATIO = 200
+"""What unpacks to more than this many times its size is a bomb, if it is large: images do not."""
 
 
 class Source(ABC):
@@ -51,7 +54,7 @@ def open_source(path: Path) -> Source:
 
 def _is_image(entry: str) -> bool:
     parts = PurePosixPath(entry).parts
-    hidden = any(part.startswith((".", "__MACOSX")) for part in parts)
+    hidden = any(part.startswith((".", "__MACOSX")) and part != ".." for part in parts)
     return not hidden and PurePosixPath(entry).suffix.lower() in IMAGE_SUFFIXES
 
 
@@ -72,7 +75,7 @@ class _Folder(Source):
 
 
 class _Zip(Source):
-    """A zip is never unpacked: entries are read into memory, so their paths and links cannot reach the disk."""
+    """A zip is never unpacked: entries are read into memory. What would lead out of it when unpacked is not read."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(str(path))
@@ -81,17 +84,26 @@ class _Zip(Source):
 
     def entries(self) -> list[str]:
         return sorted(
-            info.filename
-            for info in self._archive.infolist()
-            if _is_image(info.filename) and not info.is_dir() and not stat.S_ISLNK(info.external_attr >> 16)
+            info.filename for info in self._archive.infolist() if _is_image(info.filename) and not info.is_dir()
         )
 
     def read(self, entry: str) -> bytes:
         try:
             with self._lock:
                 info = self._archive.getinfo(entry)
-                if info.file_size > _MAX_ENTRY_BYTES:
-                    raise DataError(f"Expected entries of at most 4 GiB in {self.title}; {entry} is larger.")
+                self._check(info)
                 return self._archive.read(info)
         except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, OSError) as error:
             raise DataError(f"Cannot read {entry} in {self.title}: {error}. Download the zip again.") from error
+
+    def _check(self, info: zipfile.ZipInfo) -> None:
+        entry, path = info.filename, PurePosixPath(info.filename)
+        if path.is_absolute() or ".." in path.parts or stat.S_ISLNK(info.external_attr >> 16):
+            raise DataError(f"Expected image files in {self.title}; {entry} is a link or leads out of it.")
+        if info.file_size > _MAX_ENTRY_BYTES:
+            raise DataError(f"Expected entries of at most 4 GiB in {self.title}; {entry} is larger.")
+        if info.file_size > max(_BOMB_BYTES, _BOMB_RATIO * info.compress_size):
+            raise DataError(
+                f"Expected images in {self.title}; {entry} unpacks to {info.file_size >> 20} MiB from "
+                f"{info.compress_size} bytes, which no image does. Remove it from the zip."
+            )

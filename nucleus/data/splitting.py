@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import numpy as np
 from sklearn.model_selection import StratifiedGroupKFold
 
+from nucleus.data.manifest import SPLITS
 from nucleus.errors import DataError
 
-__all__ = ["SPLITS", "split_images"]
+__all__ = ["split_images"]
 
-SPLITS = ("train", "val", "test")
 _FOLDS = 20
 
 

@@ -21,7 +21,6 @@ __all__ = [
     "save_arrays",
 ]
 
-_MISFITS = (OSError, ValueError, KeyError, UserWarning)
 CONFIG_FILE = "model.json"
 WEIGHTS_FILE = "model.weights.h5"
 
@@ -43,7 +42,7 @@ def load_weights(model: keras.Model, path: Path) -> None:
     """Load a `.weights.h5` file into a network. Raises `ModelError` if it does not fit."""
     try:
         _load(model, path)
-    except _MISFITS as error:
+    except Exception as error:  # Keras and HDF5 raise whatever damaged bytes lead them to
         raise ModelError(f"Expected weights of this network in {path}; they do not fit: {error}") from error
 
 
@@ -55,7 +54,7 @@ def load_encoder_weights(encoder: keras.Model, path: Path) -> None:
     """
     try:
         _load(encoder, path)
-    except _MISFITS as error:
+    except Exception as error:
         raise WeightsError(
             f"Expected weights of the encoder in {path}; they do not fit: {error}. "
             "Use the file without top (include_top=False) of the same network."
@@ -77,7 +76,7 @@ def save_arrays(path: Path, arrays: list[NDArray[np.generic]]) -> None:
 def load_arrays(path: Path) -> list[NDArray[np.generic]]:
     """Read what `save_arrays` wrote; pickled objects are refused. Raises `IntegrityError`."""
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
             return [stored[key] for key in sorted(stored.files)]
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # NumPy and zipfile raise whatever damaged bytes lead them to
         raise IntegrityError(f"Expected arrays in {path}; it is damaged: {error}.") from error

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from nucleus.config.names import check_alias
 from nucleus.errors import ModelError, ObjectExistsError, ObjectNotFoundError
 from nucleus.storage.bucket import Bucket
+from nucleus.storage.conditions import check_conditional_writes
 
 __all__ = ["Alias", "list_aliases", "move_alias", "read_alias", "replace_alias", "rollback_alias"]
 
@@ -100,6 +101,7 @@ def _read(bucket: Bucket, key: str) -> tuple[Alias | None, str | None]:
 
 
 def _swap(bucket: Bucket, key: str, alias: Alias, etag: str | None) -> bool:
+    check_conditional_writes(bucket)
     try:
         bucket.put(key, alias.model_dump_json().encode(), if_absent=etag is None, if_match=etag)
     except (ObjectExistsError, ObjectNotFoundError):

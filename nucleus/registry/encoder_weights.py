@@ -5,12 +5,12 @@ import socket
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from nucleus.config.encoders import EncoderName
-from nucleus.errors import ObjectExistsError, WeightsError
+from nucleus.errors import AccessDeniedError, ObjectExistsError, WeightsError
 from nucleus.registry.manifest import EncoderWeightsOrigin
 from nucleus.storage.bucket import Bucket, StoredObject
 from nucleus.storage.files import sha256_of
@@ -45,11 +45,7 @@ def add_weights(path: Path, encoder: EncoderName, bucket: Bucket) -> EncoderWeig
         WeightsError: No such file, or it does not fit the encoder.
     """
     with tempfile.TemporaryDirectory(prefix="nucleus-weights-") as folder:
-        checked = _checked_file(path, encoder, Path(folder))
-        digest = sha256_of(checked)
-        key = f"weights/{encoder}/{digest[:_PREFIX_DIGITS]}{_SUFFIX}"
-        _put_once(bucket, key, checked)
-    return EncoderWeights(bucket.uri / key, EncoderWeightsOrigin(source="imagenet", sha256=digest))
+        return _keep(_checked_file(path, encoder, Path(folder)), f"weights/{encoder}/", "imagenet", bucket)
 
 
 def list_weights(bucket: Bucket, encoder: EncoderName | None = None) -> list[StoredObject]:
@@ -68,7 +64,8 @@ def provide_weights(choice: str, encoder: EncoderName, bucket: Bucket, run: str)
         choice: `imagenet` (the bucket, then Keras's cache, then a download), a local path, an `s3://` URI or `none`.
         encoder: Name of the encoder.
         bucket: The project's bucket.
-        run: Name of the run; a local file is kept below it.
+        run: Name of the run; below it a local file is kept, and what was downloaded where the bucket's `weights/` may
+            not be written to.
 
     Returns:
         Where the weights are; None for `none`.
@@ -82,18 +79,19 @@ def provide_weights(choice: str, encoder: EncoderName, bucket: Bucket, run: str)
         stored = list_weights(bucket, encoder)
         if stored:
             return _known_by_prefix(bucket, stored[-1].key)
-        with _downloaded(encoder) as path:
-            return add_weights(path, encoder, bucket)
     with tempfile.TemporaryDirectory(prefix="nucleus-weights-") as temporary:
-        folder = Path(temporary)
+        folder, beside = Path(temporary), f"runs/{run}/encoder-"
+        if choice == "imagenet":
+            with _downloaded(encoder) as path:
+                return _keep_where_allowed(path, (f"weights/{encoder}/", beside), bucket)
         if "://" not in choice:
-            return _keep_for_run(_checked_file(Path(choice), encoder, folder), "file", bucket, run)
+            return _keep(_checked_file(Path(choice), encoder, folder), beside, "file", bucket)
         uri = parse_uri(choice)
         digest = Bucket(uri.parent).download(uri.name, folder / uri.name)
         checked = _checked_file(folder / uri.name, encoder, folder)
         if checked == folder / uri.name:
             return EncoderWeights(uri, EncoderWeightsOrigin(source="s3", sha256=digest))
-        return _keep_for_run(checked, "s3", bucket, run)
+        return _keep(checked, beside, "s3", bucket)
 
 
 def fetch_weights(weights: EncoderWeights, cache_dir: Path) -> Path:
@@ -117,18 +115,21 @@ def _known_by_prefix(bucket: Bucket, key: str) -> EncoderWeights:
     return EncoderWeights(bucket.uri / key, EncoderWeightsOrigin(source="imagenet", sha256=digest))
 
 
-def _keep_for_run(path: Path, source: str, bucket: Bucket, run: str) -> EncoderWeights:
-    digest = sha256_of(path)
-    key = f"runs/{run}/encoder-{digest[:_PREFIX_DIGITS]}{_SUFFIX}"
-    _put_once(bucket, key, path)
-    return EncoderWeights(bucket.uri / key, EncoderWeightsOrigin(source=source, sha256=digest))
-
-
-def _put_once(bucket: Bucket, key: str, path: Path) -> None:
+def _keep_where_allowed(path: Path, starts: tuple[str, str], bucket: Bucket) -> EncoderWeights:
+    """Keep downloaded weights where all runs find them, or, in a job with the least rights, where this run does."""
     try:
+        return _keep(path, starts[0], "imagenet", bucket)
+    except AccessDeniedError:
+        return _keep(path, starts[1], "imagenet", bucket)
+
+
+def _keep(path: Path, start: str, source: str, bucket: Bucket) -> EncoderWeights:
+    """Put weights into the bucket under a key that begins with `start` and goes on with their sum."""
+    digest = sha256_of(path)
+    key = f"{start}{digest[:_PREFIX_DIGITS]}{_SUFFIX}"
+    with suppress(ObjectExistsError):  # then they are there already
         bucket.put(key, path, if_absent=True)
-    except ObjectExistsError:
-        return  # the key follows from the content: it is there already
+    return EncoderWeights(bucket.uri / key, EncoderWeightsOrigin(source=source, sha256=digest))
 
 
 def _checked_file(path: Path, encoder: EncoderName, folder: Path) -> Path:

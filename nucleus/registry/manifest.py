@@ -1,5 +1,6 @@
 """The manifest of a model version: every file with its sum, and where the model comes from."""
 
+import re
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -15,10 +16,13 @@ __all__ = [
     "Origin",
     "StoredFile",
     "read_model_manifest",
+    "version_of_folder",
+    "version_prefix",
 ]
 
 MANIFEST_FORMAT = 1
 MANIFEST_FILE = "manifest.json"
+_VERSION_FOLDER = re.compile(r"\d{6,}", re.ASCII)
 
 
 class _Frozen(BaseModel):
@@ -75,6 +79,16 @@ class ModelManifest(_Frozen):
     created: str
     files: dict[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")], StoredFile]
     origin: Origin
+
+
+def version_prefix(name: str, version: int) -> str:
+    """Key of a version's folder below the bucket's prefix."""
+    return f"models/{name}/versions/{version:06d}"
+
+
+def version_of_folder(folder: str) -> int | None:
+    """The number that the name of a version's folder stands for; None for a folder that is no version's."""
+    return int(folder) if _VERSION_FOLDER.fullmatch(folder) else None
 
 
 def read_model_manifest(data: bytes, where: str) -> ModelManifest:

@@ -1,10 +1,9 @@
 """Model versions in the bucket: publish, list, resolve, pull.
 
-Publishing claims the next number by creating `model.json` under it (`If-None-Match: *`), so two publishers never
-write into one version; the manifest comes last, and only with it does the version exist.
+Publishing claims the next number, so two publishers never write into one version; the manifest comes last, and only
+with it does the version exist.
 """
 
-import re
 import secrets
 import shutil
 from datetime import UTC, datetime
@@ -13,8 +12,9 @@ from pathlib import Path
 from filelock import FileLock
 
 from nucleus.config.names import Reference, check_name, clean_name
-from nucleus.errors import ModelError, ObjectExistsError, ObjectNotFoundError, UsageError
+from nucleus.errors import IntegrityError, ModelError, ObjectNotFoundError, UsageError
 from nucleus.registry.aliases import read_alias
+from nucleus.registry.claims import claim_version, run_of_claim
 from nucleus.registry.manifest import (
     MANIFEST_FILE,
     MANIFEST_FORMAT,
@@ -22,8 +22,11 @@ from nucleus.registry.manifest import (
     Origin,
     StoredFile,
     read_model_manifest,
+    version_of_folder,
+    version_prefix,
 )
 from nucleus.storage.bucket import Bucket
+from nucleus.storage.conditions import check_conditional_writes
 from nucleus.storage.files import sha256_of, write_atomic
 
 __all__ = [
@@ -35,16 +38,7 @@ __all__ = [
     "read_version",
     "resolve_version",
     "version_of_run",
-    "version_prefix",
 ]
-
-_CLAIM_FILE = "model.json"
-_VERSION = re.compile(r"\d{6,}")
-
-
-def version_prefix(name: str, version: int) -> str:
-    """Key of a version's folder below the bucket's prefix."""
-    return f"models/{name}/versions/{version:06d}"
 
 
 def list_models(bucket: Bucket) -> list[str]:
@@ -57,12 +51,9 @@ def list_versions(bucket: Bucket, name: str) -> list[int]:
     """Numbers of the versions that exist (have a manifest), in order."""
     check_name(name, "model")
     prefix = f"models/{name}/versions/"
-    found = (item.key.removeprefix(prefix).split("/") for item in bucket.objects(prefix))
-    return sorted(
-        int(parts[0])
-        for parts in found
-        if len(parts) == 2 and parts[1] == MANIFEST_FILE and _VERSION.fullmatch(parts[0])
-    )
+    found = (item.key.removeprefix(prefix).partition("/") for item in bucket.objects(prefix))
+    versions = (version_of_folder(folder) for folder, _, file in found if file == MANIFEST_FILE)
+    return sorted(version for version in versions if version is not None)
 
 
 def resolve_version(bucket: Bucket, reference: Reference) -> int:
@@ -97,18 +88,34 @@ def resolve_version(bucket: Bucket, reference: Reference) -> int:
 
 
 def read_version(bucket: Bucket, name: str, version: int) -> ModelManifest:
-    """The manifest of a version. Raises `ModelError`."""
+    """The manifest of a version.
+
+    Raises:
+        ModelError: There is no such version, or its manifest cannot be read.
+        IntegrityError: The manifest is another version's.
+    """
     key = f"{version_prefix(name, version)}/{MANIFEST_FILE}"
     try:
-        return read_model_manifest(bucket.get(key), str(bucket.uri / key))
+        manifest = read_model_manifest(bucket.get(key), str(bucket.uri / key))
     except ObjectNotFoundError as error:
         raise ModelError(f"Expected version {version} of model {name!r}; it does not exist.") from error
+    if (manifest.model, manifest.version) != (name, version):
+        raise IntegrityError(
+            f"Expected the manifest of {name}@{version} at {bucket.uri / key}; found that of "
+            f"{manifest.model}@{manifest.version}. It was replaced: take another version."
+        )
+    return manifest
 
 
 def version_of_run(bucket: Bucket, name: str, run: str) -> ModelManifest | None:
     """The version that a run has published, if any: a run publishes once."""
     for version in reversed(list_versions(bucket, name)):
-        manifest = read_version(bucket, name, version)
+        try:
+            manifest = read_version(bucket, name, version)
+        except (ModelError, IntegrityError):
+            if run_of_claim(bucket, name, version) in {None, run}:
+                raise
+            continue
         if manifest.origin.run == run:
             return manifest
     return None
@@ -126,35 +133,22 @@ def publish(bucket: Bucket, name: str, folder: Path, origin: Origin) -> ModelMan
     check_name(name, "model")
     paths = sorted(path for path in folder.iterdir() if path.is_file())
     files = {path.name: StoredFile(size=path.stat().st_size, sha256=sha256_of(path)) for path in paths}
-    version = _claim(bucket, name, folder / _CLAIM_FILE)
-    prefix = version_prefix(name, version)
+    check_conditional_writes(bucket)
+    claim = claim_version(bucket, name, origin.run)
+    prefix = version_prefix(name, claim.version)
     for path in paths:
-        if path.name != _CLAIM_FILE:
-            bucket.put(f"{prefix}/{path.name}", path, if_absent=True)
+        bucket.put(f"{prefix}/{path.name}", path, if_absent=True)
     manifest = ModelManifest(
         format=MANIFEST_FORMAT,
         model=name,
-        version=version,
+        version=claim.version,
         created=datetime.now(UTC).isoformat(),
         files=files,
         origin=origin,
     )
+    claim.check_held(bucket, name)
     bucket.put(f"{prefix}/{MANIFEST_FILE}", manifest.model_dump_json(indent=1).encode(), if_absent=True)
     return manifest
-
-
-def _claim(bucket: Bucket, name: str, claim: Path) -> int:
-    """Take the next free number for good; numbers that an interrupted publisher took stay unused."""
-    prefix = f"models/{name}/versions"
-    taken = [int(folder) for folder in bucket.folders(prefix) if _VERSION.fullmatch(folder)]
-    version = max(taken, default=0) + 1
-    while True:
-        try:
-            bucket.put(f"{version_prefix(name, version)}/{_CLAIM_FILE}", claim, if_absent=True)
-        except ObjectExistsError:
-            version += 1
-        else:
-            return version
 
 
 def pull(bucket: Bucket, reference: Reference, folder: Path) -> ModelManifest:
@@ -184,14 +178,30 @@ def _replace(bucket: Bucket, manifest: ModelManifest, folder: Path) -> None:
     prefix = version_prefix(manifest.model, manifest.version)
     try:
         for name, file in manifest.files.items():
-            bucket.download(f"{prefix}/{name}", beside / name, sha256=file.sha256)
+            try:
+                bucket.download(f"{prefix}/{name}", beside / name, sha256=file.sha256)
+            except ObjectNotFoundError as error:
+                raise IntegrityError(
+                    f"Expected {name} of {manifest.model}@{manifest.version} in the bucket, as its manifest says; it "
+                    "is missing. Take another version."
+                ) from error
         write_atomic(beside / MANIFEST_FILE, manifest.model_dump_json(indent=1))
-        if folder.exists():
-            folder.rename(old)
-        beside.rename(folder)
+        _put_in_place(beside, folder, old)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
+
+
+def _put_in_place(new: Path, folder: Path, old: Path) -> None:
+    """Let a folder take the place of another, which is kept under the name `old` until it has."""
+    if folder.exists():
+        folder.rename(old)
+    try:
+        new.rename(folder)
+    except OSError:
+        if old.exists():
+            old.rename(folder)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def is_whole(folder: Path, manifest: ModelManifest) -> bool:

@@ -5,26 +5,26 @@ Endpoint, region and credentials come from the AWS SDK's own variables and files
 """
 
 import hashlib
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from nucleus.errors import (
-    AccessDeniedError,
-    BucketNotFoundError,
     IntegrityError,
     ObjectExistsError,
     ObjectNotFoundError,
-    StorageError,
+    UnavailableError,
+    UncertainWriteError,
     UnreachableError,
 )
-from nucleus.storage.bulk import UNREACHABLE, BulkReader, obstore_error
+from nucleus.storage.bulk import BulkReader
+from nucleus.storage.explanations import endpoint, explained
 from nucleus.storage.files import atomic_path
+from nucleus.storage.retries import ask_briefly, ask_patiently, seconds_of_silence
 from nucleus.storage.uri import S3Uri
 
 if TYPE_CHECKING:
@@ -34,15 +34,7 @@ if TYPE_CHECKING:
 __all__ = ["Bucket", "StoredObject"]
 
 _CONNECTIONS = 32
-_DENIED = {
-    "AccessDenied",
-    "403",
-    "InvalidAccessKeyId",
-    "SignatureDoesNotMatch",
-    "ExpiredToken",
-    "InvalidToken",
-}
-_CONFLICT = {"PreconditionFailed", "412", "ConditionalRequestConflict", "409"}
+_READINGS = 2
 
 
 @dataclass(frozen=True)
@@ -63,14 +55,19 @@ class StoredObject:
 class Bucket:
     """The objects below one `s3://bucket[/prefix]`. Keys are relative to the prefix.
 
-    The client is made at first use and stays out of the pickle: what travels to a worker is the URI alone.
+    The client is made at first use and stays out of the pickle: what travels to a worker are the arguments alone.
+
+    Args:
+        uri: Where.
+        single_writer: Whether the user says that nobody else writes meanwhile; then a server may ignore conditions.
     """
 
-    def __init__(self, uri: S3Uri) -> None:
+    def __init__(self, uri: S3Uri, *, single_writer: bool = False) -> None:
         self.uri = uri
+        self.single_writer = single_writer
 
-    def __reduce__(self) -> tuple[type["Bucket"], tuple[S3Uri]]:
-        return Bucket, (self.uri,)
+    def __reduce__(self) -> tuple[Any, ...]:
+        return partial(Bucket, single_writer=self.single_writer), (self.uri,)
 
     @cached_property
     def _session(self) -> "Session":
@@ -85,25 +82,29 @@ class Bucket:
         config = Config(
             max_pool_connections=_CONNECTIONS,
             connect_timeout=5,
-            read_timeout=60,
-            retries={"mode": "standard", "total_max_attempts": 5},
+            read_timeout=seconds_of_silence(),
+            retries={"mode": "standard", "total_max_attempts": 1},  # `ask_patiently` repeats, bodies included
         )
         try:
-            with _explained(self.uri):
+            with explained(self.uri):
                 return self._session.client("s3", config=config)
         except ValueError as error:
             raise UnreachableError(
-                f"Expected a URL such as http://127.0.0.1:9000 in AWS_ENDPOINT_URL_S3; found {_endpoint()!r}."
+                f"Expected a URL such as http://127.0.0.1:9000 in AWS_ENDPOINT_URL_S3; found {endpoint()!r}."
             ) from error
 
     def key(self, key: str) -> str:
         """The whole key, prefix included."""
         return (self.uri / key).key if key else self.uri.key
 
-    def check(self) -> None:
-        """Raise the error that explains it if the bucket cannot be reached or read."""
-        with _explained(self.uri):
-            self._client.list_objects_v2(Bucket=self.uri.bucket, Prefix=self.uri.key, MaxKeys=1)
+    def check(self, prefix: str = "") -> None:
+        """Raise the error that explains it if what lies below a prefix of the bucket cannot be listed."""
+
+        def ask() -> None:
+            with explained(self.uri):
+                self._client.list_objects_v2(Bucket=self.uri.bucket, Prefix=self._below + prefix, MaxKeys=1)
+
+        ask_briefly(ask)
 
     def get(self, key: str) -> bytes:
         """The object's bytes. Raises `ObjectNotFoundError`."""
@@ -111,12 +112,20 @@ class Bucket:
 
     def get_tagged(self, key: str) -> tuple[bytes, str]:
         """The object's bytes and the ETag that a compare-and-swap needs. Raises `ObjectNotFoundError`."""
-        with _explained(self.uri / key):
+
+        return ask_patiently(lambda: self._get_once(key))
+
+    def _get_once(self, key: str) -> tuple[bytes, str]:
+        with explained(self.uri / key):
             answer = self._client.get_object(Bucket=self.uri.bucket, Key=self.key(key))
             return answer["Body"].read(), answer["ETag"]
 
     def put(self, key: str, body: bytes | Path, *, if_absent: bool = False, if_match: str | None = None) -> str:
         """Write an object in one request, so that readers see the old bytes or the new ones; return its ETag.
+
+        A conditional write that has to be repeated may find its own object there, written by a request whose answer
+        was lost. It is told from another writer's by its bytes, so those should differ between writers. For a single
+        writer, whose server may ignore conditions, creating looks first.
 
         Args:
             key: Key below the prefix.
@@ -126,25 +135,56 @@ class Bucket:
 
         Raises:
             ObjectExistsError: The condition did not hold.
+            UncertainWriteError: The answer to a compare-and-swap was lost, and now another writer's object is there.
         """
+        if if_absent and self.single_writer and self._exists(key):
+            raise ObjectExistsError(f"Expected nothing at {self.uri / key}; an object is there.")
         condition: dict[str, Any] = {}
         if if_absent:
             condition["IfNoneMatch"] = "*"
         if if_match is not None:
             condition["IfMatch"] = if_match
-        with _explained(self.uri / key):
-            if isinstance(body, bytes):
-                return self._put(key, body, condition)
-            with body.open("rb") as file:
-                return self._put(key, file, condition)
+        asked = 0
 
-    def _put(self, key: str, body: Any, condition: dict[str, Any]) -> str:
-        return self._client.put_object(Bucket=self.uri.bucket, Key=self.key(key), Body=body, **condition)["ETag"]
+        def ask() -> str:
+            nonlocal asked
+            asked += 1
+            try:
+                with explained(self.uri / key), _opened(body) as file:
+                    return self._client.put_object(Bucket=self.uri.bucket, Key=self.key(key), Body=file, **condition)[
+                        "ETag"
+                    ]
+            except ObjectExistsError as error:
+                if asked == 1:
+                    raise
+                tag = self._tag_of_ours(key, body)
+                if tag is None and if_match is not None:
+                    raise UncertainWriteError(
+                        f"Expected to know whether {self.uri / key} was written; the answer was lost, and then another "
+                        "writer came. Look at what is there now, and do it again if need be."
+                    ) from error
+                if tag is None:
+                    raise
+                return tag
+
+        return ask_patiently(ask)
+
+    def _tag_of_ours(self, key: str, body: bytes | Path) -> str | None:
+        """The ETag of the stored object if it has these bytes."""
+        try:
+            stored, tag = self._get_once(key)
+        except ObjectNotFoundError as error:  # then the write is asked for again
+            raise UnavailableError(f"Expected an object at {self.uri / key}; it was removed meanwhile.") from error
+        return tag if stored == (body if isinstance(body, bytes) else body.read_bytes()) else None
+
+    def _exists(self, key: str) -> bool:
+        found = next(self.objects(key), None)  # in the order of keys, so the object itself comes before longer ones
+        return found is not None and found.key == key
 
     @cached_property
     def _bulk(self) -> BulkReader:
-        with _explained(self.uri):
-            return BulkReader(self._session, self._client, self.uri.bucket)
+        with explained(self.uri):
+            return BulkReader(self._session, self._client, self.uri.bucket, seconds_of_silence())
 
     def download(self, key: str, path: Path, *, sha256: str | None = None) -> str:
         """Copy an object to `path`, whole or not at all; return its SHA-256.
@@ -158,97 +198,74 @@ class Bucket:
 
     def read_into(self, key: str, file: BinaryIO, *, sha256: str | None = None) -> str:
         """Write an object's bytes to an open file; return their SHA-256. Raises what `download` raises."""
-        digest = hashlib.sha256()
-        with _explained(self.uri / key):
-            for chunk in self._bulk.chunks(self.key(key)):
-                file.write(chunk)
-                digest.update(chunk)
-        if sha256 is not None and digest.hexdigest() != sha256:
-            raise IntegrityError(
-                f"Expected {self.uri / key} to have SHA-256 {sha256}; found {digest.hexdigest()}. "
-                "The stored object was damaged or replaced: write it again from its source."
-            )
-        return digest.hexdigest()
+        start = file.tell()
+
+        def ask() -> str:
+            file.seek(start)
+            digest = hashlib.sha256()
+            with explained(self.uri / key):
+                for chunk in self._bulk.chunks(self.key(key)):
+                    file.write(chunk)
+                    digest.update(chunk)
+            file.truncate()
+            return digest.hexdigest()
+
+        for _ in range(_READINGS):  # what was damaged on its way is whole the next time
+            found = ask_patiently(ask)
+            if sha256 in {None, found}:
+                return found
+        raise IntegrityError(
+            f"Expected {self.uri / key} to have SHA-256 {sha256}; found {found}. "
+            "The stored object was damaged or replaced: write it again from its source."
+        )
+
+    def delete(self, key: str) -> None:
+        """Remove an object; nothing happens if there is none."""
+
+        def ask() -> None:
+            with explained(self.uri / key):
+                self._client.delete_object(Bucket=self.uri.bucket, Key=self.key(key))
+
+        ask_patiently(ask)
+
+    @property
+    def _below(self) -> str:
+        """What the keys of all objects in the bucket's prefix begin with."""
+        return f"{self.uri.key}/" if self.uri.key else ""
 
     def objects(self, prefix: str) -> Iterator[StoredObject]:
         """Every object whose key starts with `prefix`, in the order of keys."""
-        base = f"{self.uri.key}/" if self.uri.key else ""
-        with _explained(self.uri):
-            pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self.uri.bucket, Prefix=base + prefix)
-            for page in pages:
-                for item in page.get("Contents", []):
-                    yield StoredObject(item["Key"].removeprefix(base), item["Size"], item["LastModified"])
+        base = self._below
+        for page in self._pages(Prefix=base + prefix):
+            for item in page.get("Contents", []):
+                yield StoredObject(item["Key"].removeprefix(base), item["Size"], item["LastModified"])
 
     def folders(self, prefix: str) -> list[str]:
         """The names directly below the folder `prefix`, in order."""
         start = f"{self.key(prefix)}/".lstrip("/")
-        with _explained(self.uri):
-            pages = self._client.get_paginator("list_objects_v2").paginate(
-                Bucket=self.uri.bucket, Prefix=start, Delimiter="/"
-            )
-            found = [item["Prefix"] for page in pages for item in page.get("CommonPrefixes", [])]
-        return sorted(name[len(start) : -1] for name in found)
+        pages = self._pages(Prefix=start, Delimiter="/")
+        return sorted(item["Prefix"][len(start) : -1] for page in pages for item in page.get("CommonPrefixes", []))
+
+    def _pages(self, **arguments: Any) -> Iterator[Any]:
+        """The pages of a listing."""
+        following: dict[str, Any] = {}
+        while True:
+            asked = {**arguments, **following}
+            page = ask_patiently(lambda asked=asked: self._page(asked))  # type: ignore[misc]
+            yield page
+            if not page.get("IsTruncated"):
+                return
+            following = {"ContinuationToken": page["NextContinuationToken"]}
+
+    def _page(self, arguments: dict[str, Any]) -> Any:
+        with explained(self.uri):
+            return self._client.list_objects_v2(Bucket=self.uri.bucket, **arguments)
 
 
 @contextmanager
-def _explained(uri: S3Uri) -> Iterator[None]:
-    """Turn botocore's exceptions into ours, with the fix in the message and no credential in it."""
-    import botocore.exceptions as boto  # noqa: PLC0415
-
-    try:
-        yield
-    except boto.ClientError as error:
-        raise _from_response(error, uri) from error
-    except (boto.NoCredentialsError, boto.PartialCredentialsError, boto.CredentialRetrievalError) as error:
-        raise AccessDeniedError(
-            f"Expected credentials for {uri}; found none ({error}). Run: export AWS_ACCESS_KEY_ID=... "
-            "AWS_SECRET_ACCESS_KEY=... (or aws configure)."
-        ) from error
-    except (boto.EndpointConnectionError, boto.HTTPClientError, boto.ConnectionClosedError) as error:
-        raise _unreachable(uri, type(error).__name__) from error
-    except boto.BotoCoreError as error:
-        raise StorageError(f"{uri}: {error}") from error
-    except Exception as error:
-        code = obstore_error(error)
-        if code is None:
-            raise
-        raise _from_code(code, "GetObject", uri, str(error).splitlines()[0]) from error
-
-
-def _from_response(error: Any, uri: S3Uri) -> StorageError:
-    code = str(error.response.get("Error", {}).get("Code", ""))
-    operation = error.operation_name
-    if code == "404" and operation == "ListObjectsV2":
-        code = "NoSuchBucket"
-    return _from_code(code, operation, uri, str(error))
-
-
-def _from_code(code: str, operation: str, uri: S3Uri, text: str) -> StorageError:
-    if code == UNREACHABLE:
-        return _unreachable(uri, text)
-    if code == "NoSuchBucket":
-        return BucketNotFoundError(
-            f"Expected the bucket {uri.bucket!r} at {_endpoint()}; it does not exist. "
-            f"Run: aws s3 mb s3://{uri.bucket} (or correct the name)."
-        )
-    if code in {"NoSuchKey", "404", "NotFound"}:
-        return ObjectNotFoundError(f"Expected an object at {uri}; found none.")
-    if code in _DENIED:
-        return AccessDeniedError(
-            f"Expected the right to {operation} at {uri}; {_endpoint()} refused ({code}). Check "
-            "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and the rights that go with them."
-        )
-    if code in _CONFLICT:
-        return ObjectExistsError(f"Expected to be the only writer of {uri}; another write was first ({code}).")
-    return StorageError(f"{uri}: {_endpoint()} answered {code} to {operation}: {text}")
-
-
-def _unreachable(uri: S3Uri, reason: str) -> UnreachableError:
-    return UnreachableError(
-        f"Expected an S3 server at {_endpoint()}; got no answer for {uri} ({reason}). "
-        "Check AWS_ENDPOINT_URL_S3; for the server on this machine run: nucleus store status."
-    )
-
-
-def _endpoint() -> str:
-    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "AWS S3"
+def _opened(body: bytes | Path) -> Iterator[bytes | BinaryIO]:
+    if isinstance(body, bytes):
+        yield body
+    else:
+        with body.open("rb") as file:
+            yield file

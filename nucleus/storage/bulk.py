@@ -11,31 +11,55 @@ import re
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from nucleus.storage.retries import storage_timeout
 
 if TYPE_CHECKING:
     import boto3.session
     from mypy_boto3_s3 import S3Client
 
-__all__ = ["UNREACHABLE", "BulkReader", "obstore_error"]
+__all__ = ["UNREACHABLE", "BulkReader", "Refusal", "obstore_error"]
 
 UNREACHABLE = "Unreachable"
-"""What `obstore_error` returns where S3 has no code, for there was no answer."""
+"""A refusal's code where S3 has none, for there was no answer or not the whole of it."""
+_BROKEN = ("error sending request", "error decoding response body", "request or response body error", "timed out")
 
 _CHUNK = 1 << 20
+_RETRIES = 4
+"""Of one request, and of a body from where it broke off; after them the whole object is asked for again."""
+
+
+class Refusal(NamedTuple):
+    """What a server answered instead of doing what it was asked.
+
+    Attributes:
+        code: S3's, or what stands for it.
+        status: HTTP's, or 0 if it is not known.
+    """
+
+    code: str
+    status: int
 
 
 class BulkReader:
-    """Streams the objects of one bucket."""
+    """Streams the objects of one bucket.
 
-    def __init__(self, session: "boto3.session.Session", client: "S3Client", bucket: str) -> None:
+    Args:
+        session: Has the credentials.
+        client: Knows endpoint and region.
+        bucket: Its name.
+        silence: Seconds without a byte after which a request has failed.
+    """
+
+    def __init__(self, session: "boto3.session.Session", client: "S3Client", bucket: str, silence: float) -> None:
         from obstore.auth.boto3 import Boto3CredentialProvider  # noqa: PLC0415  only those who read need it
         from obstore.store import S3Store  # noqa: PLC0415
 
         options: dict[str, Any] = {
             "allow_http": client.meta.endpoint_url.startswith("http://"),
             "connect_timeout": timedelta(seconds=5),
-            "read_timeout": timedelta(seconds=60),
+            "read_timeout": timedelta(seconds=silence),
             "timeout": timedelta(hours=6),  # of a whole object; a stalled one ends by read_timeout
         }
         bundle = os.environ.get("AWS_CA_BUNDLE")
@@ -47,7 +71,7 @@ class BulkReader:
             region=client.meta.region_name,
             credential_provider=Boto3CredentialProvider(session),
             client_options=options,  # type: ignore[arg-type]
-            retry_config={"max_retries": 4, "retry_timeout": timedelta(minutes=2)},
+            retry_config={"max_retries": _RETRIES, "retry_timeout": timedelta(seconds=storage_timeout())},
         )
 
     def chunks(self, key: str) -> Iterator[memoryview]:
@@ -56,16 +80,20 @@ class BulkReader:
             yield memoryview(chunk)
 
 
-def obstore_error(error: Exception) -> str | None:
-    """The S3 error code of one of obstore's exceptions; None for any other exception."""
+def obstore_error(error: Exception) -> Refusal | None:
+    """What one of obstore's exceptions says; None for any other exception."""
     import obstore.exceptions as obs  # noqa: PLC0415
 
     text = str(error)
-    found = re.search(r"<Code>(\w+)</Code>", text)
+    code = re.search(r"<Code>(\w+)</Code>", text)
     if isinstance(error, FileNotFoundError) and "Error performing" in text:
-        return found[1] if found else "NoSuchKey"
+        return Refusal(code[1] if code else "NoSuchKey", 404)
     if isinstance(error, (obs.PermissionDeniedError, obs.UnauthenticatedError)):
-        return found[1] if found else "AccessDenied"
-    if isinstance(error, obs.BaseError):
-        return UNREACHABLE if "error sending request" in text else (found[1] if found else "an error")
-    return None
+        return Refusal(code[1] if code else "AccessDenied", 403)
+    if not isinstance(error, obs.BaseError):
+        return None
+    if any(words in text for words in _BROKEN):
+        return Refusal(UNREACHABLE, 0)
+    status = re.search(r"status: (429|5\d\d)|Server returned error.*?(429|5\d\d)", text)
+    number = (status[1] or status[2]) if status else "0"
+    return Refusal(code[1] if code else number if status else "an error", int(number))

@@ -39,7 +39,7 @@ def read_document(
         stored = found.get("format") if isinstance(found, dict) else None
         if not isinstance(stored, int) or oldest <= stored <= newest:
             return kind.model_validate(found)
-    except ValueError as problem:  # also what pydantic and the decoder of UTF-8 raise
+    except (ValueError, RecursionError) as problem:  # also what pydantic and the decoder of UTF-8 raise
         raise error(f"Expected {what} at {where}; it is damaged: {problem}") from problem
     if stored < oldest:
         raise error(

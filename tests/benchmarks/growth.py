@@ -104,7 +104,7 @@ def _epoch(root: Path, dataset: str) -> dict[str, object]:
     cache = ShardCache(root / f"cache-{os.getpid()}")
     given = TrainingInput(open_dataset(locate_dataset(dataset)), cache, None)
     run = TrainingRun(recipe, given, Workers(), _Silent(), root / f"best-{os.getpid()}.weights.h5")
-    batches, step = run.batches(0), run.step(0)
+    batches, step = run.batches(0, 0), run.step(0)
     step.run(batches, 8)
     steps = run.steps_per_epoch - 8
     started = time.perf_counter()
@@ -116,6 +116,19 @@ def _epoch(root: Path, dataset: str) -> dict[str, object]:
 
 
 class _Silent:
+    def stage(self, *_: object) -> None:
+        """Nothing."""
+
+    def resumed(self, *_: object) -> None:
+        """Nothing."""
+
+    def attention(self) -> bool:
+        """No."""
+        return False
+
+    def demand(self) -> None:
+        """Nothing."""
+
     def steps(self, *_: object) -> None:
         """Nothing."""
 

@@ -7,7 +7,7 @@ import pytest
 from nucleus.config.names import Reference
 from nucleus.errors import IntegrityError, ModelError, UriError, UsageError
 from nucleus.registry.aliases import list_aliases, move_alias, rollback_alias
-from nucleus.registry.manifest import EncoderWeightsOrigin, Origin
+from nucleus.registry.manifest import EncoderWeightsOrigin, Origin, version_prefix
 from nucleus.registry.versions import (
     is_whole,
     list_models,
@@ -16,7 +16,6 @@ from nucleus.registry.versions import (
     pull,
     resolve_version,
     version_of_run,
-    version_prefix,
 )
 from nucleus.storage.bucket import Bucket
 

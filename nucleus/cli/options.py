@@ -1,0 +1,45 @@
+"""Options that several commands share."""
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+__all__ = ["check_run_options", "json_option", "run_options", "single_writer_option"]
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+json_option = click.option("--json", "as_json", is_flag=True, help="One JSON document.")
+single_writer_option = click.option(
+    "--single-writer", is_flag=True, help="Nobody else publishes: go on where the server ignores conditional writes."
+)
+
+
+def run_options(command: Command) -> Command:
+    """What names a run and what it does: RECIPE, `--set`, `--run`, `--resume`, `--single-writer`."""
+    for option in reversed(
+        (
+            click.argument("recipe"),
+            click.option(
+                "--set", "settings", metavar="KEY=VALUE", multiple=True, help="Change a key, as optimizer.epochs=3."
+            ),
+            click.option("--run", metavar="NAME", help="Name of the run.  [default: the model's name and the moment]"),
+            click.option("--resume", metavar="RUN", help="Go on with this run, by the recipe that it began with."),
+            single_writer_option,
+        )
+    ):
+        command = option(command)
+    return command
+
+
+def check_run_options(settings: tuple[str, ...], run: str | None, resume: str | None) -> None:
+    """Raise what is wrong with `run_options` together, or with a name."""
+    from nucleus.config.names import check_name
+
+    if run and resume:
+        raise click.UsageError("--run names a new run and --resume an old one; give one of them")
+    if resume and settings:
+        raise click.UsageError("--resume goes on by the recipe that the run began with; leave out --set")
+    for name in (run, resume):
+        if name:
+            check_name(name, "run")

@@ -1,0 +1,218 @@
+"""An HTTP proxy between a client and the S3 server that does to requests what bad networks and busy servers do."""
+
+import http.client
+import random
+import socket
+import struct
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import Enum
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import cycle
+from typing import Any
+
+__all__ = ["PASSING", "Fault", "Proxy", "Request", "proxied", "seldom"]
+
+_HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "content-length", "expect"}
+
+
+class Fault(Enum):
+    """What happens to one request."""
+
+    ERROR_500 = "500 without the request having been done"
+    SLOW_DOWN = "503 SlowDown without the request having been done"
+    RESET_BEFORE = "connection reset, the request not done"
+    RESET_AFTER = "connection reset, the request done and its answer lost"
+    STALL = "no answer"
+    TRUNCATE = "the answer breaks off in its middle"
+    DENIED = "403 AccessDenied without the request having been done"
+
+
+PASSING = tuple(fault for fault in Fault if fault is not Fault.DENIED)
+"""What goes away when the request is repeated."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """A request as it came: its number, from 0, and its parts; names of headers are in lower case."""
+
+    number: int
+    method: str
+    path: str
+    headers: dict[str, str]
+    body: bytes
+
+
+Decision = Callable[[Request], Fault | None]
+"""From a request to what happens to it."""
+
+
+def seldom(rate: float, seed: int, faults: tuple[Fault, ...] = PASSING) -> Decision:
+    """One request in `1 / rate`, at random, meets one of `faults`, each kind in its turn."""
+    chance = random.Random(seed)
+    turn = cycle(faults)
+
+    def decide(_request: Request) -> Fault | None:
+        return next(turn) if chance.random() < rate else None
+
+    return decide
+
+
+class Proxy(ThreadingHTTPServer):
+    """Passes requests on to 127.0.0.1:`port`, but for those that `decide` wants to go wrong.
+
+    Args:
+        port: The server's.
+        decide: What goes wrong.
+        stall_seconds: How long a stalled request is held.
+        done: Called with the number of a request when the server has done it and its answer is not yet passed on.
+        dropped: Headers, in lower case, that do not reach the server.
+        secret: What no request may hold.
+
+    Attributes:
+        met: How often each fault happened.
+        requests: How many requests came.
+        shown: Those that held the secret.
+    """
+
+    daemon_threads = True
+    block_on_close = False
+
+    def __init__(
+        self,
+        port: int,
+        decide: Decision,
+        stall_seconds: float,
+        done: Callable[[int], None] | None,
+        dropped: frozenset[str],
+        secret: bytes | None,
+    ) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.done = done
+        self.dropped = _HOP_BY_HOP | dropped
+        self.target = port
+        self.decide = decide
+        self.stall_seconds = stall_seconds
+        self.met: Counter[Fault] = Counter()
+        self.requests = 0
+        self.shown: list[str] = []
+        self._secret = secret
+        self._lock = threading.Lock()
+
+    @property
+    def endpoint(self) -> str:
+        """For AWS_ENDPOINT_URL_S3."""
+        return f"http://127.0.0.1:{self.server_port}"
+
+    def next_request(self, method: str, path: str, headers: dict[str, str], body: bytes) -> tuple[int, Fault | None]:
+        """The number of the request that just came, and what happens to it."""
+        sent = (path.encode(), repr(headers).encode(), body)
+        if self._secret is not None and any(self._secret in part for part in sent):
+            self.shown.append(f"{method} {path}")
+        with self._lock:
+            number, self.requests = self.requests, self.requests + 1
+            fault = self.decide(Request(number, method, path, headers, body))
+            if fault is not None:
+                self.met[fault] += 1
+        return number, fault
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Say nothing: clients that go away are part of the game."""
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: Proxy
+
+    def handle_any(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        headers = {name.lower(): value for name, value in self.headers.items()}
+        number, fault = self.server.next_request(self.command, self.path, headers, body)
+        if fault is Fault.ERROR_500:
+            self._refuse(500, "InternalError")
+        elif fault is Fault.SLOW_DOWN:
+            self._refuse(503, "SlowDown")
+        elif fault is Fault.DENIED:
+            self._refuse(403, "AccessDenied")
+        elif fault is Fault.RESET_BEFORE:
+            self._reset()
+        elif fault is Fault.STALL:
+            time.sleep(self.server.stall_seconds)
+            self._reset()
+        else:
+            self._pass_on(body, number, fault)
+
+    do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = handle_any
+
+    def _pass_on(self, body: bytes, number: int, fault: Fault | None) -> None:
+        connection = http.client.HTTPConnection("127.0.0.1", self.server.target, timeout=60)
+        try:
+            headers = {name: value for name, value in self.headers.items() if name.lower() not in self.server.dropped}
+            connection.request(self.command, self.path, body or None, headers)
+            answer = connection.getresponse()
+            content = answer.read()
+        except OSError:  # the server is down
+            self._reset()
+            return
+        finally:
+            connection.close()
+        if self.server.done is not None:
+            self.server.done(number)
+        if fault is Fault.RESET_AFTER:
+            self._reset()
+            return
+        self.send_response(answer.status)
+        for name, value in answer.getheaders():
+            if name.lower() not in _HOP_BY_HOP:
+                self.send_header(name, value)
+        length = answer.getheader("Content-Length") if self.command == "HEAD" else str(len(content))
+        if answer.status not in {204, 304} and length is not None:
+            self.send_header("Content-Length", length)
+        self.end_headers()
+        if fault is Fault.TRUNCATE:
+            self.wfile.write(content[: len(content) // 2])
+            self.wfile.flush()
+            self._reset()
+        else:
+            self.wfile.write(content)
+
+    def _refuse(self, status: int, code: str) -> None:
+        body = f"<Error><Code>{code}</Code><Message>by the proxy</Message></Error>".encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def _reset(self) -> None:
+        """Close without a farewell, as a machine that lost its power."""
+        self.close_connection = True
+        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.connection.close()
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+@contextmanager
+def proxied(
+    port: int,
+    decide: Decision = lambda _: None,
+    *,
+    stall_seconds: float = 30.0,
+    done: Callable[[int], None] | None = None,
+    dropped: Iterable[str] = (),
+    secret: bytes | None = None,
+) -> Iterator[Proxy]:
+    """A running proxy before the server on `port`."""
+    proxy = Proxy(port, decide, stall_seconds, done, frozenset(dropped), secret)
+    threading.Thread(target=proxy.serve_forever, daemon=True).start()
+    try:
+        yield proxy
+    finally:
+        proxy.shutdown()
+        proxy.server_close()
