@@ -1,6 +1,7 @@
 """The Ray cluster at hand, or a local one."""
 
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -9,6 +10,8 @@ from nucleus.config.recipe import Recipe
 from nucleus.errors import JobError
 
 __all__ = ["connected"]
+
+_ANSWER_SECONDS = 5.0
 
 
 @contextmanager
@@ -29,7 +32,7 @@ def connected(recipe: Recipe, *, own: bool, verbose: bool) -> Iterator[None]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     quiet = {"log_to_driver": verbose, "logging_level": "info" if verbose else "error"}
     if own:  # the demo runs on any machine, if slower
-        wanted = recipe.workers * recipe.cpus_per_worker
+        wanted = recipe.workers.most * recipe.cpus_per_worker
         ray.init(address="local", num_cpus=max(wanted, os.cpu_count() or 1), **quiet)
     elif not _joined(quiet):
         ray.init(address="local", **quiet)
@@ -41,17 +44,44 @@ def connected(recipe: Recipe, *, own: bool, verbose: bool) -> Iterator[None]:
 
 
 def _joined(settings: dict[str, Any]) -> bool:
+    """Join the cluster of RAY_ADDRESS, or else one on this machine, if there is any."""
     import ray
 
+    address = os.environ.get("RAY_ADDRESS")
+    if address in {None, "", "auto"}:
+        found = next(filter(_answers, _local_addresses()), None)
+        if found is None:
+            return False
+        ray.init(address=found, **settings)
+        return True
     try:
-        ray.init(address="auto", **settings)
+        if not _answers(address):
+            raise ConnectionError(address)
+        ray.init(address=address, **settings)
     except ConnectionError as error:
-        address = os.environ.get("RAY_ADDRESS")
-        if address:
-            raise JobError(
-                f"Expected a Ray cluster at RAY_ADDRESS={address}; none answers. Start it, or unset the variable to "
-                "use this machine."
-            ) from error
+        raise JobError(
+            f"Expected a Ray cluster at RAY_ADDRESS={address}; none answers. Start it, or unset the variable to "
+            "use this machine."
+        ) from error
+    return True
+
+
+def _local_addresses() -> list[str]:
+    """Where Ray looks for a cluster of this machine: one that `ray start` has noted, then what runs."""
+    from ray._private import services
+
+    noted = services.find_bootstrap_address(None)
+    return [*([noted] if noted else []), *services.find_gcs_addresses()]
+
+
+def _answers(address: str) -> bool:
+    """Whether somebody listens at `host:port`; Ray itself waits for minutes at an address that a dead head has left."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal():  # ray://... and the like: Ray says what is wrong
+        return True
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), _ANSWER_SECONDS).close()
+    except OSError:
         return False
     return True
 
@@ -60,12 +90,13 @@ def _check_resources(recipe: Recipe) -> None:
     import ray
 
     has = ray.cluster_resources()
-    wanted = {"CPU": recipe.workers * recipe.cpus_per_worker, "GPU": recipe.workers * recipe.gpus_per_worker}
+    fewest = recipe.workers.fewest
+    wanted = {"CPU": fewest * recipe.cpus_per_worker, "GPU": fewest * recipe.gpus_per_worker}
     short = [
         f"{count} {name}s (found {has.get(name, 0):.0f})" for name, count in wanted.items() if has.get(name, 0) < count
     ]
     if short:
         raise JobError(
-            f"Expected a Ray cluster with {' and '.join(short)} for {recipe.workers} workers. Add nodes, or set "
+            f"Expected a Ray cluster with {' and '.join(short)} for {recipe.workers}. Add nodes, or set "
             "workers, cpus_per_worker or gpus_per_worker lower, such as --set workers=1."
         )

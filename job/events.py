@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
-__all__ = ["Listener", "SilentListener", "forwarded"]
+__all__ = ["Listener", "SilentListener", "beside_driver", "forwarded"]
 
 _POLL_SECONDS = 0.5
 
@@ -42,12 +42,21 @@ class SilentListener:
         """Do nothing."""
 
 
+def beside_driver() -> dict[str, Any]:
+    """Options of a Ray actor that lives on the driver's machine, and not on one that may be lost before it."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here = ray.get_runtime_context().get_node_id()
+    return {"num_cpus": 0, "scheduling_strategy": NodeAffinitySchedulingStrategy(here, soft=False)}
+
+
 @contextmanager
 def forwarded(listener: Listener) -> Iterator[Any]:
     """Give a Ray queue; events `(method, arguments)` put there by a worker reach the listener meanwhile."""
     from ray.util.queue import Empty, Queue
 
-    queue = Queue(actor_options={"num_cpus": 0})
+    queue = Queue(actor_options=beside_driver())
     over = threading.Event()
 
     def forward() -> None:

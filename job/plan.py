@@ -3,7 +3,7 @@
 import secrets
 from datetime import UTC, datetime
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from nucleus.config.names import check_name
 from nucleus.config.recipe import Recipe
@@ -31,6 +31,7 @@ class RunPlan(BaseModel):
         weights: Their origin.
         wandb_mode: `online`, `offline` or `disabled`.
         wandb_dir: Folder for W&B's files on the first worker's machine.
+        token: Tells this plan from another of the same name and content.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -44,6 +45,12 @@ class RunPlan(BaseModel):
     weights: EncoderWeightsOrigin
     wandb_mode: str
     wandb_dir: str
+    token: str = Field(default_factory=lambda: secrets.token_hex(8))
+
+    @property
+    def how_to_go_on(self) -> str:
+        """What to type when the run did not finish."""
+        return f"Go on from its last checkpoint with: nucleus train RECIPE --resume {self.run}"
 
     @property
     def encoder_weights(self) -> EncoderWeights | None:

@@ -1,6 +1,7 @@
 """The driver of a training run: from a recipe to a published model.
 
-`nucleus train` calls it; `python -m job.train RECIPE` is the same for a Ray job.
+`nucleus train` calls it; `python -m job.train RECIPE` is the same for a Ray job. Options before the recipe are those of
+`nucleus` itself, such as `--debug`.
 """
 
 import os
@@ -8,10 +9,12 @@ import shutil
 import sys
 import tempfile
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 from job.cluster import connected
+from job.demands import stop_request, stops_on_sigterm
 from job.events import Listener, SilentListener, forwarded
 from job.gate import judge
 from job.plan import RunPlan, load_plan, new_run_name, save_plan
@@ -19,18 +22,25 @@ from job.worker import FINAL_FOLDER, train_worker
 from nucleus import __version__
 from nucleus.config.recipe import Recipe
 from nucleus.data.datasets import locate_dataset, open_dataset
-from nucleus.errors import DataError, JobError, NucleusError, WeightsError
+from nucleus.errors import DataError, JobError, NucleusError, RunStoppedError, WeightsError
 from nucleus.registry.card import model_card
 from nucleus.registry.encoder_weights import provide_weights
 from nucleus.registry.manifest import EncoderWeightsOrigin, ModelManifest, Origin
 from nucleus.registry.versions import publish, version_of_run
 from nucleus.storage.bucket import Bucket
-from nucleus.storage.uri import bucket_from_environment
+from nucleus.storage.conditions import check_conditional_writes
+from nucleus.storage.retries import storage_timeout
+from nucleus.storage.sums import check_sums
+from nucleus.storage.uri import bucket_from_environment, parse_uri
 from nucleus.tracking.weights_and_biases import check_tracking, tracking_mode
 
-__all__ = ["RunOptions", "recipe_path", "resume", "train"]
+__all__ = ["RunOptions", "resume", "train"]
 
 _CHECKPOINTS_KEPT = 2
+_CAUSES = ("cause", "controller_failure", "health_check_failure")
+"""Where Ray's errors keep those that they wrap."""
+_START_TIMEOUT, _ELASTIC_START_SECONDS = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "30"
+_STALL_TIMEOUT = "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"
 
 
 @dataclass(frozen=True)
@@ -42,18 +52,18 @@ class RunOptions:
         weights_optional: Whether to go on with a random encoder when no weights can be had. Only the demo may.
         own_cluster: Whether to start a Ray cluster on this machine even if another is at hand.
         verbose: Whether to show the logs of Ray and the workers.
+        single_writer: Whether nobody else publishes meanwhile, so that the server may ignore conditional writes.
     """
 
     run: str | None = None
     weights_optional: bool = False
     own_cluster: bool = False
     verbose: bool = False
+    single_writer: bool = False
 
-
-def recipe_path(text: str) -> Path:
-    """The file that the user means: a path, or the name of a recipe that comes with this package."""
-    shipped = Path(__file__).parent / "recipes" / f"{text}.toml"
-    return shipped if shipped.is_file() and not Path(text).is_file() else Path(text)
+    def bucket(self, uri: str | None) -> Bucket:
+        """The bucket `uri`, or else the environment's."""
+        return Bucket(bucket_from_environment(uri), single_writer=self.single_writer)
 
 
 def train(recipe: Recipe, options: RunOptions | None = None, listener: Listener | None = None) -> ModelManifest:
@@ -75,20 +85,22 @@ def resume(
     Raises:
         JobError: There is no such run.
     """
-    store = Bucket(bucket_from_environment(bucket))
-    plan = load_plan(store, run)
+    options = options or RunOptions()
     listener = listener or SilentListener()
+    store = options.bucket(bucket)
+    check_conditional_writes(store)
+    plan = load_plan(store, run)
     published = version_of_run(store, plan.recipe.model, run)
     if published is None:
-        return _execute(plan, options or RunOptions(), listener, new=False)
+        return _execute(plan, options, listener, new=False)
     judge(store, published, plan, listener)
     return published
 
 
 def _plan(recipe: Recipe, options: RunOptions, listener: Listener) -> RunPlan:
     """Find out what can be wrong before a cluster is used."""
-    bucket = Bucket(bucket_from_environment(recipe.bucket))
-    bucket.check()
+    bucket = options.bucket(recipe.bucket)
+    bucket.check("runs/")
     dataset = open_dataset(locate_dataset(recipe.dataset, recipe.bucket))
     images = len(dataset.manifest.split_samples("train"))
     if images < recipe.input.batch_size:
@@ -98,6 +110,7 @@ def _plan(recipe: Recipe, options: RunOptions, listener: Listener) -> RunPlan:
         )
     mode = tracking_mode(recipe.tracking)
     check_tracking(mode)
+    check_conditional_writes(bucket)
     run = options.run or new_run_name(recipe.model)
     try:
         weights = provide_weights(recipe.network.weights, recipe.network.encoder, bucket, run)
@@ -120,8 +133,8 @@ def _plan(recipe: Recipe, options: RunOptions, listener: Listener) -> RunPlan:
 
 
 def _execute(plan: RunPlan, options: RunOptions, listener: Listener, *, new: bool) -> ModelManifest:
-    bucket = Bucket(bucket_from_environment(plan.bucket))
-    listener.stage(f"Training {plan.run} on {plan.recipe.workers} workers")
+    bucket = options.bucket(plan.bucket)
+    listener.stage(f"Training {plan.run} on {plan.recipe.workers}")
     with (
         tempfile.TemporaryDirectory(prefix="nucleus-model-") as temporary,
         connected(plan.recipe, own=options.own_cluster, verbose=options.verbose),
@@ -151,20 +164,32 @@ def _fit(plan: RunPlan, options: RunOptions, listener: Listener, folder: Path) -
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.tensorflow import TensorflowTrainer
 
+    from job.storage import run_storage
+
     recipe = plan.recipe
     resources = {"CPU": recipe.cpus_per_worker, **({"GPU": 1} if recipe.gpus_per_worker else {})}
-    with forwarded(listener) as events:
+    stop, home = stop_request(), parse_uri(plan.bucket)
+    os.environ[_STALL_TIMEOUT] = str(recipe.stall_timeout)  # Ray hands both on to its controller
+    if recipe.workers.elastic:  # it may ask for a machine that is going, and then asks for what is there
+        os.environ.setdefault(_START_TIMEOUT, _ELASTIC_START_SECONDS)
+    with forwarded(listener) as events, stops_on_sigterm(stop, plan):
         trainer = TensorflowTrainer(
             train_worker,
-            train_loop_config={"plan": plan.model_dump_json(), "events": events},
+            train_loop_config={
+                "plan": plan.model_dump_json(),
+                "events": events,
+                "stop": stop,
+            },
             scaling_config=ScalingConfig(
-                num_workers=recipe.workers,
+                num_workers=tuple(recipe.workers) if recipe.workers.elastic else recipe.workers.most,
+                elastic_resize_monitor_interval_s=recipe.resize_interval,
                 use_gpu=bool(recipe.gpus_per_worker),
                 resources_per_worker=resources,
             ),
             run_config=RunConfig(
                 name=plan.run,
-                storage_path=f"{plan.bucket}/runs",
+                storage_path=f"{home.bucket}/{(home / 'runs').key}",
+                storage_filesystem=run_storage(home, storage_timeout()),
                 failure_config=FailureConfig(max_failures=recipe.max_failures),
                 checkpoint_config=CheckpointConfig(num_to_keep=_CHECKPOINTS_KEPT),
             ),
@@ -174,7 +199,11 @@ def _fit(plan: RunPlan, options: RunOptions, listener: Listener, folder: Path) -
         except Exception as error:  # Ray wraps what a worker raised in errors of its own
             raise _explained(error, plan, options) from error
     with result.checkpoint.as_directory() as checkpoint:
-        shutil.copytree(Path(checkpoint) / FINAL_FOLDER, folder)
+        check_sums(Path(checkpoint), f"s3://{result.checkpoint.path}")
+        model = Path(checkpoint) / FINAL_FOLDER
+        if not model.is_dir():
+            raise RunStoppedError(f"The run {plan.run} was asked to stop and saved a checkpoint. {plan.how_to_go_on}")
+        shutil.copytree(model, folder)
     return dict(result.metrics)
 
 
@@ -186,10 +215,11 @@ def _explained(error: BaseException, plan: RunPlan, options: RunOptions) -> Nucl
         if found is not None:
             return found
     first = str(causes[0]).strip().splitlines()
-    hint = "" if options.verbose else " Run it again with --debug to see the workers' logs, or"
+    hint = "" if options.verbose else " Run it again with --debug to see the workers' logs."
+    failed = "a worker" if getattr(error, "worker_failures", None) else "Ray's controller"
     return JobError(
-        f"Expected the run {plan.run} to finish; a worker failed: {first[-1] if first else type(error).__name__}.{hint}"
-        f" go on from its last checkpoint with: nucleus train RECIPE --resume {plan.run}"
+        f"Expected the run {plan.run} to finish; {failed} failed: {first[-1] if first else type(error).__name__}."
+        f"{hint} {plan.how_to_go_on}"
     )
 
 
@@ -198,12 +228,13 @@ def _ours(error: BaseException | None) -> NucleusError | None:
     while error is not None:
         if isinstance(error, NucleusError):
             return error
-        inner = getattr(error, "cause", None)
-        error = inner if isinstance(inner, BaseException) else error.__cause__
+        inner = (getattr(error, name, None) for name in _CAUSES)
+        error = next((cause for cause in inner if isinstance(cause, BaseException)), error.__cause__)
     return None
 
 
 if __name__ == "__main__":
     from nucleus.cli.main import cli
 
-    cli(["train", *sys.argv[1:]], prog_name="nucleus")
+    general = list(takewhile(lambda argument: argument.startswith("--"), sys.argv[1:]))
+    cli([*general, "train", *sys.argv[1 + len(general) :]], prog_name="nucleus")

@@ -3,17 +3,20 @@
 import json
 import os
 import tempfile
-from collections.abc import Callable
-from functools import cached_property
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from job.plan import RunPlan
 from nucleus.config.recipe import Recipe
+from nucleus.storage.sums import check_sums, write_sums
 
 if TYPE_CHECKING:
+    from job.demands import Demands
     from nucleus.tracking.weights_and_biases import Tracker
     from nucleus.training.run import Finished
+    from nucleus.training.state import History
 
 __all__ = ["FINAL_FOLDER", "train_worker"]
 
@@ -24,15 +27,14 @@ _PREVIEW_SIDE = 256
 
 
 def train_worker(config: dict[str, Any]) -> None:
-    """Train as one of the workers of `config["plan"]`; events go to `config["events"]`."""
+    """Train as one of the workers of `config["plan"]`; tell `config["events"]`, and hear `config["stop"]`."""
     os.environ.pop("TF_USE_LEGACY_KERAS", None)  # Ray sets it; this project is Keras 3
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     plan = RunPlan.model_validate_json(config["plan"])
     _limit_devices(plan.recipe)
     _reach_workers_directly()
 
-    import ray.train
-
+    from job.demands import Demands
     from nucleus.data.cache import ShardCache, default_cache_dir
     from nucleus.data.datasets import locate_dataset, open_dataset
     from nucleus.registry.encoder_weights import fetch_weights
@@ -48,17 +50,33 @@ def train_worker(config: dict[str, Any]) -> None:
         encoder_weights=fetch_weights(weights, cache_dir) if weights else None,
     )
     tracker = _tracker(plan, cache_dir, first=workers.rank == 0)
-    reporter = _RayReporter(plan, tracker, config["events"] if workers.rank == 0 else None)
-    checkpoint = ray.train.get_checkpoint()
+    elastic = plan.recipe.workers.elastic
+    demands = Demands(config["stop"], plan.recipe.resize_interval if elastic else None, first=workers.rank == 0)
+    reporter = _RayReporter(plan, tracker, demands, config["events"] if workers.rank == 0 else None)
     try:
-        if checkpoint is None:
-            train(plan.recipe, given, workers, reporter, None)
-        else:
-            with checkpoint.as_directory() as folder:
-                train(plan.recipe, given, workers, reporter, Path(folder))
+        with _checkpoint() as folder:
+            finished = train(plan.recipe, given, workers, reporter, folder)
+        if finished is None:
+            tracker.abort()
     except BaseException:
-        tracker.abort()
+        with suppress(Exception):  # or it would hide why
+            tracker.abort()
         raise
+
+
+@contextmanager
+def _checkpoint() -> Iterator[Path | None]:
+    """The checkpoint to go on from, if there is one. Raises `IntegrityError` if it is damaged."""
+    import ray.train
+
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint is None:
+        yield None
+        return
+    with tempfile.TemporaryDirectory(prefix="nucleus-checkpoint-") as folder:
+        checkpoint.to_directory(folder)  # `as_directory` is one folder for all workers of a machine, written by each
+        check_sums(Path(folder), f"s3://{checkpoint.path}")
+        yield Path(folder)
 
 
 def _limit_devices(recipe: Recipe) -> None:
@@ -98,9 +116,12 @@ class _RayReporter:
     Checkpoints go to Ray Train (a barrier on all ranks), metrics to the tracker and the driver (first rank alone).
     """
 
-    def __init__(self, plan: RunPlan, tracker: "Tracker", events: Any | None) -> None:
+    def __init__(self, plan: RunPlan, tracker: "Tracker", demands: "Demands", events: Any | None) -> None:
         self._epochs = plan.recipe.optimizer.epochs
         self._tracker = tracker
+        self._demands = demands
+        self.attention = demands.attention
+        self.demand = demands.demand
         self._events = events
 
     def stage(self, text: str) -> None:
@@ -109,12 +130,17 @@ class _RayReporter:
     def steps(self, epoch: int, done: int, total: int) -> None:
         self._send("steps", epoch, self._epochs, done, total)
 
+    def resumed(self, history: "History", where: str) -> None:
+        for metrics in history:  # those that another machine tracked, which is gone, with what it had not sent
+            self._tracker.log(metrics)
+        self.stage(f"Going on after {where}")
+
     def epoch(self, metrics: dict[str, float]) -> None:
         self._tracker.log(metrics)
         self._send("epoch", metrics)
 
-    def checkpoint(self, metrics: dict[str, float], save: Callable[[Path], None]) -> None:
-        self._report(metrics, save)
+    def checkpoint(self, history: "History", save: Callable[[Path], None]) -> None:
+        self._report(history, history[-1] if history else {}, save)
 
     def finished(self, finished: "Finished", save: Callable[[Path], None]) -> None:
         """Keep the model as it is to be published, in the last checkpoint of the run."""
@@ -125,34 +151,33 @@ class _RayReporter:
 
         overall = {split: scores["all"] for split, scores in finished.metrics.items()}
         self._tracker.finish({f"{split}_{k}": v for split, scores in overall.items() for k, v in scores.items()})
-        self._report({"wandb_run": self._tracker.run_path, "metrics": finished.metrics}, save_all)
+        told = {"wandb_run": self._tracker.run_path, "metrics": finished.metrics}
+        self._report(finished.progress.history, told, save_all)
 
-    def _report(self, metrics: dict[str, Any], save: Callable[[Path], None]) -> None:
+    def _report(self, history: "History", metrics: dict[str, Any], save: Callable[[Path], None]) -> None:
         import ray.train
 
+        self._demands.saved()
         if self._events is None:
             ray.train.report(metrics)
             return
         folder = tempfile.mkdtemp(prefix="nucleus-checkpoint-")
         save(Path(folder))
+        write_sums(Path(folder))
         ray.train.report(  # Ray uploads while training goes on, in order, and removes the folder then
             metrics,
             checkpoint=ray.train.Checkpoint.from_directory(folder),
             checkpoint_upload_mode=ray.train.CheckpointUploadMode.ASYNC,
-            checkpoint_upload_fn=self._upload,
+            checkpoint_upload_fn=_uploader(list(history)),
         )
-
-    @cached_property
-    def _upload(self) -> Callable[[Any, str], Any]:
-        return _uploader()
 
     def _send(self, method: str, *arguments: Any) -> None:
         if self._events is not None:
             self._events.put((method, arguments))
 
 
-def _uploader() -> Callable[[Any, str], Any]:
-    """Upload a checkpoint into the run's folder, each file by one request of our own client.
+def _uploader(history: "History") -> Callable[[Any, str], Any]:
+    """Upload a checkpoint into the run's folder, each file by one request of our own client, and the events beside it.
 
     Ray's own way, `pyarrow.fs.copy_files`, took 2.2 s of the embedded server's time for 21 MB; this takes 0.15 s.
     """
@@ -160,6 +185,7 @@ def _uploader() -> Callable[[Any, str], Any]:
 
     from nucleus.storage.bucket import Bucket
     from nucleus.storage.uri import parse_uri
+    from nucleus.tracking.tensorboard import EVENTS_FILE, events_of
 
     storage = ray.train.get_context().get_storage()
     bucket = Bucket(parse_uri(f"s3://{storage.experiment_fs_path}"))
@@ -168,6 +194,7 @@ def _uploader() -> Callable[[Any, str], Any]:
         folder = Path(checkpoint.path)
         for path in sorted(path for path in folder.rglob("*") if path.is_file()):
             bucket.put(f"{name}/{path.relative_to(folder).as_posix()}", path)
+        bucket.put(EVENTS_FILE, events_of(history))
         return ray.train.Checkpoint(f"{storage.experiment_fs_path}/{name}", storage.storage_filesystem)
 
     return upload

@@ -50,7 +50,7 @@ def demo(
 ) -> None:
     """Import SRC (a zip or folder; without it, generated images), train on two Ray workers, publish, pull and
     predict, on the embedded S3 server."""
-    from job.train import recipe_path
+    from job.recipes import recipe_path
     from nucleus.cli.quiet import import_tensorflow
     from nucleus.config.recipe import read_recipe
 

@@ -4,6 +4,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from nucleus.cli.options import check_run_options, run_options
+
 if TYPE_CHECKING:
     from nucleus.registry.manifest import ModelManifest
 
@@ -11,10 +13,7 @@ __all__ = ["print_published", "train"]
 
 
 @click.command()
-@click.argument("recipe")
-@click.option("--set", "settings", metavar="KEY=VALUE", multiple=True, help="Change a key, such as optimizer.epochs=3.")
-@click.option("--run", metavar="NAME", help="Name of the run.  [default: the model's name and the moment]")
-@click.option("--resume", metavar="RUN", help="Go on with this run, by the recipe that it began with.")
+@run_options
 @click.option("--json", "as_json", is_flag=True, help="Print the published version's manifest as JSON.")
 @click.pass_context
 def train(
@@ -23,32 +22,30 @@ def train(
     settings: tuple[str, ...],
     run: str | None,
     resume: str | None,
+    single_writer: bool,
     as_json: bool,
 ) -> None:
     """Train by RECIPE (a TOML file, or the name of one that comes along: demo, dsb2018-cpu, dsb2018-long, dsb2018-gpu).
 
     Uses the Ray cluster of RAY_ADDRESS or this machine, or starts one for the run.
     """
-    from job.train import RunOptions, recipe_path
-    from job.train import resume as resume_run
-    from job.train import train as train_run
+    from job.recipes import recipe_path
     from nucleus.cli.output import TrainingDisplay, print_json
     from nucleus.cli.quiet import import_tensorflow
-    from nucleus.config.names import check_name
     from nucleus.config.recipe import read_recipe
 
-    if run and resume:
-        raise click.UsageError("--run names a new run and --resume an old one; give one of them")
-    if resume and settings:
-        raise click.UsageError("--resume goes on by the recipe that the run began with; leave out --set")
+    check_run_options(settings, run, resume)
     content = read_recipe(recipe_path(recipe), settings)
-    if run:
-        check_name(run, "run")
     import_tensorflow()
-    options = RunOptions(run=run, verbose=bool(ctx.find_root().params.get("debug")))
+    from job.train import RunOptions
+    from job.train import resume as resume_run
+    from job.train import train as train_run
+
+    verbose = bool(ctx.find_root().params.get("debug"))
+    options = RunOptions(run=run, verbose=verbose, single_writer=single_writer)
     with TrainingDisplay() as display:
         if resume:
-            manifest = resume_run(check_name(resume, "run"), content.bucket, options, display)
+            manifest = resume_run(resume, content.bucket, options, display)
         else:
             manifest = train_run(content, options, display)
     if as_json:

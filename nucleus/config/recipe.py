@@ -8,8 +8,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from nucleus.config.encoders import EncoderName
+from nucleus.config.encoders import WITHOUT_IMAGENET, EncoderName
 from nucleus.config.names import check_alias, check_name
+from nucleus.config.workers import WorkerCount, WorkerRange
 from nucleus.errors import RecipeError, UriError
 
 __all__ = [
@@ -247,10 +248,13 @@ class Recipe(_Options):
         model: The name under which the model is published.
         dataset: `NAME[@VERSION]` in the bucket, or `s3://bucket/prefix/NAME[@VERSION]`.
         bucket: `s3://bucket[/prefix]` for runs, weights and models; without it NUCLEUS_BUCKET.
-        workers: Processes that train, each with its part of every batch.
+        workers: Processes that train, each with its part of every batch; `[fewest, most]` takes as many as the cluster
+            has room for, and goes on with fewer when machines are lost and with more when they come.
         cpus_per_worker: CPU cores and TensorFlow threads of one worker.
         gpus_per_worker: GPUs of one worker: 0 or 1.
         max_failures: How often a run whose worker died is started again from its last checkpoint.
+        stall_timeout: Seconds after which a worker that does not answer counts as dead.
+        resize_interval: Where `workers` is a range: seconds between looks for room for more, and between checkpoints.
         seed: Decides initial weights, order and augmentation.
         cache_dir: Absolute folder for shards on each worker's machine; without it the user's cache folder.
         cache_limit_gib: Upper bound of the shards kept there, GiB; the least recently used go first.
@@ -259,10 +263,12 @@ class Recipe(_Options):
     model: str
     dataset: str
     bucket: str | None = None
-    workers: Annotated[int, Field(ge=1, le=1024)] = 1
+    workers: WorkerCount = WorkerRange(1, 1)
     cpus_per_worker: PositiveInt = 1
     gpus_per_worker: Annotated[int, Field(ge=0, le=1)] = 0
     max_failures: Annotated[int, Field(ge=0)] = 1
+    stall_timeout: Positive = 300.0
+    resize_interval: Positive = 60.0
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     cache_dir: str | None = None
     cache_limit_gib: Positive = DEFAULT_CACHE_LIMIT_GIB
@@ -286,28 +292,40 @@ class Recipe(_Options):
             check_alias(self.gate.alias)
         except UriError as error:
             raise ValueError(str(error)) from error
-        if self.input.batch_size % self.workers:
-            raise ValueError(
-                f"input.batch_size ({self.input.batch_size}) must be a multiple of workers ({self.workers}): it is "
-                "the batch over all workers"
-            )
-        if self.batch_per_worker % self.optimizer.gradient_accumulation_steps:
-            raise ValueError(
-                f"input.batch_size / workers ({self.batch_per_worker}) must be a multiple of "
-                f"optimizer.gradient_accumulation_steps ({self.optimizer.gradient_accumulation_steps})"
-            )
+        self._batch_is_divided()
         if self.network.unfreeze_epoch is not None and not self.network.freeze_encoder:
             raise ValueError("network.unfreeze_epoch needs network.freeze_encoder = true: it ends the freezing")
+        if self.network.encoder in WITHOUT_IMAGENET and self.network.weights == "imagenet":
+            raise ValueError(
+                f"network.weights must not be 'imagenet' for the encoder {self.network.encoder!r}, which has no such "
+                "weights: set it to 'none', and network.freeze_encoder to false"
+            )
         if self.network.weights == "none" and self.network.freeze_encoder:
             raise ValueError("network.freeze_encoder must be false where network.weights is 'none': random features")
         if self.cache_dir is not None and not Path(self.cache_dir).is_absolute():
             raise ValueError(f"cache_dir must be an absolute path, found {self.cache_dir!r}")
         return self
 
-    @property
-    def batch_per_worker(self) -> int:
-        """Crops of one step on one worker."""
-        return self.input.batch_size // self.workers
+    def _batch_is_divided(self) -> None:
+        """Every worker has as many crops as the others, however many workers there are."""
+        steps = self.optimizer.gradient_accumulation_steps
+        for count in self.workers.counts:
+            if self.input.batch_size % count:
+                every = f"every number of workers from {self.workers.fewest} to {self.workers.most}"
+                raise ValueError(
+                    f"input.batch_size ({self.input.batch_size}) must be a multiple of "
+                    f"{every if self.workers.elastic else f'workers ({count})'}: it is the batch over all workers. "
+                    + (f"It divides for up to {count - 1}" if count > self.workers.fewest else "Set either anew")
+                )
+            if self.batch_per_worker(count) % steps:
+                raise ValueError(
+                    f"input.batch_size / workers ({self.batch_per_worker(count)}) must be a multiple of "
+                    f"optimizer.gradient_accumulation_steps ({steps})"
+                )
+
+    def batch_per_worker(self, workers: int) -> int:
+        """Crops of one step on each of so many workers."""
+        return self.input.batch_size // workers
 
 
 def read_recipe(path: Path, settings: Sequence[str] = ()) -> Recipe:

@@ -1,4 +1,4 @@
-"""The encoders by name: which `keras.applications` network, and at which layers its features are taken.
+"""The encoders by name: how each is built, and at which layers its features are taken.
 
 To add an encoder, add its name to `nucleus.config.encoders` and an entry here.
 """
@@ -8,10 +8,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import keras
+from keras import layers
 
 from nucleus.config.encoders import EncoderName
 
 __all__ = ["ENCODERS", "EncoderSpec", "build_encoder"]
+
+_PLAIN_CHANNELS = (16, 32, 64, 128, 128)
 
 
 @dataclass(frozen=True)
@@ -19,7 +22,7 @@ class EncoderSpec:
     """An encoder.
 
     Attributes:
-        build: The function of `keras.applications`.
+        build: A function of `keras.applications`, or one that takes the same arguments.
         features: Layers whose outputs are taken, at 1/2, 1/4, 1/8, 1/16 and 1/32 of the resolution.
         scale: Multiplied with the input of 0 to 255.
         offset: Added after that.
@@ -29,6 +32,20 @@ class EncoderSpec:
     features: tuple[str, str, str, str, str]
     scale: float
     offset: float
+
+
+def _plain(*, input_tensor: Any, **_no_choice: Any) -> keras.Model:
+    """Two convolutions a level, as in the U-Net paper, the first of stride 2; with BatchNorm, to be calibrated."""
+    x = input_tensor
+    for level, channels in enumerate(_PLAIN_CHANNELS, start=1):
+        for part, stride in (("a", 2), ("b", 1)):
+            name = f"level_{level}{part}"
+            x = layers.Conv2D(
+                channels, 3, stride, "same", use_bias=False, kernel_initializer="he_normal", name=f"{name}_conv"
+            )(x)
+            x = layers.BatchNormalization(name=f"{name}_norm")(x)
+            x = layers.ReLU(name=name)(x)
+    return keras.Model(input_tensor, x)
 
 
 ENCODERS: dict[EncoderName, EncoderSpec] = {
@@ -58,6 +75,13 @@ ENCODERS: dict[EncoderName, EncoderSpec] = {
         scale=1.0,
         offset=0.0,
     ),
+    # Ronneberger et al. 2015, https://arxiv.org/abs/1505.04597; small, and quick to build
+    "plain": EncoderSpec(
+        _plain,
+        ("level_1b", "level_2b", "level_3b", "level_4b", "level_5b"),
+        scale=1 / 127.5,
+        offset=-1.0,
+    ),
 }
 
 
@@ -66,7 +90,8 @@ def build_encoder(name: EncoderName) -> keras.Model:
 
     Its dropout is off: the random numbers would depend on the number of workers.
     """
-    encoder = ENCODERS[name].build(input_shape=(None, None, 3), include_top=False, weights=None)
+    image = keras.Input((None, None, 3), name="preprocessed")  # named, or saved files would differ by a counter
+    encoder = ENCODERS[name].build(input_tensor=image, include_top=False, weights=None)
     assert isinstance(encoder, keras.Model)
     for layer in encoder.layers:
         if isinstance(layer, keras.layers.Dropout):

@@ -43,7 +43,7 @@ def build_unet(config: ModelConfig, upsampling: type[layers.UpSampling2D] = _UpS
     spec = ENCODERS[config.encoder]
     base = build_encoder(config.encoder)
     features = [base.get_layer(name).output for name in spec.features]
-    encoder = keras.Model(base.input, features, name="encoder")
+    encoder = keras.Model(base.inputs[0], features, name="encoder")
     _freeze_batch_norm(encoder)
 
     image = keras.Input((None, None, 3), name="image")

@@ -6,6 +6,7 @@ from typing import Any, Literal, Protocol, cast
 
 from nucleus.config.recipe import TrackingOptions
 from nucleus.errors import UsageError
+from nucleus.tracking.offline_runs import logged_epochs
 
 __all__ = ["NoTracker", "Tracker", "WandbTracker", "check_tracking", "make_tracker", "tracking_mode"]
 
@@ -49,6 +50,7 @@ class WandbTracker:
         import wandb  # noqa: PLC0415  over a second
 
         folder.mkdir(parents=True, exist_ok=True)
+        self._logged = logged_epochs(folder, run) if mode == "offline" else set()
         self._run = wandb.init(
             project=options.project,
             entity=options.entity,
@@ -63,12 +65,17 @@ class WandbTracker:
         )
         self._run.define_metric("epoch")
         self._run.define_metric("*", step_metric="epoch")
+        if self._run.resumed and mode == "online":
+            rows = wandb.Api().run(self._run.path).scan_history(keys=["epoch"])
+            self._logged = {int(row["epoch"]) for row in rows}
         entity = f"{self._run.entity}/" if self._run.entity else ""
         self.run_path: str | None = f"{entity}{self._run.project}/{self._run.id}"
 
     def log(self, metrics: dict[str, float]) -> None:
-        """Log one epoch."""
-        self._run.log(metrics)
+        """Log one epoch, unless it was logged before the run was broken off after its last checkpoint."""
+        if int(metrics["epoch"]) not in self._logged:
+            self._logged.add(int(metrics["epoch"]))
+            self._run.log(metrics)
 
     def finish(self, summary: dict[str, Any]) -> None:
         """Write the summary and close the run."""

@@ -103,29 +103,37 @@ class TrainingStep:
         self._global_clipnorm = global_clipnorm
 
         @tf.function
-        def steps(batches: Iterator[Any], count: tf.Tensor) -> tf.Tensor:
-            total = tf.zeros([])
+        def steps(batches: Iterator[Any], count: tf.Tensor, flag: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            total, flags = tf.zeros([]), tf.zeros([])
             for _ in tf.range(count):
                 images, labels = next(batches)
-                total += self._step(images, labels)
-            return total
+                loss, flags = self._step(images, labels, flag)
+                total += loss
+            return total, flags
 
         self._steps = steps
 
-    def run(self, batches: Iterator[Any], count: int) -> float:
-        """Take that many batches of this worker; return the sum over the steps of its part of the loss."""
-        return float(self._steps(batches, tf.constant(count)))
+    def run(self, batches: Iterator[Any], count: int, *, flag: bool = False) -> tuple[float, bool]:
+        """Take that many batches of this worker.
 
-    def _step(self, images: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
+        Returns:
+            The sum over the steps of its part of the loss, and whether any worker raised its flag; all get the same
+            answer, in the message that brings the gradients.
+        """
+        loss, flags = self._steps(batches, tf.constant(count), tf.constant(float(flag)))
+        return float(loss), bool(flags > 0)
+
+    @tf.autograph.experimental.do_not_convert
+    def _step(self, images: tf.Tensor, labels: tf.Tensor, flag: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         loss, gradients = self._accumulated(images, labels)
-        gradients = self._workers.all_reduce(gradients)
+        *gradients, flags = self._workers.all_reduce([*gradients, flag])
         if self._global_clipnorm is not None:
             gradients, _ = tf.clip_by_global_norm(gradients, self._global_clipnorm)
         start = 0
         for group in self._groups:
             group.apply(gradients[start : start + len(group.variables)])
             start += len(group.variables)
-        return loss
+        return loss, flags
 
     def _accumulated(self, images: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, list[tf.Tensor]]:
         if self._accumulation == 1:

@@ -4,6 +4,8 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from enum import Enum
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
@@ -30,11 +32,11 @@ from nucleus.model.tiling import TiledNetwork
 from nucleus.model.unet import build_unet, calibrate_encoder, encoder_of
 from nucleus.training.distributed import TrainingStep, Workers
 from nucleus.training.parameters import active_groups, averaged, parameter_groups
-from nucleus.training.state import Progress, load_checkpoint, save_checkpoint
+from nucleus.training.state import History, Progress, load_checkpoint, save_checkpoint
 from nucleus.training.tuning import tune_instances
 from nucleus.training.validation import LabelledImage, images_of_worker, score_images, split_reader
 
-__all__ = ["Finished", "Reporter", "TrainingInput", "TrainingRun", "train"]
+__all__ = ["Demand", "Finished", "Reporter", "TrainingInput", "TrainingRun", "train"]
 
 _CALIBRATION_IMAGES = 16
 _EXAMPLES = 4
@@ -55,11 +57,32 @@ class TrainingInput:
     encoder_weights: Path | None
 
 
+class Demand(Enum):
+    """What a run is asked to do between two steps: to save a checkpoint for the reason given, or nothing."""
+
+    GO_ON = "nothing"
+    SAVE = "as it is time"
+    SAVE_FROM_LOSS = "as a machine will be lost"
+    STOP = "as it was asked to stop"
+
+
 class Reporter(Protocol):
-    """Where a worker's progress goes. Every worker makes each call, in the same order."""
+    """Where a worker's progress goes, and where demands come from.
+
+    Every worker makes each call, in the same order; but for `attention`, which each answers for itself.
+    """
+
+    def attention(self) -> bool:
+        """Whether all workers should look for a demand at the end of the next step."""
+
+    def demand(self) -> Demand:
+        """What is to be done; the same on every worker."""
 
     def stage(self, text: str) -> None:
         """Something other than an epoch begins."""
+
+    def resumed(self, history: History, where: str) -> None:
+        """The run goes on from a checkpoint."""
 
     def steps(self, epoch: int, done: int, total: int) -> None:
         """Some steps of an epoch are done."""
@@ -67,7 +90,7 @@ class Reporter(Protocol):
     def epoch(self, metrics: dict[str, float]) -> None:
         """An epoch is done; its metrics are those over all workers."""
 
-    def checkpoint(self, metrics: dict[str, float], save: Callable[[Path], None]) -> None:
+    def checkpoint(self, history: History, save: Callable[[Path], None]) -> None:
         """Keep a checkpoint: on the first worker, `save` fills the folder it is given."""
 
     def finished(self, finished: "Finished", save: Callable[[Path], None]) -> None:
@@ -95,10 +118,13 @@ class Finished:
 
 def train(
     recipe: Recipe, given: TrainingInput, workers: Workers, reporter: Reporter, resume_from: Path | None
-) -> Finished:
+) -> Finished | None:
     """Train on this worker, together with all others, and evaluate the best weights.
 
     The training split must have at least one batch of images.
+
+    Returns:
+        What the run leaves, or None if it was asked to stop before its end; then a checkpoint was kept.
 
     Raises:
         JobError: Training has diverged.
@@ -117,7 +143,7 @@ class TrainingRun:
         self.reporter = reporter
         self.best = best
         self.manifest = given.dataset.manifest
-        self.reader = cached_split(given.dataset, "train", given.cache, self._plan)
+        self.open_reader = partial(cached_split, given.dataset, "train", given.cache)
         self.readers = {
             split: split_reader(given.dataset, split, given.cache, workers.rank, workers.count)
             for split in ("val", "test")
@@ -129,6 +155,7 @@ class TrainingRun:
         self.model = self._build(given.encoder_weights)
         self.groups = parameter_groups(self.model, recipe, self.steps_per_epoch)
         self.steps: dict[int, TrainingStep] = {}
+        self.progress = Progress()
         self.network = TiledNetwork(self.model, self.config)
 
     def _build(self, encoder_weights: Path | None) -> keras.Model:
@@ -163,33 +190,39 @@ class TrainingRun:
             )
         return self.steps[len(groups)]
 
-    def execute(self, resume_from: Path | None) -> Finished:
-        """Train to the end."""
-        progress = Progress()
+    def execute(self, resume_from: Path | None) -> Finished | None:
+        """Train to the end, or until a demand to stop."""
+        progress = self.progress
         if resume_from is not None:
-            progress = load_checkpoint(resume_from, self.model, self.groups, self.best)
+            progress = self.progress = load_checkpoint(resume_from, self.model, self.groups, self.best)
+            where = f"epoch {progress.epochs_done}, step {progress.steps_done} on {self.workers.count} workers"
+            self.reporter.resumed(progress.history, where)
         else:
             self.workers.broadcast(list(self.model.weights))
             for group in self.groups:
                 group.reset_averages()
         options = self.recipe.optimizer
-        batches = self.batches(progress.epochs_done)
+        batches = self.batches(progress.epochs_done, progress.steps_done)
         for reader in self.readers.values():
             reader.prefetch(0, 0)
         while progress.epochs_done < options.epochs and progress.validations_since_best < options.patience:
-            self._epoch(progress, batches)
+            if not self._epoch(batches):
+                return None
         self._load_best()
         self._tune()
         metrics = {split: self._validate(split).report() for split in ("val", "test")}
         examples = list(islice(self.images("test"), _EXAMPLES))
         finished = Finished(self.model, self.config, progress, metrics, examples)
-        self.reporter.finished(finished, lambda folder: self._save(folder, progress))
+        self.reporter.finished(finished, self._save)
         return finished
 
-    def _epoch(self, progress: Progress, batches: Iterator[Any]) -> None:
+    def _epoch(self, batches: Iterator[Any]) -> bool:
+        """Train and perhaps validate one epoch, or what is left of it; say whether to go on."""
+        progress, options = self.progress, self.recipe.optimizer
         epoch = progress.epochs_done
-        options = self.recipe.optimizer
-        metrics = self._train_epoch(epoch, batches)
+        if not self._train_epoch(batches):
+            return False
+        metrics = self._epoch_metrics()
         _check_finite(metrics)
         last = epoch + 1 == options.epochs
         validated = last or (epoch + 1) % options.validate_every == 0
@@ -202,16 +235,25 @@ class TrainingRun:
                 if progress.note_score(epoch, metrics[options.monitor]):
                     self.model.save_weights(self.best)
             metrics["validation_seconds"] = time.monotonic() - started
-        progress.epochs_done = epoch + 1
-        progress.history.append(metrics)
+        progress.end_epoch(metrics)
         self.reporter.epoch(metrics)
-        if validated:
-            self.reporter.checkpoint(metrics, lambda folder: self._save(folder, progress))
+        if not validated:
+            return True
+        demand = self.reporter.demand()
+        self._keep(demand)
+        return demand is not Demand.STOP
 
-    def _save(self, folder: Path, progress: Progress) -> None:
-        save_checkpoint(folder, progress, self.model, self.groups, self.best)
+    def _keep(self, demand: Demand) -> None:
+        """Keep a checkpoint, and tell who has demanded it, if anybody has."""
+        if demand is not Demand.GO_ON:
+            where = f"epoch {self.progress.epochs_done}, step {self.progress.steps_done}"
+            self.reporter.stage(f"Saving after {where}, {demand.value}")
+        self.reporter.checkpoint(self.progress.history, self._save)
 
-    def _plan(self, epoch: int) -> EpochPlan:
+    def _save(self, folder: Path) -> None:
+        save_checkpoint(folder, self.progress, self.model, self.groups, self.best)
+
+    def _plan(self, first_epoch: int, steps_before: int, epoch: int) -> EpochPlan:
         return epoch_plan(
             self.train_records,
             seed=self.recipe.seed,
@@ -220,40 +262,60 @@ class TrainingRun:
             world=self.workers.count,
             global_batch=self.recipe.input.batch_size,
             weights=self.weights,
+            done=steps_before * self.recipe.input.batch_size if epoch == first_epoch else 0,
         )
 
-    def batches(self, first_epoch: int) -> Iterator[Any]:
-        """This worker's batches from an epoch on."""
+    def batches(self, first_epoch: int, steps_before: int) -> Iterator[Any]:
+        """This worker's batches from a step of an epoch on."""
         recipe = self.recipe
+        self.reader = self.open_reader(partial(self._plan, first_epoch, steps_before))
         self.reader.enter(first_epoch, 0)  # here, and not in TensorFlow's threads, an error is still itself
         feed = Feed(
             reader=self.reader,
             crop=recipe.input.crop,
             normalization=recipe.input.normalization,
-            batch=recipe.batch_per_worker,
+            batch=recipe.batch_per_worker(self.workers.count),
             augment=recipe.augment,
             seed=recipe.seed,
             threads=recipe.cpus_per_worker,
         )
         return iter(training_batches(feed, range(first_epoch, recipe.optimizer.epochs)))
 
-    def _train_epoch(self, epoch: int, batches: Iterator[Any]) -> dict[str, float]:
-        recipe, step, at_once = self.recipe, self.step(epoch), self.recipe.optimizer.steps_per_execution
-        started, loss, total = time.monotonic(), 0.0, self.steps_per_epoch
-        for done in range(0, total, at_once):
-            count = min(at_once, total - done)
+    def _train_epoch(self, batches: Iterator[Any]) -> bool:
+        """Take the steps of an epoch that are left; say whether to go on. What was done is noted in the progress."""
+        progress, at_once, total = self.progress, self.recipe.optimizer.steps_per_execution, self.steps_per_epoch
+        epoch = progress.epochs_done
+        step, loss = self.step(epoch), 0.0
+        started = time.monotonic()
+        while progress.steps_done < total:
+            count = min(at_once, total - progress.steps_done)
             try:
-                loss += step.run(batches, count)
+                part, attention = step.run(batches, count, flag=self.reporter.attention())
             except tf.errors.OpError as error:
                 raise self.reader.failure or error from error
-            self.reporter.steps(epoch, done + count, total)
-        seconds = time.monotonic() - started
+            loss += part
+            progress.steps_done += count
+            self.reporter.steps(epoch, progress.steps_done, total)
+            demand = self.reporter.demand() if attention else Demand.GO_ON
+            if demand is not Demand.GO_ON or progress.steps_done == total:
+                progress.loss_done += float(self.workers.sum(np.array([loss]))[0])
+                progress.seconds_done += time.monotonic() - started
+                loss, started = 0.0, time.monotonic()
+            if demand is not Demand.GO_ON:
+                self._keep(demand)
+            if demand is Demand.STOP:
+                return False
+        return True
+
+    def _epoch_metrics(self) -> dict[str, float]:
+        """Of the epoch whose steps are done."""
+        progress, total, batch = self.progress, self.steps_per_epoch, self.recipe.input.batch_size
         return {
-            "epoch": float(epoch),
-            "loss": float(self.workers.sum(np.array([loss]))[0]) / total,
+            "epoch": float(progress.epochs_done),
+            "loss": progress.loss_done / total,
             "learning_rate": float(np.asarray(self.groups[0].optimizer.learning_rate)),
-            "images_per_second": total * recipe.input.batch_size / seconds,
-            "images_dropped": float(sum(self.train_records) - total * recipe.input.batch_size),
+            "images_per_second": total * batch / max(progress.seconds_done, 1e-9),
+            "images_dropped": float(sum(self.train_records) - total * batch),
         }
 
     def _validate(self, split: str) -> ScoreSums:

@@ -1,4 +1,4 @@
-"""Where a run stands after an epoch: what a checkpoint holds, and how it is written and read."""
+"""Where a run stands: what a checkpoint holds, and how it is written and read."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +11,10 @@ from nucleus.errors import IntegrityError
 from nucleus.model.files import load_arrays, save_arrays
 from nucleus.training.parameters import ParameterGroup
 
-__all__ = ["BEST_WEIGHTS", "Progress", "load_checkpoint", "save_checkpoint"]
+__all__ = ["BEST_WEIGHTS", "History", "Progress", "load_checkpoint", "save_checkpoint"]
+
+History = list[dict[str, float]]
+"""The metrics of each epoch that is done."""
 
 _CURRENT_WEIGHTS = "current.npz"
 BEST_WEIGHTS = "best.weights.h5"
@@ -23,19 +26,25 @@ class Progress(BaseModel):
 
     Attributes:
         epochs_done: Epochs that are finished.
+        steps_done: Steps of the next one that are done.
+        loss_done: The sum of their losses, over all workers.
+        seconds_done: How long they took.
         best_epoch: The epoch (from 0) whose weights were best, or -1.
         best_score: Its value of the monitored metric.
         validations_since_best: Validations since then.
         history: One entry an epoch: epoch, loss, learning rate and, where validated, `val_` metrics.
     """
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", ser_json_inf_nan="strings")  # best_score begins at -inf
 
     epochs_done: int = 0
+    steps_done: int = 0
+    loss_done: float = 0.0
+    seconds_done: float = 0.0
     best_epoch: int = -1
     best_score: float = float("-inf")
     validations_since_best: int = 0
-    history: list[dict[str, float]] = []
+    history: History = []
 
     def note_score(self, epoch: int, score: float) -> bool:
         """Record a validation; return whether it is the best so far."""
@@ -44,6 +53,12 @@ class Progress(BaseModel):
             return True
         self.validations_since_best += 1
         return False
+
+    def end_epoch(self, metrics: dict[str, float]) -> None:
+        """Record an epoch that is done."""
+        self.epochs_done += 1
+        self.steps_done, self.loss_done, self.seconds_done = 0, 0.0, 0.0
+        self.history.append(metrics)
 
 
 def save_checkpoint(
@@ -56,7 +71,8 @@ def save_checkpoint(
     save_arrays(folder / _CURRENT_WEIGHTS, [variable.numpy() for variable in model.weights])
     for group in groups:
         save_arrays(folder / f"{group.name}.npz", [variable.numpy() for variable in group.state])
-    (folder / BEST_WEIGHTS).write_bytes(best.read_bytes())
+    if best.exists():  # not before the first validation
+        (folder / BEST_WEIGHTS).write_bytes(best.read_bytes())
     (folder / _STATE).write_text(progress.model_dump_json(indent=1))
 
 
@@ -68,7 +84,8 @@ def load_checkpoint(folder: Path, model: keras.Model, groups: Sequence[Parameter
     """
     try:
         progress = Progress.model_validate_json((folder / _STATE).read_bytes())
-        best.write_bytes((folder / BEST_WEIGHTS).read_bytes())
+        if progress.best_epoch >= 0:
+            best.write_bytes((folder / BEST_WEIGHTS).read_bytes())
     except (OSError, ValidationError) as error:
         raise IntegrityError(f"Expected a whole checkpoint in {folder}; {error}.") from error
     _assign(list(model.weights), load_arrays(folder / _CURRENT_WEIGHTS), folder)

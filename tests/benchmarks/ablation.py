@@ -11,7 +11,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from job.train import RunOptions, recipe_path, train
+from job.recipes import recipe_path
+from job.train import RunOptions, train
 from nucleus.cli.quiet import import_tensorflow
 from nucleus.config.names import Reference
 from nucleus.config.recipe import Recipe, read_recipe

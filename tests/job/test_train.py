@@ -3,9 +3,6 @@
 import hashlib
 import json
 import shutil
-import struct
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,23 +14,20 @@ from job.gate import judge
 from job.plan import load_plan
 from job.train import RunOptions, resume, train
 from nucleus.cli.main import cli
-from nucleus.config.names import Reference
-from nucleus.config.recipe import Recipe, parse_recipe
 from nucleus.data.cache import ShardCache
-from nucleus.data.datasets import Dataset, locate_dataset, open_dataset
+from nucleus.data.datasets import locate_dataset, open_dataset
 from nucleus.data.generated import generated_image
 from nucleus.data.images import encode_png
-from nucleus.data.importing import SplitOptions, import_dataset
 from nucleus.errors import DataError, JobError, WeightsError
 from nucleus.model.files import load_model
 from nucleus.predict.evaluation import evaluate
 from nucleus.predict.predictor import load_predictor
 from nucleus.registry.aliases import move_alias
 from nucleus.registry.gate import read_decision
-from nucleus.registry.manifest import ModelManifest
-from nucleus.registry.versions import list_versions, publish, pull, version_prefix
-from nucleus.storage.bucket import Bucket
-from nucleus.storage.uri import S3Uri, parse_uri
+from nucleus.registry.manifest import version_prefix
+from nucleus.registry.versions import list_versions, publish
+from nucleus.tracking.offline_runs import records
+from tests.whole_way import Recorder, Trained, recipe_for
 
 pytestmark = [
     pytest.mark.ray,
@@ -42,78 +36,12 @@ pytestmark = [
 ]
 
 
-class Recorder:
-    """A listener that remembers."""
-
-    def __init__(self) -> None:
-        self.epochs: list[dict[str, float]] = []
-        self.texts: list[str] = []
-
-    def stage(self, text: str) -> None:
-        self.texts.append(text)
-
-    def warn(self, text: str) -> None:
-        self.texts.append(text)
-
-    def steps(self, epoch: int, epochs: int, done: int, total: int) -> None:
-        assert 0 < done <= total
-        assert 0 <= epoch < epochs
-
-    def epoch(self, metrics: dict[str, float]) -> None:
-        self.epochs.append(metrics)
-
-
-@dataclass
-class Trained:
-    bucket: Bucket
-    dataset: Dataset
-    recipe: Recipe
-    manifest: ModelManifest
-    recorder: Recorder
-    folder: Path
-    wandb_dir: Path
-
-
-def recipe_for(bucket: S3Uri, cache: Path, **changes: Any) -> Recipe:
-    content = {
-        "model": "tiny",
-        "dataset": "dozen",
-        "bucket": str(bucket),
-        "workers": 2,
-        "max_failures": 0,
-        "cache_dir": str(cache),
-        "network": {"weights": "none", "freeze_encoder": False, "decoder_channels": [16, 16, 16, 16, 16]},
-        "input": {"crop": 64, "batch_size": 4, "tile": 64, "overlap": 16},
-        "optimizer": {"epochs": 3, "validate_every": 2, "warmup_steps": 2},
-        **changes,
-    }
-    return parse_recipe(content, "test")
-
-
-@pytest.fixture(scope="module")
-def trained(
-    ray_cluster: None,  # noqa: ARG001
-    dozen: Path,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[Trained]:
-    root = tmp_path_factory.mktemp("trained")
-    uri = parse_uri("s3://nucleus/whole-way")
-    dataset = import_dataset(dozen, uri / "datasets" / "dozen", SplitOptions()).dataset
-    recipe, recorder = recipe_for(uri, root / "cache"), Recorder()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("WANDB_DIR", str(root))
-        patch.delenv("WANDB_MODE", raising=False)
-        manifest = train(recipe, RunOptions(run="first-run"), recorder)
-    folder = root / "pulled"
-    pull(Bucket(uri), Reference("tiny"), folder)
-    return Trained(Bucket(uri), dataset, recipe, manifest, recorder, folder, root / "wandb")
-
-
 def test_manifest_and_sums_hold(trained: Trained) -> None:
     manifest = trained.manifest
     prefix = version_prefix("tiny", manifest.version)
     stored = {item.key.removeprefix(f"{prefix}/") for item in trained.bucket.objects(f"{prefix}/")}
-    assert stored == {"manifest.json", "model.json", "model.weights.h5", "metrics.json", "card.md", "preview.png"}
+    files = {"model.json", "model.weights.h5", "metrics.json", "card.md", "preview.png"}
+    assert stored == {"claim.json", "manifest.json", *files}
     for name, file in manifest.files.items():
         data = trained.bucket.get(f"{prefix}/{name}")
         assert (len(data), hashlib.sha256(data).hexdigest()) == (file.size, file.sha256)
@@ -174,44 +102,6 @@ def test_a_finished_run_publishes_once_and_its_name_is_taken(trained: Trained) -
         train(trained.recipe, RunOptions(run="first-run"))
     with pytest.raises(JobError, match="none to resume"):
         resume("no-such-run", str(trained.bucket.uri))
-
-
-def test_a_killed_run_goes_on_from_its_checkpoint(trained: Trained, tmp_path: Path) -> None:
-    """Stop a run for good after its first checkpoint, then resume it; compare with the unbroken run."""
-    uri = trained.bucket.uri
-    recipe = trained.recipe.model_copy(update={"model": "resumed"})
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("WANDB_MODE", "disabled")
-        patch.setattr("job.train.train_worker", _dies_after_second_epoch)
-        with pytest.raises(JobError, match="--resume broken-run"):
-            train(recipe, RunOptions(run="broken-run"))
-        patch.undo()
-        patch.setenv("WANDB_MODE", "disabled")
-        recorder = Recorder()
-        manifest = resume("broken-run", str(uri), listener=recorder)
-    assert [e["epoch"] for e in recorder.epochs] == [2]  # epochs 0 and 1 came from the checkpoint
-    pull(trained.bucket, Reference("resumed"), tmp_path / "m")
-    history = json.loads((tmp_path / "m" / "metrics.json").read_text())["history"]
-    assert [e["loss"] for e in history] == pytest.approx([e["loss"] for e in trained.recorder.epochs], rel=1e-3)
-    assert manifest.origin.wandb_run is None
-
-
-def _dies_after_second_epoch(config: dict[str, Any]) -> None:
-    import os
-    import time
-
-    from job import worker
-
-    class Dying(worker._RayReporter):
-        def steps(self, epoch: int, done: int, total: int) -> None:
-            if epoch == 2:
-                time.sleep(5)  # Ray's controller notes a checkpoint a moment after the worker has reported it
-                os._exit(1)
-            super().steps(epoch, done, total)
-
-    worker._RayReporter = Dying
-    worker.train_worker(config)
 
 
 def test_predict_and_evaluate_as_typed(trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -324,13 +214,14 @@ def test_one_worker_publishes_the_same_bytes_as_two(trained: Trained, tmp_path: 
     assert manifest.origin.metrics == trained.manifest.origin.metrics
     name = "model.weights.h5"
     assert manifest.files[name].sha256 == trained.manifest.files[name].sha256
+    assert manifest.origin.wandb_run is None
 
 
 def test_divergence_is_an_error_and_publishes_nothing(trained: Trained, tmp_path: Path) -> None:
     changes = {"learning_rate": 1e30, "final_learning_rate": 1e30, "epochs": 2, "warmup_steps": 0}
-    recipe = recipe_for(
-        trained.bucket.uri, tmp_path, model="diverged", tracking={"wandb": "disabled"}, optimizer=changes
-    )
+    network = {"encoder": "plain", "weights": "none", "freeze_encoder": False}
+    given = {"model": "diverged", "workers": 1, "network": network, "tracking": {"wandb": "disabled"}}
+    recipe = recipe_for(trained.bucket.uri, tmp_path, **given, optimizer=changes)
     with pytest.raises(JobError, match=r"training has diverged.*learning_rate lower"):
         train(recipe)
     assert list_versions(trained.bucket, "diverged") == []
@@ -342,25 +233,9 @@ def test_dataset_is_found_by_version(trained: Trained) -> None:
 
 
 def read_wandb(path: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """History and configuration of an offline run: a LevelDB log of `wandb_internal_pb2.Record`."""
-    from wandb.proto import wandb_internal_pb2
-
-    data = path.read_bytes()[7:]
-    payload, history, config = b"", [], {}
-    position = 0
-    block = 32768
-    while position + 7 <= len(data):
-        left = block - (position + 7) % block
-        if left < 7:
-            position += left
-            continue
-        _, length, kind = struct.unpack_from("<IHB", data, position)
-        payload += data[position + 7 : position + 7 + length]
-        position += 7 + length
-        if kind in {2, 3}:
-            continue
-        record = wandb_internal_pb2.Record.FromString(payload)
-        payload = b""
+    """History and configuration of an offline run."""
+    history, config = [], {}
+    for record in records(path):
         if record.WhichOneof("record_type") == "history":
             history.append(
                 {(item.key or ".".join(item.nested_key)): json.loads(item.value_json) for item in record.history.item}

@@ -25,13 +25,14 @@ CONTRACT = {
     "data verify": {"--json"},
     "weights add": {"--encoder"},
     "weights list": {"--json"},
-    "train": {"--set", "--run", "--resume", "--json"},
+    "train": {"--set", "--run", "--resume", "--single-writer", "--json"},
     "models list": {"--json"},
     "models show": {"--json"},
     "models pull": {"--json"},
-    "models alias": set(),
+    "models alias": {"--single-writer"},
+    "models clean": {"--remove", "--older-than", "--json"},
     "models export": {"--format", "--json"},
-    "models rollback": set(),
+    "models rollback": {"--single-writer"},
     "evaluate": {"--split", "--tta", "--gallery", "--json"},
     "predict": {"--model", "--out", "--diameter", "--pixel-size", "--channel", "--tta", "--overwrite", "--json"},
 }
@@ -124,7 +125,7 @@ def test_json_of_an_empty_bucket() -> None:
 
 BAD_INPUT: list[tuple[list[Any], int, str]] = [
     (["train", "nothing.toml"], 2, "Expected a recipe file at nothing.toml"),
-    (["train", "demo", "--set", "workers=0"], 2, "workers: input should be greater than or equal to 1"),
+    (["train", "demo", "--set", "workers=0"], 2, "workers: expected a number from 1 to 1024"),
     (["train", "demo", "--set", "optimiser.epochs=1"], 2, "did you mean 'optimizer'?"),
     (["train", "demo", "--set", "epochs"], 2, "Expected KEY=VALUE"),
     (["train", "demo", "--run", "A b"], 2, "Try 'a-b'"),

@@ -24,7 +24,8 @@ from nucleus.model.heads import activations
 from nucleus.model.unet import decoder_variables
 from nucleus.training.distributed import TrainingStep, Workers
 from nucleus.training.parameters import ParameterGroup, parameter_groups
-from nucleus.training.run import Finished, TrainingInput, TrainingRun
+from nucleus.training.run import Demand, Finished, TrainingInput, TrainingRun
+from nucleus.training.state import History
 from nucleus.training.validation import score_images
 
 rank, world, out = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
@@ -36,14 +37,27 @@ image = generated_image(77, 64, 64)[0][np.newaxis].astype(np.float32)
 
 
 class Keeper:
-    """A reporter that remembers, and saves on every rank."""
+    """A reporter that remembers, and saves on every rank; if wanted also after some step, in the middle of an epoch."""
 
-    def __init__(self) -> None:
+    def __init__(self, save_after: int | None = None) -> None:
         self.history: list[dict[str, float]] = []
         self.sums: list[dict[str, str]] = []
+        self.middle = Path(tempfile.mkdtemp(dir=out))
+        self._save_after = save_after
+        self._looks = 0
 
     def stage(self, text: str) -> None:
         assert text
+
+    def attention(self) -> bool:
+        self._looks += 1
+        return self._looks == self._save_after and rank == world - 1  # one raises its hand, and all are asked
+
+    def demand(self) -> Demand:
+        return Demand.SAVE if self._looks == self._save_after else Demand.GO_ON
+
+    def resumed(self, history: History, where: str) -> None:
+        """Nobody to tell."""
 
     def steps(self, epoch: int, done: int, total: int) -> None:  # noqa: ARG002
         assert 0 < done <= total
@@ -51,7 +65,10 @@ class Keeper:
     def epoch(self, metrics: dict[str, float]) -> None:
         self.history.append(metrics)
 
-    def checkpoint(self, metrics: dict[str, float], save: Callable[[Path], None]) -> None:  # noqa: ARG002
+    def checkpoint(self, history: History, save: Callable[[Path], None]) -> None:  # noqa: ARG002
+        if self._looks == self._save_after:
+            save(self.middle)
+            return
         folder = Path(tempfile.mkdtemp(dir=out))
         save(folder)
         files = sorted(path for path in folder.iterdir() if path.suffix != ".json")  # seconds differ
@@ -70,9 +87,10 @@ def run_of(changes: dict[str, Any], keeper: Keeper) -> TrainingRun:
     return TrainingRun(recipe, given, workers, keeper, out / f"best-{world}-{rank}.weights.h5")
 
 
-def steps(which: str, rate: float, count: int, parts: int) -> tuple[float, list[np.ndarray], Any]:
+def steps(encoder: str, which: str, rate: float, count: int, parts: int) -> tuple[float, list[np.ndarray], Any]:
     """Loss, weights and predictions after some steps of SGD on `decoder` or `all`, or of the `recipe`'s optimizer."""
-    run = run_of(task["frozen"] if which == "recipe" else {}, Keeper())
+    network = task["frozen"]["network"] if which == "recipe" else {**task["recipe"]["network"], "encoder": encoder}
+    run = run_of({"network": network}, Keeper())
     workers.broadcast(list(run.model.weights))
     variables = list(run.model.trainable_variables) if which == "all" else decoder_variables(run.model)
     groups = [ParameterGroup("sgd", 0, variables, keras.optimizers.SGD(rate), None)]
@@ -80,7 +98,7 @@ def steps(which: str, rate: float, count: int, parts: int) -> tuple[float, list[
         groups = parameter_groups(run.model, run.recipe, steps_per_epoch=50)
     batch = run.recipe.input.batch_size
     step = TrainingStep(workers, run.model, groups, run.losses, batch, accumulation=parts)
-    loss = step.run(run.batches(0), count)
+    loss, _ = step.run(run.batches(0, 0), count)
     predictions = activations(run.model(image, training=False), run.config.heads)[0].numpy()
     return float(workers.sum(np.array([loss]))[0]), [variable.numpy() for variable in variables], predictions.tolist()
 
@@ -92,17 +110,25 @@ def scores() -> dict[str, Any]:
 
 
 def trained(changes: dict[str, Any]) -> dict[str, Any]:
-    keeper = Keeper()
+    keeper = Keeper(save_after=task["save_after"])
     run = run_of(changes, keeper)
     finished = run.execute(None)
     predictions = activations(finished.model(image, training=False), finished.config.heads)[0].numpy()
     return {
         "history": keeper.history,
         "sums": keeper.sums,
+        "middle": str(keeper.middle),
         "epochs": finished.progress.epochs_done,
         "metrics": finished.metrics,
         "predictions": predictions.tolist(),
     }
+
+
+def resumed(changes: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """A run that goes on from a checkpoint of another."""
+    keeper = Keeper()
+    progress = run_of(changes, keeper).execute(folder).progress
+    return {"sums": keeper.sums, "losses": [metrics["loss"] for metrics in progress.history]}
 
 
 def orders() -> list[list[str]]:
@@ -110,16 +136,18 @@ def orders() -> list[list[str]]:
     run = run_of({}, Keeper())
 
     def sums(first: int, epochs: int) -> list[str]:
-        batches = islice(run.batches(first), epochs * run.steps_per_epoch)
+        batches = islice(run.batches(first, 0), epochs * run.steps_per_epoch)
         return [hashlib.sha256(images.numpy().tobytes()).hexdigest() for images, _ in batches]
 
     return [sums(0, 3), sums(1, 2)]
 
 
 found: dict[str, Any] = {"scores": scores(), "orders": orders(), "losses": {}, "predictions": {}, "runs": {}}
-for name, (which, rate, count, parts) in task["steps"][str(world)].items():
-    found["losses"][name], weights, found["predictions"][name] = steps(which, rate, count, parts)
+for name, options in task["steps"][str(world)].items():
+    found["losses"][name], weights, found["predictions"][name] = steps(*options)
     np.savez(out / f"{name}-{world}-{rank}.npz", *weights)
 for name in task["runs"][str(world)]:
     found["runs"][name] = trained(task["changes"][name])
+if world == 2:
+    found["resumed"] = resumed(task["changes"]["options"], Path(found["runs"]["options"]["middle"]))
 (out / f"{world}-{rank}.json").write_text(json.dumps(found))

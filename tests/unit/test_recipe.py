@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from job.train import recipe_path
+from job.recipes import recipe_path
 from nucleus.config.recipe import Recipe, parse_recipe, read_recipe
 from nucleus.errors import RecipeError
 
@@ -13,7 +13,7 @@ MINIMAL = {"model": "m", "dataset": "d"}
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_shipped_recipes_are_right(path: Path) -> None:
     recipe = read_recipe(recipe_path(path.stem))
-    assert recipe.batch_per_worker * recipe.workers == recipe.input.batch_size
+    assert Recipe.model_validate_json(recipe.model_dump_json()) == recipe
 
 
 def test_shipped_recipes_are_those_of_the_readme() -> None:
@@ -38,6 +38,14 @@ def test_recipes_with_a_random_encoder_are_recipes(path: Path) -> None:
     assert recipe.network.encoder_trained_from == 0
 
 
+def test_elastic_workers() -> None:
+    recipe = parse_recipe({**MINIMAL, "workers": [1, 2]}, "r.toml")
+    assert (recipe.workers.fewest, recipe.workers.most, recipe.workers.elastic) == (1, 2, True)
+    assert [recipe.batch_per_worker(count) for count in recipe.workers.counts] == [8, 4]
+    assert recipe.model_dump(mode="json")["workers"] == [1, 2]
+    assert Recipe.model_validate_json(recipe.model_dump_json()) == recipe
+
+
 def test_settings_change_keys(tmp_path: Path) -> None:
     path = tmp_path / "r.toml"
     path.write_text('model = "m"\ndataset = "d"\n')
@@ -45,7 +53,8 @@ def test_settings_change_keys(tmp_path: Path) -> None:
         path,
         ["optimizer.epochs=3", "network.weights=none", "network.freeze_encoder=false", 'bucket="s3://b"', "workers=2"],
     )
-    assert (recipe.optimizer.epochs, recipe.network.weights, recipe.bucket, recipe.workers) == (3, "none", "s3://b", 2)
+    assert (recipe.optimizer.epochs, recipe.network.weights, recipe.bucket) == (3, "none", "s3://b")
+    assert recipe.workers == (2, 2)
 
 
 @pytest.mark.parametrize(
@@ -54,8 +63,14 @@ def test_settings_change_keys(tmp_path: Path) -> None:
         ({"dataset": "d"}, "key 'model' is missing"),
         ({**MINIMAL, "worker": 2}, "unknown key 'worker' (did you mean 'workers'?)"),
         ({**MINIMAL, "optimizer": {"epoch": 2}}, "unknown key 'optimizer.epoch' (did you mean 'epochs'?)"),
-        ({**MINIMAL, "workers": "two"}, "workers: input should be a valid integer, found 'two'"),
-        ({**MINIMAL, "workers": 0}, "workers: input should be greater than or equal to 1, found 0"),
+        ({**MINIMAL, "workers": "two"}, "workers: expected a number from 1 to 1024, or [fewest, most], found 'two'"),
+        ({**MINIMAL, "workers": 0}, "workers: expected a number from 1 to 1024, or [fewest, most], found 0"),
+        ({**MINIMAL, "workers": [2, 1]}, "workers: expected a number from 1 to 1024, or [fewest, most], found [2, 1]"),
+        (
+            {**MINIMAL, "workers": [1, 4]},
+            "input.batch_size (8) must be a multiple of every number of workers from 1 to 4: it is the batch over all "
+            "workers. It divides for up to 2",
+        ),
         ({**MINIMAL, "input": {"crop": 100}}, "input.crop: input should be a multiple of 32, found 100"),
         ({**MINIMAL, "input": {"crop": -32}}, "input.crop: input should be greater than or equal to 32"),
         ({**MINIMAL, "input": {"overlap": 600}}, "overlap must be at most half of tile"),

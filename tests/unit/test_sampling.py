@@ -46,6 +46,18 @@ def test_order_follows_from_seed_and_epoch_alone() -> None:
     assert first != seen(plan(423, 24, 0, 2, 8, seed=4))
 
 
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_what_was_read_before_is_left_out(world: int) -> None:
+    batch, steps = 12, 5
+    for rank in range(world):
+        whole = plan(423, 24, rank, world, batch)
+        rest = epoch_plan(
+            records(423, 24), seed=3, epoch=0, rank=rank, world=world, global_batch=batch, done=steps * batch
+        )
+        assert seen(rest) == seen(whole)[steps * batch // world :]
+        assert [rest.positions[rows].tolist() for rows in rest.blocks if rows.start < rows.stop]
+
+
 def test_nothing_is_dropped_without_batches() -> None:
     plans = [
         epoch_plan(records(10, 8), seed=0, epoch=0, rank=r, world=3, global_batch=0, shuffle=False) for r in range(3)

@@ -1,0 +1,372 @@
+"""A run that is killed, stopped, starved and cut off: it finishes, each epoch once, one version."""
+
+import json
+import os
+import random
+import re
+import signal
+import struct
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+import pytest
+
+from nucleus.config.names import Reference
+from nucleus.data.generated import write_generated
+from nucleus.data.importing import SplitOptions, import_dataset
+from nucleus.registry.versions import list_versions, pull
+from nucleus.storage import server
+from nucleus.storage.bucket import Bucket
+from nucleus.storage.uri import parse_uri
+from nucleus.tracking.offline_runs import offline_files, records
+from nucleus.tracking.tensorboard import EVENTS_FILE
+from tests.conftest import SECRET
+from tests.faults.proxy import Proxy, seldom
+
+pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("default")]
+
+RECIPE = """
+model = "{model}"
+dataset = "forty"
+workers = {workers}
+max_failures = 3
+stall_timeout = {stall_timeout}
+resize_interval = 5.0
+cache_dir = "{cache}"
+
+[network]
+encoder = "plain"
+weights = "none"
+freeze_encoder = false
+decoder_channels = [16, 16, 16, 16, 16]
+
+[input]
+crop = 64
+batch_size = 12
+tile = 64
+overlap = 16
+
+[optimizer]
+epochs = {epochs}
+steps_per_execution = 1
+validate_every = 2
+warmup_steps = 2
+patience = 999
+"""
+EPOCHS = 20
+
+
+@dataclass
+class Place:
+    """Where runs of this file live: a bucket with a dataset, a folder for what they leave on disk."""
+
+    bucket: Bucket
+    folder: Path
+    address: str
+    started: list["Driver"] = field(default_factory=list)
+
+    def train(
+        self,
+        run: str,
+        *,
+        resume: bool = False,
+        before: tuple[str, ...] = (),
+        endpoint: str | None = None,
+        workers: str = "2",
+        epochs: int = EPOCHS,
+        stall_timeout: float = 60.0,
+    ) -> "Driver":
+        """`nucleus train` in a process of its own; the model is named as the run."""
+        recipe = self.folder / f"{run}.toml"
+        cache = self.folder / f"cache-{run}"
+        content = {"model": run, "workers": workers, "epochs": epochs, "stall_timeout": stall_timeout, "cache": cache}
+        recipe.write_text(RECIPE.format(**content))
+        environment = {
+            **os.environ,
+            "RAY_ADDRESS": self.address,
+            "NUCLEUS_BUCKET": str(self.bucket.uri),
+            "WANDB_MODE": "offline",
+            "WANDB_DIR": str(self.folder),
+            "XDG_CACHE_HOME": str(self.folder / "cache"),
+            **({"AWS_ENDPOINT_URL_S3": endpoint} if endpoint else {}),
+        }
+        name = ("--resume" if resume else "--run", run)
+        command = [sys.executable, "-m", "nucleus.cli.main", *before, "train", str(recipe), *name]
+        log = self.folder / f"{run}-{len(self.started)}.log"
+        with log.open("wb") as out:
+            process = subprocess.Popen(command, env=environment, stdout=out, stderr=subprocess.STDOUT)
+        self.started.append(Driver(process, log))
+        return self.started[-1]
+
+    def latest(self, run: str) -> str | None:
+        """The checkpoint that a run would go on from: the last one that Ray has noted."""
+        key = f"runs/{run}/checkpoint_manager_snapshot.json"
+        if not list(self.bucket.objects(key)):
+            return None
+        noted = json.loads(self.bucket.get(key))["checkpoint_results"]
+        return noted[-1]["checkpoint_dir_name"] if noted else None
+
+    def history(self, run: str) -> list[dict[str, float]]:
+        """The epochs of a run; one that was not run yet is run now."""
+        if not list_versions(self.bucket, run):
+            driver = self.train(run)
+            assert driver.ended() == 0, driver.text
+        folder = self.folder / run
+        pull(self.bucket, Reference(run), folder)
+        return list(json.loads((folder / "metrics.json").read_text())["history"])
+
+
+@dataclass
+class Driver:
+    """A running `nucleus train`."""
+
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    @property
+    def text(self) -> str:
+        return self.log.read_text()
+
+    def ended(self, seconds: float = 240) -> int:
+        """Wait for its end; the exit status."""
+        return self.process.wait(seconds)
+
+    def wait_until(self, condition: Callable[[], object], seconds: float = 180) -> None:
+        """Look until a condition holds, while the run goes on."""
+        deadline = time.monotonic() + seconds
+        while not condition():
+            assert self.process.poll() is None, self.text
+            assert time.monotonic() < deadline, self.text
+            time.sleep(0.1)
+
+    def wait_for(self, text: str) -> None:
+        self.wait_until(lambda: text in self.text)
+
+
+def workers() -> list[psutil.Process]:
+    """The processes of Ray Train's workers on this session's cluster."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):
+            if "RayTrainWorker" in " ".join(process.cmdline()):
+                found.append(process)
+    return found
+
+
+def some_worker(driver: Driver) -> psutil.Process:
+    """One of them, at a moment between two steps or within one."""
+    driver.wait_until(workers)
+    seed = random.randrange(1 << 30)
+    sys.stderr.write(f"seed {seed}\n")
+    chance = random.Random(seed)
+    time.sleep(chance.random())
+    return chance.choice(workers())
+
+
+@pytest.fixture(scope="module")
+def place(ray_cluster: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:  # noqa: ARG001
+    import ray
+
+    folder = tmp_path_factory.mktemp("faults")
+    write_generated(folder / "forty", 40, side=64)
+    uri = parse_uri("s3://nucleus/faults")
+    import_dataset(folder / "forty", uri / "datasets" / "forty", SplitOptions())
+    here = Place(Bucket(uri), folder, ray.get_runtime_context().gcs_address)
+    yield here
+    for driver in here.started:
+        if driver.process.poll() is None:
+            driver.process.kill()
+            driver.process.wait()
+
+
+def is_complete(place: Place, run: str, epochs: int = EPOCHS) -> None:
+    """One version whose history, like that in W&B and TensorBoard, has each epoch once."""
+    assert list_versions(place.bucket, run) == [1]
+    history = place.history(run)
+    once = Counter(range(epochs))
+    assert Counter(int(row["epoch"]) for row in history) == once
+    assert Counter(logged(place.folder, run)) == once
+    losses = scalars(place.bucket.get(f"runs/{run}/{EVENTS_FILE}"), "loss")
+    assert losses == pytest.approx({int(row["epoch"]): row["loss"] for row in history}, rel=1e-6)
+
+
+def logged(folder: Path, run: str) -> list[int]:
+    """Every epoch that W&B's files of a run hold, in all attempts together."""
+    return [
+        int(json.loads(item.value_json))
+        for path in offline_files(folder, run)
+        for record in records(path)
+        for item in record.history.item
+        if (item.key or ".".join(item.nested_key)) == "epoch"
+    ]
+
+
+def scalars(events: bytes, tag: str) -> dict[int, float]:
+    """A scalar of an event file, each step once: TFRecords of `Event`."""
+    from tensorboardX.proto.event_pb2 import Event
+
+    found: dict[int, float] = {}
+    at = 0
+    while at < len(events):
+        (length,) = struct.unpack_from("<Q", events, at)
+        event = Event.FromString(events[at + 12 : at + 12 + length])
+        at += 16 + length
+        for value in event.summary.value:
+            if value.tag == tag:
+                assert event.step not in found
+                found[event.step] = value.simple_value
+    return found
+
+
+def test_a_worker_is_killed_another_stalls_and_the_store_is_gone_for_a_while(
+    place: Place, store: server.RunningStore
+) -> None:
+    driver = place.train("killed", stall_timeout=10.0)
+    driver.wait_for("epoch 3:")
+    driver.wait_until(lambda: place.latest("killed"))
+    some_worker(driver).kill()
+    driver.wait_until(lambda: len(gone_on(driver)) == 1)
+
+    stopped = some_worker(driver)
+    stopped.suspend()
+    driver.wait_until(lambda: len(gone_on(driver)) == 2)
+    assert not stopped.is_running()
+
+    folder = Path(store.folder)
+    running = server.status(folder)
+    assert running is not None
+    psutil.Process(running.pid).kill()
+    time.sleep(20)
+    server.start(folder, store.port)
+    assert driver.ended() == 0, driver.text
+    assert len(gone_on(driver)) == 2
+    is_complete(place, "killed")
+
+
+def test_the_driver_is_killed_then_stopped_and_the_line_is_bad(
+    place: Place, cluster_line: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver = place.train("driver")
+    driver.wait_for("epoch 3:")
+    driver.wait_until(lambda: place.latest("driver"))
+    driver.process.kill()
+    driver.process.wait()
+
+    driver = place.train("driver", resume=True)
+    driver.wait_for("epoch 8:")
+    driver.process.send_signal(signal.SIGTERM)
+    assert driver.ended() == 143, driver.text
+    assert "as it was asked to stop" in driver.text
+    assert "--resume driver" in driver.text
+    assert list_versions(place.bucket, "driver") == []
+
+    before = cluster_line.met.total()
+    monkeypatch.setattr(cluster_line, "decide", seldom(0.1, seed=3))
+    driver = place.train("driver", resume=True, before=("--storage-timeout", "15"), endpoint=cluster_line.endpoint)
+    assert driver.ended() == 0, driver.text
+    assert cluster_line.met.total() > before + 5
+    monkeypatch.undo()
+    is_complete(place, "driver")
+
+
+def test_interruptions_change_nothing(place: Place) -> None:
+    """Runs of one recipe that were interrupted in different ways learned the same."""
+    one, other = ([row["loss"] for row in place.history(run)] for run in ("killed", "driver"))
+    assert one == pytest.approx(other, rel=1e-5)
+
+
+def test_a_machine_is_taken_away_and_another_comes(place: Place, cluster_line: Proxy) -> None:
+    """One worker on each of two machines; one is drained, then lost; later there is another."""
+    epochs = 60
+    with one_cpu_taken():
+        with another_node(place, cluster_line) as node:
+            driver = place.train("elastic", workers="[1, 4]", epochs=epochs)
+            driver.wait_for("epoch 4:")
+            assert len(workers()) == 2
+            drain(place, node)
+            driver.wait_for("as a machine will be lost")
+            step = saved(driver, "as a machine will be lost")
+            kept = place.latest("elastic")
+            driver.wait_until(lambda: place.latest("elastic") != kept)
+        driver.wait_until(lambda: [count for _, count in gone_on(driver)] == [1])
+        assert gone_on(driver)[0][0] >= step
+        with another_node(place, cluster_line):
+            driver.wait_until(lambda: [count for _, count in gone_on(driver)] == [1, 2])
+            assert driver.ended(400) == 0, driver.text
+    is_complete(place, "elastic", epochs)
+
+
+def test_no_key_was_printed(place: Place) -> None:
+    place.history("driver")
+    assert not [driver.log for driver in place.started if SECRET in driver.text]
+
+
+def saved(driver: Driver, why: str) -> tuple[int, int]:
+    """Epoch and step after which a run was saved for a reason."""
+    found = re.findall(rf"Saving after epoch (\d+), step (\d+), {why}", driver.text)
+    return int(found[0][0]), int(found[0][1])
+
+
+def gone_on(driver: Driver) -> list[tuple[tuple[int, int], int]]:
+    """After which epoch and step, and on how many workers, a run went on, each time."""
+    found = re.findall(r"Going on after epoch (\d+), step (\d+) on (\d+) workers", driver.text)
+    return [((int(epoch), int(step)), int(count)) for epoch, step, count in found]
+
+
+@contextmanager
+def another_node(place: Place, line: Proxy) -> Iterator[str]:
+    """One more Ray node of one CPU on this machine, gone without farewell when the block ends; gives its id."""
+    before = set(alive())
+    command = [str(Path(sys.executable).with_name("ray")), "start", "--address", place.address, "--num-cpus", "1"]
+    environment = {**os.environ, "AWS_ENDPOINT_URL_S3": line.endpoint}
+    with (place.folder / "node.log").open("ab") as log:
+        process = subprocess.Popen([*command, "--block"], env=environment, stdout=log, stderr=subprocess.STDOUT)
+    try:
+        deadline = time.monotonic() + 60
+        while not (new := set(alive()) - before):
+            assert time.monotonic() < deadline, (place.folder / "node.log").read_text()
+            time.sleep(0.2)
+        yield new.pop()
+    finally:
+        for each in [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]:
+            with suppress(psutil.NoSuchProcess):
+                each.kill()
+        process.wait()
+
+
+@contextmanager
+def one_cpu_taken() -> Iterator[None]:
+    """Leave the first machine one CPU only."""
+    import ray
+
+    class Holder:
+        def here(self) -> bool:
+            return True
+
+    holder = ray.remote(num_cpus=1)(Holder).remote()
+    assert ray.get(holder.here.remote())
+    try:
+        yield
+    finally:
+        ray.kill(holder)
+
+
+def alive() -> list[str]:
+    """Ids of the cluster's nodes."""
+    import ray
+
+    return [node["NodeID"] for node in ray.nodes() if node["Alive"]]
+
+
+def drain(place: Place, node: str) -> None:
+    """Give notice that a node will be lost, as a preStop hook does."""
+    command = [str(Path(sys.executable).with_name("ray")), "drain-node", "--address", place.address, "--node-id", node]
+    reason = ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "test"]
+    subprocess.run([*command, *reason, "--deadline-remaining-seconds", "120"], check=True, capture_output=True)

@@ -1,0 +1,105 @@
+"""One run of the whole way, on two Ray workers and a dozen images, that many tests look at."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pytest
+
+from job.train import RunOptions, train
+from nucleus.config.names import Reference
+from nucleus.config.recipe import Recipe, parse_recipe
+from nucleus.data.datasets import Dataset
+from nucleus.data.importing import SplitOptions, import_dataset
+from nucleus.registry.manifest import ModelManifest
+from nucleus.registry.versions import pull
+from nucleus.storage.bucket import Bucket
+from nucleus.storage.uri import S3Uri, parse_uri
+from tests.faults.policy import JOB_POLICY, allows
+from tests.faults.proxy import Fault, Proxy, Request
+
+__all__ = ["Recorder", "Trained", "recipe_for", "trained_with_least_rights"]
+
+
+class Recorder:
+    """A listener that remembers."""
+
+    def __init__(self) -> None:
+        self.epochs: list[dict[str, float]] = []
+        self.texts: list[str] = []
+
+    def stage(self, text: str) -> None:
+        self.texts.append(text)
+
+    def warn(self, text: str) -> None:
+        self.texts.append(text)
+
+    def steps(self, epoch: int, epochs: int, done: int, total: int) -> None:
+        assert 0 < done <= total
+        assert 0 <= epoch < epochs
+
+    def epoch(self, metrics: dict[str, float]) -> None:
+        self.epochs.append(metrics)
+
+
+@dataclass
+class Trained:
+    """The run `first-run`, the version `tiny@1` that it published, and that version as it was pulled.
+
+    Attributes:
+        requests: How many requests its processes sent.
+        denied: Those that the job's policy does not allow.
+    """
+
+    bucket: Bucket
+    dataset: Dataset
+    recipe: Recipe
+    manifest: ModelManifest
+    recorder: Recorder
+    folder: Path
+    wandb_dir: Path
+    requests: int
+    denied: list[str]
+
+
+def recipe_for(bucket: S3Uri, cache: Path, **changes: Any) -> Recipe:
+    content = {
+        "model": "tiny",
+        "dataset": "dozen",
+        "bucket": str(bucket),
+        "workers": 2,
+        "max_failures": 0,
+        "cache_dir": str(cache),
+        "network": {"weights": "none", "freeze_encoder": False, "decoder_channels": [16, 16, 16, 16, 16]},
+        "input": {"crop": 64, "batch_size": 4, "tile": 64, "overlap": 16},
+        "optimizer": {"epochs": 3, "validate_every": 2, "warmup_steps": 2},
+        **changes,
+    }
+    return parse_recipe(content, "test")
+
+
+def trained_with_least_rights(line: Proxy, dozen: Path, root: Path) -> Trained:
+    """Train in a bucket where the job's policy is enforced on every request; everything is left in `root`."""
+    uri, denied = parse_uri("s3://whole-way"), []
+    boto3.client("s3").create_bucket(Bucket=uri.bucket)
+    dataset = import_dataset(dozen, uri / "datasets" / "dozen", SplitOptions()).dataset
+    recipe, recorder = recipe_for(uri, root / "cache"), Recorder()
+
+    def decide(request: Request) -> Fault | None:
+        if allows(JOB_POLICY, request, uri.bucket):
+            return None
+        denied.append(f"{request.method} {request.path}")
+        return Fault.DENIED
+
+    before = line.requests
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL_S3", line.endpoint)
+        patch.setenv("WANDB_DIR", str(root))
+        patch.delenv("WANDB_MODE", raising=False)
+        patch.setattr(line, "decide", decide)
+        manifest = train(recipe, RunOptions(run="first-run"), recorder)
+    requests = line.requests - before
+    folder = root / "pulled"
+    pull(Bucket(uri), Reference("tiny"), folder)
+    return Trained(Bucket(uri), dataset, recipe, manifest, recorder, folder, root / "wandb", requests, denied)
