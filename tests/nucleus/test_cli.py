@@ -26,6 +26,7 @@ CONTRACT = {
     "weights add": {"--encoder"},
     "weights list": {"--json"},
     "train": {"--set", "--run", "--resume", "--single-writer", "--json"},
+    "submit": {"--set", "--run", "--resume", "--single-writer", "--address", "--insecure", "--detach", "--json"},
     "models list": {"--json"},
     "models show": {"--json"},
     "models pull": {"--json"},

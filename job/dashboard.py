@@ -1,0 +1,118 @@
+"""A Ray cluster by the address of its dashboard, where its job API is: reached only in ways that let nobody else in."""
+
+import logging
+import os
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from nucleus.errors import ClusterError, UsageError
+
+__all__ = ["DEFAULT_ADDRESS", "check_address", "cluster_address", "job_client"]
+
+DEFAULT_ADDRESS = "http://127.0.0.1:8265"
+_LOOPBACK = {"127.0.0.1", "localhost", "::1"}
+_SECONDS = 10.0
+_OK, _REFUSED = 200, (401, 403)
+
+
+def cluster_address(given: str | None) -> str:
+    """The address that the user means: given, or RAY_ADDRESS if it is an HTTP one, or this machine's dashboard."""
+    address = given or os.environ.get("RAY_ADDRESS") or ""
+    if given is None and urlsplit(address).scheme not in {"http", "https"}:
+        return DEFAULT_ADDRESS
+    return address.rstrip("/")
+
+
+def check_address(address: str, *, insecure: bool) -> None:
+    """Refuse what would send code and token in plain text over a network.
+
+    Args:
+        address: URL of a cluster's dashboard.
+        insecure: Whether the user takes the risk.
+
+    Raises:
+        UsageError: No HTTP URL, or plain HTTP to another machine.
+    """
+    try:
+        parts = urlsplit(address)
+        host, port = parts.hostname, parts.port
+    except ValueError:  # what urllib says of a port that is no number
+        host = None
+    if not host or parts.scheme not in {"http", "https"}:
+        raise UsageError(
+            f"Expected an address such as https://cluster.example or {DEFAULT_ADDRESS}; found {address!r}."
+        )
+    if parts.scheme == "http" and host not in _LOOPBACK and not insecure:
+        raise UsageError(
+            f"Expected HTTPS to another machine; found {address}, where anybody on the way reads code and token. Use "
+            f"https://, or a tunnel: ssh -L 8265:localhost:{port or 80} {host} and --address {DEFAULT_ADDRESS}; or "
+            "say --insecure."
+        )
+
+
+def job_client(address: str, *, insecure: bool) -> Any:
+    """A `JobSubmissionClient` for a cluster that asks for a token and runs this Ray.
+
+    Args:
+        address: One that `check_address` lets pass.
+        insecure: Whether the user takes the risk of a cluster without a token.
+
+    Raises:
+        ClusterError: Nobody answers; or the cluster takes jobs from anybody, refuses the token or runs another Ray.
+    """
+    if _takes_jobs_from_anybody(address) and not insecure:
+        raise ClusterError(
+            f"Expected a Ray cluster that asks for a token at {address}; it runs the code of anybody who reaches it. "
+            "Start it with RAY_AUTH_MODE=token (ray get-auth-token --generate makes a token), or say --insecure."
+        )
+    if _token_at_hand():
+        os.environ.setdefault("RAY_AUTH_MODE", "token")  # or Ray's client would not send it
+    os.environ.pop("RAY_ADDRESS", None)  # or it would go before the address given
+    import ray
+    from ray.exceptions import AuthenticationError
+    from ray.job_submission import JobSubmissionClient
+
+    logging.getLogger("ray").setLevel(logging.WARNING)  # it tells of every request
+    try:
+        client = JobSubmissionClient(address)
+    except AuthenticationError as error:
+        raise ClusterError(
+            f"Expected the token of the Ray cluster at {address}; it refused this one, or there is none. Set "
+            "RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH, or put it in ~/.ray/auth_token."
+        ) from error
+    except (ConnectionError, RuntimeError) as error:
+        text = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ClusterError(f"Expected the job API of a Ray cluster at {address}; {text}") from error
+    found = client._server_ray_version  # it has asked; `get_version` is that of the API
+    if found != ray.__version__:
+        raise ClusterError(
+            f"Expected Ray {ray.__version__} at {address}, as here; found {found}. Install the same on both sides: "
+            f"ray=={found} here, or ray=={ray.__version__} there."
+        )
+    return client
+
+
+def _takes_jobs_from_anybody(address: str) -> bool:
+    """Whether the list of jobs is given without a token."""
+    import requests
+
+    try:
+        answer = requests.get(f"{address}/api/jobs/", timeout=_SECONDS, allow_redirects=False)
+    except requests.RequestException as error:
+        raise ClusterError(
+            f"Expected a Ray cluster at {address}; it does not answer ({type(error).__name__}). Start one (ray start "
+            "--head), correct --address, or open the tunnel to it."
+        ) from error
+    if answer.status_code not in {_OK, *_REFUSED}:
+        raise ClusterError(
+            f"Expected the dashboard of a Ray cluster at {address}; it answered {answer.status_code} to /api/jobs/. "
+            "Correct --address; its port is 8265 unless the cluster says otherwise."
+        )
+    return bool(answer.status_code == _OK)
+
+
+def _token_at_hand() -> bool:
+    if os.environ.get("RAY_AUTH_TOKEN"):
+        return True
+    return Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token").expanduser().is_file()

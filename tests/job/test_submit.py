@@ -1,0 +1,138 @@
+"""`nucleus submit` as typed: which clusters it refuses, and a job on one that asks for a token."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
+from pathlib import Path
+
+import psutil
+import pytest
+import requests
+from click.testing import CliRunner
+
+from job import cluster
+from job.dashboard import check_address
+from nucleus.cli.main import cli
+from nucleus.errors import JobError, UsageError
+from nucleus.storage.uri import S3Uri
+from tests.faults.proxy import Proxy
+
+pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("default")]
+
+
+def submit(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run it in a process of its own."""
+    command = [sys.executable, "-m", "nucleus.cli.main", "submit", *arguments]
+    return subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("address", ["http://cluster.example:8265", "http://192.0.2.7", "http://0.0.0.0:8265"])
+def test_plain_http_to_another_machine_is_refused(address: str) -> None:
+    with pytest.raises(UsageError, match=r"Expected HTTPS to another machine.*--insecure"):
+        check_address(address, insecure=False)
+    check_address(address, insecure=True)
+    run = CliRunner().invoke(cli, ["submit", "demo", "--address", address])
+    assert run.exit_code == 2
+    assert "anybody on the way reads code and token" in run.stderr
+
+
+@pytest.mark.parametrize("address", ["ray://cluster:10001", "cluster:8265", "http://", "http://host:port", "auto", ""])
+def test_what_is_no_address(address: str) -> None:
+    with pytest.raises(UsageError, match="Expected an address such as https://"):
+        check_address(address, insecure=True)
+
+
+def test_encrypted_and_local_addresses_are_accepted() -> None:
+    for address in ("https://cluster.example", "http://127.0.0.1:8265", "http://localhost:1", "http://[::1]:8265"):
+        check_address(address, insecure=False)
+
+
+def test_nobody_there() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    done = submit("demo", "--address", f"http://127.0.0.1:{port}")
+    assert done.returncode == 1
+    assert "it does not answer" in done.stderr
+
+
+@pytest.fixture(scope="module")
+def open_cluster() -> Iterator[str]:
+    """The address of a Ray head that runs the code of anybody."""
+    with ExitStack() as taken:
+        servers = [taken.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(3)]
+        port, dashboard, agent = (server.getsockname()[1] for server in servers)
+    folder = Path(tempfile.mkdtemp(prefix="open", dir="/tmp"))  # Ray's sockets take no long path
+    command = [str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", "--num-cpus", "1"]
+    command += ["--port", str(port), "--dashboard-port", str(dashboard), "--dashboard-agent-listen-port", str(agent)]
+    command += ["--temp-dir", str(folder)]
+    environment = {**os.environ, "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
+    with (folder / "log").open("wb") as out:
+        process = psutil.Popen(command, env=environment, stdout=out, stderr=subprocess.STDOUT)
+    address, deadline = f"http://127.0.0.1:{dashboard}", time.monotonic() + 60
+    while True:
+        with suppress(requests.ConnectionError):
+            requests.get(f"{address}/api/version", timeout=5)
+            break
+        assert time.monotonic() < deadline, (folder / "log").read_text()
+        time.sleep(0.2)
+    yield address
+    for each in [*process.children(recursive=True), process]:
+        with suppress(psutil.NoSuchProcess):
+            each.kill()
+    process.wait()
+    shutil.rmtree(folder)
+
+
+def test_a_cluster_that_asks_for_no_token_is_refused(open_cluster: str) -> None:
+    done = submit("demo", "--address", open_cluster)
+    assert done.returncode == 1
+    assert "it runs the code of anybody who reaches it" in done.stderr
+    assert requests.get(f"{open_cluster}/api/jobs/", timeout=10).json() == []
+
+
+def test_a_cluster_whose_head_has_died_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{port}")
+    started = time.monotonic()
+    with pytest.raises(JobError, match="none answers"):
+        cluster._joined({})
+    assert time.monotonic() - started < 10
+
+
+def test_the_token_is_asked_for(ray_cluster: str, tmp_path: Path) -> None:
+    done = submit("demo", "--address", ray_cluster, RAY_AUTH_TOKEN="0" * 64, RAY_AUTH_TOKEN_PATH=str(tmp_path / "no"))
+    assert done.returncode == 1
+    assert "Expected the token of the Ray cluster" in done.stderr
+
+
+def test_a_job_ends_as_its_run_does_and_is_sent_no_key(
+    ray_cluster: str, cluster_line: Proxy, bucket_uri: S3Uri
+) -> None:
+    """One that fails, for it is short: the dataset is not there."""
+    secrets = {"AWS_SESSION_TOKEN": "marked-session", "WANDB_API_KEY": "marked-key"}
+    done = submit(
+        "demo", "--set", "dataset=nothing", "--run", "sent", "--address", ray_cluster, "--json",
+        NUCLEUS_BUCKET=str(bucket_uri), AWS_ENDPOINT_URL_S3=cluster_line.endpoint, **secrets,
+    )  # fmt: skip
+    assert done.returncode == 1, done.stderr
+    assert done.stdout, done.stderr
+    assert json.loads(done.stdout) == {"job": "sent", "run": "sent", "address": ray_cluster, "status": "FAILED"}
+    assert "nucleus data import SRC" in done.stderr
+
+    from ray.job_submission import JobSubmissionClient
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_AUTH_MODE", "token")
+        kept = JobSubmissionClient(ray_cluster).get_job_info("sent")
+    assert kept.entrypoint == "python -m job.train recipe.toml --run sent --set=dataset=nothing"
+    passed = {"NUCLEUS_BUCKET": str(bucket_uri), "AWS_ENDPOINT_URL_S3": cluster_line.endpoint}
+    assert kept.runtime_env["env_vars"].items() >= passed.items()
+    assert not any(text in str(kept) for text in (*secrets.values(), os.environ["AWS_SECRET_ACCESS_KEY"]))
