@@ -11,7 +11,7 @@ from typing import Any
 from job.events import beside_driver
 from job.plan import RunPlan
 from nucleus.errors import RunStoppedError
-from nucleus.training.run import Demand
+from nucleus.training.demand import Demand
 
 __all__ = ["Demands", "stop_request", "stops_on_sigterm"]
 

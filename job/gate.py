@@ -8,6 +8,7 @@ from job.plan import RunPlan
 from nucleus.config.names import Reference
 from nucleus.data.cache import ShardCache, default_cache_dir
 from nucleus.data.datasets import locate_dataset, open_dataset
+from nucleus.quiet import import_tensorflow
 from nucleus.registry.gate import pass_gate
 from nucleus.registry.manifest import ModelManifest
 from nucleus.registry.versions import pull
@@ -33,6 +34,7 @@ def judge(bucket: Bucket, manifest: ModelManifest, plan: RunPlan, listener: List
 
 def _score_on_test(bucket: Bucket, manifest: ModelManifest, plan: RunPlan) -> float:
     """The recipe's metric of another version on this run's test split."""
+    import_tensorflow()
     from nucleus.predict.evaluation import evaluate
     from nucleus.predict.predictor import load_predictor
 

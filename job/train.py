@@ -162,8 +162,9 @@ def _execute(plan: RunPlan, options: RunOptions, listener: Listener, *, new: boo
 def _fit(plan: RunPlan, options: RunOptions, listener: Listener, folder: Path) -> dict[str, Any]:
     """Run the workers; copy the model's files to `folder` and return what the first worker reported last."""
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
-    from ray.train.tensorflow import TensorflowTrainer
+    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
+    from job.backend import MultiWorkerConfig
     from job.storage import run_storage
 
     recipe = plan.recipe
@@ -173,8 +174,9 @@ def _fit(plan: RunPlan, options: RunOptions, listener: Listener, folder: Path) -
     if recipe.workers.elastic:  # it may ask for a machine that is going, and then asks for what is there
         os.environ.setdefault(_START_TIMEOUT, _ELASTIC_START_SECONDS)
     with forwarded(listener) as events, stops_on_sigterm(stop, plan):
-        trainer = TensorflowTrainer(
+        trainer = DataParallelTrainer(
             train_worker,
+            backend_config=MultiWorkerConfig(),
             train_loop_config={
                 "plan": plan.model_dump_json(),
                 "events": events,

@@ -28,7 +28,6 @@ _PREVIEW_SIDE = 256
 
 def train_worker(config: dict[str, Any]) -> None:
     """Train as one of the workers of `config["plan"]`; tell `config["events"]`, and hear `config["stop"]`."""
-    os.environ.pop("TF_USE_LEGACY_KERAS", None)  # Ray sets it; this project is Keras 3
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     plan = RunPlan.model_validate_json(config["plan"])
     _limit_devices(plan.recipe)

@@ -35,9 +35,9 @@ def import_(src: Path, uri: str, seed: int, val: float, test: float, group_by: s
     images/ + labels/ with integer labels.
     """
     from nucleus.cli.output import note, print_json, show_progress, warn
-    from nucleus.cli.quiet import import_tensorflow
     from nucleus.data.datasets import locate_dataset
     from nucleus.data.importing import SplitOptions, import_dataset
+    from nucleus.quiet import import_tensorflow
 
     try:
         pattern = re.compile(group_by) if group_by else None

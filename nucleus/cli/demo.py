@@ -51,8 +51,8 @@ def demo(
     """Import SRC (a zip or folder; without it, generated images), train on two Ray workers, publish, pull and
     predict, on the embedded S3 server."""
     from job.recipes import recipe_path
-    from nucleus.cli.quiet import import_tensorflow
     from nucleus.config.recipe import read_recipe
+    from nucleus.quiet import import_tensorflow
 
     workdir = workdir.absolute()
     chosen = recipe or ("dsb2018-cpu" if src else "demo")

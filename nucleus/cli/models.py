@@ -128,7 +128,7 @@ def export(model: str, dest: Path, kind: Any, as_json: bool) -> None:
     """
     from nucleus.cli.output import print_json
     from nucleus.cli.predict import model_folder
-    from nucleus.cli.quiet import import_tensorflow
+    from nucleus.quiet import import_tensorflow
 
     folder = model_folder(model)
     import_tensorflow()

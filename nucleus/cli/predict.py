@@ -63,8 +63,8 @@ def predict(
     nucleus) and images.csv (a row an image).
     """
     from nucleus.cli.output import print_json, print_table, show_progress, warn
-    from nucleus.cli.quiet import import_tensorflow
     from nucleus.predict.inputs import check_outputs, find_inputs
+    from nucleus.quiet import import_tensorflow
 
     files = find_inputs(inputs)
     if not overwrite:
@@ -100,10 +100,10 @@ def predict(
 def evaluate(model: str, dataset: str, split: str, tta: bool, gallery: Path | None, as_json: bool) -> None:
     """Score a model on a split of DATASET (s3://bucket/datasets/NAME[@VERSION], or NAME in the bucket)."""
     from nucleus.cli.output import print_json, print_scores, print_table, show_progress
-    from nucleus.cli.quiet import import_tensorflow
     from nucleus.config.recipe import LossOptions
     from nucleus.data.cache import ShardCache, default_cache_dir
     from nucleus.data.datasets import locate_dataset, open_dataset
+    from nucleus.quiet import import_tensorflow
 
     opened = open_dataset(locate_dataset(dataset))
     folder = model_folder(model)

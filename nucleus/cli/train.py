@@ -30,17 +30,14 @@ def train(
     Uses the Ray cluster of RAY_ADDRESS or this machine, or starts one for the run.
     """
     from job.recipes import recipe_path
+    from job.train import RunOptions
+    from job.train import resume as resume_run
+    from job.train import train as train_run
     from nucleus.cli.output import TrainingDisplay, print_json
-    from nucleus.cli.quiet import import_tensorflow
     from nucleus.config.recipe import read_recipe
 
     check_run_options(settings, run, resume)
     content = read_recipe(recipe_path(recipe), settings)
-    import_tensorflow()
-    from job.train import RunOptions
-    from job.train import resume as resume_run
-    from job.train import train as train_run
-
     verbose = bool(ctx.find_root().params.get("debug"))
     options = RunOptions(run=run, verbose=verbose, single_writer=single_writer)
     with TrainingDisplay() as display:

@@ -26,7 +26,7 @@ def weights() -> None:
 )
 def add(file: Path, encoder: EncoderName) -> None:
     """Check FILE (without top, .weights.h5 or .h5) and put it where network.weights = "imagenet" finds it."""
-    from nucleus.cli.quiet import import_tensorflow
+    from nucleus.quiet import import_tensorflow
     from nucleus.registry.encoder_weights import add_weights
     from nucleus.storage.bucket import Bucket
     from nucleus.storage.uri import bucket_from_environment

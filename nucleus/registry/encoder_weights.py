@@ -11,6 +11,7 @@ from pathlib import Path
 
 from nucleus.config.encoders import EncoderName
 from nucleus.errors import AccessDeniedError, ObjectExistsError, WeightsError
+from nucleus.quiet import import_tensorflow
 from nucleus.registry.manifest import EncoderWeightsOrigin
 from nucleus.storage.bucket import Bucket, StoredObject
 from nucleus.storage.files import sha256_of
@@ -134,6 +135,7 @@ def _keep(path: Path, start: str, source: str, bucket: Bucket) -> EncoderWeights
 
 def _checked_file(path: Path, encoder: EncoderName, folder: Path) -> Path:
     """Load a file into its encoder; return it, or a copy in `folder` in the `.weights.h5` format."""
+    import_tensorflow()
     import keras  # noqa: PLC0415
 
     from nucleus.model.encoders import build_encoder  # noqa: PLC0415
@@ -154,6 +156,7 @@ def _checked_file(path: Path, encoder: EncoderName, folder: Path) -> Path:
 @contextmanager
 def _downloaded(encoder: EncoderName) -> Iterator[Path]:
     """ImageNet weights by Keras: from its cache, or downloaded into it."""
+    import_tensorflow()
     from nucleus.model.encoders import ENCODERS  # noqa: PLC0415
 
     timeout = socket.getdefaulttimeout()

@@ -4,7 +4,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from enum import Enum
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -30,13 +29,14 @@ from nucleus.model.files import load_encoder_weights, load_weights
 from nucleus.model.losses import image_losses
 from nucleus.model.tiling import TiledNetwork
 from nucleus.model.unet import build_unet, calibrate_encoder, encoder_of
+from nucleus.training.demand import Demand
 from nucleus.training.distributed import TrainingStep, Workers
 from nucleus.training.parameters import active_groups, averaged, parameter_groups
 from nucleus.training.state import History, Progress, load_checkpoint, save_checkpoint
 from nucleus.training.tuning import tune_instances
 from nucleus.training.validation import LabelledImage, images_of_worker, score_images, split_reader
 
-__all__ = ["Demand", "Finished", "Reporter", "TrainingInput", "TrainingRun", "train"]
+__all__ = ["Finished", "Reporter", "TrainingInput", "TrainingRun", "train"]
 
 _CALIBRATION_IMAGES = 16
 _EXAMPLES = 4
@@ -55,15 +55,6 @@ class TrainingInput:
     dataset: Dataset
     cache: ShardCache
     encoder_weights: Path | None
-
-
-class Demand(Enum):
-    """What a run is asked to do between two steps: to save a checkpoint for the reason given, or nothing."""
-
-    GO_ON = "nothing"
-    SAVE = "as it is time"
-    SAVE_FROM_LOSS = "as a machine will be lost"
-    STOP = "as it was asked to stop"
 
 
 class Reporter(Protocol):

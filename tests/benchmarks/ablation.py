@@ -13,13 +13,13 @@ from typing import Any
 
 from job.recipes import recipe_path
 from job.train import RunOptions, train
-from nucleus.cli.quiet import import_tensorflow
 from nucleus.config.names import Reference
 from nucleus.config.recipe import Recipe, read_recipe
 from nucleus.data.cache import ShardCache
 from nucleus.data.datasets import Dataset
 from nucleus.data.importing import SplitOptions, import_dataset
 from nucleus.model.architecture import InstanceSettings
+from nucleus.quiet import import_tensorflow
 from nucleus.registry.encoder_weights import add_weights
 from nucleus.registry.manifest import ModelManifest
 from nucleus.registry.versions import pull

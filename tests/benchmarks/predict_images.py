@@ -9,7 +9,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from nucleus.cli.quiet import import_tensorflow
+from nucleus.quiet import import_tensorflow
 from tests.benchmarks.measure import in_turn
 
 _AT_ONCE = 8

@@ -13,10 +13,10 @@ from typing import Any
 import cv2
 import numpy as np
 
-from nucleus.cli.quiet import import_tensorflow
 from nucleus.data.cache import ShardCache, default_cache_dir
 from nucleus.data.datasets import locate_dataset, open_dataset
 from nucleus.data.images import LabelImage, RgbImage
+from nucleus.quiet import import_tensorflow
 
 Change = Callable[[RgbImage, LabelImage], tuple[RgbImage, LabelImage]]
 

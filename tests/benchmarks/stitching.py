@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nucleus.cli.quiet import import_tensorflow
 from nucleus.metrics.matching import pair_labels
 from nucleus.model.architecture import ModelConfig
 from nucleus.predict.canvas import LabelCanvas
 from nucleus.predict.predictor import PredictionOptions, Predictor
 from nucleus.predict.sources import array_source
+from nucleus.quiet import import_tensorflow
 
 _BLOCK_SIDE = 256
 """Small, so that images of 500 px have seams of blocks too."""

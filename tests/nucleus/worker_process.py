@@ -22,9 +22,10 @@ from nucleus.data.datasets import locate_dataset, open_dataset
 from nucleus.data.generated import generated_image
 from nucleus.model.heads import activations
 from nucleus.model.unet import decoder_variables
+from nucleus.training.demand import Demand
 from nucleus.training.distributed import TrainingStep, Workers
 from nucleus.training.parameters import ParameterGroup, parameter_groups
-from nucleus.training.run import Demand, Finished, TrainingInput, TrainingRun
+from nucleus.training.run import Finished, TrainingInput, TrainingRun
 from nucleus.training.state import History
 from nucleus.training.validation import score_images
 

@@ -12,7 +12,8 @@ from nucleus import errors
 
 ROOT = Path(__file__).parents[2]
 LAYERS = [
-    "errors", "progress", "config", "storage", "data", "model", "training", "registry", "predict", "tracking", "report"
+    "errors", "progress", "quiet", "config", "storage", "data",
+    "model", "training", "registry", "predict", "tracking", "report",
 ]  # fmt: skip
 
 
