@@ -71,7 +71,12 @@ def recipe_for(bucket: S3Uri, cache: Path, **changes: Any) -> Recipe:
         "workers": 2,
         "max_failures": 0,
         "cache_dir": str(cache),
-        "network": {"weights": "none", "freeze_encoder": False, "decoder_channels": [16, 16, 16, 16, 16]},
+        "network": {
+            "encoder": "plain",
+            "weights": "none",
+            "freeze_encoder": False,
+            "decoder_channels": [16, 16, 16, 16, 16],
+        },
         "input": {"crop": 64, "batch_size": 4, "tile": 64, "overlap": 16},
         "optimizer": {"epochs": 3, "validate_every": 2, "warmup_steps": 2},
         **changes,

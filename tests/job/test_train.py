@@ -219,8 +219,7 @@ def test_one_worker_publishes_the_same_bytes_as_two(trained: Trained, tmp_path: 
 
 def test_divergence_is_an_error_and_publishes_nothing(trained: Trained, tmp_path: Path) -> None:
     changes = {"learning_rate": 1e30, "final_learning_rate": 1e30, "epochs": 2, "warmup_steps": 0}
-    network = {"encoder": "plain", "weights": "none", "freeze_encoder": False}
-    given = {"model": "diverged", "workers": 1, "network": network, "tracking": {"wandb": "disabled"}}
+    given = {"model": "diverged", "workers": 1, "tracking": {"wandb": "disabled"}}
     recipe = recipe_for(trained.bucket.uri, tmp_path, **given, optimizer=changes)
     with pytest.raises(JobError, match=r"training has diverged.*learning_rate lower"):
         train(recipe)
