@@ -91,8 +91,8 @@ def build_encoder(name: EncoderName) -> keras.Model:
     Its dropout is off: the random numbers would depend on the number of workers.
     """
     image = keras.Input((None, None, 3), name="preprocessed")  # named, or saved files would differ by a counter
-    encoder = ENCODERS[name].build(input_tensor=image, include_top=False, weights=None)
-    assert isinstance(encoder, keras.Model)
+    built = ENCODERS[name].build(input_tensor=image, include_top=False, weights=None)
+    encoder = keras.Model(image, built.output)  # the built one wants its input in a list
     for layer in encoder.layers:
         if isinstance(layer, keras.layers.Dropout):
             layer.rate = 0.0
