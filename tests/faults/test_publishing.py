@@ -217,3 +217,5 @@ def test_clean_as_typed(bucket: Bucket, folder: Path, monkeypatch: pytest.Monkey
     assert "removed" in clean("--older-than", "0", "--remove")
     assert "nothing is left behind" in clean("--older-than", "0")
     assert read_version(bucket, "m", 1) == manifest
+    assert not remove_leftover(bucket, "m", 1)
+    assert len(list(bucket.objects(f"{version_prefix('m', 1)}/"))) == len(_FILES) + 2  # with claim and manifest
