@@ -11,6 +11,7 @@ from nucleus.errors import JobError
 
 __all__ = ["connected"]
 
+_ADDRESS = "RAY_ADDRESS"
 _ANSWER_SECONDS = 5.0
 
 
@@ -27,7 +28,8 @@ def connected(recipe: Recipe, *, own: bool, verbose: bool) -> Iterator[None]:
 
     if ray.is_initialized():
         _check_resources(recipe)
-        yield
+        with _address_known():
+            yield
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     quiet = {"log_to_driver": verbose, "logging_level": "info" if verbose else "error"}
@@ -38,16 +40,42 @@ def connected(recipe: Recipe, *, own: bool, verbose: bool) -> Iterator[None]:
         ray.init(address="local", **quiet)
     try:
         _check_resources(recipe)
-        yield
+        with _address_known():
+            yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _address_known() -> Iterator[None]:
+    """Name this cluster to the actors of Ray Train for the time of the block.
+
+    The one that cleans up after a dead controller asks the cluster of RAY_ADDRESS, else the one that was started last
+    on its machine. That may be another, which does not know the controller: it is taken for dead and its run ended.
+    """
+    import ray
+    from ray.train.v2._internal.constants import ENV_VARS_TO_PROPAGATE
+
+    ENV_VARS_TO_PROPAGATE.add(_ADDRESS)
+    if ray.util.client.ray.is_connected():  # by ray://, which RAY_ADDRESS has named already
+        yield
+        return
+    before = os.environ.get(_ADDRESS)
+    os.environ[_ADDRESS] = ray.get_runtime_context().gcs_address
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[_ADDRESS]
+        else:
+            os.environ[_ADDRESS] = before
 
 
 def _joined(settings: dict[str, Any]) -> bool:
     """Join the cluster of RAY_ADDRESS, or else one on this machine, if there is any."""
     import ray
 
-    address = os.environ.get("RAY_ADDRESS")
+    address = os.environ.get(_ADDRESS)
     if address in {None, "", "auto"}:
         found = next(filter(_answers, _local_addresses()), None)
         if found is None:

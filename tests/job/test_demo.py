@@ -4,6 +4,8 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,12 +20,24 @@ SMALL = (
 )
 
 
+@pytest.fixture
+def another_cluster(ray_cluster: str) -> Iterator[str]:  # noqa: ARG001
+    """A folder in which Ray has noted that the cluster last started on this machine is the session's."""
+    import ray
+
+    with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp") as folder:  # short, for it holds sockets
+        (Path(folder) / "ray").mkdir()
+        (Path(folder) / "ray" / "ray_current_cluster").write_text(ray.get_runtime_context().gcs_address)
+        yield folder
+
+
 @pytest.mark.ray
-def test_demo(dozen: Path, tmp_path: Path) -> None:
+def test_demo(dozen: Path, another_cluster: str, tmp_path: Path) -> None:
     names = ("AWS_", "NUCLEUS_", "WANDB_", "RAY_ADDRESS")
     environment = {key: value for key, value in os.environ.items() if not key.startswith(names)}
     nowhere = "http://127.0.0.1:9"  # no download works, and what runs on this machine must be reached all the same
     environment |= {"KERAS_HOME": str(tmp_path / "keras"), "https_proxy": nowhere, "http_proxy": nowhere}
+    environment["RAY_TMPDIR"] = another_cluster
     settings = [part for setting in SMALL for part in ("--set", setting)]
     command = [sys.executable, "-m", "nucleus.cli.main", "demo", str(dozen), "--recipe", "demo"]
     done = subprocess.run(
