@@ -39,7 +39,7 @@ __all__ = ["RunOptions", "resume", "train"]
 _CHECKPOINTS_KEPT = 2
 _CAUSES = ("cause", "controller_failure", "health_check_failure")
 """Where Ray's errors keep those that they wrap."""
-_START_TIMEOUT, _ELASTIC_START_SECONDS = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "30"
+_START_TIMEOUT, _ELASTIC_START_SECONDS = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "10"
 _STALL_TIMEOUT = "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"
 
 

@@ -76,7 +76,7 @@ def dozen(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def cluster_line(store: server.RunningStore) -> Iterator[Proxy]:
     """What the cluster's requests to the store go through; a test may set its `decide`."""
-    with proxied(store.port, secret=SECRET.encode()) as proxy:
+    with proxied(store.port, stall_seconds=5.0, secret=SECRET.encode()) as proxy:
         yield proxy
 
 

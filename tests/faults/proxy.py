@@ -17,6 +17,8 @@ from typing import Any
 
 __all__ = ["PASSING", "Fault", "Proxy", "Request", "proxied", "seldom"]
 
+_POLL_SECONDS = 0.02
+"""How often it looks whether it is to shut down."""
 _HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "content-length", "expect"}
 
 
@@ -210,7 +212,7 @@ def proxied(
 ) -> Iterator[Proxy]:
     """A running proxy before the server on `port`."""
     proxy = Proxy(port, decide, stall_seconds, done, frozenset(dropped), secret)
-    threading.Thread(target=proxy.serve_forever, daemon=True).start()
+    threading.Thread(target=proxy.serve_forever, args=(_POLL_SECONDS,), daemon=True).start()
     try:
         yield proxy
     finally:

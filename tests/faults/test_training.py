@@ -92,7 +92,6 @@ class Place:
             **os.environ,
             "RAY_ADDRESS": self.address,
             "NUCLEUS_BUCKET": str(self.bucket.uri),
-            "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "15",
             "WANDB_MODE": "offline",
             "WANDB_DIR": str(self.folder),
             "XDG_CACHE_HOME": str(self.folder / "cache"),
@@ -192,11 +191,11 @@ def place(ray_cluster: str, tmp_path_factory: pytest.TempPathFactory) -> Iterato
             driver.process.wait()
 
 
-def is_complete(place: Place, run: str, epochs: int = EPOCHS) -> None:
+def is_complete(place: Place, run: str) -> None:
     """One version whose history, like that in W&B and TensorBoard, has each epoch once."""
     assert list_versions(place.bucket, run) == [1]
     history = place.history(run)
-    once = Counter(range(epochs))
+    once = Counter(range(EPOCHS))
     assert Counter(int(row["epoch"]) for row in history) == once
     assert Counter(logged(place.folder, run)) == once
     losses = scalars(place.bucket.get(f"runs/{run}/{EVENTS_FILE}"), "loss")
@@ -231,30 +230,46 @@ def scalars(events: bytes, tag: str) -> dict[int, float]:
     return found
 
 
+def test_a_machine_comes_and_is_taken_away(place: Place, cluster_line: Proxy) -> None:
+    """Two workers are joined by a third on a new machine, which is drained, then lost; the two are asked to stop."""
+    driver = place.train("elastic", workers="[1, 4]", epochs=1000)  # more than there is time for
+    driver.wait_until(lambda: place.latest("elastic"))
+    with another_node(place, cluster_line) as node:
+        driver.wait_until(lambda: [count for _, count in gone_on(driver)] == [3])
+        drain(place, node)
+        driver.wait_for("as a machine will be lost")
+        step = saved(driver, "as a machine will be lost")
+        driver.wait_until(lambda: place.progress("elastic") >= step)
+    driver.wait_until(lambda: [count for _, count in gone_on(driver)] == [3, 2])
+    assert gone_on(driver)[-1][0] >= step
+
+    driver.process.send_signal(signal.SIGTERM)
+    assert driver.ended() == 143, driver.text
+    stopped_at = saved(driver, "as it was asked to stop")
+    assert stopped_at >= step
+    assert place.progress("elastic") == stopped_at
+    assert "--resume elastic" in driver.text
+    assert list_versions(place.bucket, "elastic") == []
+    epochs = logged(place.folder, "elastic")
+    assert Counter(epochs) == Counter(range(len(epochs)))
+    assert len(epochs) >= place.progress("elastic")[0]
+
+
 def test_one_run_meets_everything(
     place: Place, store: server.RunningStore, cluster_line: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A worker is killed, one stalls; the driver is killed, then stopped; the line is bad, and the store gone."""
+    """A worker is killed, another stalls, the driver is killed; then the line is bad and the store gone for a while."""
     driver = place.train("hunted", stall_timeout=10.0)
     driver.wait_for("epoch 3:")
     driver.wait_until(lambda: place.latest("hunted"))
     some_worker(driver).kill()
-    driver.wait_until(lambda: len(gone_on(driver)) == 1)
+    driver.wait_until(lambda: gone_on(driver))
 
     stopped = some_worker(driver)
     stopped.suspend()
-    driver.wait_until(lambda: len(gone_on(driver)) == 2)
-    assert not stopped.is_running()
+    driver.wait_until(lambda: not stopped.is_running())  # a timeout ended it: a stopped process does not end itself
     driver.process.kill()
     driver.process.wait()
-
-    driver = place.train("hunted", resume=True)
-    driver.wait_until(lambda: gone_on(driver))
-    driver.process.send_signal(signal.SIGTERM)
-    assert driver.ended() == 143, driver.text
-    assert "as it was asked to stop" in driver.text
-    assert "--resume hunted" in driver.text
-    assert list_versions(place.bucket, "hunted") == []
 
     before = cluster_line.met.total()
     monkeypatch.setattr(cluster_line, "decide", seldom(0.1, seed=3))
@@ -273,25 +288,6 @@ def test_one_run_meets_everything(
     is_complete(place, "hunted")
 
 
-def test_a_machine_is_taken_away_and_another_comes(place: Place, cluster_line: Proxy) -> None:
-    """Two workers on one machine and one on another, which is drained, then lost; later there is another."""
-    epochs = 30
-    with another_node(place, cluster_line) as node:
-        driver = place.train("elastic", workers="[1, 4]", epochs=epochs)
-        driver.wait_until(lambda: len(workers()) == 3)
-        driver.wait_for("epoch 4:")
-        drain(place, node)
-        driver.wait_for("as a machine will be lost")
-        step = saved(driver, "as a machine will be lost")
-        driver.wait_until(lambda: place.progress("elastic") >= step)
-    driver.wait_until(lambda: [count for _, count in gone_on(driver)][-1:] == [2])
-    assert gone_on(driver)[-1][0] >= step
-    with another_node(place, cluster_line):
-        driver.wait_until(lambda: [count for _, count in gone_on(driver)][-2:] == [2, 3])
-        assert driver.ended(400) == 0, driver.text
-    is_complete(place, "elastic", epochs)
-
-
 def test_no_key_was_printed(place: Place) -> None:
     assert place.history("hunted")
     assert not [driver.log for driver in place.started if SECRET in driver.text]
@@ -299,8 +295,8 @@ def test_no_key_was_printed(place: Place) -> None:
 
 def saved(driver: Driver, why: str) -> tuple[int, int]:
     """Epoch and step after which a run was saved for a reason."""
-    found = re.findall(rf"Saving after epoch (\d+), step (\d+), {why}", driver.text)
-    return int(found[0][0]), int(found[0][1])
+    ((epoch, step),) = re.findall(rf"Saving after epoch (\d+), step (\d+), {why}", driver.text)
+    return int(epoch), int(step)
 
 
 def gone_on(driver: Driver) -> list[tuple[tuple[int, int], int]]:

@@ -34,23 +34,23 @@ NO_NUCLEUS = (
     "        if name.split('.')[0] in ('nucleus', 'job'): raise ImportError(name)\n"
     "sys.meta_path.insert(0, Refuse())\n"
     "import numpy as np\n"
-    "images = np.load(sys.argv[2])\n"
+    "folder = sys.argv[1]\n"
+    "images = np.load(f'{folder}/images.npy')\n"
 )
-LOADERS: dict[ExportFormat, str] = {
-    "h5": "import keras; found = keras.models.load_model(sys.argv[1])(images).numpy()",
-    "keras": "import keras; found = keras.models.load_model(sys.argv[1])(images).numpy()",
-    "savedmodel": (
-        "import tensorflow as tf\n"
-        "served = tf.saved_model.load(sys.argv[1]).signatures['serving_default']\n"
-        "found = served(image=tf.constant(images))['logits'].numpy()"
-    ),
-    "onnx": (
-        "import onnxruntime\n"
-        "assert not {'tensorflow', 'keras'} & set(sys.modules)\n"
-        "session = onnxruntime.InferenceSession(sys.argv[1])\n"
-        "found, = session.run(['logits'], {'image': images})"
-    ),
-}
+WITH_TENSORFLOW = """
+import keras
+import tensorflow as tf
+for kind in ('h5', 'keras'):
+    np.save(f'{folder}/{kind}.npy', keras.models.load_model(f'{folder}/m.{kind}')(images).numpy())
+served = tf.saved_model.load(f'{folder}/m.savedmodel').signatures['serving_default']
+np.save(f'{folder}/savedmodel.npy', served(image=tf.constant(images))['logits'].numpy())
+"""
+WITH_ONNX_RUNTIME = """
+import onnxruntime
+assert not {'tensorflow', 'keras'} & set(sys.modules)
+found, = onnxruntime.InferenceSession(f'{folder}/m.onnx').run(['logits'], {'image': images})
+np.save(f'{folder}/onnx.npy', found)
+"""
 _ONNX_RUNTIME = ("onnxruntime", "numpy", "numpy.libs", "google", "flatbuffers", "packaging")
 
 
@@ -66,23 +66,29 @@ def pulled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, np.ndarray]:
     return folder, model(IMAGES, training=False).numpy()
 
 
+@pytest.fixture(scope="module")
+def exported(pulled: tuple[Path, np.ndarray], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`m.<format>` in every format, and in `<format>.npy` what a Python that has no `nucleus` makes of `IMAGES`."""
+    folder = tmp_path_factory.mktemp("exported")
+    for kind in EXPORT_FORMATS:
+        export_model(pulled[0], kind, folder / f"m.{kind}", {"model": "m", "version": 3})
+    np.save(folder / "images.npy", IMAGES)
+    run_clean(NO_NUCLEUS + WITH_TENSORFLOW, None, folder)
+    run_clean(NO_NUCLEUS + WITH_ONNX_RUNTIME, clean_environment(folder / "site"), folder)
+    return folder
+
+
 @pytest.mark.parametrize("kind", EXPORT_FORMATS)
-def test_the_same_output_elsewhere(kind: ExportFormat, pulled: tuple[Path, np.ndarray], tmp_path: Path) -> None:
-    folder, expected = pulled
+def test_the_same_output_elsewhere(kind: ExportFormat, exported: Path, pulled: tuple[Path, np.ndarray]) -> None:
+    _, expected = pulled
     assert expected.std() > 0.01
-    dest = tmp_path / "out" / f"m.{kind}"
-    usage = export_model(folder, kind, dest, {"model": "m", "version": 3})
-    found = json.loads(usage.read_text())
+    assert np.load(exported / f"{kind}.npy") == pytest.approx(expected, abs=1e-4)
+    found = json.loads((exported / f"m.{kind}.json").read_text())
     assert (found["model"], found["version"], found["format"]) == ("m", 3, kind)
     assert found["labels"]["seed_threshold"] == 0.6
     assert found["input"]["normalization"]["high"] == 99.5
     assert found["output"]["channels"] == ["background", "body", "border", "distance"]
-    assert sorted(path.name for path in dest.parent.iterdir()) == [dest.name, usage.name]
-    np.save(tmp_path / "images.npy", IMAGES)
-    code = f"{NO_NUCLEUS}{LOADERS[kind]}\nnp.save(sys.argv[3], found)"
-    path = clean_environment(tmp_path / "site") if kind == "onnx" else None
-    run_clean(code, path, dest, tmp_path / "images.npy", tmp_path / "found.npy")
-    assert np.load(tmp_path / "found.npy") == pytest.approx(expected, abs=1e-4)
+    assert {path.name for path in exported.glob(f"*m.{kind}*")} == {f"m.{kind}", f"m.{kind}.json"}
 
 
 def clean_environment(folder: Path) -> Path:
@@ -94,11 +100,11 @@ def clean_environment(folder: Path) -> Path:
     return folder
 
 
-def run_clean(code: str, path: Path | None, *arguments: Path) -> None:
-    """Run code in a Python of its own; with a path, nothing but the standard library and what is there."""
+def run_clean(code: str, path: Path | None, folder: Path) -> None:
+    """Run code in a Python of its own on a folder; with a path, nothing but the standard library and what is there."""
     options = ["-I", "-S"] if path else ["-I"]
     start = f"import sys; sys.path.append({str(path)!r})\n" if path else ""
-    command = [sys.executable, *options, "-c", start + code, *map(str, arguments)]
+    command = [sys.executable, *options, "-c", start + code, str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 

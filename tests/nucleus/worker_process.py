@@ -8,7 +8,7 @@ import json
 import sys
 import tempfile
 from collections.abc import Callable
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -88,8 +88,11 @@ def run_of(changes: dict[str, Any], keeper: Keeper) -> TrainingRun:
     return TrainingRun(recipe, given, workers, keeper, out / f"best-{world}-{rank}.weights.h5")
 
 
-def steps(encoder: str, which: str, rate: float, count: int, parts: int) -> tuple[float, list[np.ndarray], Any]:
-    """Loss, weights and predictions after some steps of SGD on `decoder` or `all`, or of the `recipe`'s optimizer."""
+def steps(name: str, encoder: str, which: str, rate: float, kept: list[int], parts: int) -> tuple[list[float], Any]:
+    """Take steps of SGD on `decoder` or `all`, or of the `recipe`'s optimizer; keep the weights after some of them.
+
+    Returns the losses up to each of these and the predictions after the last.
+    """
     network = task["frozen"]["network"] if which == "recipe" else {**task["recipe"]["network"], "encoder": encoder}
     run = run_of({"network": network}, Keeper())
     workers.broadcast(list(run.model.weights))
@@ -98,10 +101,14 @@ def steps(encoder: str, which: str, rate: float, count: int, parts: int) -> tupl
     if which == "recipe":
         groups = parameter_groups(run.model, run.recipe, steps_per_epoch=50)
     batch = run.recipe.input.batch_size
-    step = TrainingStep(workers, run.model, groups, run.losses, batch, accumulation=parts)
-    loss, _ = step.run(run.batches(0, 0), count)
+    step, data = TrainingStep(workers, run.model, groups, run.losses, batch, accumulation=parts), run.batches(0, 0)
+    losses = []
+    for before, count in pairwise([0, *kept]):
+        loss, _ = step.run(data, count - before)
+        losses.append(float(workers.sum(np.array([loss]))[0]))
+        np.savez(out / f"{name}-{count}-{world}-{rank}.npz", *(variable.numpy() for variable in variables))
     predictions = activations(run.model(image, training=False), run.config.heads)[0].numpy()
-    return float(workers.sum(np.array([loss]))[0]), [variable.numpy() for variable in variables], predictions.tolist()
+    return losses, predictions.tolist()
 
 
 def scores() -> dict[str, Any]:
@@ -145,8 +152,7 @@ def orders() -> list[list[str]]:
 
 found: dict[str, Any] = {"scores": scores(), "orders": orders(), "losses": {}, "predictions": {}, "runs": {}}
 for name, options in task["steps"][str(world)].items():
-    found["losses"][name], weights, found["predictions"][name] = steps(*options)
-    np.savez(out / f"{name}-{world}-{rank}.npz", *weights)
+    found["losses"][name], found["predictions"][name] = steps(name, *options)
 for name in task["runs"][str(world)]:
     found["runs"][name] = trained(task["changes"][name])
 if world == 2:
