@@ -6,7 +6,6 @@ an address alone.
 """
 
 import io
-from collections.abc import Iterable
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -137,10 +136,10 @@ class _BucketHandler(FileSystemHandler):
 
     def _info(self, path: str) -> FileInfo:
         key = self._key(path)
-        first = _first(self._bucket.objects(key))  # in the order of keys, so the object itself comes before all longer
-        if first is not None and first.key == key:
-            return _file_info(path, first)
-        if _first(self._bucket.objects(f"{key}/")) is not None:
+        file = self._bucket.find(key)
+        if file is not None:
+            return _file_info(path, file)
+        if any(self._bucket.objects(f"{key}/")):
             return FileInfo(path, FileType.Directory)
         return FileInfo(path, FileType.NotFound)
 
@@ -149,10 +148,6 @@ class _BucketHandler(FileSystemHandler):
             self._bucket.delete(key)
         except AccessDeniedError:  # a job that may not delete keeps its old checkpoints
             return
-
-
-def _first(items: Iterable[StoredObject]) -> StoredObject | None:
-    return next(iter(items), None)
 
 
 def _file_info(path: str, item: StoredObject) -> FileInfo:

@@ -8,10 +8,12 @@ import subprocess
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_fixed
+from tenacity import Retrying, retry_if_exception, retry_if_exception_type, stop_after_delay, wait_fixed
+from tenacity.retry import retry_base
 
 from nucleus.errors import ClusterError, JobError
 
@@ -28,6 +30,8 @@ _PASSED_ON = (
 _RECIPE = "recipe.toml"
 _POLL_SECONDS = 1.0
 _PATIENCE_SECONDS = 120.0
+_AWAY = (RuntimeError, OSError)
+"""What the client of Ray's job API raises when the cluster does not answer."""
 
 
 @dataclass(frozen=True)
@@ -49,13 +53,9 @@ class Submission:
     def start(self, client: Any) -> None:
         """Upload the code and start the job; a cluster that has just begun is given time. Raises `ClusterError`."""
         runtime = {"working_dir": str(self.code), "env_vars": self.environment}
+        start = partial(client.submit_job, entrypoint=self.entrypoint, runtime_env=runtime, submission_id=self.job)
         try:
-            Retrying(
-                retry=retry_if_exception(lambda error: "No available agent" in str(error)),
-                wait=wait_fixed(_POLL_SECONDS),
-                stop=stop_after_delay(_PATIENCE_SECONDS),
-                reraise=True,
-            )(client.submit_job, entrypoint=self.entrypoint, runtime_env=runtime, submission_id=self.job)
+            _asked(start, retry_if_exception(lambda error: "No available agent" in str(error)))
         except (RuntimeError, ConnectionError, ValueError) as error:
             raise ClusterError(f"Expected the cluster to take the job {self.job}; it did not: {error}") from error
 
@@ -109,9 +109,9 @@ def follow(client: Any, job: str, write: Callable[[str], None]) -> Any:
     seen = 0
     while True:
         seen = asyncio.run(_tail(client, job, seen, write))
-        details = _asked(lambda: client.get_job_info(job), job)
+        details = _told(partial(client.get_job_info, job), job)
         if details.status.is_terminal():
-            write(_asked(lambda: client.get_job_logs(job), job)[seen:])
+            write(_told(partial(client.get_job_logs, job), job)[seen:])
             return details
         time.sleep(_POLL_SECONDS)
 
@@ -126,21 +126,23 @@ async def _tail(client: Any, job: str, seen: int, write: Callable[[str], None]) 
             write(chunk[max(0, seen - position) :])
             position += len(chunk)
             seen = max(seen, position)
-    except (RuntimeError, OSError, aiohttp.ClientError):
+    except (*_AWAY, aiohttp.ClientError):
         pass  # `follow` asks again
     return seen
 
 
-def _asked(question: Callable[[], Any], job: str) -> Any:
-    """The cluster's answer, asked for until it comes."""
-    deadline = time.monotonic() + _PATIENCE_SECONDS
-    while True:
-        try:
-            return question()
-        except (RuntimeError, OSError) as error:
-            if time.monotonic() > deadline:
-                raise ClusterError(
-                    f"Expected the cluster to tell how {job} is; no answer for {_PATIENCE_SECONDS:.0f} s: {error} The "
-                    f"job may still run. Its log: ray job logs --follow {job}"
-                ) from error
-        time.sleep(_POLL_SECONDS)
+def _told(question: Callable[[], Any], job: str) -> Any:
+    try:
+        return _asked(question, retry_if_exception_type(_AWAY))
+    except _AWAY as error:
+        raise ClusterError(
+            f"Expected the cluster to tell how {job} is; no answer for {_PATIENCE_SECONDS:.0f} s: {error} The job may "
+            f"still run. Its log: ray job logs --follow {job}"
+        ) from error
+
+
+def _asked(question: Callable[[], Any], retry: retry_base) -> Any:
+    """The cluster's answer, asked for until it comes or patience ends with the last error."""
+    return Retrying(
+        retry=retry, wait=wait_fixed(_POLL_SECONDS), stop=stop_after_delay(_PATIENCE_SECONDS), reraise=True
+    )(question)

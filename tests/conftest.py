@@ -17,6 +17,7 @@ from nucleus.storage.bucket import Bucket
 from nucleus.storage.retries import DEFAULT_STORAGE_TIMEOUT, set_storage_timeout
 from nucleus.storage.uri import S3Uri, parse_uri
 from tests.faults.proxy import Proxy, proxied
+from tests.small_model import write_model
 
 if TYPE_CHECKING:
     from tests.whole_way import Trained
@@ -63,6 +64,12 @@ def bucket_uri(store: server.RunningStore) -> S3Uri:  # noqa: ARG001
 def bucket(bucket_uri: S3Uri) -> Bucket:
     """The objects below an empty prefix."""
     return Bucket(bucket_uri)
+
+
+@pytest.fixture
+def model_files(tmp_path: Path) -> Path:
+    """A folder of files that can be published as a model."""
+    return write_model(tmp_path / "model")
 
 
 @pytest.fixture(scope="session")

@@ -137,7 +137,7 @@ class Bucket:
             ObjectExistsError: The condition did not hold.
             UncertainWriteError: The answer to a compare-and-swap was lost, and now another writer's object is there.
         """
-        if if_absent and self.single_writer and self._exists(key):
+        if if_absent and self.single_writer and self.find(key):
             raise ObjectExistsError(f"Expected nothing at {self.uri / key}; an object is there.")
         condition: dict[str, Any] = {}
         if if_absent:
@@ -176,10 +176,6 @@ class Bucket:
         except ObjectNotFoundError as error:  # then the write is asked for again
             raise UnavailableError(f"Expected an object at {self.uri / key}; it was removed meanwhile.") from error
         return tag if stored == (body if isinstance(body, bytes) else body.read_bytes()) else None
-
-    def _exists(self, key: str) -> bool:
-        found = next(self.objects(key), None)  # in the order of keys, so the object itself comes before longer ones
-        return found is not None and found.key == key
 
     @cached_property
     def _bulk(self) -> BulkReader:
@@ -239,6 +235,11 @@ class Bucket:
         for page in self._pages(Prefix=base + prefix):
             for item in page.get("Contents", []):
                 yield StoredObject(item["Key"].removeprefix(base), item["Size"], item["LastModified"])
+
+    def find(self, key: str) -> StoredObject | None:
+        """The object that has this key, if there is one."""
+        first = next(self.objects(key), None)  # in the order of keys, so the object itself comes before longer ones
+        return first if first is not None and first.key == key else None
 
     def folders(self, prefix: str) -> list[str]:
         """The names directly below the folder `prefix`, in order."""

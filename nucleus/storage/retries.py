@@ -8,6 +8,8 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, stop_before_delay, wait_random_exponential
+from tenacity.stop import stop_base
+from tenacity.wait import wait_base
 
 from nucleus.errors import TransientStorageError
 
@@ -55,12 +57,9 @@ def ask_patiently(request: Callable[[], Answer]) -> Answer:
         TransientStorageError: The last one, with how long it was tried.
     """
     try:
-        return Retrying(
-            retry=retry_if_exception_type(TransientStorageError),
-            wait=wait_random_exponential(multiplier=0.2, max=_LONGEST_WAIT),
-            stop=stop_before_delay(_timeout),
-            reraise=True,
-        )(request)
+        return _repeated(
+            request, wait_random_exponential(multiplier=0.2, max=_LONGEST_WAIT), stop_before_delay(_timeout)
+        )
     except TransientStorageError as error:
         raise type(error)(
             f"{error} Asked again for {_timeout:g} s; for longer: nucleus --storage-timeout SECONDS ..."
@@ -69,9 +68,10 @@ def ask_patiently(request: Callable[[], Answer]) -> Answer:
 
 def ask_briefly(request: Callable[[], Answer]) -> Answer:
     """The answer to a first request: repeated a few times within seconds, for a wrong address should show at once."""
-    return Retrying(
-        retry=retry_if_exception_type(TransientStorageError),
-        wait=wait_random_exponential(multiplier=0.1, max=_BRIEF_WAIT),
-        stop=stop_after_attempt(_BRIEF_ATTEMPTS),
-        reraise=True,
-    )(request)
+    return _repeated(
+        request, wait_random_exponential(multiplier=0.1, max=_BRIEF_WAIT), stop_after_attempt(_BRIEF_ATTEMPTS)
+    )
+
+
+def _repeated(request: Callable[[], Answer], wait: wait_base, stop: stop_base) -> Answer:
+    return Retrying(retry=retry_if_exception_type(TransientStorageError), wait=wait, stop=stop, reraise=True)(request)

@@ -21,7 +21,7 @@ from nucleus.registry.versions import publish, pull, version_of_run
 from nucleus.storage.bucket import Bucket
 from nucleus.storage.sums import write_sums
 from nucleus.storage.uri import S3Uri
-from tests.faults.test_publishing import origin
+from tests.small_model import origin
 
 Damage = Callable[[bytes], bytes | None]
 
@@ -41,23 +41,14 @@ def damage(bucket: Bucket, key: str, how: Damage) -> None:
         bucket.put(key, left)
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    path = tmp_path / "model"
-    path.mkdir()
-    for name in ("model.json", "model.weights.h5"):
-        (path / name).write_text(f"content of {name}")
-    return path
-
-
 @pytest.mark.parametrize("how", DAMAGES)
 def test_pull_and_predict(
-    bucket: Bucket, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dozen: Path, how: str
+    bucket: Bucket, model_files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dozen: Path, how: str
 ) -> None:
-    publish(bucket, "m", folder, origin("one"))
+    publish(bucket, "m", model_files, origin("one"))
     target = tmp_path / "pulled"
     good = pull(bucket, Reference("m"), target)
-    second = publish(bucket, "m", folder, origin("two"))
+    second = publish(bucket, "m", model_files, origin("two"))
     damage(bucket, f"{version_prefix('m', 2)}/model.weights.h5", DAMAGES[how])
     with pytest.raises(
         IntegrityError, match=rf"model\.weights\.h5.*({second.files['model.weights.h5'].sha256}|missing)"
@@ -75,15 +66,15 @@ def test_pull_and_predict(
 
 @pytest.mark.parametrize("how", ["a flipped byte", "truncated", "empty", "missing"])
 def test_manifests_of_models(
-    bucket: Bucket, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+    bucket: Bucket, model_files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
-    publish(bucket, "m", folder, origin("one"))
+    publish(bucket, "m", model_files, origin("one"))
     key = f"{version_prefix('m', 1)}/{MANIFEST_FILE}"
     damage(bucket, key, DAMAGES[how])
     with pytest.raises(ModelError, match="damaged" if how != "missing" else "it has no version"):
         pull(bucket, Reference("m"), tmp_path / "pulled")
     assert not (tmp_path / "pulled").exists()
-    second = publish(bucket, "m", folder, origin("two"))
+    second = publish(bucket, "m", model_files, origin("two"))
     assert version_of_run(bucket, "m", "two") == second
     assert version_of_run(bucket, "m", "three") is None
     monkeypatch.setenv("NUCLEUS_BUCKET", str(bucket.uri))
@@ -95,9 +86,9 @@ def test_manifests_of_models(
             version_of_run(bucket, "m", "one")
 
 
-def test_manifests_that_lie(bucket: Bucket, folder: Path, tmp_path: Path) -> None:
+def test_manifests_that_lie(bucket: Bucket, model_files: Path, tmp_path: Path) -> None:
     for run in ("one", "two"):
-        publish(bucket, "m", folder, origin(run))
+        publish(bucket, "m", model_files, origin(run))
     first, second = (f"{version_prefix('m', number)}/{MANIFEST_FILE}" for number in (1, 2))
     told = json.loads(bucket.get(second))
     bucket.put(second, bucket.get(first))

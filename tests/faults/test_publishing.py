@@ -15,35 +15,13 @@ from nucleus.errors import ConditionalWritesError, ModelError
 from nucleus.registry.aliases import Alias, move_alias, read_alias
 from nucleus.registry.claims import leftovers, remove_leftover
 from nucleus.registry.gate import pass_gate
-from nucleus.registry.manifest import EncoderWeightsOrigin, ModelManifest, Origin, version_prefix
+from nucleus.registry.manifest import ModelManifest, version_prefix
 from nucleus.registry.versions import is_whole, list_models, list_versions, publish, pull, read_version
 from nucleus.storage import conditions
 from nucleus.storage.bucket import Bucket
 from nucleus.storage.server import RunningStore
 from tests.faults.proxy import Fault, Request, proxied
-
-_FILES = ("card.md", "model.json", "model.weights.h5")
-
-
-def origin(run: str, score: float = 0.5) -> Origin:
-    return Origin(
-        run=run,
-        recipe={},
-        dataset="s3://b/datasets/d@0123456789ab",
-        encoder_weights=EncoderWeightsOrigin(source="none", sha256=None),
-        metrics={split: {"all": {"map": score}} for split in ("val", "test")},
-        code_version="0",
-        wandb_run=None,
-    )
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    path = tmp_path / "model"
-    path.mkdir()
-    for name in _FILES:
-        (path / name).write_text(f"content of {name}")
-    return path
+from tests.small_model import MODEL_FILES, origin
 
 
 @pytest.fixture
@@ -54,27 +32,27 @@ def spawn() -> multiprocessing.context.BaseContext:
     return context
 
 
-def _publish(bucket: Bucket, folder: Path, run: str, endpoint: str | None = None, score: float = 0.5) -> None:
+def _publish(bucket: Bucket, model_files: Path, run: str, endpoint: str | None = None, score: float = 0.5) -> None:
     if endpoint:
         os.environ["AWS_ENDPOINT_URL_S3"] = endpoint
-    manifest = publish(bucket, "m", folder, origin(run, score))
+    manifest = publish(bucket, "m", model_files, origin(run, score))
     pass_gate(bucket, manifest, "production", "map", lambda _: 0.0)
 
 
 def test_stopped_before_and_after_every_request(
     store: RunningStore,
     bucket: Bucket,
-    folder: Path,
+    model_files: Path,
     tmp_path: Path,
     spawn: multiprocessing.context.BaseContext,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    first = publish(bucket, "m", folder, origin("first"))
+    first = publish(bucket, "m", model_files, origin("first"))
     move_alias(bucket, "m", "production", 1)
     monkeypatch.setenv("NUCLEUS_BUCKET", str(bucket.uri))
     moment, stopped = 0, True
     while stopped:
-        stopped = _stopped_at(moment, store, bucket, folder, spawn)
+        stopped = _stopped_at(moment, store, bucket, model_files, spawn)
         versions = list_versions(bucket, "m")
         assert versions[0] == 1
         pulled = tmp_path / f"pulled-{moment}"
@@ -87,7 +65,7 @@ def test_stopped_before_and_after_every_request(
         listed = CliRunner().invoke(cli, ["models", "list", "m", "--json"])
         assert [row["version"] for row in json.loads(listed.stdout)] == versions
         moment += 1
-    assert moment > 2 * len(_FILES), "the publisher was stopped at each of its requests"
+    assert moment > 2 * len(MODEL_FILES), "the publisher was stopped at each of its requests"
     begun = {leftover.version for leftover in leftovers(bucket, "m")}
     assert begun
     assert begun.isdisjoint(list_versions(bucket, "m"))
@@ -103,7 +81,7 @@ def _stopped_at(
     moment: int,
     store: RunningStore,
     bucket: Bucket,
-    folder: Path,
+    model_files: Path,
     spawn: multiprocessing.context.BaseContext,
 ) -> bool:
     """Publish in a process that is killed before (even) or after (odd) its request number `moment // 2`."""
@@ -122,7 +100,7 @@ def _stopped_at(
 
     with proxied(store.port, before_it, done=after_it) as proxy:
         process = spawn.Process(
-            target=_publish, args=(bucket, folder, f"moment-{moment}", proxy.endpoint, 0.6 + moment / 1000)
+            target=_publish, args=(bucket, model_files, f"moment-{moment}", proxy.endpoint, 0.6 + moment / 1000)
         )
         process.start()
         process.join(60)
@@ -130,8 +108,8 @@ def _stopped_at(
         return process.exitcode != 0
 
 
-def test_sixteen_publish_at_once(bucket: Bucket, folder: Path, spawn: multiprocessing.context.BaseContext) -> None:
-    processes = [spawn.Process(target=_publish, args=(bucket, folder, f"run-{number}")) for number in range(16)]
+def test_sixteen_publish_at_once(bucket: Bucket, model_files: Path, spawn: multiprocessing.context.BaseContext) -> None:
+    processes = [spawn.Process(target=_publish, args=(bucket, model_files, f"run-{number}")) for number in range(16)]
     for process in processes:
         process.start()
     for process in processes:
@@ -149,9 +127,9 @@ def _move(bucket: Bucket, version: int, moves: "multiprocessing.queues.Queue[str
         moves.put(move_alias(bucket, "m", "production", version).model_dump_json())
 
 
-def test_sixteen_move_one_alias(bucket: Bucket, folder: Path, spawn: multiprocessing.context.BaseContext) -> None:
+def test_sixteen_move_one_alias(bucket: Bucket, model_files: Path, spawn: multiprocessing.context.BaseContext) -> None:
     """Each move names what it moved from: the moves form one chain from nothing to what stands there in the end."""
-    publish(bucket, "m", folder, origin("r"))
+    publish(bucket, "m", model_files, origin("r"))
     moves = spawn.Queue()
     processes = [spawn.Process(target=_move, args=(bucket, number, moves)) for number in range(1, 17)]
     for process in processes:
@@ -166,7 +144,7 @@ def test_sixteen_move_one_alias(bucket: Bucket, folder: Path, spawn: multiproces
 
 
 def test_servers_that_ignore_conditions_are_found_out(
-    store: RunningStore, bucket: Bucket, folder: Path, monkeypatch: pytest.MonkeyPatch
+    store: RunningStore, bucket: Bucket, model_files: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bucket.check()  # its own connection leads past the proxies
     for dropped in ("if-none-match", "if-match"):
@@ -174,33 +152,33 @@ def test_servers_that_ignore_conditions_are_found_out(
         with proxied(store.port, dropped=[dropped]) as proxy:
             monkeypatch.setenv("AWS_ENDPOINT_URL_S3", proxy.endpoint)
             with pytest.raises(ConditionalWritesError, match=f"(?i){dropped}.* --single-writer"):
-                publish(Bucket(bucket.uri), "m", folder, origin("r"))
+                publish(Bucket(bucket.uri), "m", model_files, origin("r"))
             alone = Bucket(bucket.uri, single_writer=True)
             assert list_models(alone) == (["m"] if dropped == "if-match" else [])
-            published = publish(alone, "m", folder, origin("r"))
+            published = publish(alone, "m", model_files, origin("r"))
             move_alias(alone, "m", "production", published.version)
     assert list_versions(bucket, "m") == [1, 2]
 
 
 def test_a_publisher_whose_claim_was_cleaned_away_does_not_publish(
-    bucket: Bucket, folder: Path, monkeypatch: pytest.MonkeyPatch
+    bucket: Bucket, model_files: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put = Bucket.put
 
     def cleaned_meanwhile(self: Bucket, key: str, *arguments: object, **options: object) -> str:
         done = put(self, key, *arguments, **options)
-        if key.endswith(_FILES[-1]):
+        if key.endswith(MODEL_FILES[-1]):
             for leftover in leftovers(bucket, "m"):
                 remove_leftover(bucket, "m", leftover.version)
         return done
 
     monkeypatch.setattr(Bucket, "put", cleaned_meanwhile)
     with pytest.raises(ModelError, match="claim was removed meanwhile"):
-        publish(bucket, "m", folder, origin("r"))
+        publish(bucket, "m", model_files, origin("r"))
     assert list_versions(bucket, "m") == []
 
 
-def test_clean_as_typed(bucket: Bucket, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_clean_as_typed(bucket: Bucket, model_files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NUCLEUS_BUCKET", str(bucket.uri))
 
     def clean(*arguments: str) -> str:
@@ -209,7 +187,7 @@ def test_clean_as_typed(bucket: Bucket, folder: Path, monkeypatch: pytest.Monkey
         return result.output
 
     assert "nothing is left behind" in clean()
-    manifest: ModelManifest = publish(bucket, "m", folder, origin("r"))
+    manifest: ModelManifest = publish(bucket, "m", model_files, origin("r"))
     bucket.put(f"{version_prefix('m', 2)}/claim.json", b"{}")
     bucket.put(f"{version_prefix('m', 2)}/model.json", b"{}")
     assert "recent" in clean("m", "--remove")
@@ -218,4 +196,4 @@ def test_clean_as_typed(bucket: Bucket, folder: Path, monkeypatch: pytest.Monkey
     assert "nothing is left behind" in clean("--older-than", "0")
     assert read_version(bucket, "m", 1) == manifest
     assert not remove_leftover(bucket, "m", 1)
-    assert len(list(bucket.objects(f"{version_prefix('m', 1)}/"))) == len(_FILES) + 2  # with claim and manifest
+    assert len(list(bucket.objects(f"{version_prefix('m', 1)}/"))) == len(MODEL_FILES) + 2  # with claim and manifest

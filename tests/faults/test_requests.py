@@ -17,7 +17,7 @@ from nucleus.storage.bucket import Bucket
 from nucleus.storage.retries import set_storage_timeout
 from nucleus.storage.server import RunningStore
 from tests.faults.proxy import PASSING, Fault, Request, proxied, seldom
-from tests.faults.test_publishing import origin
+from tests.small_model import origin
 
 
 @pytest.fixture(autouse=True)

@@ -7,7 +7,7 @@ import pytest
 from nucleus.config.names import Reference
 from nucleus.errors import IntegrityError, ModelError, UriError, UsageError
 from nucleus.registry.aliases import list_aliases, move_alias, rollback_alias
-from nucleus.registry.manifest import EncoderWeightsOrigin, Origin, version_prefix
+from nucleus.registry.manifest import Origin, version_prefix
 from nucleus.registry.versions import (
     is_whole,
     list_models,
@@ -18,31 +18,11 @@ from nucleus.registry.versions import (
     version_of_run,
 )
 from nucleus.storage.bucket import Bucket
+from tests.small_model import origin
 
 
-def origin(run: str = "r") -> Origin:
-    return Origin(
-        run=run,
-        recipe={"network": {"encoder": "mobilenet_v2"}},
-        dataset="s3://b/datasets/d@0123456789ab",
-        encoder_weights=EncoderWeightsOrigin(source="none", sha256=None),
-        metrics={"val": {"all": {"iou": 0.5}}},
-        code_version="0",
-        wandb_run=None,
-    )
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    path = tmp_path / "model"
-    path.mkdir()
-    for name in ("model.json", "model.weights.h5", "card.md"):
-        (path / name).write_text(f"content of {name}")
-    return path
-
-
-def test_publish_pull_and_references(bucket: Bucket, folder: Path, tmp_path: Path) -> None:
-    first, second = publish(bucket, "m", folder, origin("a")), publish(bucket, "m", folder, origin("b"))
+def test_publish_pull_and_references(bucket: Bucket, model_files: Path, tmp_path: Path) -> None:
+    first, second = publish(bucket, "m", model_files, origin("a")), publish(bucket, "m", model_files, origin("b"))
     assert (first.version, second.version) == (1, 2)
     assert list_models(bucket) == ["m"]
     move_alias(bucket, "m", "production", 1)
@@ -56,23 +36,23 @@ def test_publish_pull_and_references(bucket: Bucket, folder: Path, tmp_path: Pat
         assert hashlib.sha256((tmp_path / "pulled" / name).read_bytes()).hexdigest() == file.sha256
 
 
-def test_a_version_without_manifest_does_not_exist(bucket: Bucket, folder: Path) -> None:
-    publish(bucket, "m", folder, origin())
+def test_a_version_without_manifest_does_not_exist(bucket: Bucket, model_files: Path) -> None:
+    publish(bucket, "m", model_files, origin())
     bucket.put(f"{version_prefix('m', 2)}/model.json", b"claimed, then the publisher died")
     assert list_versions(bucket, "m") == [1]
     assert resolve_version(bucket, Reference("m")) == 1
-    assert publish(bucket, "m", folder, origin()).version == 3
+    assert publish(bucket, "m", model_files, origin()).version == 3
 
 
-def test_publishers_at_once_get_versions_of_their_own(bucket: Bucket, folder: Path) -> None:
+def test_publishers_at_once_get_versions_of_their_own(bucket: Bucket, model_files: Path) -> None:
     with ThreadPoolExecutor(8) as pool:
-        manifests = list(pool.map(lambda i: publish(bucket, "m", folder, origin(f"r{i}")), range(8)))
+        manifests = list(pool.map(lambda i: publish(bucket, "m", model_files, origin(f"r{i}")), range(8)))
     assert sorted(manifest.version for manifest in manifests) == list(range(1, 9))
     assert {version_of_run(bucket, "m", f"r{i}").version for i in range(8)} == set(range(1, 9))
 
 
-def test_pull_leaves_the_whole_model_or_nothing(bucket: Bucket, folder: Path, tmp_path: Path) -> None:
-    manifest = publish(bucket, "m", folder, origin())
+def test_pull_leaves_the_whole_model_or_nothing(bucket: Bucket, model_files: Path, tmp_path: Path) -> None:
+    manifest = publish(bucket, "m", model_files, origin())
     key = f"{version_prefix('m', 1)}/model.weights.h5"
     good = bucket.get(key)
     bucket.put(key, b"flipped")
@@ -90,8 +70,8 @@ def test_pull_leaves_the_whole_model_or_nothing(bucket: Bucket, folder: Path, tm
     assert {path.name for path in tmp_path.iterdir()} == {"model", "pulled", ".pulled.lock"}
 
 
-def test_pull_spares_other_folders(bucket: Bucket, folder: Path, tmp_path: Path) -> None:
-    publish(bucket, "m", folder, origin())
+def test_pull_spares_other_folders(bucket: Bucket, model_files: Path, tmp_path: Path) -> None:
+    publish(bucket, "m", model_files, origin())
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")
     with pytest.raises(UsageError, match="holds other files"):
@@ -99,9 +79,9 @@ def test_pull_spares_other_folders(bucket: Bucket, folder: Path, tmp_path: Path)
     assert (tmp_path / "mine" / "thesis.txt").exists()
 
 
-def test_aliases_move_and_roll_back(bucket: Bucket, folder: Path) -> None:
+def test_aliases_move_and_roll_back(bucket: Bucket, model_files: Path) -> None:
     for _ in range(2):
-        publish(bucket, "m", folder, origin())
+        publish(bucket, "m", model_files, origin())
     move_alias(bucket, "m", "production", 1)
     with pytest.raises(ModelError, match="no earlier version"):
         rollback_alias(bucket, "m", "production")
@@ -116,10 +96,10 @@ def test_aliases_move_and_roll_back(bucket: Bucket, folder: Path) -> None:
             move_alias(bucket, "m", wrong, 1)
 
 
-def test_unknown_references(bucket: Bucket, folder: Path) -> None:
+def test_unknown_references(bucket: Bucket, model_files: Path) -> None:
     with pytest.raises(ModelError, match="it has no version"):
         resolve_version(bucket, Reference("m"))
-    publish(bucket, "m", folder, origin())
+    publish(bucket, "m", model_files, origin())
     with pytest.raises(ModelError, match="Expected version 9"):
         resolve_version(bucket, Reference("m", "9"))
     with pytest.raises(ModelError, match="'staging' is none"):
@@ -131,8 +111,8 @@ def test_manifests_that_could_not_be_read_again_are_refused() -> None:
         Origin.model_validate({**origin().model_dump(), "metrics": {"val": {"all": {"iou": float("nan")}}}})
 
 
-def test_pulls_at_once_share_one_folder(bucket: Bucket, folder: Path, tmp_path: Path) -> None:
-    publish(bucket, "m", folder, origin())
+def test_pulls_at_once_share_one_folder(bucket: Bucket, model_files: Path, tmp_path: Path) -> None:
+    publish(bucket, "m", model_files, origin())
     target = tmp_path / "cache" / "m"
     with ThreadPoolExecutor(8) as pool:
         manifests = list(pool.map(lambda _: pull(bucket, Reference("m"), target), range(8)))
