@@ -128,6 +128,7 @@ class Proxy(ThreadingHTTPServer):
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # it holds the body of an answer back until its head is acknowledged: 40 ms
     server: Proxy
 
     def handle_any(self) -> None:
