@@ -7,9 +7,16 @@ Servers restart, throttle and lose connections; what fails for such a reason is 
 from collections.abc import Callable
 from typing import TypeVar
 
-from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, stop_before_delay, wait_random_exponential
+from tenacity import (
+    RetryCallState,
+    Retrying,
+    retry_if_exception_type,
+    stop_after_attempt,
+    stop_after_delay,
+    wait_random_exponential,
+)
 from tenacity.stop import stop_base
-from tenacity.wait import wait_base
+from tenacity.wait import WaitBaseT
 
 from nucleus.errors import TransientStorageError
 
@@ -57,9 +64,7 @@ def ask_patiently(request: Callable[[], Answer]) -> Answer:
         TransientStorageError: The last one, with how long it was tried.
     """
     try:
-        return _repeated(
-            request, wait_random_exponential(multiplier=0.2, max=_LONGEST_WAIT), stop_before_delay(_timeout)
-        )
+        return _repeated(request, _wait_within(_timeout), stop_after_delay(_timeout))
     except TransientStorageError as error:
         raise type(error)(
             f"{error} Asked again for {_timeout:g} s; for longer: nucleus --storage-timeout SECONDS ..."
@@ -73,5 +78,11 @@ def ask_briefly(request: Callable[[], Answer]) -> Answer:
     )
 
 
-def _repeated(request: Callable[[], Answer], wait: wait_base, stop: stop_base) -> Answer:
+def _wait_within(timeout: float) -> Callable[[RetryCallState], float]:
+    """Growing random waits, the last of them cut so that the last request is made when the timeout is over."""
+    growing = wait_random_exponential(multiplier=0.2, max=_LONGEST_WAIT)
+    return lambda state: min(growing(state), max(0.0, timeout - (state.seconds_since_start or 0.0)))
+
+
+def _repeated(request: Callable[[], Answer], wait: WaitBaseT, stop: stop_base) -> Answer:
     return Retrying(retry=retry_if_exception_type(TransientStorageError), wait=wait, stop=stop, reraise=True)(request)

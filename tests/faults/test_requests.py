@@ -153,7 +153,7 @@ def test_a_command_that_has_begun_asks_for_as_long_as_it_was_told(
         run = CliRunner().invoke(cli, ["--storage-timeout", "2", "models", "list"])
     assert run.exit_code == 1
     assert "nucleus --storage-timeout" in run.stderr
-    assert 1 < time.monotonic() - started < 8
+    assert 2 <= time.monotonic() - started < 8
 
 
 def test_a_swap_whose_answer_was_lost_before_another_writer_came(
