@@ -6,13 +6,16 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from job.placement import Room
 from nucleus.errors import ClusterError, UsageError
 
-__all__ = ["DEFAULT_ADDRESS", "check_address", "cluster_address", "job_client"]
+__all__ = ["DEFAULT_ADDRESS", "check_address", "cluster_address", "job_client", "rooms_of"]
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 _LOOPBACK = {"127.0.0.1", "localhost", "::1"}
 _SECONDS = 10.0
+_TALKATIVE = ("ray", "ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk")
+"""Loggers that tell of every request; the two modules set their own level."""
 _OK, _REFUSED = 200, (401, 403)
 
 
@@ -73,7 +76,8 @@ def job_client(address: str, *, insecure: bool) -> Any:
     from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient
 
-    logging.getLogger("ray").setLevel(logging.WARNING)  # it tells of every request
+    for name in _TALKATIVE:
+        logging.getLogger(name).setLevel(logging.WARNING)
     try:
         client = JobSubmissionClient(address)
     except AuthenticationError as error:
@@ -91,6 +95,27 @@ def job_client(address: str, *, insecure: bool) -> Any:
             f"ray=={found} here, or ray=={ray.__version__} there."
         )
     return client
+
+
+def rooms_of(client: Any) -> dict[str, Room]:
+    """The room of a cluster, by `CPU` and `GPU`, as it was seconds ago.
+
+    Args:
+        client: One of `job_client`.
+
+    Raises:
+        ClusterError: The cluster does not say.
+    """
+    answer = client._do_request("GET", "/api/cluster_status")  # the client's way to send the token
+    status = answer.json().get("data", {}).get("clusterStatus") if answer.status_code == _OK else None
+    if not status:
+        raise ClusterError(
+            f"Expected the cluster at {client.get_address()} to tell its resources; it answered {answer.status_code} "
+            "to /api/cluster_status. A cluster that has just begun does so within seconds: try again."
+        )
+    usage = status["loadMetricsReport"]["usage"]
+    pairs = {name: usage.get(name, (0.0, 0.0)) for name in ("CPU", "GPU")}
+    return {name: Room(total=total, free=total - used, most=total) for name, (used, total) in pairs.items()}
 
 
 def _takes_jobs_from_anybody(address: str) -> bool:

@@ -13,10 +13,11 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from job.cluster import connected
+from job.cluster import connected, rooms
 from job.demands import stop_request, stops_on_sigterm
 from job.events import Listener, SilentListener, forwarded
 from job.gate import judge
+from job.placement import missing
 from job.plan import RunPlan, load_plan, new_run_name, save_plan
 from job.worker import FINAL_FOLDER, train_worker
 from nucleus import __version__
@@ -141,6 +142,9 @@ def _execute(plan: RunPlan, options: RunOptions, listener: Listener, *, new: boo
     ):
         if new:  # only now, so that a run which could not begin leaves its name free
             save_plan(bucket, plan)
+        waits = missing(plan.recipe, rooms())
+        if waits:
+            listener.stage(f"Waiting for {waits}")
         folder = Path(temporary) / FINAL_FOLDER
         result = _fit(plan, options, listener, folder)
         origin = Origin(
