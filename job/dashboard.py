@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from tenacity import Retrying, retry_if_result, stop_after_delay, wait_fixed
+
 from job.placement import Room
 from nucleus.errors import ClusterError, UsageError
 
@@ -106,16 +108,27 @@ def rooms_of(client: Any) -> dict[str, Room]:
     Raises:
         ClusterError: The cluster does not say.
     """
-    answer = client._do_request("GET", "/api/cluster_status")  # the client's way to send the token
-    status = answer.json().get("data", {}).get("clusterStatus") if answer.status_code == _OK else None
-    if not status:
+    ask = Retrying(
+        retry=retry_if_result(lambda usage: "CPU" not in usage),  # it has just begun and does not know itself yet
+        wait=wait_fixed(1.0),
+        stop=stop_after_delay(_SECONDS),
+        retry_error_callback=lambda _: {},
+    )
+    usage = ask(_usage, client)
+    if not usage:
         raise ClusterError(
-            f"Expected the cluster at {client.get_address()} to tell its resources; it answered {answer.status_code} "
-            "to /api/cluster_status. A cluster that has just begun does so within seconds: try again."
+            f"Expected the cluster at {client.get_address()} to tell its CPUs and GPUs; it has told none for "
+            f"{_SECONDS:.0f} s. Look at its dashboard, and try again when its nodes are there."
         )
-    usage = status["loadMetricsReport"]["usage"]
     pairs = {name: usage.get(name, (0.0, 0.0)) for name in ("CPU", "GPU")}
     return {name: Room(total=total, free=total - used, most=total) for name, (used, total) in pairs.items()}
+
+
+def _usage(client: Any) -> dict[str, tuple[float, float]]:
+    """How much of each resource is used, and how much there is."""
+    answer = client._do_request("GET", "/api/cluster_status")  # the client's way to send the token
+    status = answer.json().get("data", {}).get("clusterStatus") if answer.status_code == _OK else None
+    return dict(status["loadMetricsReport"]["usage"]) if status else {}
 
 
 def _takes_jobs_from_anybody(address: str) -> bool:

@@ -142,9 +142,6 @@ def _execute(plan: RunPlan, options: RunOptions, listener: Listener, *, new: boo
     ):
         if new:  # only now, so that a run which could not begin leaves its name free
             save_plan(bucket, plan)
-        waits = missing(plan.recipe, rooms())
-        if waits:
-            listener.stage(f"Waiting for {waits}")
         folder = Path(temporary) / FINAL_FOLDER
         result = _fit(plan, options, listener, folder)
         origin = Origin(
@@ -177,7 +174,13 @@ def _fit(plan: RunPlan, options: RunOptions, listener: Listener, folder: Path) -
     os.environ[_STALL_TIMEOUT] = str(recipe.stall_timeout)  # Ray hands both on to its controller
     if recipe.workers.elastic:  # it may ask for a machine that is going, and then asks for what is there
         os.environ.setdefault(_START_TIMEOUT, _ELASTIC_START_SECONDS)
-    with forwarded(listener) as events, stops_on_sigterm(stop, plan):
+
+    def no_worker_yet() -> None:
+        waits = missing(recipe, rooms())
+        if waits:
+            listener.stage(f"Waiting for {waits}")
+
+    with forwarded(listener, no_worker_yet) as events, stops_on_sigterm(stop, plan):
         trainer = DataParallelTrainer(
             train_worker,
             backend_config=MultiWorkerConfig(),
