@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from job.placement import Room, check_room
 from nucleus.config.recipe import Recipe
 from nucleus.errors import JobError
 
-__all__ = ["connected"]
+__all__ = ["connected", "rooms"]
 
 _ADDRESS = "RAY_ADDRESS"
 _ANSWER_SECONDS = 5.0
@@ -27,7 +28,7 @@ def connected(recipe: Recipe, *, own: bool, verbose: bool) -> Iterator[None]:
     import ray
 
     if ray.is_initialized():
-        _check_resources(recipe)
+        check_room(recipe, rooms())
         with _address_known():
             yield
         return
@@ -39,7 +40,7 @@ def connected(recipe: Recipe, *, own: bool, verbose: bool) -> Iterator[None]:
     elif not _joined(quiet):
         ray.init(address="local", **quiet)
     try:
-        _check_resources(recipe)
+        check_room(recipe, rooms())
         with _address_known():
             yield
     finally:
@@ -114,17 +115,14 @@ def _answers(address: str) -> bool:
     return True
 
 
-def _check_resources(recipe: Recipe) -> None:
+def rooms() -> dict[str, Room]:
+    """The room of the cluster that this process is connected to, for CPUs and GPUs."""
     import ray
+    from ray._private.state import state
 
-    has = ray.cluster_resources()
-    fewest = recipe.workers.fewest
-    wanted = {"CPU": fewest * recipe.cpus_per_worker, "GPU": fewest * recipe.gpus_per_worker}
-    short = [
-        f"{count} {name}s (found {has.get(name, 0):.0f})" for name, count in wanted.items() if has.get(name, 0) < count
-    ]
-    if short:
-        raise JobError(
-            f"Expected a Ray cluster with {' and '.join(short)} for {recipe.workers}. Add nodes, or set "
-            "workers, cpus_per_worker or gpus_per_worker lower, such as --set workers=1."
-        )
+    total, free = ray.cluster_resources(), ray.available_resources()
+    most = state.get_max_resources_from_cluster_config() or {}
+    return {
+        name: Room(total.get(name, 0), free.get(name, 0), max(total.get(name, 0), most.get(name, 0)))
+        for name in ("CPU", "GPU")
+    }

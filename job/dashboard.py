@@ -6,13 +6,18 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from tenacity import Retrying, retry_if_result, stop_after_delay, wait_fixed
+
+from job.placement import Room
 from nucleus.errors import ClusterError, UsageError
 
-__all__ = ["DEFAULT_ADDRESS", "check_address", "cluster_address", "job_client"]
+__all__ = ["DEFAULT_ADDRESS", "check_address", "cluster_address", "job_client", "rooms_of"]
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 _LOOPBACK = {"127.0.0.1", "localhost", "::1"}
 _SECONDS = 10.0
+_TALKATIVE = ("ray", "ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk")
+"""Loggers that tell of every request; the two modules set their own level."""
 _OK, _REFUSED = 200, (401, 403)
 
 
@@ -73,7 +78,8 @@ def job_client(address: str, *, insecure: bool) -> Any:
     from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient
 
-    logging.getLogger("ray").setLevel(logging.WARNING)  # it tells of every request
+    for name in _TALKATIVE:
+        logging.getLogger(name).setLevel(logging.WARNING)
     try:
         client = JobSubmissionClient(address)
     except AuthenticationError as error:
@@ -91,6 +97,38 @@ def job_client(address: str, *, insecure: bool) -> Any:
             f"ray=={found} here, or ray=={ray.__version__} there."
         )
     return client
+
+
+def rooms_of(client: Any) -> dict[str, Room]:
+    """The room of a cluster, by `CPU` and `GPU`, as it was seconds ago.
+
+    Args:
+        client: One of `job_client`.
+
+    Raises:
+        ClusterError: The cluster does not say.
+    """
+    ask = Retrying(
+        retry=retry_if_result(lambda usage: "CPU" not in usage),  # it has just begun and does not know itself yet
+        wait=wait_fixed(1.0),
+        stop=stop_after_delay(_SECONDS),
+        retry_error_callback=lambda _: {},
+    )
+    usage = ask(_usage, client)
+    if not usage:
+        raise ClusterError(
+            f"Expected the cluster at {client.get_address()} to tell its CPUs and GPUs; it has told none for "
+            f"{_SECONDS:.0f} s. Look at its dashboard, and try again when its nodes are there."
+        )
+    pairs = {name: usage.get(name, (0.0, 0.0)) for name in ("CPU", "GPU")}
+    return {name: Room(total=total, free=total - used, most=total) for name, (used, total) in pairs.items()}
+
+
+def _usage(client: Any) -> dict[str, tuple[float, float]]:
+    """How much of each resource is used, and how much there is."""
+    answer = client._do_request("GET", "/api/cluster_status")  # the client's way to send the token
+    status = answer.json().get("data", {}).get("clusterStatus") if answer.status_code == _OK else None
+    return dict(status["loadMetricsReport"]["usage"]) if status else {}
 
 
 def _takes_jobs_from_anybody(address: str) -> bool:

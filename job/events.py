@@ -1,13 +1,15 @@
 """What a run tells while it goes on, from the first worker to whoever started it."""
 
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
 __all__ = ["Listener", "SilentListener", "beside_driver", "forwarded"]
 
 _POLL_SECONDS = 0.5
+_FIRST_SECONDS = 10.0
 
 
 class Listener(Protocol):
@@ -52,21 +54,31 @@ def beside_driver() -> dict[str, Any]:
 
 
 @contextmanager
-def forwarded(listener: Listener) -> Iterator[Any]:
-    """Give a Ray queue; events `(method, arguments)` put there by a worker reach the listener meanwhile."""
+def forwarded(listener: Listener, silence: Callable[[], None]) -> Iterator[Any]:
+    """Give a Ray queue; events `(method, arguments)` put there by a worker reach the listener meanwhile.
+
+    Args:
+        listener: Who hears them.
+        silence: Called if there has been none for ten seconds since the beginning.
+    """
     from ray.util.queue import Empty, Queue
 
     queue = Queue(actor_options=beside_driver())
     over = threading.Event()
 
     def forward() -> None:
+        silent_until: float | None = time.monotonic() + _FIRST_SECONDS
         while True:
             try:
                 method, arguments = queue.get(timeout=_POLL_SECONDS)
             except Empty:
                 if over.is_set():
                     return
+                if silent_until is not None and time.monotonic() > silent_until:
+                    silent_until = None
+                    silence()
                 continue
+            silent_until = None
             getattr(listener, method)(*arguments)
 
     thread = threading.Thread(target=forward, name="run-events", daemon=True)

@@ -1,23 +1,21 @@
-"""A training run as a job of Ray's job API: its code packed, its log followed to its end."""
+"""A training run packed as a job for Ray's job API."""
 
-import asyncio
 import os
 import shlex
 import shutil
 import subprocess
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tenacity import Retrying, retry_if_exception, retry_if_exception_type, stop_after_delay, wait_fixed
-from tenacity.retry import retry_base
+from tenacity import retry_if_exception
 
+from job.jobs import STOP_SECONDS, asked
 from nucleus.errors import ClusterError, JobError
 
-__all__ = ["Submission", "follow", "prepare"]
+__all__ = ["Submission", "prepare"]
 
 _LARGEST_BYTES = 100 << 20
 """Ray's limit for a working directory."""
@@ -28,10 +26,8 @@ _PASSED_ON = (
 )  # fmt: skip
 """Variables that the job needs and that are no secrets: Ray shows them to everybody who sees its dashboard."""
 _RECIPE = "recipe.toml"
-_POLL_SECONDS = 1.0
-_PATIENCE_SECONDS = 120.0
-_AWAY = (RuntimeError, OSError)
-"""What the client of Ray's job API raises when the cluster does not answer."""
+_STOP_WAIT = {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS)}
+"""Ray kills a job 3 s after it told it to stop, which is too soon for a checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +51,7 @@ class Submission:
         runtime = {"working_dir": str(self.code), "env_vars": self.environment}
         start = partial(client.submit_job, entrypoint=self.entrypoint, runtime_env=runtime, submission_id=self.job)
         try:
-            _asked(start, retry_if_exception(lambda error: "No available agent" in str(error)))
+            asked(start, retry_if_exception(lambda error: "No available agent" in str(error)))
         except (RuntimeError, ConnectionError, ValueError) as error:
             raise ClusterError(f"Expected the cluster to take the job {self.job}; it did not: {error}") from error
 
@@ -75,7 +71,7 @@ def prepare(recipe: Path, job: str, arguments: Sequence[str], folder: Path, *, v
             f"{' and '.join(_PACKAGES)}. Put what is no code into .gitignore."
         )
     command = ["python", "-m", "job.train", *(["--debug"] if verbose else []), _RECIPE, *arguments]
-    environment = {name: os.environ[name] for name in _PASSED_ON if os.environ.get(name)}
+    environment = {name: os.environ[name] for name in _PASSED_ON if os.environ.get(name)} | _STOP_WAIT
     return Submission(job, shlex.join(command), environment, folder)
 
 
@@ -96,53 +92,3 @@ def _code(root: Path) -> list[Path]:
     else:
         paths = sorted(path for package in _PACKAGES for path in (root / package).rglob("*"))
     return [path for path in paths if path.is_file() and "__pycache__" not in path.parts]
-
-
-def follow(client: Any, job: str, write: Callable[[str], None]) -> Any:
-    """Pass on a job's log until its terminal state; give its details.
-
-    The stream of Ray's API may end while the job runs; then it is opened again, and what was passed on is left out.
-
-    Raises:
-        ClusterError: The cluster has not answered for two minutes.
-    """
-    seen = 0
-    while True:
-        seen = asyncio.run(_tail(client, job, seen, write))
-        details = _told(partial(client.get_job_info, job), job)
-        if details.status.is_terminal():
-            write(_told(partial(client.get_job_logs, job), job)[seen:])
-            return details
-        time.sleep(_POLL_SECONDS)
-
-
-async def _tail(client: Any, job: str, seen: int, write: Callable[[str], None]) -> int:
-    """Pass on what comes after the first `seen` characters of a log; give how many there are now."""
-    import aiohttp
-
-    position = 0
-    try:
-        async for chunk in client.tail_job_logs(job):
-            write(chunk[max(0, seen - position) :])
-            position += len(chunk)
-            seen = max(seen, position)
-    except (*_AWAY, aiohttp.ClientError):
-        pass  # `follow` asks again
-    return seen
-
-
-def _told(question: Callable[[], Any], job: str) -> Any:
-    try:
-        return _asked(question, retry_if_exception_type(_AWAY))
-    except _AWAY as error:
-        raise ClusterError(
-            f"Expected the cluster to tell how {job} is; no answer for {_PATIENCE_SECONDS:.0f} s: {error} The job may "
-            f"still run. Its log: ray job logs --follow {job}"
-        ) from error
-
-
-def _asked(question: Callable[[], Any], retry: retry_base) -> Any:
-    """The cluster's answer, asked for until it comes or patience ends with the last error."""
-    return Retrying(
-        retry=retry, wait=wait_fixed(_POLL_SECONDS), stop=stop_after_delay(_PATIENCE_SECONDS), reraise=True
-    )(question)

@@ -13,10 +13,11 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from job.cluster import connected
+from job.cluster import connected, rooms
 from job.demands import stop_request, stops_on_sigterm
 from job.events import Listener, SilentListener, forwarded
 from job.gate import judge
+from job.placement import missing
 from job.plan import RunPlan, load_plan, new_run_name, save_plan
 from job.worker import FINAL_FOLDER, train_worker
 from nucleus import __version__
@@ -173,7 +174,13 @@ def _fit(plan: RunPlan, options: RunOptions, listener: Listener, folder: Path) -
     os.environ[_STALL_TIMEOUT] = str(recipe.stall_timeout)  # Ray hands both on to its controller
     if recipe.workers.elastic:  # it may ask for a machine that is going, and then asks for what is there
         os.environ.setdefault(_START_TIMEOUT, _ELASTIC_START_SECONDS)
-    with forwarded(listener) as events, stops_on_sigterm(stop, plan):
+
+    def no_worker_yet() -> None:
+        waits = missing(recipe, rooms())
+        if waits:
+            listener.stage(f"Waiting for {waits}")
+
+    with forwarded(listener, no_worker_yet) as events, stops_on_sigterm(stop, plan):
         trainer = DataParallelTrainer(
             train_worker,
             backend_config=MultiWorkerConfig(),

@@ -30,6 +30,7 @@ def train_worker(config: dict[str, Any]) -> None:
     """Train as one of the workers of `config["plan"]`; tell `config["events"]`, and hear `config["stop"]`."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     plan = RunPlan.model_validate_json(config["plan"])
+    _tell_that_it_began(config["events"])
     _limit_devices(plan.recipe)
     _reach_workers_directly()
 
@@ -61,6 +62,14 @@ def train_worker(config: dict[str, Any]) -> None:
         with suppress(Exception):  # or it would hide why
             tracker.abort()
         raise
+
+
+def _tell_that_it_began(events: Any) -> None:
+    import ray.train
+
+    context = ray.train.get_context()
+    if context.get_world_rank() == 0:
+        events.put(("stage", (f"Workers that have started: {context.get_world_size()}",)))
 
 
 @contextmanager

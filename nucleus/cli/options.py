@@ -5,7 +5,7 @@ from typing import Any, TypeVar
 
 import click
 
-__all__ = ["check_run_options", "json_option", "run_options", "single_writer_option"]
+__all__ = ["check_run_options", "cluster_options", "json_option", "run_options", "single_writer_option"]
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -15,21 +15,39 @@ single_writer_option = click.option(
 )
 
 
-def run_options(command: Command) -> Command:
-    """What names a run and what it does: RECIPE, `--set`, `--run`, `--resume`, `--single-writer`."""
-    for option in reversed(
-        (
-            click.argument("recipe"),
-            click.option(
-                "--set", "settings", metavar="KEY=VALUE", multiple=True, help="Change a key, as optimizer.epochs=3."
-            ),
-            click.option("--run", metavar="NAME", help="Name of the run.  [default: the model's name and the moment]"),
-            click.option("--resume", metavar="RUN", help="Go on with this run, by the recipe that it began with."),
-            single_writer_option,
-        )
-    ):
+def _with(command: Command, *options: Callable[[Command], Command]) -> Command:
+    for option in reversed(options):
         command = option(command)
     return command
+
+
+def run_options(command: Command) -> Command:
+    """What names a run and what it does: RECIPE, `--set`, `--run`, `--resume`, `--single-writer`."""
+    return _with(
+        command,
+        click.argument("recipe"),
+        click.option(
+            "--set", "settings", metavar="KEY=VALUE", multiple=True, help="Change a key, as optimizer.epochs=3."
+        ),
+        click.option("--run", metavar="NAME", help="Name of the run.  [default: the model's name and the moment]"),
+        click.option("--resume", metavar="RUN", help="Go on with this run, by the recipe that it began with."),
+        single_writer_option,
+    )
+
+
+def cluster_options(command: Command) -> Command:
+    """Which Ray cluster is meant, and how careful to be: `--address`, `--insecure`."""
+    return _with(
+        command,
+        click.option(
+            "--address",
+            metavar="URL",
+            help="The cluster's dashboard.  [default: RAY_ADDRESS, or http://127.0.0.1:8265]",
+        ),
+        click.option(
+            "--insecure", is_flag=True, help="Allow plain HTTP to another machine, and a cluster without a token."
+        ),
+    )
 
 
 def check_run_options(settings: tuple[str, ...], run: str | None, resume: str | None) -> None:

@@ -23,6 +23,7 @@ from nucleus.cli.main import cli
 from nucleus.errors import JobError, UsageError
 from nucleus.storage.uri import S3Uri
 from tests.faults.proxy import Proxy
+from tests.job.conftest import BreakingLine
 
 pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("default")]
 
@@ -114,24 +115,29 @@ def test_the_token_is_asked_for(ray_cluster: str, tmp_path: Path) -> None:
 
 
 def test_a_job_ends_as_its_run_does_and_is_sent_no_key(
-    ray_cluster: str, cluster_line: Proxy, bucket_uri: S3Uri
+    ray_cluster: str, breaking_line: BreakingLine, cluster_line: Proxy, bucket_uri: S3Uri
 ) -> None:
-    """One that fails, for it is short: the dataset is not there."""
+    """One that fails, for it is short: the dataset is not there. Its log comes, though no stream brings any of it."""
+    breaking_line.pieces = 1
     secrets = {"AWS_SESSION_TOKEN": "marked-session", "WANDB_API_KEY": "marked-key"}
+    address = breaking_line.address
     done = submit(
-        "demo", "--set", "dataset=nothing", "--run", "sent", "--address", ray_cluster, "--json",
+        "demo", "--set", "dataset=nothing", "--run", "sent", "--address", address, "--json",
         NUCLEUS_BUCKET=str(bucket_uri), AWS_ENDPOINT_URL_S3=cluster_line.endpoint, **secrets,
     )  # fmt: skip
     assert done.returncode == 1, done.stderr
     assert done.stdout, done.stderr
-    assert json.loads(done.stdout) == {"job": "sent", "run": "sent", "address": ray_cluster, "status": "FAILED"}
+    assert json.loads(done.stdout) == {"job": "sent", "run": "sent", "address": address, "status": "FAILED"}
     assert "nucleus data import SRC" in done.stderr
+    assert breaking_line.broken
 
     from ray.job_submission import JobSubmissionClient
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_AUTH_MODE", "token")
-        kept = JobSubmissionClient(ray_cluster).get_job_info("sent")
+        client = JobSubmissionClient(ray_cluster)
+        kept, log = client.get_job_info("sent"), client.get_job_logs("sent")
+    assert done.stderr == f"submitted sent to {address}\n{log}"
     assert kept.entrypoint == "python -m job.train recipe.toml --run sent --set=dataset=nothing"
     passed = {"NUCLEUS_BUCKET": str(bucket_uri), "AWS_ENDPOINT_URL_S3": cluster_line.endpoint}
     assert kept.runtime_env["env_vars"].items() >= passed.items()
