@@ -10,7 +10,7 @@ from job.placement import Room, check_room
 from nucleus.config.recipe import Recipe
 from nucleus.errors import JobError
 
-__all__ = ["connected", "rooms"]
+__all__ = ["cluster", "connected", "rooms"]
 
 _ADDRESS = "RAY_ADDRESS"
 _ANSWER_SECONDS = 5.0
@@ -25,24 +25,34 @@ def connected(recipe: Recipe, *, own: bool, verbose: bool) -> Iterator[None]:
     Raises:
         JobError: The recipe asks for more than the cluster has.
     """
+    wanted = recipe.workers.most * recipe.cpus_per_worker if own else None
+    with cluster(own_cpus=wanted, verbose=verbose):
+        check_room(recipe, rooms())
+        with _address_known():
+            yield
+
+
+@contextmanager
+def cluster(*, own_cpus: int | None = None, verbose: bool = False) -> Iterator[None]:
+    """The cluster that this process is connected to; else that of RAY_ADDRESS or this machine, or a new one.
+
+    Args:
+        own_cpus: Start one on this machine with at least so many CPUs, though it has fewer, even if another is at hand.
+        verbose: Whether to show Ray's logs.
+    """
     import ray
 
     if ray.is_initialized():
-        check_room(recipe, rooms())
-        with _address_known():
-            yield
+        yield
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     quiet = {"log_to_driver": verbose, "logging_level": "info" if verbose else "error"}
-    if own:  # the demo runs on any machine, if slower
-        wanted = recipe.workers.most * recipe.cpus_per_worker
-        ray.init(address="local", num_cpus=max(wanted, os.cpu_count() or 1), **quiet)
+    if own_cpus is not None:
+        ray.init(address="local", num_cpus=max(own_cpus, os.cpu_count() or 1), **quiet)
     elif not _joined(quiet):
         ray.init(address="local", **quiet)
     try:
-        check_room(recipe, rooms())
-        with _address_known():
-            yield
+        yield
     finally:
         ray.shutdown()
 
