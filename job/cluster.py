@@ -86,21 +86,19 @@ def _joined(settings: dict[str, Any]) -> bool:
     """Join the cluster of RAY_ADDRESS, or else one on this machine, if there is any."""
     import ray
 
-    address = os.environ.get(_ADDRESS)
-    if address in {None, "", "auto"}:
-        found = next(filter(_answers, _local_addresses()), None)
-        if found is None:
-            return False
-        ray.init(address=found, **settings)
-        return True
+    named = os.environ.get(_ADDRESS)
+    found = named if named not in {None, "", "auto"} else next(filter(_answers, _local_addresses()), None)
+    if found is None:
+        return False
     try:
-        if not _answers(address):
-            raise ConnectionError(address)
-        ray.init(address=address, **settings)
+        if not _answers(found):
+            raise ConnectionError(found)
+        ray.init(address=found, **settings)
     except ConnectionError as error:
+        where = f"as {_ADDRESS} says" if found == named else "on this machine"
         raise JobError(
-            f"Expected a Ray cluster at RAY_ADDRESS={address}; none answers. Start it, or unset the variable to "
-            "use this machine."
+            f"Expected a Ray cluster at {found}, {where}; none answers, or it refuses the token. Start it, set "
+            f"RAY_AUTH_TOKEN, or say {_ADDRESS}=local for a cluster of your own."
         ) from error
     return True
 

@@ -77,7 +77,7 @@ def dry_run(recipe: Recipe, dataset: str, submission: Submission, rooms: dict[st
         needed=needed(recipe),
         free={name: room.free for name, room in rooms.items()},
         total={name: room.total for name, room in rooms.items()},
-        waits_for=missing(recipe, rooms),
+        waits_for=missing(needed(recipe), rooms),
         images=images,
         epochs=recipe.optimizer.epochs,
         steps=images // recipe.input.batch_size * recipe.optimizer.epochs,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from nucleus.config.recipe import Recipe
 from nucleus.errors import JobError
 
-__all__ = ["Room", "check_room", "missing", "needed"]
+__all__ = ["Room", "check_room", "check_total", "missing", "needed"]
 
 
 @dataclass(frozen=True)
@@ -32,22 +32,37 @@ def needed(recipe: Recipe) -> dict[str, int]:
 
 def check_room(recipe: Recipe, rooms: Mapping[str, Room]) -> None:
     """Raise `JobError` if a cluster will never have what a run needs."""
-    wanted = needed(recipe)
+    lower = "set workers, cpus_per_worker or gpus_per_worker lower, such as --set workers=1"
+    check_total(needed(recipe), rooms, str(recipe.workers), lower)
+
+
+def check_total(wanted: Mapping[str, int], rooms: Mapping[str, Room], who: str, instead: str) -> None:
+    """Raise `JobError` if a cluster will never have so many CPUs and GPUs.
+
+    Args:
+        wanted: By Ray's names.
+        rooms: The cluster's.
+        who: Who needs them.
+        instead: What the user may do besides adding nodes.
+    """
     short = [
-        f"{count} {name}s (found {rooms[name].most:.0f})" for name, count in wanted.items() if rooms[name].most < count
+        f"{_counted(count, name)} (found {rooms[name].most:.0f})"
+        for name, count in wanted.items()
+        if rooms[name].most < count
     ]
     if short:
-        raise JobError(
-            f"Expected a Ray cluster with {' and '.join(short)} for {recipe.workers}. Add nodes, or set "
-            "workers, cpus_per_worker or gpus_per_worker lower, such as --set workers=1."
-        )
+        raise JobError(f"Expected a Ray cluster with {' and '.join(short)} for {who}. Add nodes, or {instead}.")
 
 
-def missing(recipe: Recipe, rooms: Mapping[str, Room]) -> str | None:
-    """What a run has to wait for, in words; None if it can begin at once."""
+def missing(wanted: Mapping[str, int], rooms: Mapping[str, Room]) -> str | None:
+    """What must be waited for, in words, by those who need so many CPUs and GPUs; None if they can begin at once."""
     waits = [
-        f"{count} {name}s ({rooms[name].free:.0f} of {rooms[name].total:.0f} are free)"
-        for name, count in needed(recipe).items()
+        f"{_counted(count, name)} ({rooms[name].free:.0f} of {rooms[name].total:.0f} are free)"
+        for name, count in wanted.items()
         if rooms[name].free < count
     ]
     return " and ".join(waits) or None
+
+
+def _counted(count: int, name: str) -> str:
+    return f"{count} {name}{'' if count == 1 else 's'}"

@@ -13,11 +13,12 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
+from job.causes import our_error
 from job.cluster import connected, rooms
 from job.demands import stop_request, stops_on_sigterm
 from job.events import Listener, SilentListener, forwarded
 from job.gate import judge
-from job.placement import missing
+from job.placement import missing, needed
 from job.plan import RunPlan, load_plan, new_run_name, save_plan
 from job.worker import FINAL_FOLDER, train_worker
 from nucleus import __version__
@@ -38,8 +39,6 @@ from nucleus.tracking.weights_and_biases import check_tracking, tracking_mode
 __all__ = ["RunOptions", "resume", "train"]
 
 _CHECKPOINTS_KEPT = 2
-_CAUSES = ("cause", "controller_failure", "health_check_failure")
-"""Where Ray's errors keep those that they wrap."""
 _START_TIMEOUT, _ELASTIC_START_SECONDS = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "10"
 _STALL_TIMEOUT = "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"
 
@@ -176,7 +175,7 @@ def _fit(plan: RunPlan, options: RunOptions, listener: Listener, folder: Path) -
         os.environ.setdefault(_START_TIMEOUT, _ELASTIC_START_SECONDS)
 
     def no_worker_yet() -> None:
-        waits = missing(recipe, rooms())
+        waits = missing(needed(recipe), rooms())
         if waits:
             listener.stage(f"Waiting for {waits}")
 
@@ -220,7 +219,7 @@ def _explained(error: BaseException, plan: RunPlan, options: RunOptions) -> Nucl
     """The worker's own error if it is one of ours, else what Ray says with the way to go on."""
     causes = list(getattr(error, "worker_failures", {}).values()) or [error]
     for cause in causes:
-        found = _ours(cause)
+        found = our_error(cause)
         if found is not None:
             return found
     first = str(causes[0]).strip().splitlines()
@@ -230,16 +229,6 @@ def _explained(error: BaseException, plan: RunPlan, options: RunOptions) -> Nucl
         f"Expected the run {plan.run} to finish; {failed} failed: {first[-1] if first else type(error).__name__}."
         f"{hint} {plan.how_to_go_on}"
     )
-
-
-def _ours(error: BaseException | None) -> NucleusError | None:
-    """The first of this project's errors in a chain of causes."""
-    while error is not None:
-        if isinstance(error, NucleusError):
-            return error
-        inner = (getattr(error, name, None) for name in _CAUSES)
-        error = next((cause for cause in inner if isinstance(cause, BaseException)), error.__cause__)
-    return None
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ _COMMANDS = {
     "submit": ("nucleus.cli.submit", "submit", "The same as a job of a Ray cluster elsewhere."),
     "jobs": ("nucleus.cli.jobs", "jobs", "Jobs on that cluster: list, status, logs, stop."),
     "models": ("nucleus.cli.models", "models", "Versioned models in the bucket."),
-    "evaluate": ("nucleus.cli.predict", "evaluate", "Metrics of a model on a dataset."),
+    "evaluate": ("nucleus.cli.evaluate", "evaluate", "Metrics of a model on a dataset."),
     "predict": ("nucleus.cli.predict", "predict", "Segment, count and measure nuclei in images."),
 }
 

@@ -126,8 +126,8 @@ def export(model: str, dest: Path, kind: Any, as_json: bool) -> None:
 
     h5 and keras load with Keras 3, savedmodel (a folder) with TensorFlow, onnx with ONNX Runtime.
     """
+    from nucleus.cli.model_folder import model_folder
     from nucleus.cli.output import print_json
-    from nucleus.cli.predict import model_folder
     from nucleus.quiet import import_tensorflow
 
     folder = model_folder(model)

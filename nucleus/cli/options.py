@@ -5,13 +5,27 @@ from typing import Any, TypeVar
 
 import click
 
-__all__ = ["check_run_options", "cluster_options", "json_option", "run_options", "single_writer_option"]
+__all__ = [
+    "check_run_options",
+    "cluster_options",
+    "json_option",
+    "run_options",
+    "single_writer_option",
+    "workers_option",
+]
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 json_option = click.option("--json", "as_json", is_flag=True, help="One JSON document.")
 single_writer_option = click.option(
     "--single-writer", is_flag=True, help="Nobody else publishes: go on where the server ignores conditional writes."
+)
+
+workers_option = click.option(
+    "--workers",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Spread over so many workers of the Ray cluster at hand.  [default: its GPUs, or else CPUs]",
 )
 
 

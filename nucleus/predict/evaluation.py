@@ -1,19 +1,22 @@
 """The metrics of a pulled model on a split of a dataset, per image and overall."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import tee
+
+import numpy as np
 
 from nucleus.config.recipe import LossOptions
 from nucleus.data.cache import ShardCache
 from nucleus.data.datasets import Dataset
 from nucleus.errors import DataError
-from nucleus.metrics.scores import ScoreSums
+from nucleus.metrics.scores import ImageScores, ScoreSums
 from nucleus.predict.gallery import GalleryImage
 from nucleus.predict.predictor import Predictor
 from nucleus.progress import Advance, no_progress
-from nucleus.training.validation import images_of_split, score_image
+from nucleus.training.validation import LabelledImage, images_of_worker, score_image, split_reader
 
-__all__ = ["Evaluation", "ImageRow", "evaluate"]
+__all__ = ["Evaluation", "ImageRow", "check_split", "evaluate", "evaluate_part", "joined"]
 
 
 @dataclass(frozen=True)
@@ -54,11 +57,30 @@ class ImageRow:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Scores of each image and overall by kind of image, and the worst images, the worst first."""
+    """Scores of images, and what they add up to.
+
+    Attributes:
+        images: Of each image, by name.
+        sums: Of all images.
+        worst: The images with the lowest mAP, the worst first.
+    """
 
     images: list[ImageRow]
-    overall: dict[str, dict[str, float]]
+    sums: ScoreSums
     worst: list[GalleryImage]
+
+    @property
+    def overall(self) -> dict[str, dict[str, float]]:
+        """Metrics over all images, and by kind of image."""
+        return self.sums.report()
+
+
+def joined(parts: Iterable[Evaluation], worst: int = 0) -> Evaluation:
+    """The evaluation of all images, from those of parts of them; keeps the worst of the parts' worst."""
+    parts = sorted(parts, key=lambda part: part.images[0].name)  # the same sums in whatever order they come
+    rows = sorted((row for part in parts for row in part.images), key=lambda row: row.name)
+    pictures = sorted((picture for part in parts for picture in part.worst), key=lambda picture: picture.score)
+    return Evaluation(rows, ScoreSums(np.sum([part.sums.array for part in parts], axis=0)), pictures[:worst])
 
 
 def evaluate(
@@ -84,34 +106,55 @@ def evaluate(
     Raises:
         DataError: The split has no images.
     """
+    check_split(dataset, split)
+    return evaluate_part(predictor, loss, dataset, split, cache, (0, 1), advance, worst)
+
+
+def check_split(dataset: Dataset, split: str) -> None:
+    """Raise `DataError` if a split has no images."""
     if not dataset.manifest.split_shards(split):
         raise DataError(f"Expected images in the split {split!r} of {dataset}; it has none.")
+
+
+def evaluate_part(
+    predictor: Predictor,
+    loss: LossOptions,
+    dataset: Dataset,
+    split: str,
+    cache: ShardCache,
+    part: tuple[int, int],
+    advance: Advance = no_progress,
+    worst: int = 0,
+) -> Evaluation:
+    """The same for part `number` of `count` of a split; the parts together hold each image once."""
     sums = ScoreSums()
     rows: list[ImageRow] = []
-    kept: list[tuple[float, int, GalleryImage]] = []
-    samples, again = tee(images_of_split(dataset, split, cache))
+    kept: list[GalleryImage] = []
+    reader = split_reader(dataset, split, cache, *part)
+    samples, again = tee(images_of_worker(dataset.manifest, split, reader))
     predictions = predictor.images(sample.image for sample in again)
     for sample, found in zip(samples, predictions, strict=True):
         scores = score_image(found.values, found.labels, sample.labels, predictor.config, loss)
         sums.add(sample.kind, scores)
-        rows.append(
-            ImageRow(
-                name=sample.name,
-                kind=sample.kind.value,
-                iou=scores.pixels.iou,
-                dice=scores.pixels.dice,
-                accuracy=scores.pixels.accuracy,
-                ap=tuple(float(value) for value in scores.nuclei.ap),
-                map=scores.nuclei.mean_ap,
-                f1_50=float(scores.nuclei.f1[0]),
-                pq_50=float(scores.nuclei.pq[0]),
-                nuclei_true=scores.nuclei.true_nuclei,
-                nuclei_predicted=scores.nuclei.predicted_nuclei,
-            )
-        )
+        rows.append(_row(sample, scores))
         title = f"{sample.name[:12]} ({sample.kind.value}): mAP {rows[-1].map:.2f}"
-        picture = GalleryImage(title, sample.image, sample.labels, found.labels)
-        kept = sorted([*kept, (rows[-1].map, len(rows), picture)], key=lambda item: item[:2])[:worst]
+        picture = GalleryImage(title, rows[-1].map, sample.image, sample.labels, found.labels)
+        kept = sorted([*kept, picture], key=lambda picture: picture.score)[:worst]
         advance(len(rows), len(dataset.manifest.split_samples(split)))
-    pictures = [picture for _, _, picture in kept]
-    return Evaluation(sorted(rows, key=lambda row: row.name), sums.report(), pictures)
+    return Evaluation(sorted(rows, key=lambda row: row.name), sums, kept)
+
+
+def _row(sample: LabelledImage, scores: ImageScores) -> ImageRow:
+    return ImageRow(
+        name=sample.name,
+        kind=sample.kind.value,
+        iou=scores.pixels.iou,
+        dice=scores.pixels.dice,
+        accuracy=scores.pixels.accuracy,
+        ap=tuple(float(value) for value in scores.nuclei.ap),
+        map=scores.nuclei.mean_ap,
+        f1_50=float(scores.nuclei.f1[0]),
+        pq_50=float(scores.nuclei.pq[0]),
+        nuclei_true=scores.nuclei.true_nuclei,
+        nuclei_predicted=scores.nuclei.predicted_nuclei,
+    )

@@ -32,12 +32,14 @@ class GalleryImage:
 
     Attributes:
         title: What stands over it, before its mistakes.
+        score: Its mAP.
         image: H x W x 3, uint8.
         truth: H x W, labels.
         predicted: H x W, labels.
     """
 
     title: str
+    score: float
     image: RgbImage
     truth: NDArray[np.integer]
     predicted: NDArray[np.integer]

@@ -8,14 +8,14 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any, TextIO
+from typing import IO, Any, Protocol, TextIO
 
 import numpy as np
 
 from nucleus.data.images import encode_png
 from nucleus.errors import ImageError
 from nucleus.predict.canvas import label_canvas
-from nucleus.predict.inputs import IMAGES_TABLE, LABELS_ENDING, NUCLEI_TABLE, OVERLAY_ENDING
+from nucleus.predict.inputs import FILES_AT_ONCE, IMAGES_TABLE, LABELS_ENDING, NUCLEI_TABLE, OVERLAY_ENDING
 from nucleus.predict.measurement import IMAGE_COLUMNS, Frame, image_row, measure_nuclei, nucleus_columns
 from nucleus.predict.overlay import draw_overlay
 from nucleus.predict.predictor import LabelledBlock, Predictor
@@ -24,9 +24,14 @@ from nucleus.predict.view import NetworkView
 from nucleus.progress import Advance, no_progress
 from nucleus.storage.files import atomic_path, write_atomic
 
-__all__ = ["PredictedFiles", "predict_files"]
+__all__ = ["PredictedFiles", "RowWriter", "predict_files", "write_image"]
 
-_FILES_AT_ONCE = 8
+
+class RowWriter(Protocol):
+    """Takes rows of a table, as `csv.DictWriter` does."""
+
+    def writerows(self, rowdicts: Iterable[dict[str, Any]], /) -> None:
+        """Add rows."""
 
 
 @dataclass(frozen=True)
@@ -62,12 +67,12 @@ def predict_files(
         _table(out / IMAGES_TABLE, IMAGE_COLUMNS) as images,
     ):
         remaining = iter(files)
-        while chunk := list(islice(remaining, _FILES_AT_ONCE)):
+        while chunk := list(islice(remaining, FILES_AT_ONCE)):
             views = _open_all(predictor, chunk, channel, failures)
             for (file, view), blocks in zip(views.items(), predictor.segment(list(views.values())), strict=True):
                 try:
                     with nuclei.rows() as rows:
-                        row = _write_image(predictor, view, blocks, out / file.stem, rows)
+                        row = write_image(predictor, view, blocks, out / file.stem, rows)
                 except ImageError as error:  # a channel that is only measured may be damaged
                     failures[file.name] = str(error)
                 else:
@@ -100,14 +105,25 @@ def _open_all(
     return views
 
 
-def _write_image(
+def write_image(
     predictor: Predictor,
     view: NetworkView,
     blocks: Iterable[LabelledBlock],
     stem: Path,
-    table: "csv.DictWriter[str]",
+    table: RowWriter,
 ) -> dict[str, Any]:
-    """Write an image's labels, overlay and nuclei, block by block; return its row."""
+    """Write an image's labels, overlay and nuclei, block by block; return its row.
+
+    Args:
+        predictor: Has segmented the image.
+        view: The image.
+        blocks: Its nuclei.
+        stem: The files are `<stem>.labels.tif` and `<stem>.overlay.png`.
+        table: Is given the nuclei.
+
+    Raises:
+        ImageError: A part of the image is damaged.
+    """
     source = view.source
     whole = Frame(source.name, (source.height, source.width), pixel_size=predictor.pixel_size(source))
     pixels = 0

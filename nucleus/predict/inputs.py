@@ -1,12 +1,25 @@
 """Which image files a user means."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from nucleus.data.images import IMAGE_SUFFIXES
 from nucleus.errors import UsageError
 
-__all__ = ["IMAGES_TABLE", "LABELS_ENDING", "NUCLEI_TABLE", "OVERLAY_ENDING", "check_outputs", "find_inputs"]
+__all__ = [
+    "FILES_AT_ONCE",
+    "IMAGES_TABLE",
+    "LABELS_ENDING",
+    "NUCLEI_TABLE",
+    "OUTPUT_ENDINGS",
+    "OVERLAY_ENDING",
+    "check_outputs",
+    "check_stems",
+    "find_inputs",
+]
+
+FILES_AT_ONCE = 8
+"""Images that are opened together, so that small ones are computed together."""
 
 LABELS_ENDING = ".labels.tif"
 OVERLAY_ENDING = ".overlay.png"
@@ -31,15 +44,20 @@ def find_inputs(inputs: Sequence[Path]) -> list[Path]:
             raise UsageError(f"Expected an image or a folder at {path}; nothing is there.")
     if not files:
         raise UsageError(f"Expected image files in {', '.join(map(str, inputs))}; found none.")
-    stems: dict[str, Path] = {}
-    for file in files:
-        other = stems.setdefault(file.stem, file)
-        if other is not file:
+    check_stems([(file.stem, str(file)) for file in files])
+    return files
+
+
+def check_stems(images: Iterable[tuple[str, str]]) -> None:
+    """Raise `UsageError` if two images, each a stem and a full name, would write the same output."""
+    stems: dict[str, str] = {}
+    for number, (stem, name) in enumerate(images):
+        other = stems.setdefault(stem, name)
+        if len(stems) <= number:
             raise UsageError(
-                f"Expected images of different names; {other} and {file} would both write {file.stem}{LABELS_ENDING}. "
+                f"Expected images of different names; {other} and {name} would both write {stem}{LABELS_ENDING}. "
                 "Run them with different --out folders."
             )
-    return files
 
 
 def check_outputs(files: Sequence[Path], out: Path) -> None:

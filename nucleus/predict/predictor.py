@@ -16,38 +16,20 @@ from nucleus.model.heads import maps_of
 from nucleus.model.instances import label_nuclei
 from nucleus.model.tiling import Picture, Region, TiledNetwork
 from nucleus.predict.blocks import Block, cuts_nuclei, nuclei_of_block, plan_blocks
+from nucleus.predict.options import PredictionOptions
 from nucleus.predict.sources import ImageSource
 from nucleus.predict.view import NetworkView
 from nucleus.registry.manifest import MANIFEST_FILE, ModelManifest, read_model_manifest
 from nucleus.registry.versions import is_whole
 
-__all__ = ["LabelledBlock", "Prediction", "PredictionOptions", "Predictor", "load_predictor", "read_pulled"]
+__all__ = ["LabelledBlock", "Prediction", "Predictor", "load_predictor", "read_pulled"]
 
-_BLOCK_SIDE = 2048
 _SMALLEST_MARGIN = 128
 _DIAMETERS_OF_MARGIN = 4
 _LARGEST_MARGIN = 512
 """Pixels of the network, as the smallest one."""
 _PIXELS_AT_ONCE = 1 << 22
 _LARGEST_SCALE = 16.0
-
-
-@dataclass(frozen=True)
-class PredictionOptions:
-    """How images are segmented.
-
-    Attributes:
-        diameter: Typical diameter of the nuclei in the images, px; they are rescaled to what the model was trained on.
-        pixel_size: Side of the images' pixels, micrometres, instead of what their files say. Where the model knows that
-            of its training images and no diameter is given, images are rescaled by it, or by what their file says.
-        turns: Whether to average over the eight flips and quarter turns; eight times the work.
-        block_side: Side of the blocks in which large images are labelled, px.
-    """
-
-    diameter: float | None = None
-    pixel_size: float | None = None
-    turns: bool = False
-    block_side: int = _BLOCK_SIDE
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from nucleus.config.names import Reference, check_name, clean_name
+from nucleus.data.cache import default_cache_dir
 from nucleus.errors import IntegrityError, ModelError, ObjectNotFoundError, UsageError
 from nucleus.registry.aliases import read_alias
 from nucleus.registry.claims import claim_version, run_of_claim
@@ -35,6 +36,7 @@ __all__ = [
     "list_versions",
     "publish",
     "pull",
+    "pull_cached",
     "read_version",
     "resolve_version",
     "version_of_run",
@@ -169,6 +171,14 @@ def pull(bucket: Bucket, reference: Reference, folder: Path) -> ModelManifest:
             _check_replaceable(folder, manifest)
             _replace(bucket, manifest, folder)
     return manifest
+
+
+def pull_cached(bucket: Bucket, reference: Reference) -> Path:
+    """The folder in the cache that holds a version, brought there if need be. Raises what `pull` raises."""
+    version = resolve_version(bucket, reference)
+    folder = default_cache_dir() / "models" / bucket.uri.bucket / bucket.uri.key / reference.name / f"{version:06d}"
+    pull(bucket, Reference(reference.name, str(version)), folder)
+    return folder
 
 
 def _replace(bucket: Bucket, manifest: ModelManifest, folder: Path) -> None:

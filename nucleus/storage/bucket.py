@@ -45,11 +45,13 @@ class StoredObject:
         key: Its key below the bucket's prefix.
         size: Bytes.
         modified: When it was last written, with time zone.
+        etag: Changes with the bytes.
     """
 
     key: str
     size: int
     modified: datetime
+    etag: str
 
 
 class Bucket:
@@ -234,7 +236,7 @@ class Bucket:
         base = self._below
         for page in self._pages(Prefix=base + prefix):
             for item in page.get("Contents", []):
-                yield StoredObject(item["Key"].removeprefix(base), item["Size"], item["LastModified"])
+                yield StoredObject(item["Key"].removeprefix(base), item["Size"], item["LastModified"], item["ETag"])
 
     def find(self, key: str) -> StoredObject | None:
         """The object that has this key, if there is one."""

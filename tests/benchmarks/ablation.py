@@ -81,7 +81,8 @@ def _other_uses(bucket: Bucket, manifest: ModelManifest, recipe: Recipe, dataset
     """The same weights with untuned thresholds, and averaged over flips and turns."""
     from nucleus.model.files import load_model
     from nucleus.predict.evaluation import evaluate
-    from nucleus.predict.predictor import PredictionOptions, Predictor
+    from nucleus.predict.options import PredictionOptions
+    from nucleus.predict.predictor import Predictor
 
     folder = root / "pulled"
     pull(bucket, Reference(manifest.model, str(manifest.version)), folder)

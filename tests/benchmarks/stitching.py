@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from nucleus.metrics.matching import pair_labels
 from nucleus.model.architecture import ModelConfig
 from nucleus.predict.canvas import LabelCanvas
-from nucleus.predict.predictor import PredictionOptions, Predictor
+from nucleus.predict.options import PredictionOptions
+from nucleus.predict.predictor import Predictor
 from nucleus.predict.sources import array_source
 from nucleus.quiet import import_tensorflow
 

@@ -26,7 +26,14 @@ CONTRACT = {
     "weights add": {"--encoder"},
     "weights list": {"--json"},
     "train": {"--set", "--run", "--resume", "--single-writer", "--json"},
-    "submit": {"--set", "--run", "--resume", "--single-writer", "--address", "--insecure", "--detach", "--json"},
+    "submit": {
+        *("--set", "--run", "--resume", "--single-writer", "--address", "--insecure", "--detach", "--dry-run"),
+        "--json",
+    },
+    "jobs list": {"--address", "--insecure", "--json"},
+    "jobs status": {"--address", "--insecure", "--json"},
+    "jobs logs": {"--follow", "-f", "--address", "--insecure", "--json"},
+    "jobs stop": {"--address", "--insecure", "--json"},
     "models list": {"--json"},
     "models show": {"--json"},
     "models pull": {"--json"},
@@ -34,8 +41,11 @@ CONTRACT = {
     "models clean": {"--remove", "--older-than", "--json"},
     "models export": {"--format", "--json"},
     "models rollback": {"--single-writer"},
-    "evaluate": {"--split", "--tta", "--gallery", "--json"},
-    "predict": {"--model", "--out", "--diameter", "--pixel-size", "--channel", "--tta", "--overwrite", "--json"},
+    "evaluate": {"--split", "--tta", "--gallery", "--workers", "--json"},
+    "predict": {
+        *("--model", "--out", "--diameter", "--pixel-size", "--channel", "--tta", "--overwrite", "--workers"),
+        "--json",
+    },
 }
 
 

@@ -25,7 +25,8 @@ from nucleus.predict.blocks import nuclei_of_block, plan_blocks
 from nucleus.predict.canvas import label_canvas
 from nucleus.predict.images import predict_files
 from nucleus.predict.measurement import IMAGE_COLUMNS, Frame, image_row, measure_nuclei, nucleus_columns
-from nucleus.predict.predictor import PredictionOptions, Predictor
+from nucleus.predict.options import PredictionOptions
+from nucleus.predict.predictor import Predictor
 from nucleus.predict.sources import array_source, channel_count, open_source
 from nucleus.predict.view import NetworkView
 

@@ -23,9 +23,9 @@ def test_a_run_needs_what_its_fewest_workers_take() -> None:
 
 
 def test_what_is_held_by_others_is_waited_for() -> None:
-    assert missing(recipe(workers=2), rooms(total=2, free=2)) is None
-    assert missing(recipe(workers=2), rooms(total=4, free=1)) == "2 CPUs (1 of 4 are free)"
-    assert missing(recipe(workers=2, gpus_per_worker=1), rooms(total=2, free=0, gpus=1)) == (
+    assert missing(needed(recipe(workers=2)), rooms(total=2, free=2)) is None
+    assert missing(needed(recipe(workers=2)), rooms(total=4, free=1)) == "2 CPUs (1 of 4 are free)"
+    assert missing(needed(recipe(workers=2, gpus_per_worker=1)), rooms(total=2, free=0, gpus=1)) == (
         "2 CPUs (0 of 2 are free) and 2 GPUs (1 of 1 are free)"
     )
 

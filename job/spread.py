@@ -1,0 +1,141 @@
+"""Work that needs no order, spread over a cluster by Ray Data: actors that each hold what they work with."""
+
+import logging
+import os
+import pickle
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from job.cluster import cluster, rooms
+from job.placement import check_total, missing
+from nucleus.errors import JobError, NucleusError
+from nucleus.storage.retries import set_storage_timeout, storage_timeout
+
+__all__ = ["spread"]
+
+Item = TypeVar("Item")
+Answer = TypeVar("Answer")
+
+_ITEM, _ANSWER = "item", "answer"
+
+
+@dataclass(frozen=True)
+class Crew:
+    """The actors.
+
+    Attributes:
+        workers: How many.
+        gpus: Of each, 0 or 1; each takes one CPU besides.
+    """
+
+    workers: int
+    gpus: int
+
+
+class _Worker(Generic[Item, Answer]):
+    """An actor. This project's errors are answers too: Ray Data takes what an actor raises for a fault of its own."""
+
+    def __init__(self, make: Callable[[], Callable[[Item], Answer]], timeout: float, gpus: int) -> None:
+        set_storage_timeout(timeout)
+        self._make = make
+        self._gpus = gpus
+        self._work: Callable[[Item], Answer] | None = None
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        return {_ANSWER: [pickle.dumps(self._answer(pickle.loads(item))) for item in batch[_ITEM]]}  # noqa: S301
+
+    def _answer(self, item: Item) -> Answer | NucleusError:
+        try:
+            if self._work is None:
+                _settle_tensorflow(self._gpus)
+                self._work = self._make()
+            return self._work(item)
+        except NucleusError as error:
+            return error
+
+
+def spread(
+    items: Sequence[Item],
+    make: Callable[[], Callable[[Item], Answer]],
+    *,
+    workers: int | None,
+    waiting: Callable[[str], None],
+    verbose: bool = False,
+) -> Iterator[Answer]:
+    """Work on each item somewhere on the cluster at hand; give the answers as they come.
+
+    An actor that is lost with its machine is replaced and its item done again.
+
+    Args:
+        items: What is to be worked on, the longest work first.
+        make: Called once in each actor, gives what works on an item.
+        workers: How many actors; without it as many as the cluster has GPUs, or else CPUs.
+        waiting: Told what has to be waited for, if there is no room at the beginning.
+        verbose: Whether to show Ray's logs.
+
+    Raises:
+        NucleusError: What `make` or the work raised.
+        JobError: There are not so many GPUs or CPUs, or Ray failed.
+    """
+    if not verbose:  # Ray's core warns of how Ray Data makes its actors
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    with cluster(verbose=verbose):
+        crew = _crew(workers, len(items), waiting)
+        for answer in _answers(items, make, crew, verbose=verbose):
+            if isinstance(answer, NucleusError):
+                raise answer
+            yield answer
+
+
+def _crew(workers: int | None, items: int, waiting: Callable[[str], None]) -> Crew:
+    """Actors for so many items on the cluster that this process is connected to."""
+    found = rooms()
+    gpus = 1 if found["GPU"].most else 0
+    count = min(items, workers or int(found["GPU" if gpus else "CPU"].most) or 1)
+    needed = {"CPU": count, "GPU": gpus * count}
+    check_total(needed, found, f"{count} workers", "say --workers 1")
+    wait = missing({"CPU": 1, "GPU": gpus}, found)
+    if wait:
+        waiting(f"Waiting for {wait}")
+    return Crew(count, gpus)
+
+
+def _answers(
+    items: Sequence[Item], make: Callable[[], Callable[[Item], Answer]], crew: Crew, *, verbose: bool
+) -> Iterator[Answer | NucleusError]:
+    import ray.data
+    from ray.exceptions import RayError
+
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    if not verbose:
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
+    pickled = [{_ITEM: pickle.dumps(item)} for item in items]  # Ray Data has no columns of any object
+    answers = ray.data.from_items(pickled, override_num_blocks=len(items)).map_batches(
+        _Worker,
+        batch_size=1,
+        batch_format="numpy",
+        fn_constructor_args=(make, storage_timeout(), crew.gpus),
+        compute=ray.data.ActorPoolStrategy(size=crew.workers),
+        num_cpus=1,
+        num_gpus=crew.gpus,
+    )
+    try:
+        for row in answers.iter_rows():
+            yield pickle.loads(row[_ANSWER])  # noqa: S301  made by this program's own actors
+    except RayError as error:
+        told = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+        raise JobError(f"Expected the workers to finish; Ray Data failed: {told} Run it again with --debug.") from error
+
+
+def _settle_tensorflow(gpus: int) -> None:
+    """One thread for one CPU, and no more of a GPU's memory than is used."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    import tensorflow as tf
+
+    if not gpus:
+        tf.config.threading.set_intra_op_parallelism_threads(1)
+        tf.config.threading.set_inter_op_parallelism_threads(1)
+    for device in tf.config.list_physical_devices("GPU"):
+        tf.config.experimental.set_memory_growth(device, enable=True)

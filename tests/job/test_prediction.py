@@ -1,0 +1,103 @@
+"""Images and datasets in a bucket, worked on by actors of a real Ray cluster, against one process."""
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from nucleus.cli.main import cli
+from nucleus.registry.versions import publish
+from nucleus.storage.bucket import Bucket
+from tests.small_model import origin
+from tests.whole_way import Trained
+
+pytestmark = [
+    pytest.mark.ray,
+    pytest.mark.usefixtures("ray_cluster"),
+    pytest.mark.filterwarnings("default"),  # Ray 2.60 warns of its own deprecations and leaves sockets to the collector
+]
+
+
+def invoke(*arguments: object) -> Result:
+    return CliRunner().invoke(cli, [str(argument) for argument in arguments])
+
+
+@pytest.fixture
+def registry(trained: Trained, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("NUCLEUS_BUCKET", str(trained.bucket.uri))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+
+
+@pytest.mark.usefixtures("registry")
+def test_predict_spreads_and_goes_on(bucket: Bucket, dozen: Path, tmp_path: Path) -> None:
+    files = sorted(dozen.rglob("images/*.png"))
+    for file in files:
+        bucket.put(f"images/{file.name}", file)
+    bucket.put("images/broken.png", b"no image")
+    out = bucket.uri / "labels"
+    typed = ("predict", bucket.uri / "images", "--model", "tiny", "--out", out, "--json")
+    run = invoke(*typed)
+    assert run.exit_code == 1
+    assert "1 of 13 images could not be read" in run.stderr
+    answer = json.loads(run.stdout)
+    assert (answer["model"], answer["out"], answer["done_before"]) == ("tiny@1", str(out), 0)
+    assert list(answer["failures"]) == ["broken.png"]
+    assert invoke("predict", *files, "--model", "tiny", "--out", tmp_path / "out").exit_code == 0
+    for file in files:
+        name = f"{file.stem}.labels.tif"
+        assert bucket.get(f"labels/{name}") == (tmp_path / "out" / name).read_bytes()
+    assert len(answer["nuclei"]) == 12
+    assert bucket.find("labels/nuclei.parquet")
+
+    bucket.delete("images/broken.png")
+    run = invoke(*typed)
+    assert run.exit_code == 0
+    assert (json.loads(run.stdout)["nuclei"], json.loads(run.stdout)["done_before"]) == ({}, 12)
+    assert invoke(*typed, "--tta").exit_code == 2
+
+
+@pytest.mark.usefixtures("registry")
+def test_evaluate_spread_gives_the_same(tmp_path: Path) -> None:
+    typed = ("evaluate", "tiny", "dozen", "--split", "all", "--json")
+    spread = invoke(*typed, "--workers", 2, "--gallery", tmp_path / "a.png")
+    alone = invoke(*typed, "--gallery", tmp_path / "b.png")
+    assert spread.exit_code == alone.exit_code == 0, spread.output
+    found, expected = json.loads(spread.stdout), json.loads(alone.stdout)
+    assert found["images"] == expected["images"]
+    assert len(found["images"]) == 12
+    assert found["overall"].keys() == expected["overall"].keys()
+    for kind, scores in found["overall"].items():
+        assert scores == pytest.approx(expected["overall"][kind], rel=1e-12)  # added up in another order
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["predict", "s3://b/images", "--model", "m", "--out", "{folder}"], "one prefix"),
+        (["predict", "{folder}", "--model", "m", "--out", "s3://b/labels"], "one prefix"),
+        (["predict", "s3://b/a", "s3://b/c", "--model", "m", "--out", "s3://b/labels"], "one prefix"),
+        (["predict", "{folder}", "--model", "m", "--out", "{folder}", "--workers", "2"], "--workers"),
+        (["predict", "s3://b/images", "--model", "{model}", "--out", "s3://b/labels"], "NAME"),
+        (["evaluate", "{model}", "d", "--workers", "2"], "NAME"),
+    ],
+)
+def test_what_does_not_go_together(trained: Trained, tmp_path: Path, arguments: list[str], told: str) -> None:
+    run = invoke(*(text.format(folder=tmp_path, model=trained.folder) for text in arguments))
+    assert run.exit_code == 2
+    assert told in run.stderr
+
+
+def test_errors_of_actors_are_ours(
+    bucket: Bucket, dozen: Path, model_files: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("NUCLEUS_BUCKET", str(bucket.uri))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    publish(bucket, "m", model_files, origin())  # its weights are none
+    bucket.put("images/a.png", next(dozen.rglob("images/*.png")))
+    typed = ("predict", bucket.uri / "images", "--model", "m", "--out", bucket.uri / "labels")
+    run = invoke(*typed, "--workers", 99)  # no more than there is work for
+    assert run.exit_code == 1
+    assert "model.json" in run.stderr
+    assert "Traceback" not in run.stderr
