@@ -54,11 +54,11 @@ def beside_driver() -> dict[str, Any]:
 
 
 @contextmanager
-def forwarded(listener: Listener, silence: Callable[[], None]) -> Iterator[Any]:
+def forwarded(listener: object, silence: Callable[[], None]) -> Iterator[Any]:
     """Give a Ray queue; events `(method, arguments)` put there by a worker reach the listener meanwhile.
 
     Args:
-        listener: Who hears them.
+        listener: Who hears them: a `Listener`, or whatever has the methods.
         silence: Called if there has been none for ten seconds since the beginning.
     """
     from ray.util.queue import Empty, Queue

@@ -30,6 +30,7 @@ class RunPlan(BaseModel):
         weights_uri: Where the encoder's weights are; None without.
         weights: Their origin.
         wandb_mode: `online`, `offline` or `disabled`.
+        group: What the run belongs to, such as a sweep; its group in W&B.
         wandb_dir: Folder for W&B's files on the first worker's machine.
         token: Tells this plan from another of the same name and content.
     """
@@ -44,6 +45,7 @@ class RunPlan(BaseModel):
     weights_uri: str | None
     weights: EncoderWeightsOrigin
     wandb_mode: str
+    group: str | None = None
     wandb_dir: str
     token: str = Field(default_factory=lambda: secrets.token_hex(8))
 

@@ -5,65 +5,27 @@
 """
 
 import os
-import shutil
 import sys
-import tempfile
-from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
-from typing import Any
 
-from job.causes import our_error
-from job.cluster import connected, rooms
-from job.demands import stop_request, stops_on_sigterm
-from job.events import Listener, SilentListener, forwarded
+from job.cluster import connected
+from job.events import Listener, SilentListener
+from job.fitting import fit
 from job.gate import judge
-from job.placement import missing, needed
+from job.options import RunOptions
 from job.plan import RunPlan, load_plan, new_run_name, save_plan
-from job.worker import FINAL_FOLDER, train_worker
-from nucleus import __version__
+from job.publishing import publish_fitted
 from nucleus.config.recipe import Recipe
 from nucleus.data.datasets import locate_dataset, open_dataset
-from nucleus.errors import DataError, JobError, NucleusError, RunStoppedError, WeightsError
-from nucleus.registry.card import model_card
+from nucleus.errors import DataError, WeightsError
 from nucleus.registry.encoder_weights import provide_weights
-from nucleus.registry.manifest import EncoderWeightsOrigin, ModelManifest, Origin
-from nucleus.registry.versions import publish, version_of_run
-from nucleus.storage.bucket import Bucket
+from nucleus.registry.manifest import EncoderWeightsOrigin, ModelManifest
+from nucleus.registry.versions import version_of_run
 from nucleus.storage.conditions import check_conditional_writes
-from nucleus.storage.retries import storage_timeout
-from nucleus.storage.sums import check_sums
-from nucleus.storage.uri import bucket_from_environment, parse_uri
 from nucleus.tracking.weights_and_biases import check_tracking, tracking_mode
 
-__all__ = ["RunOptions", "resume", "train"]
-
-_CHECKPOINTS_KEPT = 2
-_START_TIMEOUT, _ELASTIC_START_SECONDS = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "10"
-_STALL_TIMEOUT = "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"
-
-
-@dataclass(frozen=True)
-class RunOptions:
-    """How to run, as opposed to what.
-
-    Attributes:
-        run: Name of a new run; None makes one up.
-        weights_optional: Whether to go on with a random encoder when no weights can be had. Only the demo may.
-        own_cluster: Whether to start a Ray cluster on this machine even if another is at hand.
-        verbose: Whether to show the logs of Ray and the workers.
-        single_writer: Whether nobody else publishes meanwhile, so that the server may ignore conditional writes.
-    """
-
-    run: str | None = None
-    weights_optional: bool = False
-    own_cluster: bool = False
-    verbose: bool = False
-    single_writer: bool = False
-
-    def bucket(self, uri: str | None) -> Bucket:
-        """The bucket `uri`, or else the environment's."""
-        return Bucket(bucket_from_environment(uri), single_writer=self.single_writer)
+__all__ = ["plan_run", "resume", "train"]
 
 
 def train(recipe: Recipe, options: RunOptions | None = None, listener: Listener | None = None) -> ModelManifest:
@@ -74,7 +36,7 @@ def train(recipe: Recipe, options: RunOptions | None = None, listener: Listener 
     """
     options = options or RunOptions()
     listener = listener or SilentListener()
-    return _execute(_plan(recipe, options, listener), options, listener, new=True)
+    return _execute(plan_run(recipe, options, listener), options, listener, new=True)
 
 
 def resume(
@@ -97,8 +59,18 @@ def resume(
     return published
 
 
-def _plan(recipe: Recipe, options: RunOptions, listener: Listener) -> RunPlan:
-    """Find out what can be wrong before a cluster is used."""
+def plan_run(recipe: Recipe, options: RunOptions, listener: Listener, group: str | None = None) -> RunPlan:
+    """Find out what can be wrong before a cluster is used.
+
+    Args:
+        recipe: What to run.
+        options: How to run it.
+        listener: Is warned.
+        group: What the run belongs to, such as a sweep.
+
+    Raises:
+        NucleusError: What is wrong.
+    """
     bucket = options.bucket(recipe.bucket)
     bucket.check("runs/")
     dataset = open_dataset(locate_dataset(recipe.dataset, recipe.bucket))
@@ -128,6 +100,7 @@ def _plan(recipe: Recipe, options: RunOptions, listener: Listener) -> RunPlan:
         weights_uri=str(weights.uri) if weights else None,
         weights=weights.origin if weights else EncoderWeightsOrigin(source="none", sha256=None),
         wandb_mode=mode,
+        group=group,
         wandb_dir=str(Path(os.environ.get("WANDB_DIR") or Path.cwd()).absolute()),
     )
 
@@ -135,100 +108,10 @@ def _plan(recipe: Recipe, options: RunOptions, listener: Listener) -> RunPlan:
 def _execute(plan: RunPlan, options: RunOptions, listener: Listener, *, new: bool) -> ModelManifest:
     bucket = options.bucket(plan.bucket)
     listener.stage(f"Training {plan.run} on {plan.recipe.workers}")
-    with (
-        tempfile.TemporaryDirectory(prefix="nucleus-model-") as temporary,
-        connected(plan.recipe, own=options.own_cluster, verbose=options.verbose),
-    ):
+    with connected(plan.recipe, own=options.own_cluster, verbose=options.verbose):
         if new:  # only now, so that a run which could not begin leaves its name free
             save_plan(bucket, plan)
-        folder = Path(temporary) / FINAL_FOLDER
-        result = _fit(plan, options, listener, folder)
-        origin = Origin(
-            run=plan.run,
-            recipe=plan.recipe.model_dump(mode="json"),
-            dataset=plan.dataset,
-            encoder_weights=plan.weights,
-            metrics=result["metrics"],
-            code_version=__version__,
-            wandb_run=result["wandb_run"],
-        )
-        listener.stage(f"Publishing {plan.recipe.model}")
-        (folder / "card.md").write_text(model_card(plan.recipe.model, origin))
-        manifest = publish(bucket, plan.recipe.model, folder, origin)
-        judge(bucket, manifest, plan, listener)
-        return manifest
-
-
-def _fit(plan: RunPlan, options: RunOptions, listener: Listener, folder: Path) -> dict[str, Any]:
-    """Run the workers; copy the model's files to `folder` and return what the first worker reported last."""
-    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
-    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
-
-    from job.backend import MultiWorkerConfig
-    from job.storage import run_storage
-
-    recipe = plan.recipe
-    resources = {"CPU": recipe.cpus_per_worker, **({"GPU": 1} if recipe.gpus_per_worker else {})}
-    stop, home = stop_request(), parse_uri(plan.bucket)
-    os.environ[_STALL_TIMEOUT] = str(recipe.stall_timeout)  # Ray hands both on to its controller
-    if recipe.workers.elastic:  # it may ask for a machine that is going, and then asks for what is there
-        os.environ.setdefault(_START_TIMEOUT, _ELASTIC_START_SECONDS)
-
-    def no_worker_yet() -> None:
-        waits = missing(needed(recipe), rooms())
-        if waits:
-            listener.stage(f"Waiting for {waits}")
-
-    with forwarded(listener, no_worker_yet) as events, stops_on_sigterm(stop, plan):
-        trainer = DataParallelTrainer(
-            train_worker,
-            backend_config=MultiWorkerConfig(),
-            train_loop_config={
-                "plan": plan.model_dump_json(),
-                "events": events,
-                "stop": stop,
-            },
-            scaling_config=ScalingConfig(
-                num_workers=tuple(recipe.workers) if recipe.workers.elastic else recipe.workers.most,
-                elastic_resize_monitor_interval_s=recipe.resize_interval,
-                use_gpu=bool(recipe.gpus_per_worker),
-                resources_per_worker=resources,
-            ),
-            run_config=RunConfig(
-                name=plan.run,
-                storage_path=f"{home.bucket}/{(home / 'runs').key}",
-                storage_filesystem=run_storage(home, storage_timeout()),
-                failure_config=FailureConfig(max_failures=recipe.max_failures),
-                checkpoint_config=CheckpointConfig(num_to_keep=_CHECKPOINTS_KEPT),
-            ),
-        )
-        try:
-            result = trainer.fit()
-        except Exception as error:  # Ray wraps what a worker raised in errors of its own
-            raise _explained(error, plan, options) from error
-    with result.checkpoint.as_directory() as checkpoint:
-        check_sums(Path(checkpoint), f"s3://{result.checkpoint.path}")
-        model = Path(checkpoint) / FINAL_FOLDER
-        if not model.is_dir():
-            raise RunStoppedError(f"The run {plan.run} was asked to stop and saved a checkpoint. {plan.how_to_go_on}")
-        shutil.copytree(model, folder)
-    return dict(result.metrics)
-
-
-def _explained(error: BaseException, plan: RunPlan, options: RunOptions) -> NucleusError:
-    """The worker's own error if it is one of ours, else what Ray says with the way to go on."""
-    causes = list(getattr(error, "worker_failures", {}).values()) or [error]
-    for cause in causes:
-        found = our_error(cause)
-        if found is not None:
-            return found
-    first = str(causes[0]).strip().splitlines()
-    hint = "" if options.verbose else " Run it again with --debug to see the workers' logs."
-    failed = "a worker" if getattr(error, "worker_failures", None) else "Ray's controller"
-    return JobError(
-        f"Expected the run {plan.run} to finish; {failed} failed: {first[-1] if first else type(error).__name__}."
-        f"{hint} {plan.how_to_go_on}"
-    )
+        return publish_fitted(plan, fit(plan, options, listener), bucket, listener)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,8 @@ from typing import Any
 import boto3
 import pytest
 
-from job.train import RunOptions, train
+from job.options import RunOptions
+from job.train import train
 from nucleus.config.names import Reference
 from nucleus.config.recipe import Recipe, parse_recipe
 from nucleus.data.datasets import Dataset

@@ -140,7 +140,8 @@ class _Demo:
         return str(added.uri)
 
     def _train(self, recipe: "Recipe") -> "ModelManifest":
-        from job.train import RunOptions, train
+        from job.options import RunOptions
+        from job.train import train
         from nucleus.cli.output import TrainingDisplay
 
         options = RunOptions(weights_optional=True, own_cluster=True, verbose=self.verbose)

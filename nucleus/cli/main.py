@@ -19,6 +19,7 @@ _COMMANDS = {
     "weights": ("nucleus.cli.weights", "weights", "Encoder weights in the bucket."),
     "train": ("nucleus.cli.train", "train", "Train by a recipe on Ray and publish the model."),
     "submit": ("nucleus.cli.submit", "submit", "The same as a job of a Ray cluster elsewhere."),
+    "sweep": ("nucleus.cli.sweep", "sweep", "Train with different settings and publish the best."),
     "jobs": ("nucleus.cli.jobs", "jobs", "Jobs on that cluster: list, status, logs, stop."),
     "models": ("nucleus.cli.models", "models", "Versioned models in the bucket."),
     "evaluate": ("nucleus.cli.evaluate", "evaluate", "Metrics of a model on a dataset."),

@@ -29,8 +29,8 @@ def train(
 
     Uses the Ray cluster of RAY_ADDRESS or this machine, or starts one for the run.
     """
+    from job.options import RunOptions
     from job.recipes import recipe_path
-    from job.train import RunOptions
     from job.train import resume as resume_run
     from job.train import train as train_run
     from nucleus.cli.output import TrainingDisplay, print_json

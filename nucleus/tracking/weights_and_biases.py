@@ -14,9 +14,15 @@ _MODES = ("online", "offline", "disabled")
 
 
 class Tracker(Protocol):
-    """What a worker tells about its run."""
+    """What a worker tells about its run.
+
+    Attributes:
+        run_path: The run in W&B.
+        offline_file: What `wandb sync` sends later; None online.
+    """
 
     run_path: str | None
+    offline_file: Path | None
 
     def log(self, metrics: dict[str, float]) -> None:
         """Metrics of an epoch; `epoch` is among them."""
@@ -32,6 +38,7 @@ class NoTracker:
     """Tracks nothing."""
 
     run_path: str | None = None
+    offline_file: Path | None = None
 
     def log(self, metrics: dict[str, float]) -> None:
         """Do nothing."""
@@ -46,7 +53,15 @@ class NoTracker:
 class WandbTracker:
     """One W&B run, continued under the same id when a run is resumed."""
 
-    def __init__(self, run: str, options: TrackingOptions, mode: str, folder: Path, config: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        run: str,
+        options: TrackingOptions,
+        mode: str,
+        folder: Path,
+        config: dict[str, Any],
+        group: str | None,
+    ) -> None:
         import wandb  # noqa: PLC0415  over a second
 
         folder.mkdir(parents=True, exist_ok=True)
@@ -56,6 +71,7 @@ class WandbTracker:
             entity=options.entity,
             id=run,
             name=run,
+            group=group,
             resume="allow",
             job_type="train",
             mode=cast(Literal["online", "offline"], mode),
@@ -69,6 +85,7 @@ class WandbTracker:
             rows = wandb.Api().run(self._run.path).scan_history(keys=["epoch"])
             self._logged = {int(row["epoch"]) for row in rows}
         entity = f"{self._run.entity}/" if self._run.entity else ""
+        self.offline_file = Path(self._run.dir).parent / f"run-{run}.wandb" if mode == "offline" else None
         self.run_path: str | None = f"{entity}{self._run.project}/{self._run.id}"
 
     def log(self, metrics: dict[str, float]) -> None:
@@ -108,8 +125,15 @@ def check_tracking(mode: str) -> None:
         )
 
 
-def make_tracker(run: str, options: TrackingOptions, mode: str, folder: Path, config: dict[str, Any]) -> Tracker:
+def make_tracker(
+    run: str,
+    options: TrackingOptions,
+    mode: str,
+    folder: Path,
+    config: dict[str, Any],
+    group: str | None = None,
+) -> Tracker:
     """The tracker for a mode."""
     if mode == "disabled":
         return NoTracker()
-    return WandbTracker(run, options, mode, folder, config)
+    return WandbTracker(run, options, mode, folder, config, group)

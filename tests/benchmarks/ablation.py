@@ -11,8 +11,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+from job.options import RunOptions
 from job.recipes import recipe_path
-from job.train import RunOptions, train
+from job.train import train
 from nucleus.config.names import Reference
 from nucleus.config.recipe import Recipe, read_recipe
 from nucleus.data.cache import ShardCache

@@ -4,7 +4,8 @@ import os
 import statistics
 import time
 
-from job.train import RunOptions, train
+from job.options import RunOptions
+from job.train import train
 from nucleus.config.recipe import parse_recipe
 from tests.benchmarks.measure import RECIPE, generated_dataset, report, temporary_store
 from tests.benchmarks.startup import encoder_weights

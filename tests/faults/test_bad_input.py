@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 import tifffile
 
-from job.train import RunOptions, train
+from job.options import RunOptions
+from job.train import train
 from nucleus.config.recipe import parse_recipe
 from nucleus.data.generated import generated_image
 from nucleus.data.images import encode_png

@@ -11,8 +11,9 @@ import pytest
 from click.testing import CliRunner
 
 from job.gate import judge
+from job.options import RunOptions
 from job.plan import load_plan
-from job.train import RunOptions, resume, train
+from job.train import resume, train
 from nucleus.cli.main import cli
 from nucleus.data.cache import ShardCache
 from nucleus.data.datasets import locate_dataset, open_dataset
@@ -87,6 +88,8 @@ def test_history_is_complete_and_the_same_everywhere(trained: Trained) -> None:
 
 def test_offline_wandb_run_holds_the_history(trained: Trained) -> None:
     (path,) = trained.wandb_dir.glob("offline-run-*/run-first-run.wandb")  # the first worker's, and no other's
+    kept = trained.bucket.get(f"runs/first-run/wandb/{path.parent.name}/{path.name}")  # for `wandb sync`, later
+    assert kept == path.read_bytes()
     history, config = read_wandb(path)
     logged = [{k: v for k, v in row.items() if not k.startswith("_")} for row in history]
     assert logged == trained.recorder.epochs

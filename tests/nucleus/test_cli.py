@@ -30,6 +30,7 @@ CONTRACT = {
         *("--set", "--run", "--resume", "--single-writer", "--address", "--insecure", "--detach", "--dry-run"),
         "--json",
     },
+    "sweep": {"--over", "--set", "--name", "--at-once", "--single-writer", "--json"},
     "jobs list": {"--address", "--insecure", "--json"},
     "jobs status": {"--address", "--insecure", "--json"},
     "jobs logs": {"--follow", "-f", "--address", "--insecure", "--json"},

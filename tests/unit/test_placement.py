@@ -34,5 +34,5 @@ def test_what_never_comes_is_refused() -> None:
     check_room(recipe(workers=4), rooms(total=0, free=0, most=4))  # the autoscaler will bring them
     with pytest.raises(JobError, match=r"16 CPUs \(found 2\) for 4 workers.*--set workers=1"):
         check_room(recipe(workers=4, cpus_per_worker=4), rooms(total=2, free=2))
-    with pytest.raises(JobError, match=r"1 GPUs \(found 0\)"):
+    with pytest.raises(JobError, match=r"1 GPU \(found 0\)"):
         check_room(recipe(workers=1, gpus_per_worker=1), rooms(total=2, free=2))

@@ -1,0 +1,77 @@
+"""A sweep on a real Ray cluster: trials beside each other, one that diverges, and only the best published."""
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from nucleus.cli.main import cli
+from nucleus.data.importing import SplitOptions, import_dataset
+from nucleus.registry.versions import list_versions
+from nucleus.storage.bucket import Bucket
+from nucleus.tracking.offline_runs import records
+from tests.whole_way import recipe_for
+
+pytestmark = [
+    pytest.mark.ray,
+    pytest.mark.usefixtures("ray_cluster"),
+    pytest.mark.filterwarnings("default"),  # Ray 2.60 warns of its own deprecations and leaves sockets to the collector
+]
+
+
+def sweep(recipe: Path, *arguments: str) -> "tuple[int, str, str]":
+    run = CliRunner().invoke(cli, ["sweep", str(recipe), *arguments])
+    return run.exit_code, run.stdout, run.stderr
+
+
+@pytest.fixture
+def recipe(bucket: Bucket, dozen: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """One worker, one epoch."""
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    import_dataset(dozen, bucket.uri / "datasets" / "dozen", SplitOptions())
+    content = recipe_for(bucket.uri, tmp_path / "cache", workers=1, optimizer={"epochs": 1, "warmup_steps": 0})
+    lines = []
+    for key, value in content.model_dump(mode="json", exclude_unset=True).items():
+        if isinstance(value, dict):
+            lines += [f"{key}.{name} = {json.dumps(inner)}" for name, inner in value.items()]
+        else:
+            lines.append(f"{key} = {json.dumps(value)}")
+    path = tmp_path / "recipe.toml"
+    path.write_text("\n".join(lines))
+    return path
+
+
+def test_only_the_best_is_published(bucket: Bucket, recipe: Path, tmp_path: Path) -> None:
+    over = ("--over", "optimizer.learning_rate=1e-6,1e12,1e-2", "--name", "some")
+    status, told, said = sweep(recipe, *over, "--json")
+    assert status == 0, said
+    answer = json.loads(told)
+    trials = {trial["run"]: trial for trial in answer["trials"]}
+    assert {run: trial["settings"] for run, trial in trials.items()} == {
+        f"some-{number:02d}": [f"optimizer.learning_rate={rate}"]
+        for number, rate in enumerate(("1e-6", "1e12", "1e-2"), 1)
+    }
+    assert "diverged" in trials["some-02"]["error"]
+    assert answer["trials"][-1]["run"] == "some-02"
+    scores = {run: trials[run]["score"] for run in ("some-01", "some-03")}
+    for run, score in scores.items():
+        assert score == trials[run]["fitted"]["metrics"]["val"]["all"]["map"]
+    best = max(sorted(scores), key=lambda run: scores[run])
+    assert answer["trials"][0]["run"] == answer["published"]["origin"]["run"] == best
+    assert answer["published"]["origin"]["metrics"] == trials[best]["fitted"]["metrics"]
+    assert list_versions(bucket, "tiny") == [1]
+    for number in (1, 3):
+        (path,) = tmp_path.glob(f"wandb/offline-run-*/run-some-{number:02d}.wandb")
+        (group,) = {record.run.run_group for record in records(path) if record.HasField("run")}
+        assert group == "some"
+    status, _, said = sweep(recipe, *over)
+    assert (status, "in use" in said) == (1, True)
+
+
+def test_trials_must_be_alike(recipe: Path) -> None:
+    status, _, said = sweep(recipe, "--over", "model=a,b")
+    assert (status, "one model" in said) == (2, True)
+    status, _, said = sweep(recipe, "--over", "optimizer.learning_rat=1,2")
+    assert (status, "did you mean 'learning_rate'" in said) == (2, True)
