@@ -10,7 +10,7 @@ from job.placement import Room, check_room
 from nucleus.config.recipe import Recipe
 from nucleus.errors import JobError
 
-__all__ = ["cluster", "connected", "rooms"]
+__all__ = ["address_at_hand", "cluster", "connected", "rooms"]
 
 _ADDRESS = "RAY_ADDRESS"
 _ANSWER_SECONDS = 5.0
@@ -86,23 +86,33 @@ def _joined(settings: dict[str, Any]) -> bool:
     """Join the cluster of RAY_ADDRESS, or else one on this machine, if there is any."""
     import ray
 
-    address = os.environ.get(_ADDRESS)
-    if address in {None, "", "auto"}:
-        found = next(filter(_answers, _local_addresses()), None)
-        if found is None:
-            return False
-        ray.init(address=found, **settings)
-        return True
+    address = address_at_hand()
+    if address is None:
+        return False
     try:
-        if not _answers(address):
-            raise ConnectionError(address)
         ray.init(address=address, **settings)
     except ConnectionError as error:
         raise JobError(
-            f"Expected a Ray cluster at RAY_ADDRESS={address}; none answers. Start it, or unset the variable to "
-            "use this machine."
+            f"Expected to join the Ray cluster at {address}; that failed ({error}). To see why, run: nucleus doctor"
         ) from error
     return True
+
+
+def address_at_hand() -> str | None:
+    """Where the cluster of RAY_ADDRESS is, or else one on this machine, if there is any. Joins none.
+
+    Raises:
+        JobError: Nobody answers at RAY_ADDRESS.
+    """
+    address = os.environ.get(_ADDRESS)
+    if address in {None, "", "auto"}:
+        return next(filter(_answers, _local_addresses()), None)
+    if not _answers(address):
+        raise JobError(
+            f"Expected a Ray cluster at RAY_ADDRESS={address}; none answers. Start it, or unset the variable to "
+            "use this machine."
+        )
+    return address
 
 
 def _local_addresses() -> list[str]:
@@ -114,9 +124,9 @@ def _local_addresses() -> list[str]:
 
 
 def _answers(address: str) -> bool:
-    """Whether somebody listens at `host:port`; Ray itself waits for minutes at an address that a dead head has left."""
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdecimal():  # ray://... and the like: Ray says what is wrong
+    """Whether somebody listens at `[ray://]host:port`; Ray itself waits for minutes where a dead head was."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdecimal():  # "local" and the like: Ray says what is wrong
         return True
     try:
         socket.create_connection((host.strip("[]"), int(port)), _ANSWER_SECONDS).close()

@@ -20,6 +20,7 @@ _COMMANDS = {
     "train": ("nucleus.cli.train", "train", "Train by a recipe on Ray and publish the model."),
     "submit": ("nucleus.cli.submit", "submit", "The same as a job of a Ray cluster elsewhere."),
     "jobs": ("nucleus.cli.jobs", "jobs", "Jobs on that cluster: list, status, logs, stop."),
+    "doctor": ("nucleus.cli.doctor", "doctor", "Check all that a run needs, and name what puts it right."),
     "models": ("nucleus.cli.models", "models", "Versioned models in the bucket."),
     "evaluate": ("nucleus.cli.predict", "evaluate", "Metrics of a model on a dataset."),
     "predict": ("nucleus.cli.predict", "predict", "Segment, count and measure nuclei in images."),
