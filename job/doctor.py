@@ -68,7 +68,7 @@ def _by_dashboard(address: str, *, insecure: bool) -> RayCheck:
 
 
 def _by_head(address: str) -> RayCheck:
-    told = call_apart(head_tells, address, seconds=_SECONDS)
+    told = call_apart(head_tells, address, who=f"the Ray cluster at {address}", seconds=_SECONDS)
     return _reached(address, {name: Room(total, free, total) for name, (total, free) in told.items()})
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
+from functools import partial
 from typing import TYPE_CHECKING
 
 import click
@@ -24,14 +25,14 @@ _COLOURS = {"ok": "green", "warning": "yellow", "failed": "red", "skipped": "bri
 
 
 @click.command()
-@cluster_options
+@partial(cluster_options, otherwise="RAY_ADDRESS, or the cluster that nucleus train would join")
 @json_option
 @click.pass_context
 def doctor(ctx: click.Context, address: str | None, insecure: bool, as_json: bool) -> None:
     """Check packages, bucket, clock, conditional writes, encoder weights, Ray, GPU and W&B; say what puts them right.
 
-    Nothing is started or downloaded. Exit status 1 if a check fails; warnings are told only. It may leave one small
-    object in the bucket, models/.conditional-writes, as publishing does.
+    Nothing is started or downloaded. Exit status 1 if a check fails; a warning alone is no failure. One small object
+    may be left in the bucket, models/.conditional-writes, as by the first publishing.
     """
     from nucleus.cli.output import print_json
     from nucleus.storage.retries import set_storage_timeout

@@ -20,12 +20,13 @@ __all__ = ["call_apart"]
 _LONGEST_REMARK = 200
 
 
-def call_apart(function: Callable[..., Any], *arguments: str, seconds: float) -> Any:
+def call_apart(function: Callable[..., Any], *arguments: str, who: str, seconds: float) -> Any:
     """What a function returns.
 
     Args:
         function: One of a module's; what it returns can be written as JSON.
         arguments: For it.
+        who: Whom it asks, for messages.
         seconds: How long it may take.
 
     Raises:
@@ -35,10 +36,12 @@ def call_apart(function: Callable[..., Any], *arguments: str, seconds: float) ->
     try:
         done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=seconds, check=False)  # noqa: S603
     except subprocess.TimeoutExpired:
-        raise NucleusError(f"Expected an answer within {seconds:.0f} s; found none.") from None
+        raise NucleusError(
+            f"Expected {who} to answer within {seconds:.0f} s; it did not. Try again, or restart it."
+        ) from None
     if done.returncode:
         last = (done.stderr.decode(errors="replace").strip().splitlines() or [f"exit status {done.returncode}"])[-1]
-        raise NucleusError(f"Expected an answer; found {last[:_LONGEST_REMARK]}")
+        raise NucleusError(f"Expected an answer of {who}; found {last[:_LONGEST_REMARK]}")
     told = json.loads(done.stdout)
     if "error" in told:
         raise getattr(errors, told["kind"])(told["error"])

@@ -54,7 +54,7 @@ def gpus_here() -> Gpus:
     names = _listed_by_the_driver()
     if not names:
         return Gpus(names)
-    told = call_apart(tensorflow_gpus, seconds=_TENSORFLOW_SECONDS)
+    told = call_apart(tensorflow_gpus, who="TensorFlow", seconds=_TENSORFLOW_SECONDS)
     return Gpus(names, told["seen"], told["cuda"])
 
 

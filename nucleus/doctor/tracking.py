@@ -31,7 +31,7 @@ def check_wandb() -> Finding:
         mode = tracking_mode(TrackingOptions())
         if chosen in _NOT_SENT:
             return Finding(_WANDB, "ok", _NOT_SENT[chosen])
-        call_apart(check_tracking, "online", seconds=_SECONDS)
+        call_apart(check_tracking, "online", who="W&B", seconds=_SECONDS)
     except UsageError as error:
         return failed(_WANDB, error) if chosen else _UNKNOWN
     except NucleusError as error:
