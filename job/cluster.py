@@ -2,15 +2,16 @@
 
 import os
 import socket
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
 from job.placement import Room, check_room
 from nucleus.config.recipe import Recipe
 from nucleus.errors import JobError
 
-__all__ = ["cluster", "connected", "rooms"]
+__all__ = ["address_at_hand", "cluster", "connected", "rooms"]
 
 _ADDRESS = "RAY_ADDRESS"
 _ANSWER_SECONDS = 5.0
@@ -42,19 +43,20 @@ def cluster(*, own_cpus: int | None = None, verbose: bool = False) -> Iterator[N
     """
     import ray
 
-    if ray.is_initialized():
-        yield
-        return
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    quiet = {"log_to_driver": verbose, "logging_level": "info" if verbose else "error"}
-    if own_cpus is not None:
-        ray.init(address="local", num_cpus=max(own_cpus, os.cpu_count() or 1), **quiet)
-    elif not _joined(quiet):
-        ray.init(address="local", **quiet)
-    try:
-        yield
-    finally:
-        ray.shutdown()
+    with redirect_stdout(sys.stderr):  # where Ray says what its machines complain of; results alone go to stdout
+        if ray.is_initialized():
+            yield
+            return
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        quiet = {"log_to_driver": verbose, "logging_level": "info" if verbose else "error"}
+        if own_cpus is not None:
+            ray.init(address="local", num_cpus=max(own_cpus, os.cpu_count() or 1), **quiet)
+        elif not _joined(quiet):
+            ray.init(address="local", **quiet)
+        try:
+            yield
+        finally:
+            ray.shutdown()
 
 
 @contextmanager
@@ -86,21 +88,34 @@ def _joined(settings: dict[str, Any]) -> bool:
     """Join the cluster of RAY_ADDRESS, or else one on this machine, if there is any."""
     import ray
 
-    named = os.environ.get(_ADDRESS)
-    found = named if named not in {None, "", "auto"} else next(filter(_answers, _local_addresses()), None)
-    if found is None:
+    address = address_at_hand()
+    if address is None:
         return False
     try:
-        if not _answers(found):
-            raise ConnectionError(found)
-        ray.init(address=found, **settings)
+        ray.init(address=address, **settings)
     except ConnectionError as error:
-        where = f"as {_ADDRESS} says" if found == named else "on this machine"
         raise JobError(
-            f"Expected a Ray cluster at {found}, {where}; none answers, or it refuses the token. Start it, set "
-            f"RAY_AUTH_TOKEN, or say {_ADDRESS}=local for a cluster of your own."
+            f"Expected to join the Ray cluster at {address}; that failed, perhaps for its token. Run nucleus doctor to "
+            f"see why, or say {_ADDRESS}=local for a cluster of your own."
         ) from error
     return True
+
+
+def address_at_hand() -> str | None:
+    """Where the cluster of RAY_ADDRESS is, or else one on this machine, if there is any. Joins none.
+
+    Raises:
+        JobError: Nobody answers at RAY_ADDRESS.
+    """
+    address = os.environ.get(_ADDRESS)
+    if address in {None, "", "auto"}:
+        return next(filter(_answers, _local_addresses()), None)
+    if not _answers(address):
+        raise JobError(
+            f"Expected a Ray cluster at RAY_ADDRESS={address}; none answers. Start it, or unset the variable to "
+            "use this machine."
+        )
+    return address
 
 
 def _local_addresses() -> list[str]:
@@ -112,9 +127,9 @@ def _local_addresses() -> list[str]:
 
 
 def _answers(address: str) -> bool:
-    """Whether somebody listens at `host:port`; Ray itself waits for minutes at an address that a dead head has left."""
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdecimal():  # ray://... and the like: Ray says what is wrong
+    """Whether somebody listens at `[ray://]host:port`; Ray itself waits for minutes where a dead head was."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdecimal():  # "local" and the like: Ray says what is wrong
         return True
     try:
         socket.create_connection((host.strip("[]"), int(port)), _ANSWER_SECONDS).close()

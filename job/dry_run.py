@@ -1,18 +1,15 @@
 """What a submitted run would be and do, found out without starting anything."""
 
-import platform
 from dataclasses import dataclass
-from importlib.metadata import distributions
 
 from job.placement import Room, missing, needed
 from job.submission import Submission
 from nucleus.config.recipe import Recipe
 from nucleus.data.datasets import locate_dataset, open_dataset
 from nucleus.storage.uri import bucket_from_environment
+from nucleus.versions import installed_versions
 
 __all__ = ["DryRun", "dry_run"]
-
-_PACKAGES = {"nucleus", "ray", "tensorflow", "keras"}
 
 
 @dataclass(frozen=True)
@@ -72,7 +69,7 @@ def dry_run(recipe: Recipe, dataset: str, submission: Submission, rooms: dict[st
         environment=submission.environment,
         bucket=str(bucket_from_environment(recipe.bucket)),
         dataset=str(data),
-        versions=_versions(),
+        versions=installed_versions(),
         workers=str(recipe.workers),
         needed=needed(recipe),
         free={name: room.free for name, room in rooms.items()},
@@ -82,10 +79,3 @@ def dry_run(recipe: Recipe, dataset: str, submission: Submission, rooms: dict[st
         epochs=recipe.optimizer.epochs,
         steps=images // recipe.input.batch_size * recipe.optimizer.epochs,
     )
-
-
-def _versions() -> dict[str, str]:
-    found = {
-        each.name.replace("_", "-").removesuffix("-cpu"): each.version for each in distributions()
-    }  # tensorflow-cpu is TensorFlow
-    return {"python": platform.python_version(), **{name: found[name] for name in sorted(_PACKAGES & found.keys())}}

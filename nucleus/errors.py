@@ -11,6 +11,7 @@
     │   ├── UncertainWriteError          nobody can tell whether a compare-and-swap was done
     │   ├── ConditionalWritesError       the server ignores conditions, and others may write too
     │   ├── AccessDeniedError            wrong, missing or insufficient credentials; also a PermissionError
+    │   ├── ClockError                   this machine's clock and the server's are too far apart
     │   ├── TransientStorageError        may work a moment later, so it was tried again for a while
     │   │   ├── UnreachableError         no answer from the endpoint; also a ConnectionError
     │   │   └── UnavailableError         the endpoint answered that it cannot now, or broke off
@@ -33,6 +34,7 @@ __all__ = [
     "AccessDeniedError",
     "BucketNotFoundError",
     "CacheFullError",
+    "ClockError",
     "ClusterError",
     "ConditionalWritesError",
     "DataError",
@@ -103,6 +105,10 @@ class ConditionalWritesError(StorageError):
 
 class AccessDeniedError(StorageError, PermissionError):
     """The credentials are missing, wrong or not allowed to do this."""
+
+
+class ClockError(StorageError):
+    """The server refuses requests, as this machine's clock is too far from its own."""
 
 
 class TransientStorageError(StorageError):

@@ -21,6 +21,7 @@ _COMMANDS = {
     "submit": ("nucleus.cli.submit", "submit", "The same as a job of a Ray cluster elsewhere."),
     "sweep": ("nucleus.cli.sweep", "sweep", "Train with different settings and publish the best."),
     "jobs": ("nucleus.cli.jobs", "jobs", "Jobs on that cluster: list, status, logs, stop."),
+    "doctor": ("nucleus.cli.doctor", "doctor", "Check all that a run needs, and name what puts it right."),
     "models": ("nucleus.cli.models", "models", "Versioned models in the bucket."),
     "evaluate": ("nucleus.cli.evaluate", "evaluate", "Metrics of a model on a dataset."),
     "predict": ("nucleus.cli.predict", "predict", "Segment, count and measure nuclei in images."),

@@ -49,14 +49,14 @@ def run_options(command: Command) -> Command:
     )
 
 
-def cluster_options(command: Command) -> Command:
-    """Which Ray cluster is meant, and how careful to be: `--address`, `--insecure`."""
+def cluster_options(command: Command, *, otherwise: str = "RAY_ADDRESS, or http://127.0.0.1:8265") -> Command:
+    """Which Ray cluster is meant, and how careful to be: `--address`, `--insecure`; `otherwise` says the default."""
     return _with(
         command,
         click.option(
             "--address",
             metavar="URL",
-            help="The cluster's dashboard.  [default: RAY_ADDRESS, or http://127.0.0.1:8265]",
+            help=f"The cluster's dashboard.  [default: {otherwise}]",
         ),
         click.option(
             "--insecure", is_flag=True, help="Allow plain HTTP to another machine, and a cluster without a token."

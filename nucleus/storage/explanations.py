@@ -8,6 +8,7 @@ from typing import Any
 from nucleus.errors import (
     AccessDeniedError,
     BucketNotFoundError,
+    ClockError,
     ObjectExistsError,
     ObjectNotFoundError,
     StorageError,
@@ -32,6 +33,12 @@ _REFUSALS: tuple[tuple[set[str], type[StorageError], str], ...] = (
         AccessDeniedError,
         "Expected the right to {operation} at {uri}; {endpoint} refused ({code}). Check AWS_ACCESS_KEY_ID, "
         "AWS_SECRET_ACCESS_KEY and the rights that go with them.",
+    ),
+    (
+        {"RequestTimeTooSkewed"},
+        ClockError,
+        "Expected this machine's clock within 15 minutes of that of {endpoint}; it refused {operation} ({code}). Run: "
+        "timedatectl set-ntp true (for a container, on its host).",
     ),
     (
         {"PreconditionFailed", "412"},

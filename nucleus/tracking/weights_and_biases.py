@@ -108,7 +108,9 @@ def tracking_mode(options: TrackingOptions) -> str:
     """The mode that is in force: WANDB_MODE, else the recipe's. Raises `UsageError` for an unknown one."""
     mode = os.environ.get("WANDB_MODE") or options.wandb
     if mode not in _MODES:
-        raise UsageError(f"Expected WANDB_MODE to be one of {', '.join(_MODES)}; found {mode!r}.")
+        raise UsageError(
+            f"Expected WANDB_MODE to be one of {', '.join(_MODES)}; found {mode!r}. Run: export WANDB_MODE=offline"
+        )
     return mode
 
 

@@ -20,6 +20,8 @@ __all__ = ["PASSING", "Fault", "Proxy", "Request", "proxied", "seldom"]
 _POLL_SECONDS = 0.02
 """How often it looks whether it is to shut down."""
 _HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "content-length", "expect"}
+_OWN = {"date", "server"}
+"""Headers of every answer of this proxy."""
 
 
 class Fault(Enum):
@@ -32,9 +34,21 @@ class Fault(Enum):
     STALL = "no answer"
     TRUNCATE = "the answer breaks off in its middle"
     DENIED = "403 AccessDenied without the request having been done"
+    UNKNOWN_KEY = "403 InvalidAccessKeyId without the request having been done"
+    WRONG_KEY = "403 SignatureDoesNotMatch without the request having been done"
+    WRONG_CLOCK = "403 RequestTimeTooSkewed without the request having been done"
 
 
-PASSING = tuple(fault for fault in Fault if fault is not Fault.DENIED)
+_REFUSALS = {
+    Fault.ERROR_500: (500, "InternalError"),
+    Fault.SLOW_DOWN: (503, "SlowDown"),
+    Fault.DENIED: (403, "AccessDenied"),
+    Fault.UNKNOWN_KEY: (403, "InvalidAccessKeyId"),
+    Fault.WRONG_KEY: (403, "SignatureDoesNotMatch"),
+    Fault.WRONG_CLOCK: (403, "RequestTimeTooSkewed"),
+}
+_LASTING = {fault for fault, (status, _) in _REFUSALS.items() if status == 403}
+PASSING = tuple(fault for fault in Fault if fault not in _LASTING)
 """What goes away when the request is repeated."""
 
 
@@ -79,6 +93,8 @@ class Proxy(ThreadingHTTPServer):
         met: How often each fault happened.
         requests: How many requests came.
         shown: Those that held the secret.
+        ahead: Seconds by which the clock that it answers by is ahead.
+        changed: What becomes of the bodies of answers.
     """
 
     daemon_threads = True
@@ -102,6 +118,8 @@ class Proxy(ThreadingHTTPServer):
         self.met: Counter[Fault] = Counter()
         self.requests = 0
         self.shown: list[str] = []
+        self.ahead = 0.0
+        self.changed: Callable[[bytes], bytes] = bytes
         self._secret = secret
         self._lock = threading.Lock()
 
@@ -135,12 +153,8 @@ class _Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         headers = {name.lower(): value for name, value in self.headers.items()}
         number, fault = self.server.next_request(self.command, self.path, headers, body)
-        if fault is Fault.ERROR_500:
-            self._refuse(500, "InternalError")
-        elif fault is Fault.SLOW_DOWN:
-            self._refuse(503, "SlowDown")
-        elif fault is Fault.DENIED:
-            self._refuse(403, "AccessDenied")
+        if fault in _REFUSALS:
+            self._refuse(*_REFUSALS[fault])
         elif fault is Fault.RESET_BEFORE:
             self._reset()
         elif fault is Fault.STALL:
@@ -157,7 +171,7 @@ class _Handler(BaseHTTPRequestHandler):
             headers = {name: value for name, value in self.headers.items() if name.lower() not in self.server.dropped}
             connection.request(self.command, self.path, body or None, headers)
             answer = connection.getresponse()
-            content = answer.read()
+            content = self.server.changed(answer.read())
         except OSError:  # the server is down
             self._reset()
             return
@@ -170,7 +184,7 @@ class _Handler(BaseHTTPRequestHandler):
             return
         self.send_response(answer.status)
         for name, value in answer.getheaders():
-            if name.lower() not in _HOP_BY_HOP:
+            if name.lower() not in _HOP_BY_HOP | _OWN:
                 self.send_header(name, value)
         length = answer.getheader("Content-Length") if self.command == "HEAD" else str(len(content))
         if answer.status not in {204, 304} and length is not None:
@@ -196,6 +210,10 @@ class _Handler(BaseHTTPRequestHandler):
         self.close_connection = True
         self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.connection.close()
+
+    def date_time_string(self, timestamp: float | None = None) -> str:
+        """The Date of an answer, by the proxy's own clock."""
+        return super().date_time_string((timestamp or time.time()) + self.server.ahead)
 
     def log_message(self, *_: object) -> None:
         """Say nothing."""

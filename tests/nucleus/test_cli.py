@@ -35,6 +35,7 @@ CONTRACT = {
     "jobs status": {"--address", "--insecure", "--json"},
     "jobs logs": {"--follow", "-f", "--address", "--insecure", "--json"},
     "jobs stop": {"--address", "--insecure", "--json"},
+    "doctor": {"--address", "--insecure", "--json"},
     "models list": {"--json"},
     "models show": {"--json"},
     "models pull": {"--json"},

@@ -12,8 +12,8 @@ from nucleus import errors
 
 ROOT = Path(__file__).parents[2]
 LAYERS = [
-    "errors", "progress", "quiet", "config", "storage", "data",
-    "model", "training", "registry", "predict", "tracking", "report",
+    "errors", "progress", "quiet", "versions", "config", "storage", "data",
+    "model", "training", "registry", "predict", "tracking", "report", "doctor",
 ]  # fmt: skip
 
 

@@ -1,0 +1,1 @@
+"""What `nucleus doctor` looks at, but for Ray: each check finds one thing and names what puts it right."""
