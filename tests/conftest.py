@@ -17,12 +17,15 @@ from nucleus.storage.bucket import Bucket
 from nucleus.storage.retries import DEFAULT_STORAGE_TIMEOUT, set_storage_timeout
 from nucleus.storage.uri import S3Uri, parse_uri
 from tests.faults.proxy import Proxy, proxied
+from tests.ray_nodes import started_head
 from tests.small_model import write_model
 
 if TYPE_CHECKING:
     from tests.whole_way import Trained
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ["RAY_AUTH_MODE"] = "token"  # Ray looks at both once, when it is imported
+os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 settings.register_profile("suite", deadline=None, derandomize=True, database=None)  # the same cases on any machine
 settings.load_profile("suite")
 
@@ -88,17 +91,25 @@ def cluster_line(store: server.RunningStore) -> Iterator[Proxy]:
 
 
 @pytest.fixture(scope="session")
-def ray_cluster(cluster_line: Proxy) -> Iterator[str]:
-    """A local Ray cluster of two CPUs, whose workers reach the store by `cluster_line`; its dashboard's address."""
+def cluster_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """XDG_CACHE_HOME of the cluster's workers."""
+    return tmp_path_factory.mktemp("cluster-cache")
+
+
+@pytest.fixture(scope="session")
+def ray_cluster(cluster_line: Proxy, cluster_cache: Path) -> Iterator[str]:
+    """A Ray cluster of two CPUs that asks for a token, its workers reach the store by `cluster_line`; its dashboard."""
     import ray
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWS_ENDPOINT_URL_S3", cluster_line.endpoint)
-        patch.setenv("PATH", str(Path(sys.executable).parent), prepend=os.pathsep)  # where jobs find `python`
-        os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-        context = ray.init(address="local", num_cpus=2, log_to_driver=False, logging_level="error")
-    yield f"http://{context.dashboard_url}"
-    ray.shutdown()
+    settings = {
+        "AWS_ENDPOINT_URL_S3": cluster_line.endpoint,
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",  # where jobs find `python`
+        "XDG_CACHE_HOME": str(cluster_cache),
+    }
+    with started_head(2, settings) as (address, dashboard):
+        ray.init(address=address, log_to_driver=False, logging_level="error")
+        yield dashboard
+        ray.shutdown()
 
 
 @pytest.fixture(scope="session")

@@ -29,6 +29,7 @@ from nucleus.tracking.offline_runs import offline_files, records
 from nucleus.tracking.tensorboard import EVENTS_FILE
 from tests.conftest import SECRET
 from tests.faults.proxy import Proxy, seldom
+from tests.ray_nodes import ray_command, started_node
 
 pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("default")]
 
@@ -39,7 +40,6 @@ workers = {workers}
 max_failures = 3
 stall_timeout = {stall_timeout}
 resize_interval = 5.0
-cache_dir = "{cache}"
 
 [network]
 encoder = "plain"
@@ -85,8 +85,7 @@ class Place:
     ) -> "Driver":
         """`nucleus train` in a process of its own; the model is named as the run."""
         recipe = self.folder / f"{run}.toml"
-        cache = self.folder / f"cache-{run}"
-        content = {"model": run, "workers": workers, "epochs": epochs, "stall_timeout": stall_timeout, "cache": cache}
+        content = {"model": run, "workers": workers, "epochs": epochs, "stall_timeout": stall_timeout}
         recipe.write_text(RECIPE.format(**content))
         environment = {
             **os.environ,
@@ -230,12 +229,15 @@ def scalars(events: bytes, tag: str) -> dict[int, float]:
     return found
 
 
-def test_a_machine_comes_and_is_taken_away(place: Place, cluster_line: Proxy) -> None:
+def test_a_machine_comes_and_is_taken_away(place: Place, cluster_line: Proxy, cluster_cache: Path) -> None:
     """Two workers are joined by a third on a new machine, which is drained, then lost; the two are asked to stop."""
     driver = place.train("elastic", workers="[1, 4]", epochs=1000)  # more than there is time for
     driver.wait_until(lambda: place.latest("elastic"))
-    with another_node(place, cluster_line) as node:
+    cache = place.folder / "cache-of-another"
+    with another_node(place, cluster_line, cache) as node:
         driver.wait_until(lambda: [count for _, count in gone_on(driver)] == [3])
+        for each in (cache, cluster_cache):
+            assert list(each.rglob("forty/*/train-*"))
         drain(place, node)
         driver.wait_for("as a machine will be lost")
         step = saved(driver, "as a machine will be lost")
@@ -306,24 +308,17 @@ def gone_on(driver: Driver) -> list[tuple[tuple[int, int], int]]:
 
 
 @contextmanager
-def another_node(place: Place, line: Proxy) -> Iterator[str]:
-    """One more Ray node of one CPU on this machine, gone without farewell when the block ends; gives its id."""
+def another_node(place: Place, line: Proxy, cache: Path) -> Iterator[str]:
+    """One more machine of one CPU with a cache of its own, gone without farewell when the block ends; gives its id."""
     before = set(alive())
-    command = [str(Path(sys.executable).with_name("ray")), "start", "--address", place.address, "--num-cpus", "1"]
-    environment = {**os.environ, "AWS_ENDPOINT_URL_S3": line.endpoint}
-    with (place.folder / "node.log").open("ab") as log:
-        process = subprocess.Popen([*command, "--block"], env=environment, stdout=log, stderr=subprocess.STDOUT)
-    try:
+    settings = {"AWS_ENDPOINT_URL_S3": line.endpoint, "XDG_CACHE_HOME": str(cache)}
+    log = place.folder / "node.log"
+    with started_node(place.address, 1, settings, log):
         deadline = time.monotonic() + 60
         while not (new := set(alive()) - before):
-            assert time.monotonic() < deadline, (place.folder / "node.log").read_text()
+            assert time.monotonic() < deadline, log.read_text()
             time.sleep(0.2)
         yield new.pop()
-    finally:
-        for each in [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]:
-            with suppress(psutil.NoSuchProcess):
-                each.kill()
-        process.wait()
 
 
 def alive() -> list[str]:
@@ -335,6 +330,7 @@ def alive() -> list[str]:
 
 def drain(place: Place, node: str) -> None:
     """Give notice that a node will be lost, as a preStop hook does."""
-    command = [str(Path(sys.executable).with_name("ray")), "drain-node", "--address", place.address, "--node-id", node]
-    reason = ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "test"]
-    subprocess.run([*command, *reason, "--deadline-remaining-seconds", "120"], check=True, capture_output=True)
+    reason = ("--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "test")
+    limit = ("--deadline-remaining-seconds", 120)
+    command = ray_command("drain-node", "--address", place.address, "--node-id", node, *reason, *limit)
+    subprocess.run(command, check=True, capture_output=True)

@@ -1,6 +1,7 @@
 """A sweep on a real Ray cluster: trials beside each other, one that diverges, and only the best published."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -44,16 +45,16 @@ def recipe(bucket: Bucket, dozen: Path, tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_only_the_best_is_published(bucket: Bucket, recipe: Path, tmp_path: Path) -> None:
-    over = ("--over", "optimizer.learning_rate=1e-6,1e12,1e-2", "--name", "some")
+    over = ("--over", "optimizer.learning_rate=1e-6,1e30,1e-2", "--name", "some")
     status, told, said = sweep(recipe, *over, "--json")
     assert status == 0, said
     answer = json.loads(told)
     trials = {trial["run"]: trial for trial in answer["trials"]}
     assert {run: trial["settings"] for run, trial in trials.items()} == {
         f"some-{number:02d}": [f"optimizer.learning_rate={rate}"]
-        for number, rate in enumerate(("1e-6", "1e12", "1e-2"), 1)
+        for number, rate in enumerate(("1e-6", "1e30", "1e-2"), 1)
     }
-    assert "diverged" in trials["some-02"]["error"]
+    assert re.search("training has diverged.*learning_rate lower", trials["some-02"]["error"])
     assert answer["trials"][-1]["run"] == "some-02"
     scores = {run: trials[run]["score"] for run in ("some-01", "some-03")}
     for run, score in scores.items():

@@ -220,15 +220,6 @@ def test_one_worker_publishes_the_same_bytes_as_two(trained: Trained, tmp_path: 
     assert manifest.origin.wandb_run is None
 
 
-def test_divergence_is_an_error_and_publishes_nothing(trained: Trained, tmp_path: Path) -> None:
-    changes = {"learning_rate": 1e30, "final_learning_rate": 1e30, "epochs": 2, "warmup_steps": 0}
-    given = {"model": "diverged", "workers": 1, "tracking": {"wandb": "disabled"}}
-    recipe = recipe_for(trained.bucket.uri, tmp_path, **given, optimizer=changes)
-    with pytest.raises(JobError, match=r"training has diverged.*learning_rate lower"):
-        train(recipe)
-    assert list_versions(trained.bucket, "diverged") == []
-
-
 def test_dataset_is_found_by_version(trained: Trained) -> None:
     name = f"dozen@{trained.dataset.manifest.version}"
     assert open_dataset(locate_dataset(name, str(trained.bucket.uri))) == trained.dataset
