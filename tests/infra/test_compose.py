@@ -137,6 +137,14 @@ def test_ray_asks_for_the_token(name: str) -> None:
     assert "RAY_AUTH_TOKEN" not in part["environment"]
 
 
+@pytest.mark.parametrize("stack", STACKS)
+def test_named_volumes_are_declared(stack: str) -> None:
+    mounts = [mount for part in STACKS[stack]["services"].values() for mount in part.get("volumes", [])]
+    named = {mount.partition(":")[0] for mount in mounts if isinstance(mount, str)}
+    assert named <= set(STACKS[stack]["volumes"])
+    assert not [name for name in named if name.startswith((".", "/"))]
+
+
 @pytest.mark.parametrize("name", ["ray-cpu", "ray-gpu"])
 def test_stopping_leaves_time_for_a_checkpoint(name: str) -> None:
     part = service("minio", name)
