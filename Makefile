@@ -7,10 +7,11 @@ DATA ?=
 WEIGHTS ?=
 EXTRA ?= dev
 BENCH ?=
+IMAGE = $(if $(filter gpu,$(EXTRA)),gpu,cpu)
 
 .DEFAULT_GOAL := help
 
-.PHONY: help install demo test unit bench check audit lock clean
+.PHONY: help install demo test unit bench check audit lock image clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -50,6 +51,9 @@ audit: install ## known holes in the locked packages, and risky calls in this on
 
 lock: install ## write requirements/*.txt anew
 	$(BIN)/python requirements/lock.py
+
+image: ## build the container image nucleus:cpu, or nucleus:gpu with EXTRA=gpu (docker)
+	docker build --tag nucleus:$(IMAGE) --build-arg EXTRA=$(IMAGE) --build-arg REVISION=$$(git rev-parse HEAD) .
 
 clean: ## remove .venv and caches
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache *.egg-info
