@@ -10,11 +10,13 @@ from typing import Any
 from job.placement import Room, check_room
 from nucleus.config.recipe import Recipe
 from nucleus.errors import JobError
+from nucleus.quiet import stderr_without
 
 __all__ = ["address_at_hand", "cluster", "connected", "rooms"]
 
 _ADDRESS = "RAY_ADDRESS"
 _ANSWER_SECONDS = 5.0
+_REMARK = rb"Set ray log level from environment variable"
 
 
 @contextmanager
@@ -47,16 +49,23 @@ def cluster(*, own_cpus: int | None = None, verbose: bool = False) -> Iterator[N
         if ray.is_initialized():
             yield
             return
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        quiet = {"log_to_driver": verbose, "logging_level": "info" if verbose else "error"}
-        if own_cpus is not None:
-            ray.init(address="local", num_cpus=max(own_cpus, os.cpu_count() or 1), **quiet)
-        elif not _joined(quiet):
-            ray.init(address="local", **quiet)
+        with stderr_without(_REMARK):
+            _connect(own_cpus, verbose=verbose)
         try:
             yield
         finally:
             ray.shutdown()
+
+
+def _connect(own_cpus: int | None, *, verbose: bool) -> None:
+    import ray
+
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    quiet = {"log_to_driver": verbose, "logging_level": "info" if verbose else "error"}
+    if own_cpus is not None:
+        ray.init(address="local", num_cpus=max(own_cpus, os.cpu_count() or 1), **quiet)
+    elif not _joined(quiet):
+        ray.init(address="local", **quiet)
 
 
 @contextmanager

@@ -9,6 +9,7 @@ import sys
 BENCHMARKS = {
     "help": "startup",
     "startup": "startup",
+    "submit_start": "submit_start",
     "download_large": "download",
     "download_small": "download",
     "ingest_tfdata": "ingest",

@@ -33,6 +33,7 @@ TARGETS = {
     "checkpoint_overlap": "<= 1.03",
     "memory_growth": "<= 1.1",
     "startup": "<= 1.3",
+    "submit_start": "<= 1.3",
     "help": "<= 1.5",
     "cost_per_image": "<= 1.1",
     "predict_rate": "<= 1.33",
