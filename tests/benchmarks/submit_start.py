@@ -2,6 +2,7 @@
 
 import os
 import secrets
+import statistics
 import subprocess
 import sys
 import time
@@ -42,8 +43,8 @@ def submit_start() -> None:
             for number in range(_ROUNDS):
                 for side in sorted(where, reverse=number % 2 == 0):
                     found[side].append(_until_first_epoch(side, f"{side}-{number}", *where[side]))
-    medians = {side: sorted(seconds)[_ROUNDS // 2] for side, seconds in found.items()}
-    report("submit_start", medians["submit"] / medians["train"], **medians)
+    medians = {side: statistics.median(seconds) for side, seconds in found.items()}
+    report("submit_start", medians["submit"] / medians["train"], **found)
 
 
 def _until_first_epoch(side: str, run: str, environment: dict[str, str], options: tuple[str, ...]) -> float:
