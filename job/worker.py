@@ -61,9 +61,9 @@ def train_worker(config: dict[str, Any]) -> None:
     except BaseException:
         with suppress(Exception):  # or it would hide why
             tracker.abort()
-            _keep_offline_file(plan, tracker)
+            _keep_offline_files(plan, tracker)
         raise
-    _keep_offline_file(plan, tracker)
+    _keep_offline_files(plan, tracker)
 
 
 def _tell_that_it_began(events: Any) -> None:
@@ -120,14 +120,14 @@ def _tracker(plan: RunPlan, cache_dir: Path, *, first: bool) -> "Tracker":
     return make_tracker(plan.run, plan.recipe.tracking, plan.wandb_mode, folder, config, plan.group)
 
 
-def _keep_offline_file(plan: RunPlan, tracker: "Tracker") -> None:
+def _keep_offline_files(plan: RunPlan, tracker: "Tracker") -> None:
     """Put what W&B has not been sent beside the run: this machine, or a job's folder on it, may be gone tomorrow."""
     from nucleus.storage.bucket import Bucket
     from nucleus.storage.uri import parse_uri
 
-    file = tracker.offline_file
-    if file is not None:
-        Bucket(parse_uri(plan.bucket)).put(f"runs/{plan.run}/wandb/{file.parent.name}/{file.name}", file)
+    bucket = Bucket(parse_uri(plan.bucket))
+    for file in tracker.offline_files:
+        bucket.put(f"runs/{plan.run}/wandb/{file.parent.name}/{file.name}", file)
 
 
 class _RayReporter:

@@ -2,11 +2,11 @@
 
 import os
 from pathlib import Path
-from typing import Any, Literal, Protocol, cast
+from typing import Any, ClassVar, Literal, Protocol, cast
 
 from nucleus.config.recipe import TrackingOptions
 from nucleus.errors import UsageError
-from nucleus.tracking.offline_runs import logged_epochs
+from nucleus.tracking.offline_runs import logged_epochs, offline_files
 
 __all__ = ["NoTracker", "Tracker", "WandbTracker", "check_tracking", "make_tracker", "tracking_mode"]
 
@@ -18,11 +18,13 @@ class Tracker(Protocol):
 
     Attributes:
         run_path: The run in W&B.
-        offline_file: What `wandb sync` sends later; None online.
     """
 
     run_path: str | None
-    offline_file: Path | None
+
+    @property
+    def offline_files(self) -> list[Path]:
+        """What `wandb sync` sends later, one file for each time that the run was begun here."""
 
     def log(self, metrics: dict[str, float]) -> None:
         """Metrics of an epoch; `epoch` is among them."""
@@ -38,7 +40,7 @@ class NoTracker:
     """Tracks nothing."""
 
     run_path: str | None = None
-    offline_file: Path | None = None
+    offline_files: ClassVar[list[Path]] = []
 
     def log(self, metrics: dict[str, float]) -> None:
         """Do nothing."""
@@ -85,8 +87,13 @@ class WandbTracker:
             rows = wandb.Api().run(self._run.path).scan_history(keys=["epoch"])
             self._logged = {int(row["epoch"]) for row in rows}
         entity = f"{self._run.entity}/" if self._run.entity else ""
-        self.offline_file = Path(self._run.dir).parent / f"run-{run}.wandb" if mode == "offline" else None
+        self._offline = folder if mode == "offline" else None
         self.run_path: str | None = f"{entity}{self._run.project}/{self._run.id}"
+
+    @property
+    def offline_files(self) -> list[Path]:
+        """What was not sent, by this process and those before it; nothing online."""
+        return offline_files(self._offline, self._run.id) if self._offline else []
 
     def log(self, metrics: dict[str, float]) -> None:
         """Log one epoch, unless it was logged before the run was broken off after its last checkpoint."""

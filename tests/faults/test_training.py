@@ -197,6 +197,9 @@ def is_complete(place: Place, run: str) -> None:
     once = Counter(range(EPOCHS))
     assert Counter(int(row["epoch"]) for row in history) == once
     assert Counter(logged(place.folder, run)) == once
+    kept = [item.key.removeprefix(f"runs/{run}/wandb/") for item in place.bucket.objects(f"runs/{run}/wandb/")]
+    assert kept == [f"{path.parent.name}/{path.name}" for path in offline_files(place.folder, run)]
+    assert len(kept) > 1
     losses = scalars(place.bucket.get(f"runs/{run}/{EVENTS_FILE}"), "loss")
     assert losses == pytest.approx({int(row["epoch"]): row["loss"] for row in history}, rel=1e-6)
 
