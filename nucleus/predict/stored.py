@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict
 
 from nucleus.config.names import Reference
 from nucleus.data.images import IMAGE_SUFFIXES
-from nucleus.errors import DataError, ObjectExistsError, UsageError
+from nucleus.errors import DataError, ObjectNotFoundError, UsageError
 from nucleus.predict.inputs import FILES_AT_ONCE, OUTPUT_ENDINGS, check_stems
 from nucleus.predict.options import PredictionOptions
 from nucleus.predict.parts import write_tables
@@ -150,25 +150,33 @@ def claim_output(settings: PredictionSettings, *, overwrite: bool) -> None:
 
     Raises:
         UsageError: There are such results.
+        ObjectExistsError: Another prediction has begun there at the same moment.
     """
     out = Bucket(parse_uri(settings.out))
-    body = settings.model_dump_json(indent=1).encode()
-    try:
-        out.put(_SETTINGS_FILE, body, if_absent=not overwrite)
-    except ObjectExistsError as error:
-        there = read_document(
-            PredictionSettings,
-            out.get(_SETTINGS_FILE),
-            what="the settings of a prediction",
-            where=str(out.uri / _SETTINGS_FILE),
-            newest=_FORMAT,
-            error=DataError,
+    there = _settings_at(out)
+    if there not in {None, settings} and not overwrite:
+        raise UsageError(
+            f"Expected results of {settings.model} for {settings.images} with the same options at {out.uri}; found "
+            f"those of {there.model} for {there.images}. Name another --out, or add --overwrite."
         )
-        if there != settings:
-            raise UsageError(
-                f"Expected results of {settings.model} for {settings.images} with the same options at {out.uri}; found "
-                f"those of {there.model} for {there.images}. Name another --out, or add --overwrite."
-            ) from error
+    if there != settings:
+        out.put(_SETTINGS_FILE, settings.model_dump_json(indent=1).encode(), if_absent=there is None)
+
+
+def _settings_at(out: Bucket) -> PredictionSettings | None:
+    """The settings of the results that are there, if there are any."""
+    try:
+        data = out.get(_SETTINGS_FILE)
+    except ObjectNotFoundError:
+        return None
+    return read_document(
+        PredictionSettings,
+        data,
+        what="the settings of a prediction",
+        where=str(out.uri / _SETTINGS_FILE),
+        newest=_FORMAT,
+        error=DataError,
+    )
 
 
 def not_done(settings: PredictionSettings, images: Iterable[StoredImage]) -> list[StoredImage]:
