@@ -31,8 +31,8 @@ $(VENV)/.installed-$(EXTRA): requirements/$(EXTRA).txt pyproject.toml
 demo: install ## the whole way on this machine: DATA=zip-or-folder WEIGHTS=file WORKDIR=folder
 	$(BIN)/nucleus demo $(if $(DATA),"$(DATA)") $(if $(WEIGHTS),--weights "$(WEIGHTS)") --workdir "$(WORKDIR)"
 
-test: install ## install, then run every test
-	$(BIN)/python -m pytest tests
+test: install ## install, then run every test, in two processes
+	$(BIN)/python -m pytest tests --numprocesses 2 --dist loadgroup
 
 unit: install ## the tests that need neither Ray nor TensorFlow nor a server
 	$(BIN)/python -m pytest tests/unit

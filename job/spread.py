@@ -2,10 +2,11 @@
 
 import logging
 import os
-import pickle
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
+
+import numpy as np
 
 from job.cluster import cluster, rooms
 from job.placement import check_total, missing
@@ -17,7 +18,7 @@ __all__ = ["spread"]
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
 
-_ITEM, _ANSWER = "item", "answer"
+_NUMBER, _ANSWER = "number", "answer"
 
 
 @dataclass(frozen=True)
@@ -36,14 +37,20 @@ class Crew:
 class _Worker(Generic[Item, Answer]):
     """An actor. This project's errors are answers too: Ray Data takes what an actor raises for a fault of its own."""
 
-    def __init__(self, make: Callable[[], Callable[[Item], Answer]], timeout: float, gpus: int) -> None:
+    def __init__(
+        self, items: Sequence[Item], make: Callable[[], Callable[[Item], Answer]], timeout: float, gpus: int
+    ) -> None:
         set_storage_timeout(timeout)
+        self._items = items
         self._make = make
         self._gpus = gpus
         self._work: Callable[[Item], Answer] | None = None
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        return {_ANSWER: [pickle.dumps(self._answer(pickle.loads(item))) for item in batch[_ITEM]]}  # noqa: S301
+        answers = np.empty(len(batch[_NUMBER]), object)
+        for place, number in enumerate(batch[_NUMBER]):
+            answers[place] = self._answer(self._items[number])
+        return {_ANSWER: answers}
 
     def _answer(self, item: Item) -> Answer | NucleusError:
         try:
@@ -111,19 +118,19 @@ def _answers(
     context.enable_progress_bars = False
     if not verbose:
         logging.getLogger("ray.data").setLevel(logging.ERROR)
-    pickled = [{_ITEM: pickle.dumps(item)} for item in items]  # Ray Data has no columns of any object
-    answers = ray.data.from_items(pickled, override_num_blocks=len(items)).map_batches(
+    numbers = [{_NUMBER: number} for number in range(len(items))]  # Ray Data warns of columns of any object
+    answers = ray.data.from_items(numbers, override_num_blocks=len(items)).map_batches(
         _Worker,
         batch_size=1,
         batch_format="numpy",
-        fn_constructor_args=(make, storage_timeout(), crew.gpus),
+        fn_constructor_args=(items, make, storage_timeout(), crew.gpus),
         compute=ray.data.ActorPoolStrategy(size=crew.workers),
         num_cpus=1,
         num_gpus=crew.gpus,
     )
     try:
         for row in answers.iter_rows():
-            yield pickle.loads(row[_ANSWER])  # noqa: S301  made by this program's own actors
+            yield row[_ANSWER]
     except RayError as error:
         told = (str(error).strip().splitlines() or [type(error).__name__])[-1]
         raise JobError(f"Expected the workers to finish; Ray Data failed: {told} Run it again with --debug.") from error

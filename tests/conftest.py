@@ -1,4 +1,4 @@
-"""What the tests share: one S3 server and one Ray cluster a session, an empty bucket prefix and generated images."""
+"""What the tests share: one S3 server a process and one Ray cluster, an empty bucket prefix and generated images."""
 
 import os
 import secrets
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ["RAY_AUTH_MODE"] = "token"  # Ray looks at both once, when it is imported
-os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 settings.register_profile("suite", deadline=None, derandomize=True, database=None)  # the same cases on any machine
 settings.load_profile("suite")
 
@@ -33,6 +33,18 @@ SECRET = f"marked{secrets.token_hex(17)}"
 """The key to the store and to W&B (40 characters, as those are), which must not be found anywhere."""
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Where processes share the suite, one of them has the Ray cluster; its tests take longest, so they begin."""
+    with_ray = {
+        item
+        for item in items
+        if "ray_cluster" in getattr(item, "fixturenames", ()) or item.get_closest_marker("ray") is not None
+    }
+    for item in with_ray:
+        item.add_marker(pytest.mark.xdist_group("ray"))
+    items.sort(key=lambda item: item not in with_ray)
 
 
 @pytest.fixture(scope="session")
