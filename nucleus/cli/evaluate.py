@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from nucleus.cli.model_folder import is_pulled, model_folder
+from nucleus.cli.options import workers_option
 from nucleus.errors import UsageError
 
 if TYPE_CHECKING:
@@ -28,12 +29,7 @@ _SPLITS = ("train", "val", "test")
 @click.option("--split", type=click.Choice([*_SPLITS, "all"]), default="test", show_default=True)
 @click.option("--tta", is_flag=True, help="Average over flips and quarter turns: better, eight times slower.")
 @click.option("--gallery", type=click.Path(path_type=Path), metavar="FILE.png", help="Draw the twelve worst images.")
-@click.option(
-    "--workers",
-    type=click.IntRange(1),
-    metavar="N",
-    help="Spread over so many workers of the Ray cluster at hand.  [default: this process does all]",
-)
+@workers_option("this process does all")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document, with the scores of each image.")
 def evaluate(
     model: str, dataset: str, split: str, tta: bool, gallery: Path | None, workers: int | None, as_json: bool

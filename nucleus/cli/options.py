@@ -21,12 +21,15 @@ single_writer_option = click.option(
     "--single-writer", is_flag=True, help="Nobody else publishes: go on where the server ignores conditional writes."
 )
 
-workers_option = click.option(
-    "--workers",
-    type=click.IntRange(1),
-    metavar="N",
-    help="Spread over so many workers of the Ray cluster at hand.  [default: its GPUs, or else CPUs]",
-)
+
+def workers_option(otherwise: str) -> Callable[[Command], Command]:
+    """`--workers`: over how many workers of a cluster the work is spread; without it as `otherwise` says."""
+    return click.option(
+        "--workers",
+        type=click.IntRange(1),
+        metavar="N",
+        help=f"Spread over so many workers of the Ray cluster at hand.  [default: {otherwise}]",
+    )
 
 
 def _with(command: Command, *options: Callable[[Command], Command]) -> Command:

@@ -1,6 +1,7 @@
 """`nucleus predict`: segment, count and measure with a published model."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,18 @@ _POSITIVE = click.FloatRange(0, min_open=True)
 _BUCKET = "s3://"
 
 
+@dataclass(frozen=True)
+class _Choices:
+    """The options that mean the same for files and for images in a bucket."""
+
+    diameter: float | None
+    pixel_size: float | None
+    channel: int | None
+    tta: bool
+    overwrite: bool
+    as_json: bool
+
+
 @click.command()
 @click.argument("inputs", nargs=-1, required=True)
 @click.option("--model", required=True, metavar="NAME[@REF]", help="A model in the bucket, or a pulled folder.")
@@ -27,16 +40,14 @@ _BUCKET = "s3://"
 @click.option("--channel", type=click.IntRange(0), metavar="N", help="Take one channel only, from 0.")
 @click.option("--tta", is_flag=True, help="Average over flips and quarter turns: better, eight times slower.")
 @click.option("--overwrite", is_flag=True, help="Replace the results of an earlier prediction.")
-@workers_option
+@workers_option("its GPUs, or else CPUs")
 @json_option
 def predict(
     inputs: tuple[str, ...],
     model: str,
     out: str,
-    overwrite: bool,
     workers: int | None,
-    as_json: bool,
-    **options: Any,
+    **choices: Any,
 ) -> None:
     """Segment images (files or folders: PNG, TIFF, OME-TIFF, JPEG, BMP, WebP; any depth, any size).
 
@@ -46,38 +57,28 @@ def predict(
     Images below s3://bucket/prefix are spread over the Ray cluster at hand; --out is then such a prefix too, and the
     tables are nuclei.parquet and images.parquet. What is done already is left out when it is run again.
     """
+    given = _Choices(**choices)
     stored = [text.startswith(_BUCKET) for text in (*inputs, out)]
     if not any(stored):
         if workers is not None:
             raise UsageError("Expected images in a bucket for --workers; files are segmented by this process.")
-        _predict_files(inputs, model, Path(out), overwrite=overwrite, as_json=as_json, **options)
+        _predict_files(inputs, model, Path(out), given)
         return
     if not all(stored) or len(inputs) > 1:
         raise UsageError(
             f"Expected one prefix {_BUCKET}bucket/images and one for --out, or files and a folder; found "
             f"{' '.join(inputs)} and --out {out}."
         )
-    _predict_stored(inputs[0], model, out, workers, overwrite=overwrite, as_json=as_json, **options)
+    _predict_stored(inputs[0], model, out, workers, given)
 
 
-def _predict_files(
-    inputs: tuple[str, ...],
-    model: str,
-    out: Path,
-    *,
-    diameter: float | None,
-    pixel_size: float | None,
-    channel: int | None,
-    tta: bool,
-    overwrite: bool,
-    as_json: bool,
-) -> None:
+def _predict_files(inputs: tuple[str, ...], model: str, out: Path, given: _Choices) -> None:
     from nucleus.cli.output import show_progress
     from nucleus.predict.inputs import check_outputs, find_inputs
     from nucleus.quiet import import_tensorflow
 
     files = find_inputs([Path(text) for text in inputs])
-    if not overwrite:
+    if not given.overwrite:
         check_outputs(files, out)
     folder = model_folder(model)
     import_tensorflow()
@@ -86,30 +87,20 @@ def _predict_files(
     from nucleus.predict.predictor import load_predictor, read_pulled
 
     manifest = read_pulled(folder)
-    predictor = load_predictor(folder, PredictionOptions(diameter=diameter, pixel_size=pixel_size, turns=tta))
+    predictor = load_predictor(
+        folder, PredictionOptions(diameter=given.diameter, pixel_size=given.pixel_size, turns=given.tta)
+    )
     with show_progress("segment images") as advance:
-        found = predict_files(predictor, files, out, channel, advance)
+        found = predict_files(predictor, files, out, given.channel, advance)
     version = f"{manifest.model}@{manifest.version}"
-    if as_json:
+    if given.as_json:
         _print_json(version, str(out.absolute()), found.counts, found.failures)
     else:
         _print(version, str(out), found.counts, found.failures)
     _check(found.failures, len(files))
 
 
-def _predict_stored(
-    images: str,
-    model: str,
-    out: str,
-    workers: int | None,
-    *,
-    diameter: float | None,
-    pixel_size: float | None,
-    channel: int | None,
-    tta: bool,
-    overwrite: bool,
-    as_json: bool,
-) -> None:
+def _predict_stored(images: str, model: str, out: str, workers: int | None, given: _Choices) -> None:
     from job.prediction import predict_stored
     from nucleus.cli.output import note, show_progress
     from nucleus.config.names import parse_reference
@@ -128,17 +119,17 @@ def _predict_stored(
         out=str(parse_uri(out)),
         model=f"{reference.name}@{resolve_version(registry, reference)}",
         registry=str(registry.uri),
-        diameter=diameter,
-        pixel_size=pixel_size,
-        turns=tta,
-        channel=channel,
+        diameter=given.diameter,
+        pixel_size=given.pixel_size,
+        turns=given.tta,
+        channel=given.channel,
     )
     verbose = click.get_current_context().find_root().params["debug"]
     with show_progress("segment images") as advance:
         found = predict_stored(
-            settings, workers=workers, overwrite=overwrite, verbose=verbose, advance=advance, waiting=note
+            settings, workers=workers, overwrite=given.overwrite, verbose=verbose, advance=advance, waiting=note
         )
-    if as_json:
+    if given.as_json:
         _print_json(settings.model, settings.out, found.counts, found.failures, done_before=found.done_before)
     else:
         _print(settings.model, settings.out, found.counts, found.failures)
