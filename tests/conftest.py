@@ -35,6 +35,7 @@ SECRET = f"marked{secrets.token_hex(17)}"
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist looks at the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Where processes share the suite, one of them has the Ray cluster; its tests take longest, so they begin."""
     with_ray = {
