@@ -11,7 +11,7 @@ IMAGE = $(if $(filter gpu,$(EXTRA)),gpu,cpu)
 
 .DEFAULT_GOAL := help
 
-.PHONY: help install demo test unit bench check audit lock image clean
+.PHONY: help install demo test test-ray test-others unit bench check audit lock image clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -31,8 +31,14 @@ $(VENV)/.installed-$(EXTRA): requirements/$(EXTRA).txt pyproject.toml
 demo: install ## the whole way on this machine: DATA=zip-or-folder WEIGHTS=file WORKDIR=folder
 	$(BIN)/nucleus demo $(if $(DATA),"$(DATA)") $(if $(WEIGHTS),--weights "$(WEIGHTS)") --workdir "$(WORKDIR)"
 
-test: install ## install, then run every test, in two processes
-	$(BIN)/python -m pytest tests --numprocesses 2 --dist loadgroup
+test: install ## install, then run every test: those with a Ray cluster beside the others
+	@$(MAKE) --no-print-directory --jobs 2 --output-sync=line test-ray test-others
+
+test-ray:
+	@$(BIN)/python -m pytest tests -m ray
+
+test-others:
+	@$(BIN)/python -m pytest tests -m "not ray"
 
 unit: install ## the tests that need neither Ray nor TensorFlow nor a server
 	$(BIN)/python -m pytest tests/unit

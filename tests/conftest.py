@@ -1,4 +1,4 @@
-"""What the tests share: one S3 server a process and one Ray cluster, an empty bucket prefix and generated images."""
+"""What the tests share: one S3 server and one Ray cluster a session, an empty bucket prefix and generated images."""
 
 import os
 import secrets
@@ -35,17 +35,12 @@ SECRET = f"marked{secrets.token_hex(17)}"
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist looks at the groups
+@pytest.hookimpl(tryfirst=True)  # before `-m` looks at the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Where processes share the suite, one of them has the Ray cluster; its tests take longest, so they begin."""
-    with_ray = {
-        item
-        for item in items
-        if "ray_cluster" in getattr(item, "fixturenames", ()) or item.get_closest_marker("ray") is not None
-    }
-    for item in with_ray:
-        item.add_marker(pytest.mark.xdist_group("ray"))
-    items.sort(key=lambda item: item not in with_ray)
+    """Mark each test that has the Ray cluster, by itself or by another fixture."""
+    for item in items:
+        if "ray_cluster" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.ray)
 
 
 @pytest.fixture(scope="session")
