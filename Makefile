@@ -32,12 +32,14 @@ demo: install ## the whole way on this machine: DATA=zip-or-folder WEIGHTS=file 
 	$(BIN)/nucleus demo $(if $(DATA),"$(DATA)") $(if $(WEIGHTS),--weights "$(WEIGHTS)") --workdir "$(WORKDIR)"
 
 test: install ## install, then run every test: those with a Ray cluster beside the others
-	@$(MAKE) --no-print-directory --jobs 2 --output-sync=line test-ray test-others
+	@echo "Two sessions side by side, about a quarter of an hour; each is shown whole when it has ended (live: make test-ray)."
+	@$(MAKE) --no-print-directory --jobs 2 --output-sync=target test-ray test-others
 
-test-ray:
+# One after the other they take 20 minutes: each waits a good part of its time. No test of the others has a cluster.
+test-ray: install
 	@$(BIN)/python -m pytest tests -m ray
 
-test-others:
+test-others: install
 	@$(BIN)/python -m pytest tests -m "not ray"
 
 unit: install ## the tests that need neither Ray nor TensorFlow nor a server
