@@ -35,12 +35,13 @@ test: install ## install, then run every test: those with a Ray cluster beside t
 	@echo "Two sessions side by side, about a quarter of an hour; each is shown whole when it has ended (live: make test-ray)."
 	@$(MAKE) --no-print-directory --jobs 2 --output-sync=target test-ray test-others
 
-# One after the other they take 20 minutes: each waits a good part of its time. Runs on a cluster have timeouts to keep.
+# One after the other they take 20 minutes: each waits a good part of its time. Runs on a cluster have timeouts to keep, and
+# Ray starts its workers at niceness 15.
 test-ray: install
 	@$(BIN)/python -m pytest tests -m ray
 
 test-others: install
-	@nice -n 10 $(BIN)/python -m pytest tests -m "not ray"
+	@nice -n 19 $(BIN)/python -m pytest tests -m "not ray"
 
 unit: install ## the tests that need neither Ray nor TensorFlow nor a server
 	$(BIN)/python -m pytest tests/unit
