@@ -3,6 +3,7 @@
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -18,6 +19,7 @@ __all__ = ["spread"]
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
 
+_LOG_LEVEL = "RAY_BACKEND_LOG_LEVEL"
 _NUMBER, _ANSWER = "number", "answer"
 
 
@@ -85,14 +87,25 @@ def spread(
         NucleusError: What `make` or the work raised.
         JobError: There are not so many GPUs or CPUs, or Ray failed.
     """
-    if not verbose:  # Ray's core warns of how Ray Data makes its actors
-        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    with cluster(verbose=verbose):
+    with nullcontext() if verbose else _silent_core(), cluster(verbose=verbose):
         crew = _crew(workers, len(items), waiting)
         for answer in _answers(items, make, crew, verbose=verbose):
             if isinstance(answer, NucleusError):
                 raise answer
             yield answer
+
+
+@contextmanager
+def _silent_core() -> Iterator[None]:
+    """Keep Ray's core from warning of how Ray Data makes its actors, unless the user has set how much it tells."""
+    if _LOG_LEVEL in os.environ:
+        yield
+        return
+    os.environ[_LOG_LEVEL] = "fatal"
+    try:
+        yield
+    finally:
+        del os.environ[_LOG_LEVEL]
 
 
 def _crew(workers: int | None, items: int, waiting: Callable[[str], None]) -> Crew:

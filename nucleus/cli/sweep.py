@@ -54,7 +54,7 @@ def sweep(
 
     path = recipe_path(recipe)
     trials = [Trial(each, read_recipe(path, [*settings, *each])) for each in combinations(over)]
-    sweep_name = check_name(name, "sweep") if name else new_run_name(trials[0].recipe.model)
+    sweep_name = check_name(name, "sweep") if name else new_run_name(trials[0].recipe.model[:36])  # with room for -01
     options = RunOptions(verbose=bool(ctx.find_root().params.get("debug")), single_writer=single_writer)
     with TrainingDisplay() as display:
         found = run_sweep(sweep_name, trials, options, display, at_once)
