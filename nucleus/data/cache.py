@@ -197,7 +197,9 @@ def _remove_unused(path: Path) -> bool:
         return False
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        path.unlink(missing_ok=True)
+        if not _is_at(descriptor, path):  # renamed since it was opened, and let go: its bytes are still there
+            return False
+        path.unlink()
     except BlockingIOError:
         return False
     finally:

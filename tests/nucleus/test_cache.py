@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from nucleus.data import cache as cache_module
 from nucleus.data.cache import ShardCache
 from nucleus.data.datasets import Dataset
 from nucleus.data.generated import write_generated
@@ -142,6 +143,22 @@ def test_several_processes_never_exceed_the_limit(shards: Dataset, tmp_path: Pat
     outputs = [child.communicate() for child in children]
     assert [child.returncode for child in children] == [0, 0, 0], outputs
     assert 3 * SIZE < highest <= 5.5 * (1 << 20)
+
+
+def test_what_is_renamed_at_the_last_moment_is_not_taken_for_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    part, whole = tmp_path / ".train-0.part", tmp_path / "train-0.tfrecord"
+    part.write_bytes(b"a shard")
+    lock = fcntl.flock
+
+    def finished_first(descriptor: int, how: int) -> None:
+        part.rename(whole)
+        lock(descriptor, how)
+
+    monkeypatch.setattr(fcntl, "flock", finished_first)
+    assert not cache_module._remove_unused(part)
+    assert whole.read_bytes() == b"a shard"
 
 
 def test_a_killed_download_leaves_nothing_that_counts(shards: Dataset, tmp_path: Path) -> None:
