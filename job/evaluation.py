@@ -9,7 +9,7 @@ from job.spread import spread
 from nucleus.config.names import Reference
 from nucleus.config.recipe import LossOptions
 from nucleus.data.cache import ShardCache, default_cache_dir
-from nucleus.data.datasets import locate_dataset, open_dataset
+from nucleus.data.datasets import Dataset
 from nucleus.predict.options import PredictionOptions
 from nucleus.progress import Advance, no_progress
 from nucleus.registry.versions import pull_cached
@@ -35,7 +35,7 @@ class EvaluationPlan:
         registry: The bucket that holds the model.
         model: Its version.
         loss: The training loss.
-        dataset: URI of the dataset's version.
+        dataset: On which.
         splits: Of `train`, `val` and `test`.
         options: How images are segmented.
         worst: How many of the worst images to keep.
@@ -44,7 +44,7 @@ class EvaluationPlan:
     registry: S3Uri
     model: Reference
     loss: LossOptions
-    dataset: str
+    dataset: Dataset
     splits: tuple[str, ...]
     options: PredictionOptions
     worst: int
@@ -65,12 +65,11 @@ def evaluate_spread(
     """
     from nucleus.predict.evaluation import check_split, joined
 
-    dataset = open_dataset(locate_dataset(plan.dataset))
     items: list[_Item] = []
     images = 0
     for split in plan.splits:
-        check_split(dataset, split)
-        here = len(dataset.manifest.split_samples(split))
+        check_split(plan.dataset, split)
+        here = len(plan.dataset.manifest.split_samples(split))
         count = -(-here // _IMAGES_AT_ONCE)
         items += [(split, (number, count)) for number in range(count)]
         images += here
@@ -89,5 +88,5 @@ def _part_evaluator(plan: EvaluationPlan) -> Callable[[_Item], "Evaluation"]:
     from nucleus.predict.predictor import load_predictor
 
     predictor = load_predictor(pull_cached(Bucket(plan.registry), plan.model), plan.options)
-    dataset, cache = open_dataset(locate_dataset(plan.dataset)), ShardCache(default_cache_dir())
-    return lambda item: evaluate_part(predictor, plan.loss, dataset, item[0], cache, item[1], worst=plan.worst)
+    cache = ShardCache(default_cache_dir())
+    return lambda item: evaluate_part(predictor, plan.loss, plan.dataset, item[0], cache, item[1], worst=plan.worst)

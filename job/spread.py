@@ -10,6 +10,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 
 from job.cluster import cluster, rooms
+from job.devices import limit_devices
 from job.placement import check_total, missing
 from nucleus.errors import JobError, NucleusError
 from nucleus.storage.retries import set_storage_timeout, storage_timeout
@@ -24,7 +25,7 @@ _NUMBER, _ANSWER = "number", "answer"
 
 
 @dataclass(frozen=True)
-class Crew:
+class _Crew:
     """The actors.
 
     Attributes:
@@ -57,7 +58,8 @@ class _Worker(Generic[Item, Answer]):
     def _answer(self, item: Item) -> Answer | NucleusError:
         try:
             if self._work is None:
-                _settle_tensorflow(self._gpus)
+                os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+                limit_devices(1, self._gpus)
                 self._work = self._make()
             return self._work(item)
         except NucleusError as error:
@@ -108,7 +110,7 @@ def _silent_core() -> Iterator[None]:
         del os.environ[_LOG_LEVEL]
 
 
-def _crew(workers: int | None, items: int, waiting: Callable[[str], None]) -> Crew:
+def _crew(workers: int | None, items: int, waiting: Callable[[str], None]) -> _Crew:
     """Actors for so many items on the cluster that this process is connected to."""
     found = rooms()
     gpus = 1 if found["GPU"].most else 0
@@ -118,11 +120,11 @@ def _crew(workers: int | None, items: int, waiting: Callable[[str], None]) -> Cr
     wait = missing({"CPU": 1, "GPU": gpus}, found)
     if wait:
         waiting(f"Waiting for {wait}")
-    return Crew(count, gpus)
+    return _Crew(count, gpus)
 
 
 def _answers(
-    items: Sequence[Item], make: Callable[[], Callable[[Item], Answer]], crew: Crew, *, verbose: bool
+    items: Sequence[Item], make: Callable[[], Callable[[Item], Answer]], crew: _Crew, *, verbose: bool
 ) -> Iterator[Answer | NucleusError]:
     import ray.data
     from ray.exceptions import RayError
@@ -147,15 +149,3 @@ def _answers(
     except RayError as error:
         told = (str(error).strip().splitlines() or [type(error).__name__])[-1]
         raise JobError(f"Expected the workers to finish; Ray Data failed: {told} Run it again with --debug.") from error
-
-
-def _settle_tensorflow(gpus: int) -> None:
-    """One thread for one CPU, and no more of a GPU's memory than is used."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    import tensorflow as tf
-
-    if not gpus:
-        tf.config.threading.set_intra_op_parallelism_threads(1)
-        tf.config.threading.set_inter_op_parallelism_threads(1)
-    for device in tf.config.list_physical_devices("GPU"):
-        tf.config.experimental.set_memory_growth(device, enable=True)

@@ -8,8 +8,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from job.devices import limit_devices
 from job.plan import RunPlan
-from nucleus.config.recipe import Recipe
 from nucleus.storage.sums import check_sums, write_sums
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def train_worker(config: dict[str, Any]) -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     plan = RunPlan.model_validate_json(config["plan"])
     _tell_that_it_began(config["events"])
-    _limit_devices(plan.recipe)
+    limit_devices(plan.recipe.cpus_per_worker, plan.recipe.gpus_per_worker)
     _reach_workers_directly()
 
     from job.demands import Demands
@@ -87,18 +87,6 @@ def _checkpoint() -> Iterator[Path | None]:
         checkpoint.to_directory(folder)  # `as_directory` is one folder for all workers of a machine, written by each
         check_sums(Path(folder), f"s3://{checkpoint.path}")
         yield Path(folder)
-
-
-def _limit_devices(recipe: Recipe) -> None:
-    """Let TensorFlow use the cores and the GPU that the recipe gives this worker, and no others."""
-    import tensorflow as tf
-
-    tf.config.threading.set_intra_op_parallelism_threads(recipe.cpus_per_worker)
-    tf.config.threading.set_inter_op_parallelism_threads(2)  # one would deadlock with the collectives
-    if not recipe.gpus_per_worker:  # Ray 2.60 leaves all GPUs visible to a worker that asked for none
-        tf.config.set_visible_devices([], "GPU")
-    for device in tf.config.get_visible_devices("GPU"):
-        tf.config.experimental.set_memory_growth(device, enable=True)
 
 
 def _reach_workers_directly() -> None:

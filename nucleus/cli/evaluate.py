@@ -108,7 +108,7 @@ def _evaluate_spread(
         registry=bucket_from_environment(),
         model=Reference(manifest.model, str(manifest.version)),
         loss=loss,
-        dataset=str(dataset),
+        dataset=dataset,
         splits=splits,
         options=PredictionOptions(turns=tta),
         worst=_WORST,
