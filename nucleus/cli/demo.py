@@ -72,7 +72,7 @@ class _Demo:
 
     def run(self, src: Path | None, weights: Path | None) -> None:
         from nucleus.cli.train import print_published
-        from nucleus.report import write_report
+        from nucleus.report.page import write_report
 
         with self._store():
             dataset = self._import(src)

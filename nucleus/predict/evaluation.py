@@ -14,7 +14,8 @@ from nucleus.metrics.scores import ImageScores, ScoreSums
 from nucleus.predict.gallery import GalleryImage
 from nucleus.predict.predictor import Predictor
 from nucleus.progress import Advance, no_progress
-from nucleus.training.validation import LabelledImage, images_of_worker, score_image, split_reader
+from nucleus.training.predictions import LabelledImage
+from nucleus.training.validation import images_of_worker, score_image, split_reader
 
 __all__ = ["Evaluation", "ImageRow", "check_split", "evaluate", "evaluate_part", "joined"]
 

@@ -32,9 +32,10 @@ from nucleus.model.unet import build_unet, calibrate_encoder, encoder_of
 from nucleus.training.demand import Demand
 from nucleus.training.distributed import TrainingStep, Workers
 from nucleus.training.parameters import active_groups, averaged, parameter_groups
+from nucleus.training.predictions import LabelledImage
 from nucleus.training.state import History, Progress, load_checkpoint, save_checkpoint
 from nucleus.training.tuning import tune_instances
-from nucleus.training.validation import LabelledImage, images_of_worker, score_images, split_reader
+from nucleus.training.validation import images_of_worker, predict_images, score_images, split_reader
 
 __all__ = ["Finished", "Reporter", "TrainingInput", "TrainingRun", "train"]
 
@@ -311,7 +312,8 @@ class TrainingRun:
 
     def _validate(self, split: str) -> ScoreSums:
         """Score a split over all workers."""
-        return score_images(self.network, self.images(split), self.config, self.recipe.loss, self.workers)
+        predicted = predict_images(self.network, self.images(split), self.config, self.recipe.loss)
+        return score_images(predicted, self.workers)
 
     def _tune(self) -> None:
         """Choose how labels are made from the maps, on the validation split."""

@@ -13,7 +13,7 @@ from nucleus.model.heads import maps_of
 from nucleus.model.instances import label_nuclei
 from nucleus.model.tiling import TiledNetwork
 from nucleus.training.distributed import Workers
-from nucleus.training.validation import LabelledImage
+from nucleus.training.predictions import LabelledImage
 
 __all__ = ["tune_instances"]
 

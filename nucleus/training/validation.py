@@ -1,7 +1,6 @@
 """Metrics of a network on a split, exact over any number of workers: each takes its images, the sums are added."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from itertools import tee
 
 import numpy as np
@@ -11,8 +10,7 @@ from numpy.typing import NDArray
 from nucleus.config.recipe import Heads, LossOptions
 from nucleus.data.cache import ShardCache
 from nucleus.data.datasets import Dataset
-from nucleus.data.images import LabelImage, RgbImage
-from nucleus.data.kinds import Kind
+from nucleus.data.images import LabelImage
 from nucleus.data.manifest import DatasetManifest
 from nucleus.data.reading import SplitReader, cached_split
 from nucleus.data.sampling import epoch_plan
@@ -26,32 +24,16 @@ from nucleus.model.instances import label_nuclei
 from nucleus.model.losses import image_losses
 from nucleus.model.tiling import TiledNetwork
 from nucleus.training.distributed import Workers
+from nucleus.training.predictions import LabelledImage, PredictedImage
 
 __all__ = [
-    "LabelledImage",
     "images_of_split",
     "images_of_worker",
+    "predict_images",
     "score_image",
     "score_images",
     "split_reader",
 ]
-
-
-@dataclass(frozen=True)
-class LabelledImage:
-    """One image of a dataset in memory.
-
-    Attributes:
-        name: Its name in the dataset.
-        kind: Its kind.
-        image: H x W x 3, uint8.
-        labels: H x W, uint16.
-    """
-
-    name: str
-    kind: Kind
-    image: RgbImage
-    labels: LabelImage
 
 
 def images_of_worker(manifest: DatasetManifest, split: str, reader: SplitReader) -> Iterator[LabelledImage]:
@@ -78,20 +60,21 @@ def split_reader(dataset: Dataset, split: str, cache: ShardCache, rank: int = 0,
     )
 
 
-def score_images(
-    network: TiledNetwork,
-    images: Iterable[LabelledImage],
-    config: ModelConfig,
-    loss: LossOptions,
-    workers: Workers,
-) -> ScoreSums:
-    """Score this worker's images and add up the sums of all workers, in float64; each gets the same."""
-    sums = ScoreSums()
+def predict_images(
+    network: TiledNetwork, images: Iterable[LabelledImage], config: ModelConfig, loss: LossOptions
+) -> Iterator[PredictedImage]:
+    """Predict labelled images, and compare with the truth; one at a time, in their order."""
     samples, again = tee(images)
     for sample, values in zip(samples, network.images(sample.image for sample in again), strict=True):
-        maps = maps_of(values, config.heads)
-        labels = label_nuclei(maps, config.instances)
-        sums.add(sample.kind, score_image(values, labels, sample.labels, config, loss))
+        labels = label_nuclei(maps_of(values, config.heads), config.instances)
+        yield PredictedImage(sample, labels, score_image(values, labels, sample.labels, config, loss))
+
+
+def score_images(predicted: Iterable[PredictedImage], workers: Workers) -> ScoreSums:
+    """Add up the scores of this worker's images and those of all others, in float64; each gets the same."""
+    sums = ScoreSums()
+    for image in predicted:
+        sums.add(image.sample.kind, image.scores)
     return ScoreSums(workers.sum(sums.array))
 
 

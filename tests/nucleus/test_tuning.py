@@ -10,8 +10,8 @@ from nucleus.config.recipe import NormalizationOptions
 from nucleus.data.generated import generated_image
 from nucleus.data.kinds import Kind
 from nucleus.model.architecture import InstanceSettings, ModelConfig
+from nucleus.training.predictions import LabelledImage
 from nucleus.training.tuning import tune_instances
-from nucleus.training.validation import LabelledImage
 
 CONFIG = ModelConfig(
     encoder="mobilenet_v2",

@@ -27,7 +27,7 @@ from nucleus.training.distributed import TrainingStep, Workers
 from nucleus.training.parameters import ParameterGroup, parameter_groups
 from nucleus.training.run import Finished, TrainingInput, TrainingRun
 from nucleus.training.state import History
-from nucleus.training.validation import score_images
+from nucleus.training.validation import predict_images, score_images
 
 rank, world, out = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
 task = json.loads((out / "task.json").read_text())
@@ -114,7 +114,8 @@ def steps(name: str, encoder: str, which: str, rate: float, kept: list[int], par
 def scores() -> dict[str, Any]:
     run = run_of({}, Keeper())
     workers.broadcast(list(run.model.weights))
-    return score_images(run.network, run.images("val"), run.config, run.recipe.loss, workers).report()
+    predicted = predict_images(run.network, run.images("val"), run.config, run.recipe.loss)
+    return score_images(predicted, workers).report()
 
 
 def trained(changes: dict[str, Any]) -> dict[str, Any]:
