@@ -5,11 +5,11 @@ import tempfile
 from pathlib import Path
 
 from job.events import Listener
+from job.final_model import FINAL_FOLDER
 from job.fitting import Fitted
 from job.gate import judge
 from job.plan import RunPlan
 from job.storage import run_storage
-from job.worker import FINAL_FOLDER
 from nucleus import __version__
 from nucleus.registry.card import model_card
 from nucleus.registry.manifest import ModelManifest, Origin

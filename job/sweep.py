@@ -12,6 +12,7 @@ from job.options import RunOptions
 from job.placement import Room, needed
 from job.plan import RunPlan, save_plan
 from job.publishing import publish_fitted
+from job.reporting import report_published, report_run
 from job.storage import run_storage
 from job.train import plan_run
 from nucleus.config.recipe import Recipe
@@ -150,8 +151,14 @@ def sweep(
         best = outcomes[0]
         if best.fitted is None:
             raise JobError(f"Expected a trial of {name} to finish; none did. The first: {best.error}")
-        plan = next(plan for plan in plans if plan.run == best.run)
-        return SweepResult(outcomes, publish_fitted(plan, best.fitted, bucket, listener))
+        by_run = {plan.run: plan for plan in plans}
+        published = publish_fitted(by_run[best.run], best.fitted, bucket, listener)
+    report_published(by_run[best.run], published, bucket, listener, {})
+    for outcome in outcomes[1:]:
+        if outcome.fitted is not None:
+            fitted = outcome.fitted
+            report_run(by_run[outcome.run], fitted.metrics, fitted.wandb_run, None, bucket, listener, {})
+    return SweepResult(outcomes, published)
 
 
 def _trials_in_room(recipe: Recipe, room: dict[str, Room]) -> int:

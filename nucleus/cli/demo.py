@@ -72,7 +72,6 @@ class _Demo:
 
     def run(self, src: Path | None, weights: Path | None) -> None:
         from nucleus.cli.train import print_published
-        from nucleus.report.page import write_report
 
         with self._store():
             dataset = self._import(src)
@@ -83,7 +82,6 @@ class _Demo:
             manifest = self._train(self.recipe.model_copy(update=changes))
             folder = self._pull(manifest)
             nuclei, images = self._predict(dataset, folder)
-        write_report(self.workdir / "report.html", manifest, folder, self.stages)
         print_published(manifest)
         self._print_summary(manifest, f"{nuclei} nuclei in {images} images that the model has never seen")
 
@@ -144,7 +142,9 @@ class _Demo:
         from job.train import train
         from nucleus.cli.output import TrainingDisplay
 
-        options = RunOptions(weights_optional=True, own_cluster=True, verbose=self.verbose)
+        options = RunOptions(
+            weights_optional=True, own_cluster=True, verbose=self.verbose, folder=self.workdir / "runs"
+        )
         with self._stage("train and publish"), TrainingDisplay() as display:
             return train(recipe, options, display)
 
@@ -183,6 +183,7 @@ class _Demo:
 
     def _print_summary(self, manifest: "ModelManifest", found: str) -> None:
         from nucleus.cli.output import print_table, warn
+        from nucleus.report.record import REPORT_FOLDER, REPORT_PAGE
 
         if manifest.origin.encoder_weights.source == "none":
             warn("trained WITHOUT pretrained encoder weights; hand them over with --weights FILE for better results")
@@ -190,7 +191,7 @@ class _Demo:
         click.echo(found)
         version = f"{manifest.version:06d}"
         places = {
-            "report": self.workdir / "report.html",
+            "report": self.workdir / "runs" / manifest.origin.run / REPORT_FOLDER / REPORT_PAGE,
             "labels, overlays, nuclei.csv": self.workdir / "predictions" / version,
             "model": self.workdir / "model" / version,
             "bucket": self.workdir / "store",

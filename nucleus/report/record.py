@@ -10,17 +10,20 @@ from nucleus.registry.manifest import EncoderWeightsOrigin
 from nucleus.storage.documents import read_document
 
 __all__ = [
+    "FACTS_FILE",
     "HISTORY_FILE",
     "PICTURES",
     "RECORD_FILE",
     "REPORT_FOLDER",
     "REPORT_PAGE",
     "ExampleImage",
+    "Facts",
     "NetworkFacts",
     "RunRecord",
     "Stage",
     "TestImage",
     "WatchedImage",
+    "read_facts",
     "read_record",
 ]
 
@@ -32,6 +35,8 @@ REPORT_FOLDER = "report"
 """In a run's folder: the report and all that it is made of."""
 REPORT_PAGE = "report.html"
 RECORD_FILE = "record.json"
+FACTS_FILE = "facts.json"
+"""In the report's folder what the workers tell of the run (`Facts`), in a test image's folder of the image."""
 PICTURES = "pictures"
 """Folder beside the report: PNG pictures that the workers drew while they trained."""
 
@@ -69,6 +74,25 @@ class NetworkFacts(_Frozen):
     skips: list[int]
     decoder: list[int]
     outputs: list[str]
+
+
+class Facts(_Frozen):
+    """What only the workers know of a run that has finished; what it means is said at `RunRecord`.
+
+    Attributes:
+        format: Of this document.
+        seconds: By part of the run: what one worker spent on it; the epochs are in the history.
+    """
+
+    format: int = RECORD_FORMAT
+    best_epoch: int
+    network: NetworkFacts
+    thresholds: dict[str, float]
+    nucleus_diameter: float | None
+    workers: Annotated[int, Field(ge=1)]
+    device: str
+    seconds: dict[str, float]
+    versions: dict[str, str]
 
 
 class ExampleImage(_Frozen):
@@ -209,3 +233,8 @@ class RunRecord(_Frozen):
 def read_record(data: bytes, where: str) -> RunRecord:
     """Parse and check a record. Raises `JobError` if it is damaged or newer than this package."""
     return read_document(RunRecord, data, what="a run's record", where=where, newest=RECORD_FORMAT, error=JobError)
+
+
+def read_facts(data: bytes, where: str) -> Facts:
+    """Parse and check what the workers told. Raises `JobError` if it is damaged or newer than this package."""
+    return read_document(Facts, data, what="a run's facts", where=where, newest=RECORD_FORMAT, error=JobError)

@@ -142,7 +142,9 @@ def _last_values(history: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 def _is_noted(folder: Path, run: str, manifest: ModelManifest, aliases: list[str]) -> bool:
     return any(
-        artifact.type == "model" and artifact.metadata.get("version") == manifest.version and {*aliases} <= artifact.aliases
+        artifact.type == "model"
+        and artifact.metadata.get("version") == manifest.version
+        and {*aliases} <= artifact.aliases
         for artifact in logged_artifacts(folder, run)
     )
 

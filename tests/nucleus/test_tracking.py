@@ -206,7 +206,12 @@ def test_the_commit_and_configuration_are_those_given(tmp_path: Path, monkeypatc
     config = summary_of_config(run.offline_files[0])
     assert (config["seed"], config["run"]) == (3, RUN)
     (begun,) = [record.run for record in records(run.offline_files[0]) if record.HasField("run")]
-    assert (begun.git.commit, begun.git.remote_url, begun.run_group, begun.job_type) == ("c0ffee", "", "a-sweep", "train")
+    assert (begun.git.commit, begun.git.remote_url, begun.run_group, begun.job_type) == (
+        "c0ffee",
+        "",
+        "a-sweep",
+        "train",
+    )
     assert any(record.HasField("stats") for record in records(run.offline_files[0]))
     (first, second) = [record.environment for record in records(run.offline_files[0]) if record.HasField("environment")]
     assert (first.git.commit, list(first.args), second.cpu_count > 0) == ("c0ffee", [], True)
@@ -251,7 +256,9 @@ def draw(folder: Path) -> Path:
     return folder
 
 
-def note(folder: Path, manifest: ModelManifest, uri: S3Uri, drawn: Path, mode: str = "offline", **given: Any) -> list[str]:
+def note(
+    folder: Path, manifest: ModelManifest, uri: S3Uri, drawn: Path, mode: str = "offline", **given: Any
+) -> list[str]:
     return note_published(
         RUN,
         TrackingOptions(),
