@@ -10,19 +10,15 @@ from skimage.segmentation import find_boundaries
 
 from nucleus.data.images import RgbImage
 from nucleus.metrics.mistakes import Mistakes, find_mistakes
+from nucleus.predict.colours import MISTAKE_COLOURS
 from nucleus.predict.overlay import brightened, fitted
 
 __all__ = ["GalleryImage", "draw_gallery", "draw_mistakes"]
 
-_FOUND = (0, 200, 0)
-_MISSED = (255, 0, 0)
-_EXTRA = (255, 160, 0)
-_MERGED = (255, 0, 255)
-_SPLIT = (0, 120, 255)
-_LEGEND = (("found", _FOUND), ("missed", _MISSED), ("extra", _EXTRA), ("merged", _MERGED), ("split", _SPLIT))
 _SIDE = 320
 _GAP = 8
 _LINE = 22
+_SWATCH = 24
 _ACROSS = 2
 
 
@@ -50,18 +46,19 @@ def draw_mistakes(
 ) -> RgbImage:
     """A copy of the image with outlines.
 
-    Predicted nuclei green, extra ones orange, merged ones magenta; of the true ones, the missed red and the split blue.
+    Of the predicted nuclei those that were found, the extra and the merged; of the true ones, the missed and the split:
+    in `MISTAKE_COLOURS`.
     """
     drawn = image.copy()
-    for labels, chosen, colour in (
-        (predicted, None, _FOUND),
-        (predicted, mistakes.extra, _EXTRA),
-        (predicted, mistakes.merged, _MERGED),
-        (truth, mistakes.missed, _MISSED),
-        (truth, mistakes.split, _SPLIT),
+    for labels, chosen, name in (
+        (predicted, None, "found"),
+        (predicted, mistakes.extra, "extra"),
+        (predicted, mistakes.merged, "merged"),
+        (truth, mistakes.missed, "missed"),
+        (truth, mistakes.split, "split"),
     ):
         shown = labels if chosen is None else np.where(np.isin(labels, list(chosen)), labels, 0)
-        drawn[find_boundaries(shown, mode="inner")] = colour
+        drawn[find_boundaries(shown, mode="inner")] = MISTAKE_COLOURS[name]
     return drawn
 
 
@@ -71,8 +68,11 @@ def draw_gallery(images: Sequence[GalleryImage]) -> RgbImage:
     rows = -(-len(images) // _ACROSS)
     sheet = np.full((_LINE + rows * (cell_height + _GAP), _ACROSS * (cell_width + 2 * _GAP), 3), 255, np.uint8)
     left = _GAP
-    for name, colour in _LEGEND:
-        left += _write(sheet, name, (left, _LINE - 6), colour) + 2 * _GAP
+    for name, colour in MISTAKE_COLOURS.items():
+        cv2.rectangle(sheet, (left, 4), (left + _SWATCH, _LINE - 4), colour, cv2.FILLED)
+        cv2.rectangle(sheet, (left, 4), (left + _SWATCH, _LINE - 4), (0, 0, 0))
+        left += _SWATCH + _GAP
+        left += _write(sheet, name, (left, _LINE - 6), (0, 0, 0)) + 2 * _GAP
     for number, item in enumerate(images):
         top = _LINE + number // _ACROSS * (cell_height + _GAP)
         left = _GAP + number % _ACROSS * (cell_width + 2 * _GAP)

@@ -1,100 +1,157 @@
-"""A page about a trained model: its curves, its metrics and its pictures, in one file that needs no network."""
+"""The report of a run: one page that needs nothing but itself, and PNGs for slides beside it."""
 
 import base64
-import html
-import io
-import json
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-from nucleus.metrics.headlines import HEADLINES
-from nucleus.registry.manifest import ModelManifest
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from nucleus.data.manifest import DatasetManifest
+from nucleus.predict.colours import MISTAKE_COLOURS
+from nucleus.report.commands import commands_to_repeat, commands_to_use, differing_settings, recipe_toml
+from nucleus.report.curves import curve_panels, history_table
+from nucleus.report.dataset_figures import SPLIT_NAMES, dataset_panels
+from nucleus.report.dataset_tables import dataset_facts, left_out_tables, splits_table
+from nucleus.report.drawing import Panel, save_slide, svg_of
+from nucleus.report.network_figure import network_panel
+from nucleus.report.pictures import Picture, PictureFolder, embedded
+from nucleus.report.precision import precision_panels
+from nucleus.report.published import published_systems, published_table
+from nucleus.report.record import PICTURES, REPORT_PAGE, RunRecord
+from nucleus.report.scores import all_scores_table, failure_table, scores_table
+from nucleus.report.sheets import save_sheet
+from nucleus.report.shots import Scene, example_scenes, tested_scenes, watched_scenes
+from nucleus.report.summary import cost_of, scored_split, summarize
+from nucleus.report.timing_figure import timing_panel
 from nucleus.storage.files import write_atomic
 
-__all__ = ["write_report"]
+__all__ = ["MOST_BYTES", "write_report"]
 
-_STYLE = """
-:root { color-scheme: light dark; font: 16px/1.5 system-ui, sans-serif; }
-body { max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
-table { border-collapse: collapse; } th, td { padding: .3rem .8rem; border-bottom: 1px solid #8888; text-align: right; }
-th:first-child, td:first-child, td:nth-child(2), th:nth-child(2) { text-align: left; }
-img { max-width: 100%; height: auto; background: white; }
-"""
-_CURVES = {
-    "mAP": "val_map",
-    "AP.5": "val_ap_50",
-    "IoU": "val_iou",
-    "Dice": "val_dice",
-    "pixel accuracy": "val_accuracy",
-}
+MOST_BYTES = 4_800_000
+"""The page's size at most: pictures are encoded with less quality until it fits."""
+
+_HERE = Path(__file__).parent
 
 
-def write_report(path: Path, manifest: ModelManifest, folder: Path, stages: Sequence[tuple[str, float]]) -> None:
-    """Write the report of a pulled model.
+def write_report(folder: Path, record: RunRecord, dataset: DatasetManifest) -> Path:
+    """Write the page, `report.html`, and beside it the PNGs for slides.
+
+    Pictures that were not kept, or are damaged, are named as such in their places. The page loads nothing and runs
+    nothing: a Content-Security-Policy forbids it, whatever the names and texts from the bucket hold.
 
     Args:
-        path: The HTML file.
-        manifest: Of the model.
-        folder: The pulled model, with `metrics.json` and `preview.png`.
-        stages: Name and seconds of each stage of the work.
+        folder: Holds `pictures/`, as `nucleus.report.record` says.
+        record: Of the run.
+        dataset: What it was trained on.
+
+    Returns:
+        The page's path.
     """
-    origin = manifest.origin
-    history = json.loads((folder / "metrics.json").read_text())["history"]
-    rows = [
-        (
-            split,
-            kind,
-            f"{scores['images']:.0f}",
-            *(f"{scores[name]:.4f}" for name, _ in HEADLINES),
+    report = _Report(record, dataset, PictureFolder(folder / PICTURES))
+    path = folder / REPORT_PAGE
+    write_atomic(path, report.page())
+    report.save_slides(folder)
+    return path
+
+
+class _Report:
+    """All that the page and the slides show."""
+
+    def __init__(self, record: RunRecord, dataset: DatasetManifest, folder: PictureFolder) -> None:
+        self.record = record
+        self.dataset = dataset
+        self.folder = folder
+        self.split = scored_split(record)
+        by_kind = record.metrics[self.split] if self.split else {}
+        self.by_kind = by_kind
+        self.panels: dict[str, list[Panel]] = {
+            "curves": curve_panels(record.history, record.best_epoch),
+            "precision": precision_panels(by_kind, SPLIT_NAMES.get(self.split or "", "")),
+            "dataset": dataset_panels(dataset),
+            "network": [network_panel(record.network)],
+            "timing": [timing_panel(record.stages)] if record.stages else [],
+        }
+        self.scenes: dict[str, list[Scene]] = {
+            "examples": example_scenes(record),
+            "watched": watched_scenes(record),
+            "best": tested_scenes(record, "best"),
+            "worst": tested_scenes(record, "worst"),
+        }
+
+    def page(self) -> bytes:
+        """The HTML, with pictures as good as its size allows."""
+        render = partial(self._template().render, **self._content())
+        sides = {shot.key: shot.side for scenes in self.scenes.values() for scene in scenes for shot in scene.shots}
+
+        def fits(pictures: Mapping[str, Picture]) -> bool:
+            return len(render(pictures=pictures).encode()) <= MOST_BYTES
+
+        return render(pictures=embedded(self.folder, sides, fits)).encode()
+
+    def save_slides(self, folder: Path) -> None:
+        """Write the PNGs."""
+        name = f"{self.record.model}, run {self.record.run}"
+        for file, key, columns, title in (
+            ("curves", "curves", 3, "Training"),
+            ("ap", "precision", 2, "AP of nuclei over IoU thresholds"),
+            ("dataset", "dataset", 3, f"Dataset {self.dataset.name}@{self.dataset.version}"),
+            ("network", "network", 1, "The network"),
+        ):
+            if self.panels[key]:
+                save_slide(folder / f"{file}.png", self.panels[key], columns, f"{title}: {name}")
+        for file, key, across, title in (
+            ("examples", "examples", 1, "Training images, their nuclei, and a crop of each after augmentation"),
+            ("predictions", "watched", 1, "Validation images: predictions while the network learned"),
+            ("best", "best", 3, "The best test images"),
+            ("worst", "worst", 3, "The worst test images"),
+        ):
+            save_sheet(folder / f"{file}.png", self.folder, f"{title}: {name}", self.scenes[key], across, across > 1)
+
+    def _template(self) -> Any:
+        environment = Environment(
+            loader=FileSystemLoader(_HERE),
+            autoescape=True,
+            undefined=StrictUndefined,
+            trim_blocks=True,
+            lstrip_blocks=True,
         )
-        for split, kinds in origin.metrics.items()
-        for kind, scores in kinds.items()
-    ]
-    weights = origin.encoder_weights.source
-    warning = "<p><strong>Trained without pretrained encoder weights.</strong></p>" if weights == "none" else ""
-    title = html.escape(f"{manifest.model}, version {manifest.version}")
-    body = f"""<h1>{title}</h1>
-<p>Run {html.escape(origin.run)} on {html.escape(origin.dataset)}; encoder weights: {html.escape(weights)}.</p>{warning}
-<h2>Metrics, mean over images</h2>{_table(("split", "kind", "images", *(title for _, title in HEADLINES)), rows)}
-<h2>Training</h2>{_picture(_curves(history), "Curves of the loss and of the validation metrics over the epochs")}
-<h2>Images that the model has never seen</h2>
-<p>Left the image, in the middle the truth, on the right the prediction.</p>
-{_picture((folder / "preview.png").read_bytes(), "Test images with true and predicted outlines of nuclei")}
-<h2>Time</h2>{_table(("stage", "seconds"), [(name, f"{seconds:.1f}") for name, seconds in stages])}"""
-    page = (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
-        f"<style>{_STYLE}</style></head><body>{body}</body></html>\n"
-    )
-    write_atomic(path, page)
+        return environment.get_template("page.html")
+
+    def _content(self) -> Mapping[str, Any]:
+        record, dataset = self.record, self.dataset
+        style = (_HERE / "page.css").read_text()
+        digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+        return {
+            "style": Markup(style),  # noqa: S704 - our own file
+            "style_sum": digest,
+            "summary": summarize(record, dataset),
+            "record": record,
+            "dataset": dataset,
+            "split": SPLIT_NAMES.get(self.split or ""),
+            "scenes": self.scenes,
+            "figures": {key: [(panel, _svg(panel)) for panel in panels] for key, panels in self.panels.items()},
+            "colours": {name: "#{:02x}{:02x}{:02x}".format(*colour) for name, colour in MISTAKE_COLOURS.items()},
+            "scores": scores_table(record.metrics),
+            "all_scores": all_scores_table(record.metrics),
+            "failures": failure_table(self.by_kind),
+            "published": published_table(record.metrics.get("test", {})),
+            "sources": sorted({(system.source, system.url) for system in published_systems()}),
+            "history": history_table(record.history) if record.history else None,
+            "trained_is_scored": any({"iou", "dice", "accuracy"} & set(entry) for entry in record.history),
+            "dataset_facts": dataset_facts(record, dataset),
+            "splits": splits_table(dataset),
+            "left_out": left_out_tables(dataset),
+            "cost": cost_of(record),
+            "use": commands_to_use(record),
+            "repeat": commands_to_repeat(record, dataset),
+            "differing": differing_settings(record),
+            "recipe": recipe_toml(record),
+        }
 
 
-def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    head = "".join(f'<th scope="col">{html.escape(column)}</th>' for column in columns)
-    lines = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table>"
-
-
-def _picture(png: bytes, description: str) -> str:
-    return f'<img src="data:image/png;base64,{base64.b64encode(png).decode()}" alt="{html.escape(description)}">'
-
-
-def _curves(history: list[dict[str, float]]) -> bytes:
-    """Loss on the left, validation metrics on the right, as PNG."""
-    from matplotlib.figure import Figure  # noqa: PLC0415
-
-    figure = Figure(figsize=(10, 3.5), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    validated = [entry for entry in history if "val_loss" in entry]
-    epochs = [entry["epoch"] + 1 for entry in validated]
-    left.plot([entry["epoch"] + 1 for entry in history], [entry["loss"] for entry in history], label="training")
-    left.plot(epochs, [entry["val_loss"] for entry in validated], marker="o", label="validation")
-    left.set(xlabel="epoch", ylabel="loss")
-    for name, key in _CURVES.items():
-        right.plot(epochs, [entry[key] for entry in validated], marker="o", label=name)
-    right.set(xlabel="epoch", ylabel="validation, mean over images")
-    for axes in (left, right):
-        axes.grid(alpha=0.3)
-        axes.legend()
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=110)
-    return picture.getvalue()
+def _svg(panel: Panel) -> Markup:
+    return Markup(svg_of(panel))  # noqa: S704 - made of escaped text by ElementTree

@@ -1,0 +1,173 @@
+"""Figures for two places: as SVG inside the page, where they follow light and dark, and as PNG on white for slides."""
+
+import io
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+from nucleus.report.tables import Table
+from nucleus.storage.files import atomic_path
+
+__all__ = ["GRID", "PANEL", "SERIES", "TEXT", "Panel", "save_slide", "svg_of"]
+
+TEXT = "#1b1f24"
+GRID = "#d0d7de"
+PANEL = "#eef3f8"
+SERIES = ("#0060a8", "#c04a00", "#007a55", "#a03a78", "#8a6200", "#4a4a9c")
+"""Okabe and Ito's hues (https://jfly.uni-koeln.de/color/), darkened: each stands out from white by at least
+4.5 : 1. Lines also differ in dashes and marks."""
+
+# What a colour becomes in the page; `page.css` gives the variables for light and for dark.
+_VARIABLES = {
+    TEXT: "currentColor",
+    GRID: "var(--grid)",
+    PANEL: "var(--box)",
+    "#ffffff": "var(--ground)",
+    **{colour: f"var(--series-{number})" for number, colour in enumerate(SERIES, start=1)},
+}
+_NAMESPACE = "http://www.w3.org/2000/svg"
+_LINK = "{http://www.w3.org/1999/xlink}href"
+_REFERENCE = re.compile(r"url\(#([^)]+)\)")
+_STYLE: dict[str, Any] = {
+    "axes.edgecolor": TEXT,
+    "axes.labelcolor": TEXT,
+    "axes.titlecolor": TEXT,
+    "axes.titlesize": 11,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "font.size": 10,
+    "font.family": ["DejaVu Sans"],
+    "grid.color": GRID,
+    "grid.linewidth": 0.7,
+    "legend.frameon": False,
+    "legend.fontsize": 9,
+    "legend.handlelength": 3,
+    "lines.linewidth": 1.8,
+    "lines.markersize": 5,
+    "patch.linewidth": 1,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "nucleus",
+    "text.color": TEXT,
+    "text.parse_math": False,  # a $ in a name is a $
+    "xtick.color": TEXT,
+    "ytick.color": TEXT,
+}
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A figure, and what it says to those who cannot see it.
+
+    Attributes:
+        key: Unique in the page.
+        title: A few words.
+        description: What the figure shows, with its most important numbers.
+        draw: Draws it onto matplotlib's axes.
+        table: Its numbers.
+        size: Width and height in the page, inches of 72 px.
+    """
+
+    key: str
+    title: str
+    description: str
+    draw: Callable[[Any], None]
+    table: Table | None = None
+    size: tuple[float, float] = (5.0, 3.3)
+
+
+def svg_of(panel: Panel) -> str:
+    """The panel as an `svg` element for the inside of a page.
+
+    It has no styles of its own (a strict Content-Security-Policy forbids them), its ids begin with the panel's key, its
+    text is text in the page's font, and its colours are the page's variables.
+    """
+    from matplotlib.figure import Figure  # noqa: PLC0415
+
+    written = io.StringIO()
+    with _style():
+        figure = Figure(figsize=panel.size, layout="constrained")
+        panel.draw(figure.subplots())
+        nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        figure.savefig(written, format="svg", transparent=True, metadata=nothing)
+    drawn = ElementTree.fromstring(written.getvalue())  # noqa: S314 # nosec B314 - matplotlib wrote it just now
+    for parent in drawn.iter():
+        for child in list(parent):
+            if child.tag in {f"{{{_NAMESPACE}}}style", f"{{{_NAMESPACE}}}metadata"}:
+                parent.remove(child)
+    for element in drawn.iter():
+        _adapt(element, panel.key)
+    for name in ("width", "height", "version"):
+        drawn.attrib.pop(name, None)
+    _describe(drawn, panel)
+    ElementTree.register_namespace("", _NAMESPACE)
+    ElementTree.register_namespace("xlink", "http://www.w3.org/1999/xlink")
+    return ElementTree.tostring(drawn, encoding="unicode")
+
+
+def save_slide(path: Path, panels: Sequence[Panel], columns: int, title: str) -> None:
+    """Write panels side by side as one PNG of 1,920 px width, on white. Its `title` stands above."""
+    from matplotlib.figure import Figure  # noqa: PLC0415
+
+    rows = -(-len(panels) // columns)
+    width, height = panels[0].size
+    scale = 13 / (columns * width)
+    with _style():
+        figure = Figure(figsize=(13, rows * height * max(scale, 0.75) + 0.6), dpi=1920 / 13, layout="constrained")
+        figure.suptitle(title, fontsize=15, fontweight="bold", x=0.01, ha="left")
+        places = list(figure.subplots(rows, columns, squeeze=False).flat)
+        for place, panel in zip(places, panels, strict=False):
+            panel.draw(place)
+            place.set_title(panel.title)
+        for place in places[len(panels) :]:
+            place.remove()
+        with atomic_path(path) as beside:
+            figure.savefig(beside, facecolor="white")
+
+
+@contextmanager
+def _style() -> Iterator[None]:
+    from matplotlib import rc_context  # noqa: PLC0415
+
+    with rc_context(_STYLE):
+        yield
+
+
+def _adapt(element: Any, key: str) -> None:
+    """Turn an element's `style` into attributes, its colours into variables, and make its ids the panel's own."""
+    for declaration in element.attrib.pop("style", "").split(";"):
+        name, _, value = (part.strip() for part in declaration.partition(":"))
+        if name and name != "font-family":
+            element.set(name, value)
+    for name in ("fill", "stroke"):
+        colour = element.get(name)
+        if colour is not None:
+            element.set(name, _VARIABLES.get(colour, colour))
+    if element.tag == f"{{{_NAMESPACE}}}text" and element.get("fill") is None:
+        element.set("fill", "currentColor")
+    if "id" in element.attrib:
+        element.set("id", f"{key}-{element.get('id')}")
+    if _LINK in element.attrib:
+        element.set(_LINK, f"#{key}-{element.get(_LINK)[1:]}")
+    if "clip-path" in element.attrib:
+        element.set("clip-path", _REFERENCE.sub(rf"url(#{key}-\1)", element.get("clip-path")))
+
+
+def _describe(drawn: Any, panel: Panel) -> None:
+    """Give the picture a name and a description, as its first elements."""
+    parts = []
+    for place, (tag, text) in enumerate((("title", panel.title), ("desc", panel.description))):
+        part = ElementTree.Element(f"{{{_NAMESPACE}}}{tag}", {"id": f"{panel.key}-{tag}"})
+        part.text = text
+        drawn.insert(place, part)
+        parts.append(part.get("id"))
+    drawn.set("role", "img")
+    drawn.set("aria-labelledby", str(parts[0]))
+    drawn.set("aria-describedby", str(parts[1]))
