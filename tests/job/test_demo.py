@@ -60,7 +60,8 @@ def test_demo(dozen: Path, another_cluster: str, tmp_path: Path) -> None:
     predicted = sorted((work / "predictions" / "000001").glob("*.labels.tif"))
     assert len(predicted) == manifest["origin"]["metrics"]["test"]["all"]["images"]
     assert all(tifffile.imread(path).shape == (96, 96) for path in predicted)
-    page = (work / "report.html").read_text()
+    (report,) = (work / "runs").glob("*/report/report.html")
+    page = report.read_text()
     assert "demo, version 1" in page
     assert page.count("data:image/png;base64,") == 2
     assert not any(marker in page for marker in ("http://", "https://"))
