@@ -11,7 +11,7 @@ __all__ = ["SIZES", "SizeCounts", "count_sizes"]
 
 _BOUNDS = np.array((12.0, 24.0, 48.0))
 SIZES = ("under_12px", "12_to_24px", "24_to_48px", "over_48px")
-"""Ranges of a nucleus's diameter, that of the circle of its area; each begins with its lower bound."""
+"""Ranges of a nucleus's diameter, that of the circle of its area."""
 
 
 @dataclass(frozen=True)
@@ -35,4 +35,4 @@ def count_sizes(pairs: LabelPairs) -> SizeCounts:
 
 def _by_size(areas: NDArray[np.int64]) -> NDArray[np.int64]:
     diameters = np.sqrt(4 * areas / np.pi)
-    return np.bincount(np.searchsorted(_BOUNDS, diameters, side="right"), minlength=len(SIZES))
+    return np.bincount(np.searchsorted(_BOUNDS, diameters), minlength=len(SIZES))

@@ -237,5 +237,5 @@ def test_mistakes_and_sizes_over_workers_are_those_of_one(workers: int) -> None:
     total = together.scores()
     assert total["nuclei_missed"] == sum(len(image.mistakes.missed) for image in images) > 0
     assert sum(total[f"nuclei_true_{size}"] for size in SIZES) == total["nuclei_true"]
-    matched = sum(total[f"recall_50_{size}"] * total[f"nuclei_true_{size}"] for size in SIZES)
+    matched = sum(total.get(f"recall_50_{size}", 0.0) * total[f"nuclei_true_{size}"] for size in SIZES)
     assert matched == pytest.approx(sum(image.nuclei.matches[0] for image in images))
