@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
+from nucleus.cli.output import print_markdown
 from nucleus.config.encoders import ENCODER_FACTS, ENCODER_NAMES, KNOWN_WEIGHTS, WITHOUT_IMAGENET
 from nucleus.config.recipe import parse_recipe
 from nucleus.data.kinds import Kind
@@ -311,3 +312,16 @@ def test_lines_are_readable_without_rendering() -> None:
     assert len(tables) == 4
     for table in tables:
         assert len({tuple(i for i, c in enumerate(line) if c == "|") for line in table.splitlines()}) == 1
+
+
+def test_a_card_is_rendered_on_a_terminal_only(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    card = "# m\n\n| kind  | images |\n| ----- | -----: |\n| stain |      6 |\n"
+    print_markdown(card)
+    assert capsys.readouterr().out == f"{card}\n"
+    monkeypatch.setenv("FORCE_COLOR", "1")  # what rich takes for a terminal
+    print_markdown(card)
+    rendered = capsys.readouterr().out
+    assert "stain" in rendered
+    assert "|" not in rendered
