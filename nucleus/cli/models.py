@@ -73,11 +73,12 @@ def list_(name: str | None, as_json: bool) -> None:
 @click.argument("model")
 @json_option
 def show(model: str, as_json: bool) -> None:
-    """Show a version's manifest: MODEL is NAME[@REF]."""
-    from nucleus.cli.output import print_json
+    """Show a version's card; with --json its manifest. MODEL is NAME[@REF]."""
+    from nucleus.cli.output import print_json, print_markdown
     from nucleus.config.names import parse_reference
     from nucleus.registry.gate import read_decision
     from nucleus.registry.manifest import version_prefix
+    from nucleus.registry.markdown import without_front_matter
     from nucleus.registry.versions import read_version, resolve_version
 
     bucket = _bucket()
@@ -88,7 +89,7 @@ def show(model: str, as_json: bool) -> None:
         print_json({**manifest.model_dump(mode="json"), "gate": decision and decision.model_dump(mode="json")})
         return
     prefix = version_prefix(manifest.model, manifest.version)
-    click.echo(bucket.get(f"{prefix}/card.md").decode())
+    print_markdown(without_front_matter(bucket.get(f"{prefix}/card.md").decode()))
     click.echo(f"version {manifest.version}, {manifest.created[:19]}, {bucket.uri / prefix}")
     if decision is not None:
         verb = "moved" if decision.passed else "did not move"

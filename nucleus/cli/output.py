@@ -22,7 +22,16 @@ from rich.table import Table
 from nucleus.metrics.headlines import HEADLINES
 from nucleus.progress import Advance
 
-__all__ = ["TrainingDisplay", "note", "print_json", "print_scores", "print_table", "show_progress", "warn"]
+__all__ = [
+    "TrainingDisplay",
+    "note",
+    "print_json",
+    "print_markdown",
+    "print_scores",
+    "print_table",
+    "show_progress",
+    "warn",
+]
 
 _COLUMNS = (
     TextColumn("[progress.description]{task.description}"),
@@ -65,6 +74,17 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, title:
     for row in rows:
         table.add_row(*(escape(str(cell)) for cell in row))
     console.print(table)
+
+
+def print_markdown(text: str) -> None:
+    """Markdown, rendered on a terminal and as it stands elsewhere."""
+    console = Console()
+    if console.is_terminal:
+        from rich.markdown import Markdown
+
+        console.print(Markdown(text))
+    else:
+        click.echo(text)
 
 
 def print_scores(metrics: Mapping[str, Mapping[str, Mapping[str, float]]]) -> None:

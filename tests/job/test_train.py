@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import re
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -50,7 +52,43 @@ def test_manifest_and_sums_hold(trained: Trained) -> None:
     assert manifest.origin.recipe == trained.recipe.model_dump(mode="json")
     assert manifest.origin.encoder_weights.source == "none"
     assert manifest.origin.run == "first-run"
-    assert "| test | all |" in trained.bucket.get(f"{prefix}/card.md").decode()
+
+
+def test_the_card_tells_of_this_run(trained: Trained) -> None:
+    card = re.sub(r"\s+", " ", (trained.folder / "card.md").read_text())
+    scores = trained.manifest.origin.metrics["test"]["all"]
+    assert f"| test | all | {scores['images']:.0f} | {scores['ap_50']:.3f} |" in card
+    assert f"Of {scores['nuclei_true']:.0f} true nuclei, " in card
+    for text in (f"`{trained.dataset}`", "`first-run`", "begun with random weights", "not stated (set `card.license`"):
+        assert text in card
+
+
+def test_the_cards_five_lines_of_python(trained: Trained, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As they stand in the card of the pulled model, which lies in `model`, on a picture the model has not seen."""
+    shutil.copytree(trained.folder, tmp_path / "model")
+    image = generated_image(99, 96, 80)[0]
+    (tmp_path / "image.png").write_bytes(encode_png(image))
+    (code,) = re.findall(r"```python\n(.*?)```", (tmp_path / "model" / "card.md").read_text(), re.DOTALL)
+    assert len(code.splitlines()) == 5
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(compile(code, "card.md", "exec"), names)
+    (expected,) = load_predictor(trained.folder).images([image])
+    assert names["labels"].shape == (96, 80)
+    assert (names["labels"] == expected.labels).all()
+
+
+def test_the_cards_commands(trained: Trained, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("NUCLEUS_BUCKET", str(trained.bucket.uri))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "image.png").write_bytes(encode_png(generated_image(99, 96, 80)[0]))
+    (commands,) = re.findall(r"```sh\n(.*?)```", (trained.folder / "card.md").read_text(), re.DOTALL)
+    for command in commands.splitlines():
+        program, *arguments = shlex.split(command, comments=True)
+        assert program == "nucleus"
+        run = CliRunner().invoke(cli, arguments)
+        assert run.exit_code == 0, run.output
+    assert (tmp_path / "results" / "image.labels.tif").is_file()
 
 
 def test_pulled_weights_predict_what_the_trainer_predicted(trained: Trained) -> None:
@@ -168,6 +206,7 @@ def test_the_first_version_becomes_production_and_the_reason_is_kept(
     assert trained.recorder.texts[-1] == "production means version 1: no version was behind production before"
     shown = CliRunner().invoke(cli, ["models", "show", "tiny@production"]).stdout
     assert "production moved to it: no version was behind production before" in shown
+    assert shown.startswith("# tiny\n")  # the card, without its front matter
     answer = json.loads(CliRunner().invoke(cli, ["models", "show", "tiny", "--json"]).stdout)
     assert (answer["gate"]["passed"], answer["gate"]["metric"]) == (True, "map")
 

@@ -10,6 +10,7 @@ import keras
 import numpy as np
 import pytest
 
+from nucleus.config.encoders import KNOWN_WEIGHTS
 from nucleus.config.recipe import parse_recipe
 from nucleus.errors import IntegrityError, WeightsError
 from nucleus.model.architecture import config_of_recipe
@@ -154,3 +155,7 @@ def test_real_weights_have_useful_features(real_weights: Path) -> None:
     features = encoder(rng.uniform(-1, 1, (2, 96, 96, 3)).astype(np.float32), training=False).numpy()
     assert np.isfinite(features).all()
     assert features.std() > 0.05
+
+
+def test_the_licence_of_the_real_weights_is_known(real_weights: Path) -> None:
+    assert KNOWN_WEIGHTS[sha256_of(real_weights)] == "mobilenet_v2"
