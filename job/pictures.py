@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 
 from nucleus.data.images import RgbImage, encode_png
 from nucleus.metrics.matching import THRESHOLDS
-from nucleus.metrics.mistakes import find_mistakes
 from nucleus.predict.gallery import draw_mistakes
 from nucleus.predict.overlay import CYAN, YELLOW, brightened, draw_outlines
 from nucleus.report.record import FACTS_FILE, PICTURES, TestImage
@@ -53,7 +52,7 @@ class RunPictures:
             predicted = extreme.predicted
             sample, place = predicted.sample, f"test/{predicted.sample.name}"
             small = _small(sample.image, sample.labels, predicted.labels)
-            mistakes = find_mistakes(sample.labels, predicted.labels)
+            mistakes = predicted.scores.mistakes
             self._keep(f"{place}/image", small.image)
             self._keep(f"{place}/mistakes", draw_mistakes(small.image, small.truth, small.found, mistakes))
             pixels, nuclei = predicted.scores.pixels, predicted.scores.nuclei

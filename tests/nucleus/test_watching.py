@@ -12,9 +12,8 @@ from nucleus.data.examples import example_positions
 from nucleus.data.kinds import Kind
 from nucleus.data.manifest import DatasetManifest, Sample
 from nucleus.data.sampling import stored_order
-from nucleus.metrics.matching import match_nuclei
 from nucleus.metrics.pixels import count_pixels
-from nucleus.metrics.scores import ImageScores
+from nucleus.metrics.scores import score_labels
 from nucleus.training.extremes import EXTREMES, Extremes
 from nucleus.training.measures import mask_measure
 from nucleus.training.predictions import LabelledImage, PredictedImage
@@ -48,7 +47,7 @@ def predicted(name: str, right: int, of: int = 20) -> PredictedImage:
     truth = np.zeros((of, 2), np.uint16)
     truth[:, 0] = np.arange(1, of + 1)
     labels = np.where(np.arange(of)[:, None] < right, truth, 0).astype(np.int32)
-    scores = ImageScores(loss=0.0, pixels=count_pixels(truth > 0, labels > 0), nuclei=match_nuclei(truth, labels))
+    scores = score_labels(truth, labels, loss=0.0)
     image = LabelledImage(name, Kind.DARK_FIELD, np.zeros((of, 2, 3), np.uint8), truth)
     return PredictedImage(image, labels, scores)
 
