@@ -149,7 +149,7 @@ def test_the_predictions_fit(left: Path, found: dict[str, Any]) -> None:
             labels, truth = stored[f"labels_{number}"], stored[f"truth_{number}"]
             assert labels.shape == truth.shape
             assert set(np.unique(labels)) == set(range(labels.max() + 1))
-            assert labels.max() == pytest.approx(truth.max(), rel=0.3)
+            assert labels.max() == pytest.approx(truth.max(), rel=0.5)
             assert found["counts"][f"image-{number}.png"] == labels.max()
     assert found["rows"] == sum(found["counts"].values())
 
