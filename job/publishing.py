@@ -48,6 +48,7 @@ def publish_fitted(plan: RunPlan, fitted: Fitted, bucket: Bucket, listener: List
             check_sums(Path(checkpoint), f"s3://{fitted.checkpoint}")
             shutil.copytree(Path(checkpoint) / FINAL_FOLDER, folder)
         (folder / "card.md").write_text(model_card(plan.recipe.model, origin))
-        manifest = publish(bucket, plan.recipe.model, folder, origin)
+        with listener.watch("publish", "bytes") as advance:
+            manifest = publish(bucket, plan.recipe.model, folder, origin, advance)
     judge(bucket, manifest, plan, listener)
     return manifest

@@ -1,41 +1,19 @@
 """What people and machines read: progress and remarks on stderr, results on stdout."""
 
 import json
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import sys
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import click
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 from rich.table import Table
+from rich.text import Text
 
 from nucleus.metrics.headlines import HEADLINES
-from nucleus.progress import Advance
 
-__all__ = ["TrainingDisplay", "note", "print_json", "print_scores", "print_table", "show_progress", "warn"]
-
-_COLUMNS = (
-    TextColumn("[progress.description]{task.description}"),
-    BarColumn(),
-    MofNCompleteColumn(),
-    TimeElapsedColumn(),
-    TimeRemainingColumn(),
-)
-
-
-def _console() -> Console:
-    return Console(stderr=True, highlight=False)
-
+__all__ = ["note", "print_json", "print_places", "print_scores", "print_table", "warn"]
 
 def note(text: str) -> None:
     """A remark on stderr."""
@@ -55,7 +33,7 @@ def print_json(value: Any) -> None:
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, title: str | None = None) -> None:
     """A table on stdout; to a pipe, lines of tab-separated values under a line of names."""
     console = Console(highlight=False)
-    if not console.is_terminal:
+    if not sys.stdout.isatty():
         for row in [columns, *rows]:
             click.echo("\t".join(str(cell) for cell in row))
         return
@@ -79,72 +57,14 @@ def print_scores(metrics: Mapping[str, Mapping[str, Mapping[str, float]]]) -> No
     )
 
 
-@contextmanager
-def show_progress(title: str) -> Iterator[Advance]:
-    """Give a function that shows progress: a bar on a terminal, one line at the end elsewhere."""
-    console = _console()
-    started = time.monotonic()
-    if console.is_terminal:
-        with Progress(*_COLUMNS, console=console) as progress:
-            task = progress.add_task(title, total=None)
-            yield lambda done, total: progress.update(task, completed=done, total=total)
+def print_places(rows: Mapping[str, object]) -> None:
+    """A table "what, where" on stdout; addresses and commands stay whole on a narrow terminal, to be copied."""
+    if not sys.stdout.isatty():
+        print_table(("what", "where"), list(rows.items()))
         return
-    last = (0, 0)
-
-    def remember(done: int, total: int) -> None:
-        nonlocal last
-        last = (done, total)
-
-    yield remember
-    note(f"{title}: {last[0]} of {last[1]} in {time.monotonic() - started:.1f} s")
-
-
-class TrainingDisplay:
-    """A `job.events.Listener` that shows a run: a bar for the epoch on a terminal, and one line an epoch."""
-
-    def __init__(self) -> None:
-        self._progress: Progress | None = None
-        self._task: Any = None
-        console = _console()
-        if console.is_terminal:
-            self._progress = Progress(*_COLUMNS, console=console)
-
-    def __enter__(self) -> "TrainingDisplay":
-        if self._progress is not None:
-            self._progress.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._progress is not None:
-            self._progress.stop()
-
-    def stage(self, text: str) -> None:
-        """A line for a new stage."""
-        self._line(text)
-
-    def warn(self, text: str) -> None:
-        """A line for a warning."""
-        self._line(f"Warning: {text}")
-
-    def steps(self, epoch: int, epochs: int, done: int, total: int) -> None:
-        """Move the bar."""
-        if self._progress is None:
-            return
-        text = f"epoch {epoch + 1}/{epochs}"
-        if self._task is None:
-            self._task = self._progress.add_task(text, total=total)
-        self._progress.update(self._task, description=text, completed=done, total=total)
-
-    def epoch(self, metrics: dict[str, float]) -> None:
-        """A line for an epoch."""
-        line = f"epoch {metrics['epoch'] + 1:.0f}: loss {metrics['loss']:.4f}"
-        if "val_iou" in metrics:
-            names = {"loss": "val loss", "map": "val mAP", "ap_50": "AP.5", "iou": "IoU", "dice": "Dice"}
-            line += "".join(f", {text} {metrics[f'val_{key}']:.4f}" for key, text in names.items())
-        self._line(f"{line} ({metrics['images_per_second']:.1f} images/s)")
-
-    def _line(self, text: str) -> None:
-        if self._progress is not None:
-            self._progress.console.print(text, markup=False)
-        else:
-            note(text)
+    table = Table("what", "where", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for what, where in rows.items():
+        table.add_row(f"[bold]{escape(what)}[/bold]", Text(str(where), no_wrap=True))
+    console = Console(highlight=False)
+    needed = max((len(what) for what in rows), default=0) + max((len(str(where)) for where in rows.values()), default=0)
+    console.print(table, width=max(console.width, needed + 4), soft_wrap=True)

@@ -75,8 +75,8 @@ class Reporter(Protocol):
     def resumed(self, history: History, where: str) -> None:
         """The run goes on from a checkpoint."""
 
-    def steps(self, epoch: int, done: int, total: int) -> None:
-        """Some steps of an epoch are done."""
+    def steps(self, epoch: int, done: int, total: int, loss: float, images_per_second: float) -> None:
+        """Some steps of an epoch are done, with this mean loss so far, by this worker's images, and at this speed."""
 
     def epoch(self, metrics: dict[str, float]) -> None:
         """An epoch is done; its metrics are those over all workers."""
@@ -286,7 +286,7 @@ class TrainingRun:
                 raise self.reader.failure or error from error
             loss += part
             progress.steps_done += count
-            self.reporter.steps(epoch, progress.steps_done, total)
+            self._tell_steps(loss, started)
             demand = self.reporter.demand() if attention else Demand.GO_ON
             if demand is not Demand.GO_ON or progress.steps_done == total:
                 progress.loss_done += float(self.workers.sum(np.array([loss]))[0])
@@ -297,6 +297,14 @@ class TrainingRun:
             if demand is Demand.STOP:
                 return False
         return True
+
+    def _tell_steps(self, loss: float, started: float) -> None:
+        """Tell how far the epoch is. `loss` is this worker's part of the losses since `started`."""
+        progress = self.progress
+        done, seconds = progress.steps_done, progress.seconds_done + time.monotonic() - started
+        mean = (progress.loss_done + loss * self.workers.count) / done
+        speed = done * self.recipe.input.batch_size / max(seconds, 1e-9)
+        self.reporter.steps(progress.epochs_done, done, self.steps_per_epoch, mean, speed)
 
     def _epoch_metrics(self) -> dict[str, float]:
         """Of the epoch whose steps are done."""

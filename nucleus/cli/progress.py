@@ -1,0 +1,117 @@
+"""How far work is: a bar on a terminal, one line at its end elsewhere; all on stderr."""
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+from rich import filesize
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TransferSpeedColumn,
+)
+from rich.table import Column
+from rich.text import Text
+
+from nucleus.cli.output import note
+from nucleus.progress import Advance
+
+__all__ = ["TimeLeftColumn", "Unit", "bar_column", "clock", "draws_bars", "progress_console", "show_progress"]
+
+Unit = Literal["items", "bytes"]
+
+_WIDEST_BAR = 40
+
+
+def progress_console() -> Console:
+    """The console for bars and the lines above them."""
+    return Console(stderr=True, highlight=False)
+
+
+def draws_bars(console: Console) -> bool:
+    """Whether bars may be drawn: on a terminal that can move its cursor, and that is no CI service's.
+
+    FORCE_COLOR lets rich take a pipe for a terminal; a bar has no place there.
+    """
+    return console.is_interactive and console.file.isatty() and os.environ.get("CI", "").lower() in {"", "0", "false"}
+
+
+def clock(seconds: float) -> str:
+    """Seconds as `0:05`, `12:34` or `1:02:03`."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+class TimeLeftColumn(ProgressColumn):
+    """How long a task will still take, and when it is done, how long it took.
+
+    Args:
+        left: The seconds that are left of a task, if they are known.
+    """
+
+    max_refresh = 0.5
+
+    def __init__(self, left: Callable[[Task], float | None] = lambda task: task.time_remaining) -> None:
+        self._left = left
+        super().__init__(Column(no_wrap=True))
+
+    def render(self, task: Task) -> Text:
+        """The text of the column."""
+        if task.finished:
+            return Text(f"in {clock(task.finished_time or 0)}")
+        left = self._left(task)
+        return Text("" if left is None else f"{clock(left)} left")
+
+
+def bar_column() -> BarColumn:
+    """A bar that gives way where the terminal is narrow."""
+    return BarColumn(bar_width=None, table_column=Column(max_width=_WIDEST_BAR))
+
+
+def _bar(unit: Unit, console: Console) -> Progress:
+    title = TextColumn("[progress.description]{task.description}")
+    counts = [MofNCompleteColumn()] if unit == "items" else [DownloadColumn(), TransferSpeedColumn()]
+    return Progress(title, bar_column(), *counts, TimeLeftColumn(), console=console)
+
+
+@contextmanager
+def show_progress(title: str, unit: Unit = "items", console: Console | None = None) -> Iterator[Advance]:
+    """Give a function that shows progress: a bar on a terminal, one line at the end elsewhere.
+
+    Of bytes nothing is shown unless some are moved, for what is wanted may be there already.
+
+    Args:
+        title: What is done.
+        unit: Of what the function is told.
+        console: That of a display around this one.
+    """
+    console = console or progress_console()
+    started = time.monotonic()
+    if draws_bars(console):
+        with _bar(unit, console) as progress:
+            task = progress.add_task(title, total=None, visible=unit == "items")
+            yield lambda done, total: progress.update(task, completed=done, total=total, visible=True)
+        return
+    last: tuple[int, int] | None = None
+
+    def remember(done: int, total: int) -> None:
+        nonlocal last
+        last = (done, total)
+
+    yield remember
+    seconds = time.monotonic() - started
+    if unit == "items":
+        done, total = last or (0, 0)
+        note(f"{title}: {done} of {total} in {seconds:.1f} s")
+    elif last is not None:
+        speed = filesize.decimal(round(last[0] / max(seconds, 1e-9)))
+        note(f"{title}: {filesize.decimal(last[0])} in {seconds:.1f} s ({speed}/s)")
