@@ -42,7 +42,11 @@ class SilentListener:
     def warn(self, text: str) -> None:
         """Do nothing."""
 
-    def watch(self, title: str, unit: Literal["items", "bytes"] = "items") -> AbstractContextManager[Advance]:
+    def watch(
+        self,
+        title: str,  # noqa: ARG002
+        unit: Literal["items", "bytes"] = "items",  # noqa: ARG002
+    ) -> AbstractContextManager[Advance]:
         """Do nothing."""
         return nullcontext(no_progress)
 

@@ -13,16 +13,17 @@ from rich.text import Text
 
 from nucleus.metrics.headlines import HEADLINES
 
-__all__ = ["note", "print_json", "print_places", "print_scores", "print_table", "warn"]
+__all__ = ["note", "print_facts", "print_json", "print_scores", "print_table", "warn"]
+
 
 def note(text: str) -> None:
     """A remark on stderr."""
-    click.echo(text, err=True)
+    click.echo(text, file=sys.stderr)  # which a bar has replaced meanwhile; `err=True` would find the one before
 
 
 def warn(text: str) -> None:
     """A warning on stderr."""
-    click.secho(f"Warning: {text}", err=True, fg="yellow")
+    click.secho(f"Warning: {text}", file=sys.stderr, fg="yellow")
 
 
 def print_json(value: Any) -> None:
@@ -57,14 +58,13 @@ def print_scores(metrics: Mapping[str, Mapping[str, Mapping[str, float]]]) -> No
     )
 
 
-def print_places(rows: Mapping[str, object]) -> None:
-    """A table "what, where" on stdout; addresses and commands stay whole on a narrow terminal, to be copied."""
+def print_facts(rows: Mapping[str, object], columns: tuple[str, str] = ("what", "value")) -> None:
+    """A table of two columns on stdout; addresses and commands stay whole on a narrow terminal, to be copied."""
     if not sys.stdout.isatty():
-        print_table(("what", "where"), list(rows.items()))
+        print_table(columns, list(rows.items()))
         return
-    table = Table("what", "where", box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for what, where in rows.items():
-        table.add_row(f"[bold]{escape(what)}[/bold]", Text(str(where), no_wrap=True))
-    console = Console(highlight=False)
-    needed = max((len(what) for what in rows), default=0) + max((len(str(where)) for where in rows.values()), default=0)
-    console.print(table, width=max(console.width, needed + 4), soft_wrap=True)
+    table = Table(*columns, box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    for what, value in rows.items():
+        table.add_row(f"[bold]{escape(what)}[/bold]", Text(str(value), no_wrap=True))
+    widest = max(len(what) for what in (*columns, *rows)) + max(len(str(value)) for value in (*columns, *rows.values()))
+    Console(highlight=False, width=widest + 4).print(table, soft_wrap=True)

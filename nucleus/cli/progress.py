@@ -24,7 +24,16 @@ from rich.text import Text
 from nucleus.cli.output import note
 from nucleus.progress import Advance
 
-__all__ = ["TimeLeftColumn", "Unit", "bar_column", "clock", "draws_bars", "progress_console", "show_progress"]
+__all__ = [
+    "TimeLeftColumn",
+    "Unit",
+    "bar_column",
+    "clock",
+    "draws_bars",
+    "made_bar",
+    "progress_console",
+    "show_progress",
+]
 
 Unit = Literal["items", "bytes"]
 
@@ -77,10 +86,18 @@ def bar_column() -> BarColumn:
     return BarColumn(bar_width=None, table_column=Column(max_width=_WIDEST_BAR))
 
 
+def made_bar(console: Console, *columns: ProgressColumn) -> Progress:
+    """A bar; what is written to stderr meanwhile stands above it.
+
+    Stdout is left alone: where Ray may write, `job.cluster` turns it to stderr, and would undo that in another order.
+    """
+    return Progress(*columns, console=console, redirect_stdout=False)
+
+
 def _bar(unit: Unit, console: Console) -> Progress:
     title = TextColumn("[progress.description]{task.description}")
     counts = [MofNCompleteColumn()] if unit == "items" else [DownloadColumn(), TransferSpeedColumn()]
-    return Progress(title, bar_column(), *counts, TimeLeftColumn(), console=console)
+    return made_bar(console, title, bar_column(), *counts, TimeLeftColumn())
 
 
 @contextmanager
@@ -97,21 +114,42 @@ def show_progress(title: str, unit: Unit = "items", console: Console | None = No
     console = console or progress_console()
     started = time.monotonic()
     if draws_bars(console):
-        with _bar(unit, console) as progress:
-            task = progress.add_task(title, total=None, visible=unit == "items")
-            yield lambda done, total: progress.update(task, completed=done, total=total, visible=True)
-        return
+        yield from _bar_to_end(title, unit, console)
+    else:
+        yield from _line_at_end(title, unit)
+
+
+def _bar_to_end(title: str, unit: Unit, console: Console) -> Iterator[Advance]:
+    """Give a function that moves a bar. One of items is over with the last, so that the next stands below it."""
+    with _bar(unit, console) as progress:
+        task = progress.add_task(title, total=None, visible=unit == "items")
+
+        def tell(done: int, total: int) -> None:
+            progress.update(task, completed=done, total=total, visible=True)
+            if unit == "items" and done == total:
+                progress.stop()
+
+        yield tell
+
+
+def _line_at_end(title: str, unit: Unit) -> Iterator[Advance]:
+    """Give a function that is told of progress; write one line when all is done, or else when the block ends."""
+    started = time.monotonic()
     last: tuple[int, int] | None = None
+    written = False
 
-    def remember(done: int, total: int) -> None:
-        nonlocal last
+    def tell(done: int, total: int) -> None:
+        nonlocal last, written
         last = (done, total)
+        if unit == "items" and done == total and not written:  # bytes may begin anew
+            written = True
+            note(f"{title}: {done} of {total} in {time.monotonic() - started:.1f} s")
 
-    yield remember
+    yield tell
     seconds = time.monotonic() - started
-    if unit == "items":
+    if unit == "items" and not written:
         done, total = last or (0, 0)
         note(f"{title}: {done} of {total} in {seconds:.1f} s")
-    elif last is not None:
+    elif unit == "bytes" and last is not None:
         speed = filesize.decimal(round(last[0] / max(seconds, 1e-9)))
         note(f"{title}: {filesize.decimal(last[0])} in {seconds:.1f} s ({speed}/s)")

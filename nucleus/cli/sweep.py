@@ -47,7 +47,8 @@ def sweep(
     from job.recipes import recipe_path
     from job.sweep import Trial
     from job.sweep import sweep as run_sweep
-    from nucleus.cli.output import TrainingDisplay, print_json
+    from nucleus.cli.output import print_json
+    from nucleus.cli.training_display import TrainingDisplay
     from nucleus.config.combinations import combinations
     from nucleus.config.names import check_name
     from nucleus.config.recipe import read_recipe
@@ -62,11 +63,12 @@ def sweep(
         published = found.published.model_dump(mode="json")
         print_json({"sweep": sweep_name, "trials": [asdict(each) for each in found.outcomes], "published": published})
     else:
-        _print(found)
+        _print(found, trials[0].recipe.bucket)
 
 
-def _print(found: "SweepResult") -> None:
+def _print(found: "SweepResult", bucket: str | None) -> None:
     from nucleus.cli.output import print_table, warn
+    from nucleus.cli.summary import print_published
 
     for outcome in found.outcomes:
         if outcome.error is not None:
@@ -79,5 +81,4 @@ def _print(found: "SweepResult") -> None:
             for each in found.outcomes
         ],
     )
-    best = found.published
-    click.echo(f"published {best.model}@{best.version} (run {best.origin.run}), the best of {len(found.outcomes)}")
+    print_published(found.published, bucket)

@@ -1,15 +1,10 @@
 """`nucleus train`: a training run on the Ray cluster at hand."""
 
-from typing import TYPE_CHECKING
-
 import click
 
 from nucleus.cli.options import check_run_options, run_options
 
-if TYPE_CHECKING:
-    from nucleus.registry.manifest import ModelManifest
-
-__all__ = ["print_published", "train"]
+__all__ = ["train"]
 
 
 @click.command()
@@ -33,7 +28,9 @@ def train(
     from job.recipes import recipe_path
     from job.train import resume as resume_run
     from job.train import train as train_run
-    from nucleus.cli.output import TrainingDisplay, print_json
+    from nucleus.cli.output import print_json
+    from nucleus.cli.summary import print_published
+    from nucleus.cli.training_display import TrainingDisplay
     from nucleus.config.recipe import read_recipe
 
     check_run_options(settings, run, resume)
@@ -48,13 +45,4 @@ def train(
     if as_json:
         print_json(manifest.model_dump(mode="json"))
     else:
-        print_published(manifest)
-
-
-def print_published(manifest: "ModelManifest") -> None:
-    """What was published, and how to use it."""
-    from nucleus.cli.output import print_scores
-
-    print_scores(manifest.origin.metrics)
-    click.echo(f"published {manifest.model}@{manifest.version} (run {manifest.origin.run})")
-    click.echo(f"use it: nucleus predict IMAGES --model {manifest.model}@{manifest.version} --out DIR")
+        print_published(manifest, content.bucket)

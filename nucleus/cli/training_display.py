@@ -12,6 +12,7 @@ from nucleus.cli.progress import (
     bar_column,
     clock,
     draws_bars,
+    made_bar,
     progress_console,
     show_progress,
 )
@@ -34,14 +35,14 @@ class TrainingDisplay:
         self._task: TaskID | None = None
         self._progress: Progress | None = None
         if draws_bars(self._console):
-            self._progress = Progress(
+            self._progress = made_bar(
+                self._console,
                 TextColumn("{task.description}"),
                 bar_column(),
                 TaskProgressColumn(),
                 TextColumn("{task.fields[scores]}"),
                 TextColumn("{task.fields[speed]}"),
                 TimeLeftColumn(self._seconds_left),
-                console=self._console,
             )
 
     def __enter__(self) -> "TrainingDisplay":

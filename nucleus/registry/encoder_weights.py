@@ -38,9 +38,7 @@ class EncoderWeights:
     origin: EncoderWeightsOrigin
 
 
-def add_weights(
-    path: Path, encoder: EncoderName, bucket: Bucket, advance: Advance = no_progress
-) -> EncoderWeights:
+def add_weights(path: Path, encoder: EncoderName, bucket: Bucket, advance: Advance = no_progress) -> EncoderWeights:
     """Put a weights file into the bucket's `weights/<encoder>/`, where `imagenet` finds it.
 
     The file is loaded into the encoder first. Keras's older `.h5` format is rewritten as `.weights.h5`. `advance` is

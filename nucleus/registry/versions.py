@@ -124,9 +124,7 @@ def version_of_run(bucket: Bucket, name: str, run: str) -> ModelManifest | None:
     return None
 
 
-def publish(
-    bucket: Bucket, name: str, folder: Path, origin: Origin, advance: Advance = no_progress
-) -> ModelManifest:
+def publish(bucket: Bucket, name: str, folder: Path, origin: Origin, advance: Advance = no_progress) -> ModelManifest:
     """Publish the files of a folder as the next version of a model.
 
     Args:

@@ -222,9 +222,7 @@ class Bucket:
         with atomic_path(path) as beside, beside.open("wb") as file:
             return self.read_into(key, file, sha256=sha256, advance=advance)
 
-    def read_into(
-        self, key: str, file: BinaryIO, *, sha256: str | None = None, advance: Advance = no_progress
-    ) -> str:
+    def read_into(self, key: str, file: BinaryIO, *, sha256: str | None = None, advance: Advance = no_progress) -> str:
         """Write an object's bytes to an open file; return their SHA-256. Raises what `download` raises."""
         start = file.tell()
 

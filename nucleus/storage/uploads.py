@@ -1,4 +1,4 @@
-"""How much of a file has been sent: by boto3's own transfer module, which knows the sending from the summing before it."""
+"""How much of a file has been sent, by boto3's own transfer module: it knows the sending from the summing before."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
