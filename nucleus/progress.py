@@ -14,7 +14,7 @@ def no_progress(done: int, total: int) -> None:
 
 
 def share(sizes: Mapping[str, int], advance: Advance) -> dict[str, Advance]:
-    """For each part of some work what its progress tells `advance` of the whole; parts may be done at once.
+    """For each part of some work, which begins now, what its progress tells `advance` of the whole; parts may be done at once.
 
     Args:
         sizes: How much each part is.
@@ -23,6 +23,7 @@ def share(sizes: Mapping[str, int], advance: Advance) -> dict[str, Advance]:
     if advance is no_progress:
         return dict.fromkeys(sizes, no_progress)
     total, parts = sum(sizes.values()), dict.fromkeys(sizes, 0)
+    advance(0, total)
 
     def tell(name: str, done: int, _: int) -> None:
         parts[name] = done

@@ -104,7 +104,7 @@ def _bar(unit: Unit, console: Console) -> Progress:
 def show_progress(title: str, unit: Unit = "items", console: Console | None = None) -> Iterator[Advance]:
     """Give a function that shows progress: a bar on a terminal, one line at the end elsewhere.
 
-    Of bytes nothing is shown unless some are moved, for what is wanted may be there already.
+    Of bytes nothing is shown before the first word of them, for what is wanted may be there already.
 
     Args:
         title: What is done.
@@ -112,7 +112,6 @@ def show_progress(title: str, unit: Unit = "items", console: Console | None = No
         console: That of a display around this one.
     """
     console = console or progress_console()
-    started = time.monotonic()
     if draws_bars(console):
         yield from _bar_to_end(title, unit, console)
     else:
@@ -122,9 +121,10 @@ def show_progress(title: str, unit: Unit = "items", console: Console | None = No
 def _bar_to_end(title: str, unit: Unit, console: Console) -> Iterator[Advance]:
     """Give a function that moves a bar. One of items is over with the last, so that the next stands below it."""
     with _bar(unit, console) as progress:
-        task = progress.add_task(title, total=None, visible=unit == "items")
+        task = progress.add_task(title, total=None, visible=unit == "items", start=unit == "items")
 
         def tell(done: int, total: int) -> None:
+            progress.start_task(task)
             progress.update(task, completed=done, total=total, visible=True)
             if unit == "items" and done == total:
                 progress.stop()
@@ -139,7 +139,9 @@ def _line_at_end(title: str, unit: Unit) -> Iterator[Advance]:
     written = False
 
     def tell(done: int, total: int) -> None:
-        nonlocal last, written
+        nonlocal last, started, written
+        if last is None and unit == "bytes":
+            started = time.monotonic()
         last = (done, total)
         if unit == "items" and done == total and not written:  # bytes may begin anew
             written = True

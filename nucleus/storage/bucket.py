@@ -231,6 +231,7 @@ class Bucket:
             digest = hashlib.sha256()
             with explained(self.uri / key):
                 size, chunks = self._bulk.open(self.key(key))
+                advance(0, size)
                 for chunk in chunks:
                     file.write(chunk)
                     digest.update(chunk)

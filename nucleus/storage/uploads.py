@@ -37,6 +37,7 @@ def body_of(body: bytes | Path, advance: Advance) -> Iterator[Any]:
 
     size = body.stat().st_size
     sent = 0
+    advance(sent, size)
 
     def count(bytes_transferred: int) -> None:
         nonlocal sent
