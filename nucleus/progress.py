@@ -14,10 +14,10 @@ def no_progress(done: int, total: int) -> None:
 
 
 def share(sizes: Mapping[str, int], advance: Advance) -> dict[str, Advance]:
-    """For each part of some work, which begins now, what its progress tells `advance` of the whole; parts may be done at once.
+    """For each part of some work that begins now: what its progress tells `advance` of the whole.
 
     Args:
-        sizes: How much each part is.
+        sizes: How much each part is. Parts may be done at once.
         advance: Is told how much of all parts is done, of how much.
     """
     if advance is no_progress:

@@ -16,7 +16,6 @@ from rich.progress import (
     ProgressColumn,
     Task,
     TextColumn,
-    TransferSpeedColumn,
 )
 from rich.table import Column
 from rich.text import Text
@@ -81,6 +80,18 @@ class TimeLeftColumn(ProgressColumn):
         return Text("" if left is None else f"{clock(left)} left")
 
 
+class _SpeedColumn(ProgressColumn):
+    """Bytes a second, over all of a task: rich's own has none for what comes in one piece."""
+
+    def render(self, task: Task) -> Text:
+        """The text of the column."""
+        return Text(_speed(task.completed, task.finished_time or task.elapsed or 0))
+
+
+def _speed(done: float, seconds: float) -> str:
+    return f"{filesize.decimal(round(done / seconds))}/s" if seconds else ""
+
+
 def bar_column() -> BarColumn:
     """A bar that gives way where the terminal is narrow."""
     return BarColumn(bar_width=None, table_column=Column(max_width=_WIDEST_BAR))
@@ -96,7 +107,7 @@ def made_bar(console: Console, *columns: ProgressColumn) -> Progress:
 
 def _bar(unit: Unit, console: Console) -> Progress:
     title = TextColumn("[progress.description]{task.description}")
-    counts = [MofNCompleteColumn()] if unit == "items" else [DownloadColumn(), TransferSpeedColumn()]
+    counts = [MofNCompleteColumn()] if unit == "items" else [DownloadColumn(), _SpeedColumn()]
     return made_bar(console, title, bar_column(), *counts, TimeLeftColumn())
 
 
@@ -153,5 +164,4 @@ def _line_at_end(title: str, unit: Unit) -> Iterator[Advance]:
         done, total = last or (0, 0)
         note(f"{title}: {done} of {total} in {seconds:.1f} s")
     elif unit == "bytes" and last is not None:
-        speed = filesize.decimal(round(last[0] / max(seconds, 1e-9)))
-        note(f"{title}: {filesize.decimal(last[0])} in {seconds:.1f} s ({speed}/s)")
+        note(f"{title}: {filesize.decimal(last[0])} in {seconds:.1f} s ({_speed(last[0], seconds)})")

@@ -2,6 +2,7 @@
 
 import time
 from contextlib import AbstractContextManager
+from typing import Any
 
 from rich.progress import Progress, Task, TaskID, TaskProgressColumn, TextColumn
 
@@ -71,21 +72,23 @@ class TrainingDisplay:
         self._pace.note(epoch * total + done, epochs * total, epochs)
         if self._progress is None:
             return
+        told: dict[str, Any] = {
+            "description": f"epoch {epoch + 1}/{epochs}",
+            "completed": epoch * total + done,
+            "total": epochs * total,
+            "scores": self._scores(loss),
+            "speed": f"{images_per_second:.0f} images/s",
+        }
         if self._task is None:
-            self._task = self._progress.add_task("", scores="", speed="")
-        scores = f"loss {loss:.4f}" + ("" if self._iou is None else f" IoU {self._iou:.4f}")
-        self._progress.update(
-            self._task,
-            description=f"epoch {epoch + 1}/{epochs}",
-            completed=epoch * total + done,
-            total=epochs * total,
-            scores=scores,
-            speed=f"{images_per_second:.0f} images/s",
-        )
+            self._task = self._progress.add_task(**told)
+        else:
+            self._progress.update(self._task, **told)
 
     def epoch(self, metrics: dict[str, float]) -> None:
         """A line for an epoch."""
         self._iou = metrics.get("val_iou", self._iou)
+        if self._progress is not None and self._task is not None:
+            self._progress.update(self._task, scores=self._scores(metrics["loss"]))
         of = f"/{self._pace.epochs}" if self._pace.epochs else ""
         parts = [f"epoch {metrics['epoch'] + 1:.0f}{of}: loss {metrics['loss']:.4f}"]
         parts += [f"{title} {metrics[name]:.4f}" for name, title in _SCORES.items() if name in metrics]
@@ -95,6 +98,10 @@ class TrainingDisplay:
         if self._progress is None and left is not None:
             parts.append(f"{clock(left)} left")
         self._line(", ".join(parts))
+
+    def _scores(self, loss: float) -> str:
+        """What the bar says of the run: the loss, and the IoU of the last validation."""
+        return f"loss {loss:.4f}" + ("" if self._iou is None else f" IoU {self._iou:.4f}")
 
     def _seconds_left(self, _: Task) -> float | None:
         return self._pace.seconds_left()
