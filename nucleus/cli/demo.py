@@ -199,12 +199,13 @@ class _Demo:
 
     def _places(self, manifest: "ModelManifest") -> dict[str, object]:
         """Where the demo has put what it made besides the run."""
-        version = f"{manifest.version:06d}"
-        store = self.workdir / "store"
+        from nucleus.cli.summary import short_path
+
+        version, here = f"{manifest.version:06d}", short_path(self.workdir)
         return {
-            "report": self.workdir / "report.html",
-            "labels, overlays, nuclei.csv": self.workdir / "predictions" / version,
-            "model": self.workdir / "model" / version,
-            "bucket": store,
-            "use this bucket": f'eval "$(nucleus store start --dir {shlex.quote(str(store))})"',
+            "report": here / "report.html",
+            "predictions": here / "predictions" / version,
+            "model": here / "model" / version,
+            "bucket": here / "store",
+            "use it again": f'eval "$(nucleus store start --dir {shlex.quote(str(here / "store"))})"',
         }

@@ -9,11 +9,12 @@ import click
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
-from rich.text import Text
 
 from nucleus.metrics.headlines import HEADLINES
 
 __all__ = ["note", "print_facts", "print_json", "print_scores", "print_table", "warn"]
+
+_ROOM = 1 << 16
 
 
 def note(text: str) -> None:
@@ -31,19 +32,30 @@ def print_json(value: Any) -> None:
     click.echo(json.dumps(value, indent=1, default=str))
 
 
-def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, title: str | None = None) -> None:
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     """A table on stdout; to a pipe, lines of tab-separated values under a line of names."""
-    console = Console(highlight=False)
     if not sys.stdout.isatty():
         for row in [columns, *rows]:
             click.echo("\t".join(str(cell) for cell in row))
         return
-    table = Table(title=title, title_justify="left")
+    console = Console(highlight=False)
+    table = _table(columns, rows, 2)
+    console.print(table if _width(table, console) <= console.width else _table(columns, rows, 1))
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[Any]], gap: int) -> Table:
+    """A table without lines, so many blanks between its columns; what has no room is folded, not cut off."""
+    table = Table(box=None, pad_edge=False, padding=(0, gap, 0, 0), header_style="dim")
     for column in columns:
-        table.add_column(column)
+        table.add_column(column, overflow="fold")
     for row in rows:
         table.add_row(*(escape(str(cell)) for cell in row))
-    console.print(table)
+    return table
+
+
+def _width(table: Table, console: Console) -> int:
+    """How many columns a table takes where there is room."""
+    return console.measure(table, options=console.options.update(width=_ROOM)).maximum
 
 
 def print_scores(metrics: Mapping[str, Mapping[str, Mapping[str, float]]]) -> None:
@@ -63,8 +75,7 @@ def print_facts(rows: Mapping[str, object], columns: tuple[str, str] = ("what", 
     if not sys.stdout.isatty():
         print_table(columns, list(rows.items()))
         return
-    table = Table(*columns, box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    for what, value in rows.items():
-        table.add_row(f"[bold]{escape(what)}[/bold]", Text(str(value), no_wrap=True))
-    widest = max(len(what) for what in (*columns, *rows)) + max(len(str(value)) for value in (*columns, *rows.values()))
-    Console(highlight=False, width=widest + 4).print(table, soft_wrap=True)
+    table = _table(columns, list(rows.items()), 2)
+    console = Console(highlight=False)
+    console.width = _width(table, console)
+    console.print(table, soft_wrap=True)

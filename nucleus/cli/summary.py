@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from nucleus.registry.manifest import ModelManifest
     from nucleus.storage.bucket import Bucket
 
-__all__ = ["print_published", "run_folder"]
+__all__ = ["print_published", "run_folder", "short_path"]
 
 _WANDB = "https://wandb.ai"
 
@@ -99,7 +100,7 @@ def _tensorboard(bucket: "Bucket", run: str, folder: Path) -> str:
     except (StorageError, OSError) as error:  # the version is published all the same
         return f"{bucket.uri / key} (not brought here: {error})"
     missing = "" if importlib.util.find_spec("tensorboard") else "  (pip install tensorboard)"
-    return f"tensorboard --logdir {(folder / EVENTS_FILE).parent}{missing}"
+    return f"tensorboard --logdir {shlex.quote(str(short_path((folder / EVENTS_FILE).parent)))}{missing}"
 
 
 def _wandb(manifest: "ModelManifest", bucket: "Bucket", plan: "RunPlan") -> str:
@@ -113,10 +114,10 @@ def _wandb(manifest: "ModelManifest", bucket: "Bucket", plan: "RunPlan") -> str:
         return f"{os.environ.get('WANDB_BASE_URL', _WANDB).rstrip('/')}/{project}/runs/{run}"
     here = offline_files(Path(plan.wandb_dir), plan.run)
     if here:
-        return "wandb sync " + " ".join(str(_short(file.parent)) for file in here)
+        return "wandb sync " + " ".join(shlex.quote(str(short_path(file.parent))) for file in here)
     return f"offline; fetch {bucket.uri}/runs/{plan.run}/wandb/, then: wandb sync FOLDER"
 
 
-def _short(path: Path) -> Path:
+def short_path(path: Path) -> Path:
     """A path as seen from here, if it is below."""
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

@@ -103,7 +103,7 @@ def test_bars_fit_the_terminal_and_stand_in_order(width: int) -> None:
     names = [line.split()[0] for line in bars]
     assert names == sorted(names)
     assert width == 50 or "1200/1200" in next(line for line in reversed(bars) if line.startswith("evaluate"))
-    assert "123.0/123.0 MB" in bars[-1]
+    assert "123.0/123.0" in bars[-1]
     assert "nothing" not in names
 
 
@@ -180,6 +180,15 @@ def test_tables_of_facts(capsys: pytest.CaptureFixture[str]) -> None:
     code = f"from nucleus.cli.output import print_facts\nprint_facts({{'model': 'm@1', 'predict': {command!r}}})"
     lines = frames(on_terminal(code, 80))
     assert [line.split(maxsplit=1) for line in lines] == [["what", "value"], ["model", "m@1"], ["predict", command]]
+
+
+def test_scores_have_room_on_a_narrow_terminal() -> None:
+    names = ("images", "ap_50", "ap_70", "ap_90", "map", "iou", "dice", "accuracy")
+    scores = dict.fromkeys(names, 0.1234) | {"images": 531}
+    code = f"from nucleus.cli.output import print_scores\nprint_scores({{'train': {{'bright-field': {scores}}}}})"
+    head, row = frames(on_terminal(code, 80))
+    assert head.split() == ["split", "kind", "images", "AP.5", "AP.7", "AP.9", "mAP", "IoU", "Dice", "accuracy"]
+    assert row.split() == ["train", "bright-field", "531", *["0.1234"] * 7]
 
 
 def test_clock() -> None:
