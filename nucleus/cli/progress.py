@@ -15,6 +15,7 @@ from rich.progress import (
     Progress,
     ProgressColumn,
     Task,
+    TaskID,
     TextColumn,
 )
 from rich.table import Column
@@ -131,16 +132,25 @@ def show_progress(title: str, unit: Unit = "items", console: Console | None = No
 
 def _bar_to_end(title: str, unit: Unit, console: Console) -> Iterator[Advance]:
     """Give a function that moves a bar. One of items is over with the last, so that the next stands below it."""
-    with _bar(unit, console) as progress:
-        task = progress.add_task(title, total=None, visible=unit == "items", start=unit == "items")
+    progress = _bar(unit, console)
+    task: TaskID | None = None
 
-        def tell(done: int, total: int) -> None:
-            progress.start_task(task)
-            progress.update(task, completed=done, total=total, visible=True)
-            if unit == "items" and done == total:
-                progress.stop()
+    def begin() -> TaskID:
+        progress.start()
+        return progress.add_task(title, total=None)
 
+    def tell(done: int, total: int) -> None:
+        nonlocal task
+        task = begin() if task is None else task
+        progress.update(task, completed=done, total=total)
+        if unit == "items" and done == total:
+            progress.stop()
+
+    try:
+        task = begin() if unit == "items" else None
         yield tell
+    finally:
+        progress.stop()
 
 
 def _line_at_end(title: str, unit: Unit) -> Iterator[Advance]:
