@@ -108,7 +108,9 @@ def made_bar(console: Console, *columns: ProgressColumn) -> Progress:
 
 def _bar(unit: Unit, console: Console) -> Progress:
     title = TextColumn("[progress.description]{task.description}")
-    counts = [MofNCompleteColumn()] if unit == "items" else [DownloadColumn(), _SpeedColumn()]
+    whole = Column(no_wrap=True)  # else it would take two lines before the bar gives way
+    items, sizes = MofNCompleteColumn(table_column=whole), DownloadColumn(table_column=whole)
+    counts = [items] if unit == "items" else [sizes, _SpeedColumn(whole)]
     return made_bar(console, title, bar_column(), *counts, TimeLeftColumn())
 
 

@@ -103,7 +103,7 @@ def test_bars_fit_the_terminal_and_stand_in_order(width: int) -> None:
     names = [line.split()[0] for line in bars]
     assert names == sorted(names)
     assert width == 50 or "1200/1200" in next(line for line in reversed(bars) if line.startswith("evaluate"))
-    assert "123.0/123.0" in bars[-1]
+    assert "123.0/123.0 MB" in bars[-1]
     assert "nothing" not in names
 
 
