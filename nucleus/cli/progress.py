@@ -137,13 +137,13 @@ def _bar_to_end(title: str, unit: Unit, console: Console) -> Iterator[Advance]:
     progress = _bar(unit, console)
     task: TaskID | None = None
 
-    def begin() -> TaskID:
+    def begin(total: int | None = None) -> TaskID:
         progress.start()
-        return progress.add_task(title, total=None)
+        return progress.add_task(title, total=total)
 
     def tell(done: int, total: int) -> None:
         nonlocal task
-        task = begin() if task is None else task
+        task = begin(total) if task is None else task
         progress.update(task, completed=done, total=total)
         if unit == "items" and done == total:
             progress.stop()
