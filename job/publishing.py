@@ -53,6 +53,7 @@ def publish_fitted(plan: RunPlan, fitted: Fitted, bucket: Bucket, listener: List
         config = read_model_config((folder / "model.json").read_bytes(), f"s3://{fitted.checkpoint}")
         dataset = open_dataset(locate_dataset(plan.dataset)).manifest
         (folder / "card.md").write_text(model_card(plan.recipe.model, origin, config, dataset))
-        manifest = publish(bucket, plan.recipe.model, folder, origin)
+        with listener.watch("publish", "bytes") as advance:
+            manifest = publish(bucket, plan.recipe.model, folder, origin, advance)
     judge(bucket, manifest, plan, listener)
     return manifest

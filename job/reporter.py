@@ -60,8 +60,8 @@ class RayReporter:
     def stage(self, text: str) -> None:
         self._send("stage", text)
 
-    def steps(self, epoch: int, done: int, total: int) -> None:
-        self._send("steps", epoch, self._epochs, done, total)
+    def steps(self, epoch: int, done: int, total: int, loss: float, images_per_second: float) -> None:
+        self._send("steps", epoch, self._epochs, done, total, loss, images_per_second)
 
     def resumed(self, history: History, where: str) -> None:
         for metrics in history:  # those that another machine tracked, which is gone, with what it had not sent

@@ -89,7 +89,9 @@ def plan_run(recipe: Recipe, options: RunOptions, listener: Listener, group: str
     check_conditional_writes(bucket)
     run = options.run or new_run_name(recipe.model)
     try:
-        weights = provide_weights(recipe.network.weights, recipe.network.encoder, bucket, run)
+        with listener.watch("encoder weights", "bytes") as advance:
+            network = recipe.network
+            weights = provide_weights(network.weights, network.encoder, bucket, run, advance, listener.stage)
     except WeightsError as error:
         if not (options.weights_optional and recipe.network.weights == "imagenet"):
             raise

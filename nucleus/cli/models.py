@@ -103,6 +103,7 @@ def show(model: str, as_json: bool) -> None:
 def pull(model: str, dest: Path | None, as_json: bool) -> None:
     """Download NAME[@REF] into DEST, every file's SHA-256 verified.  [default: ./NAME-VERSION]"""
     from nucleus.cli.output import print_json
+    from nucleus.cli.progress import show_progress
     from nucleus.config.names import Reference, parse_reference
     from nucleus.registry import versions
 
@@ -110,7 +111,8 @@ def pull(model: str, dest: Path | None, as_json: bool) -> None:
     reference = parse_reference(model, "model")
     version = versions.resolve_version(bucket, reference)
     folder = dest or Path(f"{reference.name}-{version:06d}")
-    manifest = versions.pull(bucket, Reference(reference.name, str(version)), folder)
+    with show_progress(f"download {reference.name}@{version}", "bytes") as advance:
+        manifest = versions.pull(bucket, Reference(reference.name, str(version)), folder, advance)
     if as_json:
         print_json({"model": manifest.model, "version": manifest.version, "folder": str(folder.absolute())})
     else:

@@ -74,8 +74,8 @@ class Reporter(Protocol):
     def resumed(self, history: History, where: str) -> None:
         """The run goes on from a checkpoint."""
 
-    def steps(self, epoch: int, done: int, total: int) -> None:
-        """Some steps of an epoch are done."""
+    def steps(self, epoch: int, done: int, total: int, loss: float, images_per_second: float) -> None:
+        """Some steps of an epoch are done, with this mean loss so far, by this worker's images, and at this speed."""
 
     def epoch(self, metrics: dict[str, float]) -> None:
         """An epoch is done; its metrics are those over all workers."""

@@ -283,7 +283,7 @@ class TrainingRun:
                 raise self.reader.failure or error from error
             sums += (taken.loss, *taken.scores)
             progress.steps_done += count
-            self.reporter.steps(epoch, progress.steps_done, total)
+            self._tell_steps(float(sums[0]), started)
             demand = self.reporter.demand() if taken.attention else Demand.GO_ON
             if demand is not Demand.GO_ON or progress.steps_done == total:
                 progress.add(self.workers.sum(sums).tolist())
@@ -294,6 +294,15 @@ class TrainingRun:
             if demand is Demand.STOP:
                 return False
         return True
+
+    def _tell_steps(self, loss: float, started: float) -> None:
+        """Tell how far the epoch is. `loss` is this worker's part of the losses since `started`."""
+        progress = self.progress
+        done, seconds = progress.steps_done, progress.seconds_done + time.monotonic() - started
+        before = progress.sums_done[0] if progress.sums_done else 0.0
+        mean = (before + loss * self.workers.count) / done
+        speed = done * self.recipe.input.batch_size / max(seconds, 1e-9)
+        self.reporter.steps(progress.epochs_done, done, self.steps_per_epoch, mean, speed)
 
     def _epoch_metrics(self) -> dict[str, float]:
         """Of the epoch whose steps are done; IoU, Dice and accuracy are means over its crops as they were trained."""

@@ -97,7 +97,17 @@ class Place:
             **({"AWS_ENDPOINT_URL_S3": endpoint} if endpoint else {}),
         }
         name = ("--resume" if resume else "--run", run)
-        command = [sys.executable, "-m", "nucleus.cli.main", *before, "train", str(recipe), *name]
+        command = [
+            sys.executable,
+            "-m",
+            "nucleus.cli.main",
+            *before,
+            "train",
+            str(recipe),
+            "--out",
+            str(self.folder / "runs"),
+            *name,
+        ]
         log = self.folder / f"{run}-{len(self.started)}.log"
         with log.open("wb") as out:
             process = subprocess.Popen(command, env=environment, stdout=out, stderr=subprocess.STDOUT)

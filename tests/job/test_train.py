@@ -140,7 +140,7 @@ def test_a_finished_run_publishes_once_and_its_name_is_taken(trained: Trained) -
     assert resume("first-run", str(trained.bucket.uri)) == trained.manifest
     assert list_versions(trained.bucket, "tiny") == [1]
     with pytest.raises(JobError, match="--resume first-run"):
-        train(trained.recipe, RunOptions(run="first-run"))
+        train(trained.recipe, RunOptions(run="first-run", folder=tmp_path))
     with pytest.raises(JobError, match="none to resume"):
         resume("no-such-run", str(trained.bucket.uri))
 
@@ -250,7 +250,11 @@ def test_one_worker_publishes_the_same_bytes_as_two(trained: Trained, tmp_path: 
     recorder = Recorder()
     optimizer = {**trained.recipe.optimizer.model_dump(), "gradient_accumulation_steps": 2}
     changes = {"workers": 1, "optimizer": optimizer, "tracking": {"wandb": "disabled"}}
-    manifest = train(recipe_for(trained.bucket.uri, tmp_path, model="alone", **changes), RunOptions(), recorder)
+    manifest = train(
+        recipe_for(trained.bucket.uri, tmp_path, model="alone", **changes),
+        RunOptions(folder=tmp_path / "runs"),
+        recorder,
+    )
     for alone, together in zip(recorder.epochs, trained.recorder.epochs, strict=True):
         assert alone["loss"] == pytest.approx(together["loss"], rel=1e-5)
     assert manifest.origin.metrics == trained.manifest.origin.metrics

@@ -65,8 +65,10 @@ class Keeper:
     def resumed(self, history: History, where: str) -> None:
         """Nobody to tell."""
 
-    def steps(self, epoch: int, done: int, total: int) -> None:  # noqa: ARG002
+    def steps(self, epoch: int, done: int, total: int, loss: float, images_per_second: float) -> None:  # noqa: ARG002
         assert 0 < done <= total
+        assert loss > 0
+        assert images_per_second > 0
 
     def epoch(self, metrics: dict[str, float]) -> None:
         self.history.append(metrics)
