@@ -1,6 +1,6 @@
 """What W&B is told once a run's model is published: the version as a reference, and the worst test images."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,7 +12,7 @@ from nucleus.storage.uri import S3Uri
 from nucleus.tracking.offline_runs import logged_artifacts, wait_until_written
 from nucleus.tracking.wandb_runs import open_run, staged_in
 
-__all__ = ["REGISTRY", "TABLE", "TestedImage", "note_published"]
+__all__ = ["REGISTRY", "TABLE", "WorstImage", "note_published", "summary_of"]
 
 REGISTRY = "wandb-registry-model"
 """W&B's registry of models; each model is a collection there."""
@@ -23,10 +23,8 @@ _NUMBERS = ("nuclei", "found", "missed", "extra", "merged", "split")
 _COLUMNS = ["name", "kind", "mAP", "AP.5", "IoU", *_NUMBERS, "image", "mistakes"]
 
 
-class TestedImage(Protocol):
+class WorstImage(Protocol):
     """A test image as the run's record has it; see `nucleus.report.record.TestImage`."""
-
-    __test__ = False
 
     @property
     def name(self) -> str:
@@ -74,7 +72,8 @@ def note_published(
     *,
     manifest: ModelManifest,
     uri: S3Uri,
-    worst: Sequence[TestedImage],
+    history: Sequence[Mapping[str, float]],
+    worst: Sequence[WorstImage],
     pictures: Path,
     alias: str | None = None,
     commit: str | None = None,
@@ -95,6 +94,8 @@ def note_published(
         group: What the run belongs to, such as a sweep.
         manifest: The version.
         uri: Of its folder.
+        history: The metrics of each epoch: to send this part of an offline run replaces the summary that was sent
+            before, so it is written again.
         worst: The worst test images, worst first.
         pictures: Local folder with `<name>/image.png` and `<name>/mistakes.png` of each of them.
         alias: That of the recipe, if the gate moved it to this version.
@@ -115,6 +116,7 @@ def note_published(
     problems = []
     with staged_in(Path(opened.settings.sync_dir)):
         try:
+            opened.summary.update({**_last_values(history), **summary_of(manifest.origin.metrics)})
             opened.summary[TABLE] = _table(worst, pictures)
             artifact = opened.log_artifact(_artifact(manifest, uri), aliases=aliases)
             if not opened.offline:
@@ -129,6 +131,15 @@ def note_published(
     return problems
 
 
+def summary_of(metrics: Mapping[str, Mapping[str, Mapping[str, float]]]) -> dict[str, float]:
+    """The summary of a run that has finished, `<split>_<metric>`, from split, then `all` or kind, then metric."""
+    return {f"{split}_{name}": value for split, kinds in metrics.items() for name, value in kinds["all"].items()}
+
+
+def _last_values(history: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    return {name: value for metrics in history for name, value in metrics.items()}
+
+
 def _is_noted(folder: Path, run: str, manifest: ModelManifest, aliases: list[str]) -> bool:
     return any(
         artifact.type == "model" and artifact.metadata.get("version") == manifest.version and {*aliases} <= artifact.aliases
@@ -136,7 +147,7 @@ def _is_noted(folder: Path, run: str, manifest: ModelManifest, aliases: list[str
     )
 
 
-def _table(worst: Sequence[TestedImage], pictures: Path) -> Any:
+def _table(worst: Sequence[WorstImage], pictures: Path) -> Any:
     import wandb  # noqa: PLC0415
 
     rows = [

@@ -95,6 +95,7 @@ class WandbTracker:
         self._next = max([self._run.step, *(step + 1 for step in self._logged)])
         self._waiting: dict[int, dict[str, Any]] = {}
         self._epoch = -1
+        self._values: dict[str, float] = {}
         entity = f"{self._run.entity}/" if self._run.entity else ""
         self._offline = folder if mode == "offline" else None
         self.run_path: str | None = f"{entity}{self._run.project}/{self._run.id}"
@@ -112,6 +113,7 @@ class WandbTracker:
     def log(self, metrics: dict[str, float]) -> None:
         """Log one epoch, unless it was logged before the run was broken off after its last checkpoint."""
         self._epoch = int(metrics["epoch"])
+        self._values |= metrics
         self._row(2 * self._epoch + 2, dict(metrics))
         self._log_waiting(2 * self._epoch + 3)
 
@@ -130,9 +132,13 @@ class WandbTracker:
             self._log_waiting(step)
 
     def finish(self, summary: dict[str, Any]) -> None:
-        """Write the summary and close the run."""
+        """Write the summary and close the run.
+
+        With the last value of each metric, also of those that an earlier file has: to send a file of an offline run
+        replaces the summary that was sent before.
+        """
         self._log_waiting(2 * self._epoch + 4)
-        self._run.summary.update(summary)
+        self._run.summary.update({**self._values, **summary})
         self._close(0)
 
     def abort(self) -> None:
