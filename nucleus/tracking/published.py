@@ -104,8 +104,10 @@ def note_published(
     Returns:
         What could not be done, in words: the model is published all the same.
     """
+    if mode == "disabled":
+        return []
     aliases = [f"version-{manifest.version}", *([alias] if alias else [])]
-    if mode == "disabled" or (mode == "offline" and _is_noted(folder, run, manifest, aliases)):
+    if mode == "offline" and _is_noted(folder, run, manifest, aliases):
         return []
     import wandb  # noqa: PLC0415  over half a second
 

@@ -4,14 +4,13 @@ Written from the history and not epoch by epoch, it has each epoch once, however
 of everything is the epoch, from 0; pictures from before training have -1.
 """
 
+import struct
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
-
-import cv2
-import numpy as np
 
 from nucleus.storage.files import write_atomic
 
@@ -24,6 +23,8 @@ EVENTS_FILE = f"{TENSORBOARD_FOLDER}/events.out.tfevents.0.nucleus"
 
 _VERSION = "brain.Event:2"
 _COLOURS = 3
+_PNG_SIZE, _PNG_SIZE_AT = struct.Struct(">II"), 16
+"""Width and height stand in the first chunk (https://www.w3.org/TR/png-3/#11IHDR); to decode takes 5 ms a picture."""
 _GRAPH_SIDE = 128
 
 
@@ -42,14 +43,16 @@ def events_of(
     import tensorflow as tf  # noqa: PLC0415  many seconds, but in a worker, which has it
 
     now = time.time()
-    summaries: dict[int, Any] = {}
-    for done, drawn in sorted((pictures or {}).items()):
-        for tag, png in drawn.items():
-            _value(summaries, done - 1, tag).image.CopyFrom(_image(png))
+    summaries: defaultdict[int, Any] = defaultdict(tf.compat.v1.Summary)  # by step: one event holds many values
     for metrics in history:
         for name, value in metrics.items():
             if name != "epoch":
-                _value(summaries, int(metrics["epoch"]), name).simple_value = value
+                summaries[int(metrics["epoch"])].value.add(tag=name, simple_value=value)
+    for done, drawn in (pictures or {}).items():
+        for tag, png in drawn.items():
+            width, height = _PNG_SIZE.unpack_from(png, _PNG_SIZE_AT)
+            image = {"width": width, "height": height, "colorspace": _COLOURS, "encoded_image_string": png}
+            summaries[done - 1].value.add(tag=tag, image=image)
     events = [tf.compat.v1.Event(wall_time=now, file_version=_VERSION)]
     if graph is not None:
         events.append(tf.compat.v1.Event(wall_time=now, graph_def=graph))
@@ -85,18 +88,3 @@ def graph_of(model: Any) -> bytes:
     called = tf.function(lambda images: model(images, training=False))
     graph = called.get_concrete_function(tf.TensorSpec(shape, given.dtype)).graph
     return bytes(graph.as_graph_def().SerializeToString())
-
-
-def _value(summaries: dict[int, Any], step: int, tag: str) -> Any:
-    import tensorflow as tf  # noqa: PLC0415
-
-    if step not in summaries:
-        summaries[step] = tf.compat.v1.Summary()
-    return summaries[step].value.add(tag=tag)
-
-
-def _image(png: bytes) -> Any:
-    import tensorflow as tf  # noqa: PLC0415
-
-    height, width = np.asarray(cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_UNCHANGED)).shape[:2]
-    return tf.compat.v1.Summary.Image(height=height, width=width, colorspace=_COLOURS, encoded_image_string=png)

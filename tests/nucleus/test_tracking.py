@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ from nucleus.tracking.published import TABLE, note_published
 from nucleus.tracking.weights_and_biases import Tracker, make_tracker
 from nucleus.training.predictions import LabelledImage, PredictedImage
 from tests.conftest import SECRET
+from tests.nucleus.wandb_server import WandbServer, wandb_server
 from tests.small_model import origin
 
 RUN = "r-1"
@@ -330,3 +332,54 @@ def test_a_bucket_that_cannot_be_reached_is_a_warning(
     monkeypatch.undo()
     assert note(tmp_path, published, bucket_uri, drawn) == []
     assert [item.type for item in logged_artifacts(tmp_path, RUN)].count("model") == 1
+
+
+@pytest.fixture
+def server(store: object, monkeypatch: pytest.MonkeyPatch) -> Iterator[WandbServer]:  # noqa: ARG001
+    """A stand-in for W&B's server, which W&B is pointed to."""
+    with wandb_server() as running:
+        monkeypatch.setenv("WANDB_BASE_URL", running.url)
+        monkeypatch.setenv("WANDB_API_KEY", SECRET)
+        yield running
+
+
+def sync(*folders: Path) -> None:
+    """Send offline runs as a person does."""
+    command = [str(Path(sys.executable).parent / "wandb"), "sync", "--yes", "--include-synced", *map(str, folders)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
+def check_sent(server: WandbServer, published: ModelManifest) -> None:
+    """What an online run has sent, or an offline one when it was synced."""
+    assert numbers(server.history) == HISTORY
+    once = [(epoch, "predictions/a") for epoch in (-1, 0, 1, 3)]
+    assert pictures(server.history) == [*once, (4, "best/a")]
+    for row in server.history:
+        for value in row.values():
+            if isinstance(value, dict):
+                assert f"files/{value['path']}" in server.files
+                assert all(f"files/{mask['path']}" in server.files for mask in value["masks"].values())
+    assert {"val_map", "test_map", "loss", TABLE} <= set(server.summary)
+    assert server.summary["test_map"] == 0.75
+    assert (server.config["seed"]["value"], server.config["run"]["value"]) == (3, RUN)
+    assert {run["commit"] for run in server.runs} <= {"c0ffee", None}
+    assert {run["name"] for run in server.runs} == {RUN}
+    (model,) = [item for item in server.artifacts if item["artifactTypeName"] == "model"]
+    assert {item["alias"] for item in model["aliases"]} >= {"version-1", "production"}
+    assert json.loads(model["metadata"])["files"] == {k: file.model_dump() for k, file in published.files.items()}
+    assert any(path.startswith("artifacts/") and path.endswith(f"{TABLE}.table.json") for path in server.files)
+    assert all(SECRET.encode() not in data for data in server.files.values())
+
+
+def test_an_offline_run_in_three_parts_is_sent_whole(
+    server: WandbServer, published: ModelManifest, bucket_uri: S3Uri, tmp_path: Path
+) -> None:
+    """Broken off, gone on with, and published from another process."""
+    train(tmp_path, range(3), [predicted()], end=False)
+    train(tmp_path, range(3, 5), [predicted()], end=True)
+    note(tmp_path, published, bucket_uri, draw(tmp_path / "pictures"), alias="production", commit="c0ffee")
+    assert server.queries == []
+    sync(*(path.parent for path in offline_files(tmp_path, RUN)))
+    check_sent(server, published)
+    assert server.links == []
