@@ -58,7 +58,7 @@ class WandbServer:
             "CreateArtifact": self._artifact,
             "CreateArtifactManifest": self._artifact_manifest,
             "CreateArtifactFiles": self._artifact_files,
-            "ArtifactType": lambda _: {"project": {"artifactType": {"name": "model"}}},
+            "ArtifactType": lambda _: {"project": {"artifact": None}},
             "Viewer": lambda _: {"viewer": {"id": "u", "entity": "us", "username": "me", "flags": "{}"}},
             "ServerFeaturesQuery": lambda _: {"serverInfo": {"features": []}},
             "CommitArtifact": lambda _: {"commitArtifact": {"artifact": {"id": "A", "digest": "d"}}},
