@@ -11,7 +11,7 @@ from nucleus.data.images import RgbImage, encode_png
 from nucleus.metrics.matching import THRESHOLDS
 from nucleus.predict.gallery import draw_mistakes
 from nucleus.predict.overlay import CYAN, YELLOW, brightened, draw_outlines
-from nucleus.report.record import FACTS_FILE, PICTURES, TestImage
+from nucleus.report.record import EPOCH_PICTURE, FACTS_FILE, PICTURES, TestImage, epochs_of_picture
 from nucleus.storage.bucket import Bucket
 from nucleus.training.extremes import Extreme
 from nucleus.training.predictions import PredictedImage
@@ -19,6 +19,7 @@ from nucleus.training.reporter import Augmented
 
 __all__ = ["RunPictures"]
 
+_WATCHED = "watched"
 _MOST_PIXELS = 384
 """Longer side of a picture: pages show them smaller."""
 
@@ -35,16 +36,26 @@ class RunPictures:
 
     def predictions(self, epochs_done: int | None, images: Sequence[PredictedImage]) -> dict[str, bytes]:
         """Keep what the network makes of the watched images; return the pictures by the images' names."""
-        when = "best" if epochs_done is None else f"epoch-{epochs_done:05d}"
+        when = "best" if epochs_done is None else f"{EPOCH_PICTURE}{epochs_done:05d}"
         drawn = {}
         for image in images:
-            sample, place = image.sample, f"watched/{image.sample.name}"
+            sample, place = image.sample, f"{_WATCHED}/{image.sample.name}"
             small = _small(sample.image, sample.labels, image.labels)
             if epochs_done == 0:
                 self._keep(f"{place}/image", small.image)
                 self._keep(f"{place}/truth", draw_outlines(small.image, small.truth, CYAN))
             drawn[sample.name] = self._keep(f"{place}/{when}", draw_outlines(small.image, small.found, YELLOW))
         return drawn
+
+    def stored_predictions(self, epochs: int) -> dict[int, dict[str, bytes]]:
+        """What was kept of the watched images in the first epochs: epochs done, then name, then picture."""
+        found: dict[int, dict[str, bytes]] = {}
+        for item in self._report.objects(f"{PICTURES}/{_WATCHED}/"):
+            *_, name, file = item.key.split("/")
+            done = epochs_of_picture(file)
+            if done is not None and done <= epochs:
+                found.setdefault(done, {})[name] = self._report.get(item.key)
+        return found
 
     def extremes(self, images: Sequence[Extreme]) -> None:
         """Keep this worker's part of the best and worst test images: two pictures and what is to be said of each."""

@@ -16,11 +16,11 @@ from job.plan import RunPlan
 from nucleus.report.network import network_facts
 from nucleus.report.record import FACTS_FILE, HISTORY_FILE, REPORT_FOLDER, Facts
 from nucleus.storage.bucket import Bucket
-from nucleus.storage.files import write_atomic
 from nucleus.storage.sums import write_sums
 from nucleus.storage.uri import parse_uri
+from nucleus.tracking.profiling import StepProfile
 from nucleus.tracking.published import summary_of
-from nucleus.tracking.tensorboard import EVENTS_FILE, events_of
+from nucleus.tracking.tensorboard import EVENTS_FILE, TENSORBOARD_FOLDER, events_of, graph_of, write_events
 from nucleus.tracking.weights_and_biases import Tracker
 from nucleus.training.extremes import Extreme
 from nucleus.training.predictions import PredictedImage
@@ -29,6 +29,9 @@ from nucleus.training.state import History
 from nucleus.versions import installed_versions
 
 __all__ = ["RayReporter"]
+
+_PREDICTIONS, _BEST = "predictions", "best"
+"""What the names of pictures in TensorBoard begin with."""
 
 
 class RayReporter:
@@ -56,24 +59,43 @@ class RayReporter:
         self._report_folder = Bucket(self._folder.uri / REPORT_FOLDER)
         self._pictures = RunPictures(self._report_folder)
         self._local = local
+        first = events is not None
+        steps = plan.recipe.tracking.profile_steps if first else 0
+        self._profile = StepProfile(steps, local / TENSORBOARD_FOLDER)
+        self._drawn: dict[int, dict[str, bytes]] = {}
+        self._epochs_done = 0
+        self._graph: bytes | None = None
+
+    def close(self) -> None:
+        """Nothing more is told."""
+        self._profile.stop()
 
     def stage(self, text: str) -> None:
         self._send("stage", text)
 
     def steps(self, epoch: int, done: int, total: int, loss: float, images_per_second: float) -> None:
+        self._profile.steps(epoch, done, total)
         self._send("steps", epoch, self._epochs, done, total, loss, images_per_second)
 
     def resumed(self, history: History, where: str) -> None:
         for metrics in history:  # those that another machine tracked, which is gone, with what it had not sent
             self._tracker.log(metrics)
+        if self._events is not None:
+            self._drawn = {
+                done: {f"{_PREDICTIONS}/{name}": picture for name, picture in drawn.items()}
+                for done, drawn in self._pictures.stored_predictions(len(history)).items()
+            }
         self.stage(f"Going on after {where}")
 
     def epoch(self, metrics: dict[str, float]) -> None:
+        self._epochs_done = int(metrics["epoch"]) + 1
         self._tracker.log(metrics)
         self._send("epoch", metrics)
 
     def predictions(self, epochs_done: int | None, images: list[PredictedImage]) -> None:
-        self._pictures.predictions(epochs_done, images)
+        drawn = self._pictures.predictions(epochs_done, images)
+        when, tag = (self._epochs_done, _BEST) if epochs_done is None else (epochs_done, _PREDICTIONS)
+        self._drawn.setdefault(when, {}).update({f"{tag}/{name}": picture for name, picture in drawn.items()})
         self._tracker.predictions(epochs_done, images)
 
     def extremes(self, images: list[Extreme]) -> None:
@@ -93,6 +115,7 @@ class RayReporter:
             save_model(folder / FINAL_FOLDER, finished)
 
         if self._events is not None:
+            self._graph = graph_of(finished.model)
             self._report_folder.put(FACTS_FILE, self._facts(finished).model_dump_json(indent=1).encode())
         self._tracker.finish(summary_of(finished.metrics))
         told = {"wandb_run": self._tracker.run_path, "metrics": finished.metrics}
@@ -137,20 +160,24 @@ class RayReporter:
         Ray's own way, `pyarrow.fs.copy_files`, took 2.2 s of the embedded server's time for 21 MB; this takes 0.15 s.
         """
         storage = ray.train.get_context().get_storage()
+        drawn = {done: dict(pictures) for done, pictures in self._drawn.items()}
+        graph = self._graph
 
         def upload(checkpoint: Any, name: str) -> Any:
             folder = Path(checkpoint.path)
             for path in sorted(path for path in folder.rglob("*") if path.is_file()):
                 self._folder.put(f"{name}/{path.relative_to(folder).as_posix()}", path)
             self._folder.put(HISTORY_FILE, json.dumps(history).encode())
-            self._keep_events(events_of(history))
+            self._keep_events(events_of(history, drawn, graph))
             return ray.train.Checkpoint(f"{storage.experiment_fs_path}/{name}", storage.storage_filesystem)
 
         return upload
 
     def _keep_events(self, events: bytes) -> None:
-        write_atomic(self._local / EVENTS_FILE, events)
+        write_events(self._local / EVENTS_FILE, events)
         self._folder.put(EVENTS_FILE, events)
+        for name, path in self._profile.files.items():
+            self._folder.put(f"{TENSORBOARD_FOLDER}/{name}", path)
 
     def _send(self, method: str, *arguments: Any) -> None:
         if self._events is not None:

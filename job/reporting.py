@@ -28,6 +28,7 @@ from nucleus.report.record import (
     Stage,
     TestImage,
     WatchedImage,
+    epochs_of_picture,
     read_facts,
 )
 from nucleus.storage.bucket import Bucket
@@ -38,7 +39,6 @@ from nucleus.tracking.published import note_published
 __all__ = ["report_folder", "report_published", "report_run"]
 
 _CONNECTIONS = 8
-_EPOCH = "epoch-"
 _HISTORY = TypeAdapter(list[dict[str, float]])
 
 
@@ -106,7 +106,6 @@ def report_run(
     facts = read_facts(stored.get(FACTS_FILE), str(stored.uri / FACTS_FILE))
     history = _history(bucket, plan.run)
     dataset = open_dataset(locate_dataset(plan.dataset)).manifest
-    options = plan.recipe.optimizer
     record = RunRecord(
         run=plan.run,
         group=plan.group,
@@ -136,7 +135,7 @@ def report_run(
         commit=plan.commit,
         wandb_run=wandb_run,
         examples=[ExampleImage(name=name, kind=kind) for name, kind in _named(pictures, "examples", dataset)],
-        watched=_watched(pictures, dataset, options.epochs),
+        watched=_watched(pictures, dataset, len(history)),
         test_images=_test_images(folder, pictures),
     )
     write_atomic(folder / RECORD_FILE, record.model_dump_json(indent=1))
@@ -204,10 +203,10 @@ def _watched(pictures: list[PurePosixPath], dataset: DatasetManifest, epochs: in
             name=name,
             kind=kind,
             epochs=sorted(
-                number
+                done
                 for path in pictures
-                if path.parts[:2] == ("watched", name) and path.name.startswith(_EPOCH)
-                if (number := int(path.stem.removeprefix(_EPOCH))) <= epochs
+                if path.parts[:2] == ("watched", name)
+                if (done := epochs_of_picture(path.name)) is not None and done <= epochs
             ),
         )
         for name, kind in _named(pictures, "watched", dataset)

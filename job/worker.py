@@ -57,6 +57,8 @@ def train_worker(config: dict[str, Any]) -> None:
             tracker.abort()
             _keep_offline_files(plan, tracker)
         raise
+    finally:
+        reporter.close()
     _keep_offline_files(plan, tracker)
 
 

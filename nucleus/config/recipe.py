@@ -230,17 +230,20 @@ class GateOptions(_Options):
 
 
 class TrackingOptions(_Options):
-    """Weights & Biases. The variable WANDB_MODE goes before `wandb`.
+    """Weights & Biases, where the variable WANDB_MODE goes before `wandb`, and TensorBoard.
 
     Attributes:
         wandb: `online`, `offline` (needs no account; `wandb sync` sends it later) or `disabled`.
         project: The project's name there.
         entity: User or team; without it the account's default.
+        profile_steps: Steps that TensorFlow's profiler records for TensorBoard on the first worker, from the eleventh
+            of the first epoch on and within that epoch; 0 for none. Rounded up to `optimizer.steps_per_execution`.
     """
 
     wandb: Literal["online", "offline", "disabled"] = "offline"
     project: str = "nucleus"
     entity: str | None = None
+    profile_steps: Annotated[int, Field(ge=0, le=1000)] = 0
 
 
 class CardOptions(_Options):

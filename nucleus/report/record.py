@@ -10,6 +10,7 @@ from nucleus.registry.manifest import EncoderWeightsOrigin
 from nucleus.storage.documents import read_document
 
 __all__ = [
+    "EPOCH_PICTURE",
     "FACTS_FILE",
     "HISTORY_FILE",
     "PICTURES",
@@ -23,6 +24,7 @@ __all__ = [
     "Stage",
     "TestImage",
     "WatchedImage",
+    "epochs_of_picture",
     "read_facts",
     "read_record",
 ]
@@ -39,6 +41,9 @@ FACTS_FILE = "facts.json"
 """In the report's folder what the workers tell of the run (`Facts`), in a test image's folder of the image."""
 PICTURES = "pictures"
 """Folder beside the report: PNG pictures that the workers drew while they trained."""
+
+EPOCH_PICTURE = "epoch-"
+"""Name of a picture of a watched image, before the epochs done, in five digits."""
 
 Count = Annotated[int, Field(ge=0)]
 
@@ -233,6 +238,12 @@ class RunRecord(_Frozen):
 def read_record(data: bytes, where: str) -> RunRecord:
     """Parse and check a record. Raises `JobError` if it is damaged or newer than this package."""
     return read_document(RunRecord, data, what="a run's record", where=where, newest=RECORD_FORMAT, error=JobError)
+
+
+def epochs_of_picture(name: str) -> int | None:
+    """The epochs done when a picture of a watched image was made, from its file's name; None of another picture."""
+    digits = name.removeprefix(EPOCH_PICTURE).removesuffix(".png")
+    return int(digits) if name.startswith(EPOCH_PICTURE) and digits.isdecimal() else None
 
 
 def read_facts(data: bytes, where: str) -> Facts:

@@ -24,13 +24,13 @@ def overlay_image(predicted: PredictedImage) -> Any:
     """A `wandb.Image` with the masks `truth` and `prediction`, whose pixels are `CLASSES`."""
     import wandb  # noqa: PLC0415  over half a second
 
-    masks = {"truth": predicted.sample.labels, "prediction": predicted.labels}
+    masks = {"truth": class_mask(predicted.sample.labels), "prediction": class_mask(predicted.labels)}
     return wandb.Image(
         shown_image(predicted.sample.image),
         mode="RGB",
         file_type="png",
         caption=f"{predicted.sample.name} ({predicted.sample.kind})",
-        masks={name: {"mask_data": class_mask(labels), "class_labels": CLASSES} for name, labels in masks.items()},
+        masks={name: {"mask_data": mask, "class_labels": CLASSES} for name, mask in masks.items()},
     )
 
 

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from nucleus.config.recipe import TrackingOptions
-from nucleus.errors import StorageError
 from nucleus.registry.manifest import MANIFEST_FILE, ModelManifest
 from nucleus.storage.explanations import explained
 from nucleus.storage.uri import S3Uri
@@ -104,14 +103,14 @@ def note_published(
     Returns:
         What could not be done, in words: the model is published all the same.
     """
-    aliases = [f"version-{manifest.version}", *([alias] if alias else [])]
-    if mode == "disabled" or (mode == "offline" and _is_noted(folder, run, manifest, aliases)):
+    if mode == "disabled":
         return []
-    import wandb  # noqa: PLC0415  over half a second
-
+    aliases = [f"version-{manifest.version}", *([alias] if alias else [])]
+    if mode == "offline" and _is_noted(folder, run, manifest, aliases):
+        return []
     try:
         opened = open_run(run, options, mode, folder, group=group, commit=commit, system=False)
-    except wandb.Error as error:
+    except Exception as error:  # W&B has no one class for all that it raises, and the model is published
         return [_not_told(manifest, run, error)]
     problems = []
     with staged_in(Path(opened.settings.sync_dir)):
@@ -122,7 +121,7 @@ def note_published(
             if not opened.offline:
                 artifact.wait()
                 problems = _linked(opened, artifact, manifest.model, aliases)
-        except (wandb.Error, StorageError) as error:
+        except Exception as error:  # as above
             problems = [_not_told(manifest, run, error)]
         finally:
             opened.finish()

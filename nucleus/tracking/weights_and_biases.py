@@ -92,7 +92,7 @@ class WandbTracker:
         self._run = open_run(run, options, mode, folder, config=config, group=group, commit=commit)
         self._run.define_metric("epoch")
         self._run.define_metric("*", step_metric="epoch")
-        self._next = max([self._run.step, *(step + 1 for step in self._logged)])
+        self._next: int = max([self._run.step, *(step + 1 for step in self._logged)])
         self._waiting: dict[int, dict[str, Any]] = {}
         self._epoch = -1
         self._values: dict[str, float] = {}

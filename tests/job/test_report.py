@@ -49,7 +49,7 @@ def test_the_record_is_of_this_run(trained: Trained, record: RunRecord) -> None:
 
 def test_time_and_cost(record: RunRecord) -> None:
     seconds = {stage.name: stage.seconds for stage in record.stages}
-    assert list(seconds)[0] == "start, wait and save"
+    assert next(iter(seconds)) == "start, wait and save"
     assert {"build the network", "train", "validate", "tune the thresholds", "publish"} <= seconds.keys()
     assert all(value >= 0 for value in seconds.values())
     of_workers = sum(seconds.values()) - seconds["start, wait and save"] - seconds["publish"]

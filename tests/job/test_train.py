@@ -29,7 +29,7 @@ from nucleus.registry.aliases import move_alias
 from nucleus.registry.gate import read_decision
 from nucleus.registry.manifest import version_prefix
 from nucleus.registry.versions import list_versions, publish
-from nucleus.tracking.offline_runs import records
+from nucleus.tracking.offline_runs import logged_artifacts, records
 from tests.whole_way import Recorder, Trained, recipe_for
 
 pytestmark = [
@@ -125,19 +125,28 @@ def test_history_is_complete_and_the_same_everywhere(trained: Trained) -> None:
 
 
 def test_offline_wandb_run_holds_the_history(trained: Trained) -> None:
-    (path,) = trained.wandb_dir.glob("offline-run-*/run-first-run.wandb")  # the first worker's, and no other's
-    kept = trained.bucket.get(f"runs/first-run/wandb/{path.parent.name}/{path.name}")  # for `wandb sync`, later
-    assert kept == path.read_bytes()
+    """In two files: of the first worker, and no other's, and of the driver, which has published."""
+    path, of_driver = sorted(trained.wandb_dir.glob("offline-run-*/run-first-run.wandb"))
+    for each in (path, of_driver):
+        kept = trained.bucket.get(f"runs/first-run/wandb/{each.parent.name}/{each.name}")  # for `wandb sync`, later
+        assert kept == each.read_bytes()
     history, config = read_wandb(path)
-    logged = [{k: v for k, v in row.items() if not k.startswith("_")} for row in history]
-    assert logged == trained.recorder.epochs
+    rows = [{k: v for k, v in row.items() if not k.startswith("_")} for row in history]
+    assert [row for row in rows if "loss" in row] == trained.recorder.epochs
+    assert [row["epoch"] for row in rows if "loss" not in row] == [-1, 1, 2, 2]  # pictures; the last of the best
+    assert read_wandb(of_driver)[0] == []
+    (artifact,) = (each for each in logged_artifacts(trained.wandb_dir.parent, "first-run") if each.type == "model")
+    assert artifact.metadata["version"] == 1
+    sums = {name: file.sha256 for name, file in trained.manifest.files.items()}
+    assert {name: file["sha256"] for name, file in artifact.metadata["files"].items()} == sums
     assert config["model"] == "tiny"
     assert config["dataset_version"] == str(trained.dataset)
     assert trained.manifest.origin.wandb_run == "nucleus/first-run"
 
 
-def test_a_finished_run_publishes_once_and_its_name_is_taken(trained: Trained) -> None:
-    assert resume("first-run", str(trained.bucket.uri)) == trained.manifest
+def test_a_finished_run_publishes_once_and_its_name_is_taken(trained: Trained, tmp_path: Path) -> None:
+    options = RunOptions(folder=tmp_path)
+    assert resume("first-run", str(trained.bucket.uri), options) == trained.manifest
     assert list_versions(trained.bucket, "tiny") == [1]
     with pytest.raises(JobError, match="--resume first-run"):
         train(trained.recipe, RunOptions(run="first-run", folder=tmp_path))

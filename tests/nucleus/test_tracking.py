@@ -3,9 +3,11 @@
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,10 +34,13 @@ from nucleus.tracking.offline_runs import (
     records,
 )
 from nucleus.tracking.overlays import CLASSES, LARGEST_SIDE, class_mask, shown_image
+from nucleus.tracking.profiling import StepProfile
 from nucleus.tracking.published import TABLE, note_published
+from nucleus.tracking.tensorboard import EVENTS_FILE, events_of, graph_of, write_events
 from nucleus.tracking.weights_and_biases import Tracker, make_tracker
 from nucleus.training.predictions import LabelledImage, PredictedImage
 from tests.conftest import SECRET
+from tests.nucleus.wandb_server import WandbServer, wandb_server
 from tests.small_model import origin
 
 RUN = "r-1"
@@ -72,8 +77,8 @@ def predicted(name: str = "a", height: int = 24, width: int = 40, seed: int = 0)
     return PredictedImage(LabelledImage(name, "stain", image, labels), np.where(labels == 2, 1, labels), scores)
 
 
-def tracker(folder: Path) -> Tracker:
-    return make_tracker(RUN, TrackingOptions(), "offline", folder, {"seed": 3, "run": RUN}, "a-sweep", "c0ffee")
+def tracker(folder: Path, mode: str) -> Tracker:
+    return make_tracker(RUN, TrackingOptions(), mode, folder, {"seed": 3, "run": RUN}, "a-sweep", "c0ffee")
 
 
 def rows_of(*folders: Path) -> list[dict[str, Any]]:
@@ -100,9 +105,9 @@ def summary_of_file(path: Path) -> dict[str, Any]:
     return found
 
 
-def train(folder: Path, epochs: range, images: list[PredictedImage], *, end: bool) -> Tracker:
+def train(folder: Path, epochs: range, images: list[PredictedImage], *, end: bool, mode: str = "offline") -> Tracker:
     """As a worker does; on a resume the epochs before are told again."""
-    run = tracker(folder)
+    run = tracker(folder, mode)
     for metrics in HISTORY[: epochs.start]:
         run.log(metrics)
     if not epochs.start:
@@ -149,7 +154,8 @@ def test_a_resumed_run_adds_what_is_missing(tmp_path: Path) -> None:
     steps = [{row["epoch"]: row["_step"] for row in rows_of(tmp_path / name) if "loss" in row} for name in "ab"]
     assert steps[0] == steps[1]
     last = summary_of_file(offline_files(tmp_path / "a", RUN)[-1])
-    assert {"test_map": 0.25, **HISTORY[3], **HISTORY[4]}.items() <= last.items()  # sent last, it replaces the others
+    expected = {"test_map": 0.25, **HISTORY[3], **HISTORY[4]}
+    assert {name: last[name] for name in expected} == expected  # sent last, it replaces the others
 
 
 def test_predictions_are_overlays_of_w_and_b(tmp_path: Path) -> None:
@@ -232,7 +238,7 @@ def test_tracking_that_is_off_loads_nothing(tmp_path: Path) -> None:
         f"assert note_published('r', TrackingOptions(), 'disabled', Path({str(tmp_path)!r}), manifest=None, uri=None,\n"
         "    history=[], worst=[], pictures=None) == []\n"
         "assert not run.kept_files and not run.offline_files\n"
-        "sys.exit(','.join({'wandb', 'tensorflow'} & set(sys.modules)) or 0)"
+        "sys.exit(','.join({'wandb', 'tensorflow', 'keras'} & set(sys.modules)) or 0)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=os.environ)
     assert done.returncode == 0, done.stderr
@@ -297,6 +303,7 @@ def test_a_published_model_is_an_artifact_of_references(
     assert model.metadata["metrics"] == published.origin.metrics
     (record,) = [record.artifact for record in records(paths[1]) if record.artifact.type == "model"]
     etags = {item.key.rpartition("/")[2]: item.etag.strip('"') for item in bucket.objects(f"{version_prefix('m', 1)}/")}
+    etags.pop("claim.json")
     assert {item.path: item.digest for item in record.manifest.contents} == etags
 
     (table,) = [item for item in logged_artifacts(tmp_path, RUN) if item.type == "run_table"]
@@ -312,7 +319,8 @@ def test_a_published_model_is_an_artifact_of_references(
             assert np.array_equal(pixels, np.full((8, 9, 3), 10 * number + offset))
     assert rows_of(tmp_path) == list(logged_rows(paths[0]))  # the history is as it was
     last = summary_of_file(paths[1])
-    assert {"test_map": 0.75, "val_map": HISTORY[3]["val_map"], "loss": HISTORY[4]["loss"]}.items() <= last.items()
+    expected = {"val_map": 0.75, "test_map": 0.75, "val_iou": 0.1 + 0.2, "loss": HISTORY[4]["loss"]}
+    assert {name: last[name] for name in expected} == expected
     assert last[TABLE]["nrows"] == 2
 
     kept = kept_files(tmp_path, RUN)
@@ -334,3 +342,192 @@ def test_a_bucket_that_cannot_be_reached_is_a_warning(
     monkeypatch.undo()
     assert note(tmp_path, published, bucket_uri, drawn) == []
     assert [item.type for item in logged_artifacts(tmp_path, RUN)].count("model") == 1
+
+
+@pytest.fixture
+def server(store: object, monkeypatch: pytest.MonkeyPatch) -> Iterator[WandbServer]:  # noqa: ARG001
+    """A stand-in for W&B's server, which W&B is pointed to."""
+    import wandb
+
+    with wandb_server() as running:
+        monkeypatch.setenv("WANDB_BASE_URL", running.url)
+        monkeypatch.setenv("WANDB_API_KEY", SECRET)
+        wandb.teardown()  # it reads the environment once
+        yield running
+        wandb.teardown()
+
+
+def sync(*folders: Path) -> None:
+    """Send offline runs as a person does."""
+    command = [str(Path(sys.executable).parent / "wandb"), "sync", "--yes", "--include-synced", *map(str, folders)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stderr
+
+
+def check_sent(server: WandbServer, published: ModelManifest) -> None:
+    """What an online run has sent, or an offline one when it was synced."""
+    assert numbers(server.history) == HISTORY
+    once = [(epoch, "predictions/a") for epoch in (-1, 0, 1, 3)]
+    assert pictures(server.history) == [*once, (4, "best/a")]
+    for row in server.history:
+        for value in row.values():
+            if isinstance(value, dict):
+                assert f"files/{value['path']}" in server.files
+                assert all(f"files/{mask['path']}" in server.files for mask in value["masks"].values())
+    assert {"val_map", "test_map", "loss", TABLE} <= set(server.summary)
+    assert server.summary["test_map"] == 0.75
+    assert (server.config["seed"]["value"], server.config["run"]["value"]) == (3, RUN)
+    assert {run["commit"] for run in server.runs} <= {"c0ffee", None}
+    assert {run["name"] for run in server.runs} == {RUN}
+    (model,) = [item for item in server.artifacts if item["artifactTypeName"] == "model"]
+    assert {item["alias"] for item in model["aliases"]} >= {"version-1", "production"}
+    assert json.loads(model["metadata"])["files"] == {k: file.model_dump() for k, file in published.files.items()}
+    assert any(path.startswith("artifacts/") and path.endswith(f"{TABLE}.table.json") for path in server.files)
+    assert all(SECRET.encode() not in data for data in server.files.values())
+
+
+def test_an_offline_run_in_three_parts_is_sent_whole(
+    server: WandbServer, published: ModelManifest, bucket_uri: S3Uri, tmp_path: Path
+) -> None:
+    """Broken off, gone on with, and published from another process."""
+    train(tmp_path, range(3), [predicted()], end=False)
+    train(tmp_path, range(3, 5), [predicted()], end=True)
+    note(tmp_path, published, bucket_uri, draw(tmp_path / "pictures"), alias="production", commit="c0ffee")
+    assert server.queries == []
+    sync(*(path.parent for path in offline_files(tmp_path, RUN)))
+    check_sent(server, published)
+
+
+@pytest.fixture
+def registry(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, list[str]]]:
+    """The links that W&B is asked for, which the stand-in knows nothing of: target and aliases."""
+    import wandb
+
+    links: list[tuple[str, list[str]]] = []
+
+    def link(_: object, artifact: wandb.Artifact, target: str, aliases: list[str]) -> None:
+        assert artifact.type == "model"
+        links.append((target, aliases))
+
+    monkeypatch.setattr(wandb.Artifact, "wait", lambda artifact: artifact)
+    monkeypatch.setattr(wandb.Run, "link_artifact", link)
+    return links
+
+
+def test_an_online_run_that_is_resumed_sends_everything_once(
+    server: WandbServer,
+    registry: list[tuple[str, list[str]]],
+    published: ModelManifest,
+    bucket_uri: S3Uri,
+    tmp_path: Path,
+) -> None:
+    drawn = draw(tmp_path / "pictures")
+    train(tmp_path / "a", range(3), [predicted()], end=False, mode="online")
+    run = train(tmp_path / "b", range(2, 5), [predicted()], end=True, mode="online")  # on another machine
+    assert (run.run_path, run.kept_files) == (f"us/nucleus/{RUN}", {})
+    for _ in range(2):
+        assert note(tmp_path / "c", published, bucket_uri, drawn, "online", alias="production", commit="c0ffee") == []
+    models = [item for item in server.artifacts if item["artifactTypeName"] == "model"]
+    assert models[0]["digest"] == models[1]["digest"]  # by which W&B knows that it is there
+    server.artifacts.remove(models[1])
+    check_sent(server, published)
+    assert registry == [("wandb-registry-model/m", ["version-1", "production"])] * 2
+
+
+def test_a_registry_that_refuses_is_a_warning(
+    server: WandbServer,
+    registry: list[tuple[str, list[str]]],
+    published: ModelManifest,
+    bucket_uri: S3Uri,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import wandb
+
+    def refuse(*_: object, **__: object) -> None:
+        raise wandb.errors.CommError("you may not write to this registry")
+
+    monkeypatch.setattr(wandb.Run, "link_artifact", refuse)
+    (problem,) = note(tmp_path, published, bucket_uri, draw(tmp_path / "pictures"), "online")
+    assert "to W&B's registry as wandb-registry-model/m; W&B says: you may not write to this registry" in problem
+    assert [item["artifactTypeName"] for item in server.artifacts].count("model") == 1
+    assert registry == []
+
+
+def test_tensorboard_shows_scalars_pictures_and_the_graph(tmp_path: Path) -> None:
+    import keras
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    image = keras.Input((None, None, 3), name="image")
+    graph = graph_of(keras.Model(image, keras.layers.Conv2D(2, 3, name="first")(image)))
+    drawn = {done: encode_png(np.full((8, 9, 3), 10 * done, np.uint8)) for done in (0, 1, 4)}
+    path = tmp_path / EVENTS_FILE
+    write_events(path, events_of(HISTORY, {done: {"predictions/a": png} for done, png in drawn.items()}, graph))
+    found = EventAccumulator(str(path.parent), {"scalars": 0, "images": 0, "graph": 1}).Reload()
+    names = {name for row in HISTORY for name in row} - {"epoch"}
+    assert set(found.Tags()["scalars"]) == names
+    for name in names:
+        expected = [(int(row["epoch"]), pytest.approx(row[name], rel=1e-6)) for row in HISTORY if name in row]
+        assert [(item.step, item.value) for item in found.Scalars(name)] == expected
+    assert found.Tags()["images"] == ["predictions/a"]
+    shown = [(item.step, item.width, item.height, item.encoded_image_string) for item in found.Images("predictions/a")]
+    assert shown == [(done - 1, 9, 8, png) for done, png in drawn.items()]
+    nodes = found.Graph().node
+    assert any("first" in node.name and node.op == "Conv2D" for node in nodes)
+    assert len(graph) < 20_000  # no weights
+
+
+def calls(epochs: int, total: int, at_once: int) -> list[tuple[int, int, int]]:
+    return [(epoch, min(done + at_once, total), total) for epoch in range(epochs) for done in range(0, total, at_once)]
+
+
+@pytest.mark.parametrize(
+    ("asked", "given", "first", "last"),
+    [
+        (5, calls(2, 100, 1), (0, 10), (0, 15)),
+        (5, calls(2, 100, 8), (0, 16), (0, 24)),
+        (50, calls(2, 20, 4), (0, 12), (0, 20)),  # to the epoch's end
+        (5, calls(4, 6, 1), (1, 4), (1, 6)),  # short epochs
+        (5, calls(4, 8, 8), (1, 8), (2, 8)),  # each is one call
+        (5, calls(1, 9, 1), None, None),  # too few
+        (0, calls(2, 100, 1), None, None),
+        (5, calls(3, 100, 1)[100:], None, None),  # it goes on with the second epoch
+    ],
+)
+def test_which_steps_are_profiled(
+    asked: int,
+    given: list[tuple[int, int, int]],
+    first: tuple[int, int] | None,
+    last: tuple[int, int] | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import tensorflow as tf
+
+    now: list[tuple[int, int]] = []
+    told: list[tuple[str, tuple[int, int]]] = []
+    monkeypatch.setattr(tf.profiler.experimental, "start", lambda _: told.append(("start", now[-1])))
+    monkeypatch.setattr(tf.profiler.experimental, "stop", lambda: told.append(("stop", now[-1])))
+    profile = StepProfile(asked, tmp_path)
+    for epoch, done, total in given:
+        now.append((epoch, done))
+        profile.steps(epoch, done, total)
+    profile.stop()
+    assert told == ([("start", first), ("stop", last)] if first else [])
+
+
+def test_a_profile_can_be_read(tmp_path: Path) -> None:
+    import tensorflow as tf
+    from tensorflow.tsl.profiler.protobuf.xplane_pb2 import XSpace
+
+    profile = StepProfile(100, tmp_path)
+    for done in range(1, 14):
+        tf.linalg.matmul(tf.ones((64, 64)), tf.ones((64, 64))).numpy()
+        profile.steps(0, done, 100)
+    assert profile.files == {}
+    profile.stop()  # as when the run is broken off
+    (name,) = [name for name in profile.files if name.endswith(".xplane.pb")]
+    assert re.fullmatch(r"plugins/profile/[^/]+/[^/]+\.xplane\.pb", name)
+    space = XSpace.FromString(profile.files[name].read_bytes())
+    events = {event.name for plane in space.planes for event in plane.event_metadata.values()}
+    assert any("MatMul" in event for event in events)
