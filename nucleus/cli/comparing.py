@@ -9,7 +9,7 @@ import click
 
 from nucleus.cli.options import json_option
 from nucleus.cli.project import project_bucket
-from nucleus.cli.texts import NONE, epochs_text, score_text, time_text, value_text
+from nucleus.cli.texts import NONE, commit_text, epochs_text, score_text, time_text, value_text
 from nucleus.errors import UsageError
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def compare_models(models: tuple[str, ...], out: Path | None, as_json: bool) -> 
     from nucleus.config.names import parse_reference
     from nucleus.registry.versions import read_version, resolve_version
     from nucleus.report.comparison import of_version
-    from nucleus.report.stored import history_of_version
+    from nucleus.report.finding import history_of_version
 
     references = [parse_reference(model, "model") for model in models]
     check_contenders(models, models, out, "versions, such as dsb2018@1 dsb2018@2")
@@ -116,9 +116,7 @@ def _document(contender: "Contender") -> dict[str, Any]:
 
 
 def _print_facts(contenders: "Sequence[Contender]") -> None:
-    """What each is and cost; versions only where they differ, and only what is known of at least one."""
-    from nucleus.cli.output import print_table
-
+    """What each is and cost; versions only where those known differ, and only what is known of at least one."""
     always: list[tuple[str, Callable[[Contender], Any]]] = [
         ("name", lambda one: one.name),
         ("state", lambda one: one.state),
@@ -137,22 +135,23 @@ def _print_facts(contenders: "Sequence[Contender]") -> None:
     rows = [(title, [value(contender) for contender in contenders]) for title, value in always]
     rows.append(("run", [contender.run for contender in contenders]))
     packages = dict.fromkeys(package for contender in contenders for package in contender.versions)
-    different = [("commit", [contender.commit for contender in contenders])]
+    different = [("commit", [commit_text(contender.commit) for contender in contenders])]
     different += [(package, [contender.versions.get(package) for contender in contenders]) for package in packages]
-    rows += [(title, values) for title, values in different if len(set(values)) > 1]
+    rows += [
+        (title, values) for title, values in different if len({value for value in values if value is not None}) > 1
+    ]
     names = rows[0][1]
-    print_table(
-        ("what", *_letters(contenders)),
-        [
-            (title, *map(value_text, values))
-            for title, values in rows
-            if any(value is not None for value in values) and (title == "name" or values != names)
-        ],
-    )
+    known = [
+        (title, values)
+        for title, values in rows
+        if any(value is not None for value in values) and (title == "name" or values != names)
+    ]
+    _print_beside(contenders, "what", [title for title, _ in known], [values for _, values in known])
 
 
 def _print_metrics(contenders: "Sequence[Contender]") -> None:
-    from nucleus.cli.output import note, print_table
+    from nucleus.cli.output import note
+    from nucleus.cli.widths import Column, print_in_blocks
     from nucleus.report.comparison import score_rows
 
     rows = score_rows(contenders)
@@ -160,19 +159,21 @@ def _print_metrics(contenders: "Sequence[Contender]") -> None:
         note("No scores: none has ended.")
         return
     first, *others = _letters(contenders)
-    columns = ["split", "kind", "metric", first]
-    columns += [column for letter in others for column in (letter, f"{letter}-{first}")]
-    cells = []
-    for row in rows:
-        compared = zip(row.values[1:], row.differences[1:], strict=True)
-        texts = [text for value, difference in compared for text in (score_text(value), score_text(difference, "+"))]
-        cells.append((row.split, row.kind, row.title, score_text(row.values[0]), *texts))
+    groups = [[Column(first, [score_text(row.values[0]) for row in rows])]]
+    for place, letter in enumerate(others, start=1):
+        values = Column(letter, [score_text(row.values[place]) for row in rows])
+        groups.append([values, Column(f"{letter}-{first}", [score_text(row.differences[place], "+") for row in rows])])
+    fixed = [
+        Column("split", [row.split for row in rows]),
+        Column("kind", [row.kind for row in rows]),
+        Column("metric", [row.title for row in rows]),
+    ]
     click.echo()
-    print_table(columns, cells, title="Mean over images, by the best weights")
+    print_in_blocks(fixed, groups, title="Mean over images, by the best weights")
 
 
 def _print_recipes(contenders: "Sequence[Contender]") -> None:
-    from nucleus.cli.output import note, print_table
+    from nucleus.cli.output import note
     from nucleus.report.comparison import recipe_differences
 
     different = recipe_differences(contenders)
@@ -180,12 +181,26 @@ def _print_recipes(contenders: "Sequence[Contender]") -> None:
         note("The recipes are the same.")
         return
     places = range(len(contenders))
-    rows = [
-        (key, *(value_text(values[place]) if place in values else NONE for place in places))
-        for key, values in different.items()
-    ]
+    values = [[found.get(place, NONE) for place in places] for found in different.values()]
     click.echo()
-    print_table(("recipe", *_letters(contenders)), rows, title="Where the recipes differ")
+    _print_beside(contenders, "recipe", list(different), values, title="Where the recipes differ")
+
+
+def _print_beside(
+    contenders: "Sequence[Contender]",
+    what: str,
+    keys: Sequence[str],
+    values: Sequence[Sequence[Any]],
+    title: str | None = None,
+) -> None:
+    """A row for each key, with the value of each contender."""
+    from nucleus.cli.widths import Column, print_in_blocks
+
+    groups = [
+        [Column(letter, [value_text(row[place]) for row in values])]
+        for place, letter in enumerate(_letters(contenders))
+    ]
+    print_in_blocks([Column(what, keys)], groups, title=title)
 
 
 def _write_picture(contenders: "Sequence[Contender]", out: Path) -> None:

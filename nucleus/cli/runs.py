@@ -1,5 +1,6 @@
 """`nucleus runs`: the training runs in the bucket: list, show and compare."""
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,7 +10,7 @@ import click
 from nucleus.cli.comparing import check_contenders, picture_option, show_comparison
 from nucleus.cli.options import json_option
 from nucleus.cli.project import project_bucket
-from nucleus.cli.texts import NONE, epochs_text, moment_text, score_text, time_text, value_text
+from nucleus.cli.texts import NONE, commit_text, epochs_text, moment_text, score_text, time_text, value_text
 
 if TYPE_CHECKING:
     from nucleus.report.stored import DamagedRun, StoredRun
@@ -30,6 +31,20 @@ _SETTINGS = (
     "seed",
 )
 """What `show` tells of a recipe; `--json` has all of it."""
+_CELLS: "tuple[tuple[str, Callable[[StoredRun | DamagedRun, dict[str, Any]], str]], ...]" = (
+    ("run", lambda _, row: row["run"]),
+    ("model", lambda _, row: value_text(row["model"])),
+    ("state", lambda _, row: row["state"]),
+    ("epochs", lambda _, row: epochs_text(row["epochs"] or 0, row["epochs_asked"])),
+    ("val mAP", lambda _, row: score_text(row["val_map"])),
+    ("test mAP", lambda _, row: score_text(row["test_map"])),
+    ("dataset", lambda _, row: row["dataset"].rpartition("/")[2] if row["dataset"] else NONE),
+    ("begun (UTC)", lambda run, _: moment_text(run.begun)),
+    ("last write", lambda run, _: moment_text(run.written)),
+)
+"""The columns of the list."""
+_IMPORTANCE = ("run", "state", "epochs", "val mAP", "test mAP", "last write", "dataset", "begun (UTC)", "model")
+_SCORE_IMPORTANCE = ("split", "kind", "mAP", "AP.5", "IoU", "Dice", "images", "AP.7", "AP.9", "accuracy")
 
 
 @click.group()
@@ -45,11 +60,13 @@ def runs() -> None:
 def list_(model: str | None, group: str | None, limit: int | None, as_json: bool) -> None:
     """List the runs, the newest first.
 
+    State: `published as NAME@N` (in a narrow terminal NAME@N); `finished` is a sweep's trial that was not published;
     `no record`: it goes on, was stopped or failed, or ended before runs left records; its last write may tell.
     `val mAP` is that of the epoch whose weights were best by the recipe's monitor, before the thresholds were tuned.
     """
-    from nucleus.cli.output import note, print_json, print_table, warn
-    from nucleus.report.stored import list_runs
+    from nucleus.cli.output import note, print_json, warn
+    from nucleus.cli.widths import Column, columns_that_fit, print_columns
+    from nucleus.report.finding import list_runs
 
     found = list_runs(project_bucket("runs/"), model=model, group=group, limit=limit, warn=warn)
     rows = [_row(run) for run in found]
@@ -58,8 +75,16 @@ def list_(model: str | None, group: str | None, limit: int | None, as_json: bool
         return
     if not rows:
         note("No runs." if model is None and group is None else "No such runs.")
-    columns = ("run", "model", "state", "epochs", "val mAP", "test mAP", "dataset", "begun (UTC)", "last write")
-    print_table(columns, [_cells(run, row) for run, row in zip(found, rows, strict=True)])
+    columns = [Column(title, [cell(run, row) for run, row in zip(found, rows, strict=True)]) for title, cell in _CELLS]
+    shown = columns_that_fit(columns, _IMPORTANCE)
+    if len(shown) < len(columns):  # NAME@N says it too, and leaves room for others
+        states = Column("state", [row["version"] or row["state"] for row in rows])
+        columns = [states if column.title == "state" else column for column in columns]
+        shown = columns_that_fit(columns, _IMPORTANCE)
+    print_columns(shown)
+    if len(shown) < len(columns):
+        left_out = ", ".join(column.title for column in columns if column not in shown)
+        note(f"Without room for: {left_out}. A wider terminal, a pipe or --json has all.")
 
 
 @runs.command()
@@ -72,7 +97,7 @@ def show(run: str, out: Path | None, as_json: bool) -> None:
     """Show what RUN is, where it stands, what it reached and cost, and where everything is."""
     from nucleus.cli.output import note, print_json, show_progress, warn
     from nucleus.report.download import download_report
-    from nucleus.report.stored import find_run
+    from nucleus.report.finding import find_run
 
     bucket = project_bucket("runs/")
     found = find_run(bucket, run, warn)
@@ -95,7 +120,7 @@ def compare(runs: tuple[str, ...], out: Path | None, as_json: bool) -> None:
     """Compare runs: scores, recipes, datasets and cost. Differences are to the first."""
     from nucleus.cli.output import warn
     from nucleus.report.comparison import of_run
-    from nucleus.report.stored import find_run
+    from nucleus.report.finding import find_run
 
     check_contenders(runs, runs, out, _WHAT)
     bucket = project_bucket("runs/")
@@ -137,21 +162,6 @@ def _row(run: "StoredRun | DamagedRun") -> dict[str, Any]:
     }
 
 
-def _cells(run: "StoredRun | DamagedRun", row: dict[str, Any]) -> list[str]:
-    """A run in the list, for people."""
-    return [
-        row["run"],
-        value_text(row["model"]),
-        row["state"],
-        epochs_text(row["epochs"] or 0, row["epochs_asked"]),
-        score_text(row["val_map"]),
-        score_text(row["test_map"]),
-        row["dataset"].rpartition("/")[2] if row["dataset"] else NONE,
-        moment_text(run.begun),
-        moment_text(run.written),
-    ]
-
-
 def _document(bucket: "Bucket", run: "StoredRun", out: Path | None) -> dict[str, Any]:
     """All that is known of a run, for machines."""
     record = run.record
@@ -183,28 +193,27 @@ def _places(bucket: "Bucket", run: "StoredRun") -> dict[str, str]:
     places |= {name: str(home / name) for name in ("tensorboard", "wandb") if name in run.folders}
     if run.published:
         version = parse_reference(run.published, "model")
-        places["model"] = str(bucket.uri / version_prefix(version.name, int(version.ref)))
+        places["version"] = str(bucket.uri / version_prefix(version.name, int(version.ref)))
     return places
 
 
 def _print_run(bucket: "Bucket", run: "StoredRun") -> None:
     from nucleus.cli.output import print_table
+    from nucleus.cli.widths import Column, columns_that_fit, print_columns
     from nucleus.metrics.headlines import HEADLINES
 
-    print_table(("what", "value"), [(title, value_text(value)) for title, value in _facts(bucket, run) if value])
+    known = [(title, value) for title, value in _facts(bucket, run) if value is not None]
+    print_table(("what", "value"), [(title, value_text(value)) for title, value in known])
     if run.metrics:
-        rows = [
-            (
-                split,
-                kind,
-                f"{scores['images']:.0f}" if "images" in scores else NONE,
-                *(score_text(scores.get(metric)) for metric, _ in HEADLINES),
-            )
-            for split, kinds in run.metrics.items()
-            for kind, scores in kinds.items()
+        scored = [(split, kind, scores) for split, kinds in run.metrics.items() for kind, scores in kinds.items()]
+        columns = [
+            Column("split", [split for split, _, _ in scored]),
+            Column("kind", [kind for _, kind, _ in scored]),
+            Column("images", [f"{scores['images']:.0f}" if "images" in scores else NONE for *_, scores in scored]),
+            *(Column(title, [score_text(scores.get(metric)) for *_, scores in scored]) for metric, title in HEADLINES),
         ]
         click.echo()
-        print_table(("split", "kind", "images", *(title for _, title in HEADLINES)), rows)
+        print_columns(columns_that_fit(columns, _SCORE_IMPORTANCE))
     if run.record is not None:
         click.echo()
         print_table(("stage", "time"), [(stage.name, time_text(stage.seconds)) for stage in run.record.stages])
@@ -223,10 +232,10 @@ def _facts(bucket: "Bucket", run: "StoredRun") -> list[tuple[str, Any]]:
         ("gate", record and record.gate),
         ("dataset", run.outline.dataset),
         ("encoder weights", run.outline.weights.source),
-        *((key, value_text(setting(run.outline.recipe, key))) for key in _SETTINGS),
+        *((key, setting(run.outline.recipe, key)) for key in _SETTINGS),
         ("epochs", epochs_text(*run.epochs)),
         ("best epoch", best and f"{best['epoch'] + 1:.0f}: {run.monitor} {best[run.monitor]:.4f}"),
-        ("begun (UTC)", moment_text(run.begun)),
+        ("begun (UTC)", record.begun[:16].replace("T", " ") if record else moment_text(run.begun)),
         ("last write", moment_text(run.written)),
     ]
     if record is not None:
@@ -235,9 +244,8 @@ def _facts(bucket: "Bucket", run: "StoredRun") -> list[tuple[str, Any]]:
             ("workers", f"{record.workers}, each on {record.device}"),
             ("CPU time", time_text(record.cpu_seconds)),
             ("GPU time", time_text(record.gpu_seconds or None)),
-            ("commit", record.commit),
+            ("commit", commit_text(record.commit)),
             ("versions", ", ".join(f"{name} {text}" for name, text in record.versions.items())),
             ("W&B", record.wandb_run),
         ]
-    facts += [("in the bucket" if name == "run" else name, place) for name, place in _places(bucket, run).items()]
-    return facts
+    return facts + [(f"{name} at", place) for name, place in _places(bucket, run).items()]

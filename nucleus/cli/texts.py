@@ -3,7 +3,7 @@
 from datetime import UTC, datetime
 from typing import Any
 
-__all__ = ["NONE", "epochs_text", "moment_text", "score_text", "time_text", "value_text"]
+__all__ = ["NONE", "commit_text", "epochs_text", "moment_text", "score_text", "time_text", "value_text"]
 
 NONE = "\u2013"
 """Stands for what is not known."""
@@ -54,3 +54,15 @@ def epochs_text(done: int, asked: int | None) -> str:
 def moment_text(moment: datetime) -> str:
     """A moment in UTC, to the minute."""
     return f"{moment.astimezone(UTC):%Y-%m-%d %H:%M}"
+
+
+def commit_text(commit: str | None) -> str | None:
+    """A commit, short enough for a table.
+
+    >>> commit_text("0123456789abcdef0123456789abcdef01234567-dirty")
+    '0123456789ab-dirty'
+    """
+    if commit is None:
+        return None
+    name, dash, remark = commit.partition("-")
+    return f"{name[:12]}{dash}{remark}"
