@@ -102,6 +102,7 @@ def show_comparison(contenders: "Sequence[Contender]", out: Path | None, as_json
             }
         )
     else:
+        _print_legend(contenders)
         _print_facts(contenders)
         _print_metrics(contenders)
         _print_recipes(contenders)
@@ -115,10 +116,20 @@ def _document(contender: "Contender") -> dict[str, Any]:
     return {**said, "epochs": len(contender.history), "epochs_asked": contender.epochs_asked, "best": contender.best}
 
 
+def _print_legend(contenders: "Sequence[Contender]") -> None:
+    """Which letter is whose: names may be too long to stand beside each other."""
+    from nucleus.cli.output import print_table
+
+    lettered = list(zip(_letters(contenders), contenders, strict=True))
+    if all(contender.name == contender.run for contender in contenders):
+        print_table(("", "run"), [(letter, contender.run) for letter, contender in lettered])
+    else:
+        print_table(("", "version", "run"), [(letter, one.name, one.run) for letter, one in lettered])
+
+
 def _print_facts(contenders: "Sequence[Contender]") -> None:
     """What each is and cost; versions only where those known differ, and only what is known of at least one."""
     always: list[tuple[str, Callable[[Contender], Any]]] = [
-        ("name", lambda one: one.name),
         ("state", lambda one: one.state),
         ("dataset", lambda one: one.dataset.rpartition("/")[2]),
         ("encoder weights", lambda one: one.encoder_weights),
@@ -133,19 +144,14 @@ def _print_facts(contenders: "Sequence[Contender]") -> None:
         ("device", lambda one: one.device),
     ]
     rows = [(title, [value(contender) for contender in contenders]) for title, value in always]
-    rows.append(("run", [contender.run for contender in contenders]))
     packages = dict.fromkeys(package for contender in contenders for package in contender.versions)
     different = [("commit", [commit_text(contender.commit) for contender in contenders])]
     different += [(package, [contender.versions.get(package) for contender in contenders]) for package in packages]
     rows += [
         (title, values) for title, values in different if len({value for value in values if value is not None}) > 1
     ]
-    names = rows[0][1]
-    known = [
-        (title, values)
-        for title, values in rows
-        if any(value is not None for value in values) and (title == "name" or values != names)
-    ]
+    known = [(title, values) for title, values in rows if any(value is not None for value in values)]
+    click.echo()
     _print_beside(contenders, "what", [title for title, _ in known], [values for _, values in known])
 
 
@@ -216,5 +222,5 @@ def _write_picture(contenders: "Sequence[Contender]", out: Path) -> None:
 
 
 def _letters(contenders: Iterable[object]) -> list[str]:
-    """How columns are called: names are too long for many beside each other."""
+    """How contenders are called in tables and in the picture."""
     return [chr(ord("A") + place) for place, _ in enumerate(contenders)]

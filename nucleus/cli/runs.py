@@ -1,7 +1,6 @@
 """`nucleus runs`: the training runs in the bucket: list, show and compare."""
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +17,6 @@ if TYPE_CHECKING:
 
 __all__ = ["runs"]
 
-_AT_ONCE = 8
-_WHAT = "runs"
 _SETTINGS = (
     "network.encoder",
     "network.heads",
@@ -120,12 +117,10 @@ def compare(runs: tuple[str, ...], out: Path | None, as_json: bool) -> None:
     """Compare runs: scores, recipes, datasets and cost. Differences are to the first."""
     from nucleus.cli.output import warn
     from nucleus.report.comparison import of_run
-    from nucleus.report.finding import find_run
+    from nucleus.report.finding import find_runs
 
-    check_contenders(runs, runs, out, _WHAT)
-    bucket = project_bucket("runs/")
-    with ThreadPoolExecutor(_AT_ONCE) as pool:
-        found = list(pool.map(lambda run: find_run(bucket, run, warn), runs))
+    check_contenders(runs, runs, out, "runs")
+    found = find_runs(project_bucket("runs/"), runs, warn)
     show_comparison([of_run(run) for run in found], out, as_json)
 
 

@@ -20,7 +20,7 @@ from nucleus.report.stored import PLAN_FORMAT, DamagedRun, EpochMetrics, RunOutl
 from nucleus.storage.bucket import Bucket
 from nucleus.storage.documents import read_document
 
-__all__ = ["find_run", "history_of_version", "list_runs"]
+__all__ = ["find_run", "find_runs", "history_of_version", "list_runs"]
 
 _PLAN_FILE = "run.json"
 _METRICS_FILE = "metrics.json"
@@ -85,18 +85,34 @@ def list_runs(
 
 
 def find_run(bucket: Bucket, run: str, warn: Callable[[str], None] = lambda _: None) -> StoredRun:
-    """One run. Raises `JobError` if there is none, or one of its documents cannot be read."""
-    check_name(run, "run")
-    folder = _look(bucket, run)
-    if folder is None:
-        raise JobError(_missing(bucket, run))
-    found = _read(bucket, None, None, folder)
-    if found is None:
-        raise JobError(f"Expected a run at {bucket.uri / f'runs/{run}'}; it is being removed. Run: nucleus runs list")
+    """One run. Raises what `find_runs` raises."""
+    return find_runs(bucket, [run], warn)[0]
+
+
+def find_runs(bucket: Bucket, names: Sequence[str], warn: Callable[[str], None] = lambda _: None) -> list[StoredRun]:
+    """Runs by name, in the order given. `warn` is told of versions that cannot be read.
+
+    Raises:
+        UriError: No run can have this name.
+        JobError: There is no such run, or one of its documents cannot be read.
+    """
+    for name in names:
+        check_name(name, "run")
     with ThreadPoolExecutor(_AT_ONCE) as pool:
-        found = _with_manifest(bucket, _publishers(bucket, [found], pool, warn), found)
-    if isinstance(found, DamagedRun):
-        raise JobError(found.problem)
+        found = list(pool.map(partial(_read_named, bucket), names))
+        publishers = _publishers(bucket, found, pool, warn)
+        runs = list(pool.map(partial(_with_manifest, bucket, publishers), found))
+    damaged = next((run for run in runs if isinstance(run, DamagedRun)), None)
+    if damaged is not None:
+        raise JobError(damaged.problem)
+    return [run for run in runs if isinstance(run, StoredRun)]
+
+
+def _read_named(bucket: Bucket, run: str) -> StoredRun | DamagedRun:
+    folder = _look(bucket, run)
+    found = _read(bucket, None, None, folder) if folder else None
+    if found is None:
+        raise JobError(_missing(bucket, run))
     return found
 
 

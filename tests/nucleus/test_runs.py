@@ -3,6 +3,7 @@
 import json
 import os
 import pty
+import re
 import subprocess
 import sys
 import time
@@ -19,8 +20,8 @@ from nucleus.registry.manifest import EncoderWeightsOrigin, Origin
 from nucleus.registry.versions import publish
 from nucleus.report.comparison import Contender, flat_recipe, recipe_differences, score_rows, scored_apart
 from nucleus.report.curves import draw_curves, encode_figure
-from nucleus.report.record import NetworkFacts, RunRecord, Stage
 from nucleus.report.finding import find_run, list_runs
+from nucleus.report.record import NetworkFacts, RunRecord, Stage
 from nucleus.report.stored import best_epoch
 from nucleus.storage.bucket import Bucket
 from nucleus.storage.uri import S3Uri
@@ -381,7 +382,9 @@ def test_compare_runs(bucket: Bucket, here: Path) -> None:
     assert [one["gpu_seconds"] for one in document["contenders"]] == [0.0, 7200.0]
     run = invoke("runs", "compare", "a", "b", "--out", "curves.png")
     assert run.exit_code == 0, run.output
-    facts, metrics, recipes = ([line.split("\t") for line in part.splitlines()] for part in run.stdout.split("\n\n"))
+    parts = [[line.split("\t") for line in part.splitlines()] for part in run.stdout.split("\n\n")]
+    names, facts, metrics, recipes = parts
+    assert names == [["", "run"], ["A", "a"], ["B", "b"]]
     assert ["commit", "abc", "def"] in facts
     assert ["time", "1 h 32 min", "1 h 32 min"] in facts
     assert "python" not in {row[0] for row in facts}  # the same in both
@@ -400,7 +403,7 @@ def test_compare_of_runs_that_go_on_and_of_other_datasets(all_sorts: Bucket) -> 
     assert run.exit_code == 0, run.output
     assert "test scores do not compare" in run.stderr
     assert "empty has no history, and so no curves" in run.stderr
-    facts = {line.split("\t")[0]: line.split("\t")[1:] for line in run.stdout.split("\n\n")[0].splitlines()}
+    facts = {line.split("\t")[0]: line.split("\t")[1:] for line in run.stdout.split("\n\n")[1].splitlines()}
     assert facts["epochs"] == ["4/4", "4/4", "3/9", f"{DASH}/4"]
     assert f"test\tall\tmAP\t0.5000\t0.5000\t0.0000\t{DASH}\t{DASH}\t{DASH}\t{DASH}" in run.stdout
     assert not said("runs", "compare", "won", "elsewhere")["test_scores_compare"]
@@ -443,6 +446,7 @@ def test_compare_versions(bucket: Bucket, here: Path) -> None:
     assert f"test\tall\tIoU\t0.5000\t0.6250\t+0.1250\t{DASH}\t{DASH}" in run.stdout
     assert "test\tall\tmAP\t0.5000\t0.6250\t+0.1250\t0.2500\t-0.2500" in run.stdout
     assert f"epochs\t4/4\t4/4\t{DASH}/4" in run.stdout
+    assert "A\tm@1\ta\nB\tm@2\tb\nC\tother@1\tc\n" in run.stdout
     assert "test scores do not compare" in run.stderr
     assert "other@1 has no history" in run.stderr
     assert cv2.imread(str(here / "c.png")).shape == (1080, 1920, 3)
@@ -530,12 +534,28 @@ def test_two_hundred_runs_take_seconds(bucket: Bucket, here: Path) -> None:
     assert find_run(bucket, "r000").published == "m@1"
 
 
-def test_on_a_terminal(all_sorts: Bucket) -> None:
-    """In a pseudo-terminal of 80 columns no line is longer."""
-    assert all_sorts.folders("runs")
-    text = on_terminal(80, "runs", "list") + on_terminal(80, "runs", "compare", "won", "trial")
-    assert "published" in text
-    assert max(map(len, text.splitlines())) <= 80
+@pytest.mark.usefixtures("here")
+def test_names_stay_whole_on_a_terminal(bucket: Bucket) -> None:
+    """What has no room goes, and is told of; nothing is cut."""
+    names = [*(f"dsb2018-20261123-17581{i}-ab{i:02}" for i in range(2)), "m" * 36]
+    for i, name in enumerate(names):
+        begin(bucket, name, recipe=recipe(model="dsb2018", seed=i))
+        end(bucket, record(name, 10 + i, model="dsb2018", metrics=scores(0.5, "bright-field")))
+    for columns in (80, 120):
+        listed = on_terminal(columns, "runs", "list")
+        assert all(name in listed for name in names)
+        assert "dsb2018@12" in listed
+        assert "test mAP" in listed
+        assert "Without room for: model" in listed
+        compared = on_terminal(columns, "runs", "compare", *names)
+        assert all(name in compared for name in names)
+        assert "C-A" in compared
+        assert compared.count("split") == (2 if columns == 80 else 1)  # the first is in each table
+        shown = on_terminal(columns, "runs", "show", names[0])
+        for text in (listed, compared, shown):
+            assert "\u2026" not in text
+            assert max(len(line) for line in text.splitlines() if not line.startswith("Without")) <= columns
+    assert "published as dsb2018@12" in on_terminal(200, "runs", "list")
 
 
 def on_terminal(columns: int, *arguments: str) -> str:
@@ -556,4 +576,4 @@ def on_terminal(columns: int, *arguments: str) -> str:
             parts.append(part)
     os.close(main)
     assert process.returncode == 0
-    return b"".join(parts).decode().replace("\r\n", "\n")
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", b"".join(parts).decode().replace("\r\n", "\n"))
