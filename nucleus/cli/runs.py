@@ -179,7 +179,7 @@ def _places(bucket: "Bucket", run: "StoredRun") -> dict[str, str]:
     from nucleus.report.record import REPORT_FOLDER, REPORT_PAGE
 
     home = bucket.uri / f"runs/{run.run}"
-    places = {"run": str(home)}
+    places = {"dataset": run.outline.dataset, "run": str(home)}
     checkpoints = [name for name in run.folders if name.startswith("checkpoint")]
     if checkpoints:
         places["last checkpoint"] = str(home / checkpoints[-1])
@@ -197,7 +197,7 @@ def _print_run(bucket: "Bucket", run: "StoredRun") -> None:
     from nucleus.cli.widths import Column, columns_that_fit, print_columns
     from nucleus.metrics.headlines import HEADLINES
 
-    known = [(title, value) for title, value in _facts(bucket, run) if value is not None]
+    known = [(title, value) for title, value in _facts(run) if value is not None]
     print_table(("what", "value"), [(title, value_text(value)) for title, value in known])
     if run.metrics:
         scored = [(split, kind, scores) for split, kinds in run.metrics.items() for kind, scores in kinds.items()]
@@ -212,9 +212,12 @@ def _print_run(bucket: "Bucket", run: "StoredRun") -> None:
     if run.record is not None:
         click.echo()
         print_table(("stage", "time"), [(stage.name, time_text(stage.seconds)) for stage in run.record.stages])
+    click.echo()
+    for name, place in _places(bucket, run).items():  # in lines, where a table would cut what is too long
+        click.echo(f"{name}: {place}")
 
 
-def _facts(bucket: "Bucket", run: "StoredRun") -> list[tuple[str, Any]]:
+def _facts(run: "StoredRun") -> list[tuple[str, Any]]:
     """What a run is, where it stands and what it cost; None is what is not known."""
     from nucleus.report.stored import setting
 
@@ -225,7 +228,7 @@ def _facts(bucket: "Bucket", run: "StoredRun") -> list[tuple[str, Any]]:
         ("group", run.outline.group),
         ("state", run.state),
         ("gate", record and record.gate),
-        ("dataset", run.outline.dataset),
+        ("dataset", run.outline.dataset.rpartition("/")[2]),
         ("encoder weights", run.outline.weights.source),
         *((key, setting(run.outline.recipe, key)) for key in _SETTINGS),
         ("epochs", epochs_text(*run.epochs)),
@@ -243,4 +246,4 @@ def _facts(bucket: "Bucket", run: "StoredRun") -> list[tuple[str, Any]]:
             ("versions", ", ".join(f"{name} {text}" for name, text in record.versions.items())),
             ("W&B", record.wandb_run),
         ]
-    return facts + [(f"{name} at", place) for name, place in _places(bucket, run).items()]
+    return facts

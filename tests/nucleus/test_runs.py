@@ -320,14 +320,16 @@ def test_show_tells_where_everything_is(all_sorts: Bucket) -> None:
     assert facts["optimizer.learning_rate"] == "0.001"
     assert facts["best epoch"] == "2: val_map 0.5000"
     assert facts["CPU time"] == "2 h 0 min"
-    assert facts["report at"] == f"{all_sorts.uri}/runs/won/report/report.html"
-    assert facts["version at"] == f"{all_sorts.uri}/models/other/versions/000007"
-    assert facts["last checkpoint at"].endswith("runs/won/checkpoint_2")
+    places = dict(line.split(": ") for line in run.stdout.split("\n\n")[-1].splitlines())
+    assert places["report"] == f"{all_sorts.uri}/runs/won/report/report.html"
+    assert places["version"] == f"{all_sorts.uri}/models/other/versions/000007"
+    assert places["last checkpoint"].endswith("runs/won/checkpoint_2")
+    assert places["dataset"] == DATASET
     assert "test\tdark-field\t3\t0.5000" in run.stdout
     assert "train\t1 h 30 min" in run.stdout
     document = said("runs", "show", "stopped")
     assert (document["record"], document["metrics"], len(document["history"])) == (None, {}, 3)
-    assert set(document["places"]) == {"run", "last checkpoint", "tensorboard"}
+    assert set(document["places"]) == {"dataset", "run", "last checkpoint", "tensorboard"}
     old = said("runs", "show", "old")
     assert (old["metrics"]["test"]["all"]["map"], len(old["history"])) == (0.4, 4)
 
@@ -540,7 +542,7 @@ def test_names_stay_whole_on_a_terminal(bucket: Bucket) -> None:
     names = [*(f"dsb2018-20261123-17581{i}-ab{i:02}" for i in range(2)), "m" * 36]
     for i, name in enumerate(names):
         begin(bucket, name, recipe=recipe(model="dsb2018", seed=i))
-        end(bucket, record(name, 10 + i, model="dsb2018", metrics=scores(0.5, "bright-field")))
+        end(bucket, record(name, 10 + i, model="dsb2018", metrics=scores(0.5 + i / 100, "bright-field")))
     for columns in (80, 120):
         listed = on_terminal(columns, "runs", "list")
         assert all(name in listed for name in names)
@@ -554,7 +556,7 @@ def test_names_stay_whole_on_a_terminal(bucket: Bucket) -> None:
         shown = on_terminal(columns, "runs", "show", names[0])
         for text in (listed, compared, shown):
             assert "\u2026" not in text
-            assert max(len(line) for line in text.splitlines() if not line.startswith("Without")) <= columns
+            assert max(len(line) for line in text.splitlines() if line[0:1] in "┏┃┡│└") <= columns
     assert "published as dsb2018@12" in on_terminal(200, "runs", "list")
 
 
