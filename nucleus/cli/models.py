@@ -1,4 +1,4 @@
-"""`nucleus models`: list, show, pull, export, alias and clean model versions."""
+"""`nucleus models`: list, show, compare, pull, export, alias and clean model versions."""
 
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -6,11 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from nucleus.cli.comparing import compare_models
 from nucleus.cli.options import json_option, single_writer_option
+from nucleus.cli.project import project_bucket
 from nucleus.errors import IntegrityError, ModelError
 
 if TYPE_CHECKING:
     from nucleus.registry.manifest import ModelManifest
+    from nucleus.storage.bucket import Bucket
 
 __all__ = ["models"]
 
@@ -22,13 +25,11 @@ def models() -> None:
     """Versioned models in the bucket NUCLEUS_BUCKET. REF is a version number, `latest` or an alias."""
 
 
-def _bucket(single_writer: bool = False) -> Any:
-    from nucleus.storage.bucket import Bucket
-    from nucleus.storage.uri import bucket_from_environment
+models.add_command(compare_models)
 
-    bucket = Bucket(bucket_from_environment(), single_writer=single_writer)
-    bucket.check("models/")
-    return bucket
+
+def _bucket(single_writer: bool = False) -> "Bucket":
+    return project_bucket("models/", single_writer=single_writer)
 
 
 def _told(manifest: "ModelManifest") -> dict[str, Any]:

@@ -264,10 +264,9 @@ class Bucket:
 
     def objects(self, prefix: str) -> Iterator[StoredObject]:
         """Every object whose key starts with `prefix`, in the order of keys."""
-        base = self._below
-        for page in self._pages(Prefix=base + prefix):
+        for page in self._pages(Prefix=self._below + prefix):
             for item in page.get("Contents", []):
-                yield StoredObject(item["Key"].removeprefix(base), item["Size"], item["LastModified"], item["ETag"])
+                yield self._stored(item)
 
     def find(self, key: str) -> StoredObject | None:
         """The object that has this key, if there is one."""
@@ -276,9 +275,18 @@ class Bucket:
 
     def folders(self, prefix: str) -> list[str]:
         """The names directly below the folder `prefix`, in order."""
-        start = f"{self.key(prefix)}/".lstrip("/")
-        pages = self._pages(Prefix=start, Delimiter="/")
-        return sorted(item["Prefix"][len(start) : -1] for page in pages for item in page.get("CommonPrefixes", []))
+        return self.children(prefix)[1]
+
+    def children(self, folder: str) -> tuple[list[StoredObject], list[str]]:
+        """What lies directly below a folder, in order: its objects, and the names of the folders in it."""
+        start = f"{self.key(folder)}/".lstrip("/")
+        pages = list(self._pages(Prefix=start, Delimiter="/"))
+        objects = [self._stored(item) for page in pages for item in page.get("Contents", [])]
+        folders = [item["Prefix"][len(start) : -1] for page in pages for item in page.get("CommonPrefixes", [])]
+        return objects, sorted(folders)
+
+    def _stored(self, item: Any) -> StoredObject:
+        return StoredObject(item["Key"].removeprefix(self._below), item["Size"], item["LastModified"], item["ETag"])
 
     def _pages(self, **arguments: Any) -> Iterator[Any]:
         """The pages of a listing."""
