@@ -32,14 +32,16 @@ def print_json(value: Any) -> None:
     click.echo(json.dumps(value, indent=1, default=str))
 
 
-def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """A table on stdout; to a pipe, lines of tab-separated values under a line of names."""
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, title: str | None = None) -> None:
+    """A table on stdout, under its title; to a pipe, lines of tab-separated values under a line of names."""
     if not sys.stdout.isatty():
         for row in [columns, *rows]:
             click.echo("\t".join(str(cell) for cell in row))
         return
     console = Console(highlight=False)
     table = _table(columns, rows, 2)
+    if title is not None:
+        console.print(title, style="bold", markup=False)
     console.print(table if _width(table, console) <= console.width else _table(columns, rows, 1))
 
 

@@ -92,7 +92,8 @@ def list_(model: str | None, group: str | None, limit: int | None, as_json: bool
 @json_option
 def show(run: str, out: Path | None, as_json: bool) -> None:
     """Show what RUN is, where it stands, what it reached and cost, and where everything is."""
-    from nucleus.cli.output import note, print_json, show_progress, warn
+    from nucleus.cli.output import note, print_json, warn
+    from nucleus.cli.progress import show_progress
     from nucleus.report.download import download_report
     from nucleus.report.finding import find_run
 
