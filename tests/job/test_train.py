@@ -212,7 +212,10 @@ def test_the_first_version_becomes_production_and_the_reason_is_kept(
     trained: Trained, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("NUCLEUS_BUCKET", str(trained.bucket.uri))
-    assert trained.recorder.texts[-1] == "production means version 1: no version was behind production before"
+    assert trained.recorder.texts[-2:] == [
+        "production means version 1: no version was behind production before",
+        "Writing the report",
+    ]
     shown = CliRunner().invoke(cli, ["models", "show", "tiny@production"]).stdout
     assert "production moved to it: no version was behind production before" in shown
     assert shown.startswith("# tiny\n")  # the card, without its front matter
