@@ -94,8 +94,8 @@ def numbers(rows: list[dict[str, Any]]) -> list[dict[str, float]]:
 
 
 def pictures(rows: list[dict[str, Any]]) -> list[tuple[int, str]]:
-    """Epoch and key of each picture."""
-    return [(row["epoch"], key) for row in rows for key, value in row.items() if isinstance(value, dict)]
+    """Epoch and key of each picture; W&B writes the keys of a row in any order."""
+    return [(row["epoch"], key) for row in rows for key in sorted(row) if isinstance(row[key], dict)]
 
 
 def summary_of_file(path: Path) -> dict[str, Any]:
