@@ -7,10 +7,13 @@ A file is a header of 7 bytes and a LevelDB log (https://github.com/google/level
 import json
 import struct
 import time
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from nucleus.storage.files import write_atomic
 
 __all__ = [
     "LoggedArtifact",
@@ -21,14 +24,17 @@ __all__ = [
     "logged_steps",
     "offline_files",
     "records",
+    "settle",
     "wait_until_written",
 ]
 
 _HEADER = 7
 _BLOCK = 32 << 10
 _RECORD_HEADER = struct.Struct("<IHB")
-_FULL, _FIRST, _LAST = 1, 2, 4
+_FULL, _FIRST, _MIDDLE, _LAST = 1, 2, 3, 4
 
+_STAGED = Path("artifacts", "staging")
+"""Where an offline run's folder holds the files of its artifacts; see `nucleus.tracking.wandb_runs.staged_in`."""
 _PATIENCE = 30.0
 _POLL = 0.02
 
@@ -112,6 +118,39 @@ def logged_artifacts(folder: Path, run: str) -> Iterator[LoggedArtifact]:
                     references={item.path: item.ref for item in found.manifest.contents if item.ref},
                     files={item.path: Path(item.local_path) for item in found.manifest.contents if item.local_path},
                 )
+
+
+def settle(folder: Path, run: str) -> None:
+    """Make an offline run whose kept files were fetched into `<folder>/wandb/` ready for `wandb sync`.
+
+    Its records name the files of artifacts by absolute paths of the machine that wrote them. Where they are missing,
+    W&B sends all but those artifacts, without a word.
+    """
+    for path in offline_files(folder, run):
+        found = list(records(path))
+        for record in found:
+            for item in record.artifact.manifest.contents:
+                if item.local_path:
+                    item.local_path = str(path.parent.absolute() / _STAGED / Path(item.local_path).name)
+        header = path.read_bytes()[:_HEADER]
+        write_atomic(path, header + _log_of(record.SerializeToString() for record in found))
+
+
+def _log_of(payloads: Iterable[bytes]) -> bytes:
+    """The LevelDB log that follows a file's header; its sums are CRC-32 as zlib has it, not LevelDB's own."""
+    log = bytearray()
+    for payload in payloads:
+        rest, first = payload, True
+        while first or rest:
+            left = _BLOCK - (_HEADER + len(log)) % _BLOCK
+            if left < _RECORD_HEADER.size:
+                log += bytes(left)
+                continue
+            part, rest = rest[: left - _RECORD_HEADER.size], rest[left - _RECORD_HEADER.size :]
+            kind = (_FULL if first else _LAST) if not rest else (_FIRST if first else _MIDDLE)
+            log += _RECORD_HEADER.pack(zlib.crc32(part, zlib.crc32(bytes([kind]))), len(part), kind) + part
+            first = False
+    return bytes(log)
 
 
 def wait_until_written(folder: Path, run: str) -> None:

@@ -26,12 +26,14 @@ from nucleus.registry.versions import publish
 from nucleus.storage.bucket import Bucket
 from nucleus.storage.uri import S3Uri
 from nucleus.tracking.offline_runs import (
+    _log_of,
     kept_files,
     logged_artifacts,
     logged_epochs,
     logged_rows,
     offline_files,
     records,
+    settle,
 )
 from nucleus.tracking.overlays import CLASSES, LARGEST_SIDE, class_mask, shown_image
 from nucleus.tracking.profiling import StepProfile
@@ -92,8 +94,8 @@ def numbers(rows: list[dict[str, Any]]) -> list[dict[str, float]]:
 
 
 def pictures(rows: list[dict[str, Any]]) -> list[tuple[int, str]]:
-    """Epoch and key of each picture."""
-    return [(row["epoch"], key) for row in rows for key, value in row.items() if isinstance(value, dict)]
+    """Epoch and key of each picture; W&B writes the keys of a row in any order."""
+    return [(row["epoch"], key) for row in rows for key in sorted(row) if isinstance(row[key], dict)]
 
 
 def summary_of_file(path: Path) -> dict[str, Any]:
@@ -389,12 +391,19 @@ def check_sent(server: WandbServer, published: ModelManifest) -> None:
 def test_an_offline_run_in_three_parts_is_sent_whole(
     server: WandbServer, published: ModelManifest, bucket_uri: S3Uri, tmp_path: Path
 ) -> None:
-    """Broken off, gone on with, and published from another process."""
-    train(tmp_path, range(3), [predicted()], end=False)
-    train(tmp_path, range(3, 5), [predicted()], end=True)
-    note(tmp_path, published, bucket_uri, draw(tmp_path / "pictures"), alias="production", commit="c0ffee")
+    """Broken off, gone on with, published from another process, and fetched from where it was kept."""
+    here, there = tmp_path / "here", tmp_path / "there"
+    train(here, range(3), [predicted()], end=False)
+    train(here, range(3, 5), [predicted()], end=True)
+    note(here, published, bucket_uri, draw(tmp_path / "pictures"), alias="production", commit="c0ffee")
     assert server.queries == []
-    sync(*(path.parent for path in offline_files(tmp_path, RUN)))
+    for name, path in kept_files(here, RUN).items():
+        (there / "wandb" / name).parent.mkdir(parents=True, exist_ok=True)
+        path.rename(there / "wandb" / name)
+    before = rows_of(there)
+    settle(there, RUN)
+    assert rows_of(there) == before
+    sync(*(path.parent for path in offline_files(there, RUN)))
     check_sent(server, published)
 
 
@@ -412,6 +421,20 @@ def registry(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, list[str]]]:
     monkeypatch.setattr(wandb.Artifact, "wait", lambda artifact: artifact)
     monkeypatch.setattr(wandb.Run, "link_artifact", link)
     return links
+
+
+def test_records_of_any_length_are_written_as_they_are_read(tmp_path: Path) -> None:
+    """W&B's blocks are of 32 KiB: a record may end just before, at or after the end of one."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    path = tmp_path / "wandb" / "offline-run-0-r" / f"run-{RUN}.wandb"
+    path.parent.mkdir(parents=True)
+    for length in (1, 100, *range(32700, 32780), 100_000):
+        texts = ["a" * length, "b" * 5, "c" * length]
+        lines = [Record(num=1, output_raw={"line": text}).SerializeToString() for text in texts]
+        path.write_bytes(b":W&B\xe1\xbe\x00" + _log_of(lines))
+        settle(tmp_path, RUN)
+        assert [record.output_raw.line for record in records(path)] == texts
 
 
 def test_an_online_run_that_is_resumed_sends_everything_once(
