@@ -13,7 +13,7 @@ from nucleus.storage.uri import S3Uri
 from tests.docs.blocks import DOCUMENTS, ROOT, Block, Reader, blocks_of
 
 ON_A_CLUSTER = ["docs/tutorial.md"]
-IN_A_COPY_OF_THE_TREE = ["docs/extending.md"]
+IN_A_COPY_OF_THE_TREE = ["docs/distributed.md", "docs/extending.md"]
 
 RUNNABLE = {"sh", "python", "diff"}
 PROGRAMS = ("nucleus", "make", "python", "pip", "docker", "kubectl", "aws", "ray", "git", "export", "cd")
