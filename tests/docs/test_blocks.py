@@ -49,12 +49,9 @@ def test_no_marking_is_misspelt() -> None:
 
 
 @pytest.mark.parametrize("block", [block for block in BLOCKS if "run by " in (block.value or "")], ids=str)
-def test_tests_that_are_named_exist(block: Block) -> None:
-    named = re.findall(r"run by ([\w/]+\.py|\.ci/run)(?:::(\w+))?", block.value or "")
-    assert named, f"{block} names no test"
-    for path, test in named:
-        assert (ROOT / path).is_file(), f"{block}: {path}"
-        assert f"def {test}(" in (ROOT / path).read_text() if test else True, f"{block}: {path}::{test}"
+def test_what_runs_it_instead_is_named(block: Block) -> None:
+    """Whether a test that is named exists, `test_links.py` sees."""
+    assert re.search(r"run by (tests/[\w/]+\.py(::test_\w+)?|\.ci/run)", block.value or ""), f"{block} names no test"
 
 
 @pytest.mark.ray
