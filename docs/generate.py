@@ -65,10 +65,14 @@ def commands_page() -> str:
 def _tables(model: type[BaseModel], path: str = "") -> Iterator[tuple[str, type[BaseModel]]]:
     """A model and those inside it, by the names of their TOML tables."""
     yield path, model
-    for name, field in model.model_fields.items():
-        inner = _model_in(field.annotation)
-        if inner is not None:
-            yield from _tables(inner, f"{path}.{name}".lstrip("."))
+    for name, inner in _inner(model):
+        yield from _tables(inner, f"{path}.{name}".lstrip("."))
+
+
+def _inner(model: type[BaseModel]) -> list[tuple[str, type[BaseModel]]]:
+    """The tables inside a model, by their keys."""
+    found = ((name, _model_in(field.annotation)) for name, field in model.model_fields.items())
+    return [(name, inner) for name, inner in found if inner is not None]
 
 
 def _model_in(annotation: Any) -> type[BaseModel] | None:
@@ -79,11 +83,14 @@ def _model_in(annotation: Any) -> type[BaseModel] | None:
 def _section(path: str, model: type[BaseModel]) -> list[str]:
     doc = inspect.getdoc(model) or ""
     texts = _attributes(doc)
+    tables = dict(_inner(model))
+    fields = {name: field for name, field in model.model_fields.items() if name not in tables}
+    silent = [name for name in fields if name not in texts]
+    if silent:
+        raise ValueError(f"Expected each key under Attributes in the docstring of {model.__name__}; not so {silent}.")
     schema = model.model_json_schema(mode="serialization")
     rows = []
-    for name, field in model.model_fields.items():
-        if _model_in(field.annotation) is not None:
-            continue
+    for name, field in fields.items():
         kind, limits = _kind(schema["properties"][name], schema.get("$defs", {}))
         default = "required" if field.is_required() else _code(schema["properties"][name].get("default"))
         rows.append((f"`{name}`", kind, default, limits, _escaped(texts[name])))
