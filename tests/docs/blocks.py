@@ -4,7 +4,7 @@ A block's marking is a comment on the line above it, which nobody sees when the 
 
 - `<!-- run -->`: it is carried out. A shell block by bash, a Python block by Python, a `diff` on the files it names.
 - `<!-- file: NAME -->`: it is saved under this name, for the blocks after it.
-- `<!-- output -->`: the block before it prints this; `...` stands for anything.
+- `<!-- output -->`: the block before it prints this, perhaps among other lines; `...` stands for anything.
 - `<!-- not run: REASON -->`: it is not. `run by tests/x/test_y.py::test_z` names a test that does the same.
 
 What a program prints or what only draws something (no language, or `text`) needs none.
@@ -103,8 +103,9 @@ class Reader:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(block.text)
         elif block.kind == "output":
-            same = OutputChecker().check_output(block.text, self._printed, ELLIPSIS | NORMALIZE_WHITESPACE)
-            assert same, f"{block}: expected\n{block.text}\nprinted:\n{self._printed}"
+            wanted = f"...{block.text}..."
+            found = OutputChecker().check_output(wanted, f"\n{self._printed}\n", ELLIPSIS | NORMALIZE_WHITESPACE)
+            assert found, f"{block}: expected\n{block.text}\nprinted:\n{self._printed}"
         elif block.kind == "run" and block.language == "diff":
             self._change(block)
         elif block.kind == "run":

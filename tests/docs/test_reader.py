@@ -28,6 +28,8 @@ def test_folder_variables_and_files_hold_for_the_blocks_after(reader: Reader, tm
     reader.follow(block("a = 1\n", "text", "output"))
     reader.follow(block('from pathlib import Path\nassert Path.cwd().name == "x"\nprint("from Python")\n', "python"))
     reader.follow(block("from ...\n", "", "output"))
+    reader.follow(block("echo one\necho two\necho three\n"))
+    reader.follow(block("two\n", "text", "output"))
     reader.follow(block("exit 1\n", kind="not run"))
     assert (tmp_path / "here" / "in" / "a.toml").read_text() == "a = 1\n"
 
