@@ -103,8 +103,8 @@ class Reader:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(block.text)
         elif block.kind == "output":
-            wanted = f"...{block.text}..."
-            found = OutputChecker().check_output(wanted, f"\n{self._printed}\n", ELLIPSIS | NORMALIZE_WHITESPACE)
+            wanted, printed = f"BEGIN...{block.text.strip()}...END", f"BEGIN {self._printed} END"
+            found = OutputChecker().check_output(wanted, printed, ELLIPSIS | NORMALIZE_WHITESPACE)
             assert found, f"{block}: expected\n{block.text}\nprinted:\n{self._printed}"
         elif block.kind == "run" and block.language == "diff":
             self._change(block)
