@@ -23,7 +23,7 @@ RUN --mount=type=cache,target=/var/cache/uv \
        --require-hashes --no-deps --requirement "requirements/${EXTRA}.txt" \
     && rm -r /opt/nucleus/lib/python3.11/site-packages/tensorflow/include
 
-COPY pyproject.toml README.md ./
+COPY pyproject.toml README.md LICENSE ./
 COPY job/ job/
 COPY nucleus/ nucleus/
 RUN uv pip install --no-cache --python /opt/nucleus/bin/python --no-deps --no-build-isolation .

@@ -1,0 +1,96 @@
+"""Every block of code in the documents is run, in the order in which a reader meets it, or says why not."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from nucleus.storage.uri import S3Uri
+from tests.docs.blocks import DOCUMENTS, ROOT, Block, Reader, blocks_of
+
+ON_A_CLUSTER = ["docs/tutorial.md"]
+IN_A_COPY_OF_THE_TREE = ["docs/distributed.md", "docs/extending.md"]
+
+RUNNABLE = {"sh", "python", "diff"}
+PROGRAMS = ("nucleus", "make", "python", "pip", "docker", "kubectl", "aws", "ray", "git", "export", "cd")
+
+BLOCKS = [block for document in DOCUMENTS for block in blocks_of(document)]
+
+
+def test_no_document_is_overlooked() -> None:
+    assert {"README.md", "docs/segmentation.md", *ON_A_CLUSTER, *IN_A_COPY_OF_THE_TREE} <= set(DOCUMENTS)
+    assert len(BLOCKS) > 20
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=str)
+def test_every_block_is_run_or_says_why_not(block: Block) -> None:
+    if block.kind is None:
+        assert block.language in {"", "text"}, f"{block} has no marking: see tests/docs/blocks.py"
+        commands = [line for line in block.text.splitlines() if line.removeprefix("$ ").split(" ")[0] in PROGRAMS]
+        is_usage = block.document == "docs/reference/commands.md"
+        assert is_usage or not commands, f"{block} holds commands: name its language, and mark it"
+    if block.kind == "run":
+        assert block.language in RUNNABLE
+        assert block.document in {*ON_A_CLUSTER, *IN_A_COPY_OF_THE_TREE}, f"no test follows {block.document}"
+    if block.kind == "not run":
+        assert len((block.value or "").split()) >= 3, f"{block} gives no reason"
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=str)
+def test_no_marking_is_misspelt(block: Block) -> None:
+    """A comment above a block that is no marking would leave it out in silence."""
+    above = (ROOT / block.document).read_text().splitlines()[block.line - 2]
+    assert block.kind is not None or "<!--" not in above, f"{block}: {above}"
+
+
+@pytest.mark.parametrize("block", [block for block in BLOCKS if "run by " in (block.value or "")], ids=str)
+def test_what_runs_it_instead_is_named(block: Block) -> None:
+    """Whether a test that is named exists, `test_links.py` sees."""
+    assert re.search(r"run by (tests/[\w/]+\.py(::test_\w+)?|\.ci/run)", block.value or ""), f"{block} names no test"
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(1200)  # two runs and a dozen commands: two minutes on a machine that does nothing else
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("document", ON_A_CLUSTER)
+def test_blocks_on_a_cluster(document: str, ray_cluster: str, bucket_uri: S3Uri, tmp_path: Path) -> None:
+    """With the session's S3 server and Ray cluster, in an empty folder."""
+    import ray
+
+    changes = {
+        "NUCLEUS_BUCKET": str(bucket_uri),
+        "RAY_ADDRESS": ray.get_runtime_context().gcs_address,
+        "CLUSTER": ray_cluster,
+        "XDG_CACHE_HOME": str(tmp_path / "cache"),
+    }
+    follow(document, tmp_path / "here", ROOT, changes, tmp_path)
+
+
+@pytest.mark.parametrize("document", IN_A_COPY_OF_THE_TREE)
+def test_blocks_in_a_copy_of_the_tree(document: str, tmp_path: Path) -> None:
+    """As a person does who works on the code."""
+    listed = subprocess.run(
+        ["git", "ls-files", "--", "nucleus", "job", "tests", "docs", "pyproject.toml"],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    copy = tmp_path / "here"
+    for name in listed.stdout.splitlines():
+        if (ROOT / name).is_file():
+            (copy / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(ROOT / name, copy / name)
+    follow(document, copy, copy, {}, tmp_path)
+
+
+def follow(document: str, folder: Path, code: Path, changes: dict[str, str], notes: Path) -> None:
+    """Follow a document in a folder, with the package of `code`."""
+    folder.mkdir(exist_ok=True)
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    reader = Reader(folder, {**os.environ, "PYTHONPATH": str(code), "PATH": path, **changes}, notes)
+    blocks = blocks_of(document)
+    assert any(block.kind == "run" for block in blocks)
+    for block in blocks:
+        reader.follow(block)
