@@ -103,7 +103,9 @@ def make_record(**changes: Any) -> RunRecord:
 
 def write_pictures(folder: Path, record: RunRecord, noise: bool = False, side: int = _SIDE) -> None:
     """Write every picture that the record names below `folder/pictures`."""
-    keys = [f"examples/{i.name}/{p}" for i in record.examples for p in ("image", "labels", "augmented", "augmented-labels")]
+    keys = [
+        f"examples/{i.name}/{p}" for i in record.examples for p in ("image", "labels", "augmented", "augmented-labels")
+    ]
     for image in record.watched:
         parts = ["image", "truth", "best", *(f"epoch-{epoch:05d}" for epoch in image.epochs)]
         keys += [f"watched/{image.name}/{part}" for part in parts]

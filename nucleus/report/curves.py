@@ -26,13 +26,14 @@ class _Line:
 
 @dataclass(frozen=True)
 class _Curve:
-    """A figure: what it is called, its lines, and how its values are written."""
+    """A figure: what it is called, its lines, how its values are written, and whether the axis begins at 0."""
 
     key: str
     title: str
     lines: tuple[_Line, ...]
     written: Callable[[float], str] = "{:.3f}".format
     unit: str = ""
+    from_zero: bool = False
 
 
 def _of_both(key: str) -> tuple[_Line, _Line]:
@@ -59,6 +60,7 @@ _CURVES = (
         ),
         written="{:.1f}".format,
         unit="images/s",
+        from_zero=True,
     ),
 )
 _DASHES = ("solid", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)))
@@ -124,6 +126,8 @@ def _panel(curve: _Curve, lines: list[tuple[_Line, list[tuple[float, float]]]], 
         axes.set_ylabel(curve.unit)
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:.5g}")
+        if curve.from_zero:
+            axes.set_ylim(bottom=0)
         axes.legend()
 
     said = [

@@ -12,7 +12,7 @@ from nucleus.report.wording import KINDS, count, plural
 __all__ = ["SPLIT_NAMES", "dataset_panels"]
 
 SPLIT_NAMES = {"train": "training", "val": "validation", "test": "test"}
-_BINS = (0, 1, 6, 11, 21, 51, 101, 201)
+_BINS = (0, 1, 11, 21, 51, 101, 201)
 """The fewest nuclei of each group of images."""
 _HATCHES = {Kind.DARK_FIELD: "", Kind.BRIGHT_FIELD: "///", Kind.STAIN: "..."}
 
@@ -86,14 +86,14 @@ def _stack(axes: Any, names: list[str], counts: dict[Kind, list[int]]) -> None:
             axes.bar(names, values, bottom=below, label=KINDS[kind], facecolor=SERIES[number], edgecolor="#ffffff",
                      hatch=_HATCHES[kind], width=0.7)  # fmt: skip
         below = [low + value for low, value in zip(below, values, strict=True)]
-    axes.set_ylim(0, 1.3 * max([*below, 1]))
+    axes.set_ylim(0, 1.55 * max([*below, 1]))
     for place, total in enumerate(below):
         axes.annotate(count(total), (place, total), xytext=(0, 2), textcoords="offset points", ha="center", fontsize=9)
     axes.grid(visible=False, axis="x")
     axes.grid(visible=True, axis="y", color=GRID)
     axes.tick_params(axis="x", labelsize=9)
     if any(below):
-        axes.legend(ncols=1, loc="upper right")
+        axes.legend(loc="upper right", borderaxespad=0)
 
 
 def _bin_of(nuclei: int) -> int:

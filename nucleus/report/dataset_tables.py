@@ -21,8 +21,14 @@ def dataset_facts(record: RunRecord, dataset: DatasetManifest) -> list[tuple[str
         ("Dataset", record.dataset),
         ("Made from", f"{dataset.source} (layout {dataset.layout}, seed {dataset.seed})"),
         ("Imported", date_of(dataset.created)),
-        ("Images", f"{count(len(dataset.samples))}, with {count(sum(sample.nuclei for sample in dataset.samples))} nuclei"),
-        ("Diameter of nuclei", "not known" if diameter is None else f"{diameter:.1f} px in the middle (validation split)"),
+        (
+            "Images",
+            f"{count(len(dataset.samples))}, with {count(sum(sample.nuclei for sample in dataset.samples))} nuclei",
+        ),
+        (
+            "Diameter of nuclei",
+            "not known" if diameter is None else f"{diameter:.1f} px in the middle (validation split)",
+        ),
         ("Removed duplicates", plural(len(dataset.duplicates), "image")),
         ("Left out", plural(len(dataset.left_out), "image")),
     ]

@@ -125,7 +125,8 @@ def save_slide(path: Path, panels: Sequence[Panel], columns: int, title: str) ->
         places = list(figure.subplots(rows, columns, squeeze=False).flat)
         for place, panel in zip(places, panels, strict=False):
             panel.draw(place)
-            place.set_title(panel.title)
+            if len(panels) > 1:
+                place.set_title(panel.title)
         for place in places[len(panels) :]:
             place.remove()
         with atomic_path(path) as beside:
@@ -156,8 +157,8 @@ def _adapt(element: Any, key: str) -> None:
         element.set("id", f"{key}-{element.get('id')}")
     if _LINK in element.attrib:
         element.set(_LINK, f"#{key}-{element.get(_LINK)[1:]}")
-    if "clip-path" in element.attrib:
-        element.set("clip-path", _REFERENCE.sub(rf"url(#{key}-\1)", element.get("clip-path")))
+    for name, value in element.attrib.items():
+        element.set(name, _REFERENCE.sub(rf"url(#{key}-\1)", value))
 
 
 def _describe(drawn: Any, panel: Panel) -> None:

@@ -104,14 +104,13 @@ class _Report:
             if self.panels[key]:
                 save_slide(folder / f"{file}.png", self.panels[key], columns, f"{title}: {name}")
         for file, key, across, title in (
-            ("examples", "examples", 1, "Training images, their nuclei, and a crop of each after augmentation"),
+            ("examples", "examples", 2, "Training images, their nuclei, and a crop of each after augmentation"),
             ("predictions", "watched", 1, "Validation images: predictions while the network learned"),
             ("best", "best", 3, "The best test images"),
             ("worst", "worst", 3, "The worst test images"),
         ):
-            save_sheet(
-                folder / f"{file}.png", self.folder, f"{title}: {name}", self.scenes[key], across, across > 1
-            )
+            legend = key in {"best", "worst"}
+            save_sheet(folder / f"{file}.png", self.folder, f"{title}: {name}", self.scenes[key], across, legend)
 
     def _template(self) -> Any:
         environment = Environment(

@@ -9,7 +9,6 @@ import cv2
 import numpy as np
 
 from nucleus.data.images import RgbImage, decode_image
-from nucleus.errors import ImageError
 
 __all__ = ["Picture", "PictureFolder", "embedded"]
 
@@ -59,12 +58,12 @@ class PictureFolder:
 
     def read(self, key: str) -> RgbImage | None:
         """A picture, H x W x 3; None if it was not kept, is damaged, or would lie outside the folder."""
-        path = (self.folder / f"{key}.png").resolve()
-        if not path.is_relative_to(self.folder.resolve()) or not path.is_file():
-            return None
         try:
+            path = (self.folder / f"{key}.png").resolve()
+            if not path.is_relative_to(self.folder.resolve()) or not path.is_file():
+                return None
             return decode_image(path.read_bytes(), key)
-        except ImageError:
+        except (OSError, ValueError):  # no picture (`ImageError`), or a name that no file can have
             return None
 
 

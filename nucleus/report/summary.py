@@ -100,7 +100,9 @@ def _sentence(split: str | None, scores: Mapping[str, float]) -> str:
 
 def _facts(record: RunRecord, dataset: DatasetManifest) -> list[tuple[str, str]]:
     train = dataset.split_samples("train")
-    trained = f"{plural(len(train), 'image')} with {count(sum(sample.nuclei for sample in train))} nuclei ({dataset.name})"
+    trained = (
+        f"{plural(len(train), 'image')} with {count(sum(sample.nuclei for sample in train))} nuclei ({dataset.name})"
+    )
     seconds = seconds_between(record.begun, record.ended)
     facts = [
         ("Run", record.run),
