@@ -101,7 +101,7 @@ def history_table(history: History) -> Table:
         if "epoch" in entry
     ]
     shown = thinned(rows)
-    caption = "Metrics by epoch" + (f" ({len(shown)} of {len(rows)} epochs)" if len(shown) < len(rows) else "")
+    caption = "Metrics by epoch" + (f" ({count(len(shown))} of {count(len(rows))} epochs)" if len(shown) < len(rows) else "")
     return Table(caption, ("epoch", *(title for title, _, _ in lines)), shown)
 
 
@@ -128,7 +128,8 @@ def _panel(curve: _Curve, lines: list[tuple[_Line, list[tuple[float, float]]]], 
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:.5g}")
         if curve.from_zero:
             axes.set_ylim(bottom=0)
-        axes.legend()
+        # Below: a curve may go anywhere inside.
+        axes.legend(loc="upper left", bbox_to_anchor=(-0.02, -0.16), ncols=min(3, len(lines) + 1), columnspacing=1.2)
 
     said = [
         f"{line.name} from {curve.written(points[0][1])} at epoch {count(points[0][0])} "

@@ -93,7 +93,7 @@ def svg_of(panel: Panel) -> str:
 
     written = io.StringIO()
     with _style():
-        figure = Figure(figsize=panel.size, layout="constrained")
+        figure = Figure(figsize=panel.size, layout="tight")
         panel.draw(figure.subplots())
         nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         figure.savefig(written, format="svg", transparent=True, metadata=nothing)
@@ -102,6 +102,7 @@ def svg_of(panel: Panel) -> str:
         for child in list(parent):
             if child.tag in {f"{{{_NAMESPACE}}}style", f"{{{_NAMESPACE}}}metadata"}:
                 parent.remove(child)
+    _keep_ids(drawn)
     for element in drawn.iter():
         _adapt(element, panel.key)
     for name in ("width", "height", "version"):
@@ -139,6 +140,18 @@ def _style() -> Iterator[None]:
 
     with rc_context(_STYLE):
         yield
+
+
+def _keep_ids(drawn: Any) -> None:
+    """Keep only ids that something refers to, each once: matplotlib defines the same mark for a line and its legend."""
+    texts = [value for element in drawn.iter() for name, value in element.attrib.items() if name != "id"]
+    wanted = {match for text in texts for match in _REFERENCE.findall(text)}
+    wanted |= {element.get(_LINK)[1:] for element in drawn.iter() if _LINK in element.attrib}
+    for element in drawn.iter():
+        name = element.attrib.pop("id", None)
+        if name in wanted:
+            wanted.remove(name)
+            element.set("id", name)
 
 
 def _adapt(element: Any, key: str) -> None:

@@ -36,7 +36,7 @@ def network_panel(network: NetworkFacts) -> Panel:
         f"resolution: {levels}. "
         f"Outputs for each pixel: {', '.join(network.outputs)}."
     )
-    return Panel("network", "The network", description, draw, _table(network, lowest), (10.0, 5.0))
+    return Panel("diagram", "The network", description, draw, _table(network, lowest), (10.0, 5.0))
 
 
 def _table(network: NetworkFacts, lowest: int) -> Table:

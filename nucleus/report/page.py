@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from nucleus.data.manifest import DatasetManifest
@@ -29,7 +29,7 @@ from nucleus.report.summary import cost_of, scored_split, summarize
 from nucleus.report.timing_figure import timing_panel
 from nucleus.storage.files import write_atomic
 
-__all__ = ["MOST_BYTES", "write_report"]
+__all__ = ["MOST_BYTES", "render_page", "write_report"]
 
 MOST_BYTES = 4_800_000
 """The page's size at most: pictures are encoded with less quality until it fits."""
@@ -51,20 +51,25 @@ def write_report(folder: Path, record: RunRecord, dataset: DatasetManifest) -> P
     Returns:
         The page's path.
     """
-    report = _Report(record, dataset, PictureFolder(folder / PICTURES))
+    report = _Report(folder, record, dataset)
     path = folder / REPORT_PAGE
     write_atomic(path, report.page())
     report.save_slides(folder)
     return path
 
 
+def render_page(folder: Path, record: RunRecord, dataset: DatasetManifest) -> bytes:
+    """The page alone, as `write_report` writes it; nothing is written."""
+    return _Report(folder, record, dataset).page()
+
+
 class _Report:
     """All that the page and the slides show."""
 
-    def __init__(self, record: RunRecord, dataset: DatasetManifest, folder: PictureFolder) -> None:
+    def __init__(self, folder: Path, record: RunRecord, dataset: DatasetManifest) -> None:
         self.record = record
         self.dataset = dataset
-        self.folder = folder
+        self.folder = PictureFolder(folder / PICTURES)
         self.split = scored_split(record)
         by_kind = record.metrics[self.split] if self.split else {}
         self.by_kind = by_kind
@@ -112,7 +117,7 @@ class _Report:
             legend = key in {"best", "worst"}
             save_sheet(folder / f"{file}.png", self.folder, f"{title}: {name}", self.scenes[key], across, legend)
 
-    def _template(self) -> Any:
+    def _template(self) -> Template:
         environment = Environment(
             loader=FileSystemLoader(_HERE),
             autoescape=True,

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -74,21 +75,21 @@ def save_sheet(
 class _Writer:
     """Puts text and pixels onto a figure at places counted from its upper left corner, px."""
 
-    def __init__(self, figure: object, width: int, height: int) -> None:
+    def __init__(self, figure: Any, width: int, height: int) -> None:
         self.figure = figure
         self.width = width
         self.height = height
 
     def write(self, x: int, y: int, text: str, size: float = 11, weight: str = "normal") -> None:
         """Write a line whose upper left corner is at (x, y)."""
-        self.figure.text(  # type: ignore[attr-defined]
+        self.figure.text(
             x / self.width, 1 - y / self.height, text, fontsize=size, fontweight=weight, va="top", parse_math=False,
             fontfamily="DejaVu Sans",
         )  # fmt: skip
 
     def paste(self, x: int, y: int, picture: RgbImage) -> None:
         """Put a picture with its upper left corner at (x, y), pixel by pixel."""
-        self.figure.figimage(picture, x, self.height - y - picture.shape[0], origin="upper")  # type: ignore[attr-defined]
+        self.figure.figimage(picture, x, self.height - y - picture.shape[0], origin="upper")
 
     def legend(self, y: int) -> None:
         """The colours of mistakes, with their names."""

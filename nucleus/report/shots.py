@@ -96,7 +96,7 @@ def _watched(image: WatchedImage, best: int) -> Scene:
         alt = f"The {what}, with the nuclei outlined that the network finds {when}."
         shots.append(Shot(f"{folder}/epoch-{epoch:05d}", when, alt, _WATCHED_SIDE))
     alt = f"The {what}, with the nuclei outlined that the published weights find, those of epoch {best}."
-    shots.append(Shot(f"{folder}/best", f"best weights, epoch {best}", alt, _WATCHED_SIDE))
+    shots.append(Shot(f"{folder}/best", f"best (epoch {best})", alt, _WATCHED_SIDE))
     return Scene(image.name, KINDS[image.kind], KINDS[image.kind], shots)
 
 

@@ -17,8 +17,9 @@ from nucleus.config.recipe import parse_recipe
 from nucleus.data.images import encode_png
 from nucleus.predict.colours import MISTAKE_COLOURS
 from nucleus.report.commands import commands_to_repeat, differing_settings, recipe_toml
-from nucleus.report.page import MOST_BYTES, write_report
-from nucleus.report.record import ExampleImage, RunRecord, Stage
+from nucleus.report.page import MOST_BYTES, render_page, write_report
+from nucleus.report.pictures import PictureFolder
+from nucleus.report.record import RunRecord, Stage
 from tests.report_run import make_dataset, make_record, write_pictures
 
 SLIDES = {"curves", "ap", "dataset", "network", "predictions", "best", "worst", "examples"}
@@ -28,11 +29,11 @@ EVIL = "<script>alert(1)</script><img src=x onerror=alert(2)>\"' $x$ {{ 7*7 }}"
 class Page(HTMLParser):
     """What a test asks of a page: its elements with their attributes, and its text."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, content: bytes) -> None:
         super().__init__()
         self.elements: list[tuple[str, dict[str, str | None]]] = []
         self.parts: list[str] = []
-        self.feed(path.read_text())
+        self.feed(content.decode())
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.elements.append((tag, dict(attrs)))
@@ -58,7 +59,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_page_holds_every_picture_and_the_slides_lie_beside_it(written: Path) -> None:
-    record, page = make_record(), Page(written)
+    record, page = make_record(), Page(written.read_bytes())
     kept = (
         4 * len(record.examples) + sum(3 + len(image.epochs) for image in record.watched) + 2 * len(record.test_images)
     )
@@ -74,7 +75,7 @@ def test_the_page_holds_every_picture_and_the_slides_lie_beside_it(written: Path
 
 
 def test_the_page_says_what_there_is_to_say(written: Path) -> None:
-    text = Page(written).text
+    text = Page(written.read_bytes()).text
     for said in (
         "cells, version 3",
         "In 24 images that it had not seen in training the model found 880 of 1,000 nuclei (88%).",
@@ -93,7 +94,7 @@ def test_the_page_says_what_there_is_to_say(written: Path) -> None:
 
 
 def test_nothing_is_loaded_and_nothing_runs(written: Path) -> None:
-    page = Page(written)
+    page = Page(written.read_bytes())
     tags = {tag for tag, _ in page.elements}
     assert not tags & {"script", "iframe", "object", "embed", "base", "form", "image", "foreignobject"}
     for tag, attributes in page.elements:
@@ -114,7 +115,7 @@ def test_nothing_is_loaded_and_nothing_runs(written: Path) -> None:
 
 
 def test_ids_are_unique_and_links_and_labels_lead_somewhere(written: Path) -> None:
-    page = Page(written)
+    page = Page(written.read_bytes())
     ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
     assert len(ids) == len(set(ids))
     for _, attributes in page.elements:
@@ -128,7 +129,7 @@ def test_ids_are_unique_and_links_and_labels_lead_somewhere(written: Path) -> No
 
 
 def test_headings_are_in_order_and_pictures_have_words(written: Path) -> None:
-    page = Page(written)
+    page = Page(written.read_bytes())
     levels = [int(tag[1]) for tag, _ in page.elements if re.fullmatch(r"h[1-6]", tag)]
     assert levels.count(1) == 1
     assert levels[0] == 1
@@ -152,7 +153,7 @@ def test_outlines_of_one_pixel_keep_their_colours(tmp_path: Path, side: int, cou
     for place, colour in enumerate(MISTAKE_COLOURS.values()):
         image[8 * place + 4, :] = colour
     (tmp_path / f"pictures/test/{record.test_images[0].name}/mistakes.png").write_bytes(encode_png(image))
-    page = Page(write_report(tmp_path, record, make_dataset()))
+    page = Page(render_page(tmp_path, record, make_dataset()))
     source = next(
         image["src"]
         for image in page.all("img")
@@ -169,17 +170,17 @@ def test_noise_that_cannot_be_compressed_still_fits(tmp_path: Path) -> None:
     record = make_record()
     write_pictures(tmp_path, record, noise=True, side=640)
     assert sum(path.stat().st_size for path in tmp_path.rglob("*.png")) > 10 * MOST_BYTES
-    path = write_report(tmp_path, record, make_dataset())
-    assert MOST_BYTES / 2 < path.stat().st_size <= MOST_BYTES  # as good as there is room for
-    assert "not kept" not in Page(path).text
+    page = render_page(tmp_path, record, make_dataset())
+    assert MOST_BYTES / 2 < len(page) <= MOST_BYTES  # as good as there is room for
+    assert "not kept" not in Page(page).text
 
 
 def test_a_long_history_is_thinned(tmp_path: Path) -> None:
     entry = {"loss": 1.0, "learning_rate": 1e-3, "images_per_second": 9.0}
     history = [{"epoch": float(epoch), **entry} for epoch in range(20000)]
-    path = write_report(tmp_path, make_record(history=history, best_epoch=19999), make_dataset())
-    assert path.stat().st_size < MOST_BYTES
-    assert "Metrics by epoch (200 of 20,000 epochs)" in Page(path).text.replace("20000", "20,000")
+    page = render_page(tmp_path, make_record(history=history, best_epoch=19999), make_dataset())
+    assert len(page) < MOST_BYTES
+    assert "Metrics by epoch (200 of 20,000 epochs)" in Page(page).text
 
 
 def test_names_from_the_bucket_are_only_text(tmp_path: Path) -> None:
@@ -214,27 +215,24 @@ def test_names_from_the_bucket_are_only_text(tmp_path: Path) -> None:
     dataset = make_dataset(name=EVIL, source=EVIL, layout=EVIL, created=EVIL, duplicates=left_out, left_out=left_out)
     path = write_report(tmp_path, record, dataset)
     test_nothing_is_loaded_and_nothing_runs(path)
-    page = Page(path)
+    page = Page(path.read_bytes())
     assert page.text.count("<script>alert(1)</script>") > 30
     assert not [image for image in page.all("img") if image.get("src") == "x"]
     assert "49" not in re.findall(r"onerror=alert\(2\)>\S* \S* (\S+)", page.text)
     assert {path.stem for path in tmp_path.glob("*.png")} == SLIDES
 
 
-@pytest.mark.parametrize(
-    "name", ["../../secret", "../../../secret", "/{folder}/secret", "a/../../../secret", "\0", "a" * 999]
-)
-def test_a_name_does_not_reach_files_elsewhere(tmp_path: Path, name: str) -> None:
+def test_a_name_does_not_reach_files_elsewhere(tmp_path: Path) -> None:
     folder = tmp_path / "report"
-    name = name.replace("/{folder}", str(tmp_path))
     for path in (tmp_path / "secret", folder / "secret"):
         path.mkdir(parents=True)
         (path / "image.png").write_bytes(encode_png(np.zeros((8, 8, 3), np.uint8)))
-    examples = [ExampleImage.model_validate({"name": name, "kind": "stain"})]
-    record = make_record(examples=examples, watched=[], test_images=[])
     (folder / "pictures/examples/a").mkdir(parents=True)
-    page = Page(write_report(folder, record, make_dataset()))
-    assert len(page.all("img")) == 0
+    pictures = PictureFolder(folder / "pictures")
+    for name in ("../../secret", "../../../secret", f"{tmp_path}/secret", "a/../../../secret", "\0", "a" * 999):
+        assert pictures.read(f"examples/{name}/image") is None
+    (folder / "pictures/examples/a/image.png").write_bytes((tmp_path / "secret/image.png").read_bytes())
+    assert pictures.read("examples/a/image") is not None
 
 
 def test_missing_and_damaged_pictures_are_named(tmp_path: Path) -> None:
@@ -244,57 +242,89 @@ def test_missing_and_damaged_pictures_are_named(tmp_path: Path) -> None:
     damaged = tmp_path / "pictures/watched/val-0/truth.png"
     damaged.write_bytes(damaged.read_bytes()[:40])
     (tmp_path / "pictures/test/best-0/mistakes.png").write_bytes(b"")
-    page = Page(write_report(tmp_path, record, make_dataset()))
+    page = Page(render_page(tmp_path, record, make_dataset()))
     assert page.text.count("not kept") == 3
 
 
 @pytest.mark.parametrize(
     ("record", "dataset", "said"),
     [
-        ({"version": None, "gate": None}, {}, ["cells, run cells-20261123-080000", "Not published"]),
         (
-            {"metrics": {"val": make_record().metrics["val"], "test": {"all": {"images": 0.0}}}, "test_images": []},
+            {
+                "version": None,
+                "gate": None,
+                "metrics": {"val": make_record().metrics["val"], "test": {"all": {"images": 0.0}}},
+                "test_images": [],
+                "history": make_record().history[:1],
+                "best_epoch": 0,
+                "encoder_weights": {"source": "none", "sha256": None},
+            },
             {"counts": {"train": 40, "val": 6, "test": 0}},
-            ["Result on the validation split", "This dataset has no test split", "No test images were kept"],
+            [
+                "cells, run cells-20261123-080000",
+                "Not published",
+                "Result on the validation split",
+                "This dataset has no test split",
+                "No test images were kept",
+                "Of the training split only the loss is known",
+                "without pretrained encoder weights",
+            ],
         ),
-        ({"metrics": {}}, {}, ["scored on no images", "The test split was not scored"]),
-        ({"history": []}, {}, ["No epoch was finished"]),
-        ({"history": make_record().history[:1], "best_epoch": 0}, {}, ["Of the training split only the loss is known"]),
-        ({"encoder_weights": {"source": "none", "sha256": None}}, {}, ["without pretrained encoder weights"]),
-        ({"examples": [], "watched": [], "test_images": []}, {}, ["No predictions were kept while it trained"]),
-        ({"stages": []}, {}, ["Times were not kept"]),
-        ({"commit": "57296d8-dirty"}, {}, ["changes that are in no commit"]),
-        ({"nucleus_diameter": None, "gpus_per_worker": 1}, {}, ["3,600 GPU-seconds (1.00 GPU-hours)", "not known"]),
-        ({"begun": "yesterday"}, {}, ["Duration not known"]),
-        ({}, {"counts": {"train": 1, "val": 0, "test": 1}}, ["The validation split is empty"]),
+        (
+            {
+                "metrics": {},
+                "history": [],
+                "examples": [],
+                "watched": [],
+                "stages": [],
+                "commit": "57296d8-dirty",
+                "begun": "yesterday",
+                "nucleus_diameter": None,
+                "gpus_per_worker": 1,
+            },
+            {"counts": {"train": 1, "val": 0, "test": 1}, "duplicates": [], "left_out": []},
+            [
+                "scored on no images",
+                "The test split was not scored",
+                "No epoch was finished",
+                "No predictions were kept while it trained",
+                "Times were not kept",
+                "changes that are in no commit",
+                "Duration not known",
+                "3,600 GPU-seconds (1.00 GPU-hours)",
+                "Diameter of nuclei not known",
+                "The validation split is empty",
+                "AP was not measured in this run",
+            ],
+        ),
     ],
-)  # fmt: skip
+)
 def test_what_a_run_lacks_is_said(
     tmp_path: Path, record: dict[str, object], dataset: dict[str, object], said: list[str]
 ) -> None:
-    text = Page(write_report(tmp_path, make_record(**record), make_dataset(**dataset))).text
+    text = Page(render_page(tmp_path, make_record(**record), make_dataset(**dataset))).text
     for part in said:
         assert part in text, part
 
 
 def test_few_test_images_are_a_warning(tmp_path: Path) -> None:
     metrics = {"test": {"all": {**make_record().metrics["test"]["all"], "images": 4.0}}}
-    assert "Few test images (4)" in Page(write_report(tmp_path, make_record(metrics=metrics), make_dataset())).text
+    assert "Few test images (4)" in Page(render_page(tmp_path, make_record(metrics=metrics), make_dataset())).text
 
 
 def test_mistakes_are_counted_where_the_metrics_have_them(tmp_path: Path) -> None:
     record = make_record()
-    assert "Where it fails" not in Page(write_report(tmp_path, record, make_dataset())).text
+    assert "Where it fails" not in Page(render_page(tmp_path, record, make_dataset())).text
     more = {"nuclei_missed": 80.0, "nuclei_merged": 20.0, "recall_50_12_to_24px": 0.91}
     metrics = {"test": {"all": {**record.metrics["test"]["all"], **more}, "stain": record.metrics["test"]["stain"]}}
-    text = Page(write_report(tmp_path, make_record(metrics=metrics), make_dataset())).text
+    text = Page(render_page(tmp_path, make_record(metrics=metrics), make_dataset())).text
     assert "all kinds 1,000 80 (8%) 20 (2%) 91%" in text
     assert "stain (H&E and others) 1,000 – – –" in text
 
 
 def test_training_scores_are_drawn_if_there_are_any(tmp_path: Path) -> None:
     history = [{**entry, "iou": 0.4, "dice": 0.5, "accuracy": 0.9} for entry in make_record().history]
-    text = Page(write_report(tmp_path, make_record(history=history), make_dataset())).text
+    text = Page(render_page(tmp_path, make_record(history=history), make_dataset())).text
     assert "IoU of the mask by epoch: training from 0.400 at epoch 1 to 0.400 at epoch 2; validation from 0.850" in text
     assert "only the loss is known" not in text
 
@@ -322,7 +352,8 @@ def test_commands_quote_what_they_are_given() -> None:
         "export NUCLEUS_BUCKET='s3://x$(id)'",
         "nucleus data import 'my cells.zip' cells --seed 3",
         "nucleus train recipe.toml",
-        "nucleus evaluate 'cells; rm -rf ~@3' s3://nucleus/datasets/cells@0123456789ab --split test --gallery worst.png",
+        "nucleus evaluate 'cells; rm -rf ~@3' s3://nucleus/datasets/cells@0123456789ab --split test "
+        "--gallery worst.png",
     ]
 
 
