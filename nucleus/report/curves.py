@@ -55,7 +55,7 @@ _CURVES = (
         "speed",
         "Speed of training",
         (
-            _Line("images_per_second", "all workers together"),
+            _Line("images_per_second", "all workers"),
             _Line("images_per_second_per_worker", "one worker"),
         ),
         written="{:.1f}".format,
@@ -101,7 +101,9 @@ def history_table(history: History) -> Table:
         if "epoch" in entry
     ]
     shown = thinned(rows)
-    caption = "Metrics by epoch" + (f" ({count(len(shown))} of {count(len(rows))} epochs)" if len(shown) < len(rows) else "")
+    caption = "Metrics by epoch" + (
+        f" ({count(len(shown))} of {count(len(rows))} epochs)" if len(shown) < len(rows) else ""
+    )
     return Table(caption, ("epoch", *(title for title, _, _ in lines)), shown)
 
 
@@ -129,7 +131,7 @@ def _panel(curve: _Curve, lines: list[tuple[_Line, list[tuple[float, float]]]], 
         if curve.from_zero:
             axes.set_ylim(bottom=0)
         # Below: a curve may go anywhere inside.
-        axes.legend(loc="upper left", bbox_to_anchor=(-0.02, -0.16), ncols=min(3, len(lines) + 1), columnspacing=1.2)
+        axes.legend(loc="upper left", bbox_to_anchor=(-0.05, -0.2), ncols=3, columnspacing=1)
 
     said = [
         f"{line.name} from {curve.written(points[0][1])} at epoch {count(points[0][0])} "

@@ -12,7 +12,7 @@ from nucleus.report.wording import KINDS, count, plural
 __all__ = ["SPLIT_NAMES", "dataset_panels"]
 
 SPLIT_NAMES = {"train": "training", "val": "validation", "test": "test"}
-_BINS = (0, 1, 11, 21, 51, 101, 201)
+_BINS = (0, 1, 11, 31, 101)
 """The fewest nuclei of each group of images."""
 _HATCHES = {Kind.DARK_FIELD: "", Kind.BRIGHT_FIELD: "///", Kind.STAIN: "..."}
 
@@ -36,7 +36,7 @@ def _images(dataset: DatasetManifest) -> Panel:
     said = ", ".join(f"{name} {count(total)}" for name, total in zip(names, totals, strict=True))
     rows = [(name, *(count(counts[kind][i]) for kind in Kind), count(totals[i])) for i, name in enumerate(names)]
     table = Table("Images by split and kind", ("split", *(KINDS[kind] for kind in Kind), "all"), rows)
-    return Panel("data-images", "Images by split and kind", f"Images by split: {said}.", draw, table, (5.0, 3.0))
+    return Panel("data-images", "Images by split and kind", f"Images by split: {said}.", draw, table, (4.2, 2.7))
 
 
 def _nuclei(dataset: DatasetManifest) -> Panel:
@@ -56,7 +56,7 @@ def _nuclei(dataset: DatasetManifest) -> Panel:
     )
     rows = [(name, *(count(counts[kind][i]) for kind in Kind)) for i, name in enumerate(names)]
     table = Table("Images by number of nuclei", ("nuclei", *(KINDS[kind] for kind in Kind)), rows)
-    return Panel("data-nuclei", "Nuclei in an image", description, draw, table, (5.0, 3.0))
+    return Panel("data-nuclei", "Nuclei in an image", description, draw, table, (4.2, 2.7))
 
 
 def _sizes(dataset: DatasetManifest) -> Panel:
@@ -75,7 +75,7 @@ def _sizes(dataset: DatasetManifest) -> Panel:
     rows = [(f"{width} × {height}", count(number)) for (width, height), number in ordered]
     table = Table("Images by size, width × height in px", ("size", "images"), thinned(rows, 60))
     description = f"{plural(len(sizes), 'size')}; larger circles are more images. Most often: {common}."
-    return Panel("data-sizes", "Sizes of images", description, draw, table, (5.0, 3.0))
+    return Panel("data-sizes", "Sizes of images", description, draw, table, (4.2, 2.7))
 
 
 def _stack(axes: Any, names: list[str], counts: dict[Kind, list[int]]) -> None:

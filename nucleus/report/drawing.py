@@ -49,7 +49,8 @@ _STYLE: dict[str, Any] = {
     "grid.linewidth": 0.7,
     "legend.frameon": False,
     "legend.fontsize": 9,
-    "legend.handlelength": 3,
+    "legend.handlelength": 2.6,
+    "legend.handletextpad": 0.5,
     "lines.linewidth": 1.8,
     "lines.markersize": 5,
     "patch.linewidth": 1,
@@ -80,7 +81,7 @@ class Panel:
     description: str
     draw: Callable[[Any], None]
     table: Table | None = None
-    size: tuple[float, float] = (5.0, 3.3)
+    size: tuple[float, float] = (4.2, 2.9)
 
 
 def svg_of(panel: Panel) -> str:
