@@ -10,6 +10,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 from nucleus.report.tables import Table
+from nucleus.report.wording import plain
 from nucleus.storage.files import atomic_path
 
 __all__ = ["GRID", "PANEL", "SERIES", "TEXT", "Panel", "save_slide", "svg_of"]
@@ -180,7 +181,7 @@ def _describe(drawn: Any, panel: Panel) -> None:
     parts = []
     for place, (tag, text) in enumerate((("title", panel.title), ("desc", panel.description))):
         part = ElementTree.Element(f"{{{_NAMESPACE}}}{tag}", {"id": f"{panel.key}-{tag}"})
-        part.text = text
+        part.text = plain(text)
         drawn.insert(place, part)
         parts.append(part.get("id"))
     drawn.set("role", "img")

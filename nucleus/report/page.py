@@ -132,7 +132,7 @@ class _Report:
         style = (_HERE / "page.css").read_text()
         digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
         return {
-            "style": Markup(style),  # noqa: S704 - our own file
+            "style": Markup(style),  # noqa: S704 # nosec B704 - our own file
             "style_sum": digest,
             "summary": summarize(record, dataset),
             "record": record,
@@ -160,4 +160,4 @@ class _Report:
 
 
 def _svg(panel: Panel) -> Markup:
-    return Markup(svg_of(panel))  # noqa: S704 - made of escaped text by ElementTree
+    return Markup(svg_of(panel))  # noqa: S704 # nosec B704 - ElementTree has escaped its texts

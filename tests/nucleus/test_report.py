@@ -8,6 +8,7 @@ import tomllib
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
+from xml.etree import ElementTree
 
 import cv2
 import numpy as np
@@ -17,9 +18,12 @@ from nucleus.config.recipe import parse_recipe
 from nucleus.data.images import encode_png
 from nucleus.predict.colours import MISTAKE_COLOURS
 from nucleus.report.commands import commands_to_repeat, differing_settings, recipe_toml
+from nucleus.report.drawing import svg_of
+from nucleus.report.network_figure import network_panel
 from nucleus.report.page import MOST_BYTES, render_page, write_report
 from nucleus.report.pictures import PictureFolder
 from nucleus.report.record import RunRecord, Stage
+from nucleus.report.timing_figure import timing_panel
 from tests.report_run import make_dataset, make_record, write_pictures
 
 SLIDES = {"curves", "ap", "dataset", "network", "predictions", "best", "worst", "examples"}
@@ -362,3 +366,13 @@ def test_the_report_needs_neither_tensorflow_nor_ray() -> None:
     code = f"import sys, nucleus.report.page; sys.exit(','.join({heavy} & set(sys.modules)) or 0)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("text", ["$\\frac$", "a\x00b\x1bc\nd", "ΔΩ é", "x" * 500])
+def test_figures_take_any_text(text: str) -> None:
+    network = make_record().network.model_copy(update={"encoder": text, "outputs": [text]})
+    for panel in (network_panel(network), timing_panel([Stage(name=text, seconds=1.0)])):
+        drawn = ElementTree.fromstring(svg_of(panel))
+        words = [element.text or "" for element in drawn.iter() if element.tag.endswith("}text")]
+        assert any(word.startswith(text[0]) for word in words)
+        assert max(len(word) for word in words) < 60
