@@ -31,7 +31,7 @@ RUN uv pip install --no-cache --python /opt/nucleus/bin/python --no-deps --no-bu
 
 FROM python:3.11.16-slim-bookworm@sha256:528257d48c1da0dcecc2e725d1ae34498d60c965f1241e39cd6a85a8859bdf84
 ARG EXTRA=cpu
-ARG REVISION=unknown
+ARG REVISION=""
 LABEL org.opencontainers.image.title="nucleus" \
       org.opencontainers.image.description="Finds cell nuclei in microscope images: training on Ray, and the command line" \
       org.opencontainers.image.licenses="Apache-2.0" \
@@ -55,6 +55,7 @@ RUN useradd --create-home --uid 1000 --user-group --shell /bin/bash nucleus \
 
 COPY --from=build /opt/nucleus /opt/nucleus
 ENV HOME=/home/nucleus \
+    WANDB_GIT_COMMIT=${REVISION} \
     PATH=/opt/nucleus/bin:/usr/local/bin:/usr/bin:/bin \
     PYTHONUNBUFFERED=1 \
     RAY_USAGE_STATS_ENABLED=0 \

@@ -3,8 +3,10 @@
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any, Protocol
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, Literal, Protocol
+
+from nucleus.progress import Advance, no_progress
 
 __all__ = ["Listener", "SilentListener", "beside_driver", "forwarded"]
 
@@ -21,8 +23,11 @@ class Listener(Protocol):
     def warn(self, text: str) -> None:
         """Something that a person should know."""
 
-    def steps(self, epoch: int, epochs: int, done: int, total: int) -> None:
-        """Steps of an epoch are done."""
+    def watch(self, title: str, unit: Literal["items", "bytes"] = "items") -> AbstractContextManager[Advance]:
+        """Give a function that is told how far some work of the driver is."""
+
+    def steps(self, epoch: int, epochs: int, done: int, total: int, loss: float, images_per_second: float) -> None:
+        """Steps of an epoch are done, with this mean loss at this speed."""
 
     def epoch(self, metrics: dict[str, float]) -> None:
         """An epoch is done."""
@@ -37,7 +42,15 @@ class SilentListener:
     def warn(self, text: str) -> None:
         """Do nothing."""
 
-    def steps(self, epoch: int, epochs: int, done: int, total: int) -> None:
+    def watch(
+        self,
+        title: str,  # noqa: ARG002
+        unit: Literal["items", "bytes"] = "items",  # noqa: ARG002
+    ) -> AbstractContextManager[Advance]:
+        """Do nothing."""
+        return nullcontext(no_progress)
+
+    def steps(self, epoch: int, epochs: int, done: int, total: int, loss: float, images_per_second: float) -> None:
         """Do nothing."""
 
     def epoch(self, metrics: dict[str, float]) -> None:

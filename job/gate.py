@@ -25,14 +25,14 @@ def judge(bucket: Bucket, manifest: ModelManifest, plan: RunPlan, listener: List
 
     def rescore(incumbent: ModelManifest) -> float:
         listener.stage(f"Scoring version {incumbent.version} on the test split of {plan.dataset}")
-        return _score_on_test(bucket, incumbent, plan)
+        return _score_on_test(bucket, incumbent, plan, listener)
 
     decision = pass_gate(bucket, manifest, options.alias, options.metric, rescore)
     verb = "means" if decision.passed else "does not move to"
     listener.stage(f"{options.alias} {verb} version {manifest.version}: {decision.reason}")
 
 
-def _score_on_test(bucket: Bucket, manifest: ModelManifest, plan: RunPlan) -> float:
+def _score_on_test(bucket: Bucket, manifest: ModelManifest, plan: RunPlan, listener: Listener) -> float:
     """The recipe's metric of another version on this run's test split."""
     import_tensorflow()
     from nucleus.predict.evaluation import evaluate
@@ -43,7 +43,9 @@ def _score_on_test(bucket: Bucket, manifest: ModelManifest, plan: RunPlan) -> fl
     dataset = open_dataset(locate_dataset(plan.dataset))
     with tempfile.TemporaryDirectory(prefix="nucleus-incumbent-") as temporary:
         folder = Path(temporary) / "model"
-        pull(bucket, Reference(manifest.model, str(manifest.version)), folder)
-        return evaluate(load_predictor(folder), plan.recipe.loss, dataset, "test", cache).overall["all"][
-            plan.recipe.gate.metric
-        ]
+        with listener.watch(f"pull {manifest.model}@{manifest.version}", "bytes") as advance:
+            pull(bucket, Reference(manifest.model, str(manifest.version)), folder, advance)
+        predictor = load_predictor(folder)
+        with listener.watch(f"evaluate {manifest.model}@{manifest.version}") as advance:
+            found = evaluate(predictor, plan.recipe.loss, dataset, "test", cache, advance)
+        return found.overall["all"][plan.recipe.gate.metric]

@@ -32,6 +32,9 @@ class RunPlan(BaseModel):
         wandb_mode: `online`, `offline` or `disabled`.
         group: What the run belongs to, such as a sweep; its group in W&B.
         wandb_dir: Folder for W&B's files on the first worker's machine.
+        folder: Folder on the driver's and the first worker's machine, in whose `<run>/` people find report and events.
+        commit: Of the code; None if it did not come from a clone.
+        begun: When, UTC, ISO 8601.
         token: Tells this plan from another of the same name and content.
     """
 
@@ -47,6 +50,9 @@ class RunPlan(BaseModel):
     wandb_mode: str
     group: str | None = None
     wandb_dir: str
+    folder: str = "runs"
+    commit: str | None = None
+    begun: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
     token: str = Field(default_factory=lambda: secrets.token_hex(8))
 
     @property

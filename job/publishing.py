@@ -5,12 +5,14 @@ import tempfile
 from pathlib import Path
 
 from job.events import Listener
+from job.final_model import FINAL_FOLDER
 from job.fitting import Fitted
 from job.gate import judge
 from job.plan import RunPlan
 from job.storage import run_storage
-from job.worker import FINAL_FOLDER
 from nucleus import __version__
+from nucleus.data.datasets import locate_dataset, open_dataset
+from nucleus.model.architecture import read_model_config
 from nucleus.registry.card import model_card
 from nucleus.registry.manifest import ModelManifest, Origin
 from nucleus.registry.versions import publish
@@ -26,7 +28,8 @@ def publish_fitted(plan: RunPlan, fitted: Fitted, bucket: Bucket, listener: List
     """Publish the model of a finished run, and let the gate decide on the recipe's alias.
 
     Raises:
-        IntegrityError: The checkpoint is damaged.
+        DataError: The dataset is gone, of which the card tells.
+        IntegrityError: The checkpoint or the dataset's manifest is damaged.
         StorageError: The bucket cannot be used.
     """
     from ray.train import Checkpoint
@@ -47,7 +50,10 @@ def publish_fitted(plan: RunPlan, fitted: Fitted, bucket: Bucket, listener: List
         with stored.as_directory() as checkpoint:
             check_sums(Path(checkpoint), f"s3://{fitted.checkpoint}")
             shutil.copytree(Path(checkpoint) / FINAL_FOLDER, folder)
-        (folder / "card.md").write_text(model_card(plan.recipe.model, origin))
-        manifest = publish(bucket, plan.recipe.model, folder, origin)
+        config = read_model_config((folder / "model.json").read_bytes(), f"s3://{fitted.checkpoint}")
+        dataset = open_dataset(locate_dataset(plan.dataset)).manifest
+        (folder / "card.md").write_text(model_card(plan.recipe.model, origin, config, dataset))
+        with listener.watch("publish", "bytes") as advance:
+            manifest = publish(bucket, plan.recipe.model, folder, origin, advance)
     judge(bucket, manifest, plan, listener)
     return manifest

@@ -14,6 +14,7 @@ from tenacity import retry_if_exception
 
 from job.jobs import STOP_SECONDS, asked
 from nucleus.errors import ClusterError, JobError
+from nucleus.versions import COMMIT_VARIABLE, commit
 
 __all__ = ["Submission", "prepare"]
 
@@ -72,6 +73,9 @@ def prepare(recipe: Path, job: str, arguments: Sequence[str], folder: Path, *, v
         )
     command = ["python", "-m", "job.train", *(["--debug"] if verbose else []), _RECIPE, *arguments]
     environment = {name: os.environ[name] for name in _PASSED_ON if os.environ.get(name)} | _STOP_WAIT
+    of_code = commit()
+    if of_code is not None:
+        environment[COMMIT_VARIABLE] = of_code
     return Submission(job, shlex.join(command), environment, folder)
 
 

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,10 +13,12 @@ from job.options import RunOptions
 from job.placement import Room, needed
 from job.plan import RunPlan, save_plan
 from job.publishing import publish_fitted
+from job.reporting import report_published, report_run
 from job.storage import run_storage
 from job.train import plan_run
 from nucleus.config.recipe import Recipe
 from nucleus.errors import JobError, NucleusError, RecipeError
+from nucleus.progress import Advance, no_progress
 from nucleus.registry.manifest import ModelManifest
 from nucleus.storage.retries import set_storage_timeout, storage_timeout
 from nucleus.storage.uri import parse_uri
@@ -90,7 +93,8 @@ class _SweepSide:
 
     def epoch(self, number: int, metrics: dict[str, float]) -> None:
         """An epoch of a trial is done."""
-        scores = ", ".join(f"{name} {metrics[name]:.4f}" for name in ("loss", "val_map") if name in metrics)
+        names = {"loss": "loss", "val_loss": "val loss", "val_map": "mAP", "val_iou": "IoU", "val_dice": "Dice"}
+        scores = ", ".join(f"{title} {metrics[name]:.4f}" for name, title in names.items() if name in metrics)
         self._listener.stage(f"trial {number}: epoch {metrics['epoch'] + 1:.0f}: {scores}")
 
 
@@ -106,6 +110,9 @@ class _TrialSide:
 
     def warn(self, text: str) -> None:
         self._events.put(("warn", (self._number, text)))
+
+    def watch(self, title: str, unit: str = "items") -> AbstractContextManager[Advance]:  # noqa: ARG002
+        return nullcontext(no_progress)
 
     def steps(self, *_: object) -> None:
         pass
@@ -150,8 +157,14 @@ def sweep(
         best = outcomes[0]
         if best.fitted is None:
             raise JobError(f"Expected a trial of {name} to finish; none did. The first: {best.error}")
-        plan = next(plan for plan in plans if plan.run == best.run)
-        return SweepResult(outcomes, publish_fitted(plan, best.fitted, bucket, listener))
+        by_run = {plan.run: plan for plan in plans}
+        published = publish_fitted(by_run[best.run], best.fitted, bucket, listener)
+    report_published(by_run[best.run], published, bucket, listener, {})
+    for outcome in outcomes[1:]:
+        if outcome.fitted is not None:
+            fitted = outcome.fitted
+            report_run(by_run[outcome.run], fitted.metrics, fitted.wandb_run, None, bucket, listener, {})
+    return SweepResult(outcomes, published)
 
 
 def _trials_in_room(recipe: Recipe, room: dict[str, Room]) -> int:
@@ -200,10 +213,13 @@ def _run_trial(config: dict[str, int], plans: list[str], options: RunOptions, ti
     plan = RunPlan.model_validate_json(plans[number])
     try:
         with connected(plan.recipe, own=False, verbose=options.verbose):
-            fitted = fit(plan, options, _TrialSide(events, number + 1))
+            side = _TrialSide(events, number + 1)
+            fitted = fit(plan, options, side)
     except NucleusError as error:
         tune.report({_ERROR: str(error)})
         return
+    metric = plan.recipe.gate.metric
+    side.stage(f"done: val {metric} {fitted.metrics['val']['all'][metric]:.4f}")
     tune.report({_FITTED: vars(fitted)})
 
 

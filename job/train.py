@@ -6,6 +6,7 @@
 
 import os
 import sys
+import time
 from itertools import takewhile
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from job.gate import judge
 from job.options import RunOptions
 from job.plan import RunPlan, load_plan, new_run_name, save_plan
 from job.publishing import publish_fitted
+from job.reporting import report_published
 from nucleus.config.recipe import Recipe
 from nucleus.data.datasets import locate_dataset, open_dataset
 from nucleus.errors import DataError, WeightsError
@@ -24,6 +26,7 @@ from nucleus.registry.manifest import EncoderWeightsOrigin, ModelManifest
 from nucleus.registry.versions import version_of_run
 from nucleus.storage.conditions import check_conditional_writes
 from nucleus.tracking.weights_and_biases import check_tracking, tracking_mode
+from nucleus.versions import commit
 
 __all__ = ["plan_run", "resume", "train"]
 
@@ -51,11 +54,12 @@ def resume(
     listener = listener or SilentListener()
     store = options.bucket(bucket)
     check_conditional_writes(store)
-    plan = load_plan(store, run)
+    plan = load_plan(store, run).model_copy(update={"folder": str(options.local_folder)})
     published = version_of_run(store, plan.recipe.model, run)
     if published is None:
         return _execute(plan, options, listener, new=False)
     judge(store, published, plan, listener)
+    report_published(plan, published, store, listener, {})
     return published
 
 
@@ -85,7 +89,9 @@ def plan_run(recipe: Recipe, options: RunOptions, listener: Listener, group: str
     check_conditional_writes(bucket)
     run = options.run or new_run_name(recipe.model)
     try:
-        weights = provide_weights(recipe.network.weights, recipe.network.encoder, bucket, run)
+        with listener.watch("encoder weights", "bytes") as advance:
+            network = recipe.network
+            weights = provide_weights(network.weights, network.encoder, bucket, run, advance, listener.stage)
     except WeightsError as error:
         if not (options.weights_optional and recipe.network.weights == "imagenet"):
             raise
@@ -102,6 +108,8 @@ def plan_run(recipe: Recipe, options: RunOptions, listener: Listener, group: str
         wandb_mode=mode,
         group=group,
         wandb_dir=str(Path(os.environ.get("WANDB_DIR") or Path.cwd()).absolute()),
+        folder=str(options.local_folder),
+        commit=commit(),
     )
 
 
@@ -111,7 +119,13 @@ def _execute(plan: RunPlan, options: RunOptions, listener: Listener, *, new: boo
     with connected(plan.recipe, own=options.own_cluster, verbose=options.verbose):
         if new:  # only now, so that a run which could not begin leaves its name free
             save_plan(bucket, plan)
-        return publish_fitted(plan, fit(plan, options, listener), bucket, listener)
+        begun = time.monotonic()
+        fitted = fit(plan, options, listener)
+        trained = time.monotonic()
+        manifest = publish_fitted(plan, fitted, bucket, listener)
+    seconds = {"train": trained - begun, "publish": time.monotonic() - trained}
+    report_published(plan, manifest, bucket, listener, seconds)
+    return manifest
 
 
 if __name__ == "__main__":

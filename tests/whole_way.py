@@ -1,5 +1,6 @@
 """One run of the whole way, on two Ray workers and a dozen images, that many tests look at."""
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from nucleus.config.names import Reference
 from nucleus.config.recipe import Recipe, parse_recipe
 from nucleus.data.datasets import Dataset
 from nucleus.data.importing import SplitOptions, import_dataset
+from nucleus.progress import Advance, no_progress
 from nucleus.registry.manifest import ModelManifest
 from nucleus.registry.versions import pull
 from nucleus.storage.bucket import Bucket
@@ -36,8 +38,14 @@ class Recorder:
     def warn(self, text: str) -> None:
         self.texts.append(text)
 
-    def steps(self, epoch: int, epochs: int, done: int, total: int) -> None:
+    def watch(self, title: str, unit: str = "items") -> AbstractContextManager[Advance]:  # noqa: ARG002
+        self.texts.append(title)
+        return nullcontext(no_progress)
+
+    def steps(self, epoch: int, epochs: int, done: int, total: int, loss: float, images_per_second: float) -> None:
         assert 0 < done <= total
+        assert loss > 0
+        assert images_per_second > 0
         assert 0 <= epoch < epochs
 
     def epoch(self, metrics: dict[str, float]) -> None:
@@ -104,7 +112,7 @@ def trained_with_least_rights(line: Proxy, dozen: Path, root: Path) -> Trained:
         patch.setenv("WANDB_DIR", str(root))
         patch.delenv("WANDB_MODE", raising=False)
         patch.setattr(line, "decide", decide)
-        manifest = train(recipe, RunOptions(run="first-run"), recorder)
+        manifest = train(recipe, RunOptions(run="first-run", folder=root / "runs"), recorder)
     requests = line.requests - before
     folder = root / "pulled"
     pull(Bucket(uri), Reference("tiny"), folder)

@@ -34,7 +34,8 @@ def import_(src: Path, uri: str, seed: int, val: float, test: float, group_by: s
     Layouts: <id>/images/*.png + <id>/masks/*.png (Kaggle); inputs/ + masks/, also under train/ and test/;
     images/ + labels/ with integer labels.
     """
-    from nucleus.cli.output import note, print_json, show_progress, warn
+    from nucleus.cli.output import print_facts, print_json, warn
+    from nucleus.cli.progress import show_progress
     from nucleus.data.datasets import locate_dataset
     from nucleus.data.importing import SplitOptions, import_dataset
     from nucleus.quiet import import_tensorflow
@@ -48,19 +49,26 @@ def import_(src: Path, uri: str, seed: int, val: float, test: float, group_by: s
         raise click.BadParameter(f"the content gives the version; leave out @{location.ref}", param_hint="URI")
     options = SplitOptions(seed=seed, val=val, test=test, group_by=pattern)
     import_tensorflow()
-    with show_progress("read images") as advance:
-        imported = import_dataset(src, location.uri, options, advance)
+    with show_progress("read images") as advance, show_progress("upload shards", "bytes") as upload:
+        imported = import_dataset(src, location.uri, options, advance, upload)
     manifest = imported.dataset.manifest
     for item in manifest.left_out:
         warn(f"left out {item.title}: {item.reason}")
-    if manifest.duplicates:
-        note(f"{len(manifest.duplicates)} duplicates removed")
     if as_json:
         print_json({**_summary(imported.dataset), "created": imported.created})
         return
-    what = "imported" if imported.created else "already there"
-    click.echo(f"{imported.dataset} ({what})")
     _print_counts(imported.dataset)
+    print_facts(
+        {
+            "imported" if imported.created else "already there": imported.dataset,
+            "images": len(manifest.samples),
+            "nuclei": sum(sample.nuclei for sample in manifest.samples),
+            "left out": f"{len(manifest.left_out)}: see above" if manifest.left_out else 0,
+            "duplicates removed": len(manifest.duplicates),
+            "look": f"nucleus data show {uri} --out examples.png",
+            "train": f"nucleus train RECIPE --set dataset={uri}",
+        }
+    )
 
 
 @data.command("list")
@@ -118,11 +126,12 @@ def show(uri: str, out: Path | None, as_json: bool) -> None:
 @click.pass_context
 def verify(ctx: click.Context, uri: str, as_json: bool) -> None:
     """Read every shard and compare its SHA-256 with the manifest; exit status 1 if any is wrong."""
-    from nucleus.cli.output import print_json, show_progress, warn
+    from nucleus.cli.output import print_json, warn
+    from nucleus.cli.progress import show_progress
     from nucleus.data.datasets import locate_dataset, open_dataset, verify_dataset
 
     dataset = open_dataset(locate_dataset(uri))
-    with show_progress("verify shards") as advance:
+    with show_progress("verify shards", "bytes") as advance:
         problems = verify_dataset(dataset, advance)
     if as_json:
         print_json({"dataset": str(dataset), "shards": len(dataset.manifest.shards), "problems": problems})

@@ -71,8 +71,7 @@ class _Demo:
     stages: list[tuple[str, float]] = field(default_factory=list)
 
     def run(self, src: Path | None, weights: Path | None) -> None:
-        from nucleus.cli.train import print_published
-        from nucleus.report.page import write_report
+        from nucleus.cli.summary import print_published
 
         with self._store():
             dataset = self._import(src)
@@ -83,9 +82,8 @@ class _Demo:
             manifest = self._train(self.recipe.model_copy(update=changes))
             folder = self._pull(manifest)
             nuclei, images = self._predict(dataset, folder)
-        write_report(self.workdir / "report.html", manifest, folder, self.stages)
-        print_published(manifest)
-        self._print_summary(manifest, f"{nuclei} nuclei in {images} images that the model has never seen")
+            self._print_times(manifest, f"{nuclei} nuclei in {images} images that the model has never seen")
+            print_published(manifest, self.workdir / "runs", more=self._places(manifest))
 
     @contextmanager
     def _stage(self, name: str) -> Iterator[None]:
@@ -114,7 +112,8 @@ class _Demo:
                 server.stop(self.workdir / "store")
 
     def _import(self, src: Path | None) -> "Dataset":
-        from nucleus.cli.output import note, show_progress, warn
+        from nucleus.cli.output import note, warn
+        from nucleus.cli.progress import show_progress
         from nucleus.data.datasets import locate_dataset
         from nucleus.data.generated import write_generated
         from nucleus.data.importing import SplitOptions, import_dataset
@@ -123,45 +122,54 @@ class _Demo:
             src = self.workdir / "images"
             with self._stage("generate images"):
                 write_generated(src, _GENERATED_IMAGES)
-        with self._stage("import"), show_progress("read images") as advance:
-            imported = import_dataset(src, locate_dataset(self.recipe.dataset).uri, SplitOptions(), advance)
+        uri = locate_dataset(self.recipe.dataset).uri
+        with (
+            self._stage("import"),
+            show_progress("read images") as advance,
+            show_progress("upload shards", "bytes") as upload,
+        ):
+            imported = import_dataset(src, uri, SplitOptions(), advance, upload)
         for item in imported.dataset.manifest.left_out:
             warn(f"left out {item.title}: {item.reason}")
         note(f"{len(imported.dataset.manifest.samples)} images in {imported.dataset}")
         return imported.dataset
 
     def _add_weights(self, weights: Path) -> str:
+        from nucleus.cli.progress import show_progress
         from nucleus.registry.encoder_weights import add_weights
         from nucleus.storage.bucket import Bucket
         from nucleus.storage.uri import bucket_from_environment
 
-        with self._stage("add encoder weights"):
-            added = add_weights(weights, self.recipe.network.encoder, Bucket(bucket_from_environment()))
+        with self._stage("add encoder weights"), show_progress("upload weights", "bytes") as advance:
+            added = add_weights(weights, self.recipe.network.encoder, Bucket(bucket_from_environment()), advance)
         return str(added.uri)
 
     def _train(self, recipe: "Recipe") -> "ModelManifest":
         from job.options import RunOptions
         from job.train import train
-        from nucleus.cli.output import TrainingDisplay
+        from nucleus.cli.training_display import TrainingDisplay
 
-        options = RunOptions(weights_optional=True, own_cluster=True, verbose=self.verbose)
+        options = RunOptions(
+            weights_optional=True, own_cluster=True, verbose=self.verbose, folder=self.workdir / "runs"
+        )
         with self._stage("train and publish"), TrainingDisplay() as display:
             return train(recipe, options, display)
 
     def _pull(self, manifest: "ModelManifest") -> Path:
+        from nucleus.cli.progress import show_progress
         from nucleus.config.names import Reference
         from nucleus.registry.versions import pull
         from nucleus.storage.bucket import Bucket
         from nucleus.storage.uri import bucket_from_environment
 
         folder = self.workdir / "model" / f"{manifest.version:06d}"
-        with self._stage("pull"):
-            pull(Bucket(bucket_from_environment()), Reference(manifest.model, "latest"), folder)
+        with self._stage("pull"), show_progress(f"download {manifest.model}", "bytes") as advance:
+            pull(Bucket(bucket_from_environment()), Reference(manifest.model, "latest"), folder, advance)
         return folder
 
     def _predict(self, dataset: "Dataset", folder: Path) -> tuple[int, int]:
         """Write the test split's images as files, as a user would have them, and segment those."""
-        from nucleus.cli.output import show_progress
+        from nucleus.cli.progress import show_progress
         from nucleus.data.cache import ShardCache
         from nucleus.data.images import encode_png
         from nucleus.predict.images import predict_files
@@ -181,22 +189,22 @@ class _Demo:
             raise NucleusError("; ".join(found.failures.values()))
         return sum(found.counts.values()), len(found.counts)
 
-    def _print_summary(self, manifest: "ModelManifest", found: str) -> None:
+    def _print_times(self, manifest: "ModelManifest", found: str) -> None:
         from nucleus.cli.output import print_table, warn
 
         if manifest.origin.encoder_weights.source == "none":
             warn("trained WITHOUT pretrained encoder weights; hand them over with --weights FILE for better results")
         print_table(("stage", "seconds"), [(name, f"{seconds:.1f}") for name, seconds in self.stages])
         click.echo(found)
-        version = f"{manifest.version:06d}"
-        places = {
-            "report": self.workdir / "report.html",
-            "labels, overlays, nuclei.csv": self.workdir / "predictions" / version,
-            "model": self.workdir / "model" / version,
-            "bucket": self.workdir / "store",
+
+    def _places(self, manifest: "ModelManifest") -> dict[str, object]:
+        """Where the demo has put what it made besides the run."""
+        from nucleus.cli.summary import short_path
+
+        version, here = f"{manifest.version:06d}", short_path(self.workdir)
+        return {
+            "predictions": here / "predictions" / version,
+            "model": here / "model" / version,
+            "bucket": here / "store",
+            "use it again": f'eval "$(nucleus store start --dir {shlex.quote(str(here / "store"))})"',
         }
-        if manifest.origin.wandb_run:
-            places["W&B"] = Path(os.environ["WANDB_DIR"]) / "wandb"
-        print_table(("what", "where"), list(places.items()))
-        store = shlex.quote(str(self.workdir / "store"))
-        click.echo(f'go on with this bucket: eval "$(nucleus store start --dir {store})"')

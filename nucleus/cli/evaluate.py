@@ -73,7 +73,7 @@ def evaluate(
 def _evaluate_here(
     folder: Path, loss: "LossOptions", dataset: "Dataset", splits: tuple[str, ...], *, tta: bool
 ) -> "Evaluation":
-    from nucleus.cli.output import show_progress
+    from nucleus.cli.progress import show_progress
     from nucleus.data.cache import ShardCache, default_cache_dir
     from nucleus.predict.evaluation import evaluate as evaluate_split
     from nucleus.predict.evaluation import joined
@@ -99,7 +99,8 @@ def _evaluate_spread(
     tta: bool,
 ) -> "Evaluation":
     from job.evaluation import EvaluationPlan, evaluate_spread
-    from nucleus.cli.output import note, show_progress
+    from nucleus.cli.output import note
+    from nucleus.cli.progress import show_progress
     from nucleus.config.names import Reference
     from nucleus.predict.options import PredictionOptions
     from nucleus.storage.uri import bucket_from_environment

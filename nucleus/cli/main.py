@@ -22,6 +22,7 @@ _COMMANDS = {
     "sweep": ("nucleus.cli.sweep", "sweep", "Train with different settings and publish the best."),
     "jobs": ("nucleus.cli.jobs", "jobs", "Jobs on that cluster: list, status, logs, stop."),
     "doctor": ("nucleus.cli.doctor", "doctor", "Check all that a run needs, and name what puts it right."),
+    "runs": ("nucleus.cli.runs", "runs", "Training runs in the bucket: list, show, compare."),
     "models": ("nucleus.cli.models", "models", "Versioned models in the bucket."),
     "evaluate": ("nucleus.cli.evaluate", "evaluate", "Metrics of a model on a dataset."),
     "predict": ("nucleus.cli.predict", "predict", "Segment, count and measure nuclei in images."),

@@ -11,7 +11,11 @@ def is_pulled(model: str) -> bool:
 
 
 def model_folder(model: str) -> Path:
-    """Folder of the model NAME[@REF], pulled into the cache; or `model` itself if it is a pulled folder."""
+    """Folder of the model NAME[@REF], pulled into the cache; or `model` itself if it is a pulled folder.
+
+    A download is shown.
+    """
+    from nucleus.cli.progress import show_progress
     from nucleus.config.names import parse_reference
     from nucleus.registry.versions import pull_cached
     from nucleus.storage.bucket import Bucket
@@ -22,4 +26,5 @@ def model_folder(model: str) -> Path:
     reference = parse_reference(model, "model")
     bucket = Bucket(bucket_from_environment())
     bucket.check("models/")
-    return pull_cached(bucket, reference)
+    with show_progress(f"download {model}", "bytes") as advance:
+        return pull_cached(bucket, reference, advance)

@@ -1,4 +1,4 @@
-"""`nucleus models`: list, show, pull, export, alias and clean model versions."""
+"""`nucleus models`: list, show, compare, pull, export, alias and clean model versions."""
 
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -6,11 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from nucleus.cli.comparing import compare_models
 from nucleus.cli.options import json_option, single_writer_option
+from nucleus.cli.project import project_bucket
 from nucleus.errors import IntegrityError, ModelError
 
 if TYPE_CHECKING:
     from nucleus.registry.manifest import ModelManifest
+    from nucleus.storage.bucket import Bucket
 
 __all__ = ["models"]
 
@@ -22,13 +25,11 @@ def models() -> None:
     """Versioned models in the bucket NUCLEUS_BUCKET. REF is a version number, `latest` or an alias."""
 
 
-def _bucket(single_writer: bool = False) -> Any:
-    from nucleus.storage.bucket import Bucket
-    from nucleus.storage.uri import bucket_from_environment
+models.add_command(compare_models)
 
-    bucket = Bucket(bucket_from_environment(), single_writer=single_writer)
-    bucket.check("models/")
-    return bucket
+
+def _bucket(single_writer: bool = False) -> "Bucket":
+    return project_bucket("models/", single_writer=single_writer)
 
 
 def _told(manifest: "ModelManifest") -> dict[str, Any]:
@@ -73,11 +74,12 @@ def list_(name: str | None, as_json: bool) -> None:
 @click.argument("model")
 @json_option
 def show(model: str, as_json: bool) -> None:
-    """Show a version's manifest: MODEL is NAME[@REF]."""
-    from nucleus.cli.output import print_json
+    """Show a version's card; with --json its manifest. MODEL is NAME[@REF]."""
+    from nucleus.cli.output import print_json, print_markdown
     from nucleus.config.names import parse_reference
     from nucleus.registry.gate import read_decision
     from nucleus.registry.manifest import version_prefix
+    from nucleus.registry.markdown import without_front_matter
     from nucleus.registry.versions import read_version, resolve_version
 
     bucket = _bucket()
@@ -88,7 +90,7 @@ def show(model: str, as_json: bool) -> None:
         print_json({**manifest.model_dump(mode="json"), "gate": decision and decision.model_dump(mode="json")})
         return
     prefix = version_prefix(manifest.model, manifest.version)
-    click.echo(bucket.get(f"{prefix}/card.md").decode())
+    print_markdown(without_front_matter(bucket.get(f"{prefix}/card.md").decode()))
     click.echo(f"version {manifest.version}, {manifest.created[:19]}, {bucket.uri / prefix}")
     if decision is not None:
         verb = "moved" if decision.passed else "did not move"
@@ -102,6 +104,7 @@ def show(model: str, as_json: bool) -> None:
 def pull(model: str, dest: Path | None, as_json: bool) -> None:
     """Download NAME[@REF] into DEST, every file's SHA-256 verified.  [default: ./NAME-VERSION]"""
     from nucleus.cli.output import print_json
+    from nucleus.cli.progress import show_progress
     from nucleus.config.names import Reference, parse_reference
     from nucleus.registry import versions
 
@@ -109,7 +112,8 @@ def pull(model: str, dest: Path | None, as_json: bool) -> None:
     reference = parse_reference(model, "model")
     version = versions.resolve_version(bucket, reference)
     folder = dest or Path(f"{reference.name}-{version:06d}")
-    manifest = versions.pull(bucket, Reference(reference.name, str(version)), folder)
+    with show_progress(f"download {reference.name}@{version}", "bytes") as advance:
+        manifest = versions.pull(bucket, Reference(reference.name, str(version)), folder, advance)
     if as_json:
         print_json({"model": manifest.model, "version": manifest.version, "folder": str(folder.absolute())})
     else:

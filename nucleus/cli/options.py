@@ -1,6 +1,7 @@
 """Options that several commands share."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -9,6 +10,7 @@ __all__ = [
     "check_run_options",
     "cluster_options",
     "json_option",
+    "out_option",
     "run_options",
     "single_writer_option",
     "workers_option",
@@ -19,6 +21,16 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 json_option = click.option("--json", "as_json", is_flag=True, help="One JSON document.")
 single_writer_option = click.option(
     "--single-writer", is_flag=True, help="Nobody else publishes: go on where the server ignores conditional writes."
+)
+
+
+out_option = click.option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("runs"),
+    show_default=True,
+    help="Folder on this machine: each run's report and TensorBoard's events go to its DIR/RUN/.",
+    metavar="DIR",
 )
 
 

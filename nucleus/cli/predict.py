@@ -1,8 +1,10 @@
 """`nucleus predict`: segment, count and measure with a published model."""
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import click
@@ -73,7 +75,7 @@ def predict(
 
 
 def _predict_files(inputs: tuple[str, ...], model: str, out: Path, given: _Choices) -> None:
-    from nucleus.cli.output import show_progress
+    from nucleus.cli.progress import show_progress
     from nucleus.predict.inputs import check_outputs, find_inputs
     from nucleus.quiet import import_tensorflow
 
@@ -90,19 +92,21 @@ def _predict_files(inputs: tuple[str, ...], model: str, out: Path, given: _Choic
     predictor = load_predictor(
         folder, PredictionOptions(diameter=given.diameter, pixel_size=given.pixel_size, turns=given.tta)
     )
+    started = time.monotonic()
     with show_progress("segment images") as advance:
         found = predict_files(predictor, files, out, given.channel, advance)
     version = f"{manifest.model}@{manifest.version}"
     if given.as_json:
         _print_json(version, str(out.absolute()), found.counts, found.failures)
     else:
-        _print(version, str(out), found.counts, found.failures)
+        _print(version, str(out), found.counts, found.failures, time.monotonic() - started)
     _check(found.failures, len(files))
 
 
 def _predict_stored(images: str, model: str, out: str, workers: int | None, given: _Choices) -> None:
     from job.prediction import predict_stored
-    from nucleus.cli.output import note, show_progress
+    from nucleus.cli.output import note
+    from nucleus.cli.progress import show_progress
     from nucleus.config.names import parse_reference
     from nucleus.predict.stored import PredictionSettings
     from nucleus.registry.versions import resolve_version
@@ -125,6 +129,7 @@ def _predict_stored(images: str, model: str, out: str, workers: int | None, give
         channel=given.channel,
     )
     verbose = click.get_current_context().find_root().params["debug"]
+    started = time.monotonic()
     with show_progress("segment images") as advance:
         found = predict_stored(
             settings, workers=workers, overwrite=given.overwrite, verbose=verbose, advance=advance, waiting=note
@@ -132,9 +137,8 @@ def _predict_stored(images: str, model: str, out: str, workers: int | None, give
     if given.as_json:
         _print_json(settings.model, settings.out, found.counts, found.failures, done_before=found.done_before)
     else:
-        _print(settings.model, settings.out, found.counts, found.failures)
-        if found.done_before:
-            click.echo(f"{found.done_before} images were done before: --overwrite does them again.")
+        more = {"done before": f"{found.done_before} (--overwrite does them again)"} if found.done_before else {}
+        _print(settings.model, settings.out, found.counts, found.failures, time.monotonic() - started, more)
     _check(found.failures, len(found.counts) + len(found.failures))
 
 
@@ -144,13 +148,30 @@ def _print_json(model: str, out: str, counts: Mapping[str, int], failures: Mappi
     print_json({"model": model, "out": out, "nuclei": counts, "failures": failures, **more})
 
 
-def _print(model: str, out: str, counts: Mapping[str, int], failures: Mapping[str, str]) -> None:
-    from nucleus.cli.output import print_table, warn
+def _print(
+    model: str,
+    out: str,
+    counts: Mapping[str, int],
+    failures: Mapping[str, str],
+    seconds: float,
+    more: Mapping[str, object] = MappingProxyType({}),
+) -> None:
+    from nucleus.cli.output import print_facts, print_table, warn
 
     for message in failures.values():
         warn(message)
     print_table(("image", "nuclei"), list(counts.items()))
-    click.echo(f"{sum(counts.values())} nuclei in {len(counts)} images by {model}: {out}")
+    print_facts(
+        {
+            "images": len(counts),
+            "nuclei": sum(counts.values()),
+            "failures": f"{len(failures)}: see above" if failures else 0,
+            **more,
+            "seconds": f"{seconds:.1f}",
+            "model": model,
+            "results": out,
+        }
+    )
 
 
 def _check(failures: Mapping[str, str], images: int) -> None:

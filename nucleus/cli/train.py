@@ -1,19 +1,17 @@
 """`nucleus train`: a training run on the Ray cluster at hand."""
 
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import click
 
-from nucleus.cli.options import check_run_options, run_options
+from nucleus.cli.options import check_run_options, out_option, run_options
 
-if TYPE_CHECKING:
-    from nucleus.registry.manifest import ModelManifest
-
-__all__ = ["print_published", "train"]
+__all__ = ["train"]
 
 
 @click.command()
 @run_options
+@out_option
 @click.option("--json", "as_json", is_flag=True, help="Print the published version's manifest as JSON.")
 @click.pass_context
 def train(
@@ -23,6 +21,7 @@ def train(
     run: str | None,
     resume: str | None,
     single_writer: bool,
+    out: Path,
     as_json: bool,
 ) -> None:
     """Train by RECIPE (a TOML file, or the name of one that comes along: demo, dsb2018-cpu, dsb2018-long, dsb2018-gpu).
@@ -33,13 +32,15 @@ def train(
     from job.recipes import recipe_path
     from job.train import resume as resume_run
     from job.train import train as train_run
-    from nucleus.cli.output import TrainingDisplay, print_json
+    from nucleus.cli.output import print_json
+    from nucleus.cli.summary import print_published
+    from nucleus.cli.training_display import TrainingDisplay
     from nucleus.config.recipe import read_recipe
 
     check_run_options(settings, run, resume)
     content = read_recipe(recipe_path(recipe), settings)
     verbose = bool(ctx.find_root().params.get("debug"))
-    options = RunOptions(run=run, verbose=verbose, single_writer=single_writer)
+    options = RunOptions(run=run, verbose=verbose, single_writer=single_writer, folder=out)
     with TrainingDisplay() as display:
         if resume:
             manifest = resume_run(resume, content.bucket, options, display)
@@ -48,13 +49,4 @@ def train(
     if as_json:
         print_json(manifest.model_dump(mode="json"))
     else:
-        print_published(manifest)
-
-
-def print_published(manifest: "ModelManifest") -> None:
-    """What was published, and how to use it."""
-    from nucleus.cli.output import print_scores
-
-    print_scores(manifest.origin.metrics)
-    click.echo(f"published {manifest.model}@{manifest.version} (run {manifest.origin.run})")
-    click.echo(f"use it: nucleus predict IMAGES --model {manifest.model}@{manifest.version} --out DIR")
+        print_published(manifest, options.local_folder, content.bucket)

@@ -26,6 +26,7 @@ def weights() -> None:
 )
 def add(file: Path, encoder: EncoderName) -> None:
     """Check FILE (without top, .weights.h5 or .h5) and put it where network.weights = "imagenet" finds it."""
+    from nucleus.cli.progress import show_progress
     from nucleus.quiet import import_tensorflow
     from nucleus.registry.encoder_weights import add_weights
     from nucleus.storage.bucket import Bucket
@@ -34,7 +35,9 @@ def add(file: Path, encoder: EncoderName) -> None:
     bucket = Bucket(bucket_from_environment())
     bucket.check("weights/")
     import_tensorflow()
-    click.echo(str(add_weights(file, encoder, bucket).uri))
+    with show_progress("upload weights", "bytes") as advance:
+        added = add_weights(file, encoder, bucket, advance)
+    click.echo(str(added.uri))
 
 
 @weights.command("list")

@@ -16,6 +16,7 @@ from nucleus.errors import RecipeError, UriError
 __all__ = [
     "DEFAULT_CACHE_LIMIT_GIB",
     "AugmentOptions",
+    "CardOptions",
     "GateOptions",
     "Heads",
     "InputOptions",
@@ -33,6 +34,7 @@ __all__ = [
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 PositiveInt = Annotated[int, Field(ge=1)]
+OneLine = Annotated[str, Field(pattern=r"^\S.*$", max_length=500)]
 Heads = Literal["border", "distance", "both"]
 KindName = Literal["dark-field", "bright-field", "stain"]
 
@@ -228,17 +230,39 @@ class GateOptions(_Options):
 
 
 class TrackingOptions(_Options):
-    """Weights & Biases. The variable WANDB_MODE goes before `wandb`.
+    """Weights & Biases, where the variable WANDB_MODE goes before `wandb`, and TensorBoard.
 
     Attributes:
         wandb: `online`, `offline` (needs no account; `wandb sync` sends it later) or `disabled`.
         project: The project's name there.
         entity: User or team; without it the account's default.
+        profile_steps: Steps that TensorFlow's profiler records for TensorBoard on the first worker, from the eleventh
+            of the first epoch on and within that epoch; 0 for none. Rounded up to `optimizer.steps_per_execution`.
     """
 
     wandb: Literal["online", "offline", "disabled"] = "offline"
     project: str = "nucleus"
     entity: str | None = None
+    profile_steps: Annotated[int, Field(ge=0, le=1000)] = 0
+
+
+class CardOptions(_Options):
+    """What the model card says that only a person knows, one line each; of what is missing the card says so.
+
+    Attributes:
+        license: Licence of the published weights, such as `Apache-2.0`.
+        data_license: Licence of the images and their labels, such as `CC0-1.0`.
+        data_source: Whence they are, and how to cite them.
+        data_import: Name, without its ending, of the zip or folder that `data_license` and `data_source` are about: of
+            a dataset that was imported from another the card does not repeat them. Without it they are about any.
+        contact: Whom to ask about the model.
+    """
+
+    license: OneLine | None = None
+    data_license: OneLine | None = None
+    data_source: OneLine | None = None
+    data_import: OneLine | None = None
+    contact: OneLine | None = None
 
 
 class Recipe(_Options):
@@ -279,6 +303,7 @@ class Recipe(_Options):
     optimizer: OptimizerOptions = OptimizerOptions()
     gate: GateOptions = GateOptions()
     tracking: TrackingOptions = TrackingOptions()
+    card: CardOptions = CardOptions()
 
     def with_random_encoder(self) -> "Recipe":
         """The recipe with an encoder that begins at random, and so is trained from the start."""

@@ -8,7 +8,7 @@ from hashlib import sha256
 from nucleus.config.names import check_name, parse_reference
 from nucleus.data.manifest import DatasetManifest, Shard, content_version, read_manifest
 from nucleus.errors import DataError, IntegrityError, ObjectNotFoundError
-from nucleus.progress import Advance, no_progress
+from nucleus.progress import Advance, no_progress, share
 from nucleus.storage.bucket import Bucket
 from nucleus.storage.uri import S3Uri, bucket_from_environment, parse_uri
 
@@ -108,7 +108,10 @@ def _read(bucket: Bucket, version: str) -> Dataset:
 
 
 def verify_dataset(dataset: Dataset, advance: Advance = no_progress) -> list[str]:
-    """Read every shard and compare size and SHA-256 with the manifest; return what is wrong, a line a shard."""
+    """Read every shard and compare size and SHA-256 with the manifest; return what is wrong, a line a shard.
+
+    `advance` is told the bytes of the shards that were read, and of all.
+    """
     bucket = Bucket(dataset.version_uri)
 
     def check(shard: Shard) -> str | None:
@@ -122,9 +125,10 @@ def verify_dataset(dataset: Dataset, advance: Advance = no_progress) -> list[str
 
     problems = []
     shards = dataset.manifest.shards
+    shares = share({shard.file: shard.size for shard in shards}, advance)
     with ThreadPoolExecutor(8) as pool:
-        for done, problem in enumerate(pool.map(check, shards), 1):
-            advance(done, len(shards))
+        for shard, problem in zip(shards, pool.map(check, shards), strict=True):
+            shares[shard.file](shard.size, shard.size)
             if problem:
                 problems.append(problem)
     return problems

@@ -41,7 +41,7 @@ from nucleus.data.sources import Source, open_source
 from nucleus.data.splitting import split_images
 from nucleus.data.tiff import TIFF_SUFFIXES, tiff_facts
 from nucleus.errors import DataError, ImageError, ObjectExistsError, ObjectNotFoundError, UsageError
-from nucleus.progress import Advance, no_progress
+from nucleus.progress import Advance, no_progress, share
 from nucleus.storage.bucket import Bucket
 from nucleus.storage.files import sha256_of
 from nucleus.storage.uri import S3Uri
@@ -101,6 +101,7 @@ def import_dataset(
     uri: S3Uri,
     options: SplitOptions,
     advance: Advance = no_progress,
+    upload: Advance = no_progress,
 ) -> Imported:
     """Import a source as a version of the dataset at `uri`.
 
@@ -112,6 +113,7 @@ def import_dataset(
         uri: `s3://bucket/datasets/<name>`.
         options: How to split.
         advance: Called with the number of images read so far and their total.
+        upload: Called with the bytes of shards sent so far and their total.
 
     Raises:
         DataError: Nothing usable in the source, or too few images to split.
@@ -143,7 +145,7 @@ def import_dataset(
             duplicates=duplicates,
             left_out=left_out,
         )
-        return _upload(bucket, manifest, spool)
+        return _upload(bucket, manifest, spool, upload)
 
 
 def _prepare_all(
@@ -314,14 +316,19 @@ def _named(spooled: Path, name: str) -> bytes:
     return bytes(example.SerializeToString(deterministic=True))
 
 
-def _upload(bucket: Bucket, manifest: DatasetManifest, spool: Path) -> Imported:
+def _upload(bucket: Bucket, manifest: DatasetManifest, spool: Path, advance: Advance) -> Imported:
     key = f"{manifest.version}/manifest.json"
     try:
         return _existing(bucket, key)
     except ObjectNotFoundError:
         pass
+    shares = share({shard.file: shard.size for shard in manifest.shards}, advance)
+
+    def put(file: str) -> None:
+        bucket.put(f"{manifest.version}/{file}", spool / file, advance=shares[file])
+
     with ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda s: bucket.put(f"{manifest.version}/{s.file}", spool / s.file), manifest.shards))
+        list(pool.map(put, shares))
     try:
         bucket.put(key, manifest.model_dump_json(indent=1).encode(), if_absent=True)
     except ObjectExistsError:  # another import of the same content was faster

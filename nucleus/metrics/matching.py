@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["THRESHOLDS", "LabelPairs", "MatchCounts", "match_nuclei", "pair_labels"]
+__all__ = ["THRESHOLDS", "LabelPairs", "MatchCounts", "match_nuclei", "match_pairs", "matched_labels", "pair_labels"]
 
 THRESHOLDS = tuple(i / 100 for i in range(50, 100, 5))
 """The thresholds of mAP."""
@@ -91,8 +91,12 @@ class LabelPairs:
 
 def match_nuclei(truth: NDArray[np.integer], predicted: NDArray[np.integer]) -> MatchCounts:
     """Match the labels of one image; both H x W, 0 background, any positive integers for nuclei."""
-    pairs = pair_labels(truth, predicted)
-    best = _one_to_one(pairs.true, pairs.predicted, pairs.iou)
+    return match_pairs(pair_labels(truth, predicted))
+
+
+def match_pairs(pairs: LabelPairs) -> MatchCounts:
+    """The same from pairs that are known."""
+    _, best = matched_labels(pairs)
     reached = best[:, np.newaxis] >= np.array(THRESHOLDS)
     return MatchCounts(
         true_nuclei=int(np.count_nonzero(pairs.true_areas)),
@@ -102,8 +106,35 @@ def match_nuclei(truth: NDArray[np.integer], predicted: NDArray[np.integer]) -> 
     )
 
 
+def matched_labels(pairs: LabelPairs) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """The true labels that have a match at the lowest threshold, and the IoU of each.
+
+    Of several partners (all at exactly 0.5) one stays.
+    """
+    iou = pairs.iou
+    possible = iou >= THRESHOLDS[0]
+    rows, columns, iou = pairs.true[possible], pairs.predicted[possible], iou[possible]
+    _, first = np.unique(rows, return_index=True)
+    rows, columns, iou = rows[first], columns[first], iou[first]
+    _, first = np.unique(columns, return_index=True)
+    return rows[first], np.asarray(iou[first], np.float64)
+
+
 def pair_labels(truth: NDArray[np.integer], predicted: NDArray[np.integer]) -> LabelPairs:
     """The pairs of true and predicted labels of one image that share pixels; both H x W, 0 background."""
+    rows, columns = int(truth.max()) + 1, int(predicted.max()) + 1
+    if rows * columns > truth.size:  # labels with gaps: sorting the pixels costs less than so large a table
+        return _pairs_by_sorting(truth, predicted)
+    codes = np.multiply(truth, columns, dtype=np.int64)
+    codes += predicted
+    table = np.bincount(codes.ravel(), minlength=rows * columns).reshape(rows, columns)
+    true_areas, predicted_areas = table.sum(axis=1), table.sum(axis=0)
+    true_areas[0] = predicted_areas[0] = 0
+    true, found = np.nonzero(table[1:, 1:])
+    return LabelPairs(true_areas, predicted_areas, true + 1, found + 1, table[1:, 1:][true, found])
+
+
+def _pairs_by_sorting(truth: NDArray[np.integer], predicted: NDArray[np.integer]) -> LabelPairs:
     true_areas, predicted_areas = _areas(truth), _areas(predicted)
     inside = (truth > 0) & (predicted > 0)
     codes, shared = np.unique(
@@ -115,19 +146,9 @@ def pair_labels(truth: NDArray[np.integer], predicted: NDArray[np.integer]) -> L
 
 def _areas(labels: NDArray[np.integer]) -> NDArray[np.int64]:
     """The area of each label from 0, that of the background as 0."""
-    areas = np.bincount(labels.ravel(), minlength=1)
+    areas = np.bincount(labels.ravel())
     areas[0] = 0
     return areas
-
-
-def _one_to_one(rows: NDArray[np.int64], columns: NDArray[np.int64], iou: NDArray[np.float64]) -> NDArray[np.float64]:
-    """IoU of the matches at the lowest threshold; of several partners (all at exactly 0.5) one stays."""
-    possible = iou >= THRESHOLDS[0]
-    rows, columns, iou = rows[possible], columns[possible], iou[possible]
-    _, first = np.unique(rows, return_index=True)
-    columns, iou = columns[first], iou[first]
-    _, first = np.unique(columns, return_index=True)
-    return np.asarray(iou[first], np.float64)
 
 
 def _ratio(part: NDArray[np.number], whole: NDArray[np.number]) -> NDArray[np.float64]:

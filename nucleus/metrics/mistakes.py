@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from nucleus.metrics.matching import THRESHOLDS, pair_labels
+from nucleus.metrics.matching import THRESHOLDS, LabelPairs, pair_labels
 
-__all__ = ["Mistakes", "find_mistakes"]
+__all__ = ["Mistakes", "find_mistakes", "mistakes_in"]
 
 _MOST = 0.5
 
@@ -21,12 +21,14 @@ class Mistakes:
         extra: Predicted labels that match no true one, and that are not merged or split.
         merged: Predicted labels that hold most of two or more true ones.
         split: True labels that hold most of two or more predicted ones.
+        in_merged: True labels most of which a merged one holds.
     """
 
     missed: frozenset[int]
     extra: frozenset[int]
     merged: frozenset[int]
     split: frozenset[int]
+    in_merged: frozenset[int]
 
     def __str__(self) -> str:
         parts = {"missed": self.missed, "extra": self.extra, "merged": self.merged, "split": self.split}
@@ -35,7 +37,11 @@ class Mistakes:
 
 def find_mistakes(truth: NDArray[np.integer], predicted: NDArray[np.integer]) -> Mistakes:
     """Compare the labels of one image; both H x W, 0 background."""
-    pairs = pair_labels(truth, predicted)
+    return mistakes_in(pair_labels(truth, predicted))
+
+
+def mistakes_in(pairs: LabelPairs) -> Mistakes:
+    """The same from pairs that are known."""
     rows, columns = pairs.true, pairs.predicted
     matches = pairs.iou >= THRESHOLDS[0]
     inside = pairs.shared > _MOST * pairs.true_areas[rows]
@@ -51,6 +57,7 @@ def find_mistakes(truth: NDArray[np.integer], predicted: NDArray[np.integer]) ->
         extra=frozenset(predicted_labels - set(columns[matches].tolist()) - in_split - merged),
         merged=merged,
         split=split,
+        in_merged=frozenset(in_merged),
     )
 
 

@@ -3,6 +3,17 @@
 Each metric comes in two ways: the mean over images (`iou`, `map`, ...; what papers and Kaggle report), and pooled, that
 is, from the counts of all images together (`pooled_iou`, `pooled_map`, ...; what StarDist's `matching_dataset`
 reports). The metrics themselves are defined in `pixels` and `matching`.
+
+What became of the nuclei is counted over all images together. Each true nucleus counts once, so that the first three
+and those found one for one add up to all:
+
+- `nuclei_merged`: most of it lies in a predicted nucleus that holds most of another true one too.
+- `nuclei_split`: not so, but it holds most of two or more predicted ones.
+- `nuclei_missed`: neither, and no predicted one matches it at IoU 0.5.
+- `nuclei_extra`: predicted nuclei that match no true one, and that neither merge nor split any.
+
+`nuclei_true_under_12px` and so on say how many true nuclei are of which diameter (`sizes.SIZES`), and
+`recall_50_under_12px` and so on what fraction of them is matched at IoU 0.5; without such nuclei there is no recall.
 """
 
 from dataclasses import dataclass
@@ -11,16 +22,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nucleus.data.kinds import Kind
-from nucleus.metrics.matching import THRESHOLDS, MatchCounts
-from nucleus.metrics.pixels import PixelCounts
+from nucleus.metrics.matching import THRESHOLDS, MatchCounts, match_pairs, pair_labels
+from nucleus.metrics.mistakes import Mistakes, mistakes_in
+from nucleus.metrics.pixels import PixelCounts, count_pixels
+from nucleus.metrics.sizes import SIZES, SizeCounts, count_sizes
 
-__all__ = ["ImageScores", "ScoreSums"]
+__all__ = ["ImageScores", "ScoreSums", "score_labels"]
 
 _KINDS = list(Kind)
 _MEANS = ("loss", "iou", "dice", "accuracy", "f1_50", "pq_50", "count_error")
 _AP = tuple(f"ap_{round(100 * threshold)}" for threshold in THRESHOLDS)
 _PIXELS = 4
 _NUCLEI = 2
+_MISTAKES = ("nuclei_missed", "nuclei_extra", "nuclei_merged", "nuclei_split")
+_PARTS = (
+    len(_MEANS), len(THRESHOLDS), _PIXELS, _NUCLEI, len(THRESHOLDS), len(THRESHOLDS), len(_MISTAKES), len(SIZES),
+    len(SIZES),
+)  # fmt: skip
+"""Columns of the sums after the number of images."""
 
 
 @dataclass(frozen=True)
@@ -31,11 +50,15 @@ class ImageScores:
         loss: The training loss of the whole image.
         pixels: Of the mask.
         nuclei: Of the labels.
+        mistakes: What is wrong with the labels.
+        sizes: True nuclei and those matched, by size.
     """
 
     loss: float
     pixels: PixelCounts
     nuclei: MatchCounts
+    mistakes: Mistakes
+    sizes: SizeCounts
 
     def means(self) -> tuple[float, ...]:
         """The values whose mean over images is reported, in the order of `_MEANS`."""
@@ -50,18 +73,34 @@ class ImageScores:
             float(abs(nuclei.true_nuclei - nuclei.predicted_nuclei)),
         )
 
+    def mistake_counts(self) -> tuple[int, ...]:
+        """How many nuclei went wrong in each way, in the order of `_MISTAKES`; no true nucleus counts twice."""
+        found = self.mistakes
+        return len(found.missed), len(found.extra), len(found.in_merged), len(found.split - found.in_merged)
+
+
+def score_labels(truth: NDArray[np.integer], predicted: NDArray[np.integer], loss: float) -> ImageScores:
+    """Compare the labels of one image, H x W, 0 background, with the true ones."""
+    pairs = pair_labels(truth, predicted)
+    return ImageScores(
+        loss=loss,
+        pixels=count_pixels(truth > 0, predicted > 0),
+        nuclei=match_pairs(pairs),
+        mistakes=mistakes_in(pairs),
+        sizes=count_sizes(pairs),
+    )
+
 
 class ScoreSums:
     """Sums over images, by kind of image, as one array: adding the arrays of all workers gives the sums of all.
 
     Attributes:
         array: kinds x columns, float64: images, sums of the means and of AP, pixel counts (TP, FP, FN, TN), true and
-            predicted nuclei, and matches and their IoU at each threshold.
+            predicted nuclei, matches and their IoU at each threshold, mistakes, and true and matched nuclei by size.
     """
 
     def __init__(self, array: NDArray[np.float64] | None = None) -> None:
-        columns = 1 + len(_MEANS) + _PIXELS + _NUCLEI + 3 * len(THRESHOLDS)
-        self.array = np.zeros((len(_KINDS), columns)) if array is None else array
+        self.array = np.zeros((len(_KINDS), 1 + sum(_PARTS))) if array is None else array
 
     def add(self, kind: Kind, scores: ImageScores) -> None:
         """Add one image."""
@@ -74,6 +113,9 @@ class ScoreSums:
                 (nuclei.true_nuclei, nuclei.predicted_nuclei),
                 nuclei.matches,
                 nuclei.matched_iou,
+                scores.mistake_counts(),
+                scores.sizes.true_nuclei,
+                scores.sizes.matched,
             ]
         )
 
@@ -88,8 +130,8 @@ class ScoreSums:
         count = row[0]
         if not count:
             return {}
-        means, ap, pixels, nuclei, matches, matched_iou = np.split(
-            row[1:], np.cumsum([len(_MEANS), len(THRESHOLDS), _PIXELS, _NUCLEI, len(THRESHOLDS)])
+        means, ap, pixels, nuclei, matches, matched_iou, mistakes, sizes, found = np.split(
+            row[1:], np.cumsum(_PARTS[:-1])
         )
         pooled = MatchCounts(int(nuclei[0]), int(nuclei[1]), matches.astype(np.int64), matched_iou)
         mask = PixelCounts(*(int(value) for value in pixels))
@@ -106,6 +148,9 @@ class ScoreSums:
             "pooled_map": pooled.mean_ap,
             "pooled_f1_50": float(pooled.f1[0]),
             "pooled_pq_50": float(pooled.pq[0]),
+            **{name: float(value) for name, value in zip(_MISTAKES, mistakes, strict=True)},
+            **{f"nuclei_true_{size}": float(value) for size, value in zip(SIZES, sizes, strict=True)},
+            **{f"recall_50_{size}": float(part / of) for size, part, of in zip(SIZES, found, sizes, strict=True) if of},
         }
 
     def report(self) -> dict[str, dict[str, float]]:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from nucleus.config.recipe import Heads
 
-__all__ = ["Maps", "activations", "logits_of", "maps_of"]
+__all__ = ["Maps", "activations", "logits_of", "maps_of", "mask_of_logits"]
 
 _SMALLEST = 1e-7
 
@@ -42,6 +42,13 @@ def activations(logits: tf.Tensor, heads: Heads) -> tf.Tensor:
         return tf.sigmoid(logits)
     classes = tf.nn.softmax(logits[..., :3])
     return classes if heads == "border" else tf.concat([classes, tf.sigmoid(logits[..., 3:])], axis=-1)
+
+
+def mask_of_logits(logits: tf.Tensor, heads: Heads) -> tf.Tensor:
+    """Where a nucleus is more probable than the ground: N x H x W, bool, from logits (N x H x W x C)."""
+    if heads == "distance":
+        return logits[..., 0] > 0
+    return tf.reduce_logsumexp(logits[..., 1:3], axis=-1) > logits[..., 0]
 
 
 def logits_of(values: NDArray[np.float32], heads: Heads) -> tf.Tensor:

@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 from skimage.segmentation import find_boundaries
 
 from nucleus.data.images import RgbImage
-from nucleus.metrics.mistakes import find_mistakes
+from nucleus.metrics.mistakes import Mistakes, find_mistakes
 from nucleus.predict.colours import MISTAKE_COLOURS
-from nucleus.predict.overlay import fitted
+from nucleus.predict.overlay import brightened, fitted
 
 __all__ = ["GalleryImage", "draw_gallery", "draw_mistakes"]
 
@@ -41,13 +41,14 @@ class GalleryImage:
     predicted: NDArray[np.integer]
 
 
-def draw_mistakes(image: RgbImage, truth: NDArray[np.integer], predicted: NDArray[np.integer]) -> RgbImage:
+def draw_mistakes(
+    image: RgbImage, truth: NDArray[np.integer], predicted: NDArray[np.integer], mistakes: Mistakes
+) -> RgbImage:
     """A copy of the image with outlines.
 
     Of the predicted nuclei those that were found, the extra and the merged; of the true ones, the missed and the split:
     in `MISTAKE_COLOURS`.
     """
-    mistakes = find_mistakes(truth, predicted)
     drawn = image.copy()
     for labels, chosen, name in (
         (predicted, None, "found"),
@@ -75,20 +76,15 @@ def draw_gallery(images: Sequence[GalleryImage]) -> RgbImage:
     for number, item in enumerate(images):
         top = _LINE + number // _ACROSS * (cell_height + _GAP)
         left = _GAP + number % _ACROSS * (cell_width + 2 * _GAP)
-        title = f"{item.title}; {find_mistakes(item.truth, item.predicted)}"
+        mistakes = find_mistakes(item.truth, item.predicted)
+        title = f"{item.title}; {mistakes}"
         _write(sheet, title, (left, top + _LINE - 6), (0, 0, 0))
-        shown = (_brightened(item.image), draw_mistakes(_brightened(item.image), item.truth, item.predicted))
-        for i, picture in enumerate(shown):
+        bright = brightened(item.image)
+        for i, picture in enumerate((bright, draw_mistakes(bright, item.truth, item.predicted, mistakes))):
             small = fitted(picture, _SIDE)
             place = (top + _LINE, left + i * (_SIDE + _GAP))
             sheet[place[0] : place[0] + small.shape[0], place[1] : place[1] + small.shape[1]] = small
     return sheet
-
-
-def _brightened(image: RgbImage) -> RgbImage:
-    """Dark images stretched to the full range, so that a person sees what is there."""
-    high = max(1.0, float(np.percentile(image, 99.8)))
-    return np.asarray(np.clip(image * max(1.0, 255 / high), 0, 255), np.uint8)
 
 
 def _write(sheet: RgbImage, text: str, place: tuple[int, int], colour: tuple[int, int, int]) -> int:

@@ -12,7 +12,7 @@ from nucleus.data.kinds import Kind
 from nucleus.predict.view import NetworkView
 from nucleus.training.validation import images_of_split
 
-__all__ = ["contact_sheet", "draw_outlines", "draw_overlay", "example_sheet", "fitted"]
+__all__ = ["CYAN", "YELLOW", "brightened", "contact_sheet", "draw_outlines", "draw_overlay", "example_sheet", "fitted"]
 
 YELLOW = (255, 220, 0)
 CYAN = (0, 220, 255)
@@ -50,6 +50,12 @@ def contact_sheet(rows: list[list[RgbImage]], side: int = 256) -> RgbImage:
             top, left = _GAP + r * step, _GAP + c * step
             sheet[top : top + small.shape[0], left : left + small.shape[1]] = small
     return sheet
+
+
+def brightened(image: RgbImage) -> RgbImage:
+    """Dark images stretched to the full range, so that a person sees what is there."""
+    high = max(1.0, float(np.percentile(image, 99.8)))
+    return np.asarray(np.clip(image * max(1.0, 255 / high), 0, 255), np.uint8)
 
 
 def fitted(picture: RgbImage, side: int) -> RgbImage:

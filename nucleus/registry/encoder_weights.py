@@ -1,16 +1,17 @@
 """Encoder weights: found once a run, kept in the bucket, fetched from there by every worker."""
 
+import io
 import secrets
 import socket
-import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from nucleus.config.encoders import EncoderName
 from nucleus.errors import AccessDeniedError, ObjectExistsError, WeightsError
+from nucleus.progress import Advance, no_progress
 from nucleus.quiet import import_tensorflow
 from nucleus.registry.manifest import EncoderWeightsOrigin
 from nucleus.storage.bucket import Bucket, StoredObject
@@ -37,16 +38,17 @@ class EncoderWeights:
     origin: EncoderWeightsOrigin
 
 
-def add_weights(path: Path, encoder: EncoderName, bucket: Bucket) -> EncoderWeights:
+def add_weights(path: Path, encoder: EncoderName, bucket: Bucket, advance: Advance = no_progress) -> EncoderWeights:
     """Put a weights file into the bucket's `weights/<encoder>/`, where `imagenet` finds it.
 
-    The file is loaded into the encoder first. Keras's older `.h5` format is rewritten as `.weights.h5`.
+    The file is loaded into the encoder first. Keras's older `.h5` format is rewritten as `.weights.h5`. `advance` is
+    told how many bytes are sent, of how many.
 
     Raises:
         WeightsError: No such file, or it does not fit the encoder.
     """
     with tempfile.TemporaryDirectory(prefix="nucleus-weights-") as folder:
-        return _keep(_checked_file(path, encoder, Path(folder)), f"weights/{encoder}/", "imagenet", bucket)
+        return _keep(_checked_file(path, encoder, Path(folder)), f"weights/{encoder}/", "imagenet", bucket, advance)
 
 
 def list_weights(bucket: Bucket, encoder: EncoderName | None = None) -> list[StoredObject]:
@@ -58,7 +60,14 @@ def list_weights(bucket: Bucket, encoder: EncoderName | None = None) -> list[Sto
     )
 
 
-def provide_weights(choice: str, encoder: EncoderName, bucket: Bucket, run: str) -> EncoderWeights | None:
+def provide_weights(
+    choice: str,
+    encoder: EncoderName,
+    bucket: Bucket,
+    run: str,
+    advance: Advance = no_progress,
+    tell: Callable[[str], object] = lambda _: None,
+) -> EncoderWeights | None:
     """Make the weights that a recipe names available in a bucket, so that workers need nothing but the bucket.
 
     Args:
@@ -67,6 +76,8 @@ def provide_weights(choice: str, encoder: EncoderName, bucket: Bucket, run: str)
         bucket: The project's bucket.
         run: Name of the run; below it a local file is kept, and what was downloaded where the bucket's `weights/` may
             not be written to.
+        advance: Told how many bytes are read from the bucket or sent there, of how many.
+        tell: Told that they are downloaded from elsewhere.
 
     Returns:
         Where the weights are; None for `none`.
@@ -79,20 +90,20 @@ def provide_weights(choice: str, encoder: EncoderName, bucket: Bucket, run: str)
     if choice == "imagenet":
         stored = list_weights(bucket, encoder)
         if stored:
-            return _known_by_prefix(bucket, stored[-1].key)
+            return _known_by_prefix(bucket, stored[-1].key, advance)
     with tempfile.TemporaryDirectory(prefix="nucleus-weights-") as temporary:
         folder, beside = Path(temporary), f"runs/{run}/encoder-"
         if choice == "imagenet":
-            with _downloaded(encoder) as path:
-                return _keep_where_allowed(path, (f"weights/{encoder}/", beside), bucket)
+            with _downloaded(encoder, tell) as path:
+                return _keep_where_allowed(path, (f"weights/{encoder}/", beside), bucket, advance)
         if "://" not in choice:
-            return _keep(_checked_file(Path(choice), encoder, folder), beside, "file", bucket)
+            return _keep(_checked_file(Path(choice), encoder, folder), beside, "file", bucket, advance)
         uri = parse_uri(choice)
-        digest = Bucket(uri.parent).download(uri.name, folder / uri.name)
+        digest = Bucket(uri.parent).download(uri.name, folder / uri.name, advance=advance)
         checked = _checked_file(folder / uri.name, encoder, folder)
         if checked == folder / uri.name:
             return EncoderWeights(uri, EncoderWeightsOrigin(source="s3", sha256=digest))
-        return _keep(checked, beside, "s3", bucket)
+        return _keep(checked, beside, "s3", bucket, advance)
 
 
 def fetch_weights(weights: EncoderWeights, cache_dir: Path) -> Path:
@@ -103,11 +114,11 @@ def fetch_weights(weights: EncoderWeights, cache_dir: Path) -> Path:
     return path
 
 
-def _known_by_prefix(bucket: Bucket, key: str) -> EncoderWeights:
+def _known_by_prefix(bucket: Bucket, key: str, advance: Advance) -> EncoderWeights:
     """Weights whose name begins with their sum, checked against it."""
     prefix = Path(key).name.removesuffix(_SUFFIX)
     with tempfile.TemporaryDirectory(prefix="nucleus-weights-") as folder:
-        digest = bucket.download(key, Path(folder) / Path(key).name)
+        digest = bucket.download(key, Path(folder) / Path(key).name, advance=advance)
     if not digest.startswith(prefix):
         raise WeightsError(
             f"Expected {bucket.uri / key} to have a SHA-256 that begins with {prefix}; found {digest}. "
@@ -116,20 +127,20 @@ def _known_by_prefix(bucket: Bucket, key: str) -> EncoderWeights:
     return EncoderWeights(bucket.uri / key, EncoderWeightsOrigin(source="imagenet", sha256=digest))
 
 
-def _keep_where_allowed(path: Path, starts: tuple[str, str], bucket: Bucket) -> EncoderWeights:
+def _keep_where_allowed(path: Path, starts: tuple[str, str], bucket: Bucket, advance: Advance) -> EncoderWeights:
     """Keep downloaded weights where all runs find them, or, in a job with the least rights, where this run does."""
     try:
-        return _keep(path, starts[0], "imagenet", bucket)
+        return _keep(path, starts[0], "imagenet", bucket, advance)
     except AccessDeniedError:
-        return _keep(path, starts[1], "imagenet", bucket)
+        return _keep(path, starts[1], "imagenet", bucket, advance)
 
 
-def _keep(path: Path, start: str, source: str, bucket: Bucket) -> EncoderWeights:
+def _keep(path: Path, start: str, source: str, bucket: Bucket, advance: Advance) -> EncoderWeights:
     """Put weights into the bucket under a key that begins with `start` and goes on with their sum."""
     digest = sha256_of(path)
     key = f"{start}{digest[:_PREFIX_DIGITS]}{_SUFFIX}"
     with suppress(ObjectExistsError):  # then they are there already
-        bucket.put(key, path, if_absent=True)
+        bucket.put(key, path, if_absent=True, advance=advance)
     return EncoderWeights(bucket.uri / key, EncoderWeightsOrigin(source=source, sha256=digest))
 
 
@@ -153,8 +164,22 @@ def _checked_file(path: Path, encoder: EncoderName, folder: Path) -> Path:
     return copy
 
 
+class _Download(io.StringIO):
+    """Takes what Keras writes during a download, a bar of its own kind, and tells where from."""
+
+    def __init__(self, tell: Callable[[str], object]) -> None:
+        super().__init__()
+        self._tell = tell
+
+    def write(self, text: str) -> int:
+        """Tell the one line that says it."""
+        if text.startswith("Downloading"):
+            self._tell(text.strip())
+        return len(text)
+
+
 @contextmanager
-def _downloaded(encoder: EncoderName) -> Iterator[Path]:
+def _downloaded(encoder: EncoderName, tell: Callable[[str], object]) -> Iterator[Path]:
     """ImageNet weights by Keras: from its cache, or downloaded into it."""
     import_tensorflow()
     from nucleus.model.encoders import ENCODERS  # noqa: PLC0415
@@ -162,7 +187,7 @@ def _downloaded(encoder: EncoderName) -> Iterator[Path]:
     timeout = socket.getdefaulttimeout()
     socket.setdefaulttimeout(_DOWNLOAD_TIMEOUT)  # Keras sets none, and a firewall may drop silently
     try:
-        with redirect_stdout(sys.stderr):  # where Keras shows the download
+        with redirect_stdout(_Download(tell)):  # where Keras shows it
             model = ENCODERS[encoder].build(input_shape=(224, 224, 3), include_top=False, weights="imagenet")
     except Exception as error:  # urllib, ssl and Keras each raise their own
         raise WeightsError(

@@ -14,6 +14,7 @@ from filelock import FileLock
 from nucleus.config.names import Reference, check_name, clean_name
 from nucleus.data.cache import default_cache_dir
 from nucleus.errors import IntegrityError, ModelError, ObjectNotFoundError, UsageError
+from nucleus.progress import Advance, no_progress, share
 from nucleus.registry.aliases import read_alias
 from nucleus.registry.claims import claim_version, run_of_claim
 from nucleus.registry.manifest import (
@@ -123,7 +124,7 @@ def version_of_run(bucket: Bucket, name: str, run: str) -> ModelManifest | None:
     return None
 
 
-def publish(bucket: Bucket, name: str, folder: Path, origin: Origin) -> ModelManifest:
+def publish(bucket: Bucket, name: str, folder: Path, origin: Origin, advance: Advance = no_progress) -> ModelManifest:
     """Publish the files of a folder as the next version of a model.
 
     Args:
@@ -131,6 +132,7 @@ def publish(bucket: Bucket, name: str, folder: Path, origin: Origin) -> ModelMan
         name: The model.
         folder: Flat folder with `model.json`, `model.weights.h5` and what goes with them.
         origin: Where the model comes from.
+        advance: Told how many bytes of the files are sent, of how many.
     """
     check_name(name, "model")
     paths = sorted(path for path in folder.iterdir() if path.is_file())
@@ -138,8 +140,9 @@ def publish(bucket: Bucket, name: str, folder: Path, origin: Origin) -> ModelMan
     check_conditional_writes(bucket)
     claim = claim_version(bucket, name, origin.run)
     prefix = version_prefix(name, claim.version)
+    shares = share({path.name: files[path.name].size for path in paths}, advance)
     for path in paths:
-        bucket.put(f"{prefix}/{path.name}", path, if_absent=True)
+        bucket.put(f"{prefix}/{path.name}", path, if_absent=True, advance=shares[path.name])
     manifest = ModelManifest(
         format=MANIFEST_FORMAT,
         model=name,
@@ -153,10 +156,11 @@ def publish(bucket: Bucket, name: str, folder: Path, origin: Origin) -> ModelMan
     return manifest
 
 
-def pull(bucket: Bucket, reference: Reference, folder: Path) -> ModelManifest:
+def pull(bucket: Bucket, reference: Reference, folder: Path, advance: Advance = no_progress) -> ModelManifest:
     """Bring a version into `folder`, which afterwards holds the whole model or is as it was.
 
-    A folder that already holds this version whole is left alone; a damaged copy of it is replaced.
+    A folder that already holds this version whole is left alone; a damaged copy of it is replaced. `advance` is told
+    how many bytes have come, of how many.
 
     Raises:
         ModelError: No such version.
@@ -169,27 +173,28 @@ def pull(bucket: Bucket, reference: Reference, folder: Path) -> ModelManifest:
     with FileLock(folder.with_name(f".{folder.name}.lock")):
         if not is_whole(folder, manifest):
             _check_replaceable(folder, manifest)
-            _replace(bucket, manifest, folder)
+            _replace(bucket, manifest, folder, advance)
     return manifest
 
 
-def pull_cached(bucket: Bucket, reference: Reference) -> Path:
-    """The folder in the cache that holds a version, brought there if need be. Raises what `pull` raises."""
+def pull_cached(bucket: Bucket, reference: Reference, advance: Advance = no_progress) -> Path:
+    """The folder in the cache that holds a version, brought there if need be, as by `pull`, whose errors it raises."""
     version = resolve_version(bucket, reference)
     folder = default_cache_dir() / "models" / bucket.uri.bucket / bucket.uri.key / reference.name / f"{version:06d}"
-    pull(bucket, Reference(reference.name, str(version)), folder)
+    pull(bucket, Reference(reference.name, str(version)), folder, advance)
     return folder
 
 
-def _replace(bucket: Bucket, manifest: ModelManifest, folder: Path) -> None:
+def _replace(bucket: Bucket, manifest: ModelManifest, folder: Path, advance: Advance) -> None:
     """Download a version beside `folder`, then put it in its place."""
     token = secrets.token_hex(4)
     beside, old = (folder.with_name(f".{folder.name}-{token}{end}") for end in ("", "-old"))
     prefix = version_prefix(manifest.model, manifest.version)
+    shares = share({name: file.size for name, file in manifest.files.items()}, advance)
     try:
         for name, file in manifest.files.items():
             try:
-                bucket.download(f"{prefix}/{name}", beside / name, sha256=file.sha256)
+                bucket.download(f"{prefix}/{name}", beside / name, sha256=file.sha256, advance=shares[name])
             except ObjectNotFoundError as error:
                 raise IntegrityError(
                     f"Expected {name} of {manifest.model}@{manifest.version} in the bucket, as its manifest says; it "

@@ -14,7 +14,8 @@ __all__ = ["Picture", "PictureFolder", "embedded"]
 
 # Longest side, px, and JPEG quality, from the best to the smallest.
 _LADDER = (
-    (1024, 92),
+    (1024, 95),
+    (1024, 90),
     (768, 92),
     (768, 85),
     (640, 85),

@@ -10,17 +10,22 @@ from nucleus.registry.manifest import EncoderWeightsOrigin
 from nucleus.storage.documents import read_document
 
 __all__ = [
+    "EPOCH_PICTURE",
+    "FACTS_FILE",
     "HISTORY_FILE",
     "PICTURES",
     "RECORD_FILE",
     "REPORT_FOLDER",
     "REPORT_PAGE",
     "ExampleImage",
+    "Facts",
     "NetworkFacts",
     "RunRecord",
     "Stage",
     "TestImage",
     "WatchedImage",
+    "epochs_of_picture",
+    "read_facts",
     "read_record",
 ]
 
@@ -32,8 +37,13 @@ REPORT_FOLDER = "report"
 """In a run's folder: the report and all that it is made of."""
 REPORT_PAGE = "report.html"
 RECORD_FILE = "record.json"
+FACTS_FILE = "facts.json"
+"""In the report's folder what the workers tell of the run (`Facts`), in a test image's folder of the image."""
 PICTURES = "pictures"
 """Folder beside the report: PNG pictures that the workers drew while they trained."""
+
+EPOCH_PICTURE = "epoch-"
+"""Name of a picture of a watched image, before the epochs done, in five digits."""
 
 Count = Annotated[int, Field(ge=0)]
 
@@ -69,6 +79,25 @@ class NetworkFacts(_Frozen):
     skips: list[int]
     decoder: list[int]
     outputs: list[str]
+
+
+class Facts(_Frozen):
+    """What only the workers know of a run that has finished; what it means is said at `RunRecord`.
+
+    Attributes:
+        format: Of this document.
+        seconds: By part of the run: what one worker spent on it; the epochs are in the history.
+    """
+
+    format: int = RECORD_FORMAT
+    best_epoch: int
+    network: NetworkFacts
+    thresholds: dict[str, float]
+    nucleus_diameter: float | None
+    workers: Annotated[int, Field(ge=1)]
+    device: str
+    seconds: dict[str, float]
+    versions: dict[str, str]
 
 
 class ExampleImage(_Frozen):
@@ -209,3 +238,14 @@ class RunRecord(_Frozen):
 def read_record(data: bytes, where: str) -> RunRecord:
     """Parse and check a record. Raises `JobError` if it is damaged or newer than this package."""
     return read_document(RunRecord, data, what="a run's record", where=where, newest=RECORD_FORMAT, error=JobError)
+
+
+def epochs_of_picture(name: str) -> int | None:
+    """The epochs done when a picture of a watched image was made, from its file's name; None of another picture."""
+    digits = name.removeprefix(EPOCH_PICTURE).removesuffix(".png")
+    return int(digits) if name.startswith(EPOCH_PICTURE) and digits.isdecimal() else None
+
+
+def read_facts(data: bytes, where: str) -> Facts:
+    """Parse and check what the workers told. Raises `JobError` if it is damaged or newer than this package."""
+    return read_document(Facts, data, what="a run's facts", where=where, newest=RECORD_FORMAT, error=JobError)

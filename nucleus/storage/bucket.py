@@ -7,7 +7,6 @@ Endpoint, region and credentials come from the AWS SDK's own variables and files
 import hashlib
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from email.utils import mktime_tz, parsedate_tz
@@ -23,10 +22,12 @@ from nucleus.errors import (
     UncertainWriteError,
     UnreachableError,
 )
+from nucleus.progress import Advance, no_progress
 from nucleus.storage.bulk import BulkReader
 from nucleus.storage.explanations import endpoint, explained
 from nucleus.storage.files import atomic_path
 from nucleus.storage.retries import ask_briefly, ask_patiently, seconds_of_silence
+from nucleus.storage.uploads import body_of, watch_uploads
 from nucleus.storage.uri import S3Uri
 
 if TYPE_CHECKING:
@@ -92,11 +93,13 @@ class Bucket:
         )
         try:
             with explained(self.uri):
-                return self._session.client("s3", config=config)
+                client = self._session.client("s3", config=config)
         except ValueError as error:
             raise UnreachableError(
                 f"Expected a URL such as http://127.0.0.1:9000 in AWS_ENDPOINT_URL_S3; found {endpoint()!r}."
             ) from error
+        watch_uploads(client)
+        return client
 
     def key(self, key: str) -> str:
         """The whole key, prefix included."""
@@ -136,7 +139,15 @@ class Bucket:
             answer = self._client.get_object(Bucket=self.uri.bucket, Key=self.key(key))
             return answer["Body"].read(), answer["ETag"]
 
-    def put(self, key: str, body: bytes | Path, *, if_absent: bool = False, if_match: str | None = None) -> str:
+    def put(
+        self,
+        key: str,
+        body: bytes | Path,
+        *,
+        if_absent: bool = False,
+        if_match: str | None = None,
+        advance: Advance = no_progress,
+    ) -> str:
         """Write an object in one request, so that readers see the old bytes or the new ones; return its ETag.
 
         A conditional write that has to be repeated may find its own object there, written by a request whose answer
@@ -148,6 +159,7 @@ class Bucket:
             body: The bytes, or a file that holds them (at most 5 GiB, S3's limit for one request).
             if_absent: Only create; never replace.
             if_match: Only replace the object that has this ETag.
+            advance: Told how many bytes of a file are sent, of how many; it may begin anew.
 
         Raises:
             ObjectExistsError: The condition did not hold.
@@ -166,7 +178,7 @@ class Bucket:
             nonlocal asked
             asked += 1
             try:
-                with explained(self.uri / key), _opened(body) as file:
+                with explained(self.uri / key), body_of(body, advance) as file:
                     return self._client.put_object(Bucket=self.uri.bucket, Key=self.key(key), Body=file, **condition)[
                         "ETag"
                     ]
@@ -198,17 +210,19 @@ class Bucket:
         with explained(self.uri):
             return BulkReader(self._session, self._client, self.uri.bucket, seconds_of_silence())
 
-    def download(self, key: str, path: Path, *, sha256: str | None = None) -> str:
+    def download(self, key: str, path: Path, *, sha256: str | None = None, advance: Advance = no_progress) -> str:
         """Copy an object to `path`, whole or not at all; return its SHA-256.
+
+        `advance` is told how many bytes have come, of how many; it may begin anew.
 
         Raises:
             ObjectNotFoundError: Nothing has this key.
             IntegrityError: The bytes do not have the sum `sha256`; `path` is left as it was.
         """
         with atomic_path(path) as beside, beside.open("wb") as file:
-            return self.read_into(key, file, sha256=sha256)
+            return self.read_into(key, file, sha256=sha256, advance=advance)
 
-    def read_into(self, key: str, file: BinaryIO, *, sha256: str | None = None) -> str:
+    def read_into(self, key: str, file: BinaryIO, *, sha256: str | None = None, advance: Advance = no_progress) -> str:
         """Write an object's bytes to an open file; return their SHA-256. Raises what `download` raises."""
         start = file.tell()
 
@@ -216,9 +230,12 @@ class Bucket:
             file.seek(start)
             digest = hashlib.sha256()
             with explained(self.uri / key):
-                for chunk in self._bulk.chunks(self.key(key)):
+                size, chunks = self._bulk.open(self.key(key))
+                advance(0, size)
+                for chunk in chunks:
                     file.write(chunk)
                     digest.update(chunk)
+                    advance(file.tell() - start, size)
             file.truncate()
             return digest.hexdigest()
 
@@ -247,10 +264,9 @@ class Bucket:
 
     def objects(self, prefix: str) -> Iterator[StoredObject]:
         """Every object whose key starts with `prefix`, in the order of keys."""
-        base = self._below
-        for page in self._pages(Prefix=base + prefix):
+        for page in self._pages(Prefix=self._below + prefix):
             for item in page.get("Contents", []):
-                yield StoredObject(item["Key"].removeprefix(base), item["Size"], item["LastModified"], item["ETag"])
+                yield self._stored(item)
 
     def find(self, key: str) -> StoredObject | None:
         """The object that has this key, if there is one."""
@@ -259,9 +275,18 @@ class Bucket:
 
     def folders(self, prefix: str) -> list[str]:
         """The names directly below the folder `prefix`, in order."""
-        start = f"{self.key(prefix)}/".lstrip("/")
-        pages = self._pages(Prefix=start, Delimiter="/")
-        return sorted(item["Prefix"][len(start) : -1] for page in pages for item in page.get("CommonPrefixes", []))
+        return self.children(prefix)[1]
+
+    def children(self, folder: str) -> tuple[list[StoredObject], list[str]]:
+        """What lies directly below a folder, in order: its objects, and the names of the folders in it."""
+        start = f"{self.key(folder)}/".lstrip("/")
+        pages = list(self._pages(Prefix=start, Delimiter="/"))
+        objects = [self._stored(item) for page in pages for item in page.get("Contents", [])]
+        folders = [item["Prefix"][len(start) : -1] for page in pages for item in page.get("CommonPrefixes", [])]
+        return objects, sorted(folders)
+
+    def _stored(self, item: Any) -> StoredObject:
+        return StoredObject(item["Key"].removeprefix(self._below), item["Size"], item["LastModified"], item["ETag"])
 
     def _pages(self, **arguments: Any) -> Iterator[Any]:
         """The pages of a listing."""
@@ -277,12 +302,3 @@ class Bucket:
     def _page(self, arguments: dict[str, Any]) -> Any:
         with explained(self.uri):
             return self._client.list_objects_v2(Bucket=self.uri.bucket, **arguments)
-
-
-@contextmanager
-def _opened(body: bytes | Path) -> Iterator[bytes | BinaryIO]:
-    if isinstance(body, bytes):
-        yield body
-    else:
-        with body.open("rb") as file:
-            yield file

@@ -74,10 +74,10 @@ class BulkReader:
             retry_config={"max_retries": _RETRIES, "retry_timeout": timedelta(seconds=storage_timeout())},
         )
 
-    def chunks(self, key: str) -> Iterator[memoryview]:
-        """The object's bytes in order. Raises obstore's errors."""
-        for chunk in self._store.get(key).stream(min_chunk_size=_CHUNK):
-            yield memoryview(chunk)
+    def open(self, key: str) -> tuple[int, Iterator[memoryview]]:
+        """The object's size, and its bytes in order. Raises obstore's errors, also while the bytes are read."""
+        found = self._store.get(key)
+        return found.meta["size"], map(memoryview, found.stream(min_chunk_size=_CHUNK))
 
 
 def obstore_error(error: Exception) -> Refusal | None:

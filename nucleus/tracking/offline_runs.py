@@ -6,16 +6,52 @@ A file is a header of 7 bytes and a LevelDB log (https://github.com/google/level
 
 import json
 import struct
+import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["logged_epochs", "offline_files", "records"]
+__all__ = [
+    "LoggedArtifact",
+    "kept_files",
+    "logged_artifacts",
+    "logged_epochs",
+    "logged_rows",
+    "logged_steps",
+    "offline_files",
+    "records",
+    "wait_until_written",
+]
 
 _HEADER = 7
 _BLOCK = 32 << 10
 _RECORD_HEADER = struct.Struct("<IHB")
 _FULL, _FIRST, _LAST = 1, 2, 4
+
+_PATIENCE = 30.0
+_POLL = 0.02
+
+
+@dataclass(frozen=True)
+class LoggedArtifact:
+    """An artifact that an offline run has logged.
+
+    Attributes:
+        type: Such as `model`.
+        name: Its name.
+        aliases: Those that it is to have.
+        metadata: As it was given.
+        references: Name and address of each file that is not in W&B.
+        files: Name and local file of each that is sent to W&B.
+    """
+
+    type: str
+    name: str
+    aliases: frozenset[str]
+    metadata: dict[str, Any]
+    references: dict[str, str]
+    files: dict[str, Path]
 
 
 def offline_files(folder: Path, run: str) -> list[Path]:
@@ -23,15 +59,70 @@ def offline_files(folder: Path, run: str) -> list[Path]:
     return sorted(folder.glob(f"wandb/offline-run-*/run-{run}.wandb"))
 
 
-def logged_epochs(folder: Path, run: str) -> set[int]:
-    """The epochs that an offline run has logged in a folder."""
+def kept_files(folder: Path, run: str) -> dict[str, Path]:
+    """All that `wandb sync` needs of an offline run: name (`offline-run-.../...`) and file, but for W&B's own logs."""
     return {
-        int(json.loads(item.value_json))
-        for path in offline_files(folder, run)
-        for record in records(path)
-        for item in record.history.item
-        if (item.key or ".".join(item.nested_key)) == "epoch"
+        f"{main.parent.name}/{path.relative_to(main.parent).as_posix()}": path
+        for main in offline_files(folder, run)
+        for path in sorted(main.parent.rglob("*"))
+        if path.is_file() and path.relative_to(main.parent).parts[0] != "logs"
     }
+
+
+def logged_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """The rows of a file's history: key and value; the parts of a picture or table are dictionaries."""
+    for record in records(path):
+        if record.HasField("history"):
+            row: dict[str, Any] = {}
+            for item in record.history.item:
+                *above, last = list(item.nested_key) or [item.key]
+                place = row
+                for key in above:
+                    place = place.setdefault(key, {})
+                place[last] = json.loads(item.value_json)
+            yield row
+
+
+def logged_epochs(folder: Path, run: str) -> set[int]:
+    """The epochs whose metrics an offline run has logged in a folder."""
+    return {
+        int(row["epoch"])
+        for path in offline_files(folder, run)
+        for row in logged_rows(path)
+        if "epoch" in row and not any(isinstance(value, dict) for value in row.values())
+    }
+
+
+def logged_steps(folder: Path, run: str) -> set[int]:
+    """The steps of the rows that an offline run has logged in a folder."""
+    return {int(row["_step"]) for path in offline_files(folder, run) for row in logged_rows(path)}
+
+
+def logged_artifacts(folder: Path, run: str) -> Iterator[LoggedArtifact]:
+    """The artifacts that an offline run has logged in a folder."""
+    for path in offline_files(folder, run):
+        for record in records(path):
+            if record.HasField("artifact"):
+                found = record.artifact
+                yield LoggedArtifact(
+                    type=found.type,
+                    name=found.name,
+                    aliases=frozenset(found.aliases),
+                    metadata=json.loads(found.metadata or "{}"),
+                    references={item.path: item.ref for item in found.manifest.contents if item.ref},
+                    files={item.path: Path(item.local_path) for item in found.manifest.contents if item.local_path},
+                )
+
+
+def wait_until_written(folder: Path, run: str) -> None:
+    """Wait until W&B has written the last file of a run that is over: it does so a moment after `finish` returns.
+
+    At most half a minute, for what W&B cannot write, as on a full disk, must not be the end of a training run.
+    """
+    path = offline_files(folder, run)[-1]
+    deadline = time.monotonic() + _PATIENCE
+    while not any(record.HasField("exit") for record in records(path)) and time.monotonic() < deadline:
+        time.sleep(_POLL)
 
 
 def records(path: Path) -> Iterator[Any]:

@@ -1,12 +1,24 @@
-"""Weights & Biases: the configuration and each epoch's metrics, by the first worker alone."""
+"""Weights & Biases: the configuration, each epoch's metrics and predictions, by the first worker alone.
+
+Each row of a run's history has its own step, which follows from its epoch, so that a row is there once however often
+the run is broken off, on whichever machine it goes on, and in whatever order its files are sent:
+
+    step 1            predictions before training, `epoch` -1
+    step 2 e + 2      the metrics of epoch e
+    step 2 e + 3      predictions after it, also with `epoch` e
+    step 2 e + 4      `best/...`, the predictions of the best weights, after the last epoch
+"""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol, cast
+from typing import Any, ClassVar, Protocol
 
 from nucleus.config.recipe import TrackingOptions
 from nucleus.errors import UsageError
-from nucleus.tracking.offline_runs import logged_epochs, offline_files
+from nucleus.tracking.offline_runs import kept_files, logged_steps, offline_files, wait_until_written
+from nucleus.tracking.wandb_runs import open_run
+from nucleus.training.predictions import PredictedImage
 
 __all__ = ["NoTracker", "Tracker", "WandbTracker", "check_tracking", "make_tracker", "tracking_mode"]
 
@@ -26,8 +38,15 @@ class Tracker(Protocol):
     def offline_files(self) -> list[Path]:
         """What `wandb sync` sends later, one file for each time that the run was begun here."""
 
+    @property
+    def kept_files(self) -> dict[str, Path]:
+        """All that `wandb sync` needs, by the name below `runs/<run>/wandb/` under which the bucket keeps it."""
+
     def log(self, metrics: dict[str, float]) -> None:
         """Metrics of an epoch; `epoch` is among them."""
+
+    def predictions(self, epochs_done: int | None, images: Sequence[PredictedImage]) -> None:
+        """What the network makes of some images after so many epochs; None: with the best weights, at the end."""
 
     def finish(self, summary: dict[str, Any]) -> None:
         """The run is over."""
@@ -41,8 +60,12 @@ class NoTracker:
 
     run_path: str | None = None
     offline_files: ClassVar[list[Path]] = []
+    kept_files: ClassVar[dict[str, Path]] = {}
 
     def log(self, metrics: dict[str, float]) -> None:
+        """Do nothing."""
+
+    def predictions(self, epochs_done: int | None, images: Sequence[PredictedImage]) -> None:
         """Do nothing."""
 
     def finish(self, summary: dict[str, Any]) -> None:
@@ -62,30 +85,17 @@ class WandbTracker:
         mode: str,
         folder: Path,
         config: dict[str, Any],
-        group: str | None,
+        group: str | None = None,
+        commit: str | None = None,
     ) -> None:
-        import wandb  # noqa: PLC0415  over a second
-
-        folder.mkdir(parents=True, exist_ok=True)
-        self._logged = logged_epochs(folder, run) if mode == "offline" else set()
-        self._run = wandb.init(
-            project=options.project,
-            entity=options.entity,
-            id=run,
-            name=run,
-            group=group,
-            resume="allow",
-            job_type="train",
-            mode=cast(Literal["online", "offline"], mode),
-            dir=str(folder),
-            config=config,
-            settings=wandb.Settings(console="off", silent=True),
-        )
+        self._logged = logged_steps(folder, run) if mode == "offline" else set()
+        self._run = open_run(run, options, mode, folder, config=config, group=group, commit=commit)
         self._run.define_metric("epoch")
         self._run.define_metric("*", step_metric="epoch")
-        if self._run.resumed and mode == "online":
-            rows = wandb.Api().run(self._run.path).scan_history(keys=["epoch"])
-            self._logged = {int(row["epoch"]) for row in rows}
+        self._next: int = max([self._run.step, *(step + 1 for step in self._logged)])
+        self._waiting: dict[int, dict[str, Any]] = {}
+        self._epoch = -1
+        self._values: dict[str, float] = {}
         entity = f"{self._run.entity}/" if self._run.entity else ""
         self._offline = folder if mode == "offline" else None
         self.run_path: str | None = f"{entity}{self._run.project}/{self._run.id}"
@@ -95,20 +105,63 @@ class WandbTracker:
         """What was not sent, by this process and those before it; nothing online."""
         return offline_files(self._offline, self._run.id) if self._offline else []
 
+    @property
+    def kept_files(self) -> dict[str, Path]:
+        """What was not sent, with all that goes with it; nothing online."""
+        return kept_files(self._offline, self._run.id) if self._offline else {}
+
     def log(self, metrics: dict[str, float]) -> None:
         """Log one epoch, unless it was logged before the run was broken off after its last checkpoint."""
-        if int(metrics["epoch"]) not in self._logged:
-            self._logged.add(int(metrics["epoch"]))
-            self._run.log(metrics)
+        self._epoch = int(metrics["epoch"])
+        self._values |= metrics
+        self._row(2 * self._epoch + 2, dict(metrics))
+        self._log_waiting(2 * self._epoch + 3)
+
+    def predictions(self, epochs_done: int | None, images: Sequence[PredictedImage]) -> None:
+        """Log pictures `predictions/<name>`, or `best/<name>`; those of an epoch after its metrics, and once."""
+        from nucleus.tracking.overlays import overlay_image  # noqa: PLC0415
+
+        last = epochs_done is None
+        epoch = self._epoch if epochs_done is None else epochs_done - 1
+        step, title = (2 * epoch + 4, "best") if last else (2 * epoch + 3, "predictions")
+        if not self._free(step):
+            return
+        row = {f"{title}/{image.sample.name}": overlay_image(image) for image in images}
+        self._waiting[step] = {"epoch": epoch, **row}
+        if epoch <= self._epoch:  # its metrics are logged
+            self._log_waiting(step)
 
     def finish(self, summary: dict[str, Any]) -> None:
-        """Write the summary and close the run."""
-        self._run.summary.update(summary)
-        self._run.finish()
+        """Write the summary and close the run.
+
+        With the last value of each metric, also of those that an earlier file has: to send a file of an offline run
+        replaces the summary that was sent before.
+        """
+        self._log_waiting(2 * self._epoch + 4)
+        self._run.summary.update({**self._values, **summary})
+        self._close(0)
 
     def abort(self) -> None:
         """Close the run as failed."""
-        self._run.finish(exit_code=1)
+        self._close(1)
+
+    def _close(self, exit_code: int) -> None:
+        self._run.finish(exit_code=exit_code)
+        if self._offline:
+            wait_until_written(self._offline, self._run.id)
+
+    def _free(self, step: int) -> bool:
+        """Whether a row can still be logged: W&B takes them in order only."""
+        return step >= self._next
+
+    def _log_waiting(self, last: int) -> None:
+        for step in sorted(step for step in self._waiting if step <= last):
+            self._row(step, self._waiting.pop(step))
+
+    def _row(self, step: int, row: dict[str, Any]) -> None:
+        if self._free(step):
+            self._next = step + 1
+            self._run.log(row, step=step, commit=True)
 
 
 def tracking_mode(options: TrackingOptions) -> str:
@@ -141,8 +194,9 @@ def make_tracker(
     folder: Path,
     config: dict[str, Any],
     group: str | None = None,
+    commit: str | None = None,
 ) -> Tracker:
-    """The tracker for a mode."""
+    """The tracker for a mode; `commit` is that of this package's code."""
     if mode == "disabled":
         return NoTracker()
-    return WandbTracker(run, options, mode, folder, config, group)
+    return WandbTracker(run, options, mode, folder, config, group, commit)

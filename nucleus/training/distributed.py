@@ -9,7 +9,7 @@ the encoder's BatchNorm is frozen. All workers begin from the first worker's val
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -17,9 +17,10 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from nucleus.errors import JobError
+from nucleus.training.measures import NOTHING, Measure
 from nucleus.training.parameters import ParameterGroup
 
-__all__ = ["TrainingStep", "Workers"]
+__all__ = ["Taken", "TrainingStep", "Workers"]
 
 
 class Workers:
@@ -69,6 +70,20 @@ class Workers:
             start += value.size
 
 
+class Taken(NamedTuple):
+    """Some steps of a worker.
+
+    Attributes:
+        loss: The sum over the steps of its part of the loss.
+        attention: Whether any worker raised its flag; all get the same answer, with the gradients.
+        scores: The sums over its images of each score, float64.
+    """
+
+    loss: float
+    attention: bool
+    scores: NDArray[np.float64]
+
+
 class TrainingStep:
     """Optimizer steps over all workers.
 
@@ -81,6 +96,7 @@ class TrainingStep:
         accumulation: Parts, one after the other, in which a worker computes its gradients: less memory, same result.
         global_clipnorm: Upper bound of the gradient's norm over all groups (Pascanu et al. 2013,
             https://arxiv.org/abs/1211.5063), or None.
+        measure: What else is told of the images trained on.
     """
 
     def __init__(
@@ -93,6 +109,7 @@ class TrainingStep:
         *,
         accumulation: int = 1,
         global_clipnorm: float | None = None,
+        measure: Measure = NOTHING,
     ) -> None:
         self._workers = workers
         self._model = model
@@ -101,31 +118,28 @@ class TrainingStep:
         self._global_batch = global_batch
         self._accumulation = accumulation
         self._global_clipnorm = global_clipnorm
+        self._measure = measure
 
         @tf.function
-        def steps(batches: Iterator[Any], count: tf.Tensor, flag: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-            total, flags = tf.zeros([]), tf.zeros([])
+        def steps(batches: Iterator[Any], count: tf.Tensor, flag: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+            total, scores, flags = tf.zeros([]), tf.zeros([len(measure.names)], tf.float64), tf.zeros([])
             for _ in tf.range(count):
                 images, labels = next(batches)
-                loss, flags = self._step(images, labels, flag)
+                loss, found, flags = self._step(images, labels, flag)
                 total += loss
-            return total, flags
+                scores += found
+            return total, scores, flags
 
         self._steps = steps
 
-    def run(self, batches: Iterator[Any], count: int, *, flag: bool = False) -> tuple[float, bool]:
-        """Take that many batches of this worker.
-
-        Returns:
-            The sum over the steps of its part of the loss, and whether any worker raised its flag; all get the same
-            answer, in the message that brings the gradients.
-        """
-        loss, flags = self._steps(batches, tf.constant(count), tf.constant(float(flag)))
-        return float(loss), bool(flags > 0)
+    def run(self, batches: Iterator[Any], count: int, *, flag: bool = False) -> Taken:
+        """Take that many batches of this worker."""
+        loss, scores, flags = self._steps(batches, tf.constant(count), tf.constant(float(flag)))
+        return Taken(float(loss), bool(flags > 0), np.asarray(scores.numpy()))
 
     @tf.autograph.experimental.do_not_convert
-    def _step(self, images: tf.Tensor, labels: tf.Tensor, flag: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        loss, gradients = self._accumulated(images, labels)
+    def _step(self, images: tf.Tensor, labels: tf.Tensor, flag: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        loss, scores, gradients = self._accumulated(images, labels)
         *gradients, flags = self._workers.all_reduce([*gradients, flag])
         if self._global_clipnorm is not None:
             gradients, _ = tf.clip_by_global_norm(gradients, self._global_clipnorm)
@@ -133,9 +147,9 @@ class TrainingStep:
         for group in self._groups:
             group.apply(gradients[start : start + len(group.variables)])
             start += len(group.variables)
-        return loss, flags
+        return loss, scores, flags
 
-    def _accumulated(self, images: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, list[tf.Tensor]]:
+    def _accumulated(self, images: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, list[tf.Tensor]]:
         if self._accumulation == 1:
             return self._gradients(images, labels)
 
@@ -149,14 +163,16 @@ class TrainingStep:
 
         zeros = [tf.zeros_like(variable.value) for group in self._groups for variable in group.variables]
         parts = (in_parts(images), in_parts(labels))
-        loss, gradients = tf.foldl(add, parts, (tf.zeros([]), zeros), parallel_iterations=1)
-        return loss, gradients
+        nothing = (tf.zeros([]), tf.zeros([len(self._measure.names)], tf.float64), zeros)
+        loss, scores, gradients = tf.foldl(add, parts, nothing, parallel_iterations=1)
+        return loss, scores, gradients
 
-    def _gradients(self, images: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, list[tf.Tensor]]:
+    def _gradients(self, images: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, list[tf.Tensor]]:
         variables = [variable.value for group in self._groups for variable in group.variables]
         # Watching nothing else keeps the frozen encoder off the tape, which makes tracing quicker.
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(variables)
             logits = self._model(tf.cast(images, tf.float32), training=True)
             loss = tf.reduce_sum(self._losses(logits, labels)) / self._global_batch
-        return loss, tape.gradient(loss, variables)
+        scores = tf.reduce_sum(self._measure.of(logits, labels), axis=0)
+        return loss, scores, tape.gradient(loss, variables)

@@ -2,12 +2,13 @@
 
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import keras
 import numpy as np
@@ -23,21 +24,25 @@ from nucleus.data.pipeline import Feed, training_batches
 from nucleus.data.reading import cached_split
 from nucleus.data.sampling import EpochPlan, epoch_plan, stored_order
 from nucleus.errors import JobError
-from nucleus.metrics.scores import ScoreSums
-from nucleus.model.architecture import ModelConfig, config_of_recipe
+from nucleus.model.architecture import config_of_recipe
 from nucleus.model.files import load_encoder_weights, load_weights
 from nucleus.model.losses import image_losses
 from nucleus.model.tiling import TiledNetwork
 from nucleus.model.unet import build_unet, calibrate_encoder, encoder_of
 from nucleus.training.demand import Demand
 from nucleus.training.distributed import TrainingStep, Workers
+from nucleus.training.examples import augmented_examples, example_images
+from nucleus.training.extremes import Extremes
+from nucleus.training.measures import mask_measure
 from nucleus.training.parameters import active_groups, averaged, parameter_groups
-from nucleus.training.predictions import LabelledImage
-from nucleus.training.state import History, Progress, load_checkpoint, save_checkpoint
+from nucleus.training.predictions import LabelledImage, PredictedImage
+from nucleus.training.reporter import Finished, Reporter
+from nucleus.training.state import Progress, load_checkpoint, save_checkpoint
 from nucleus.training.tuning import tune_instances
 from nucleus.training.validation import images_of_worker, predict_images, score_images, split_reader
+from nucleus.training.watching import Watch
 
-__all__ = ["Finished", "Reporter", "TrainingInput", "TrainingRun", "train"]
+__all__ = ["TrainingInput", "TrainingRun", "train"]
 
 _CALIBRATION_IMAGES = 16
 _EXAMPLES = 4
@@ -56,56 +61,6 @@ class TrainingInput:
     dataset: Dataset
     cache: ShardCache
     encoder_weights: Path | None
-
-
-class Reporter(Protocol):
-    """Where a worker's progress goes, and where demands come from.
-
-    Every worker makes each call, in the same order; but for `attention`, which each answers for itself.
-    """
-
-    def attention(self) -> bool:
-        """Whether all workers should look for a demand at the end of the next step."""
-
-    def demand(self) -> Demand:
-        """What is to be done; the same on every worker."""
-
-    def stage(self, text: str) -> None:
-        """Something other than an epoch begins."""
-
-    def resumed(self, history: History, where: str) -> None:
-        """The run goes on from a checkpoint."""
-
-    def steps(self, epoch: int, done: int, total: int) -> None:
-        """Some steps of an epoch are done."""
-
-    def epoch(self, metrics: dict[str, float]) -> None:
-        """An epoch is done; its metrics are those over all workers."""
-
-    def checkpoint(self, history: History, save: Callable[[Path], None]) -> None:
-        """Keep a checkpoint: on the first worker, `save` fills the folder it is given."""
-
-    def finished(self, finished: "Finished", save: Callable[[Path], None]) -> None:
-        """Keep the model, and a last checkpoint by `save`."""
-
-
-@dataclass(frozen=True)
-class Finished:
-    """What a run leaves on each worker, the same on all.
-
-    Attributes:
-        model: The network with the best weights.
-        config: What it is.
-        progress: The run's history.
-        metrics: Scores on `val` and `test`: split, then `all` or kind of image, then metric.
-        examples: A few of this worker's test images.
-    """
-
-    model: keras.Model
-    config: ModelConfig
-    progress: Progress
-    metrics: dict[str, dict[str, dict[str, float]]]
-    examples: list[LabelledImage]
 
 
 def train(
@@ -130,7 +85,9 @@ class TrainingRun:
     """One worker's part of a run. `best` is the file for the best weights so far."""
 
     def __init__(self, recipe: Recipe, given: TrainingInput, workers: Workers, reporter: Reporter, best: Path) -> None:
+        self.seconds: dict[str, float] = {}
         self.recipe = recipe
+        self.given = given
         self.workers = workers
         self.reporter = reporter
         self.best = best
@@ -144,7 +101,9 @@ class TrainingRun:
         self.weights = _sample_weights(self.manifest, recipe.input.kind_weights)
         self.steps_per_epoch = sum(self.train_records) // recipe.input.batch_size
         self.config = config_of_recipe(recipe)
-        self.model = self._build(given.encoder_weights)
+        self.measure = mask_measure(self.config.heads)
+        with self._timed("build the network"):
+            self.model = self._build(given.encoder_weights)
         self.groups = parameter_groups(self.model, recipe, self.steps_per_epoch)
         self.steps: dict[int, TrainingStep] = {}
         self.progress = Progress()
@@ -179,6 +138,7 @@ class TrainingRun:
                 recipe.input.batch_size,
                 accumulation=recipe.optimizer.gradient_accumulation_steps,
                 global_clipnorm=recipe.optimizer.global_clipnorm,
+                measure=self.measure,
             )
         return self.steps[len(groups)]
 
@@ -193,22 +153,56 @@ class TrainingRun:
             self.workers.broadcast(list(self.model.weights))
             for group in self.groups:
                 group.reset_averages()
+        watch = self._watch()
         options = self.recipe.optimizer
         batches = self.batches(progress.epochs_done, progress.steps_done)
         for reader in self.readers.values():
             reader.prefetch(0, 0)
         while progress.epochs_done < options.epochs and progress.validations_since_best < options.patience:
-            if not self._epoch(batches):
+            if not self._epoch(batches, watch):
                 return None
-        self._load_best()
-        self._tune()
-        metrics = {split: self._validate(split).report() for split in ("val", "test")}
-        examples = list(islice(self.images("test"), _EXAMPLES))
-        finished = Finished(self.model, self.config, progress, metrics, examples)
+        finished = self._finish(watch)
         self.reporter.finished(finished, self._save)
         return finished
 
-    def _epoch(self, batches: Iterator[Any]) -> bool:
+    def _finish(self, watch: Watch | None) -> Finished:
+        """Score the best weights, and show what they make of some images."""
+        self._load_best()
+        with self._timed("tune the thresholds"):
+            self._tune()
+        with self._timed("score val and test"):
+            extremes = Extremes(sample.name for sample in self.manifest.split_samples("test"))
+            metrics = {
+                "val": score_images(self.predicted("val"), self.workers).report(),
+                "test": score_images(extremes.watching(self.predicted("test")), self.workers).report(),
+            }
+            chosen = extremes.chosen(self.workers)
+        with self._timed("draw pictures"):
+            self.reporter.extremes(chosen)
+            if watch is not None:
+                watch.ended()
+                self.reporter.examples(augmented_examples(self.given.dataset, self.given.cache, self.recipe))
+        examples = list(islice(self.images("test"), _EXAMPLES))
+        return Finished(self.model, self.config, self.progress, metrics, examples, self.seconds, self.workers.count)
+
+    @contextmanager
+    def _timed(self, part: str) -> Iterator[None]:
+        started = time.monotonic()
+        yield
+        self.seconds[part] = time.monotonic() - started
+
+    def _watch(self) -> Watch | None:
+        """On the first worker: who shows how predictions change."""
+        return Watch(self.model, self._predict_watched, self.reporter.predictions) if self.workers.rank == 0 else None
+
+    @cached_property
+    def _watched(self) -> list[LabelledImage]:
+        return example_images(self.given.dataset, self.given.cache, "val")
+
+    def _predict_watched(self) -> list[PredictedImage]:
+        return list(predict_images(self.network, self._watched, self.config, self.recipe.loss))
+
+    def _epoch(self, batches: Iterator[Any], watch: Watch | None) -> bool:
         """Train and perhaps validate one epoch, or what is left of it; say whether to go on."""
         progress, options = self.progress, self.recipe.optimizer
         epoch = progress.epochs_done
@@ -221,12 +215,14 @@ class TrainingRun:
         if validated:
             started = time.monotonic()
             with averaged(self.groups):
-                scores = self._validate("val").scores()
+                scores = score_images(self.predicted("val"), self.workers).scores()
                 metrics |= {f"val_{name}": value for name, value in scores.items()}
                 _check_finite(metrics)
                 if progress.note_score(epoch, metrics[options.monitor]):
                     self.model.save_weights(self.best)
-            metrics["validation_seconds"] = time.monotonic() - started
+                metrics["validation_seconds"] = time.monotonic() - started
+                if watch is not None:
+                    watch.validated(1 + sum("val_loss" in before for before in progress.history), epoch + 1)
         progress.end_epoch(metrics)
         self.reporter.epoch(metrics)
         if not validated:
@@ -277,43 +273,57 @@ class TrainingRun:
         """Take the steps of an epoch that are left; say whether to go on. What was done is noted in the progress."""
         progress, at_once, total = self.progress, self.recipe.optimizer.steps_per_execution, self.steps_per_epoch
         epoch = progress.epochs_done
-        step, loss = self.step(epoch), 0.0
+        step, sums = self.step(epoch), np.zeros(1 + len(self.measure.names))
         started = time.monotonic()
         while progress.steps_done < total:
             count = min(at_once, total - progress.steps_done)
             try:
-                part, attention = step.run(batches, count, flag=self.reporter.attention())
+                taken = step.run(batches, count, flag=self.reporter.attention())
             except tf.errors.OpError as error:
                 raise self.reader.failure or error from error
-            loss += part
+            sums += (taken.loss, *taken.scores)
             progress.steps_done += count
-            self.reporter.steps(epoch, progress.steps_done, total)
-            demand = self.reporter.demand() if attention else Demand.GO_ON
+            self._tell_steps(float(sums[0]), started)
+            demand = self.reporter.demand() if taken.attention else Demand.GO_ON
             if demand is not Demand.GO_ON or progress.steps_done == total:
-                progress.loss_done += float(self.workers.sum(np.array([loss]))[0])
+                progress.add(self.workers.sum(sums).tolist())
                 progress.seconds_done += time.monotonic() - started
-                loss, started = 0.0, time.monotonic()
+                sums, started = np.zeros_like(sums), time.monotonic()
             if demand is not Demand.GO_ON:
                 self._keep(demand)
             if demand is Demand.STOP:
                 return False
         return True
 
+    def _tell_steps(self, loss: float, started: float) -> None:
+        """Tell how far the epoch is. `loss` is this worker's part of the losses since `started`."""
+        progress = self.progress
+        done, seconds = progress.steps_done, progress.seconds_done + time.monotonic() - started
+        before = progress.sums_done[0] if progress.sums_done else 0.0
+        mean = (before + loss * self.workers.count) / done
+        speed = done * self.recipe.input.batch_size / max(seconds, 1e-9)
+        self.reporter.steps(progress.epochs_done, done, self.steps_per_epoch, mean, speed)
+
     def _epoch_metrics(self) -> dict[str, float]:
-        """Of the epoch whose steps are done."""
+        """Of the epoch whose steps are done; IoU, Dice and accuracy are means over its crops as they were trained."""
         progress, total, batch = self.progress, self.steps_per_epoch, self.recipe.input.batch_size
+        loss, *scores = progress.sums_done
+        seconds = max(progress.seconds_done, 1e-9)
         return {
             "epoch": float(progress.epochs_done),
-            "loss": progress.loss_done / total,
+            "loss": loss / total,
+            **{name: value / (total * batch) for name, value in zip(self.measure.names, scores, strict=True)},
             "learning_rate": float(np.asarray(self.groups[0].optimizer.learning_rate)),
-            "images_per_second": total * batch / max(progress.seconds_done, 1e-9),
+            "seconds": seconds,
+            "workers": float(self.workers.count),
+            "images_per_second": total * batch / seconds,
+            "images_per_second_per_worker": total * batch / seconds / self.workers.count,
             "images_dropped": float(sum(self.train_records) - total * batch),
         }
 
-    def _validate(self, split: str) -> ScoreSums:
-        """Score a split over all workers."""
-        predicted = predict_images(self.network, self.images(split), self.config, self.recipe.loss)
-        return score_images(predicted, self.workers)
+    def predicted(self, split: str) -> Iterator[PredictedImage]:
+        """This worker's images of a split, predicted by the weights that the model has."""
+        return predict_images(self.network, self.images(split), self.config, self.recipe.loss)
 
     def _tune(self) -> None:
         """Choose how labels are made from the maps, on the validation split."""

@@ -27,7 +27,7 @@ class Progress(BaseModel):
     Attributes:
         epochs_done: Epochs that are finished.
         steps_done: Steps of the next one that are done.
-        loss_done: The sum of their losses, over all workers.
+        sums_done: The sums of their losses and of the scores of their crops, over all workers; empty before the first.
         seconds_done: How long they took.
         best_epoch: The epoch (from 0) whose weights were best, or -1.
         best_score: Its value of the monitored metric.
@@ -39,7 +39,7 @@ class Progress(BaseModel):
 
     epochs_done: int = 0
     steps_done: int = 0
-    loss_done: float = 0.0
+    sums_done: list[float] = []
     seconds_done: float = 0.0
     best_epoch: int = -1
     best_score: float = float("-inf")
@@ -54,10 +54,14 @@ class Progress(BaseModel):
         self.validations_since_best += 1
         return False
 
+    def add(self, sums: list[float]) -> None:
+        """Record sums over steps that are done."""
+        self.sums_done = [done + more for done, more in zip(self.sums_done or [0.0] * len(sums), sums, strict=True)]
+
     def end_epoch(self, metrics: dict[str, float]) -> None:
         """Record an epoch that is done."""
         self.epochs_done += 1
-        self.steps_done, self.loss_done, self.seconds_done = 0, 0.0, 0.0
+        self.steps_done, self.sums_done, self.seconds_done = 0, [], 0.0
         self.history.append(metrics)
 
 

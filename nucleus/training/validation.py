@@ -15,9 +15,7 @@ from nucleus.data.manifest import DatasetManifest
 from nucleus.data.reading import SplitReader, cached_split
 from nucleus.data.sampling import epoch_plan
 from nucleus.data.shards import decode_record
-from nucleus.metrics.matching import match_nuclei
-from nucleus.metrics.pixels import count_pixels
-from nucleus.metrics.scores import ImageScores, ScoreSums
+from nucleus.metrics.scores import ImageScores, ScoreSums, score_labels
 from nucleus.model.architecture import ModelConfig
 from nucleus.model.heads import logits_of, maps_of
 from nucleus.model.instances import label_nuclei
@@ -94,11 +92,7 @@ def score_image(
         config: The network.
         loss: The training loss, taken over the whole image.
     """
-    return ImageScores(
-        loss=_image_loss(values, truth, config.heads, loss),
-        pixels=count_pixels(truth > 0, predicted > 0),
-        nuclei=match_nuclei(truth, predicted),
-    )
+    return score_labels(truth, predicted, _image_loss(values, truth, config.heads, loss))
 
 
 def _image_loss(values: NDArray[np.float32], labels: LabelImage, heads: Heads, options: LossOptions) -> float:

@@ -59,7 +59,7 @@ def ablation(data: Path, weights: Path, lines: list[str]) -> None:
         for line in lines:
             started = time.monotonic()
             recipe = _recipe(line, root / "cache")
-            manifest = train(recipe, RunOptions(own_cluster=True))
+            manifest = train(recipe, RunOptions(own_cluster=True, folder=root / "runs"))
             _tell(line, manifest.origin.metrics["val"], recipe, seconds=time.monotonic() - started)
             if line == "recipe":
                 _other_uses(bucket, manifest, recipe, dataset, root)

@@ -3,10 +3,12 @@
 import os
 import statistics
 import time
+from contextlib import AbstractContextManager, nullcontext
 
 from job.options import RunOptions
 from job.train import train
 from nucleus.config.recipe import parse_recipe
+from nucleus.progress import Advance, no_progress
 from tests.benchmarks.measure import RECIPE, generated_dataset, report, temporary_store
 from tests.benchmarks.startup import encoder_weights
 
@@ -27,7 +29,11 @@ class _Clock:
     def warn(self, text: str) -> None:
         """Nothing."""
 
-    def steps(self, epoch: int, epochs: int, done: int, total: int) -> None:
+    def watch(self, *_: object) -> AbstractContextManager[Advance]:
+        """Nothing."""
+        return nullcontext(no_progress)
+
+    def steps(self, *_: object) -> None:
         """Nothing."""
 
     def epoch(self, metrics: dict[str, float]) -> None:
@@ -52,7 +58,7 @@ def checkpoint_overlap() -> None:
             "network": {"weights": str(encoder_weights(root))},
             "optimizer": {"epochs": _EPOCHS, "validate_every": 2, "patience": 99},
         }
-        train(parse_recipe(content, "bench"), RunOptions(own_cluster=True), clock)
+        train(parse_recipe(content, "bench"), RunOptions(own_cluster=True, folder=root / "runs"), clock)
     steady = clock.seconds[2:-1]  # the first epoch compiles and the last is validated besides
     with_one = [seconds for after, seconds in steady if after]
     without = [seconds for after, seconds in steady if not after]

@@ -11,13 +11,13 @@ from tests.benchmarks.measure import RECIPE, generated_dataset, in_turn, report,
 
 _OURS = """
 import sys, time
-from nucleus.cli import output
-steps = output.TrainingDisplay.steps
-def first(self, epoch, epochs, done, total):
+from nucleus.cli.training_display import TrainingDisplay
+steps = TrainingDisplay.steps
+def first(self, epoch, epochs, done, *more):
     if done == 1 and epoch == 0:
         print("first step", time.time(), flush=True)
-    steps(self, epoch, epochs, done, total)
-output.TrainingDisplay.steps = first
+    steps(self, epoch, epochs, done, *more)
+TrainingDisplay.steps = first
 from nucleus.cli.main import main
 main()
 """

@@ -28,7 +28,7 @@ _SETTINGS = {
     "tracking.wandb": "disabled",
     "optimizer.warmup_steps": "0",
 }
-_FIRST = "epoch 1:"
+_FIRST = "epoch 1/"
 
 
 def submit_start() -> None:

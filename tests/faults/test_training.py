@@ -25,7 +25,7 @@ from nucleus.registry.versions import list_versions, pull
 from nucleus.storage import server
 from nucleus.storage.bucket import Bucket
 from nucleus.storage.uri import parse_uri
-from nucleus.tracking.offline_runs import offline_files, records
+from nucleus.tracking.offline_runs import logged_rows, offline_files
 from nucleus.tracking.tensorboard import EVENTS_FILE
 from tests.conftest import SECRET
 from tests.faults.proxy import Proxy, seldom
@@ -97,7 +97,17 @@ class Place:
             **({"AWS_ENDPOINT_URL_S3": endpoint} if endpoint else {}),
         }
         name = ("--resume" if resume else "--run", run)
-        command = [sys.executable, "-m", "nucleus.cli.main", *before, "train", str(recipe), *name]
+        command = [
+            sys.executable,
+            "-m",
+            "nucleus.cli.main",
+            *before,
+            "train",
+            str(recipe),
+            "--out",
+            str(self.folder / "runs"),
+            *name,
+        ]
         log = self.folder / f"{run}-{len(self.started)}.log"
         with log.open("wb") as out:
             process = subprocess.Popen(command, env=environment, stdout=out, stderr=subprocess.STDOUT)
@@ -205,14 +215,9 @@ def is_complete(place: Place, run: str) -> None:
 
 
 def logged(folder: Path, run: str) -> list[int]:
-    """Every epoch that W&B's files of a run hold, in all attempts together."""
-    return [
-        int(json.loads(item.value_json))
-        for path in offline_files(folder, run)
-        for record in records(path)
-        for item in record.history.item
-        if (item.key or ".".join(item.nested_key)) == "epoch"
-    ]
+    """Every epoch whose metrics W&B's files of a run hold, in all attempts together."""
+    rows = (row for path in offline_files(folder, run) for row in logged_rows(path))
+    return [int(row["epoch"]) for row in rows if "loss" in row]
 
 
 def scalars(events: bytes, tag: str) -> dict[int, float]:

@@ -52,7 +52,7 @@ def test_demo(dozen: Path, another_cluster: str, tmp_path: Path) -> None:
     assert "12 images in s3://nucleus/datasets/demo@" in done.stderr
     assert "Going on WITHOUT pretrained encoder weights" in done.stderr
     assert "trained WITHOUT pretrained encoder weights" in done.stderr
-    assert "published demo@1" in done.stdout
+    assert "published\tdemo@1 at s3://nucleus/models/demo/versions/000001" in done.stdout
     work = tmp_path / "w"
     manifest = json.loads((work / "model" / "000001" / "manifest.json").read_text())
     assert manifest["origin"]["encoder_weights"] == {"source": "none", "sha256": None}
@@ -60,7 +60,8 @@ def test_demo(dozen: Path, another_cluster: str, tmp_path: Path) -> None:
     predicted = sorted((work / "predictions" / "000001").glob("*.labels.tif"))
     assert len(predicted) == manifest["origin"]["metrics"]["test"]["all"]["images"]
     assert all(tifffile.imread(path).shape == (96, 96) for path in predicted)
-    page = (work / "report.html").read_text()
+    (report,) = (work / "runs").glob("*/report/report.html")
+    page = report.read_text()
     assert "demo, version 1" in page
     assert page.count("data:image/png;base64,") == 2
     assert not any(marker in page for marker in ("http://", "https://"))

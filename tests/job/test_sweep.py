@@ -30,6 +30,7 @@ def sweep(recipe: Path, *arguments: str) -> "tuple[int, str, str]":
 def recipe(bucket: Bucket, dozen: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """One worker, one epoch."""
     monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    monkeypatch.chdir(tmp_path)  # its `runs` is where reports go
     monkeypatch.delenv("WANDB_MODE", raising=False)
     import_dataset(dozen, bucket.uri / "datasets" / "dozen", SplitOptions())
     content = recipe_for(bucket.uri, tmp_path / "cache", workers=1, optimizer={"epochs": 1, "warmup_steps": 0})

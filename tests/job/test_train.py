@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import re
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -27,7 +29,7 @@ from nucleus.registry.aliases import move_alias
 from nucleus.registry.gate import read_decision
 from nucleus.registry.manifest import version_prefix
 from nucleus.registry.versions import list_versions, publish
-from nucleus.tracking.offline_runs import records
+from nucleus.tracking.offline_runs import logged_artifacts, records
 from tests.whole_way import Recorder, Trained, recipe_for
 
 pytestmark = [
@@ -50,7 +52,43 @@ def test_manifest_and_sums_hold(trained: Trained) -> None:
     assert manifest.origin.recipe == trained.recipe.model_dump(mode="json")
     assert manifest.origin.encoder_weights.source == "none"
     assert manifest.origin.run == "first-run"
-    assert "| test | all |" in trained.bucket.get(f"{prefix}/card.md").decode()
+
+
+def test_the_card_tells_of_this_run(trained: Trained) -> None:
+    card = re.sub(r"\s+", " ", (trained.folder / "card.md").read_text())
+    scores = trained.manifest.origin.metrics["test"]["all"]
+    assert f"| test | all | {scores['images']:.0f} | {scores['ap_50']:.3f} |" in card
+    assert f"Of {scores['nuclei_true']:.0f} true nuclei, " in card
+    for text in (f"`{trained.dataset}`", "`first-run`", "begun with random weights", "not stated (set `card.license`"):
+        assert text in card
+
+
+def test_the_cards_five_lines_of_python(trained: Trained, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As they stand in the card of the pulled model, which lies in `model`, on a picture the model has not seen."""
+    shutil.copytree(trained.folder, tmp_path / "model")
+    image = generated_image(99, 96, 80)[0]
+    (tmp_path / "image.png").write_bytes(encode_png(image))
+    (code,) = re.findall(r"```python\n(.*?)```", (tmp_path / "model" / "card.md").read_text(), re.DOTALL)
+    assert len(code.splitlines()) == 5
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(compile(code, "card.md", "exec"), names)
+    (expected,) = load_predictor(trained.folder).images([image])
+    assert names["labels"].shape == (96, 80)
+    assert (names["labels"] == expected.labels).all()
+
+
+def test_the_cards_commands(trained: Trained, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("NUCLEUS_BUCKET", str(trained.bucket.uri))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "image.png").write_bytes(encode_png(generated_image(99, 96, 80)[0]))
+    (commands,) = re.findall(r"```sh\n(.*?)```", (trained.folder / "card.md").read_text(), re.DOTALL)
+    for command in commands.splitlines():
+        program, *arguments = shlex.split(command, comments=True)
+        assert program == "nucleus"
+        run = CliRunner().invoke(cli, arguments)
+        assert run.exit_code == 0, run.output
+    assert (tmp_path / "results" / "image.labels.tif").is_file()
 
 
 def test_pulled_weights_predict_what_the_trainer_predicted(trained: Trained) -> None:
@@ -87,22 +125,31 @@ def test_history_is_complete_and_the_same_everywhere(trained: Trained) -> None:
 
 
 def test_offline_wandb_run_holds_the_history(trained: Trained) -> None:
-    (path,) = trained.wandb_dir.glob("offline-run-*/run-first-run.wandb")  # the first worker's, and no other's
-    kept = trained.bucket.get(f"runs/first-run/wandb/{path.parent.name}/{path.name}")  # for `wandb sync`, later
-    assert kept == path.read_bytes()
+    """In two files: of the first worker, and no other's, and of the driver, which has published."""
+    path, of_driver = sorted(trained.wandb_dir.glob("offline-run-*/run-first-run.wandb"))
+    for each in (path, of_driver):
+        kept = trained.bucket.get(f"runs/first-run/wandb/{each.parent.name}/{each.name}")  # for `wandb sync`, later
+        assert kept == each.read_bytes()
     history, config = read_wandb(path)
-    logged = [{k: v for k, v in row.items() if not k.startswith("_")} for row in history]
-    assert logged == trained.recorder.epochs
+    rows = [{k: v for k, v in row.items() if not k.startswith("_")} for row in history]
+    assert [row for row in rows if "loss" in row] == trained.recorder.epochs
+    assert [row["epoch"] for row in rows if "loss" not in row] == [-1, 1, 2, 2]  # pictures; the last of the best
+    assert read_wandb(of_driver)[0] == []
+    (artifact,) = (each for each in logged_artifacts(trained.wandb_dir.parent, "first-run") if each.type == "model")
+    assert artifact.metadata["version"] == 1
+    sums = {name: file.sha256 for name, file in trained.manifest.files.items()}
+    assert {name: file["sha256"] for name, file in artifact.metadata["files"].items()} == sums
     assert config["model"] == "tiny"
     assert config["dataset_version"] == str(trained.dataset)
     assert trained.manifest.origin.wandb_run == "nucleus/first-run"
 
 
-def test_a_finished_run_publishes_once_and_its_name_is_taken(trained: Trained) -> None:
-    assert resume("first-run", str(trained.bucket.uri)) == trained.manifest
+def test_a_finished_run_publishes_once_and_its_name_is_taken(trained: Trained, tmp_path: Path) -> None:
+    options = RunOptions(folder=tmp_path)
+    assert resume("first-run", str(trained.bucket.uri), options) == trained.manifest
     assert list_versions(trained.bucket, "tiny") == [1]
     with pytest.raises(JobError, match="--resume first-run"):
-        train(trained.recipe, RunOptions(run="first-run"))
+        train(trained.recipe, RunOptions(run="first-run", folder=tmp_path))
     with pytest.raises(JobError, match="none to resume"):
         resume("no-such-run", str(trained.bucket.uri))
 
@@ -168,6 +215,7 @@ def test_the_first_version_becomes_production_and_the_reason_is_kept(
     assert trained.recorder.texts[-1] == "production means version 1: no version was behind production before"
     shown = CliRunner().invoke(cli, ["models", "show", "tiny@production"]).stdout
     assert "production moved to it: no version was behind production before" in shown
+    assert shown.startswith("# tiny\n")  # the card, without its front matter
     answer = json.loads(CliRunner().invoke(cli, ["models", "show", "tiny", "--json"]).stdout)
     assert (answer["gate"]["passed"], answer["gate"]["metric"]) == (True, "map")
 
@@ -211,7 +259,11 @@ def test_one_worker_publishes_the_same_bytes_as_two(trained: Trained, tmp_path: 
     recorder = Recorder()
     optimizer = {**trained.recipe.optimizer.model_dump(), "gradient_accumulation_steps": 2}
     changes = {"workers": 1, "optimizer": optimizer, "tracking": {"wandb": "disabled"}}
-    manifest = train(recipe_for(trained.bucket.uri, tmp_path, model="alone", **changes), RunOptions(), recorder)
+    manifest = train(
+        recipe_for(trained.bucket.uri, tmp_path, model="alone", **changes),
+        RunOptions(folder=tmp_path / "runs"),
+        recorder,
+    )
     for alone, together in zip(recorder.epochs, trained.recorder.epochs, strict=True):
         assert alone["loss"] == pytest.approx(together["loss"], rel=1e-5)
     assert manifest.origin.metrics == trained.manifest.origin.metrics

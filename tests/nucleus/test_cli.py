@@ -36,8 +36,12 @@ CONTRACT = {
     "jobs logs": {"--follow", "-f", "--address", "--insecure", "--json"},
     "jobs stop": {"--address", "--insecure", "--json"},
     "doctor": {"--address", "--insecure", "--json"},
+    "runs list": {"--model", "--group", "--limit", "--json"},
+    "runs show": {"--out", "--json"},
+    "runs compare": {"--out", "--json"},
     "models list": {"--json"},
     "models show": {"--json"},
+    "models compare": {"--out", "--json"},
     "models pull": {"--json"},
     "models alias": {"--single-writer"},
     "models clean": {"--remove", "--older-than", "--json"},
@@ -92,6 +96,9 @@ def test_datasets_by_command(dozen: Path, here: Path, bucket_uri: S3Uri) -> None
     run = invoke("data", "import", dozen, "dozen", "--json")
     assert run.exit_code == 0, run.output
     imported = json.loads(run.stdout)
+    read, sent = run.stderr.splitlines()
+    assert read.startswith("read images: 12 of 12 in ")
+    assert sent.startswith("upload shards: ")
     assert imported["created"]
     assert (imported["images"], imported["uri"]) == (12, f"{bucket_uri}/datasets/dozen")
     assert sum(split["images"] for split in imported["splits"].values()) == 12
@@ -99,6 +106,18 @@ def test_datasets_by_command(dozen: Path, here: Path, bucket_uri: S3Uri) -> None
     assert (again["created"], again["version"]) == (False, imported["version"])
     listed = json.loads(invoke("data", "list", "dozen", "--json").stdout)
     assert [entry["version"] for entry in listed] == [imported["version"]]
+    told = invoke("data", "import", dozen, "dozen")
+    assert [line.split(" in ")[0] for line in told.stderr.splitlines()] == ["read images: 12 of 12"]  # all is there
+    _, _, facts = told.stdout.partition("what\tvalue\n")
+    assert dict(line.split("\t") for line in facts.splitlines()) == {
+        "already there": f"{bucket_uri}/datasets/dozen@{imported['version']}",
+        "images": "12",
+        "nuclei": str(imported["nuclei"]),
+        "left out": "0",
+        "duplicates removed": "0",
+        "look": "nucleus data show dozen --out examples.png",
+        "train": "nucleus train RECIPE --set dataset=dozen",
+    }
     shown = invoke("data", "show", "dozen", "--out", here / "examples.png")
     assert "train" in shown.stdout
     sheet = cv2.imread(str(here / "examples.png"))

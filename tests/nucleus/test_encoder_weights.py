@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import h5py
@@ -10,13 +11,14 @@ import keras
 import numpy as np
 import pytest
 
+from nucleus.config.encoders import KNOWN_WEIGHTS
 from nucleus.config.recipe import parse_recipe
 from nucleus.errors import IntegrityError, WeightsError
 from nucleus.model.architecture import config_of_recipe
 from nucleus.model.encoders import build_encoder
 from nucleus.model.files import load_encoder_weights
 from nucleus.model.unet import build_unet, encoder_of
-from nucleus.registry.encoder_weights import add_weights, fetch_weights, list_weights, provide_weights
+from nucleus.registry.encoder_weights import _Download, add_weights, fetch_weights, list_weights, provide_weights
 from nucleus.storage.bucket import Bucket
 from nucleus.storage.files import sha256_of
 
@@ -154,3 +156,16 @@ def test_real_weights_have_useful_features(real_weights: Path) -> None:
     features = encoder(rng.uniform(-1, 1, (2, 96, 96, 3)).astype(np.float32), training=False).numpy()
     assert np.isfinite(features).all()
     assert features.std() > 0.05
+
+
+def test_the_licence_of_the_real_weights_is_known(real_weights: Path) -> None:
+    assert KNOWN_WEIGHTS[sha256_of(real_weights)] == "mobilenet_v2"
+
+
+def test_a_download_is_told_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "there").write_bytes(b"weights")
+    told: list[str] = []
+    with redirect_stdout(_Download(told.append)):
+        keras.utils.get_file("here", (tmp_path / "there").as_uri(), cache_dir=tmp_path)
+    assert told == [f"Downloading data from {(tmp_path / 'there').as_uri()}"]
+    assert capsys.readouterr().out == ""

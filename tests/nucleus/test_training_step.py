@@ -63,10 +63,10 @@ def test_clipping_bounds_the_norm_of_the_whole_gradient(workers: Workers) -> Non
 def test_steps_per_execution_changes_nothing(workers: Workers) -> None:
     model, group = toy()
     step, data = TrainingStep(workers, model, [group], squares, 4), batches()
-    losses = [step.run(data, 1)[0] for _ in range(6)]
+    losses = [step.run(data, 1).loss for _ in range(6)]
     assert model.get_weights()[0].tolist() == weights_after(workers, 6).tolist()
     again, group = toy()
-    assert TrainingStep(workers, again, [group], squares, 4).run(batches(), 6)[0] == pytest.approx(
+    assert TrainingStep(workers, again, [group], squares, 4).run(batches(), 6).loss == pytest.approx(
         sum(losses), rel=1e-6
     )
 

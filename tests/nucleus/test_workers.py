@@ -190,6 +190,26 @@ def test_every_option_gives_the_same_run(found: Found) -> None:
         assert many["learning_rate"] == one["learning_rate"]
 
 
+def test_the_best_and_worst_images_are_the_same(found: Found) -> None:
+    """Four test images: the two best, the best first, and the two worst, the worst first."""
+    (alone,) = [rank["runs"]["options"]["extremes"] for rank in found.by_rank[1]]
+    assert [group for group, _ in alone] == ["best", "best", "worst", "worst"]
+    assert len({name for _, name in alone}) == len(alone)
+    together = [rank["runs"]["options"]["extremes"] for rank in found.by_rank[2]]
+    assert all(together)
+    assert sorted([*together[0], *together[1]]) == sorted(alone)
+
+
+def test_some_images_are_watched_on_the_first_worker(found: Found) -> None:
+    """Before training, after the first and the second validation (epochs 2 and 3), and at the end."""
+    (alone,) = [rank["runs"]["options"]["watched"] for rank in found.by_rank[1]]
+    assert [epochs for epochs, _ in alone] == [0, 2, 3, None]
+    assert len({tuple(names) for _, names in alone}) == 1
+    assert len(set(alone[0][1])) == 4
+    first, second = [rank["runs"]["options"]["watched"] for rank in found.by_rank[2]]
+    assert (first, second) == (alone, [])
+
+
 def test_every_rank_would_save_the_same_bytes(found: Found) -> None:
     first, second = (rank["runs"]["options"] for rank in found.by_rank[2])
     assert first["sums"]

@@ -24,10 +24,13 @@ from nucleus.model.heads import activations
 from nucleus.model.unet import decoder_variables
 from nucleus.training.demand import Demand
 from nucleus.training.distributed import TrainingStep, Workers
+from nucleus.training.extremes import Extreme
 from nucleus.training.parameters import ParameterGroup, parameter_groups
-from nucleus.training.run import Finished, TrainingInput, TrainingRun
+from nucleus.training.predictions import PredictedImage
+from nucleus.training.reporter import Augmented, Finished
+from nucleus.training.run import TrainingInput, TrainingRun
 from nucleus.training.state import History
-from nucleus.training.validation import predict_images, score_images
+from nucleus.training.validation import score_images
 
 rank, world, out = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
 task = json.loads((out / "task.json").read_text())
@@ -43,6 +46,8 @@ class Keeper:
     def __init__(self, save_after: int | None = None) -> None:
         self.history: list[dict[str, float]] = []
         self.sums: list[dict[str, str]] = []
+        self.watched: list[tuple[int | None, list[str]]] = []
+        self.extreme: list[tuple[str, str]] = []
         self.middle = Path(tempfile.mkdtemp(dir=out))
         self._save_after = save_after
         self._looks = 0
@@ -60,11 +65,24 @@ class Keeper:
     def resumed(self, history: History, where: str) -> None:
         """Nobody to tell."""
 
-    def steps(self, epoch: int, done: int, total: int) -> None:  # noqa: ARG002
+    def steps(self, epoch: int, done: int, total: int, loss: float, images_per_second: float) -> None:  # noqa: ARG002
         assert 0 < done <= total
+        assert loss > 0
+        assert images_per_second > 0
 
     def epoch(self, metrics: dict[str, float]) -> None:
         self.history.append(metrics)
+
+    def predictions(self, epochs_done: int | None, images: list[PredictedImage]) -> None:
+        assert rank == 0
+        self.watched.append((epochs_done, [image.sample.name for image in images]))
+
+    def extremes(self, images: list[Extreme]) -> None:
+        self.extreme = [(image.group, image.predicted.sample.name) for image in images]
+
+    def examples(self, images: list[Augmented]) -> None:
+        assert rank == 0
+        assert all(image.image.shape[:2] == image.labels.shape for image in images)
 
     def checkpoint(self, history: History, save: Callable[[Path], None]) -> None:  # noqa: ARG002
         if self._looks == self._save_after:
@@ -104,8 +122,7 @@ def steps(name: str, encoder: str, which: str, rate: float, kept: list[int], par
     step, data = TrainingStep(workers, run.model, groups, run.losses, batch, accumulation=parts), run.batches(0, 0)
     losses = []
     for before, count in pairwise([0, *kept]):
-        loss, _ = step.run(data, count - before)
-        losses.append(float(workers.sum(np.array([loss]))[0]))
+        losses.append(float(workers.sum(np.array([step.run(data, count - before).loss]))[0]))
         np.savez(out / f"{name}-{count}-{world}-{rank}.npz", *(variable.numpy() for variable in variables))
     predictions = activations(run.model(image, training=False), run.config.heads)[0].numpy()
     return losses, predictions.tolist()
@@ -114,8 +131,7 @@ def steps(name: str, encoder: str, which: str, rate: float, kept: list[int], par
 def scores() -> dict[str, Any]:
     run = run_of({}, Keeper())
     workers.broadcast(list(run.model.weights))
-    predicted = predict_images(run.network, run.images("val"), run.config, run.recipe.loss)
-    return score_images(predicted, workers).report()
+    return score_images(run.predicted("val"), workers).report()
 
 
 def trained(changes: dict[str, Any]) -> dict[str, Any]:
@@ -126,6 +142,8 @@ def trained(changes: dict[str, Any]) -> dict[str, Any]:
     return {
         "history": keeper.history,
         "sums": keeper.sums,
+        "watched": keeper.watched,
+        "extremes": keeper.extreme,
         "middle": str(keeper.middle),
         "epochs": finished.progress.epochs_done,
         "metrics": finished.metrics,

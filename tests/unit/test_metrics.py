@@ -7,10 +7,11 @@ from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
 from nucleus.data.kinds import Kind
-from nucleus.metrics.matching import THRESHOLDS, MatchCounts, match_nuclei
+from nucleus.metrics.matching import THRESHOLDS, MatchCounts, match_nuclei, pair_labels
 from nucleus.metrics.mistakes import find_mistakes
 from nucleus.metrics.pixels import PixelCounts, count_pixels
-from nucleus.metrics.scores import ImageScores, ScoreSums
+from nucleus.metrics.scores import ImageScores, ScoreSums, score_labels
+from nucleus.metrics.sizes import SIZES
 
 STARDIST = json.loads((Path(__file__).parent / "stardist_metrics.json").read_text())
 
@@ -30,7 +31,7 @@ def labelled_pair(seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
 
 
 def scores_of(truth: NDArray[np.int64], predicted: NDArray[np.int64], loss: float = 0.0) -> ImageScores:
-    return ImageScores(loss, count_pixels(truth > 0, predicted > 0), match_nuclei(truth, predicted))
+    return score_labels(truth, predicted, loss)
 
 
 def test_pixels_worked_example() -> None:
@@ -153,3 +154,88 @@ def test_mistakes_by_name() -> None:
     nothing = np.zeros_like(truth)
     assert find_mistakes(nothing, found).extra == {2, 6, 7, 8, 9}
     assert find_mistakes(truth, nothing).missed == {1, 2, 3, 4, 5}
+    assert (mistakes.in_merged, mistakes.split) == ({1, 2}, {3})
+
+
+def test_labels_with_gaps_pair_as_those_without() -> None:
+    truth, predicted = labelled_pair(4)
+    few, many = pair_labels(truth, predicted), pair_labels(truth * 1000, predicted * 1000)
+    assert (many.true // 1000).tolist() == few.true.tolist()
+    assert (many.predicted // 1000).tolist() == few.predicted.tolist()
+    assert many.shared.tolist() == few.shared.tolist()
+    assert many.true_areas[::1000].tolist() == few.true_areas.tolist()
+    counts, others = match_nuclei(truth, predicted), match_nuclei(truth * 1000, predicted * 1000)
+    assert counts.matched_iou.tolist() == others.matched_iou.tolist()
+
+
+# Each true nucleus has 4 pixels: of predicted ones those with more than 2 of them hold most of it.
+@pytest.mark.parametrize(
+    ("truth", "predicted", "counts"),
+    [
+        ([1, 1, 1, 1, 0, 0], [2, 2, 2, 2, 0, 0], (0, 0, 0, 0)),
+        ([1, 1, 1, 1, 0, 0], [0, 0, 0, 0, 0, 0], (1, 0, 0, 0)),
+        ([0, 0, 0, 0, 0, 0], [2, 2, 0, 3, 3, 3], (0, 2, 0, 0)),
+        # Found with an IoU below 0.5: one missed, and one too many.
+        ([1, 1, 1, 1, 0, 0, 0, 0], [0, 0, 0, 2, 2, 2, 2, 2], (1, 1, 0, 0)),
+        # Two in one; and the same where the larger is matched.
+        ([1, 1, 1, 1, 2, 2, 2, 2], [5, 5, 5, 5, 5, 5, 5, 5], (0, 0, 2, 0)),
+        ([1, 1, 1, 1, 1, 1, 1, 2], [5, 5, 5, 5, 5, 5, 5, 5], (0, 0, 2, 0)),
+        # One in two; and with a third that goes beyond it.
+        ([1, 1, 1, 1, 0, 0], [5, 5, 6, 6, 0, 0], (0, 0, 0, 1)),
+        ([1, 1, 1, 1, 0, 0], [5, 6, 7, 8, 8, 8], (0, 1, 0, 1)),
+        # Nucleus 1 lies in label 5 with nucleus 2, and holds labels 6 and 7: it counts once.
+        ([1, 1, 1, 1, 1, 2, 2], [5, 5, 5, 6, 7, 5, 5], (0, 0, 2, 0)),
+    ],
+)
+def test_each_mistake(truth: list[int], predicted: list[int], counts: tuple[int, ...]) -> None:
+    sums = ScoreSums()
+    sums.add(Kind.STAIN, scores_of(np.array([truth]), np.array([predicted])))
+    found = sums.scores()
+    assert tuple(found[f"nuclei_{name}"] for name in ("missed", "extra", "merged", "split")) == counts
+
+
+def test_recall_by_size() -> None:
+    truth, predicted = np.zeros((2, 64, 256), int)
+    squares = [(10, 1), (11, 1), (20, 0), (30, 1), (40, 0), (42, 1), (60, 1)]  # of 11, 12.4, 23, 34, 45, 47, 68 px
+    start = 0
+    for number, (side, is_found) in enumerate(squares, 1):
+        truth[:side, start : start + side] = number
+        predicted[:side, start : start + side] = is_found * 2 * number
+        start += side
+    sums = ScoreSums()
+    sums.add(Kind.STAIN, scores_of(truth, predicted))
+    scores = sums.scores()
+    assert [scores[f"nuclei_true_{size}"] for size in SIZES] == [1, 2, 3, 1]
+    assert [scores[f"recall_50_{size}"] for size in SIZES] == [1, 1 / 2, 2 / 3, 1]
+    assert scores["nuclei_missed"] == 2
+
+
+def test_no_recall_without_nuclei() -> None:
+    sums = ScoreSums()
+    sums.add(Kind.STAIN, scores_of(np.array([[1, 1]]), np.array([[1, 1]])))
+    scores = sums.scores()
+    assert {name: value for name, value in scores.items() if name.startswith("recall")} == {"recall_50_under_12px": 1}
+    assert scores["nuclei_true_over_48px"] == 0
+    sums = ScoreSums()
+    sums.add(Kind.STAIN, scores_of(np.zeros((2, 2), int), np.zeros((2, 2), int)))
+    assert not any(name.startswith("recall") for name in sums.scores())
+    assert np.isfinite(list(sums.scores().values())).all()
+
+
+@pytest.mark.parametrize("workers", [2, 3])
+def test_mistakes_and_sizes_over_workers_are_those_of_one(workers: int) -> None:
+    together, parts = ScoreSums(), [ScoreSums() for _ in range(workers)]
+    images = [scores_of(*labelled_pair(seed)) for seed in range(7)]
+    for number, image in enumerate(images):
+        for sums in (together, parts[number % workers]):
+            sums.add(list(Kind)[number % 3], image)
+    added = ScoreSums(sum((part.array for part in parts), np.zeros_like(together.array))).report()
+    names = {name for name in together.scores() if name.startswith(("nuclei_", "recall_"))}
+    assert len(names) == 2 + 4 + len(SIZES) + 2  # no disc is larger than 22 px
+    for kind, scores in together.report().items():
+        assert {name: added[kind].get(name) for name in names} == {name: scores.get(name) for name in names}
+    total = together.scores()
+    assert total["nuclei_missed"] == sum(len(image.mistakes.missed) for image in images) > 0
+    assert sum(total[f"nuclei_true_{size}"] for size in SIZES) == total["nuclei_true"]
+    matched = sum(total.get(f"recall_50_{size}", 0.0) * total[f"nuclei_true_{size}"] for size in SIZES)
+    assert matched == pytest.approx(sum(image.nuclei.matches[0] for image in images))

@@ -26,7 +26,7 @@ COMMANDS = sorted(set(re.findall(r"^nucleus ((?:[a-z]+)(?: [a-z]+)?)", README, f
 @pytest.mark.parametrize("line", COMMANDS)
 def test_commands_exist(line: str) -> None:
     first, *rest = line.split()
-    groups = {"data", "weights", "models", "store"}
+    groups = {"data", "weights", "models", "runs", "store"}
     words = [first, *rest] if first in groups else [first]
     run = CliRunner().invoke(cli, [*words, "--help"])
     assert run.exit_code == 0, run.output

@@ -1,9 +1,10 @@
+import json
 from pathlib import Path
 
 import pytest
 
 from job.recipes import recipe_path
-from nucleus.config.recipe import Recipe, parse_recipe, read_recipe
+from nucleus.config.recipe import CardOptions, Recipe, parse_recipe, read_recipe
 from nucleus.errors import RecipeError
 
 RECIPES = sorted((Path(__file__).parents[2] / "job" / "recipes").glob("*.toml"))
@@ -44,6 +45,20 @@ def test_elastic_workers() -> None:
     assert [recipe.batch_per_worker(count) for count in recipe.workers.counts] == [8, 4]
     assert recipe.model_dump(mode="json")["workers"] == [1, 2]
     assert Recipe.model_validate_json(recipe.model_dump_json()) == recipe
+
+
+def test_recipes_from_before_the_card_are_read() -> None:
+    stored = parse_recipe(MINIMAL, "r.toml").model_dump(mode="json")
+    del stored["card"]
+    assert Recipe.model_validate_json(json.dumps(stored)).card == CardOptions()
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_shipped_recipes_state_licences_of_certain_data(path: Path) -> None:
+    card = read_recipe(path).card
+    assert card.data_license
+    assert card.data_source
+    assert card.data_import == ("images" if path.stem == "demo" else "stage1_train")
 
 
 def test_settings_change_keys(tmp_path: Path) -> None:
@@ -88,6 +103,9 @@ def test_settings_change_keys(tmp_path: Path) -> None:
             "unfreeze_epoch: input should be greater than or equal to 1",
         ),
         ({**MINIMAL, "optimizer": {"ema_momentum": 1.0}}, "optimizer.ema_momentum: input should be less than 1"),
+        ({**MINIMAL, "card": {"licence": "MIT"}}, "unknown key 'card.licence' (did you mean 'license'?)"),
+        ({**MINIMAL, "card": {"contact": "a\nb"}}, "card.contact: string should match pattern"),
+        ({**MINIMAL, "card": {"contact": ""}}, "card.contact: string should match pattern"),
         ({**MINIMAL, "cache_limit_gib": 0.0}, "cache_limit_gib: input should be greater than 0"),
         ({**MINIMAL, "cache_dir": "relative"}, "cache_dir must be an absolute path"),
         ({**MINIMAL, "tracking": {"wandb": "on"}}, "tracking.wandb: input should be 'online', 'offline' or 'disabled'"),

@@ -1,0 +1,224 @@
+"""From what a run left in the bucket to its report, on disk and in the bucket."""
+
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from pathlib import Path, PurePosixPath
+
+from pydantic import TypeAdapter, ValidationError
+
+from job.events import Listener
+from job.plan import RunPlan
+from nucleus import __version__
+from nucleus.data.datasets import locate_dataset, open_dataset
+from nucleus.data.manifest import DatasetManifest
+from nucleus.errors import JobError
+from nucleus.registry.gate import read_decision
+from nucleus.registry.manifest import ModelManifest, version_prefix
+from nucleus.report.page import write_report
+from nucleus.report.record import (
+    FACTS_FILE,
+    HISTORY_FILE,
+    PICTURES,
+    RECORD_FILE,
+    REPORT_FOLDER,
+    ExampleImage,
+    Facts,
+    RunRecord,
+    Stage,
+    TestImage,
+    WatchedImage,
+    epochs_of_picture,
+    read_facts,
+)
+from nucleus.storage.bucket import Bucket
+from nucleus.storage.files import write_atomic
+from nucleus.tracking.offline_runs import kept_files
+from nucleus.tracking.published import note_published
+
+__all__ = ["report_folder", "report_published", "report_run"]
+
+_CONNECTIONS = 8
+_HISTORY = TypeAdapter(list[dict[str, float]])
+
+
+def report_folder(plan: RunPlan) -> Path:
+    """Where a run's report lies on the driver's machine."""
+    return Path(plan.folder) / plan.run / REPORT_FOLDER
+
+
+def report_published(
+    plan: RunPlan, manifest: ModelManifest, bucket: Bucket, listener: Listener, seconds: Mapping[str, float]
+) -> None:
+    """Write the report of a run that has published a version, and tell W&B of that. Raises what `report_run` raises."""
+    origin = manifest.origin
+    record = report_run(plan, origin.metrics, origin.wandb_run, manifest, bucket, listener, seconds)
+    decision = read_decision(bucket, manifest.model, manifest.version)
+    problems = note_published(
+        plan.run,
+        plan.recipe.tracking,
+        plan.wandb_mode,
+        Path(plan.wandb_dir),
+        plan.group,
+        manifest=manifest,
+        uri=bucket.uri / version_prefix(manifest.model, manifest.version),
+        history=record.history,
+        worst=[image for image in record.test_images if image.group == "worst"],
+        pictures=report_folder(plan) / PICTURES / "test",
+        alias=decision.alias if decision and decision.passed else None,
+        commit=plan.commit,
+    )
+    for problem in problems:
+        listener.warn(problem)
+    if plan.wandb_mode == "offline":
+        for name, path in kept_files(Path(plan.wandb_dir), plan.run).items():
+            bucket.put(f"runs/{plan.run}/wandb/{name}", path)
+
+
+def report_run(
+    plan: RunPlan,
+    metrics: Mapping[str, Mapping[str, Mapping[str, float]]],
+    wandb_run: str | None,
+    manifest: ModelManifest | None,
+    bucket: Bucket,
+    listener: Listener,
+    seconds: Mapping[str, float],
+) -> RunRecord:
+    """Write the report of a run whose workers have finished, into `report_folder` and `runs/<run>/report/`.
+
+    Args:
+        plan: The run.
+        metrics: Of its best weights: split, then `all` or kind of image, then metric.
+        wandb_run: Its W&B run.
+        manifest: The version that it published, if it did.
+        bucket: Its bucket.
+        listener: Is told.
+        seconds: What the driver spent on `train` and `publish`, so far as it is known.
+
+    Raises:
+        JobError: The workers left nothing to report, or it is damaged.
+        StorageError: The bucket cannot be used.
+    """
+    listener.stage("Writing the report")
+    folder = report_folder(plan)
+    stored = Bucket(bucket.uri / "runs" / plan.run / REPORT_FOLDER)
+    pictures = _fetch_pictures(stored, folder)
+    facts = read_facts(stored.get(FACTS_FILE), str(stored.uri / FACTS_FILE))
+    history = _history(bucket, plan.run)
+    dataset = open_dataset(locate_dataset(plan.dataset)).manifest
+    record = RunRecord(
+        run=plan.run,
+        group=plan.group,
+        bucket=str(bucket.uri),
+        model=plan.recipe.model,
+        version=manifest.version if manifest else None,
+        gate=_decided(bucket, manifest) if manifest else None,
+        begun=plan.begun,
+        ended=datetime.now(UTC).isoformat(timespec="seconds"),
+        recipe=plan.recipe.model_dump(mode="json"),
+        dataset=plan.dataset,
+        encoder_weights=plan.weights,
+        metrics=metrics,
+        history=history,
+        best_epoch=facts.best_epoch,
+        network=facts.network,
+        thresholds=facts.thresholds,
+        nucleus_diameter=facts.nucleus_diameter,
+        workers=facts.workers,
+        device=facts.device,
+        stages=_stages(facts, history, seconds),
+        worker_seconds=_worker_seconds(facts, history),
+        cpus_per_worker=plan.recipe.cpus_per_worker,
+        gpus_per_worker=plan.recipe.gpus_per_worker,
+        versions=facts.versions,
+        code_version=__version__,
+        commit=plan.commit,
+        wandb_run=wandb_run,
+        examples=[ExampleImage(name=name, kind=kind) for name, kind in _named(pictures, "examples", dataset)],
+        watched=_watched(pictures, dataset, len(history)),
+        test_images=_test_images(folder, pictures),
+    )
+    write_atomic(folder / RECORD_FILE, record.model_dump_json(indent=1))
+    write_report(folder, record, dataset)
+    for path in sorted(folder.iterdir()):
+        if path.is_file():
+            stored.put(path.name, path)
+    return record
+
+
+def _fetch_pictures(stored: Bucket, folder: Path) -> list[PurePosixPath]:
+    """Bring what the workers drew to this machine; return which files, below the folder of pictures."""
+    keys = [item.key for item in stored.objects(f"{PICTURES}/")]
+    with ThreadPoolExecutor(_CONNECTIONS) as pool:
+        for _ in pool.map(lambda key: write_atomic(folder / key, stored.get(key)), keys):
+            pass
+    return [PurePosixPath(key).relative_to(PICTURES) for key in keys]
+
+
+def _history(bucket: Bucket, run: str) -> list[dict[str, float]]:
+    key = f"runs/{run}/{HISTORY_FILE}"
+    try:
+        return _HISTORY.validate_json(bucket.get(key))
+    except ValidationError as error:
+        raise JobError(f"Expected the history of a run at {bucket.uri / key}; it is damaged: {error}") from error
+
+
+def _decided(bucket: Bucket, manifest: ModelManifest) -> str | None:
+    decision = read_decision(bucket, manifest.model, manifest.version)
+    if decision is None:
+        return None
+    return f"{decision.alias} {'moved' if decision.passed else 'did not move'} to this version: {decision.reason}"
+
+
+def _stages(facts: Facts, history: list[dict[str, float]], seconds: Mapping[str, float]) -> list[Stage]:
+    epochs = {
+        "train": sum(metrics["seconds"] for metrics in history),
+        "validate": sum(metrics.get("validation_seconds", 0.0) for metrics in history),
+    }
+    build = {name: spent for name, spent in facts.seconds.items() if name == "build the network"}
+    after = {name: spent for name, spent in facts.seconds.items() if name not in build}
+    stages = {**build, **epochs, **after}
+    rest = seconds.get("train", 0.0) - sum(stages.values())
+    if rest > 0:
+        stages = {"start, wait and save": rest, **stages}
+    if "publish" in seconds:
+        stages["publish"] = seconds["publish"]
+    return [Stage(name=name, seconds=spent) for name, spent in stages.items()]
+
+
+def _worker_seconds(facts: Facts, history: list[dict[str, float]]) -> float:
+    epochs = sum((m["seconds"] + m.get("validation_seconds", 0.0)) * m["workers"] for m in history)
+    return epochs + facts.workers * sum(facts.seconds.values())
+
+
+def _named(pictures: Iterable[PurePosixPath], part: str, dataset: DatasetManifest) -> list[tuple[str, str]]:
+    """Name and kind of the images that have pictures of a part, in the dataset's order."""
+    names = {path.parts[1] for path in pictures if path.parts[0] == part}
+    return [(sample.name, sample.kind) for sample in dataset.samples if sample.name in names]
+
+
+def _watched(pictures: list[PurePosixPath], dataset: DatasetManifest, epochs: int) -> list[WatchedImage]:
+    return [
+        WatchedImage(
+            name=name,
+            kind=kind,
+            epochs=sorted(
+                done
+                for path in pictures
+                if path.parts[:2] == ("watched", name)
+                if (done := epochs_of_picture(path.name)) is not None and done <= epochs
+            ),
+        )
+        for name, kind in _named(pictures, "watched", dataset)
+    ]
+
+
+def _test_images(folder: Path, pictures: list[PurePosixPath]) -> list[TestImage]:
+    paths = [folder / PICTURES / path for path in pictures if path.parts[0] == "test" and path.name == FACTS_FILE]
+    found = [TestImage.model_validate_json(path.read_bytes()) for path in paths]
+
+    def quality(image: TestImage) -> tuple[float, float]:
+        return image.scores["map"], image.scores["iou"]
+
+    best = sorted((image for image in found if image.group == "best"), key=quality, reverse=True)
+    return [*best, *sorted((image for image in found if image.group == "worst"), key=quality)]

@@ -1,0 +1,145 @@
+"""The curves of several runs in one picture, for a slide."""
+
+import io
+from collections.abc import Sequence
+from itertools import cycle, islice
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from nucleus.report.comparison import Contender
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["draw_curves", "encode_figure"]
+
+# Okabe and Ito (https://jfly.uni-koeln.de/color/), without the yellow that vanishes on white: eyes that see few colours
+# tell these apart. Markers and dashes tell the runs apart without any colour, and after the colours are used up.
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#56B4E9", "#E69F00")
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*", "h")
+_DASHES = ("-", (0, (6, 2)), (0, (2, 1.5)))
+_SIZE, _DPI = (16.0, 9.0), 120
+"""1920 x 1080 pixels."""
+_PANELS = (
+    ("loss", "val_loss", "loss"),
+    (None, "val_iou", "IoU of the mask"),
+    (None, "val_dice", "Dice of the mask"),
+    (None, "val_map", "mAP of nuclei"),
+    ("learning_rate", None, "learning rate"),
+)
+"""What is drawn thin for every epoch, what bold where it was validated, and the title."""
+_LONGEST_NAME = 30
+_ENLARGED = 5.0
+"""How many times the range of the runs' later halves a panel shows at most."""
+_FEW = 4
+
+
+def draw_curves(contenders: Sequence[Contender]) -> "Figure":
+    """Loss (training thin, validation bold), IoU, Dice and mAP on the validation split and the learning rate, by epoch.
+
+    Epochs count from 1. Where the first epochs are far off, their part of a panel is cut, so that the later ones, which
+    people compare, can be told apart. A contender without a history has a line in the legend that says so.
+    """
+    from matplotlib.figure import Figure  # noqa: PLC0415  only those who draw pay for it
+
+    figure = Figure(figsize=_SIZE, layout="constrained")
+    styles = _styles(len(contenders))
+    *panels, corner = figure.subplots(2, 3).flat
+    for axes, (thin, bold, title) in zip(panels, _PANELS, strict=True):
+        for contender, style in zip(contenders, styles, strict=True):
+            if thin:
+                _line(axes, contender, thin, style, bold=bold is None)
+            if bold:
+                _line(axes, contender, bold, style, bold=True)
+        _finish(axes, title, max((len(contender.history) for contender in contenders), default=0))
+        if bold:
+            _enlarge(axes)
+    _legend(corner, contenders, styles)
+    return figure
+
+
+def encode_figure(figure: "Figure") -> bytes:
+    """A figure as PNG."""
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=_DPI)
+    return picture.getvalue()
+
+
+def _styles(count: int) -> list[dict[str, Any]]:
+    width, marker_size = (2.6, 7) if count <= _FEW else (1.9, 6)
+    colours = islice(cycle(_COLOURS), count)
+    markers = islice(cycle(_MARKERS), count)
+    return [
+        {
+            "color": colour,
+            "marker": marker,
+            "markersize": marker_size,
+            "linewidth": width,
+            "linestyle": _DASHES[place // len(_COLOURS) % len(_DASHES)],
+        }
+        for place, (colour, marker) in enumerate(zip(colours, markers, strict=True))
+    ]
+
+
+def _line(axes: "Axes", contender: Contender, metric: str, style: dict[str, Any], *, bold: bool) -> None:
+    known = [entry for entry in contender.history if metric in entry]
+    if not known:
+        return
+    epochs = [entry["epoch"] + 1 for entry in known]
+    look: dict[str, Any] = {**style, "markevery": max(1, len(known) // 10)}
+    if not bold:
+        look |= {"linewidth": 0.9, "marker": "." if len(known) == 1 else "", "alpha": 0.8}
+    axes.plot(epochs, [entry[metric] for entry in known], label=contender.name, gid=metric, **look)
+
+
+def _finish(axes: "Axes", title: str, epochs: int) -> None:
+    from matplotlib.ticker import MaxNLocator  # noqa: PLC0415
+
+    axes.set_title(title, fontsize=18, loc="left")
+    axes.set_xlabel("epoch", fontsize=15)
+    axes.tick_params(labelsize=14)
+    axes.set_xlim(0, 1.02 * max(1, epochs))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _enlarge(axes: "Axes") -> None:
+    """Cut what the first halves of the runs need of the height, as far as it dwarfs what the second halves need."""
+    values = [np.asarray(line.get_ydata(), float).tolist() for line in axes.get_lines()]
+    later = [value for line in values for value in line[len(line) // 2 :]]
+    if not later:
+        return
+    low, high = min(later), max(later)
+    room = (_ENLARGED - 1) * (high - low)
+    if room <= 0:
+        return
+    bottom, top = axes.get_ylim()
+    axes.set_ylim(max(bottom, low - room), min(top, high + room))
+
+
+def _legend(axes: "Axes", contenders: Sequence[Contender], styles: Sequence[dict[str, Any]]) -> None:
+    """Which line is whose, in a panel of its own."""
+    from matplotlib.lines import Line2D  # noqa: PLC0415
+
+    axes.set_axis_off()
+    lines = []
+    for place, (contender, style) in enumerate(zip(contenders, styles, strict=True)):
+        remark = "" if contender.history else " (no history)"
+        name = _shortened(contender.name, _LONGEST_NAME - len(remark))
+        lines.append(Line2D([], [], label=f"{chr(ord('A') + place)}  {name}{remark}", **style))
+    lines.append(Line2D([], [], linewidth=2.6, color="grey", label="bold: validation; learning rate"))
+    lines.append(Line2D([], [], linewidth=0.9, color="grey", label="thin: training"))
+    size = 15 if len(contenders) <= _FEW else 13
+    legend = axes.legend(handles=lines, loc="upper left", fontsize=size, frameon=False, borderaxespad=0, handlelength=3)
+    legend.set_in_layout(False)  # long names take no room from the curves
+
+
+def _shortened(name: str, longest: int) -> str:
+    """A name without its middle, if it is too long: the trials of a sweep differ at the end."""
+    if len(name) <= longest:
+        return name
+    end = (longest - 1) // 2
+    return f"{name[: longest - 1 - end]}\u2026{name[-end:]}"
