@@ -86,7 +86,7 @@ def _stack(axes: Any, names: list[str], counts: dict[Kind, list[int]]) -> None:
             axes.bar(names, values, bottom=below, label=KINDS[kind], facecolor=SERIES[number], edgecolor="#ffffff",
                      hatch=_HATCHES[kind], width=0.7)  # fmt: skip
         below = [low + value for low, value in zip(below, values, strict=True)]
-    axes.set_ylim(0, 1.55 * max([*below, 1]))
+    axes.set_ylim(0, 1.7 * max([*below, 1]))
     for place, total in enumerate(below):
         axes.annotate(count(total), (place, total), xytext=(0, 2), textcoords="offset points", ha="center", fontsize=9)
     axes.grid(visible=False, axis="x")

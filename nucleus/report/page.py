@@ -27,6 +27,7 @@ from nucleus.report.sheets import save_sheet
 from nucleus.report.shots import Scene, example_scenes, tested_scenes, watched_scenes
 from nucleus.report.summary import cost_of, scored_split, summarize
 from nucleus.report.timing_figure import timing_panel
+from nucleus.report.wording import date_of
 from nucleus.storage.files import write_atomic
 
 __all__ = ["MOST_BYTES", "render_page", "write_report"]
@@ -152,6 +153,7 @@ class _Report:
             "splits": splits_table(dataset),
             "left_out": left_out_tables(dataset),
             "cost": cost_of(record),
+            "begun": date_of(record.begun),
             "use": commands_to_use(record),
             "repeat": commands_to_repeat(record, dataset),
             "differing": differing_settings(record),
