@@ -9,5 +9,8 @@ MISTAKE_COLOURS = {
     "merged": (255, 0, 190),
     "split": (0, 64, 255),
 }
-"""RGB by what became of a nucleus; see `nucleus.metrics.mistakes`. Any two are at least 41 apart in CIELAB, also as people see
-them who confuse red and green or blue and yellow (simulated after Machado et al. 2009, doi 10.1109/TVCG.2009.113)."""
+"""RGB by what became of a nucleus; see `nucleus.metrics.mistakes`.
+
+Any two are at least 41 apart in CIELAB, also as people see them who confuse red with green or blue with yellow
+(simulated after Machado et al. 2009, https://doi.org/10.1109/TVCG.2009.113).
+"""

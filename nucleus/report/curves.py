@@ -26,13 +26,14 @@ class _Line:
 
 @dataclass(frozen=True)
 class _Curve:
-    """A figure: what it is called, its lines, and how its values are written."""
+    """A figure: what it is called, its lines, how its values are written, and whether the axis begins at 0."""
 
     key: str
     title: str
     lines: tuple[_Line, ...]
     written: Callable[[float], str] = "{:.3f}".format
     unit: str = ""
+    from_zero: bool = False
 
 
 def _of_both(key: str) -> tuple[_Line, _Line]:
@@ -54,11 +55,12 @@ _CURVES = (
         "speed",
         "Speed of training",
         (
-            _Line("images_per_second", "all workers together"),
+            _Line("images_per_second", "all workers"),
             _Line("images_per_second_per_worker", "one worker"),
         ),
         written="{:.1f}".format,
         unit="images/s",
+        from_zero=True,
     ),
 )
 _DASHES = ("solid", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)))
@@ -99,7 +101,9 @@ def history_table(history: History) -> Table:
         if "epoch" in entry
     ]
     shown = thinned(rows)
-    caption = "Metrics by epoch" + (f" ({len(shown)} of {len(rows)} epochs)" if len(shown) < len(rows) else "")
+    caption = "Metrics by epoch" + (
+        f" ({count(len(shown))} of {count(len(rows))} epochs)" if len(shown) < len(rows) else ""
+    )
     return Table(caption, ("epoch", *(title for title, _, _ in lines)), shown)
 
 
@@ -124,7 +128,10 @@ def _panel(curve: _Curve, lines: list[tuple[_Line, list[tuple[float, float]]]], 
         axes.set_ylabel(curve.unit)
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:.5g}")
-        axes.legend()
+        if curve.from_zero:
+            axes.set_ylim(bottom=0)
+        # Below: a curve may go anywhere inside.
+        axes.legend(loc="upper left", bbox_to_anchor=(-0.05, -0.2), ncols=3, columnspacing=1)
 
     said = [
         f"{line.name} from {curve.written(points[0][1])} at epoch {count(points[0][0])} "

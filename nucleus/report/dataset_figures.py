@@ -12,7 +12,7 @@ from nucleus.report.wording import KINDS, count, plural
 __all__ = ["SPLIT_NAMES", "dataset_panels"]
 
 SPLIT_NAMES = {"train": "training", "val": "validation", "test": "test"}
-_BINS = (0, 1, 6, 11, 21, 51, 101, 201)
+_BINS = (0, 1, 11, 31, 101)
 """The fewest nuclei of each group of images."""
 _HATCHES = {Kind.DARK_FIELD: "", Kind.BRIGHT_FIELD: "///", Kind.STAIN: "..."}
 
@@ -36,7 +36,7 @@ def _images(dataset: DatasetManifest) -> Panel:
     said = ", ".join(f"{name} {count(total)}" for name, total in zip(names, totals, strict=True))
     rows = [(name, *(count(counts[kind][i]) for kind in Kind), count(totals[i])) for i, name in enumerate(names)]
     table = Table("Images by split and kind", ("split", *(KINDS[kind] for kind in Kind), "all"), rows)
-    return Panel("data-images", "Images by split and kind", f"Images by split: {said}.", draw, table, (5.0, 3.0))
+    return Panel("data-images", "Images by split and kind", f"Images by split: {said}.", draw, table, (4.2, 2.7))
 
 
 def _nuclei(dataset: DatasetManifest) -> Panel:
@@ -56,7 +56,7 @@ def _nuclei(dataset: DatasetManifest) -> Panel:
     )
     rows = [(name, *(count(counts[kind][i]) for kind in Kind)) for i, name in enumerate(names)]
     table = Table("Images by number of nuclei", ("nuclei", *(KINDS[kind] for kind in Kind)), rows)
-    return Panel("data-nuclei", "Nuclei in an image", description, draw, table, (5.0, 3.0))
+    return Panel("data-nuclei", "Nuclei in an image", description, draw, table, (4.2, 2.7))
 
 
 def _sizes(dataset: DatasetManifest) -> Panel:
@@ -75,7 +75,7 @@ def _sizes(dataset: DatasetManifest) -> Panel:
     rows = [(f"{width} × {height}", count(number)) for (width, height), number in ordered]
     table = Table("Images by size, width × height in px", ("size", "images"), thinned(rows, 60))
     description = f"{plural(len(sizes), 'size')}; larger circles are more images. Most often: {common}."
-    return Panel("data-sizes", "Sizes of images", description, draw, table, (5.0, 3.0))
+    return Panel("data-sizes", "Sizes of images", description, draw, table, (4.2, 2.7))
 
 
 def _stack(axes: Any, names: list[str], counts: dict[Kind, list[int]]) -> None:
@@ -86,14 +86,14 @@ def _stack(axes: Any, names: list[str], counts: dict[Kind, list[int]]) -> None:
             axes.bar(names, values, bottom=below, label=KINDS[kind], facecolor=SERIES[number], edgecolor="#ffffff",
                      hatch=_HATCHES[kind], width=0.7)  # fmt: skip
         below = [low + value for low, value in zip(below, values, strict=True)]
-    axes.set_ylim(0, 1.3 * max([*below, 1]))
+    axes.set_ylim(0, 1.7 * max([*below, 1]))
     for place, total in enumerate(below):
         axes.annotate(count(total), (place, total), xytext=(0, 2), textcoords="offset points", ha="center", fontsize=9)
     axes.grid(visible=False, axis="x")
     axes.grid(visible=True, axis="y", color=GRID)
     axes.tick_params(axis="x", labelsize=9)
     if any(below):
-        axes.legend(ncols=1, loc="upper right")
+        axes.legend(loc="upper right", borderaxespad=0)
 
 
 def _bin_of(nuclei: int) -> int:

@@ -10,6 +10,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 from nucleus.report.tables import Table
+from nucleus.report.wording import plain
 from nucleus.storage.files import atomic_path
 
 __all__ = ["GRID", "PANEL", "SERIES", "TEXT", "Panel", "save_slide", "svg_of"]
@@ -49,7 +50,8 @@ _STYLE: dict[str, Any] = {
     "grid.linewidth": 0.7,
     "legend.frameon": False,
     "legend.fontsize": 9,
-    "legend.handlelength": 3,
+    "legend.handlelength": 2.6,
+    "legend.handletextpad": 0.5,
     "lines.linewidth": 1.8,
     "lines.markersize": 5,
     "patch.linewidth": 1,
@@ -80,7 +82,7 @@ class Panel:
     description: str
     draw: Callable[[Any], None]
     table: Table | None = None
-    size: tuple[float, float] = (5.0, 3.3)
+    size: tuple[float, float] = (4.2, 2.9)
 
 
 def svg_of(panel: Panel) -> str:
@@ -93,7 +95,7 @@ def svg_of(panel: Panel) -> str:
 
     written = io.StringIO()
     with _style():
-        figure = Figure(figsize=panel.size, layout="constrained")
+        figure = Figure(figsize=panel.size, layout="tight")
         panel.draw(figure.subplots())
         nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         figure.savefig(written, format="svg", transparent=True, metadata=nothing)
@@ -102,6 +104,7 @@ def svg_of(panel: Panel) -> str:
         for child in list(parent):
             if child.tag in {f"{{{_NAMESPACE}}}style", f"{{{_NAMESPACE}}}metadata"}:
                 parent.remove(child)
+    _keep_ids(drawn)
     for element in drawn.iter():
         _adapt(element, panel.key)
     for name in ("width", "height", "version"):
@@ -125,7 +128,8 @@ def save_slide(path: Path, panels: Sequence[Panel], columns: int, title: str) ->
         places = list(figure.subplots(rows, columns, squeeze=False).flat)
         for place, panel in zip(places, panels, strict=False):
             panel.draw(place)
-            place.set_title(panel.title)
+            if len(panels) > 1:
+                place.set_title(panel.title)
         for place in places[len(panels) :]:
             place.remove()
         with atomic_path(path) as beside:
@@ -138,6 +142,18 @@ def _style() -> Iterator[None]:
 
     with rc_context(_STYLE):
         yield
+
+
+def _keep_ids(drawn: Any) -> None:
+    """Keep only ids that something refers to, each once: matplotlib defines the same mark for a line and its legend."""
+    texts = [value for element in drawn.iter() for name, value in element.attrib.items() if name != "id"]
+    wanted = {match for text in texts for match in _REFERENCE.findall(text)}
+    wanted |= {element.get(_LINK)[1:] for element in drawn.iter() if _LINK in element.attrib}
+    for element in drawn.iter():
+        name = element.attrib.pop("id", None)
+        if name in wanted:
+            wanted.remove(name)
+            element.set("id", name)
 
 
 def _adapt(element: Any, key: str) -> None:
@@ -156,8 +172,8 @@ def _adapt(element: Any, key: str) -> None:
         element.set("id", f"{key}-{element.get('id')}")
     if _LINK in element.attrib:
         element.set(_LINK, f"#{key}-{element.get(_LINK)[1:]}")
-    if "clip-path" in element.attrib:
-        element.set("clip-path", _REFERENCE.sub(rf"url(#{key}-\1)", element.get("clip-path")))
+    for name, value in element.attrib.items():
+        element.set(name, _REFERENCE.sub(rf"url(#{key}-\1)", value))
 
 
 def _describe(drawn: Any, panel: Panel) -> None:
@@ -165,7 +181,7 @@ def _describe(drawn: Any, panel: Panel) -> None:
     parts = []
     for place, (tag, text) in enumerate((("title", panel.title), ("desc", panel.description))):
         part = ElementTree.Element(f"{{{_NAMESPACE}}}{tag}", {"id": f"{panel.key}-{tag}"})
-        part.text = text
+        part.text = plain(text)
         drawn.insert(place, part)
         parts.append(part.get("id"))
     drawn.set("role", "img")

@@ -15,6 +15,8 @@ _STEP = 0.55
 """By how much a level is set inwards from the one above it."""
 _GAP = 1.4
 """Between the columns at the lowest level."""
+_AROUND = "angle,angleA=0,angleB=90,rad=4"
+"""A line that goes across, then up or down."""
 
 
 def network_panel(network: NetworkFacts) -> Panel:
@@ -34,7 +36,7 @@ def network_panel(network: NetworkFacts) -> Panel:
         f"resolution: {levels}. "
         f"Outputs for each pixel: {', '.join(network.outputs)}."
     )
-    return Panel("network", "The network", description, draw, _table(network, lowest), (10.0, 5.0))
+    return Panel("diagram", "The network", description, draw, _table(network, lowest), (10.0, 5.0))
 
 
 def _table(network: NetworkFacts, lowest: int) -> Table:
@@ -73,7 +75,7 @@ class _Diagram:
             level = self.lowest - 1 - place
             centre = (self._right(level), level)
             self._box(*centre, plural(channels, "channel"), SERIES[1])
-            self._arrow(before, centre, SERIES[1], across=place == 0)
+            self._arrow(before, centre, SERIES[1])
             if level >= 0:
                 self._skip(level)
             before = centre
@@ -99,10 +101,18 @@ class _Diagram:
             middle, 0.55, f"{count(network.trained_parameters)} trained at the end", ha="center", fontsize=10
         )
         names = "\n".join(short(name, 20) for name in network.outputs)
+        self._outputs()
         out = f"for each pixel:\n{names}"
-        self.axes.text(self.width + 0.9, -1.5, out, ha="right", va="top", fontsize=10, linespacing=1.5)
+        self.axes.text(self.width + 0.9, -1.1, out, ha="right", va="top", fontsize=10, linespacing=1.5)
+
+    def _outputs(self) -> None:
+        """From the last level to what comes out."""
+        first, last = (self._right(0) + _BOX_WIDTH / 2, 0.0), (self.width + 0.55, -1.0)
+        self._connect(first, last, SERIES[1], _AROUND, "solid", towards=(0, -1))
 
     def _left(self, level: int) -> float:
+        if level == self.lowest:  # the bottom of the U
+            return self.width / 2
         return _BOX_WIDTH / 2 + level * _STEP
 
     def _right(self, level: int) -> float:
@@ -120,13 +130,18 @@ class _Diagram:
         )
         self.axes.text(x, -level, text, ha="center", va="center", fontsize=10, color=TEXT)
 
-    def _arrow(self, start: tuple[float, float], end: tuple[float, float], colour: str, across: bool = False) -> None:
-        half = _BOX_HEIGHT / 2
-        down = 1 if end[1] > start[1] else -1
-        first = (start[0] + _BOX_WIDTH / 2, -start[1]) if across else (start[0], -start[1] - down * half)
-        last = (end[0], -end[1] + down * half)
-        line = "angle,angleA=0,angleB=90,rad=4" if across else "arc3"
-        self._connect(first, last, colour, line, "solid")
+    def _arrow(self, start: tuple[float, float], end: tuple[float, float], colour: str) -> None:
+        """From one level to the next: from box to box, or around the corner to and from the bottom."""
+        half, wide, down = _BOX_HEIGHT / 2, _BOX_WIDTH / 2, end[1] > start[1]
+        if end[1] == self.lowest:
+            first, last = (start[0], -start[1] - half), (end[0] - wide, -end[1])
+            self._connect(first, last, colour, "angle,angleA=90,angleB=0,rad=4", "solid", towards=(1, 0))
+        elif start[1] == self.lowest:
+            first, last = (start[0] + wide, -start[1]), (end[0], -end[1] - half)
+            self._connect(first, last, colour, _AROUND, "solid", towards=(0, 1))
+        else:
+            side = -half if down else half
+            self._connect((start[0], -start[1] + side), (end[0], -end[1] - side), colour, "arc3", "solid")
 
     def _skip(self, level: int) -> None:
         first, last = self._left(level) + _BOX_WIDTH / 2, self._right(level) - _BOX_WIDTH / 2
@@ -137,12 +152,18 @@ class _Diagram:
             self.axes.text((first + last) / 2, -0.92, "skip: the same resolution", ha="center", va="bottom", fontsize=9)
 
     def _connect(
-        self, first: tuple[float, float], last: tuple[float, float], colour: str, line: str, dash: Any
+        self,
+        first: tuple[float, float],
+        last: tuple[float, float],
+        colour: str,
+        line: str,
+        dash: Any,
+        towards: tuple[float, float] | None = None,
     ) -> None:
         # A line that ends where the head begins, and a head: the dashes of one arrow would also break its head.
         shaft = {"arrowstyle": "-", "color": colour, "linewidth": 1.5, "linestyle": dash, "connectionstyle": line}
         self.axes.annotate("", xy=last, xytext=first, arrowprops={**shaft, "shrinkA": 0, "shrinkB": 4})
-        direction = (last[0] - first[0], last[1] - first[1]) if line == "arc3" else (0.0, 1.0)
+        direction = towards or (last[0] - first[0], last[1] - first[1])
         length = (direction[0] ** 2 + direction[1] ** 2) ** 0.5 or 1.0
         tail = (last[0] - 0.12 * direction[0] / length, last[1] - 0.12 * direction[1] / length)
         head = {"arrowstyle": "-|>", "facecolor": colour, "edgecolor": colour, "linewidth": 1}

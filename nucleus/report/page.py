@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from nucleus.data.manifest import DatasetManifest
@@ -27,9 +27,10 @@ from nucleus.report.sheets import save_sheet
 from nucleus.report.shots import Scene, example_scenes, tested_scenes, watched_scenes
 from nucleus.report.summary import cost_of, scored_split, summarize
 from nucleus.report.timing_figure import timing_panel
+from nucleus.report.wording import date_of
 from nucleus.storage.files import write_atomic
 
-__all__ = ["MOST_BYTES", "write_report"]
+__all__ = ["MOST_BYTES", "render_page", "write_report"]
 
 MOST_BYTES = 4_800_000
 """The page's size at most: pictures are encoded with less quality until it fits."""
@@ -51,20 +52,25 @@ def write_report(folder: Path, record: RunRecord, dataset: DatasetManifest) -> P
     Returns:
         The page's path.
     """
-    report = _Report(record, dataset, PictureFolder(folder / PICTURES))
+    report = _Report(folder, record, dataset)
     path = folder / REPORT_PAGE
     write_atomic(path, report.page())
     report.save_slides(folder)
     return path
 
 
+def render_page(folder: Path, record: RunRecord, dataset: DatasetManifest) -> bytes:
+    """The page alone, as `write_report` writes it; nothing is written."""
+    return _Report(folder, record, dataset).page()
+
+
 class _Report:
     """All that the page and the slides show."""
 
-    def __init__(self, record: RunRecord, dataset: DatasetManifest, folder: PictureFolder) -> None:
+    def __init__(self, folder: Path, record: RunRecord, dataset: DatasetManifest) -> None:
         self.record = record
         self.dataset = dataset
-        self.folder = folder
+        self.folder = PictureFolder(folder / PICTURES)
         self.split = scored_split(record)
         by_kind = record.metrics[self.split] if self.split else {}
         self.by_kind = by_kind
@@ -104,14 +110,15 @@ class _Report:
             if self.panels[key]:
                 save_slide(folder / f"{file}.png", self.panels[key], columns, f"{title}: {name}")
         for file, key, across, title in (
-            ("examples", "examples", 1, "Training images, their nuclei, and a crop of each after augmentation"),
+            ("examples", "examples", 2, "Training images, their nuclei, and a crop of each after augmentation"),
             ("predictions", "watched", 1, "Validation images: predictions while the network learned"),
             ("best", "best", 3, "The best test images"),
             ("worst", "worst", 3, "The worst test images"),
         ):
-            save_sheet(folder / f"{file}.png", self.folder, f"{title}: {name}", self.scenes[key], across, across > 1)
+            legend = key in {"best", "worst"}
+            save_sheet(folder / f"{file}.png", self.folder, f"{title}: {name}", self.scenes[key], across, legend)
 
-    def _template(self) -> Any:
+    def _template(self) -> Template:
         environment = Environment(
             loader=FileSystemLoader(_HERE),
             autoescape=True,
@@ -126,7 +133,7 @@ class _Report:
         style = (_HERE / "page.css").read_text()
         digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
         return {
-            "style": Markup(style),  # noqa: S704 - our own file
+            "style": Markup(style),  # noqa: S704 # nosec B704 - our own file
             "style_sum": digest,
             "summary": summarize(record, dataset),
             "record": record,
@@ -146,6 +153,7 @@ class _Report:
             "splits": splits_table(dataset),
             "left_out": left_out_tables(dataset),
             "cost": cost_of(record),
+            "begun": date_of(record.begun),
             "use": commands_to_use(record),
             "repeat": commands_to_repeat(record, dataset),
             "differing": differing_settings(record),
@@ -154,4 +162,4 @@ class _Report:
 
 
 def _svg(panel: Panel) -> Markup:
-    return Markup(svg_of(panel))  # noqa: S704 - made of escaped text by ElementTree
+    return Markup(svg_of(panel))  # noqa: S704 # nosec B704 - ElementTree has escaped its texts

@@ -9,13 +9,13 @@ import cv2
 import numpy as np
 
 from nucleus.data.images import RgbImage, decode_image
-from nucleus.errors import ImageError
 
 __all__ = ["Picture", "PictureFolder", "embedded"]
 
 # Longest side, px, and JPEG quality, from the best to the smallest.
 _LADDER = (
-    (1024, 92),
+    (1024, 95),
+    (1024, 90),
     (768, 92),
     (768, 85),
     (640, 85),
@@ -59,12 +59,12 @@ class PictureFolder:
 
     def read(self, key: str) -> RgbImage | None:
         """A picture, H x W x 3; None if it was not kept, is damaged, or would lie outside the folder."""
-        path = (self.folder / f"{key}.png").resolve()
-        if not path.is_relative_to(self.folder.resolve()) or not path.is_file():
-            return None
         try:
+            path = (self.folder / f"{key}.png").resolve()
+            if not path.is_relative_to(self.folder.resolve()) or not path.is_file():
+                return None
             return decode_image(path.read_bytes(), key)
-        except ImageError:
+        except (OSError, ValueError):  # no picture (`ImageError`), or a name that no file can have
             return None
 
 

@@ -10,7 +10,7 @@ __all__ = ["Scene", "Shot", "example_scenes", "mistakes_in_words", "tested_scene
 
 _MOST_EXAMPLES = 12
 _MOST_WATCHED = 6
-_MOST_EPOCHS = 8
+_MOST_EPOCHS = 7
 _MOST_OF_GROUP = 12
 _EXAMPLE_SIDE = 512
 _WATCHED_SIDE = 512
@@ -41,11 +41,13 @@ class Scene:
     Attributes:
         title: The image's name.
         note: More about it.
+        brief: The same in fewer words, for slides.
         shots: Its pictures.
     """
 
     title: str
     note: str
+    brief: str
     shots: list[Shot]
 
 
@@ -80,7 +82,7 @@ def _example(image: ExampleImage) -> Scene:
         ("augmented-labels", "augmented, its nuclei", f"The changed crop of the {what}, with its nuclei outlined."),
     )
     shots = [Shot(f"examples/{image.name}/{file}", caption, alt, _EXAMPLE_SIDE) for file, caption, alt in shown]
-    return Scene(image.name, KINDS[image.kind], shots)
+    return Scene(image.name, KINDS[image.kind], KINDS[image.kind], shots)
 
 
 def _watched(image: WatchedImage, best: int) -> Scene:
@@ -94,8 +96,8 @@ def _watched(image: WatchedImage, best: int) -> Scene:
         alt = f"The {what}, with the nuclei outlined that the network finds {when}."
         shots.append(Shot(f"{folder}/epoch-{epoch:05d}", when, alt, _WATCHED_SIDE))
     alt = f"The {what}, with the nuclei outlined that the published weights find, those of epoch {best}."
-    shots.append(Shot(f"{folder}/best", f"best weights (epoch {best}), tuned", alt, _WATCHED_SIDE))
-    return Scene(image.name, KINDS[image.kind], shots)
+    shots.append(Shot(f"{folder}/best", f"best (epoch {best})", alt, _WATCHED_SIDE))
+    return Scene(image.name, KINDS[image.kind], KINDS[image.kind], shots)
 
 
 def _tested(place: int, image: TestImage) -> Scene:
@@ -113,7 +115,8 @@ def _tested(place: int, image: TestImage) -> Scene:
         Shot(f"test/{image.name}/image", "image", f"The {what}.", _TEST_SIDE),
         Shot(f"test/{image.name}/mistakes", "prediction", marked, _TEST_SIDE),
     ]
-    return Scene(f"{place}. {image.name}", note, shots)
+    brief = f"mAP {score(image.scores, 'map', 2)}; {mistakes}"
+    return Scene(f"{place}. {image.name}", note, brief, shots)
 
 
 def _spread(epochs: Sequence[int]) -> list[int]:

@@ -37,4 +37,4 @@ def timing_panel(stages: Sequence[Stage]) -> Panel:
         f"; the longest is {longest.name} with {duration(longest.seconds)}." if longest else "."
     )
     table = Table("Time by stage", ("stage", "time", "part"), rows)
-    return Panel("timing", "Time by stage", description, draw, table, (7.0, 0.9 + 0.42 * max(len(stages), 1)))
+    return Panel("timing", "Time by stage", description, draw, table, (6.2, 0.9 + 0.42 * max(len(stages), 1)))

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from datetime import UTC, datetime
 
-__all__ = ["KINDS", "MISSING", "count", "date_of", "duration", "plural", "score", "seconds_between", "short"]
+__all__ = ["KINDS", "MISSING", "count", "date_of", "duration", "plain", "plural", "score", "seconds_between", "short"]
 
 MISSING = "–"
 """In the place of a number that is not there."""
@@ -74,8 +74,14 @@ def seconds_between(begun: str, ended: str) -> float | None:
 
 def short(text: str, most: int = 40) -> str:
     """The text, its middle left out if it is longer than that."""
+    text = plain(text)
     half = (most - 1) // 2
     return text if len(text) <= most else f"{text[: most - 1 - half]}…{text[-half:]}"
+
+
+def plain(text: str) -> str:
+    """The text in one line, for figures: other characters than printable ones become a sign for them."""
+    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)
 
 
 def _parsed(moment: str) -> datetime | None:
