@@ -87,7 +87,7 @@ def list_(model: str | None, group: str | None, limit: int | None, as_json: bool
 @runs.command()
 @click.argument("run")
 @click.option(
-    "--out", type=click.Path(path_type=Path, file_okay=False), help="Download its report, pictures and record to here."
+    "--out", type=click.Path(path_type=Path, file_okay=False), help="Download its report, and what W&B lacks, to here."
 )
 @json_option
 def show(run: str, out: Path | None, as_json: bool) -> None:

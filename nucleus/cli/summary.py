@@ -58,7 +58,7 @@ def _places(manifest: "ModelManifest", bucket: "Bucket", folder: Path) -> dict[s
         "run": str(bucket.uri / "runs" / plan.run),
         "report": short_path(folder / REPORT_FOLDER / REPORT_PAGE),
         "TensorBoard": _tensorboard(bucket, plan.run, folder),
-        "W&B": _wandb(manifest, bucket, plan),
+        "W&B": _wandb(manifest, plan),
     }
 
 
@@ -100,7 +100,7 @@ def _tensorboard(bucket: "Bucket", run: str, folder: Path) -> str:
     return f"tensorboard --logdir {shlex.quote(str(short_path((folder / EVENTS_FILE).parent)))}{missing}"
 
 
-def _wandb(manifest: "ModelManifest", bucket: "Bucket", plan: "RunPlan") -> str:
+def _wandb(manifest: "ModelManifest", plan: "RunPlan") -> str:
     """Where the run is in W&B, or how to send there what was kept offline."""
     from nucleus.tracking.offline_runs import offline_files
 
@@ -112,7 +112,7 @@ def _wandb(manifest: "ModelManifest", bucket: "Bucket", plan: "RunPlan") -> str:
     here = offline_files(Path(plan.wandb_dir), plan.run)
     if here:
         return "wandb sync " + " ".join(shlex.quote(str(short_path(file.parent))) for file in here)
-    return f"offline; fetch {bucket.uri}/runs/{plan.run}/wandb/, then: wandb sync FOLDER"
+    return f"nucleus runs show {plan.run} --out DIR; wandb sync DIR/wandb/offline-run-*"
 
 
 def short_path(path: Path) -> Path:

@@ -1,4 +1,4 @@
-"""A run's report on this machine: the page, its pictures and the record, as they lie in the bucket."""
+"""What a run has left for people, on this machine: its report, and what W&B has not been sent."""
 
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -8,16 +8,20 @@ from nucleus.errors import IntegrityError, JobError, UsageError
 from nucleus.progress import Advance, no_progress
 from nucleus.report.record import REPORT_FOLDER
 from nucleus.storage.bucket import Bucket
+from nucleus.tracking.offline_runs import settle
 
 __all__ = ["download_report"]
 
 _AT_ONCE = 8
+_WANDB = "wandb"
+"""Folder of a run's offline files, in the bucket as on disk."""
 
 
 def download_report(bucket: Bucket, run: str, folder: Path, advance: Advance = no_progress) -> list[Path]:
     """Bring a run's report into a folder, each file whole or not at all; give the files, in order.
 
-    What an earlier download brought is replaced.
+    What W&B has not been sent goes to the folder's `wandb/`, ready for `wandb sync`. What an earlier download
+    brought is replaced.
 
     Args:
         bucket: The project's.
@@ -30,18 +34,27 @@ def download_report(bucket: Bucket, run: str, folder: Path, advance: Advance = n
         UsageError: The folder holds other files, which are left as they are.
         IntegrityError: An object's key does not name a file in the folder.
     """
-    prefix = f"runs/{run}/{REPORT_FOLDER}/"
-    names = [_checked(bucket, prefix, item.key.removeprefix(prefix)) for item in bucket.objects(prefix)]
+    report = f"runs/{run}/{REPORT_FOLDER}/"
+    names = _names(bucket, report)
     if not names:
         raise JobError(
-            f"Expected a report at {bucket.uri / prefix}; there is none: a run writes it at its end. "
+            f"Expected a report at {bucket.uri / report}; there is none: a run writes it at its end. "
             f"Run: nucleus runs show {run}"
         )
-    _check_replaceable(folder, names, run)
+    offline = f"runs/{run}/{_WANDB}/"
+    keys = {folder / name: report + name for name in names}
+    keys |= {folder / _WANDB / name: offline + name for name in _names(bucket, offline)}
+    _check_replaceable(folder, keys, run)
     with ThreadPoolExecutor(_AT_ONCE) as pool:
-        for done, _ in enumerate(pool.map(lambda name: bucket.download(prefix + name, folder / name), names), start=1):
-            advance(done, len(names))
-    return [folder / name for name in names]
+        downloads = pool.map(lambda path: bucket.download(keys[path], path), keys)
+        for done, _ in enumerate(downloads, start=1):
+            advance(done, len(keys))
+    settle(folder, run)
+    return list(keys)
+
+
+def _names(bucket: Bucket, prefix: str) -> list[str]:
+    return [_checked(bucket, prefix, item.key.removeprefix(prefix)) for item in bucket.objects(prefix)]
 
 
 def _checked(bucket: Bucket, prefix: str, name: str) -> str:
@@ -51,10 +64,10 @@ def _checked(bucket: Bucket, prefix: str, name: str) -> str:
     return name
 
 
-def _check_replaceable(folder: Path, names: Iterable[str], run: str) -> None:
+def _check_replaceable(folder: Path, paths: Iterable[Path], run: str) -> None:
     if not folder.exists():
         return
-    expected = {folder / name for name in names}
+    expected = set(paths)
     if not folder.is_dir() or any(not path.is_dir() and path not in expected for path in folder.rglob("*")):
         raise UsageError(
             f"Expected {folder} to be absent, empty or a copy of the report of {run}; it holds other files. "

@@ -23,6 +23,8 @@ from nucleus.training.predictions import PredictedImage
 __all__ = ["NoTracker", "Tracker", "WandbTracker", "check_tracking", "make_tracker", "tracking_mode"]
 
 _MODES = ("online", "offline", "disabled")
+_ROWS = 4
+"""Steps in W&B of one epoch: metrics, pictures from before training, pictures after the epoch, of the best weights."""
 
 
 class Tracker(Protocol):
@@ -114,22 +116,26 @@ class WandbTracker:
         """Log one epoch, unless it was logged before the run was broken off after its last checkpoint."""
         self._epoch = int(metrics["epoch"])
         self._values |= metrics
-        self._row(2 * self._epoch + 2, dict(metrics))
-        self._log_waiting(2 * self._epoch + 3)
+        self._row(_ROWS * self._epoch, dict(metrics))
+        self._log_waiting()
 
     def predictions(self, epochs_done: int | None, images: Sequence[PredictedImage]) -> None:
-        """Log pictures `predictions/<name>`, or `best/<name>`; those of an epoch after its metrics, and once."""
+        """Log pictures `predictions/<name>`, or `best/<name>`; after the metrics of the epoch that is on, and once.
+
+        Those from before training have the epoch -1.
+        """
         from nucleus.tracking.overlays import overlay_image  # noqa: PLC0415
 
-        last = epochs_done is None
-        epoch = self._epoch if epochs_done is None else epochs_done - 1
-        step, title = (2 * epoch + 4, "best") if last else (2 * epoch + 3, "predictions")
-        if not self._free(step):
-            return
-        row = {f"{title}/{image.sample.name}": overlay_image(image) for image in images}
-        self._waiting[step] = {"epoch": epoch, **row}
-        if epoch <= self._epoch:  # its metrics are logged
-            self._log_waiting(step)
+        if epochs_done is None:
+            step, epoch, title = _ROWS * self._epoch + 3, self._epoch, "best"
+        elif epochs_done == 0:  # told with the first validation
+            step, epoch, title = _ROWS * (self._epoch + 1) + 1, -1, "predictions"
+        else:
+            step, epoch, title = _ROWS * (epochs_done - 1) + 2, epochs_done - 1, "predictions"
+        if self._free(step):
+            row = {f"{title}/{image.sample.name}": overlay_image(image) for image in images}
+            self._waiting[step] = {"epoch": epoch, **row}
+        self._log_waiting()
 
     def finish(self, summary: dict[str, Any]) -> None:
         """Write the summary and close the run.
@@ -137,7 +143,7 @@ class WandbTracker:
         With the last value of each metric, also of those that an earlier file has: to send a file of an offline run
         replaces the summary that was sent before.
         """
-        self._log_waiting(2 * self._epoch + 4)
+        self._log_waiting()
         self._run.summary.update({**self._values, **summary})
         self._close(0)
 
@@ -154,8 +160,9 @@ class WandbTracker:
         """Whether a row can still be logged: W&B takes them in order only."""
         return step >= self._next
 
-    def _log_waiting(self, last: int) -> None:
-        for step in sorted(step for step in self._waiting if step <= last):
+    def _log_waiting(self) -> None:
+        """Log the pictures of epochs whose metrics are logged."""
+        for step in sorted(step for step in self._waiting if step < _ROWS * (self._epoch + 1)):
             self._row(step, self._waiting.pop(step))
 
     def _row(self, step: int, row: dict[str, Any]) -> None:

@@ -25,7 +25,7 @@ from nucleus.registry.versions import list_versions, pull
 from nucleus.storage import server
 from nucleus.storage.bucket import Bucket
 from nucleus.storage.uri import parse_uri
-from nucleus.tracking.offline_runs import logged_rows, offline_files
+from nucleus.tracking.offline_runs import kept_files, logged_rows, offline_files
 from nucleus.tracking.tensorboard import EVENTS_FILE
 from tests.conftest import SECRET
 from tests.faults.proxy import Proxy, seldom
@@ -208,7 +208,7 @@ def is_complete(place: Place, run: str) -> None:
     assert Counter(int(row["epoch"]) for row in history) == once
     assert Counter(logged(place.folder, run)) == once
     kept = [item.key.removeprefix(f"runs/{run}/wandb/") for item in place.bucket.objects(f"runs/{run}/wandb/")]
-    assert kept == [f"{path.parent.name}/{path.name}" for path in offline_files(place.folder, run)]
+    assert kept == sorted(kept_files(place.folder, run))
     assert len(kept) > 1
     losses = scalars(place.bucket.get(f"runs/{run}/{EVENTS_FILE}"), "loss")
     assert losses == pytest.approx({int(row["epoch"]): row["loss"] for row in history}, rel=1e-6)
@@ -222,7 +222,7 @@ def logged(folder: Path, run: str) -> list[int]:
 
 def scalars(events: bytes, tag: str) -> dict[int, float]:
     """A scalar of an event file, each step once: TFRecords of `Event`."""
-    from tensorboardX.proto.event_pb2 import Event
+    from tensorboard.compat.proto.event_pb2 import Event
 
     found: dict[int, float] = {}
     at = 0

@@ -336,9 +336,11 @@ def test_show_tells_where_everything_is(all_sorts: Bucket) -> None:
 
 def test_show_downloads_the_report(all_sorts: Bucket, here: Path) -> None:
     target = here / "report"
+    all_sorts.put("runs/won/wandb/offline-run-1-won/files/requirements.txt", b"numpy")
     assert said("runs", "show", "won", "--out", target)["report"] == str(target)
     names = {path.relative_to(target).as_posix() for path in target.rglob("*") if path.is_file()}
-    assert names == {"record.json", "report.html", "curves.png", "pictures/examples/a/image.png"}
+    of_wandb = "wandb/offline-run-1-won/files/requirements.txt"
+    assert names == {"record.json", "report.html", "curves.png", "pictures/examples/a/image.png", of_wandb}
     (target / "report.html").write_text("an older one")
     run = invoke("runs", "show", "won", "--out", target)
     assert run.exit_code == 0

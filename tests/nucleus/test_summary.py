@@ -106,7 +106,7 @@ def test_tracking(
     online = rows(published("online"), bucket, capsys)
     assert online["W&B"] == "https://wandb.example/team/nuclei/runs/r"
     offline = published("offline", run="s")
-    told = f"offline; fetch {bucket.uri}/runs/s/wandb/, then: wandb sync FOLDER"
+    told = "nucleus runs show s --out DIR; wandb sync DIR/wandb/offline-run-*"
     assert rows(offline, bucket, capsys)["W&B"] == told
     folder = tmp_path / "w" / "wandb" / "offline-run-20260101_000000-s"
     folder.mkdir(parents=True)

@@ -18,9 +18,7 @@ import pytest
 
 from nucleus.config.recipe import TrackingOptions
 from nucleus.data.images import encode_png
-from nucleus.metrics.matching import match_nuclei
-from nucleus.metrics.pixels import PixelCounts
-from nucleus.metrics.scores import ImageScores
+from nucleus.metrics.scores import score_labels
 from nucleus.registry.manifest import ModelManifest, version_prefix
 from nucleus.registry.versions import publish
 from nucleus.storage.bucket import Bucket
@@ -75,7 +73,7 @@ def predicted(name: str = "a", height: int = 24, width: int = 40, seed: int = 0)
     labels = np.zeros((height, width), np.uint16)
     labels[4:12, 4:12], labels[4:12, 12:20], labels[16:20, 4:8] = 1, 2, 300
     image = np.random.default_rng(seed).integers(0, 60, (height, width, 3), np.uint8)
-    scores = ImageScores(0.0, PixelCounts(1, 1, 1, 1), match_nuclei(labels, labels))
+    scores = score_labels(labels, labels, loss=0.0)
     return PredictedImage(LabelledImage(name, "stain", image, labels), np.where(labels == 2, 1, labels), scores)
 
 
@@ -112,10 +110,9 @@ def train(folder: Path, epochs: range, images: list[PredictedImage], *, end: boo
     run = tracker(folder, mode)
     for metrics in HISTORY[: epochs.start]:
         run.log(metrics)
-    if not epochs.start:
-        run.predictions(0, images)
     for epoch in epochs:
-        if epoch == 1:  # before its metrics, as after them
+        if epoch == 1:  # the first that is validated: before its metrics, with what was predicted before training
+            run.predictions(0, images)
             run.predictions(epoch + 1, images)
         run.log(HISTORY[epoch])
         if epoch in {0, 3}:
@@ -133,7 +130,7 @@ def test_every_number_and_picture_is_there_once(tmp_path: Path) -> None:
     rows = rows_of(tmp_path)
     assert numbers(rows) == HISTORY
     assert logged_epochs(tmp_path, RUN) == set(range(5))
-    shown = [(epoch, f"predictions/{name}") for epoch in (-1, 0, 1, 3) for name in "ab"]
+    shown = [(epoch, f"predictions/{name}") for epoch in (0, -1, 1, 3) for name in "ab"]
     assert pictures(rows) == [*shown, (4, "best/a"), (4, "best/b")]
     steps = [row["_step"] for row in rows]
     assert steps == sorted(set(steps))
@@ -145,7 +142,7 @@ def test_a_resumed_run_adds_what_is_missing(tmp_path: Path) -> None:
     train(tmp_path / "a", range(3), [predicted()], end=False)
     train(tmp_path / "a", range(2, 5), [predicted()], end=True)
     assert numbers(rows_of(tmp_path / "a")) == HISTORY
-    once = [(epoch, "predictions/a") for epoch in (-1, 0, 1, 3)]
+    once = [(epoch, "predictions/a") for epoch in (0, -1, 1, 3)]
     assert pictures(rows_of(tmp_path / "a")) == [*once, (4, "best/a")]
     train(tmp_path / "a", range(4, 5), [predicted()], end=True)  # it ended, and the driver was lost before it heard
     assert numbers(rows_of(tmp_path / "a")) == HISTORY
@@ -369,7 +366,7 @@ def sync(*folders: Path) -> None:
 def check_sent(server: WandbServer, published: ModelManifest) -> None:
     """What an online run has sent, or an offline one when it was synced."""
     assert numbers(server.history) == HISTORY
-    once = [(epoch, "predictions/a") for epoch in (-1, 0, 1, 3)]
+    once = [(epoch, "predictions/a") for epoch in (0, -1, 1, 3)]
     assert pictures(server.history) == [*once, (4, "best/a")]
     for row in server.history:
         for value in row.values():
