@@ -10,8 +10,8 @@ from rich.console import Console
 
 __all__ = ["Column", "columns_that_fit", "print_columns", "print_in_blocks"]
 
-_FRAME = 3
-"""Of each column: a line and two spaces; the table ends with one more line."""
+_GAP = 1
+"""Between columns, where `nucleus.cli.output.print_table` has little room."""
 
 
 @dataclass(frozen=True)
@@ -23,8 +23,8 @@ class Column:
 
     @property
     def width(self) -> int:
-        """Characters that it takes, with its frame."""
-        return max(len(self.title), *map(len, self.cells), 0) + _FRAME
+        """Characters that it takes."""
+        return max(len(self.title), *map(len, self.cells), 0)
 
 
 def columns_that_fit(columns: Sequence[Column], importance: Sequence[str]) -> list[Column]:
@@ -73,7 +73,7 @@ def print_in_blocks(fixed: Sequence[Column], groups: Sequence[Sequence[Column]],
 
 
 def _width(columns: Sequence[Column]) -> int:
-    return sum(column.width for column in columns) + 1
+    return sum(column.width for column in columns) + _GAP * (len(columns) - 1)
 
 
 def _room() -> int | None:
