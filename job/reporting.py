@@ -36,7 +36,7 @@ from nucleus.storage.files import write_atomic
 from nucleus.tracking.offline_runs import kept_files
 from nucleus.tracking.published import note_published
 
-__all__ = ["report_folder", "report_published", "report_run"]
+__all__ = ["has_facts", "report_folder", "report_published", "report_run"]
 
 _CONNECTIONS = 8
 _HISTORY = TypeAdapter(list[dict[str, float]])
@@ -45,6 +45,11 @@ _HISTORY = TypeAdapter(list[dict[str, float]])
 def report_folder(plan: RunPlan) -> Path:
     """Where a run's report lies on the driver's machine."""
     return Path(plan.folder) / plan.run / REPORT_FOLDER
+
+
+def has_facts(bucket: Bucket, run: str) -> bool:
+    """Whether a run's workers have told what its report says."""
+    return bucket.find(f"runs/{run}/{REPORT_FOLDER}/{FACTS_FILE}") is not None
 
 
 def report_published(

@@ -149,6 +149,7 @@ def sweep(
     with connected(largest.recipe, own=False, verbose=options.verbose):
         room = _trials_in_room(largest.recipe, rooms())
         bucket = options.bucket(largest.bucket)
+        options.local_folder.mkdir(parents=True, exist_ok=True)
         for plan in plans:
             save_plan(bucket, plan)
         results = _tune(name, plans, options, listener, min(room, at_once or room))

@@ -17,7 +17,7 @@ from job.gate import judge
 from job.options import RunOptions
 from job.plan import RunPlan, load_plan, new_run_name, save_plan
 from job.publishing import publish_fitted
-from job.reporting import report_published
+from job.reporting import has_facts, report_published
 from nucleus.config.recipe import Recipe
 from nucleus.data.datasets import locate_dataset, open_dataset
 from nucleus.errors import DataError, WeightsError
@@ -59,7 +59,10 @@ def resume(
     if published is None:
         return _execute(plan, options, listener, new=False)
     judge(store, published, plan, listener)
-    report_published(plan, published, store, listener, {})
+    if has_facts(store, run):
+        report_published(plan, published, store, listener, {})
+    else:
+        listener.warn(f"The run {run} has no report: an older version of this package trained it.")
     return published
 
 
@@ -116,6 +119,7 @@ def plan_run(recipe: Recipe, options: RunOptions, listener: Listener, group: str
 def _execute(plan: RunPlan, options: RunOptions, listener: Listener, *, new: bool) -> ModelManifest:
     bucket = options.bucket(plan.bucket)
     listener.stage(f"Training {plan.run} on {plan.recipe.workers}")
+    options.local_folder.mkdir(parents=True, exist_ok=True)  # workers on this machine use it if it is there
     with connected(plan.recipe, own=options.own_cluster, verbose=options.verbose):
         if new:  # only now, so that a run which could not begin leaves its name free
             save_plan(bucket, plan)

@@ -18,6 +18,10 @@ _DASHES = ("solid", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)))
 _MARKS = ("o", "s", "^", "D")
 
 
+_SIZE = (4.2, 3.6)
+"""Inches of 72 px, with the legend."""
+
+
 def precision_panels(by_kind: Mapping[str, Mapping[str, float]], split: str) -> list[Panel]:
     """Two figures, or fewer if the scores for them are not there.
 
@@ -57,7 +61,7 @@ def _by_kind(curves: dict[str, list[float]], by_kind: Mapping[str, Mapping[str, 
     ]
     table = Table(f"AP by IoU threshold, {split} split", ("IoU threshold", *(KINDS[kind] for kind in curves)), rows)
     description = f"AP falls as the IoU threshold rises from 0.50 to 0.95: {said}."
-    return Panel("ap-kinds", "AP by kind of image", description, draw, table)
+    return Panel("ap-kinds", "AP by kind of image", description, draw, table, _SIZE)
 
 
 def _beside_published(ours: list[float], split: str) -> Panel:
@@ -78,7 +82,7 @@ def _beside_published(ours: list[float], split: str) -> Panel:
         for system in systems
     )
     description = f"This run: {ours[0]:.3f} at .50, {ours[4]:.3f} at .70, {ours[8]:.3f} at .90. Published: {said}."
-    return Panel("ap-published", "AP on dark-field images, and published figures", description, draw)
+    return Panel("ap-published", "AP on dark-field images, and published figures", description, draw, size=_SIZE)
 
 
 def _places() -> list[float]:
@@ -87,4 +91,4 @@ def _places() -> list[float]:
 
 def _frame(axes: Any) -> None:
     axes.set(xlabel="IoU threshold", ylabel="AP, mean over images", ylim=(0, 1.02), xlim=(0.48, 0.97))
-    axes.legend(loc="lower left", borderaxespad=0.2)
+    axes.legend(loc="upper left", bbox_to_anchor=(0, -0.24), borderaxespad=0)  # below: no corner is free of curves

@@ -6,8 +6,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from nucleus.report.record import RunRecord, read_record
+from nucleus.tracking.tensorboard import EVENTS_FILE
 from nucleus.training.extremes import EXTREMES
 from tests.whole_way import Trained
 
@@ -107,3 +109,17 @@ def test_crops_are_scored_too(record: RunRecord) -> None:
 
 def test_history_goes_with_each_checkpoint(trained: Trained, record: RunRecord) -> None:
     assert json.loads(trained.bucket.get("runs/first-run/history.json")) == record.history
+
+
+def test_tensorboard_on_disk_and_in_the_bucket(trained: Trained, record: RunRecord) -> None:
+    events = trained.folder.parent / "runs" / "first-run" / EVENTS_FILE
+    assert trained.bucket.get(f"runs/first-run/{EVENTS_FILE}") == events.read_bytes()
+    found = EventAccumulator(str(events.parent), {"images": 0, "scalars": 0}).Reload()
+    for name in ("loss", "val_map", "images_per_second_per_worker"):
+        told = {event.step: event.value for event in found.Scalars(name)}
+        expected = {int(metrics["epoch"]): metrics[name] for metrics in record.history if name in metrics}
+        assert told == pytest.approx(expected, rel=1e-6)
+    watched = record.watched[0]
+    assert [event.step for event in found.Images(f"predictions/{watched.name}")] == [-1, 1, 2]
+    assert [event.step for event in found.Images(f"best/{watched.name}")] == [2]
+    assert found.Tags()["graph"]

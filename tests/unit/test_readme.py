@@ -14,7 +14,9 @@ README = (ROOT / "README.md").read_text()
 
 
 def test_file_map_is_the_tree() -> None:
-    listed = set(re.findall(r"^\| `([^`]+)` \|", README.split("## Files")[1].split("</details>")[0], flags=re.MULTILINE))
+    listed = set(
+        re.findall(r"^\| `([^`]+)` \|", README.split("## Files")[1].split("</details>")[0], flags=re.MULTILINE)
+    )
     tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
     on_disk = {name for name in tracked if (ROOT / name).exists() and not name.endswith(("__init__.py", "py.typed"))}
     assert listed == on_disk
