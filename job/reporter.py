@@ -78,6 +78,7 @@ class RayReporter:
         self._send("steps", epoch, self._epochs, done, total, loss, images_per_second)
 
     def resumed(self, history: History, where: str) -> None:
+        self._epochs_done = len(history)
         for metrics in history:  # those that another machine tracked, which is gone, with what it had not sent
             self._tracker.log(metrics)
         if self._events is not None:

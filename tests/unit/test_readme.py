@@ -39,7 +39,7 @@ def test_every_benchmark_has_its_number() -> None:
         r'^    "(\w+)": "\w+",$', (ROOT / "tests/benchmarks/__main__.py").read_text(), flags=re.MULTILINE
     )
     assert len(names) == 14
-    listed = set(re.findall(r"^\| `(\w+)` \| .*\d", README, flags=re.MULTILINE))
+    listed = set(re.findall(r"^\| `(\w+)` \| .*\d", README.split("## Fast")[1], flags=re.MULTILINE))
     assert listed == set(names)
 
 
