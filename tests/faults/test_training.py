@@ -270,7 +270,7 @@ def test_one_run_meets_everything(
 ) -> None:
     """A worker is killed, another stalls, the driver is killed; then the line is bad and the store gone for a while."""
     driver = place.train("hunted", stall_timeout=20.0)  # less, and a busy machine looks stalled
-    driver.wait_for("epoch 3:")
+    driver.wait_for(f"epoch 3/{EPOCHS}:")
     driver.wait_until(lambda: place.latest("hunted"))
     some_worker(driver).kill()
     driver.wait_until(lambda: gone_on(driver))

@@ -10,6 +10,7 @@ from click.testing import CliRunner
 from nucleus.cli.main import cli
 from nucleus.data.importing import SplitOptions, import_dataset
 from nucleus.registry.versions import list_versions
+from nucleus.report.record import read_record
 from nucleus.storage.bucket import Bucket
 from nucleus.tracking.offline_runs import records
 from tests.whole_way import recipe_for
@@ -64,10 +65,17 @@ def test_only_the_best_is_published(bucket: Bucket, recipe: Path, tmp_path: Path
     assert answer["trials"][0]["run"] == answer["published"]["origin"]["run"] == best
     assert answer["published"]["origin"]["metrics"] == trials[best]["fitted"]["metrics"]
     assert list_versions(bucket, "tiny") == [1]
-    for number in (1, 3):
-        (path,) = tmp_path.glob(f"wandb/offline-run-*/run-some-{number:02d}.wandb")
-        (group,) = {record.run.run_group for record in records(path) if record.HasField("run")}
-        assert group == "some"
+    for run in scores:
+        paths = list(tmp_path.glob(f"wandb/offline-run-*/run-{run}.wandb"))
+        assert len(paths) == (2 if run == best else 1)  # the second tells of the version
+        groups = {record.run.run_group for path in paths for record in records(path) if record.HasField("run")}
+        assert groups == {"some"}
+        told = read_record((tmp_path / "runs" / run / "report" / "record.json").read_bytes(), run)
+        assert (told.group, told.version, told.metrics) == (
+            "some",
+            1 if run == best else None,
+            trials[run]["fitted"]["metrics"],
+        )
     status, _, said = sweep(recipe, *over)
     assert (status, "in use" in said) == (1, True)
 
