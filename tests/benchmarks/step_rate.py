@@ -16,6 +16,7 @@ from nucleus.model.architecture import config_of_recipe
 from nucleus.model.losses import image_losses
 from nucleus.model.unet import build_unet
 from nucleus.training.distributed import TrainingStep, Workers
+from nucleus.training.measures import mask_measure
 from nucleus.training.parameters import parameter_groups
 from tests.benchmarks.ingest import feed
 from tests.benchmarks.measure import RECIPE, generated_dataset, in_turn, report, temporary_store
@@ -51,7 +52,9 @@ def our_steps(workers: Workers, batches: Iterator[Any]) -> Callable[[], Any]:
     recipe = RECIPE_OF_BENCH
     model = build_unet(config_of_recipe(recipe))
     groups = parameter_groups(model, recipe, steps_per_epoch=1000)
-    step = TrainingStep(workers, model, groups, losses, recipe.input.batch_size)
+    step = TrainingStep(
+        workers, model, groups, losses, recipe.input.batch_size, measure=mask_measure(recipe.network.heads)
+    )
 
     def run() -> None:
         for _ in range(STEPS // recipe.optimizer.steps_per_execution):
