@@ -15,6 +15,7 @@ from nucleus.data.manifest import DatasetManifest
 from nucleus.errors import JobError
 from nucleus.registry.gate import read_decision
 from nucleus.registry.manifest import ModelManifest, version_prefix
+from nucleus.report.download import names_below
 from nucleus.report.page import write_report
 from nucleus.report.record import (
     FACTS_FILE,
@@ -153,11 +154,15 @@ def report_run(
 
 def _fetch_pictures(stored: Bucket, folder: Path) -> list[PurePosixPath]:
     """Bring what the workers drew to this machine; return which files, below the folder of pictures."""
-    keys = [item.key for item in stored.objects(f"{PICTURES}/")]
+    names = names_below(stored, f"{PICTURES}/")
+
+    def fetch(name: str) -> None:
+        write_atomic(folder / PICTURES / name, stored.get(f"{PICTURES}/{name}"))
+
     with ThreadPoolExecutor(_CONNECTIONS) as pool:
-        for _ in pool.map(lambda key: write_atomic(folder / key, stored.get(key)), keys):
+        for _ in pool.map(fetch, names):
             pass
-    return [PurePosixPath(key).relative_to(PICTURES) for key in keys]
+    return [PurePosixPath(name) for name in names]
 
 
 def _history(bucket: Bucket, run: str) -> list[dict[str, float]]:
@@ -220,10 +225,17 @@ def _watched(pictures: list[PurePosixPath], dataset: DatasetManifest, epochs: in
 
 def _test_images(folder: Path, pictures: list[PurePosixPath]) -> list[TestImage]:
     paths = [folder / PICTURES / path for path in pictures if path.parts[0] == "test" and path.name == FACTS_FILE]
-    found = [TestImage.model_validate_json(path.read_bytes()) for path in paths]
+    found = [_test_image(path) for path in paths]
 
     def quality(image: TestImage) -> tuple[float, float]:
         return image.scores["map"], image.scores["iou"]
 
     best = sorted((image for image in found if image.group == "best"), key=quality, reverse=True)
     return [*best, *sorted((image for image in found if image.group == "worst"), key=quality)]
+
+
+def _test_image(path: Path) -> TestImage:
+    try:
+        return TestImage.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise JobError(f"Expected what a worker told of a test image at {path}; it is damaged: {error}") from error

@@ -10,7 +10,7 @@ from nucleus.report.record import REPORT_FOLDER
 from nucleus.storage.bucket import Bucket
 from nucleus.tracking.offline_runs import settle
 
-__all__ = ["download_report"]
+__all__ = ["download_report", "names_below"]
 
 _AT_ONCE = 8
 _WANDB = "wandb"
@@ -35,7 +35,7 @@ def download_report(bucket: Bucket, run: str, folder: Path, advance: Advance = n
         IntegrityError: An object's key does not name a file in the folder.
     """
     report = f"runs/{run}/{REPORT_FOLDER}/"
-    names = _names(bucket, report)
+    names = names_below(bucket, report)
     if not names:
         raise JobError(
             f"Expected a report at {bucket.uri / report}; there is none: a run writes it at its end. "
@@ -43,7 +43,7 @@ def download_report(bucket: Bucket, run: str, folder: Path, advance: Advance = n
         )
     offline = f"runs/{run}/{_WANDB}/"
     keys = {folder / name: report + name for name in names}
-    keys |= {folder / _WANDB / name: offline + name for name in _names(bucket, offline)}
+    keys |= {folder / _WANDB / name: offline + name for name in names_below(bucket, offline)}
     _check_replaceable(folder, keys, run)
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         downloads = pool.map(lambda path: bucket.download(keys[path], path), keys)
@@ -53,7 +53,12 @@ def download_report(bucket: Bucket, run: str, folder: Path, advance: Advance = n
     return list(keys)
 
 
-def _names(bucket: Bucket, prefix: str) -> list[str]:
+def names_below(bucket: Bucket, prefix: str) -> list[str]:
+    """What lies below a folder, as names of files for a folder on disk.
+
+    Raises:
+        IntegrityError: A key does not name a file in it.
+    """
     return [_checked(bucket, prefix, item.key.removeprefix(prefix)) for item in bucket.objects(prefix)]
 
 
