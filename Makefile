@@ -32,7 +32,7 @@ demo: install ## the whole way on this machine: DATA=zip-or-folder WEIGHTS=file 
 	$(BIN)/nucleus demo $(if $(DATA),"$(DATA)") $(if $(WEIGHTS),--weights "$(WEIGHTS)") --workdir "$(WORKDIR)"
 
 test: install ## install, then run every test: those with a Ray cluster beside the others
-	@echo "Two sessions side by side, a dozen minutes; each is shown whole when it has ended (live: make test-ray)."
+	@echo "Two sessions side by side, some 17 minutes; each is shown whole when it has ended (live: make test-ray)."
 	@$(MAKE) --no-print-directory --jobs 2 --output-sync=target test-ray test-others
 
 # One after the other they take 20 minutes: each waits a good part of its time. Runs on a cluster have timeouts to keep, and
