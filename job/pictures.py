@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nucleus.data.images import RgbImage, encode_png
-from nucleus.metrics.matching import THRESHOLDS
+from nucleus.metrics.scores import AP_NAMES
 from nucleus.predict.gallery import draw_mistakes
 from nucleus.predict.overlay import CYAN, YELLOW, brightened, draw_outlines
 from nucleus.report.record import EPOCH_PICTURE, FACTS_FILE, PICTURES, TestImage, epochs_of_picture
@@ -67,7 +67,7 @@ class RunPictures:
             self._keep(f"{place}/image", small.image)
             self._keep(f"{place}/mistakes", draw_mistakes(small.image, small.truth, small.found, mistakes))
             pixels, nuclei = predicted.scores.pixels, predicted.scores.nuclei
-            ap = {f"ap_{100 * threshold:.0f}": float(v) for threshold, v in zip(THRESHOLDS, nuclei.ap, strict=True)}
+            ap = dict(zip(AP_NAMES, nuclei.ap.tolist(), strict=True))
             mask = {"iou": pixels.iou, "dice": pixels.dice, "accuracy": pixels.accuracy}
             facts = TestImage(
                 name=sample.name,

@@ -4,8 +4,9 @@ from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
+from types import MappingProxyType
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 
 from job.events import Listener
 from job.plan import RunPlan
@@ -13,7 +14,7 @@ from nucleus import __version__
 from nucleus.data.datasets import locate_dataset, open_dataset
 from nucleus.data.manifest import DatasetManifest
 from nucleus.errors import JobError
-from nucleus.registry.gate import read_decision
+from nucleus.registry.gate import GateDecision, read_decision
 from nucleus.registry.manifest import ModelManifest, version_prefix
 from nucleus.report.download import names_below
 from nucleus.report.page import write_report
@@ -31,16 +32,16 @@ from nucleus.report.record import (
     WatchedImage,
     epochs_of_picture,
     read_facts,
+    read_history,
 )
 from nucleus.storage.bucket import Bucket
 from nucleus.storage.files import write_atomic
-from nucleus.tracking.offline_runs import kept_files
+from nucleus.tracking.offline_runs import keep_files, kept_files
 from nucleus.tracking.published import note_published
 
 __all__ = ["has_facts", "report_folder", "report_published", "report_run"]
 
 _CONNECTIONS = 8
-_HISTORY = TypeAdapter(list[dict[str, float]])
 
 
 def report_folder(plan: RunPlan) -> Path:
@@ -58,8 +59,8 @@ def report_published(
 ) -> None:
     """Write the report of a run that has published a version, and tell W&B of that. Raises what `report_run` raises."""
     origin = manifest.origin
-    record = report_run(plan, origin.metrics, origin.wandb_run, manifest, bucket, listener, seconds)
     decision = read_decision(bucket, manifest.model, manifest.version)
+    record = report_run(plan, origin.metrics, origin.wandb_run, bucket, listener, manifest, decision, seconds)
     problems = note_published(
         plan.run,
         plan.recipe.tracking,
@@ -77,18 +78,18 @@ def report_published(
     for problem in problems:
         listener.warn(problem)
     if plan.wandb_mode == "offline":
-        for name, path in kept_files(Path(plan.wandb_dir), plan.run).items():
-            bucket.put(f"runs/{plan.run}/wandb/{name}", path)
+        keep_files(bucket, plan.run, kept_files(Path(plan.wandb_dir), plan.run))
 
 
 def report_run(
     plan: RunPlan,
     metrics: Mapping[str, Mapping[str, Mapping[str, float]]],
     wandb_run: str | None,
-    manifest: ModelManifest | None,
     bucket: Bucket,
     listener: Listener,
-    seconds: Mapping[str, float],
+    manifest: ModelManifest | None = None,
+    decision: GateDecision | None = None,
+    seconds: Mapping[str, float] = MappingProxyType({}),
 ) -> RunRecord:
     """Write the report of a run whose workers have finished, into `report_folder` and `runs/<run>/report/`.
 
@@ -96,9 +97,10 @@ def report_run(
         plan: The run.
         metrics: Of its best weights: split, then `all` or kind of image, then metric.
         wandb_run: Its W&B run.
-        manifest: The version that it published, if it did.
         bucket: Its bucket.
         listener: Is told.
+        manifest: The version that it published, if it did.
+        decision: What the gate decided about that, if it was asked.
         seconds: What the driver spent on `train` and `publish`, so far as it is known.
 
     Raises:
@@ -110,7 +112,8 @@ def report_run(
     stored = Bucket(bucket.uri / "runs" / plan.run / REPORT_FOLDER)
     pictures = _fetch_pictures(stored, folder)
     facts = read_facts(stored.get(FACTS_FILE), str(stored.uri / FACTS_FILE))
-    history = _history(bucket, plan.run)
+    key = f"runs/{plan.run}/{HISTORY_FILE}"
+    history = read_history(bucket.get(key), str(bucket.uri / key))
     dataset = open_dataset(locate_dataset(plan.dataset)).manifest
     record = RunRecord(
         run=plan.run,
@@ -118,7 +121,7 @@ def report_run(
         bucket=str(bucket.uri),
         model=plan.recipe.model,
         version=manifest.version if manifest else None,
-        gate=_decided(bucket, manifest) if manifest else None,
+        gate=_decided(decision) if decision else None,
         begun=plan.begun,
         ended=datetime.now(UTC).isoformat(timespec="seconds"),
         recipe=plan.recipe.model_dump(mode="json"),
@@ -165,18 +168,7 @@ def _fetch_pictures(stored: Bucket, folder: Path) -> list[PurePosixPath]:
     return [PurePosixPath(name) for name in names]
 
 
-def _history(bucket: Bucket, run: str) -> list[dict[str, float]]:
-    key = f"runs/{run}/{HISTORY_FILE}"
-    try:
-        return _HISTORY.validate_json(bucket.get(key))
-    except ValidationError as error:
-        raise JobError(f"Expected the history of a run at {bucket.uri / key}; it is damaged: {error}") from error
-
-
-def _decided(bucket: Bucket, manifest: ModelManifest) -> str | None:
-    decision = read_decision(bucket, manifest.model, manifest.version)
-    if decision is None:
-        return None
+def _decided(decision: GateDecision) -> str:
     return f"{decision.alias} {'moved' if decision.passed else 'did not move'} to this version: {decision.reason}"
 
 

@@ -164,7 +164,7 @@ def sweep(
     for outcome in outcomes[1:]:
         if outcome.fitted is not None:
             fitted = outcome.fitted
-            report_run(by_run[outcome.run], fitted.metrics, fitted.wandb_run, None, bucket, listener, {})
+            report_run(by_run[outcome.run], fitted.metrics, fitted.wandb_run, bucket, listener)
     return SweepResult(outcomes, published)
 
 

@@ -118,7 +118,6 @@ def _keep_offline_files(plan: RunPlan, tracker: "Tracker") -> None:
     """Put what W&B has not been sent beside the run: this machine, or a job's folder on it, may be gone tomorrow."""
     from nucleus.storage.bucket import Bucket
     from nucleus.storage.uri import parse_uri
+    from nucleus.tracking.offline_runs import keep_files
 
-    bucket = Bucket(parse_uri(plan.bucket))
-    for name, path in tracker.kept_files.items():
-        bucket.put(f"runs/{plan.run}/wandb/{name}", path)
+    keep_files(Bucket(parse_uri(plan.bucket)), plan.run, tracker.kept_files)

@@ -27,11 +27,11 @@ from nucleus.metrics.mistakes import Mistakes, mistakes_in
 from nucleus.metrics.pixels import PixelCounts, count_pixels
 from nucleus.metrics.sizes import SIZES, SizeCounts, count_sizes
 
-__all__ = ["ImageScores", "ScoreSums", "score_labels"]
+__all__ = ["AP_NAMES", "ImageScores", "ScoreSums", "score_labels"]
 
 _KINDS = list(Kind)
 _MEANS = ("loss", "iou", "dice", "accuracy", "f1_50", "pq_50", "count_error")
-_AP = tuple(f"ap_{round(100 * threshold)}" for threshold in THRESHOLDS)
+AP_NAMES = tuple(f"ap_{round(100 * threshold)}" for threshold in THRESHOLDS)
 _PIXELS = 4
 _NUCLEI = 2
 _MISTAKES = ("nuclei_missed", "nuclei_extra", "nuclei_merged", "nuclei_split")
@@ -137,14 +137,14 @@ class ScoreSums:
         mask = PixelCounts(*(int(value) for value in pixels))
         return {
             **{name: float(value / count) for name, value in zip(_MEANS, means, strict=True)},
-            **{name: float(value / count) for name, value in zip(_AP, ap, strict=True)},
+            **{name: float(value / count) for name, value in zip(AP_NAMES, ap, strict=True)},
             "map": float(ap.mean() / count),
             "nuclei_true": float(nuclei[0]),
             "nuclei_predicted": float(nuclei[1]),
             "pooled_iou": mask.iou,
             "pooled_dice": mask.dice,
             "pooled_accuracy": mask.accuracy,
-            **{f"pooled_{name}": float(value) for name, value in zip(_AP, pooled.ap, strict=True)},
+            **{f"pooled_{name}": float(value) for name, value in zip(AP_NAMES, pooled.ap, strict=True)},
             "pooled_map": pooled.mean_ap,
             "pooled_f1_50": float(pooled.f1[0]),
             "pooled_pq_50": float(pooled.pq[0]),

@@ -9,13 +9,13 @@ from datetime import datetime
 from functools import partial
 from itertools import islice
 
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import BaseModel, ValidationError
 
 from nucleus.config.names import check_name
 from nucleus.errors import IntegrityError, JobError, ModelError, NucleusError, ObjectNotFoundError, StorageError
 from nucleus.registry.manifest import ModelManifest, version_prefix
 from nucleus.registry.versions import list_versions, read_version
-from nucleus.report.record import HISTORY_FILE, RECORD_FILE, REPORT_FOLDER, RunRecord, read_record
+from nucleus.report.record import HISTORY_FILE, RECORD_FILE, REPORT_FOLDER, RunRecord, read_history, read_record
 from nucleus.report.stored import PLAN_FORMAT, DamagedRun, EpochMetrics, RunOutline, StoredRun
 from nucleus.storage.bucket import Bucket
 from nucleus.storage.documents import read_document
@@ -32,9 +32,6 @@ class _VersionMetrics(BaseModel):
     """A version's `metrics.json`; its metrics are in the manifest too."""
 
     history: list[EpochMetrics]
-
-
-_HISTORY = TypeAdapter(list[EpochMetrics])
 
 
 @dataclass(frozen=True)
@@ -187,10 +184,7 @@ def _history(bucket: Bucket, folder: _Folder) -> list[EpochMetrics]:
     if HISTORY_FILE not in folder.written:
         return []
     key = f"runs/{folder.run}/{HISTORY_FILE}"
-    try:
-        return _HISTORY.validate_json(bucket.get(key))
-    except ValidationError as error:
-        raise JobError(f"Expected a run's history at {bucket.uri / key}; it is damaged: {error}") from error
+    return read_history(bucket.get(key), str(bucket.uri / key))
 
 
 def _publishers(

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from nucleus.metrics import matching
 from nucleus.report.drawing import SERIES, Panel
 from nucleus.report.published import published_systems
 from nucleus.report.tables import Table
@@ -10,7 +11,7 @@ from nucleus.report.wording import KINDS, count, score
 
 __all__ = ["THRESHOLDS", "precision_panels"]
 
-THRESHOLDS = tuple(range(50, 100, 5))
+THRESHOLDS = tuple(round(100 * threshold) for threshold in matching.THRESHOLDS)
 """IoU thresholds, in hundredths."""
 
 _COMPARED = "dark-field"

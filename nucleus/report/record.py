@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from nucleus.data.kinds import Kind
 from nucleus.errors import JobError
@@ -26,6 +26,7 @@ __all__ = [
     "WatchedImage",
     "epochs_of_picture",
     "read_facts",
+    "read_history",
     "read_record",
 ]
 
@@ -46,6 +47,7 @@ EPOCH_PICTURE = "epoch-"
 """Name of a picture of a watched image, before the epochs done, in five digits."""
 
 Count = Annotated[int, Field(ge=0)]
+_HISTORY = TypeAdapter(list[dict[str, float]])
 
 
 class _Frozen(BaseModel):
@@ -249,3 +251,11 @@ def epochs_of_picture(name: str) -> int | None:
 def read_facts(data: bytes, where: str) -> Facts:
     """Parse and check what the workers told. Raises `JobError` if it is damaged or newer than this package."""
     return read_document(Facts, data, what="a run's facts", where=where, newest=RECORD_FORMAT, error=JobError)
+
+
+def read_history(data: bytes, where: str) -> list[dict[str, float]]:
+    """Parse and check the metrics of a run's epochs. Raises `JobError` if they are damaged."""
+    try:
+        return _HISTORY.validate_json(data)
+    except ValidationError as error:
+        raise JobError(f"Expected a run's history at {where}; it is damaged: {error}") from error

@@ -8,15 +8,17 @@ import json
 import struct
 import time
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nucleus.storage.bucket import Bucket
 from nucleus.storage.files import write_atomic
 
 __all__ = [
     "LoggedArtifact",
+    "keep_files",
     "kept_files",
     "logged_artifacts",
     "logged_epochs",
@@ -73,6 +75,12 @@ def kept_files(folder: Path, run: str) -> dict[str, Path]:
         for path in sorted(main.parent.rglob("*"))
         if path.is_file() and path.relative_to(main.parent).parts[0] != "logs"
     }
+
+
+def keep_files(bucket: Bucket, run: str, files: Mapping[str, Path]) -> None:
+    """Put what `kept_files` gives beside a run in the project's bucket, in `runs/<run>/wandb/`."""
+    for name, path in files.items():
+        bucket.put(f"runs/{run}/wandb/{name}", path)
 
 
 def logged_rows(path: Path) -> Iterator[dict[str, Any]]:
