@@ -17,7 +17,8 @@ import click
 from pydantic import BaseModel
 
 from nucleus.cli.main import cli
-from nucleus.config.recipe import Recipe, read_recipe
+from nucleus.config.recipe import Recipe
+from nucleus.config.settings import read_recipe
 
 FOLDER = Path(__file__).parent / "reference"
 RECIPES = Path(__file__).parents[1] / "job" / "recipes"

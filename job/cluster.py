@@ -1,4 +1,4 @@
-"""The Ray cluster at hand, or a local one."""
+"""Connection to the Ray cluster at hand, or to a new one on this machine."""
 
 import os
 import socket
@@ -7,12 +7,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
-from job.placement import Room, check_room
+from job.capacity import Room, check_room
 from nucleus.config.recipe import Recipe
 from nucleus.errors import JobError
-from nucleus.quiet import stderr_without
+from nucleus.lazy import stderr_without
 
 __all__ = ["address_at_hand", "cluster", "connected", "rooms"]
+
 
 _ADDRESS = "RAY_ADDRESS"
 _ANSWER_SECONDS = 5.0

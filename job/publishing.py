@@ -1,27 +1,80 @@
-"""From a run's last checkpoint to a published version."""
+"""A run's workers on Ray Train, from the first step to the model in the run's last checkpoint."""
 
 import shutil
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 from job.events import Listener
-from job.final_model import FINAL_FOLDER
-from job.fitting import Fitted
-from job.gate import judge
-from job.plan import RunPlan
-from job.storage import run_storage
+from job.filesystem import run_storage
+from job.run_callbacks import FINAL_FOLDER
 from nucleus import __version__
-from nucleus.data.datasets import locate_dataset, open_dataset
+from nucleus.config.names import Reference
+from nucleus.data.cache import ShardCache, default_cache_dir
+from nucleus.data.dataset import locate_dataset, open_dataset
+from nucleus.lazy import import_tensorflow
 from nucleus.model.architecture import read_model_config
+from nucleus.registry.aliases import pass_gate
 from nucleus.registry.card import model_card
 from nucleus.registry.manifest import ModelManifest, Origin
-from nucleus.registry.versions import publish
+from nucleus.registry.publish import publish
+from nucleus.registry.versions import pull
+from nucleus.runs.plan import RunPlan
 from nucleus.storage.bucket import Bucket
+from nucleus.storage.files import check_sums
 from nucleus.storage.retries import storage_timeout
-from nucleus.storage.sums import check_sums
 from nucleus.storage.uri import parse_uri
 
-__all__ = ["publish_fitted"]
+__all__ = ["Fitted", "judge", "publish_fitted"]
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What a finished run left.
+
+    Attributes:
+        metrics: By split, kind of image and name.
+        wandb_run: Its W&B run.
+        checkpoint: `bucket/key` of its last checkpoint, which holds the model.
+    """
+
+    metrics: dict[str, dict[str, dict[str, float]]]
+    wandb_run: str | None
+    checkpoint: str
+
+
+def judge(bucket: Bucket, manifest: ModelManifest, plan: RunPlan, listener: Listener) -> None:
+    """Let the gate decide, and say what it decided."""
+    options = plan.recipe.gate
+    if not options.enabled:
+        return
+
+    def rescore(incumbent: ModelManifest) -> float:
+        listener.stage(f"Scoring version {incumbent.version} on the test split of {plan.dataset}")
+        return _score_on_test(bucket, incumbent, plan, listener)
+
+    decision = pass_gate(bucket, manifest, options.alias, options.metric, rescore)
+    verb = "means" if decision.passed else "does not move to"
+    listener.stage(f"{options.alias} {verb} version {manifest.version}: {decision.reason}")
+
+
+def _score_on_test(bucket: Bucket, manifest: ModelManifest, plan: RunPlan, listener: Listener) -> float:
+    """The recipe's metric of another version on this run's test split."""
+    import_tensorflow()
+    from nucleus.predict.evaluation import evaluate
+    from nucleus.predict.model import load_predictor
+
+    cache_dir = Path(plan.recipe.cache_dir) if plan.recipe.cache_dir else default_cache_dir()
+    cache = ShardCache(cache_dir, plan.recipe.cache_limit_gib)
+    dataset = open_dataset(locate_dataset(plan.dataset))
+    with tempfile.TemporaryDirectory(prefix="nucleus-incumbent-") as temporary:
+        folder = Path(temporary) / "model"
+        with listener.watch(f"pull {manifest.model}@{manifest.version}", "bytes") as advance:
+            pull(bucket, Reference(manifest.model, str(manifest.version)), folder, advance)
+        predictor = load_predictor(folder)
+        with listener.watch(f"evaluate {manifest.model}@{manifest.version}") as advance:
+            found = evaluate(predictor, plan.recipe.loss, dataset, "test", cache, advance)
+        return found.overall["all"][plan.recipe.gate.metric]
 
 
 def publish_fitted(plan: RunPlan, fitted: Fitted, bucket: Bucket, listener: Listener) -> ModelManifest:

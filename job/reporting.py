@@ -9,16 +9,15 @@ from types import MappingProxyType
 from pydantic import ValidationError
 
 from job.events import Listener
-from job.plan import RunPlan
 from nucleus import __version__
-from nucleus.data.datasets import locate_dataset, open_dataset
-from nucleus.data.manifest import DatasetManifest
+from nucleus.data.dataset import DatasetManifest, locate_dataset, open_dataset
 from nucleus.errors import JobError
-from nucleus.registry.gate import GateDecision, read_decision
+from nucleus.registry.aliases import GateDecision, read_decision
 from nucleus.registry.manifest import ModelManifest, version_prefix
-from nucleus.report.download import names_below
 from nucleus.report.page import write_report
-from nucleus.report.record import (
+from nucleus.runs.download import names_below
+from nucleus.runs.plan import RunPlan
+from nucleus.runs.record import (
     FACTS_FILE,
     HISTORY_FILE,
     PICTURES,
@@ -37,7 +36,7 @@ from nucleus.report.record import (
 from nucleus.storage.bucket import Bucket
 from nucleus.storage.files import write_atomic
 from nucleus.tracking.offline_runs import keep_files, kept_files
-from nucleus.tracking.published import note_published
+from nucleus.tracking.wandb_artifacts import note_published
 
 __all__ = ["has_facts", "report_folder", "report_published", "report_run"]
 

@@ -6,20 +6,18 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
+from job.capacity import Room, needed
 from job.cluster import connected, rooms
 from job.events import Listener, forwarded
-from job.fitting import Fitted, fit
-from job.options import RunOptions
-from job.placement import Room, needed
-from job.plan import RunPlan, save_plan
-from job.publishing import publish_fitted
+from job.filesystem import run_storage
+from job.publishing import Fitted, publish_fitted
 from job.reporting import report_published, report_run
-from job.storage import run_storage
-from job.train import plan_run
+from job.train import RunOptions, fit, plan_run
 from nucleus.config.recipe import Recipe
 from nucleus.errors import JobError, NucleusError, RecipeError
 from nucleus.progress import Advance, no_progress
 from nucleus.registry.manifest import ModelManifest
+from nucleus.runs.plan import RunPlan, save_plan
 from nucleus.storage.retries import set_storage_timeout, storage_timeout
 from nucleus.storage.uri import parse_uri
 

@@ -1,34 +1,143 @@
-"""The driver of a training run: from a recipe to a published model.
-
-`nucleus train` calls it; `python -m job.train RECIPE` is the same for a Ray job. Options before the recipe are those of
-`nucleus` itself, such as `--debug`.
-"""
+"""How to run, as opposed to what."""
 
 import os
-import sys
 import time
-from itertools import takewhile
+from dataclasses import dataclass
 from pathlib import Path
 
-from job.cluster import connected
-from job.events import Listener, SilentListener
-from job.fitting import fit
-from job.gate import judge
-from job.options import RunOptions
-from job.plan import RunPlan, load_plan, new_run_name, save_plan
-from job.publishing import publish_fitted
+from job.capacity import missing, needed
+from job.cluster import connected, rooms
+from job.events import Listener, SilentListener, forwarded
+from job.filesystem import run_storage
+from job.publishing import Fitted, judge, publish_fitted
+from job.ray_internals import our_error
 from job.reporting import has_facts, report_published
+from job.signals import stop_request, stops_on_sigterm
+from job.worker import train_worker
 from nucleus.config.recipe import Recipe
-from nucleus.data.datasets import locate_dataset, open_dataset
-from nucleus.errors import DataError, WeightsError
+from nucleus.data.dataset import locate_dataset, open_dataset
+from nucleus.errors import DataError, JobError, NucleusError, RunStoppedError, WeightsError
 from nucleus.registry.encoder_weights import provide_weights
 from nucleus.registry.manifest import EncoderWeightsOrigin, ModelManifest
 from nucleus.registry.versions import version_of_run
-from nucleus.storage.conditions import check_conditional_writes
-from nucleus.tracking.weights_and_biases import check_tracking, tracking_mode
+from nucleus.runs.plan import RunPlan, load_plan, new_run_name, save_plan
+from nucleus.storage.bucket import Bucket, check_conditional_writes
+from nucleus.storage.retries import storage_timeout
+from nucleus.storage.uri import bucket_from_environment, parse_uri
+from nucleus.tracking.wandb_run import check_tracking, tracking_mode
 from nucleus.versions import commit
 
-__all__ = ["plan_run", "resume", "train"]
+__all__ = ["RunOptions", "fit", "plan_run", "resume", "train"]
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """Options of a run.
+
+    Attributes:
+        run: Name of a new run; None makes one up.
+        weights_optional: Whether to go on with a random encoder when no weights can be had. Only the demo may.
+        own_cluster: Whether to start a Ray cluster on this machine even if another is at hand.
+        verbose: Whether to show the logs of Ray and the workers.
+        folder: Where people find a run's report and TensorBoard's events on this machine, in `<run>/`; None is `runs`.
+        single_writer: Whether nobody else publishes meanwhile, so that the server may ignore conditional writes.
+    """
+
+    run: str | None = None
+    weights_optional: bool = False
+    own_cluster: bool = False
+    verbose: bool = False
+    folder: Path | None = None
+    single_writer: bool = False
+
+    @property
+    def local_folder(self) -> Path:
+        """The folder, absolute: workers are in other ones."""
+        return (self.folder or Path("runs")).absolute()
+
+    def bucket(self, uri: str | None) -> Bucket:
+        """The bucket `uri`, or else the environment's."""
+        return Bucket(bucket_from_environment(uri), single_writer=self.single_writer)
+
+
+_CHECKPOINTS_KEPT = 2
+_START_TIMEOUT, _ELASTIC_START_SECONDS = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "10"
+_STALL_TIMEOUT = "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"
+_METRICS = "metrics"
+"""What only a run that has finished reports."""
+
+
+def fit(plan: RunPlan, options: RunOptions, listener: Listener) -> Fitted:
+    """Run the workers of a plan on the cluster that this process is connected to.
+
+    Raises:
+        RunStoppedError: The run was asked to stop, and can go on.
+        NucleusError: What a worker raised.
+        JobError: Ray failed.
+    """
+    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+
+    from job.ray_internals import MultiWorkerConfig
+
+    recipe = plan.recipe
+    resources = {"CPU": recipe.cpus_per_worker, **({"GPU": 1} if recipe.gpus_per_worker else {})}
+    stop, home = stop_request(), parse_uri(plan.bucket)
+    os.environ[_STALL_TIMEOUT] = str(recipe.stall_timeout)  # Ray hands both on to its controller
+    if recipe.workers.elastic:  # it may ask for a machine that is going, and then asks for what is there
+        os.environ.setdefault(_START_TIMEOUT, _ELASTIC_START_SECONDS)
+
+    def no_worker_yet() -> None:
+        waits = missing(needed(recipe), rooms())
+        if waits:
+            listener.stage(f"Waiting for {waits}")
+
+    with forwarded(listener, no_worker_yet) as events, stops_on_sigterm(stop, plan):
+        trainer = DataParallelTrainer(
+            train_worker,
+            backend_config=MultiWorkerConfig(),
+            train_loop_config={
+                "plan": plan.model_dump_json(),
+                "events": events,
+                "stop": stop,
+            },
+            scaling_config=ScalingConfig(
+                num_workers=tuple(recipe.workers) if recipe.workers.elastic else recipe.workers.most,
+                elastic_resize_monitor_interval_s=recipe.resize_interval,
+                use_gpu=bool(recipe.gpus_per_worker),
+                resources_per_worker=resources,
+            ),
+            run_config=RunConfig(
+                name=plan.run,
+                storage_path=f"{home.bucket}/{(home / 'runs').key}",
+                storage_filesystem=run_storage(home, storage_timeout()),
+                failure_config=FailureConfig(max_failures=recipe.max_failures),
+                checkpoint_config=CheckpointConfig(num_to_keep=_CHECKPOINTS_KEPT),
+            ),
+        )
+        try:
+            result = trainer.fit()
+        except Exception as error:  # Ray wraps what a worker raised in errors of its own
+            raise _explained(error, plan, options) from error
+    if _METRICS not in result.metrics:
+        raise RunStoppedError(f"The run {plan.run} was asked to stop and saved a checkpoint. {plan.how_to_go_on}")
+    return Fitted(result.metrics[_METRICS], result.metrics["wandb_run"], result.checkpoint.path)
+
+
+def _explained(error: BaseException, plan: RunPlan, options: RunOptions) -> NucleusError:
+    """The worker's own error if it is one of ours, else what Ray says with the way to go on."""
+    causes = list(getattr(error, "worker_failures", {}).values()) or [error]
+    for cause in causes:
+        found = our_error(cause)
+        if found is not None:
+            return found
+    first = str(causes[0]).strip().splitlines()
+    hint = "" if options.verbose else " Run it again with --debug to see the workers' logs."
+    failed = "a worker" if getattr(error, "worker_failures", None) else "Ray's controller"
+    return JobError(
+        f"Expected the run {plan.run} to finish; {failed} failed: {first[-1] if first else type(error).__name__}."
+        f"{hint} {plan.how_to_go_on}"
+    )
 
 
 def train(recipe: Recipe, options: RunOptions | None = None, listener: Listener | None = None) -> ModelManifest:
@@ -130,10 +239,3 @@ def _execute(plan: RunPlan, options: RunOptions, listener: Listener, *, new: boo
     seconds = {"train": trained - begun, "publish": time.monotonic() - trained}
     report_published(plan, manifest, bucket, listener, seconds)
     return manifest
-
-
-if __name__ == "__main__":
-    from nucleus.cli.main import cli
-
-    general = list(takewhile(lambda argument: argument.startswith("--"), sys.argv[1:]))
-    cli([*general, "train", *sys.argv[1 + len(general) :]], prog_name="nucleus")

@@ -1,4 +1,4 @@
-"""The loop on each Ray Train worker: one process, one replica."""
+"""What TensorFlow may use of a machine: no more than Ray has given this process."""
 
 import json
 import os
@@ -8,14 +8,25 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from job.devices import limit_devices
-from job.plan import RunPlan
-from nucleus.storage.sums import check_sums
+from nucleus.runs.plan import RunPlan
+from nucleus.storage.files import check_sums
 
 if TYPE_CHECKING:
-    from nucleus.tracking.weights_and_biases import Tracker
+    from nucleus.tracking.wandb_run import Tracker
 
-__all__ = ["train_worker"]
+__all__ = ["limit_devices", "train_worker"]
+
+
+def limit_devices(cpus: int, gpus: int) -> None:
+    """Let TensorFlow use so many cores, and GPUs (0 or 1: the one that Ray has left visible). Before its first use."""
+    import tensorflow as tf
+
+    tf.config.threading.set_intra_op_parallelism_threads(cpus)
+    tf.config.threading.set_inter_op_parallelism_threads(2)  # one would deadlock with the collectives
+    if not gpus:  # Ray 2.60 leaves all GPUs visible to a worker that asked for none
+        tf.config.set_visible_devices([], "GPU")
+    for device in tf.config.get_visible_devices("GPU"):
+        tf.config.experimental.set_memory_growth(device, enable=True)
 
 
 def train_worker(config: dict[str, Any]) -> None:
@@ -26,13 +37,13 @@ def train_worker(config: dict[str, Any]) -> None:
     limit_devices(plan.recipe.cpus_per_worker, plan.recipe.gpus_per_worker)
     _reach_workers_directly()
 
-    from job.demands import Demands
-    from job.reporter import RayReporter
+    from job.run_callbacks import RayReporter
+    from job.signals import Demands
     from nucleus.data.cache import ShardCache, default_cache_dir
-    from nucleus.data.datasets import locate_dataset, open_dataset
+    from nucleus.data.dataset import locate_dataset, open_dataset
     from nucleus.registry.encoder_weights import fetch_weights
     from nucleus.training.distributed import Workers
-    from nucleus.training.run import TrainingInput, train
+    from nucleus.training.trainer import TrainingInput, train
 
     workers = Workers()
     cache_dir = Path(plan.recipe.cache_dir) if plan.recipe.cache_dir else default_cache_dir()
@@ -93,7 +104,7 @@ def _reach_workers_directly() -> None:
 
 
 def _tracker(plan: RunPlan, cache_dir: Path, *, first: bool) -> "Tracker":
-    from nucleus.tracking.weights_and_biases import NoTracker, make_tracker
+    from nucleus.tracking.wandb_run import NoTracker, make_tracker
     from nucleus.versions import installed_versions
 
     if not first:

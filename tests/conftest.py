@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import settings
 
-from nucleus.data.generated import write_generated
-from nucleus.storage import server
+from nucleus.data.synthetic import write_generated
+from nucleus.storage import local_server as server
 from nucleus.storage.bucket import Bucket
 from nucleus.storage.retries import DEFAULT_STORAGE_TIMEOUT, set_storage_timeout
 from nucleus.storage.uri import S3Uri, parse_uri

@@ -6,14 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from nucleus.config.recipe import parse_recipe
-from nucleus.data.generated import generated_image
-from nucleus.data.images import RgbImage, encode_png
-from nucleus.data.kinds import Kind
-from nucleus.data.manifest import SPLITS, DatasetManifest, LeftOut, Sample, Shard
-from nucleus.metrics.matching import THRESHOLDS
+from nucleus.config.settings import parse_recipe
+from nucleus.data.dataset import SPLITS, DatasetManifest, LeftOut, Sample, Shard
+from nucleus.data.images import Kind, RgbImage, encode_png
+from nucleus.data.synthetic import generated_image
+from nucleus.metrics.nuclei import THRESHOLDS
 from nucleus.registry.manifest import EncoderWeightsOrigin
-from nucleus.report.record import ExampleImage, NetworkFacts, RunRecord, Stage, TestImage, WatchedImage
+from nucleus.runs.record import ExampleImage, NetworkFacts, RunRecord, Stage, TestImage, WatchedImage
 
 __all__ = ["make_dataset", "make_record", "write_pictures"]
 

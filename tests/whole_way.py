@@ -8,11 +8,11 @@ from typing import Any
 import boto3
 import pytest
 
-from job.options import RunOptions
-from job.train import train
+from job.train import RunOptions, train
 from nucleus.config.names import Reference
-from nucleus.config.recipe import Recipe, parse_recipe
-from nucleus.data.datasets import Dataset
+from nucleus.config.recipe import Recipe
+from nucleus.config.settings import parse_recipe
+from nucleus.data.dataset import Dataset
 from nucleus.data.importing import SplitOptions, import_dataset
 from nucleus.progress import Advance, no_progress
 from nucleus.registry.manifest import ModelManifest

@@ -10,7 +10,7 @@ import click
 from nucleus.cli.options import json_option
 
 if TYPE_CHECKING:
-    from nucleus.data.datasets import Dataset
+    from nucleus.data.dataset import Dataset
 
 __all__ = ["data"]
 
@@ -35,10 +35,10 @@ def import_(src: Path, uri: str, seed: int, val: float, test: float, group_by: s
     images/ + labels/ with integer labels.
     """
     from nucleus.cli.output import print_facts, print_json, warn
-    from nucleus.cli.progress import show_progress
-    from nucleus.data.datasets import locate_dataset
+    from nucleus.cli.progress_bars import show_progress
+    from nucleus.data.dataset import locate_dataset
     from nucleus.data.importing import SplitOptions, import_dataset
-    from nucleus.quiet import import_tensorflow
+    from nucleus.lazy import import_tensorflow
 
     try:
         pattern = re.compile(group_by) if group_by else None
@@ -77,7 +77,7 @@ def import_(src: Path, uri: str, seed: int, val: float, test: float, group_by: s
 def list_(uri: str, as_json: bool) -> None:
     """List the versions of a dataset."""
     from nucleus.cli.output import print_json, print_table
-    from nucleus.data.datasets import list_versions, locate_dataset
+    from nucleus.data.dataset import list_versions, locate_dataset
 
     datasets = list_versions(locate_dataset(uri).uri)
     if as_json:
@@ -102,7 +102,7 @@ def list_(uri: str, as_json: bool) -> None:
 def show(uri: str, out: Path | None, as_json: bool) -> None:
     """Show counts, and a picture of examples."""
     from nucleus.cli.output import note, print_json
-    from nucleus.data.datasets import locate_dataset, open_dataset
+    from nucleus.data.dataset import locate_dataset, open_dataset
 
     dataset = open_dataset(locate_dataset(uri))
     if as_json:
@@ -113,7 +113,7 @@ def show(uri: str, out: Path | None, as_json: bool) -> None:
     if out is not None:
         from nucleus.data.cache import ShardCache, default_cache_dir
         from nucleus.data.images import encode_png
-        from nucleus.predict.overlay import example_sheet
+        from nucleus.pictures import example_sheet
         from nucleus.storage.files import write_atomic
 
         write_atomic(out, encode_png(example_sheet(dataset, ShardCache(default_cache_dir()))))
@@ -127,8 +127,8 @@ def show(uri: str, out: Path | None, as_json: bool) -> None:
 def verify(ctx: click.Context, uri: str, as_json: bool) -> None:
     """Read every shard and compare its SHA-256 with the manifest; exit status 1 if any is wrong."""
     from nucleus.cli.output import print_json, warn
-    from nucleus.cli.progress import show_progress
-    from nucleus.data.datasets import locate_dataset, open_dataset, verify_dataset
+    from nucleus.cli.progress_bars import show_progress
+    from nucleus.data.dataset import locate_dataset, open_dataset, verify_dataset
 
     dataset = open_dataset(locate_dataset(uri))
     with show_progress("verify shards", "bytes") as advance:

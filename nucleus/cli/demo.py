@@ -15,7 +15,7 @@ from nucleus.errors import NucleusError, RecipeError
 
 if TYPE_CHECKING:
     from nucleus.config.recipe import Recipe
-    from nucleus.data.datasets import Dataset
+    from nucleus.data.dataset import Dataset
     from nucleus.registry.manifest import ModelManifest
 
 __all__ = ["demo"]
@@ -51,8 +51,8 @@ def demo(
     """Import SRC (a zip or folder; without it, generated images), train on two Ray workers, publish, pull and
     predict, on the embedded S3 server."""
     from job.recipes import recipe_path
-    from nucleus.config.recipe import read_recipe
-    from nucleus.quiet import import_tensorflow
+    from nucleus.config.settings import read_recipe
+    from nucleus.lazy import import_tensorflow
 
     workdir = workdir.absolute()
     chosen = recipe or ("dsb2018-cpu" if src else "demo")
@@ -71,7 +71,7 @@ class _Demo:
     stages: list[tuple[str, float]] = field(default_factory=list)
 
     def run(self, src: Path | None, weights: Path | None) -> None:
-        from nucleus.cli.summary import print_published
+        from nucleus.cli.train import print_published
 
         with self._store():
             dataset = self._import(src)
@@ -97,7 +97,7 @@ class _Demo:
     @contextmanager
     def _store(self) -> Iterator[None]:
         """Run the embedded server for the time of the demo, and reach it as any S3 server is reached."""
-        from nucleus.storage import server
+        from nucleus.storage import local_server as server
 
         was_running = server.status(self.workdir / "store") is not None
         try:
@@ -113,10 +113,10 @@ class _Demo:
 
     def _import(self, src: Path | None) -> "Dataset":
         from nucleus.cli.output import note, warn
-        from nucleus.cli.progress import show_progress
-        from nucleus.data.datasets import locate_dataset
-        from nucleus.data.generated import write_generated
+        from nucleus.cli.progress_bars import show_progress
+        from nucleus.data.dataset import locate_dataset
         from nucleus.data.importing import SplitOptions, import_dataset
+        from nucleus.data.synthetic import write_generated
 
         if src is None:
             src = self.workdir / "images"
@@ -135,7 +135,7 @@ class _Demo:
         return imported.dataset
 
     def _add_weights(self, weights: Path) -> str:
-        from nucleus.cli.progress import show_progress
+        from nucleus.cli.progress_bars import show_progress
         from nucleus.registry.encoder_weights import add_weights
         from nucleus.storage.bucket import Bucket
         from nucleus.storage.uri import bucket_from_environment
@@ -145,9 +145,8 @@ class _Demo:
         return str(added.uri)
 
     def _train(self, recipe: "Recipe") -> "ModelManifest":
-        from job.options import RunOptions
-        from job.train import train
-        from nucleus.cli.training_display import TrainingDisplay
+        from job.train import RunOptions, train
+        from nucleus.cli.progress_bars import TrainingDisplay
 
         options = RunOptions(
             weights_optional=True, own_cluster=True, verbose=self.verbose, folder=self.workdir / "runs"
@@ -156,7 +155,7 @@ class _Demo:
             return train(recipe, options, display)
 
     def _pull(self, manifest: "ModelManifest") -> Path:
-        from nucleus.cli.progress import show_progress
+        from nucleus.cli.progress_bars import show_progress
         from nucleus.config.names import Reference
         from nucleus.registry.versions import pull
         from nucleus.storage.bucket import Bucket
@@ -169,13 +168,13 @@ class _Demo:
 
     def _predict(self, dataset: "Dataset", folder: Path) -> tuple[int, int]:
         """Write the test split's images as files, as a user would have them, and segment those."""
-        from nucleus.cli.progress import show_progress
+        from nucleus.cli.progress_bars import show_progress
         from nucleus.data.cache import ShardCache
         from nucleus.data.images import encode_png
-        from nucleus.predict.images import predict_files
-        from nucleus.predict.predictor import load_predictor
+        from nucleus.data.reader import images_of_split
+        from nucleus.predict.image_files import predict_files
+        from nucleus.predict.model import load_predictor
         from nucleus.storage.files import write_atomic
-        from nucleus.training.validation import images_of_split
 
         with self._stage("predict"), show_progress("segment images") as advance:
             files = []
@@ -199,7 +198,7 @@ class _Demo:
 
     def _places(self, manifest: "ModelManifest") -> dict[str, object]:
         """Where the demo has put what it made besides the run."""
-        from nucleus.cli.summary import short_path
+        from nucleus.cli.train import short_path
 
         version, here = f"{manifest.version:06d}", short_path(self.workdir)
         return {

@@ -6,13 +6,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from nucleus.cli.model_folder import is_pulled, model_folder
-from nucleus.cli.options import workers_option
+from nucleus.cli.options import is_pulled, model_folder, workers_option
 from nucleus.errors import UsageError
 
 if TYPE_CHECKING:
     from nucleus.config.recipe import LossOptions
-    from nucleus.data.datasets import Dataset
+    from nucleus.data.dataset import Dataset
     from nucleus.predict.evaluation import Evaluation
     from nucleus.registry.manifest import ModelManifest
 
@@ -37,8 +36,8 @@ def evaluate(
     """Score a model on a split of DATASET (s3://bucket/datasets/NAME[@VERSION], or NAME in the bucket)."""
     from nucleus.cli.output import print_json, print_scores
     from nucleus.config.recipe import LossOptions
-    from nucleus.data.datasets import locate_dataset, open_dataset
-    from nucleus.quiet import import_tensorflow
+    from nucleus.data.dataset import locate_dataset, open_dataset
+    from nucleus.lazy import import_tensorflow
 
     if workers is not None and is_pulled(model):
         raise UsageError(f"Expected NAME[@REF], which every worker can pull, for --workers; found {model}.")
@@ -46,8 +45,8 @@ def evaluate(
     folder = model_folder(model)
     import_tensorflow()
     from nucleus.data.images import encode_png
-    from nucleus.predict.gallery import draw_gallery
-    from nucleus.predict.predictor import read_pulled
+    from nucleus.pictures import draw_gallery
+    from nucleus.predict.model import read_pulled
     from nucleus.storage.files import write_atomic
 
     manifest = read_pulled(folder)
@@ -73,12 +72,11 @@ def evaluate(
 def _evaluate_here(
     folder: Path, loss: "LossOptions", dataset: "Dataset", splits: tuple[str, ...], *, tta: bool
 ) -> "Evaluation":
-    from nucleus.cli.progress import show_progress
+    from nucleus.cli.progress_bars import show_progress
     from nucleus.data.cache import ShardCache, default_cache_dir
     from nucleus.predict.evaluation import evaluate as evaluate_split
     from nucleus.predict.evaluation import joined
-    from nucleus.predict.options import PredictionOptions
-    from nucleus.predict.predictor import load_predictor
+    from nucleus.predict.model import PredictionOptions, load_predictor
 
     predictor = load_predictor(folder, PredictionOptions(turns=tta))
     cache = ShardCache(default_cache_dir())
@@ -98,11 +96,11 @@ def _evaluate_spread(
     *,
     tta: bool,
 ) -> "Evaluation":
-    from job.evaluation import EvaluationPlan, evaluate_spread
+    from job.inference import EvaluationPlan, evaluate_spread
     from nucleus.cli.output import note
-    from nucleus.cli.progress import show_progress
+    from nucleus.cli.progress_bars import show_progress
     from nucleus.config.names import Reference
-    from nucleus.predict.options import PredictionOptions
+    from nucleus.predict.model import PredictionOptions
     from nucleus.storage.uri import bucket_from_environment
 
     plan = EvaluationPlan(

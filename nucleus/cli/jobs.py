@@ -1,16 +1,20 @@
 """`nucleus jobs`: the jobs of a Ray cluster."""
 
+import sys
+import tempfile
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from nucleus.cli.options import cluster_options, json_option
+from nucleus.cli.options import check_run_options, cluster_options, json_option, run_options
 
 if TYPE_CHECKING:
-    from job.jobs import Job
+    from job.job_api import Job
+    from job.submit import DryRun
 
-__all__ = ["end_as", "jobs", "open_client"]
+__all__ = ["end_as", "jobs", "open_client", "submit"]
 
 
 @click.group()
@@ -23,7 +27,7 @@ def jobs() -> None:
 @json_option
 def list_command(address: str | None, insecure: bool, as_json: bool) -> None:
     """Every job that the cluster remembers, the newest first."""
-    from job.jobs import all_jobs
+    from job.job_api import all_jobs
     from nucleus.cli.output import print_json, print_table
 
     found = all_jobs(open_client(address, insecure=insecure))
@@ -40,9 +44,9 @@ def list_command(address: str | None, insecure: bool, as_json: bool) -> None:
 @json_option
 def status(job: str, address: str | None, insecure: bool, as_json: bool) -> None:
     """How JOB is."""
-    from job.jobs import find_job
+    from job.job_api import find_job
 
-    _show(find_job(open_client(address, insecure=insecure), job), as_json=as_json)
+    _show_job(find_job(open_client(address, insecure=insecure), job), as_json=as_json)
 
 
 @jobs.command()
@@ -52,8 +56,8 @@ def status(job: str, address: str | None, insecure: bool, as_json: bool) -> None
 @json_option
 def logs(job: str, follow: bool, address: str | None, insecure: bool, as_json: bool) -> None:
     """What JOB has written."""
-    from job.jobs import find_job, job_log
-    from job.jobs import follow as follow_job
+    from job.job_api import find_job, job_log
+    from job.job_api import follow as follow_job
     from nucleus.cli.output import print_json
 
     client = open_client(address, insecure=insecure)
@@ -76,14 +80,14 @@ def logs(job: str, follow: bool, address: str | None, insecure: bool, as_json: b
 @json_option
 def stop(job: str, address: str | None, insecure: bool, as_json: bool) -> None:
     """Let JOB save a checkpoint and stop; `nucleus submit RECIPE --resume RUN` goes on."""
-    from job.jobs import stop_job
+    from job.job_api import stop_job
 
-    _show(stop_job(open_client(address, insecure=insecure), job), as_json=as_json)
+    _show_job(stop_job(open_client(address, insecure=insecure), job), as_json=as_json)
 
 
 def open_client(address: str | None, *, insecure: bool) -> Any:
     """The job API of the cluster that the user means, if it lets nobody else in."""
-    from job.dashboard import check_address, cluster_address, job_client
+    from job.job_api import check_address, cluster_address, job_client
 
     where = cluster_address(address)
     check_address(where, insecure=insecure)
@@ -96,7 +100,7 @@ def end_as(job: "Job") -> None:
         raise click.exceptions.Exit(job.exit_code or 1)
 
 
-def _show(job: "Job", *, as_json: bool) -> None:
+def _show_job(job: "Job", *, as_json: bool) -> None:
     from nucleus.cli.output import print_json, print_table
 
     if as_json:
@@ -107,3 +111,116 @@ def _show(job: "Job", *, as_json: bool) -> None:
 
 def _text(value: object) -> str:
     return "-" if value is None else str(value)
+
+
+_INTERRUPTED = 130
+
+
+@click.command()
+@run_options
+@cluster_options
+@click.option("--detach", is_flag=True, help="Do not wait for the job's end; print its id.")
+@click.option("--dry-run", is_flag=True, help="Say what would be started and whether there is room; start nothing.")
+@json_option
+@click.pass_context
+def submit(
+    ctx: click.Context,
+    recipe: str,
+    settings: tuple[str, ...],
+    run: str | None,
+    resume: str | None,
+    single_writer: bool,
+    address: str | None,
+    insecure: bool,
+    detach: bool,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Train by RECIPE as `nucleus train` does, as a job of the Ray cluster at --address.
+
+    The cluster has this project's dependencies and, by the AWS chain of its machines, its own rights to the bucket:
+    no key of yours is sent. Its log goes to stderr; the exit status is the job's. Ctrl-C asks whether to stop it.
+    """
+    from job.recipes import recipe_path
+    from job.submit import prepare
+    from nucleus.cli.output import note, print_json
+    from nucleus.config.settings import read_recipe
+    from nucleus.runs.plan import new_run_name
+
+    check_run_options(settings, run, resume)
+    client = open_client(address, insecure=insecure)
+    path = recipe_path(recipe)
+    content = read_recipe(path, settings)
+    name = resume or run or new_run_name(content.model)
+    job = new_run_name(name) if resume else name  # a run may be resumed again and again
+    arguments = ["--resume" if resume else "--run", name, *(f"--set={text}" for text in settings)]
+    arguments += ["--single-writer"] if single_writer else []
+    with tempfile.TemporaryDirectory(prefix="nucleus-submit-") as folder:
+        verbose = bool(ctx.find_root().params.get("debug"))
+        submission = prepare(path, job, arguments, Path(folder), verbose=verbose)
+        if dry_run:
+            _show_dry_run(_dry_run(content, resume, submission, client), as_json=as_json)
+            return
+        submission.start(client)
+    told = {"job": job, "run": name, "address": client.get_address()}
+    note(f"submitted {job} to {client.get_address()}")
+    if detach:
+        print_json(told) if as_json else click.echo(job)
+        return
+    found = _followed(client, job)
+    print_json({**told, "status": found.status}) if as_json else click.echo(f"{job} {found.status}")
+    end_as(found)
+
+
+def _followed(client: Any, job: str) -> "Job":
+    """Pass on a job's log to its end. Ctrl-C asks what is to become of the job."""
+    from job.job_api import follow, stop_job
+    from nucleus.cli.output import note
+
+    try:
+        return follow(client, job, lambda text: click.echo(text, nl=False, err=True))
+    except KeyboardInterrupt:
+        if sys.stdin.isatty() and _is_to_stop(job):
+            note(f"Stopping {job}; it saves a checkpoint first")
+            return stop_job(client, job)
+        note(f"{job} goes on. See: nucleus jobs logs --follow {job}; to stop it: nucleus jobs stop {job}")
+        raise click.exceptions.Exit(_INTERRUPTED) from None
+
+
+def _is_to_stop(job: str) -> bool:
+    choice = click.Choice(["detach", "stop"])
+    try:
+        return str(click.prompt(f"\n{job}: detach or stop", type=choice, default="detach", err=True)) == "stop"
+    except click.Abort:
+        return False
+
+
+def _dry_run(content: Any, resume: str | None, submission: Any, client: Any) -> "DryRun":
+    from job.job_api import rooms_of
+    from job.submit import dry_run
+    from nucleus.runs.plan import load_plan
+    from nucleus.storage.bucket import Bucket
+    from nucleus.storage.uri import bucket_from_environment
+
+    if resume is None:
+        return dry_run(content, content.dataset, submission, rooms_of(client))
+    plan = load_plan(Bucket(bucket_from_environment(content.bucket)), resume)
+    return dry_run(plan.recipe, plan.dataset, submission, rooms_of(client))
+
+
+def _show_dry_run(found: "DryRun", *, as_json: bool) -> None:
+    from nucleus.cli.output import note, print_json, print_table
+
+    if as_json:
+        print_json(asdict(found))
+        return
+    print_table(("what", "value"), [(name.replace("_", " "), _words(value)) for name, value in asdict(found).items()])
+    note("nothing was started")
+
+
+def _words(value: object) -> str:
+    if isinstance(value, dict):
+        return ", ".join(
+            f"{name} {each:g}" if isinstance(each, float) else f"{name} {each}" for name, each in value.items()
+        )
+    return "nothing" if value is None else str(value)

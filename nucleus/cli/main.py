@@ -14,14 +14,14 @@ __all__ = ["cli", "main"]
 # Command: (module, attribute, help). The help stands here so that `nucleus --help` imports none of them.
 _COMMANDS = {
     "demo": ("nucleus.cli.demo", "demo", "The whole way in one go, on an S3 server on this machine."),
-    "store": ("nucleus.cli.store", "store", "The embedded S3 server."),
+    "store": ("nucleus.cli.machine", "store", "The embedded S3 server."),
     "data": ("nucleus.cli.data", "data", "Datasets in the bucket."),
-    "weights": ("nucleus.cli.weights", "weights", "Encoder weights in the bucket."),
+    "weights": ("nucleus.cli.models", "weights", "Encoder weights in the bucket."),
     "train": ("nucleus.cli.train", "train", "Train by a recipe on Ray and publish the model."),
-    "submit": ("nucleus.cli.submit", "submit", "The same as a job of a Ray cluster elsewhere."),
-    "sweep": ("nucleus.cli.sweep", "sweep", "Train with different settings and publish the best."),
+    "submit": ("nucleus.cli.jobs", "submit", "The same as a job of a Ray cluster elsewhere."),
+    "sweep": ("nucleus.cli.train", "sweep", "Train with different settings and publish the best."),
     "jobs": ("nucleus.cli.jobs", "jobs", "Jobs on that cluster: list, status, logs, stop."),
-    "doctor": ("nucleus.cli.doctor", "doctor", "Check all that a run needs, and name what puts it right."),
+    "doctor": ("nucleus.cli.machine", "doctor", "Check all that a run needs, and name what puts it right."),
     "runs": ("nucleus.cli.runs", "runs", "Training runs in the bucket: list, show, compare."),
     "models": ("nucleus.cli.models", "models", "Versioned models in the bucket."),
     "evaluate": ("nucleus.cli.evaluate", "evaluate", "Metrics of a model on a dataset."),
@@ -86,7 +86,3 @@ def cli(debug: bool, storage_timeout: float | None) -> None:  # noqa: ARG001  de
 def main() -> None:
     """Run the command line."""
     cli(prog_name="nucleus")
-
-
-if __name__ == "__main__":
-    main()

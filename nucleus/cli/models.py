@@ -6,16 +6,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from nucleus.cli.comparing import compare_models
-from nucleus.cli.options import json_option, single_writer_option
-from nucleus.cli.project import project_bucket
+from nucleus.cli.compare import compare_models
+from nucleus.cli.options import json_option, project_bucket, single_writer_option
+from nucleus.config.encoders import ENCODER_NAMES, EncoderName
 from nucleus.errors import IntegrityError, ModelError
 
 if TYPE_CHECKING:
     from nucleus.registry.manifest import ModelManifest
     from nucleus.storage.bucket import Bucket
 
-__all__ = ["models"]
+__all__ = ["models", "weights"]
+
 
 _TOLD = ("created", "val_map", "dataset", "run")
 
@@ -42,11 +43,12 @@ def _told(manifest: "ModelManifest") -> dict[str, Any]:
 @models.command("list")
 @click.argument("name", required=False)
 @json_option
-def list_(name: str | None, as_json: bool) -> None:
+def list_models_command(name: str | None, as_json: bool) -> None:
     """List the models, or the versions of one."""
     from nucleus.cli.output import print_json, print_table, warn
     from nucleus.registry.aliases import list_aliases
-    from nucleus.registry.versions import list_models, list_versions, read_version
+    from nucleus.registry.manifest import read_version
+    from nucleus.registry.versions import list_models, list_versions
 
     bucket = _bucket()
     if name is None:
@@ -77,10 +79,10 @@ def show(model: str, as_json: bool) -> None:
     """Show a version's card; with --json its manifest. MODEL is NAME[@REF]."""
     from nucleus.cli.output import print_json, print_markdown
     from nucleus.config.names import parse_reference
-    from nucleus.registry.gate import read_decision
-    from nucleus.registry.manifest import version_prefix
-    from nucleus.registry.markdown import without_front_matter
-    from nucleus.registry.versions import read_version, resolve_version
+    from nucleus.registry.aliases import read_decision
+    from nucleus.registry.card import without_front_matter
+    from nucleus.registry.manifest import read_version, version_prefix
+    from nucleus.registry.versions import resolve_version
 
     bucket = _bucket()
     reference = parse_reference(model, "model")
@@ -104,7 +106,7 @@ def show(model: str, as_json: bool) -> None:
 def pull(model: str, dest: Path | None, as_json: bool) -> None:
     """Download NAME[@REF] into DEST, every file's SHA-256 verified.  [default: ./NAME-VERSION]"""
     from nucleus.cli.output import print_json
-    from nucleus.cli.progress import show_progress
+    from nucleus.cli.progress_bars import show_progress
     from nucleus.config.names import Reference, parse_reference
     from nucleus.registry import versions
 
@@ -130,14 +132,14 @@ def export(model: str, dest: Path, kind: Any, as_json: bool) -> None:
 
     h5 and keras load with Keras 3, savedmodel (a folder) with TensorFlow, onnx with ONNX Runtime.
     """
-    from nucleus.cli.model_folder import model_folder
+    from nucleus.cli.options import model_folder
     from nucleus.cli.output import print_json
-    from nucleus.quiet import import_tensorflow
+    from nucleus.lazy import import_tensorflow
 
     folder = model_folder(model)
     import_tensorflow()
     from nucleus.model.export import export_model
-    from nucleus.predict.predictor import read_pulled
+    from nucleus.predict.model import read_pulled
 
     manifest = read_pulled(folder)
     about = {"model": manifest.model, "version": manifest.version}
@@ -192,7 +194,7 @@ def rollback(name: str, alias: str, single_writer: bool) -> None:
 def clean(name: str | None, remove: bool, hours: float, as_json: bool) -> None:
     """List what publishers that died left behind, of one model or all, and remove it."""
     from nucleus.cli.output import print_json, print_table
-    from nucleus.registry.claims import leftovers, remove_leftover
+    from nucleus.registry.publish import leftovers, remove_leftover
 
     bucket = _bucket()
     before = datetime.now(UTC) - timedelta(hours=hours)
@@ -221,3 +223,53 @@ def clean(name: str | None, remove: bool, hours: float, as_json: bool) -> None:
     print_table(list(rows[0]), [list(row.values()) for row in rows])
     if not remove and any(row["state"] == "leftover" for row in rows):
         click.echo(f"remove them: nucleus models clean {name or ''} --remove".replace("  ", " "), err=True)
+
+
+@click.group()
+def weights() -> None:
+    """Encoder weights in the bucket, for clusters without internet."""
+
+
+@weights.command()
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option(
+    "--encoder",
+    type=click.Choice(ENCODER_NAMES),
+    default=ENCODER_NAMES[0],
+    show_default=True,
+    help="The network that they belong to.",
+)
+def add(file: Path, encoder: EncoderName) -> None:
+    """Check FILE (without top, .weights.h5 or .h5) and put it where network.weights = "imagenet" finds it."""
+    from nucleus.cli.progress_bars import show_progress
+    from nucleus.lazy import import_tensorflow
+    from nucleus.registry.encoder_weights import add_weights
+    from nucleus.storage.bucket import Bucket
+    from nucleus.storage.uri import bucket_from_environment
+
+    bucket = Bucket(bucket_from_environment())
+    bucket.check("weights/")
+    import_tensorflow()
+    with show_progress("upload weights", "bytes") as advance:
+        added = add_weights(file, encoder, bucket, advance)
+    click.echo(str(added.uri))
+
+
+@weights.command("list")
+@json_option
+def list_weights_command(as_json: bool) -> None:
+    """List the weights in the bucket."""
+    from nucleus.cli.output import print_json, print_table
+    from nucleus.registry.encoder_weights import list_weights
+    from nucleus.storage.bucket import Bucket
+    from nucleus.storage.uri import bucket_from_environment
+
+    bucket = Bucket(bucket_from_environment())
+    found = list_weights(bucket)
+    rows = [
+        (item.key.split("/")[1], str(bucket.uri / item.key), item.size, item.modified.isoformat()) for item in found
+    ]
+    if as_json:
+        print_json([dict(zip(("encoder", "uri", "size", "modified"), row, strict=True)) for row in rows])
+    else:
+        print_table(("encoder", "uri", "bytes", "modified"), rows)

@@ -2,19 +2,26 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+
+if TYPE_CHECKING:
+    from nucleus.storage.bucket import Bucket
 
 __all__ = [
     "check_run_options",
     "cluster_options",
+    "is_pulled",
     "json_option",
+    "model_folder",
     "out_option",
+    "project_bucket",
     "run_options",
     "single_writer_option",
     "workers_option",
 ]
+
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -90,3 +97,42 @@ def check_run_options(settings: tuple[str, ...], run: str | None, resume: str | 
     for name in (run, resume):
         if name:
             check_name(name, "run")
+
+
+def project_bucket(below: str, *, single_writer: bool = False) -> "Bucket":
+    """The bucket that NUCLEUS_BUCKET names, once what lies below a prefix of it could be listed.
+
+    Raises:
+        NucleusError: What is wrong with the name, or with the bucket.
+    """
+    from nucleus.storage.bucket import Bucket
+    from nucleus.storage.uri import bucket_from_environment
+
+    bucket = Bucket(bucket_from_environment(), single_writer=single_writer)
+    bucket.check(below)
+    return bucket
+
+
+def is_pulled(model: str) -> bool:
+    """Whether a model is named by the folder that it was pulled to."""
+    return (Path(model) / "manifest.json").is_file()
+
+
+def model_folder(model: str) -> Path:
+    """Folder of the model NAME[@REF], pulled into the cache; or `model` itself if it is a pulled folder.
+
+    A download is shown.
+    """
+    from nucleus.cli.progress_bars import show_progress
+    from nucleus.config.names import parse_reference
+    from nucleus.registry.versions import pull_cached
+    from nucleus.storage.bucket import Bucket
+    from nucleus.storage.uri import bucket_from_environment
+
+    if is_pulled(model):
+        return Path(model)
+    reference = parse_reference(model, "model")
+    bucket = Bucket(bucket_from_environment())
+    bucket.check("models/")
+    with show_progress(f"download {model}", "bytes") as advance:
+        return pull_cached(bucket, reference, advance)

@@ -9,8 +9,7 @@ from typing import Any
 
 import click
 
-from nucleus.cli.model_folder import is_pulled, model_folder
-from nucleus.cli.options import json_option, workers_option
+from nucleus.cli.options import is_pulled, json_option, model_folder, workers_option
 from nucleus.errors import NucleusError, UsageError
 
 __all__ = ["predict"]
@@ -75,18 +74,17 @@ def predict(
 
 
 def _predict_files(inputs: tuple[str, ...], model: str, out: Path, given: _Choices) -> None:
-    from nucleus.cli.progress import show_progress
-    from nucleus.predict.inputs import check_outputs, find_inputs
-    from nucleus.quiet import import_tensorflow
+    from nucleus.cli.progress_bars import show_progress
+    from nucleus.lazy import import_tensorflow
+    from nucleus.predict.image_files import check_outputs, find_inputs
 
     files = find_inputs([Path(text) for text in inputs])
     if not given.overwrite:
         check_outputs(files, out)
     folder = model_folder(model)
     import_tensorflow()
-    from nucleus.predict.images import predict_files
-    from nucleus.predict.options import PredictionOptions
-    from nucleus.predict.predictor import load_predictor, read_pulled
+    from nucleus.predict.image_files import predict_files
+    from nucleus.predict.model import PredictionOptions, load_predictor, read_pulled
 
     manifest = read_pulled(folder)
     predictor = load_predictor(
@@ -104,11 +102,11 @@ def _predict_files(inputs: tuple[str, ...], model: str, out: Path, given: _Choic
 
 
 def _predict_stored(images: str, model: str, out: str, workers: int | None, given: _Choices) -> None:
-    from job.prediction import predict_stored
+    from job.inference import predict_stored
     from nucleus.cli.output import note
-    from nucleus.cli.progress import show_progress
+    from nucleus.cli.progress_bars import show_progress
     from nucleus.config.names import parse_reference
-    from nucleus.predict.stored import PredictionSettings
+    from nucleus.predict.bucket_images import PredictionSettings
     from nucleus.registry.versions import resolve_version
     from nucleus.storage.bucket import Bucket
     from nucleus.storage.uri import bucket_from_environment, parse_uri

@@ -6,13 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from nucleus.cli.comparing import check_contenders, picture_option, show_comparison
-from nucleus.cli.options import json_option
-from nucleus.cli.project import project_bucket
-from nucleus.cli.texts import NONE, commit_text, epochs_text, moment_text, score_text, time_text, value_text
+from nucleus.cli.compare import check_contenders, picture_option, show_comparison
+from nucleus.cli.options import json_option, project_bucket
+from nucleus.text import NONE, commit_text, epochs_text, moment_text, score_text, time_text, value_text
 
 if TYPE_CHECKING:
-    from nucleus.report.stored import DamagedRun, StoredRun
+    from nucleus.runs.listing import DamagedRun, StoredRun
     from nucleus.storage.bucket import Bucket
 
 __all__ = ["runs"]
@@ -61,9 +60,8 @@ def list_(model: str | None, group: str | None, limit: int | None, as_json: bool
     `no record`: it goes on, was stopped or failed, or ended before runs left records; its last write may tell.
     `val mAP` is that of the epoch whose weights were best by the recipe's monitor, before the thresholds were tuned.
     """
-    from nucleus.cli.output import note, print_json, warn
-    from nucleus.cli.widths import Column, columns_that_fit, print_columns
-    from nucleus.report.finding import list_runs
+    from nucleus.cli.output import Column, columns_that_fit, note, print_columns, print_json, warn
+    from nucleus.runs.listing import list_runs
 
     found = list_runs(project_bucket("runs/"), model=model, group=group, limit=limit, warn=warn)
     rows = [_row(run) for run in found]
@@ -93,9 +91,9 @@ def list_(model: str | None, group: str | None, limit: int | None, as_json: bool
 def show(run: str, out: Path | None, as_json: bool) -> None:
     """Show what RUN is, where it stands, what it reached and cost, and where everything is."""
     from nucleus.cli.output import note, print_json, warn
-    from nucleus.cli.progress import show_progress
-    from nucleus.report.download import download_report
-    from nucleus.report.finding import find_run
+    from nucleus.cli.progress_bars import show_progress
+    from nucleus.runs.download import download_report
+    from nucleus.runs.listing import find_run
 
     bucket = project_bucket("runs/")
     found = find_run(bucket, run, warn)
@@ -117,8 +115,8 @@ def show(run: str, out: Path | None, as_json: bool) -> None:
 def compare(runs: tuple[str, ...], out: Path | None, as_json: bool) -> None:
     """Compare runs: scores, recipes, datasets and cost. Differences are to the first."""
     from nucleus.cli.output import warn
-    from nucleus.report.comparison import of_run
-    from nucleus.report.finding import find_runs
+    from nucleus.runs.comparison import of_run
+    from nucleus.runs.listing import find_runs
 
     check_contenders(runs, runs, out, "runs")
     found = find_runs(project_bucket("runs/"), runs, warn)
@@ -127,7 +125,7 @@ def compare(runs: tuple[str, ...], out: Path | None, as_json: bool) -> None:
 
 def _row(run: "StoredRun | DamagedRun") -> dict[str, Any]:
     """A run in the list, for machines; None is what is not known."""
-    from nucleus.report.stored import DamagedRun
+    from nucleus.runs.listing import DamagedRun
 
     outline = run.outline
     row: dict[str, Any] = {
@@ -177,7 +175,7 @@ def _places(bucket: "Bucket", run: "StoredRun") -> dict[str, str]:
     """Where in the bucket what a run left is; only what is there."""
     from nucleus.config.names import parse_reference
     from nucleus.registry.manifest import version_prefix
-    from nucleus.report.record import REPORT_FOLDER, REPORT_PAGE
+    from nucleus.runs.record import REPORT_FOLDER, REPORT_PAGE
 
     home = bucket.uri / f"runs/{run.run}"
     places = {"dataset": run.outline.dataset, "run": str(home)}
@@ -194,9 +192,8 @@ def _places(bucket: "Bucket", run: "StoredRun") -> dict[str, str]:
 
 
 def _print_run(bucket: "Bucket", run: "StoredRun") -> None:
-    from nucleus.cli.output import print_table
-    from nucleus.cli.widths import Column, columns_that_fit, print_columns
-    from nucleus.metrics.headlines import HEADLINES
+    from nucleus.cli.output import Column, columns_that_fit, print_columns, print_table
+    from nucleus.metrics.scores import HEADLINES
 
     known = [(title, value) for title, value in _facts(run) if value is not None]
     print_table(("what", "value"), [(title, value_text(value)) for title, value in known])
@@ -220,7 +217,7 @@ def _print_run(bucket: "Bucket", run: "StoredRun") -> None:
 
 def _facts(run: "StoredRun") -> list[tuple[str, Any]]:
     """What a run is, where it stands and what it cost; None is what is not known."""
-    from nucleus.report.stored import setting
+    from nucleus.runs.listing import setting
 
     record, best = run.record, run.best
     facts: list[tuple[str, Any]] = [

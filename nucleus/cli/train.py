@@ -1,12 +1,26 @@
 """`nucleus train`: a training run on the Ray cluster at hand."""
 
+import importlib.util
+import os
+import shlex
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 import click
 
-from nucleus.cli.options import check_run_options, out_option, run_options
+from nucleus.cli.options import check_run_options, out_option, run_options, single_writer_option
+from nucleus.errors import StorageError
 
-__all__ = ["train"]
+if TYPE_CHECKING:
+    from job.sweep import SweepResult
+    from nucleus.registry.manifest import ModelManifest
+    from nucleus.runs.plan import RunPlan
+    from nucleus.storage.bucket import Bucket
+
+__all__ = ["print_published", "short_path", "sweep", "train"]
 
 
 @click.command()
@@ -28,14 +42,13 @@ def train(
 
     Uses the Ray cluster of RAY_ADDRESS or this machine, or starts one for the run.
     """
-    from job.options import RunOptions
     from job.recipes import recipe_path
+    from job.train import RunOptions
     from job.train import resume as resume_run
     from job.train import train as train_run
     from nucleus.cli.output import print_json
-    from nucleus.cli.summary import print_published
-    from nucleus.cli.training_display import TrainingDisplay
-    from nucleus.config.recipe import read_recipe
+    from nucleus.cli.progress_bars import TrainingDisplay
+    from nucleus.config.settings import read_recipe
 
     check_run_options(settings, run, resume)
     content = read_recipe(recipe_path(recipe), settings)
@@ -50,3 +63,178 @@ def train(
         print_json(manifest.model_dump(mode="json"))
     else:
         print_published(manifest, options.local_folder, content.bucket)
+
+
+@click.command()
+@click.argument("recipe")
+@click.option(
+    "--over",
+    multiple=True,
+    required=True,
+    metavar="KEY=V1,V2,...",
+    help="Run with each of these values, as optimizer.learning_rate=1e-4,1e-3; of several keys every combination.",
+)
+@click.option("--set", "settings", metavar="KEY=VALUE", multiple=True, help="Change a key for all trials.")
+@click.option("--name", metavar="NAME", help="Name of the sweep.  [default: the model's name and the moment]")
+@click.option("--at-once", type=click.IntRange(1), metavar="N", help="Trials at once.  [default: as there is room]")
+@single_writer_option
+@out_option
+@click.option("--json", "as_json", is_flag=True, help="One JSON document.")
+@click.pass_context
+def sweep(
+    ctx: click.Context,
+    recipe: str,
+    over: tuple[str, ...],
+    settings: tuple[str, ...],
+    name: str | None,
+    at_once: int | None,
+    single_writer: bool,
+    out: Path,
+    as_json: bool,
+) -> None:
+    """Train by RECIPE several times with different settings (Ray Tune), and publish the best alone.
+
+    The best is the one with the highest gate.metric on the validation split. All are one group in W&B.
+    """
+    from job.recipes import recipe_path
+    from job.sweep import Trial
+    from job.sweep import sweep as run_sweep
+    from job.train import RunOptions
+    from nucleus.cli.output import print_json
+    from nucleus.cli.progress_bars import TrainingDisplay
+    from nucleus.config.names import check_name
+    from nucleus.config.settings import combinations, read_recipe
+    from nucleus.runs.plan import new_run_name
+
+    path = recipe_path(recipe)
+    trials = [Trial(each, read_recipe(path, [*settings, *each])) for each in combinations(over)]
+    sweep_name = check_name(name, "sweep") if name else new_run_name(trials[0].recipe.model[:36])  # with room for -01
+    verbose = bool(ctx.find_root().params.get("debug"))
+    options = RunOptions(verbose=verbose, single_writer=single_writer, folder=out)
+    with TrainingDisplay() as display:
+        found = run_sweep(sweep_name, trials, options, display, at_once)
+    if as_json:
+        published = found.published.model_dump(mode="json")
+        print_json({"sweep": sweep_name, "trials": [asdict(each) for each in found.outcomes], "published": published})
+    else:
+        _print_sweep(found, options.local_folder, trials[0].recipe.bucket)
+
+
+def _print_sweep(found: "SweepResult", runs: Path, bucket: str | None) -> None:
+    from nucleus.cli.output import print_table, warn
+
+    for outcome in found.outcomes:
+        if outcome.error is not None:
+            warn(f"{outcome.run} ({' '.join(outcome.settings)}) did not finish: {outcome.error}")
+    metric = found.published.origin.recipe["gate"]["metric"]
+    print_table(
+        ("run", "settings", f"val {metric}"),
+        [
+            (each.run, " ".join(each.settings), "failed" if each.score is None else f"{each.score:.4f}")
+            for each in found.outcomes
+        ],
+    )
+    print_published(found.published, runs, bucket)
+
+
+_WANDB = "https://wandb.ai"
+
+
+def print_published(
+    manifest: "ModelManifest",
+    runs: Path,
+    bucket_uri: str | None = None,
+    more: Mapping[str, object] = MappingProxyType({}),
+) -> None:
+    """The scores of a version, then one table of where everything is and what to type next.
+
+    Args:
+        manifest: The version that a run has published.
+        runs: Folder that keeps on this machine, in `<run>/`, what runs have left for people.
+        bucket_uri: The recipe's bucket; without it the environment's.
+        more: Rows for what the command has made besides the run.
+    """
+    from nucleus.cli.output import print_facts, print_scores
+    from nucleus.storage.bucket import Bucket
+    from nucleus.storage.uri import bucket_from_environment
+
+    bucket = Bucket(bucket_from_environment(bucket_uri))
+    print_scores(manifest.origin.metrics)
+    rows = _places(manifest, bucket, runs / manifest.origin.run)
+    print_facts({**rows, **more, **_commands(manifest)}, ("what", "where"))
+
+
+def _places(manifest: "ModelManifest", bucket: "Bucket", folder: Path) -> dict[str, object]:
+    """Where what the run has left is: a row each."""
+    from nucleus.registry.manifest import version_prefix
+    from nucleus.runs.plan import load_plan
+    from nucleus.runs.record import REPORT_FOLDER, REPORT_PAGE
+
+    plan = load_plan(bucket, manifest.origin.run)
+    version = f"{manifest.model}@{manifest.version}"
+    return {
+        "published": f"{version} at {bucket.uri / version_prefix(manifest.model, manifest.version)}",
+        **_alias(manifest, bucket, plan),
+        "run": str(bucket.uri / "runs" / plan.run),
+        "report": short_path(folder / REPORT_FOLDER / REPORT_PAGE),
+        "TensorBoard": _tensorboard(bucket, plan.run, folder),
+        "W&B": _wandb(manifest, plan),
+    }
+
+
+def _commands(manifest: "ModelManifest") -> dict[str, str]:
+    """What to type next."""
+    version = f"{manifest.model}@{manifest.version}"
+    rows = {"predict": f"nucleus predict IMAGES --model {version} --out results/"}
+    if manifest.version > 1:
+        rows["compare"] = f"nucleus models compare {manifest.model}@{manifest.version - 1} {version}"
+    return rows
+
+
+def _alias(manifest: "ModelManifest", bucket: "Bucket", plan: "RunPlan") -> dict[str, str]:
+    """What became of the recipe's alias."""
+    from nucleus.registry.aliases import read_decision
+
+    gate = plan.recipe.gate
+    if not gate.enabled:
+        return {gate.alias: "not asked to move: gate.enabled = false"}
+    decision = read_decision(bucket, manifest.model, manifest.version)
+    if decision is None:
+        return {
+            gate.alias: f"not judged; move it: nucleus models alias {manifest.model}@{manifest.version} {gate.alias}"
+        }
+    verb = "means" if decision.passed else "does not move to"
+    return {decision.alias: f"{verb} version {decision.version}: {decision.reason}"}
+
+
+def _tensorboard(bucket: "Bucket", run: str, folder: Path) -> str:
+    """How to look at the run's curves, whose file is brought here."""
+    from nucleus.tracking.tensorboard import EVENTS_FILE
+
+    key = f"runs/{run}/{EVENTS_FILE}"
+    try:
+        bucket.download(key, folder / EVENTS_FILE)
+    except (StorageError, OSError) as error:  # the version is published all the same
+        return f"{bucket.uri / key} (not brought here: {error})"
+    missing = "" if importlib.util.find_spec("tensorboard") else "  (pip install tensorboard)"
+    return f"tensorboard --logdir {shlex.quote(str(short_path((folder / EVENTS_FILE).parent)))}{missing}"
+
+
+def _wandb(manifest: "ModelManifest", plan: "RunPlan") -> str:
+    """Where the run is in W&B, or how to send there what was kept offline."""
+    from nucleus.tracking.offline_runs import offline_files
+
+    if plan.wandb_mode == "disabled":
+        return "off"
+    if plan.wandb_mode == "online":
+        project, _, run = (manifest.origin.wandb_run or plan.run).rpartition("/")
+        return f"{os.environ.get('WANDB_BASE_URL', _WANDB).rstrip('/')}/{project}/runs/{run}"
+    here = offline_files(Path(plan.wandb_dir), plan.run)
+    if here:
+        return "wandb sync " + " ".join(shlex.quote(str(short_path(file.parent))) for file in here)
+    return f"nucleus runs show {plan.run} --out DIR; wandb sync DIR/wandb/offline-run-*"
+
+
+def short_path(path: Path) -> Path:
+    """A path as seen from here, if it is below."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

@@ -1,56 +1,106 @@
-"""The names of the encoders, and what is known of weights for them; `nucleus.model.encoders` says what they are."""
+"""The encoders: how each is built, where its features are taken, and what is known of its ImageNet weights.
+
+To add an encoder, add its name to `EncoderName` and an entry to `ENCODERS`.
+"""
+
+from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
+
+from nucleus.lazy import keras
 
 __all__ = [
-    "ENCODER_FACTS",
+    "ENCODERS",
     "ENCODER_NAMES",
     "IMAGENET_TERMS",
     "KNOWN_WEIGHTS",
     "WITHOUT_IMAGENET",
-    "EncoderFacts",
+    "Encoder",
     "EncoderName",
+    "build_encoder",
 ]
 
 EncoderName = Literal["mobilenet_v2", "efficientnet_v2_b0", "plain"]
 
 ENCODER_NAMES: tuple[EncoderName, ...] = get_args(EncoderName)
 
+_PLAIN_CHANNELS = (16, 32, 64, 128, 128)
+
 
 @dataclass(frozen=True)
-class EncoderFacts:
-    """What a model card says of an encoder.
+class Encoder:
+    """An encoder.
 
     Attributes:
         title: Its name in the literature.
         paper: Where it is described.
+        application: The function of `keras.applications` that builds it; None for the plain one of this module.
+        features: Layers whose outputs are taken, at 1/2, 1/4, 1/8, 1/16 and 1/32 of the resolution.
+        scale: Multiplied with the input of 0 to 255.
+        offset: Added after that.
         weights_license: Licence of its ImageNet weights as Keras Applications ships them; None if there are none.
-        stated_by: Whence that is known.
+        license_source: Where that licence is stated.
     """
 
     title: str
     paper: str
+    application: str | None
+    features: tuple[str, str, str, str, str]
+    scale: float
+    offset: float
     weights_license: str | None = None
-    stated_by: str = ""
+    license_source: str = ""
+
+    def build(self, **arguments: Any) -> keras.Model:
+        """Build the network with the arguments of a function of `keras.applications`."""
+        if self.application is None:
+            return _plain(**arguments)
+        return getattr(keras.applications, self.application)(**arguments)
 
 
-ENCODER_FACTS: dict[EncoderName, EncoderFacts] = {
-    "mobilenet_v2": EncoderFacts(
-        "MobileNetV2",
-        "Sandler et al. 2018, https://arxiv.org/abs/1801.04381",
-        "Apache-2.0",
-        "the documentation of Keras Applications says so of them, which are Google's (https://github.com/tensorflow/models)",
+ENCODERS: dict[EncoderName, Encoder] = {
+    "mobilenet_v2": Encoder(
+        title="MobileNetV2",
+        paper="Sandler et al. 2018, https://arxiv.org/abs/1801.04381",
+        application="MobileNetV2",
+        features=(
+            "block_1_expand_relu",
+            "block_3_expand_relu",
+            "block_6_expand_relu",
+            "block_13_expand_relu",
+            "out_relu",
+        ),
+        scale=1 / 127.5,
+        offset=-1.0,
+        weights_license="Apache-2.0",
+        license_source="the documentation of Keras Applications says so of them, which are Google's "
+        "(https://github.com/tensorflow/models)",
     ),
-    "efficientnet_v2_b0": EncoderFacts(
-        "EfficientNetV2-B0",
-        "Tan & Le 2021, https://arxiv.org/abs/2104.00298",
-        "Apache-2.0",
-        "the licence of the repository that published them (https://github.com/google/automl); the documentation of "
-        "Keras Applications states none",
+    "efficientnet_v2_b0": Encoder(  # scales its input itself
+        title="EfficientNetV2-B0",
+        paper="Tan & Le 2021, https://arxiv.org/abs/2104.00298",
+        application="EfficientNetV2B0",
+        features=(
+            "block1a_project_activation",
+            "block2b_add",
+            "block3b_add",
+            "block5e_add",
+            "top_activation",
+        ),
+        scale=1.0,
+        offset=0.0,
+        weights_license="Apache-2.0",
+        license_source="the licence of the repository that published them (https://github.com/google/automl); the "
+        "documentation of Keras Applications states none",
     ),
-    "plain": EncoderFacts(
-        "two plain convolutions a level", "Ronneberger et al. 2015, https://arxiv.org/abs/1505.04597"
+    "plain": Encoder(  # small, and quick to build
+        title="two plain convolutions per level",
+        paper="Ronneberger et al. 2015, https://arxiv.org/abs/1505.04597",
+        application=None,
+        features=("level_1b", "level_2b", "level_3b", "level_4b", "level_5b"),
+        scale=1 / 127.5,
+        offset=-1.0,
     ),
 }
 
@@ -66,6 +116,34 @@ KNOWN_WEIGHTS: dict[str, EncoderName] = {
 """SHA-256 of files that are known to hold the ImageNet weights of an encoder."""
 
 WITHOUT_IMAGENET: frozenset[EncoderName] = frozenset(
-    name for name, facts in ENCODER_FACTS.items() if facts.weights_license is None
+    name for name, encoder in ENCODERS.items() if encoder.weights_license is None
 )
 """Encoders for which nobody publishes weights."""
+
+
+def build_encoder(name: EncoderName) -> keras.Model:
+    """Build an encoder with random weights: N x H x W x 3, preprocessed, to its last features.
+
+    Its dropout is off: the random numbers would depend on the number of workers.
+    """
+    image = keras.Input((None, None, 3), name="preprocessed")  # named, or saved files would differ by a counter
+    built = ENCODERS[name].build(input_tensor=image, include_top=False, weights=None)
+    encoder = keras.Model(image, built.output)  # the built one wants its input in a list
+    for layer in encoder.layers:
+        if isinstance(layer, keras.layers.Dropout):
+            layer.rate = 0.0
+    return encoder
+
+
+def _plain(*, input_tensor: Any, **_no_choice: Any) -> keras.Model:
+    """Two convolutions per level, as in the U-Net paper, the first of stride 2; with BatchNorm, to be calibrated."""
+    x = input_tensor
+    for level, channels in enumerate(_PLAIN_CHANNELS, start=1):
+        for part, stride in (("a", 2), ("b", 1)):
+            name = f"level_{level}{part}"
+            x = keras.layers.Conv2D(
+                channels, 3, stride, "same", use_bias=False, kernel_initializer="he_normal", name=f"{name}_conv"
+            )(x)
+            x = keras.layers.BatchNormalization(name=f"{name}_norm")(x)
+            x = keras.layers.ReLU(name=name)(x)
+    return keras.Model(input_tensor, x)

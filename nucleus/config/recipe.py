@@ -1,17 +1,13 @@
-"""A recipe: everything that decides a training run, in one TOML file, checked before anything is started."""
+"""How many workers a run may have."""
 
-import difflib
-import tomllib
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, PlainValidator, model_validator
 
 from nucleus.config.encoders import WITHOUT_IMAGENET, EncoderName
 from nucleus.config.names import check_alias, check_name
-from nucleus.config.workers import WorkerCount, WorkerRange
-from nucleus.errors import RecipeError, UriError
+from nucleus.errors import UriError
 
 __all__ = [
     "DEFAULT_CACHE_LIMIT_GIB",
@@ -27,9 +23,61 @@ __all__ = [
     "OptimizerOptions",
     "Recipe",
     "TrackingOptions",
-    "parse_recipe",
-    "read_recipe",
+    "WorkerCount",
+    "WorkerRange",
 ]
+
+
+_LARGEST = 1024
+
+
+class WorkerRange(NamedTuple):
+    """From how many workers on a run goes on, and how many it takes at most; an elastic run has several counts.
+
+    Attributes:
+        fewest: Workers without which nothing goes on.
+        most: Workers that are taken when the cluster has room.
+    """
+
+    fewest: int
+    most: int
+
+    @property
+    def elastic(self) -> bool:
+        """Whether the number may change while the run goes on."""
+        return self.fewest < self.most
+
+    @property
+    def counts(self) -> range:
+        """Every number that may occur."""
+        return range(self.fewest, self.most + 1)
+
+    def __str__(self) -> str:
+        if self.elastic:
+            return f"{self.fewest} to {self.most} workers"
+        return f"{self.most} worker{'s' if self.most > 1 else ''}"
+
+
+def _read(value: Any) -> WorkerRange:
+    ends = [value, value] if isinstance(value, int) else value
+    right = (
+        isinstance(ends, list | tuple)
+        and len(ends) == 2
+        and all(isinstance(end, int) and not isinstance(end, bool) for end in ends)
+        and 1 <= ends[0] <= ends[1] <= _LARGEST
+    )
+    if not right:
+        raise ValueError(f"expected a number from 1 to {_LARGEST}, or [fewest, most]")
+    return WorkerRange(*ends)
+
+
+def _written(value: WorkerRange) -> int | list[int]:
+    return list(value) if value.elastic else value.most
+
+
+WorkerCount = Annotated[WorkerRange, PlainValidator(_read), PlainSerializer(_written)]
+"""A recipe's `workers`: a number, or `[fewest, most]`."""
+
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -351,70 +399,3 @@ class Recipe(_Options):
     def batch_per_worker(self, workers: int) -> int:
         """Crops of one step on each of so many workers."""
         return self.input.batch_size // workers
-
-
-def read_recipe(path: Path, settings: Sequence[str] = ()) -> Recipe:
-    """Read a recipe file and apply `KEY=VALUE` settings.
-
-    Args:
-        path: A TOML file.
-        settings: Such as `optimizer.epochs=3`; values are TOML, and bare words are strings.
-
-    Raises:
-        RecipeError: No such file, no TOML, an unknown key, or a value of a wrong type or range.
-    """
-    try:
-        content = tomllib.loads(path.read_text())
-    except FileNotFoundError as error:
-        raise RecipeError(f"Expected a recipe file at {path}; nothing is there.") from error
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise RecipeError(f"Expected TOML in the recipe {path}; {error}.") from error
-    for setting in settings:
-        _apply(content, setting)
-    return parse_recipe(content, str(path))
-
-
-def parse_recipe(content: dict[str, Any], where: str) -> Recipe:
-    """Check a recipe's content. Raises `RecipeError` naming each wrong key."""
-    try:
-        return Recipe.model_validate(content)
-    except ValidationError as error:
-        problems = [_explain(dict(problem)) for problem in error.errors()]
-        raise RecipeError(f"The recipe {where} is wrong: {'; '.join(problems)}.") from None
-
-
-def _apply(content: dict[str, Any], setting: str) -> None:
-    key, equals, text = setting.partition("=")
-    if not equals or not key.strip():
-        raise RecipeError(f"Expected KEY=VALUE, such as optimizer.epochs=3; found {setting!r}.")
-    *tables, last = key.strip().split(".")
-    for table in tables:
-        content = content.setdefault(table, {})
-        if not isinstance(content, dict):
-            raise RecipeError(f"Expected a table at {table!r} in {setting!r}; it is a value.")
-    try:
-        content[last] = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        content[last] = text.strip()
-
-
-def _explain(problem: dict[str, Any]) -> str:
-    path = [str(part) for part in problem["loc"]]
-    key = ".".join(path)
-    if problem["type"] == "extra_forbidden":
-        known = _known_keys(path[:-1])
-        near = difflib.get_close_matches(path[-1], known, n=1)
-        return f"unknown key {key!r}" + (f" (did you mean {near[0]!r}?)" if near else f" (known: {', '.join(known)})")
-    if problem["type"] == "missing":
-        return f"key {key!r} is missing"
-    message = problem["msg"].removeprefix("Value error, ")
-    if not key:
-        return str(message)
-    return f"{key}: {message[:1].lower()}{message[1:]}, found {problem['input']!r}"
-
-
-def _known_keys(path: list[str]) -> list[str]:
-    table: type[BaseModel] = Recipe
-    for part in path:
-        table = table.model_fields[part].annotation  # type: ignore[assignment]
-    return sorted(table.model_fields)

@@ -17,8 +17,7 @@ from pathlib import Path
 from platformdirs import user_cache_path
 
 from nucleus.config.recipe import DEFAULT_CACHE_LIMIT_GIB
-from nucleus.data.datasets import Dataset
-from nucleus.data.manifest import Shard
+from nucleus.data.dataset import Dataset, Shard
 from nucleus.data.shards import ShardFile
 from nucleus.errors import CacheFullError, IntegrityError, ObjectNotFoundError
 from nucleus.storage.bucket import Bucket

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any
 
 import cv2
@@ -12,11 +13,13 @@ from nucleus.errors import ImageError
 
 __all__ = [
     "IMAGE_SUFFIXES",
+    "Kind",
     "Stretch",
     "colours_of",
     "decode_image",
     "decode_raw",
     "encode_png",
+    "kind_of",
     "labels_from_binary",
     "labels_from_label_image",
     "labels_from_masks",
@@ -24,6 +27,7 @@ __all__ = [
     "stretch_of",
     "to_rgb8",
 ]
+
 
 IMAGE_SUFFIXES = frozenset({".png", ".tif", ".tiff", ".jpg", ".jpeg", ".bmp", ".webp"})
 MAX_LABELS = np.iinfo(np.uint16).max
@@ -204,3 +208,32 @@ def _check_size(mask: NDArray[Any], shape: tuple[int, int], name: str) -> None:
 def _check_count(count: int, name: str) -> None:
     if count > MAX_LABELS:
         raise ImageError(f"Expected at most {MAX_LABELS} nuclei in one image ({name}). Cut it into tiles first.")
+
+
+# On the DSB2018 images the medians of dark-field images end below 50 and those of the others begin at 120; the
+# colourfulness of grey images is 0 and that of stains begins at 11.
+_BRIGHT_MEDIAN = 90.0
+_COLOURFUL = 6.0
+
+
+class Kind(StrEnum):
+    """The three kinds of images that microscopists bring."""
+
+    DARK_FIELD = "dark-field"
+    """Bright nuclei on dark ground: fluorescence."""
+    BRIGHT_FIELD = "bright-field"
+    """Grey, on bright ground."""
+    STAIN = "stain"
+    """Colour on bright ground: H&E and other stains."""
+
+
+def kind_of(image: RgbImage) -> Kind:
+    """Tell the kind of an image (H x W x 3, uint8) from the median of its grey values and its colourfulness.
+
+    Colourfulness is the mean over the pixels of the largest minus the smallest channel.
+    """
+    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+    if float(np.median(grey)) < _BRIGHT_MEDIAN:
+        return Kind.DARK_FIELD
+    colourfulness = float((image.max(axis=2).astype(np.int16) - image.min(axis=2)).mean())
+    return Kind.STAIN if colourfulness >= _COLOURFUL else Kind.BRIGHT_FIELD

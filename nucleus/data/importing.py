@@ -14,20 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nucleus.config.names import clean_name
-from nucleus.data.datasets import Dataset
-from nucleus.data.grouping import Fingerprint, fingerprint, group_images
-from nucleus.data.images import (
-    LabelImage,
-    decode_image,
-    labels_from_binary,
-    labels_from_label_image,
-    labels_from_masks,
-)
-from nucleus.data.kinds import Kind, kind_of
-from nucleus.data.layouts import Annotated, MaskForm, find_images
-from nucleus.data.manifest import (
+from nucleus.data.dataset import (
     DATASET_FORMAT,
     SPLITS,
+    Dataset,
     DatasetManifest,
     LeftOut,
     Sample,
@@ -35,10 +25,19 @@ from nucleus.data.manifest import (
     content_version,
     read_manifest,
 )
+from nucleus.data.images import (
+    Kind,
+    LabelImage,
+    decode_image,
+    kind_of,
+    labels_from_binary,
+    labels_from_label_image,
+    labels_from_masks,
+)
+from nucleus.data.layouts import Annotated, MaskForm, Source, find_images, open_source
 from nucleus.data.sampling import shard_count, stored_order
 from nucleus.data.shards import encode_record, write_shard
-from nucleus.data.sources import Source, open_source
-from nucleus.data.splitting import split_images
+from nucleus.data.splits import Fingerprint, fingerprint, group_images, split_images
 from nucleus.data.tiff import TIFF_SUFFIXES, tiff_facts
 from nucleus.errors import DataError, ImageError, ObjectExistsError, ObjectNotFoundError, UsageError
 from nucleus.progress import Advance, no_progress, share

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from nucleus.config.recipe import AugmentOptions, NormalizationOptions
 from nucleus.data.normalization import normalize_tensor
-from nucleus.data.reading import SplitReader
+from nucleus.data.reader import SplitReader
 
 __all__ = ["Feed", "training_batches", "training_sample"]
 

@@ -1,19 +1,7 @@
-"""Scores over many images, as sums that can be added over workers.
+"""Metrics of the nucleus mask, from pixel counts.
 
-Each metric comes in two ways: the mean over images (`iou`, `map`, ...; what papers and Kaggle report), and pooled, that
-is, from the counts of all images together (`pooled_iou`, `pooled_map`, ...; what StarDist's `matching_dataset`
-reports). The metrics themselves are defined in `pixels` and `matching`.
-
-What became of the nuclei is counted over all images together. Each true nucleus counts once, so that the first three
-and those found one for one add up to all:
-
-- `nuclei_merged`: most of it lies in a predicted nucleus that holds most of another true one too.
-- `nuclei_split`: not so, but it holds most of two or more predicted ones.
-- `nuclei_missed`: neither, and no predicted one matches it at IoU 0.5.
-- `nuclei_extra`: predicted nuclei that match no true one, and that neither merge nor split any.
-
-`nuclei_true_under_12px` and so on say how many true nuclei are of which diameter (`sizes.SIZES`), and
-`recall_50_under_12px` and so on what fraction of them is matched at IoU 0.5; without such nuclei there is no recall.
+With TP, FP, FN, TN pixels of nuclei and ground: IoU (Jaccard) = TP / (TP + FP + FN); Dice = 2 TP / (2 TP + FP + FN);
+accuracy = (TP + TN) / all. An image with neither true nor predicted nuclei has IoU and Dice 1.
 """
 
 from dataclasses import dataclass
@@ -21,13 +9,68 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from nucleus.data.kinds import Kind
-from nucleus.metrics.matching import THRESHOLDS, MatchCounts, match_pairs, pair_labels
-from nucleus.metrics.mistakes import Mistakes, mistakes_in
-from nucleus.metrics.pixels import PixelCounts, count_pixels
-from nucleus.metrics.sizes import SIZES, SizeCounts, count_sizes
+from nucleus.data.images import Kind
+from nucleus.metrics.nuclei import (
+    SIZES,
+    THRESHOLDS,
+    MatchCounts,
+    Mistakes,
+    SizeCounts,
+    count_sizes,
+    match_pairs,
+    mistakes_in,
+    pair_labels,
+)
 
-__all__ = ["AP_NAMES", "ImageScores", "ScoreSums", "score_labels"]
+__all__ = ["AP_NAMES", "HEADLINES", "ImageScores", "PixelCounts", "ScoreSums", "count_pixels", "score_labels"]
+
+
+@dataclass(frozen=True)
+class PixelCounts:
+    """Pixels of one image by truth and prediction."""
+
+    true_positive: int
+    false_positive: int
+    false_negative: int
+    true_negative: int
+
+    @property
+    def iou(self) -> float:
+        """Intersection over union."""
+        union = self.true_positive + self.false_positive + self.false_negative
+        return self.true_positive / union if union else 1.0
+
+    @property
+    def dice(self) -> float:
+        """Dice coefficient, also called F1 of the pixels."""
+        total = 2 * self.true_positive + self.false_positive + self.false_negative
+        return 2 * self.true_positive / total if total else 1.0
+
+    @property
+    def accuracy(self) -> float:
+        """Fraction of the pixels that are right."""
+        right = self.true_positive + self.true_negative
+        return right / (right + self.false_positive + self.false_negative)
+
+
+def count_pixels(truth: NDArray[np.bool_], predicted: NDArray[np.bool_]) -> PixelCounts:
+    """Count the pixels of one image; both masks H x W."""
+    both = int(np.count_nonzero(truth & predicted))
+    in_truth, in_predicted = int(np.count_nonzero(truth)), int(np.count_nonzero(predicted))
+    return PixelCounts(both, in_predicted - both, in_truth - both, truth.size - in_truth - in_predicted + both)
+
+
+HEADLINES = (
+    ("ap_50", "AP.5"),
+    ("ap_70", "AP.7"),
+    ("ap_90", "AP.9"),
+    ("map", "mAP"),
+    ("iou", "IoU"),
+    ("dice", "Dice"),
+    ("accuracy", "accuracy"),
+)
+"""Keys of the scores, and their titles; means over images."""
+
 
 _KINDS = list(Kind)
 _MEANS = ("loss", "iou", "dice", "accuracy", "f1_50", "pq_50", "count_error")

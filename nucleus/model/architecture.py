@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from nucleus.config.encoders import EncoderName
 from nucleus.config.recipe import STRIDE, Heads, NormalizationOptions, Recipe
 from nucleus.errors import ModelError
-from nucleus.storage.documents import read_document
+from nucleus.storage.files import read_document
 
 __all__ = [
     "CHANNELS",

@@ -12,8 +12,8 @@ from keras import layers
 from nucleus.config.recipe import STRIDE
 from nucleus.errors import UsageError
 from nucleus.model.architecture import ModelConfig, read_model_config
-from nucleus.model.files import CONFIG_FILE, WEIGHTS_FILE, load_weights
 from nucleus.model.unet import build_unet
+from nucleus.model.weight_files import CONFIG_FILE, WEIGHTS_FILE, load_weights
 from nucleus.storage.files import write_atomic
 
 __all__ = ["EXPORT_FORMATS", "ExportFormat", "export_model"]

@@ -1,11 +1,75 @@
-"""The loss of one image, so that the loss of a batch is a plain mean over images on any number of workers."""
+"""What the network learns, from integer labels, in TensorFlow operations."""
 
 import tensorflow as tf
 
 from nucleus.config.recipe import Heads, LossOptions
-from nucleus.model.targets import distance_targets, pixel_classes
 
-__all__ = ["image_losses"]
+__all__ = ["distance_targets", "image_losses", "pixel_classes"]
+
+
+_DISTANCE_STEPS = 24
+
+
+def pixel_classes(labels: tf.Tensor) -> tf.Tensor:
+    """Class of each pixel.
+
+    A pixel of a nucleus is border if any of its eight neighbours has another label (another nucleus or background),
+    else body (the inner boundary of Caicedo et al. 2019, https://doi.org/10.1002/cyto.a.23863). So body and border
+    together are exactly the nuclei, and touching nuclei are two pixels of border apart.
+
+    Args:
+        labels: N x H x W, integers, 0 background.
+
+    Returns:
+        N x H x W, int32: 0 background, 1 body, 2 border.
+    """
+    nucleus, border = _nucleus_and_border(labels)
+    classes = tf.cast(nucleus, tf.int32) + tf.cast(border, tf.int32)
+    return tf.squeeze(classes, -1)
+
+
+def distance_targets(labels: tf.Tensor) -> tf.Tensor:
+    """How far inside its nucleus each pixel is, relative to the nucleus's innermost pixel.
+
+    The octagonal distance d to the nearest pixel of another label (Rosenfeld & Pfaltz 1968,
+    https://doi.org/10.1016/0031-3203(68)90013-7: erosions by a square and a cross in turn), at most 24 px, divided by
+    its maximum over the nucleus: 1 in the middle of any nucleus, however small. Beyond the crop's edge nuclei go on.
+
+    Args:
+        labels: N x H x W, integers from 0 (background) to 65,535.
+
+    Returns:
+        N x H x W, float32: 0 background, else above 0 up to 1.
+    """
+    nucleus, border = _nucleus_and_border(labels)
+    inside = tf.cast(nucleus & ~border, tf.float32)
+    distance = tf.cast(nucleus, tf.float32) + inside
+    for step in range(_DISTANCE_STEPS - 2):
+        outside = 1.0 - inside
+        if step % 2:
+            grown = tf.nn.max_pool2d(outside, 3, 1, "SAME")
+        else:
+            grown = tf.maximum(
+                tf.nn.max_pool2d(outside, (3, 1), 1, "SAME"), tf.nn.max_pool2d(outside, (1, 3), 1, "SAME")
+            )
+        inside = 1.0 - grown
+        distance += inside
+    distance = tf.squeeze(distance, -1)
+    places = tf.range(tf.shape(labels)[0])[:, tf.newaxis, tf.newaxis] * 65536 + tf.cast(labels, tf.int32)
+    _, index = tf.unique(tf.reshape(places, [-1]))
+    flat = tf.reshape(distance, [-1])
+    largest = tf.gather(tf.math.unsorted_segment_max(flat, index, tf.reduce_max(index) + 1), index)
+    return tf.reshape(tf.math.divide_no_nan(flat, largest), tf.shape(labels))
+
+
+def _nucleus_and_border(labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Pixels of nuclei, and those of them with a neighbour of another label; N x H x W x 1, bool."""
+    values = tf.cast(labels, tf.float32)[..., tf.newaxis]  # exact for integers below 2^24
+    highest = tf.nn.max_pool2d(values, 3, 1, "SAME")  # padding never wins: it is minus infinity
+    lowest = -tf.nn.max_pool2d(-values, 3, 1, "SAME")
+    nucleus = values > 0
+    return nucleus, nucleus & (highest != lowest)
+
 
 _SMOOTH = 1.0
 

@@ -1,5 +1,6 @@
 """The U-Net (Ronneberger et al. 2015, https://arxiv.org/abs/1505.04597) over an encoder's features."""
 
+from functools import cache
 from typing import Any
 
 import keras
@@ -8,24 +9,28 @@ import tensorflow as tf
 from keras import layers
 from numpy.typing import NDArray
 
+from nucleus.config.encoders import ENCODERS, build_encoder
 from nucleus.model.architecture import ModelConfig
-from nucleus.model.encoders import ENCODERS, build_encoder
 
 __all__ = ["build_unet", "calibrate_encoder", "decoder_variables", "encoder_of", "encoder_variables"]
 
 _STEM_CHANNELS = 16
 
 
-class _UpSampling2D(layers.UpSampling2D):
+@cache
+def _traceable_upsampling() -> type[layers.UpSampling2D]:
     """Keras's layer, which in 3.15 cannot be traced for unknown heights and widths when it is bilinear."""
 
-    def call(self, inputs: Any) -> Any:
-        """N x H x W x C to N x 2H x 2W x C."""
-        shape = tf.shape(inputs)
-        return tf.cast(tf.image.resize(inputs, (2 * shape[1], 2 * shape[2])), inputs.dtype)
+    class UpSampling2D(layers.UpSampling2D):
+        def call(self, inputs: Any) -> Any:
+            """N x H x W x C to N x 2H x 2W x C."""
+            shape = tf.shape(inputs)
+            return tf.cast(tf.image.resize(inputs, (2 * shape[1], 2 * shape[2])), inputs.dtype)
+
+    return UpSampling2D
 
 
-def build_unet(config: ModelConfig, upsampling: type[layers.UpSampling2D] = _UpSampling2D) -> keras.Model:
+def build_unet(config: ModelConfig, upsampling: type[layers.UpSampling2D] | None = None) -> keras.Model:
     """Build the network with random weights.
 
     Input: N x H x W x 3, RGB from 0 to 255, H and W multiples of 32. Output: N x H x W x channels, float32 logits of
@@ -38,8 +43,10 @@ def build_unet(config: ModelConfig, upsampling: type[layers.UpSampling2D] = _UpS
 
     Args:
         config: What to build.
-        upsampling: `keras.layers.UpSampling2D` itself for a network that Keras alone loads.
+        upsampling: `keras.layers.UpSampling2D` itself for a network that Keras alone loads; by default one like it that
+            can be traced for any height and width.
     """
+    upsampling = upsampling or _traceable_upsampling()
     spec = ENCODERS[config.encoder]
     base = build_encoder(config.encoder)
     features = [base.get_layer(name).output for name in spec.features]

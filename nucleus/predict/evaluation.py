@@ -8,14 +8,14 @@ import numpy as np
 
 from nucleus.config.recipe import LossOptions
 from nucleus.data.cache import ShardCache
-from nucleus.data.datasets import Dataset
+from nucleus.data.dataset import Dataset
+from nucleus.data.reader import LabelledImage, images_of_worker, split_reader
 from nucleus.errors import DataError
 from nucleus.metrics.scores import ImageScores, ScoreSums
-from nucleus.predict.gallery import GalleryImage
-from nucleus.predict.predictor import Predictor
+from nucleus.pictures import GalleryImage
+from nucleus.predict.model import Predictor
 from nucleus.progress import Advance, no_progress
-from nucleus.training.predictions import LabelledImage
-from nucleus.training.validation import images_of_worker, score_image, split_reader
+from nucleus.training.validation import score_image
 
 __all__ = ["Evaluation", "ImageRow", "check_split", "evaluate", "evaluate_part", "joined"]
 

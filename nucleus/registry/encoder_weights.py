@@ -11,8 +11,8 @@ from pathlib import Path
 
 from nucleus.config.encoders import EncoderName
 from nucleus.errors import AccessDeniedError, ObjectExistsError, WeightsError
+from nucleus.lazy import import_tensorflow
 from nucleus.progress import Advance, no_progress
-from nucleus.quiet import import_tensorflow
 from nucleus.registry.manifest import EncoderWeightsOrigin
 from nucleus.storage.bucket import Bucket, StoredObject
 from nucleus.storage.files import sha256_of
@@ -149,8 +149,8 @@ def _checked_file(path: Path, encoder: EncoderName, folder: Path) -> Path:
     import_tensorflow()
     import keras  # noqa: PLC0415
 
-    from nucleus.model.encoders import build_encoder  # noqa: PLC0415
-    from nucleus.model.files import load_encoder_weights  # noqa: PLC0415
+    from nucleus.config.encoders import build_encoder  # noqa: PLC0415
+    from nucleus.model.weight_files import load_encoder_weights  # noqa: PLC0415
 
     if not path.is_file():
         raise WeightsError(f"Expected a weights file at {path}; nothing is there.")
@@ -182,7 +182,7 @@ class _Download(io.StringIO):
 def _downloaded(encoder: EncoderName, tell: Callable[[str], object]) -> Iterator[Path]:
     """ImageNet weights by Keras: from its cache, or downloaded into it."""
     import_tensorflow()
-    from nucleus.model.encoders import ENCODERS  # noqa: PLC0415
+    from nucleus.config.encoders import ENCODERS  # noqa: PLC0415
 
     timeout = socket.getdefaulttimeout()
     socket.setdefaulttimeout(_DOWNLOAD_TIMEOUT)  # Keras sets none, and a firewall may drop silently

@@ -5,8 +5,9 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from nucleus.errors import ModelError
-from nucleus.storage.documents import read_document
+from nucleus.errors import IntegrityError, ModelError, ObjectNotFoundError
+from nucleus.storage.bucket import Bucket
+from nucleus.storage.files import read_document
 
 __all__ = [
     "MANIFEST_FILE",
@@ -16,9 +17,11 @@ __all__ = [
     "Origin",
     "StoredFile",
     "read_model_manifest",
+    "read_version",
     "version_of_folder",
     "version_prefix",
 ]
+
 
 MANIFEST_FORMAT = 1
 MANIFEST_FILE = "manifest.json"
@@ -96,3 +99,23 @@ def read_model_manifest(data: bytes, where: str) -> ModelManifest:
     return read_document(
         ModelManifest, data, what="a model manifest", where=where, newest=MANIFEST_FORMAT, error=ModelError
     )
+
+
+def read_version(bucket: Bucket, name: str, version: int) -> ModelManifest:
+    """The manifest of a version.
+
+    Raises:
+        ModelError: There is no such version, or its manifest cannot be read.
+        IntegrityError: The manifest is another version's.
+    """
+    key = f"{version_prefix(name, version)}/{MANIFEST_FILE}"
+    try:
+        manifest = read_model_manifest(bucket.get(key), str(bucket.uri / key))
+    except ObjectNotFoundError as error:
+        raise ModelError(f"Expected version {version} of model {name!r}; it does not exist.") from error
+    if (manifest.model, manifest.version) != (name, version):
+        raise IntegrityError(
+            f"Expected the manifest of {name}@{version} at {bucket.uri / key}; found that of "
+            f"{manifest.model}@{manifest.version}. It was replaced: take another version."
+        )
+    return manifest

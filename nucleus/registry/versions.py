@@ -6,7 +6,6 @@ with it does the version exist.
 
 import secrets
 import shutil
-from datetime import UTC, datetime
 from pathlib import Path
 
 from filelock import FileLock
@@ -16,32 +15,19 @@ from nucleus.data.cache import default_cache_dir
 from nucleus.errors import IntegrityError, ModelError, ObjectNotFoundError, UsageError
 from nucleus.progress import Advance, no_progress, share
 from nucleus.registry.aliases import read_alias
-from nucleus.registry.claims import claim_version, run_of_claim
 from nucleus.registry.manifest import (
     MANIFEST_FILE,
-    MANIFEST_FORMAT,
     ModelManifest,
-    Origin,
-    StoredFile,
     read_model_manifest,
+    read_version,
     version_of_folder,
     version_prefix,
 )
+from nucleus.registry.publish import run_of_claim
 from nucleus.storage.bucket import Bucket
-from nucleus.storage.conditions import check_conditional_writes
 from nucleus.storage.files import sha256_of, write_atomic
 
-__all__ = [
-    "is_whole",
-    "list_models",
-    "list_versions",
-    "publish",
-    "pull",
-    "pull_cached",
-    "read_version",
-    "resolve_version",
-    "version_of_run",
-]
+__all__ = ["is_whole", "list_models", "list_versions", "pull", "pull_cached", "resolve_version", "version_of_run"]
 
 
 def list_models(bucket: Bucket) -> list[str]:
@@ -90,26 +76,6 @@ def resolve_version(bucket: Bucket, reference: Reference) -> int:
     return version
 
 
-def read_version(bucket: Bucket, name: str, version: int) -> ModelManifest:
-    """The manifest of a version.
-
-    Raises:
-        ModelError: There is no such version, or its manifest cannot be read.
-        IntegrityError: The manifest is another version's.
-    """
-    key = f"{version_prefix(name, version)}/{MANIFEST_FILE}"
-    try:
-        manifest = read_model_manifest(bucket.get(key), str(bucket.uri / key))
-    except ObjectNotFoundError as error:
-        raise ModelError(f"Expected version {version} of model {name!r}; it does not exist.") from error
-    if (manifest.model, manifest.version) != (name, version):
-        raise IntegrityError(
-            f"Expected the manifest of {name}@{version} at {bucket.uri / key}; found that of "
-            f"{manifest.model}@{manifest.version}. It was replaced: take another version."
-        )
-    return manifest
-
-
 def version_of_run(bucket: Bucket, name: str, run: str) -> ModelManifest | None:
     """The version that a run has published, if any: a run publishes once."""
     for version in reversed(list_versions(bucket, name)):
@@ -122,38 +88,6 @@ def version_of_run(bucket: Bucket, name: str, run: str) -> ModelManifest | None:
         if manifest.origin.run == run:
             return manifest
     return None
-
-
-def publish(bucket: Bucket, name: str, folder: Path, origin: Origin, advance: Advance = no_progress) -> ModelManifest:
-    """Publish the files of a folder as the next version of a model.
-
-    Args:
-        bucket: Where to.
-        name: The model.
-        folder: Flat folder with `model.json`, `model.weights.h5` and what goes with them.
-        origin: Where the model comes from.
-        advance: Told how many bytes of the files are sent, of how many.
-    """
-    check_name(name, "model")
-    paths = sorted(path for path in folder.iterdir() if path.is_file())
-    files = {path.name: StoredFile(size=path.stat().st_size, sha256=sha256_of(path)) for path in paths}
-    check_conditional_writes(bucket)
-    claim = claim_version(bucket, name, origin.run)
-    prefix = version_prefix(name, claim.version)
-    shares = share({path.name: files[path.name].size for path in paths}, advance)
-    for path in paths:
-        bucket.put(f"{prefix}/{path.name}", path, if_absent=True, advance=shares[path.name])
-    manifest = ModelManifest(
-        format=MANIFEST_FORMAT,
-        model=name,
-        version=claim.version,
-        created=datetime.now(UTC).isoformat(),
-        files=files,
-        origin=origin,
-    )
-    claim.check_held(bucket, name)
-    bucket.put(f"{prefix}/{MANIFEST_FILE}", manifest.model_dump_json(indent=1).encode(), if_absent=True)
-    return manifest
 
 
 def pull(bucket: Bucket, reference: Reference, folder: Path, advance: Advance = no_progress) -> ModelManifest:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nucleus.report.comparison import Contender
+from nucleus.runs.comparison import Contender
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -10,8 +10,8 @@ from typing import Any
 from xml.etree import ElementTree
 
 from nucleus.report.tables import Table
-from nucleus.report.wording import plain
 from nucleus.storage.files import atomic_path
+from nucleus.text import plain
 
 __all__ = ["GRID", "PANEL", "SERIES", "TEXT", "Panel", "save_slide", "svg_of"]
 

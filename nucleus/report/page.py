@@ -1,36 +1,144 @@
-"""The report of a run: one page that needs nothing but itself, and PNGs for slides beside it."""
+"""What to type to repeat a run and to use its model."""
 
 import base64
 import hashlib
+import shlex
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import tomli_w
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
-from nucleus.data.manifest import DatasetManifest
-from nucleus.predict.colours import MISTAKE_COLOURS
-from nucleus.report.commands import commands_to_repeat, commands_to_use, differing_settings, recipe_toml
-from nucleus.report.curves import curve_panels, history_table
-from nucleus.report.dataset_figures import SPLIT_NAMES, dataset_panels
-from nucleus.report.dataset_tables import dataset_facts, left_out_tables, splits_table
+from nucleus.config.settings import parse_recipe
+from nucleus.data.dataset import DatasetManifest
+from nucleus.errors import RecipeError
+from nucleus.pictures import MISTAKE_COLOURS
 from nucleus.report.drawing import Panel, save_slide, svg_of
-from nucleus.report.network_figure import network_panel
-from nucleus.report.pictures import Picture, PictureFolder, embedded
-from nucleus.report.precision import precision_panels
-from nucleus.report.published import published_systems, published_table
-from nucleus.report.record import PICTURES, REPORT_PAGE, RunRecord
-from nucleus.report.scores import all_scores_table, failure_table, scores_table
-from nucleus.report.sheets import save_sheet
-from nucleus.report.shots import Scene, example_scenes, tested_scenes, watched_scenes
+from nucleus.report.figures import (
+    SPLIT_NAMES,
+    curve_panels,
+    dataset_panels,
+    history_table,
+    network_panel,
+    precision_panels,
+    timing_panel,
+)
+from nucleus.report.page_pictures import (
+    Picture,
+    PictureFolder,
+    Scene,
+    embedded,
+    example_scenes,
+    save_sheet,
+    tested_scenes,
+    watched_scenes,
+)
 from nucleus.report.summary import cost_of, scored_split, summarize
-from nucleus.report.timing_figure import timing_panel
-from nucleus.report.wording import date_of
+from nucleus.report.tables import (
+    all_scores_table,
+    dataset_facts,
+    failure_table,
+    left_out_tables,
+    published_systems,
+    published_table,
+    scores_table,
+    splits_table,
+)
+from nucleus.runs.record import PICTURES, REPORT_PAGE, RunRecord
 from nucleus.storage.files import write_atomic
+from nucleus.text import date_of
 
-__all__ = ["MOST_BYTES", "render_page", "write_report"]
+__all__ = [
+    "MOST_BYTES",
+    "commands_to_repeat",
+    "commands_to_use",
+    "differing_settings",
+    "recipe_toml",
+    "render_page",
+    "write_report",
+]
+
+
+_RECIPE_FILE = "recipe.toml"
+
+
+def commands_to_use(record: RunRecord) -> str:
+    """How to fetch the model and to find nuclei with it."""
+    model = _model(record)
+    return "\n".join(
+        [
+            *_bucket(record),
+            f"nucleus models pull {model} model/",
+            f"nucleus predict IMAGES --model {model} --out results/",
+        ]
+    )
+
+
+def commands_to_repeat(record: RunRecord, dataset: DatasetManifest) -> str:
+    """How to import the same data, train by the same recipe and score the result."""
+    name = record.dataset.rpartition("@")[0].rpartition("/")[2] or dataset.name
+    lines = [] if record.commit is None else [f"git checkout {_word(record.commit.removesuffix('-dirty'))}"]
+    lines += [
+        *_bucket(record),
+        f"nucleus data import {_word(dataset.source)} {_word(name)} --seed {dataset.seed}",
+        f"nucleus train {_RECIPE_FILE}",
+    ]
+    lines.append(f"nucleus evaluate {_model(record)} {_word(record.dataset)} --split test --gallery worst.png")
+    return "\n".join(lines)
+
+
+def recipe_toml(record: RunRecord) -> str:
+    """The whole recipe, on the dataset version that was trained on."""
+    return tomli_w.dumps(_without_none({**record.recipe, "dataset": record.dataset}))
+
+
+def differing_settings(record: RunRecord) -> str:
+    """The recipe's keys whose values are not the defaults, as TOML."""
+    recipe = {**record.recipe, "dataset": record.dataset}
+    required = {"model": record.recipe.get("model", record.model), "dataset": record.dataset}
+    try:
+        defaults = parse_recipe(required, "the report").model_dump(mode="json")
+    except RecipeError:  # of another version of this package: all of it
+        return recipe_toml(record)
+    return tomli_w.dumps(_without_none({**required, **_difference(recipe, defaults)}))
+
+
+def _difference(given: Mapping[str, Any], usual: Mapping[str, Any]) -> dict[str, Any]:
+    differing: dict[str, Any] = {}
+    for key, value in given.items():
+        before = usual.get(key)
+        if isinstance(value, Mapping) and isinstance(before, Mapping):
+            if part := _difference(value, before):
+                differing[key] = part
+        elif value != before:
+            differing[key] = value
+    return differing
+
+
+def _without_none(value: Any) -> Any:
+    """TOML has no null: a key without a value is left out."""
+    if isinstance(value, Mapping):
+        return {str(key): _without_none(item) for key, item in value.items() if item is not None}
+    if isinstance(value, list | tuple):
+        return [_without_none(item) for item in value if item is not None]
+    return value
+
+
+def _bucket(record: RunRecord) -> list[str]:
+    return [f"export NUCLEUS_BUCKET={_word(record.bucket)}"]
+
+
+def _model(record: RunRecord) -> str:
+    return _word(record.model if record.version is None else f"{record.model}@{record.version}")
+
+
+def _word(text: str) -> str:
+    """The text as one word of a shell, whatever it holds."""
+    return shlex.quote(text)
+
 
 MOST_BYTES = 4_800_000
 """The page's size at most: pictures are encoded with less quality until it fits."""
@@ -45,7 +153,7 @@ def write_report(folder: Path, record: RunRecord, dataset: DatasetManifest) -> P
     nothing: a Content-Security-Policy forbids it, whatever the names and texts from the bucket hold.
 
     Args:
-        folder: Holds `pictures/`, as `nucleus.report.record` says.
+        folder: Holds `pictures/`, as `nucleus.runs.record` says.
         record: Of the run.
         dataset: What it was trained on.
 

@@ -1,12 +1,10 @@
-"""One interface to the objects of a bucket, on AWS, MinIO or any server that speaks S3.
-
-Endpoint, region and credentials come from the AWS SDK's own variables and files. Writes can be made create-only
-(`If-None-Match: *`) or compare-and-swap (`If-Match`), which is what makes a registry in a bucket safe.
-"""
+"""How much of a file has been sent, by boto3's own transfer module: it knows the sending from the summing before."""
 
 import hashlib
+import secrets
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from email.utils import mktime_tz, parsedate_tz
@@ -15,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from nucleus.errors import (
+    ConditionalWritesError,
     IntegrityError,
     ObjectExistsError,
     ObjectNotFoundError,
@@ -24,17 +23,53 @@ from nucleus.errors import (
 )
 from nucleus.progress import Advance, no_progress
 from nucleus.storage.bulk import BulkReader
-from nucleus.storage.explanations import endpoint, explained
 from nucleus.storage.files import atomic_path
 from nucleus.storage.retries import ask_briefly, ask_patiently, seconds_of_silence
-from nucleus.storage.uploads import body_of, watch_uploads
+from nucleus.storage.s3_errors import endpoint, explained
 from nucleus.storage.uri import S3Uri
 
 if TYPE_CHECKING:
     from boto3.session import Session
     from mypy_boto3_s3 import S3Client
 
-__all__ = ["Bucket", "StoredObject"]
+__all__ = ["Bucket", "StoredObject", "body_of", "check_conditional_writes", "watch_uploads"]
+
+
+_EVENT = "request-created.s3"
+
+
+def watch_uploads(client: "S3Client") -> None:
+    """Let a client tell the bodies of its requests when they are signed, and read for it, and when they are sent."""
+    from s3transfer.utils import signal_not_transferring, signal_transferring  # noqa: PLC0415
+
+    client.meta.events.register_first(_EVENT, signal_not_transferring, unique_id="nucleus-upload-signed")
+    client.meta.events.register_last(_EVENT, signal_transferring, unique_id="nucleus-upload-sent")
+
+
+@contextmanager
+def body_of(body: bytes | Path, advance: Advance) -> Iterator[Any]:
+    """What a request sends: the bytes, or the open file, of which `advance` is told how much is sent."""
+    if isinstance(body, bytes):
+        yield body
+        return
+    if advance is no_progress:
+        with body.open("rb") as file:
+            yield file
+        return
+    from s3transfer.utils import ReadFileChunk  # noqa: PLC0415
+
+    size = body.stat().st_size
+    sent = 0
+    advance(sent, size)
+
+    def count(bytes_transferred: int) -> None:
+        nonlocal sent
+        sent += bytes_transferred
+        advance(sent, size)
+
+    with ReadFileChunk.from_filename(str(body), 0, size, callbacks=[count], enable_callbacks=False) as chunk:
+        yield chunk
+
 
 _CONNECTIONS = 32
 _READINGS = 2
@@ -302,3 +337,39 @@ class Bucket:
     def _page(self, arguments: dict[str, Any]) -> Any:
         with explained(self.uri):
             return self._client.list_objects_v2(Bucket=self.uri.bucket, **arguments)
+
+
+_KEY = "models/.conditional-writes"
+_TEXT = "Written by nucleus to find out whether the server honours If-None-Match and If-Match."
+_NO_TAG = '"00000000000000000000000000000000"'
+
+_honoured: set[str] = set()
+
+
+def check_conditional_writes(bucket: Bucket) -> None:
+    """Raise `ConditionalWritesError` if the server ignores conditions and others may write too.
+
+    One object below `models/` is made for it, once; a server is asked once a process.
+    """
+    where = str(bucket.uri)
+    if bucket.single_writer or where in _honoured:
+        return
+    _writes(bucket, if_absent=True)  # now it is there
+    conditions: dict[str, dict[str, Any]] = {"If-None-Match": {"if_absent": True}, "If-Match": {"if_match": _NO_TAG}}
+    for header, condition in conditions.items():
+        if _writes(bucket, **condition):
+            raise ConditionalWritesError(
+                f"Expected a server that honours conditional writes, as AWS and MinIO do; the one behind {bucket.uri} "
+                f"ignores {header}, so two publishers at once would overwrite each other. If nobody else publishes to "
+                "this bucket meanwhile, say so with --single-writer."
+            )
+    _honoured.add(where)
+
+
+def _writes(bucket: Bucket, *, if_absent: bool = False, if_match: str | None = None) -> bool:
+    """Whether a conditional write of bytes that were never written before is done."""
+    try:
+        bucket.put(_KEY, f"{_TEXT} {secrets.token_hex(8)}\n".encode(), if_absent=if_absent, if_match=if_match)
+    except ObjectExistsError:
+        return False
+    return True

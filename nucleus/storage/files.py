@@ -1,13 +1,21 @@
 """Files on disk: sums, and writes that either happen whole or not at all."""
 
 import hashlib
+import json
 import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
-__all__ = ["atomic_path", "sha256_of", "write_atomic"]
+from pydantic import BaseModel
+
+from nucleus import __version__
+from nucleus.errors import IntegrityError, NucleusError
+
+__all__ = ["atomic_path", "check_sums", "read_document", "sha256_of", "write_atomic", "write_sums"]
+
 
 _BLOCK = 1 << 20
 
@@ -41,3 +49,85 @@ def write_atomic(path: Path, data: bytes | str) -> None:
     """Write `data` to `path`, which holds either what it held or all of `data`."""
     with atomic_path(path) as beside:
         beside.write_bytes(data.encode() if isinstance(data, str) else data)
+
+
+_SUMS_FILE = "sums.json"
+
+
+def write_sums(folder: Path) -> None:
+    """Write the sums of all files below a folder."""
+    (folder / _SUMS_FILE).write_text(json.dumps(_sums(folder), indent=1))
+
+
+def check_sums(folder: Path, where: str) -> None:
+    """Compare a folder with the sums in it.
+
+    Args:
+        folder: A folder for which `write_sums` was called, or a copy of it.
+        where: What the user calls it.
+
+    Raises:
+        IntegrityError: A file is missing, is not what it was, or was not there.
+    """
+    try:
+        expected = json.loads((folder / _SUMS_FILE).read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise IntegrityError(f"Expected the sums of the files in {where}; they cannot be read: {error}.") from error
+    found = _sums(folder)
+    if found == expected:
+        return
+    names = expected if isinstance(expected, dict) else {}
+    wrong = sorted(name for name in {*found, *names} if found.get(name) != names.get(name))
+    raise IntegrityError(
+        f"Expected the files in {where} to have the SHA-256 that {_SUMS_FILE} says; these have not, or are missing: "
+        f"{', '.join(wrong) or _SUMS_FILE}."
+    )
+
+
+def _sums(folder: Path) -> dict[str, str]:
+    files = (path for path in folder.rglob("*") if path.is_file() and path != folder / _SUMS_FILE)
+    return {path.relative_to(folder).as_posix(): sha256_of(path) for path in sorted(files)}
+
+
+Document = TypeVar("Document", bound=BaseModel)
+
+
+def read_document(
+    kind: type[Document],
+    data: bytes,
+    *,
+    what: str,
+    where: str,
+    newest: int,
+    error: type[NucleusError],
+    oldest: int = 1,
+) -> Document:
+    """Parse and check a document.
+
+    Args:
+        kind: What it must be; has a field `format`, and may have `needs`, the version of this package that reads it.
+        data: The JSON.
+        what: What the user calls it, such as `a dataset manifest`.
+        where: Its file or URI.
+        newest: The newest format that this version of the package reads.
+        error: Raised if the document is damaged, newer or too old.
+        oldest: The oldest format that it reads.
+    """
+    try:
+        found = json.loads(data)
+        stored = found.get("format") if isinstance(found, dict) else None
+        if not isinstance(stored, int) or oldest <= stored <= newest:
+            return kind.model_validate(found)
+    except (ValueError, RecursionError) as problem:  # also what pydantic and the decoder of UTF-8 raise
+        raise error(f"Expected {what} at {where}; it is damaged: {problem}") from problem
+    if stored < oldest:
+        raise error(
+            f"Expected {what} of format {oldest} or newer at {where}; found format {stored}, which this version "
+            f"({__version__}) no longer reads. Make it again, or install the version that wrote it."
+        )
+    needs = found.get("needs")
+    raise error(
+        f"Expected {what} of format {newest} or older at {where}; found format {stored}. "
+        + (f"It needs nucleus {needs} or newer" if needs else "A newer version of this package wrote it")
+        + f", and this is {__version__}: upgrade."
+    )

@@ -36,7 +36,7 @@ _RECORD_HEADER = struct.Struct("<IHB")
 _FULL, _FIRST, _MIDDLE, _LAST = 1, 2, 3, 4
 
 _STAGED = Path("artifacts", "staging")
-"""Where an offline run's folder holds the files of its artifacts; see `nucleus.tracking.wandb_runs.staged_in`."""
+"""Where an offline run's folder holds the files of its artifacts; see `nucleus.tracking.wandb_run.staged_in`."""
 _PATIENCE = 30.0
 _POLL = 0.02
 

@@ -1,14 +1,7 @@
-"""Keras 3 over several workers with public interfaces only: one replica a process, gradients all-reduced.
-
-Keras 3's own `fit` fails under `MultiWorkerMirroredStrategy` (keras issue 20585), so the step is written out here.
-TensorFlow's strategy gives the collectives; the network and the optimizers are plain Keras ones, alike on each worker.
-Exactness rests on four things. The loss of a step is the sum over this worker's images divided by the global batch, so
-that gradients summed over workers are those of the mean over the global batch. They are summed before anything else
-is done with them, so clipping and averages see what a single worker would see. No layer looks across the batch, and
-the encoder's BatchNorm is frozen. All workers begin from the first worker's values.
-"""
+"""What is told of the crops that are trained on, besides their loss, from the logits that the step has anyway."""
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import keras
@@ -16,11 +9,47 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
+from nucleus.config.recipe import Heads
 from nucleus.errors import JobError
-from nucleus.training.measures import NOTHING, Measure
-from nucleus.training.parameters import ParameterGroup
+from nucleus.model.heads import mask_of_logits
+from nucleus.training.optimizer import ParameterGroup
 
-__all__ = ["Taken", "TrainingStep", "Workers"]
+__all__ = ["NOTHING", "Measure", "Taken", "TrainingStep", "Workers", "mask_measure"]
+
+
+@dataclass(frozen=True)
+class Measure:
+    """Scores of images.
+
+    Attributes:
+        names: Of the scores.
+        of: From logits and labels (N x H x W) to N x scores, float64.
+    """
+
+    names: tuple[str, ...]
+    of: Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
+
+
+NOTHING = Measure((), lambda logits, _: tf.zeros([tf.shape(logits)[0], 0], tf.float64))
+
+
+def mask_measure(heads: Heads) -> Measure:
+    """IoU, Dice and accuracy of the nucleus mask, as `nucleus.metrics.scores` defines them.
+
+    The mask is where a nucleus is more probable than the ground: thresholds are tuned only after training.
+    """
+
+    def of(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
+        truth, found = labels > 0, mask_of_logits(logits, heads)
+        both, either, right = (
+            tf.reduce_sum(tf.cast(pixels, tf.float64), axis=(1, 2))
+            for pixels in (truth & found, truth | found, tf.equal(truth, found))
+        )
+        iou = tf.where(either > 0, both / tf.maximum(either, 1.0), 1.0)
+        accuracy = right / tf.cast(tf.reduce_prod(tf.shape(labels)[1:]), tf.float64)
+        return tf.stack([iou, 2 * iou / (1 + iou), accuracy], axis=1)
+
+    return Measure(("iou", "dice", "accuracy"), of)
 
 
 class Workers:

@@ -6,14 +6,14 @@ from itertools import islice, product, tee
 import numpy as np
 from numpy.typing import NDArray
 
-from nucleus.metrics.matching import match_nuclei
-from nucleus.metrics.pixels import count_pixels
+from nucleus.data.reader import LabelledImage
+from nucleus.metrics.nuclei import match_nuclei
+from nucleus.metrics.scores import count_pixels
 from nucleus.model.architecture import InstanceSettings, ModelConfig
 from nucleus.model.heads import maps_of
 from nucleus.model.instances import label_nuclei
 from nucleus.model.tiling import TiledNetwork
 from nucleus.training.distributed import Workers
-from nucleus.training.predictions import LabelledImage
 
 __all__ = ["tune_instances"]
 

@@ -1,20 +1,17 @@
-"""Metrics of a network on a split, exact over any number of workers: each takes its images, the sums are added."""
+"""What a network makes of labelled images."""
 
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from itertools import tee
+from typing import Any, Literal
 
 import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
 from nucleus.config.recipe import Heads, LossOptions
-from nucleus.data.cache import ShardCache
-from nucleus.data.datasets import Dataset
 from nucleus.data.images import LabelImage
-from nucleus.data.manifest import DatasetManifest
-from nucleus.data.reading import SplitReader, cached_split
-from nucleus.data.sampling import epoch_plan
-from nucleus.data.shards import decode_record
+from nucleus.data.reader import LabelledImage
 from nucleus.metrics.scores import ImageScores, ScoreSums, score_labels
 from nucleus.model.architecture import ModelConfig
 from nucleus.model.heads import logits_of, maps_of
@@ -22,40 +19,23 @@ from nucleus.model.instances import label_nuclei
 from nucleus.model.losses import image_losses
 from nucleus.model.tiling import TiledNetwork
 from nucleus.training.distributed import Workers
-from nucleus.training.predictions import LabelledImage, PredictedImage
 
-__all__ = [
-    "images_of_split",
-    "images_of_worker",
-    "predict_images",
-    "score_image",
-    "score_images",
-    "split_reader",
-]
+__all__ = ["EXTREMES", "Extreme", "Extremes", "PredictedImage", "predict_images", "score_image", "score_images"]
 
 
-def images_of_worker(manifest: DatasetManifest, split: str, reader: SplitReader) -> Iterator[LabelledImage]:
-    """The images of a split that are one worker's, in stored order; over all workers each image once."""
-    kinds = {sample.name: sample.kind for sample in manifest.split_samples(split)}
-    for record in reader.records():
-        name, image, labels = decode_record(record)
-        yield LabelledImage(name, kinds[name], image, labels)
+@dataclass(frozen=True)
+class PredictedImage:
+    """A labelled image, and what a network makes of it.
 
+    Attributes:
+        sample: The image with its true labels.
+        labels: H x W, the predicted labels, 0 background.
+        scores: The prediction against the truth.
+    """
 
-def images_of_split(dataset: Dataset, split: str, cache: ShardCache) -> Iterator[LabelledImage]:
-    """All images of a split, in stored order, from shards that are fetched into the cache."""
-    return images_of_worker(dataset.manifest, split, split_reader(dataset, split, cache))
-
-
-def split_reader(dataset: Dataset, split: str, cache: ShardCache, rank: int = 0, world: int = 1) -> SplitReader:
-    """Reads a worker's images of a split in stored order."""
-    counts = [shard.records for shard in dataset.manifest.split_shards(split)]
-    return cached_split(
-        dataset,
-        split,
-        cache,
-        lambda _: epoch_plan(counts, seed=0, epoch=0, rank=rank, world=world, global_batch=0, shuffle=False),
-    )
+    sample: LabelledImage
+    labels: NDArray[np.int32]
+    scores: ImageScores
 
 
 def predict_images(
@@ -98,3 +78,55 @@ def score_image(
 def _image_loss(values: NDArray[np.float32], labels: LabelImage, heads: Heads, options: LossOptions) -> float:
     truth = tf.constant(labels[np.newaxis].astype(np.int32))
     return float(image_losses(logits_of(values[np.newaxis], heads), truth, heads, options)[0])
+
+
+EXTREMES = 12
+"""How many of the best, and of the worst, are kept."""
+_IOU_WEIGHT = 1e-3
+"""Of images with the same mAP, as where all is found or nothing, the IoU of the mask decides."""
+
+
+@dataclass(frozen=True)
+class Extreme:
+    """One of the best or worst images."""
+
+    group: Literal["best", "worst"]
+    predicted: PredictedImage
+
+
+class Extremes:
+    """Looks at this worker's images as they pass, and keeps only those that may be among the best or worst of all.
+
+    Args:
+        names: Of all images of the split, over all workers, in one order.
+    """
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self._numbers = {name: number for number, name in enumerate(names)}
+        self._quality = np.zeros(len(self._numbers))
+        self._kept: dict[int, PredictedImage] = {}
+
+    def watching(self, images: Iterable[PredictedImage]) -> Iterator[PredictedImage]:
+        """Hand the images on."""
+        for image in images:
+            number = self._numbers[image.sample.name]
+            self._quality[number] = image.scores.nuclei.mean_ap + _IOU_WEIGHT * image.scores.pixels.iou
+            self._kept[number] = image
+            in_order = sorted(self._kept, key=lambda number: self._quality[number])
+            for middle in in_order[EXTREMES:-EXTREMES]:
+                del self._kept[middle]
+            yield image
+
+    def chosen(self, workers: Workers) -> list[Extreme]:
+        """Those of the best and worst over all workers that are this worker's. Every worker must call it."""
+        quality = workers.sum(self._quality)
+        in_order = np.argsort(quality, kind="stable")
+        worst = in_order[: min(EXTREMES, -(-len(in_order) // 2))]
+        best = in_order[len(worst) :][-EXTREMES:]
+        groups: dict[Literal["best", "worst"], Any] = {"best": best[::-1], "worst": worst}
+        return [
+            Extreme(group, self._kept[int(number)])
+            for group, numbers in groups.items()
+            for number in numbers
+            if int(number) in self._kept
+        ]

@@ -11,16 +11,16 @@ import time
 from pathlib import Path
 from typing import Any
 
-from job.options import RunOptions
 from job.recipes import recipe_path
-from job.train import train
+from job.train import RunOptions, train
 from nucleus.config.names import Reference
-from nucleus.config.recipe import Recipe, read_recipe
+from nucleus.config.recipe import Recipe
+from nucleus.config.settings import read_recipe
 from nucleus.data.cache import ShardCache
-from nucleus.data.datasets import Dataset
+from nucleus.data.dataset import Dataset
 from nucleus.data.importing import SplitOptions, import_dataset
+from nucleus.lazy import import_tensorflow
 from nucleus.model.architecture import InstanceSettings
-from nucleus.quiet import import_tensorflow
 from nucleus.registry.encoder_weights import add_weights
 from nucleus.registry.manifest import ModelManifest
 from nucleus.registry.versions import pull
@@ -80,10 +80,9 @@ def _recipe(line: str, cache: Path) -> Recipe:
 
 def _other_uses(bucket: Bucket, manifest: ModelManifest, recipe: Recipe, dataset: Dataset, root: Path) -> None:
     """The same weights with untuned thresholds, and averaged over flips and turns."""
-    from nucleus.model.files import load_model
+    from nucleus.model.weight_files import load_model
     from nucleus.predict.evaluation import evaluate
-    from nucleus.predict.options import PredictionOptions
-    from nucleus.predict.predictor import Predictor
+    from nucleus.predict.model import PredictionOptions, Predictor
 
     folder = root / "pulled"
     pull(bucket, Reference(manifest.model, str(manifest.version)), folder)

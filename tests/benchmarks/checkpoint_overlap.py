@@ -5,9 +5,8 @@ import statistics
 import time
 from contextlib import AbstractContextManager, nullcontext
 
-from job.options import RunOptions
-from job.train import train
-from nucleus.config.recipe import parse_recipe
+from job.train import RunOptions, train
+from nucleus.config.settings import parse_recipe
 from nucleus.progress import Advance, no_progress
 from tests.benchmarks.measure import RECIPE, generated_dataset, report, temporary_store
 from tests.benchmarks.startup import encoder_weights

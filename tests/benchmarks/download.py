@@ -9,9 +9,8 @@ from hashlib import sha256
 from pathlib import Path
 
 from nucleus.data.cache import ShardCache
-from nucleus.data.datasets import Dataset
-from nucleus.data.manifest import DatasetManifest, Shard
-from nucleus.data.reading import cached_split
+from nucleus.data.dataset import Dataset, DatasetManifest, Shard
+from nucleus.data.reader import cached_split
 from nucleus.data.sampling import epoch_plan
 from nucleus.data.shards import write_shard
 from nucleus.storage.bucket import Bucket

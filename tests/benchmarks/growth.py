@@ -30,7 +30,7 @@ def cost_per_image() -> None:
     with temporary_store() as root:
         for count in (500, 5000):
             folder = root / f"generated-{count}"
-            from nucleus.data.generated import write_generated
+            from nucleus.data.synthetic import write_generated
 
             write_generated(folder, count, side=_SIDE)
             found = _child("import", root, str(folder))
@@ -71,8 +71,8 @@ def _write_shards(folder: Path, count: int) -> None:
 
 
 def _write_shard(folder: Path, number: int, count: int) -> None:
-    from nucleus.data.generated import generated_image
     from nucleus.data.shards import encode_record, write_shard
+    from nucleus.data.synthetic import generated_image
 
     records = (encode_record(str(i), *generated_image(i, _SIDE, _SIDE)) for i in range(number, count, 24))
     write_shard(folder / f"train-{number:05d}-of-00024.tfrecord", records)
@@ -92,11 +92,11 @@ def _import(root: Path, folder: str) -> dict[str, object]:  # noqa: ARG001
 
 def _epoch(root: Path, dataset: str) -> dict[str, object]:
     """The first epoch of a run without its first steps, which compile."""
-    from nucleus.config.recipe import parse_recipe
+    from nucleus.config.settings import parse_recipe
     from nucleus.data.cache import ShardCache
-    from nucleus.data.datasets import locate_dataset, open_dataset
+    from nucleus.data.dataset import locate_dataset, open_dataset
     from nucleus.training.distributed import Workers
-    from nucleus.training.run import TrainingInput, TrainingRun
+    from nucleus.training.trainer import TrainingInput, TrainingRun
 
     network = {"weights": "none", "freeze_encoder": False, "decoder_channels": [8, 8, 8, 8, 8]}
     sizes = {"crop": 32, "batch_size": 8, "tile": 64, "overlap": 0}
@@ -148,7 +148,7 @@ def _ingest(root: Path, folder: str) -> dict[str, object]:  # noqa: ARG001
 
     from nucleus.config.recipe import AugmentOptions, NormalizationOptions
     from nucleus.data.pipeline import Feed, training_batches
-    from nucleus.data.reading import SplitReader
+    from nucleus.data.reader import SplitReader
     from nucleus.data.sampling import epoch_plan
     from nucleus.data.shards import ShardFile
 

@@ -4,9 +4,9 @@ import tensorflow as tf
 
 from nucleus.config.recipe import AugmentOptions, NormalizationOptions
 from nucleus.data.cache import ShardCache
-from nucleus.data.datasets import Dataset
+from nucleus.data.dataset import Dataset
 from nucleus.data.pipeline import Feed, training_batches, training_sample
-from nucleus.data.reading import cached_split
+from nucleus.data.reader import cached_split
 from nucleus.data.sampling import epoch_plan
 from tests.benchmarks.measure import generated_dataset, in_turn, report, temporary_store
 

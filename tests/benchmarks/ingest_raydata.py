@@ -60,7 +60,7 @@ def _ours(config: dict[str, str]) -> None:
     import ray.train
 
     from nucleus.data.cache import ShardCache
-    from nucleus.data.datasets import locate_dataset, open_dataset
+    from nucleus.data.dataset import locate_dataset, open_dataset
     from nucleus.data.pipeline import training_batches
     from tests.benchmarks.ingest import feed
 
@@ -104,8 +104,8 @@ def _as_parquet(root: Path) -> Path:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from nucleus.data.generated import generated_image
     from nucleus.data.images import encode_png
+    from nucleus.data.synthetic import generated_image
 
     folder = root / "parquet"
     folder.mkdir()

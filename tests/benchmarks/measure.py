@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from nucleus.data.datasets import Dataset
-from nucleus.storage import server
+from nucleus.data.dataset import Dataset
+from nucleus.storage import local_server as server
 from nucleus.storage.uri import parse_uri
 
 __all__ = ["RECIPE", "generated_dataset", "in_turn", "report", "seconds", "temporary_store"]
@@ -86,8 +86,8 @@ def temporary_store() -> Iterator[Path]:
 
 def generated_dataset(root: Path, count: int, side: int = 256) -> Dataset:
     """Import that many generated images as the dataset `bench`."""
-    from nucleus.data.generated import write_generated
     from nucleus.data.importing import SplitOptions, import_dataset
+    from nucleus.data.synthetic import write_generated
 
     folder = root / f"generated-{count}"
     write_generated(folder, count, side=side)

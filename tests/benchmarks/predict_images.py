@@ -9,7 +9,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from nucleus.quiet import import_tensorflow
+from nucleus.lazy import import_tensorflow
 from tests.benchmarks.measure import in_turn
 
 _AT_ONCE = 8
@@ -20,9 +20,9 @@ def predict_images(folder: Path, paths: list[Path]) -> dict[str, float]:
     import tensorflow as tf
 
     from nucleus.data.images import decode_image
-    from nucleus.predict.images import predict_files
-    from nucleus.predict.predictor import load_predictor
-    from nucleus.predict.sources import array_source
+    from nucleus.predict.image_files import predict_files
+    from nucleus.predict.model import load_predictor
+    from nucleus.predict.source import array_source
 
     tf.config.threading.set_intra_op_parallelism_threads(2)
     predictor = load_predictor(folder)

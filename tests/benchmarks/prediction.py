@@ -21,10 +21,10 @@ def predict_rate() -> None:
     """Labels of an image of 2,048 x 2,048 px against the network alone on as many pixels, in tiles of 512 px."""
     import tensorflow as tf
 
-    from nucleus.data.generated import generated_image
+    from nucleus.data.synthetic import generated_image
     from nucleus.model.heads import maps_of
     from nucleus.model.instances import label_nuclei
-    from nucleus.predict.sources import array_source
+    from nucleus.predict.source import array_source
 
     predictor, model = _predictor()
     image = np.tile(generated_image(0, 512, 512)[0], (4, 4, 1))
@@ -80,10 +80,10 @@ def _predictor() -> tuple[Any, Any]:
     import keras
     from keras import layers
 
-    from nucleus.config.recipe import parse_recipe
+    from nucleus.config.settings import parse_recipe
     from nucleus.model.architecture import config_of_recipe
     from nucleus.model.unet import build_unet
-    from nucleus.predict.predictor import Predictor
+    from nucleus.predict.model import Predictor
 
     config = config_of_recipe(parse_recipe({**RECIPE, "network": {"heads": "distance"}}, "bench"))
     image = keras.Input((None, None, 3))
@@ -104,8 +104,8 @@ def _predict_large(side: int, folder: Path) -> None:
     """In a process of its own: write the image, predict it, print the peak memory of the prediction and its time."""
     import tifffile
 
-    from nucleus.data.generated import generated_image
-    from nucleus.predict.images import predict_files
+    from nucleus.data.synthetic import generated_image
+    from nucleus.predict.image_files import predict_files
 
     path = folder / f"{side}.tif"
     if not path.exists():

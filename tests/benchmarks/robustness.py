@@ -14,9 +14,9 @@ import cv2
 import numpy as np
 
 from nucleus.data.cache import ShardCache, default_cache_dir
-from nucleus.data.datasets import locate_dataset, open_dataset
+from nucleus.data.dataset import locate_dataset, open_dataset
 from nucleus.data.images import LabelImage, RgbImage
-from nucleus.quiet import import_tensorflow
+from nucleus.lazy import import_tensorflow
 
 Change = Callable[[RgbImage, LabelImage], tuple[RgbImage, LabelImage]]
 
@@ -57,9 +57,9 @@ def changes() -> dict[str, Change]:
 
 def robustness(folder: Path, dataset: str) -> dict[str, float]:
     """mAP, mean over the validation images, under each change."""
-    from nucleus.metrics.matching import match_nuclei
-    from nucleus.predict.predictor import load_predictor
-    from nucleus.training.validation import images_of_split
+    from nucleus.data.reader import images_of_split
+    from nucleus.metrics.nuclei import match_nuclei
+    from nucleus.predict.model import load_predictor
 
     predictor = load_predictor(folder)
     samples = list(images_of_split(open_dataset(locate_dataset(dataset)), "val", ShardCache(default_cache_dir())))

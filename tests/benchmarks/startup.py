@@ -11,7 +11,7 @@ from tests.benchmarks.measure import RECIPE, generated_dataset, in_turn, report,
 
 _OURS = """
 import sys, time
-from nucleus.cli.training_display import TrainingDisplay
+from nucleus.cli.progress_bars import TrainingDisplay
 steps = TrainingDisplay.steps
 def first(self, epoch, epochs, done, *more):
     if done == 1 and epoch == 0:
@@ -112,7 +112,7 @@ def startup() -> None:
 
 def encoder_weights(root: Path) -> Path:
     """A file of encoder weights; random ones take as long to load as pretrained ones."""
-    from nucleus.model.encoders import build_encoder
+    from nucleus.config.encoders import build_encoder
 
     path = root / "encoder.weights.h5"
     build_encoder("mobilenet_v2").save_weights(path)

@@ -8,16 +8,15 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from nucleus.config.recipe import parse_recipe
+from nucleus.config.settings import parse_recipe
 from nucleus.data.cache import ShardCache
-from nucleus.data.generated import generated_image
 from nucleus.data.pipeline import training_batches
+from nucleus.data.synthetic import generated_image
 from nucleus.model.architecture import config_of_recipe
 from nucleus.model.losses import image_losses
 from nucleus.model.unet import build_unet
-from nucleus.training.distributed import TrainingStep, Workers
-from nucleus.training.measures import mask_measure
-from nucleus.training.parameters import parameter_groups
+from nucleus.training.distributed import TrainingStep, Workers, mask_measure
+from nucleus.training.optimizer import parameter_groups
 from tests.benchmarks.ingest import feed
 from tests.benchmarks.measure import RECIPE, generated_dataset, in_turn, report, temporary_store
 

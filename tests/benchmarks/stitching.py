@@ -13,13 +13,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nucleus.metrics.matching import pair_labels
+from nucleus.lazy import import_tensorflow
+from nucleus.metrics.nuclei import pair_labels
 from nucleus.model.architecture import ModelConfig
-from nucleus.predict.canvas import LabelCanvas
-from nucleus.predict.options import PredictionOptions
-from nucleus.predict.predictor import Predictor
-from nucleus.predict.sources import array_source
-from nucleus.quiet import import_tensorflow
+from nucleus.predict.blocks import LabelCanvas
+from nucleus.predict.model import PredictionOptions, Predictor
+from nucleus.predict.source import array_source
 
 _BLOCK_SIDE = 256
 """Small, so that images of 500 px have seams of blocks too."""
@@ -28,7 +27,7 @@ _BLOCK_SIDE = 256
 def stitching(folder: Path, paths: list[Path]) -> dict[str, Any]:
     """Compare the two ways on the images that are larger than a tile."""
     from nucleus.data.images import decode_image
-    from nucleus.model.files import load_model
+    from nucleus.model.weight_files import load_model
 
     model, config = load_model(folder)
     stitched = Predictor(model, config, PredictionOptions(block_side=_BLOCK_SIDE))

@@ -13,12 +13,11 @@ import numpy as np
 import pytest
 import tifffile
 
-from job.options import RunOptions
-from job.train import train
-from nucleus.config.recipe import parse_recipe
-from nucleus.data.generated import generated_image
+from job.train import RunOptions, train
+from nucleus.config.settings import parse_recipe
 from nucleus.data.images import encode_png
 from nucleus.data.importing import SplitOptions, import_dataset
+from nucleus.data.synthetic import generated_image
 from nucleus.errors import DataError, NucleusError, RecipeError
 from nucleus.storage.uri import S3Uri
 

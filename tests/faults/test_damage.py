@@ -9,17 +9,18 @@ import pytest
 from click.testing import CliRunner
 
 from job import worker
-from job.storage import run_storage
+from job.filesystem import run_storage
 from nucleus.cli.main import cli
 from nucleus.config.names import Reference
 from nucleus.data.cache import ShardCache
-from nucleus.data.datasets import Dataset, locate_dataset, open_dataset
+from nucleus.data.dataset import Dataset, locate_dataset, open_dataset
 from nucleus.data.importing import SplitOptions, import_dataset
 from nucleus.errors import IntegrityError, ModelError
 from nucleus.registry.manifest import MANIFEST_FILE, version_prefix
-from nucleus.registry.versions import publish, pull, version_of_run
+from nucleus.registry.publish import publish
+from nucleus.registry.versions import pull, version_of_run
 from nucleus.storage.bucket import Bucket
-from nucleus.storage.sums import write_sums
+from nucleus.storage.files import write_sums
 from nucleus.storage.uri import S3Uri
 from tests.small_model import origin
 

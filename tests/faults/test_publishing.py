@@ -12,14 +12,13 @@ from click.testing import CliRunner
 from nucleus.cli.main import cli
 from nucleus.config.names import Reference
 from nucleus.errors import ConditionalWritesError, ModelError
-from nucleus.registry.aliases import Alias, move_alias, read_alias
-from nucleus.registry.claims import leftovers, remove_leftover
-from nucleus.registry.gate import pass_gate
-from nucleus.registry.manifest import ModelManifest, version_prefix
-from nucleus.registry.versions import is_whole, list_models, list_versions, publish, pull, read_version
-from nucleus.storage import conditions
+from nucleus.registry.aliases import Alias, move_alias, pass_gate, read_alias
+from nucleus.registry.manifest import ModelManifest, read_version, version_prefix
+from nucleus.registry.publish import leftovers, publish, remove_leftover
+from nucleus.registry.versions import is_whole, list_models, list_versions, pull
+from nucleus.storage import bucket as conditions
 from nucleus.storage.bucket import Bucket
-from nucleus.storage.server import RunningStore
+from nucleus.storage.local_server import RunningStore
 from tests.faults.proxy import Fault, Request, proxied
 from tests.small_model import MODEL_FILES, origin
 
@@ -28,7 +27,7 @@ from tests.small_model import MODEL_FILES, origin
 def spawn() -> multiprocessing.context.BaseContext:
     """Processes that have loaded what they need, but share no connection with this one."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["boto3", "nucleus.registry.versions", "nucleus.registry.gate"])
+    context.set_forkserver_preload(["boto3", "nucleus.registry.versions", "nucleus.registry.aliases"])
     return context
 
 

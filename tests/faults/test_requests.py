@@ -9,13 +9,14 @@ from click.testing import CliRunner
 
 from nucleus.cli.main import cli
 from nucleus.config.names import Reference
-from nucleus.data.datasets import verify_dataset
+from nucleus.data.dataset import verify_dataset
 from nucleus.data.importing import SplitOptions, import_dataset
 from nucleus.errors import ObjectExistsError, TransientStorageError, UncertainWriteError
-from nucleus.registry.versions import list_versions, publish, pull
+from nucleus.registry.publish import publish
+from nucleus.registry.versions import list_versions, pull
 from nucleus.storage.bucket import Bucket
+from nucleus.storage.local_server import RunningStore
 from nucleus.storage.retries import set_storage_timeout
-from nucleus.storage.server import RunningStore
 from tests.faults.proxy import PASSING, Fault, Request, proxied, seldom
 from tests.small_model import origin
 

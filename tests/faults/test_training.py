@@ -19,10 +19,10 @@ import psutil
 import pytest
 
 from nucleus.config.names import Reference
-from nucleus.data.generated import write_generated
 from nucleus.data.importing import SplitOptions, import_dataset
+from nucleus.data.synthetic import write_generated
 from nucleus.registry.versions import list_versions, pull
-from nucleus.storage import server
+from nucleus.storage import local_server as server
 from nucleus.storage.bucket import Bucket
 from nucleus.storage.uri import parse_uri
 from nucleus.tracking.offline_runs import kept_files, logged_rows, offline_files

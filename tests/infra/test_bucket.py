@@ -7,7 +7,7 @@ from typing import Any
 import boto3
 import pytest
 
-from nucleus.storage.server import RunningStore
+from nucleus.storage.local_server import RunningStore
 
 RULES: list[dict[str, Any]] = json.loads(
     (Path(__file__).parents[2] / "infra" / "aws" / "bucket-lifecycle.json").read_text()

@@ -19,8 +19,8 @@ from click.testing import CliRunner
 
 from job.recipes import recipe_path
 from nucleus.cli.main import cli
-from nucleus.config.recipe import read_recipe
-from nucleus.storage.server import RunningStore
+from nucleus.config.settings import read_recipe
+from nucleus.storage.local_server import RunningStore
 
 LOCAL = Path(__file__).parents[2] / "infra" / "local"
 FILES = ("compose.yaml", "compose.rustfs.yaml")

@@ -14,10 +14,10 @@ import kubernetes_validate
 import pytest
 import yaml
 
-import job.train
+import nucleus
 from job.recipes import recipe_path
 from nucleus.cli.main import cli
-from nucleus.config.recipe import read_recipe
+from nucleus.config.settings import read_recipe
 
 ROOT = Path(__file__).parents[2]
 KUBERNETES = "1.34"
@@ -141,7 +141,7 @@ def test_entry_point_is_a_run_that_fits() -> None:
     assert int(limits["nvidia.com/gpu"]) == read.gpus_per_worker
     assert int(limits["cpu"]) == read.cpus_per_worker
     assert CLUSTER["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
-    assert job.train.__file__  # which the image holds: nothing is uploaded
+    assert nucleus.__file__  # which the image holds: nothing is uploaded
     assert "runtimeEnvYAML" not in JOB["spec"]
 
 

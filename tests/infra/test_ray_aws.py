@@ -20,7 +20,7 @@ from ray.autoscaler.tags import TAG_RAY_CLUSTER_NAME
 from ray.scripts.scripts import drain_node, start
 
 from job.recipes import recipe_path
-from nucleus.config.recipe import read_recipe
+from nucleus.config.settings import read_recipe
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "infra" / "ray" / "aws.yaml").read_text()

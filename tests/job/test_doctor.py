@@ -12,15 +12,14 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-import job.doctor
+import job.cluster_check
 from job import cluster
-from job.doctor import head_tells
+from job.cluster_check import head_tells
 from nucleus.cli.main import cli
-from nucleus.doctor.apart import call_apart
-from nucleus.doctor.machine import Gpus, check_gpus
+from nucleus.doctor import Gpus, call_apart, check_gpus
 from nucleus.errors import ClusterError, NucleusError
 from nucleus.storage.bucket import Bucket
-from nucleus.storage.server import RunningStore
+from nucleus.storage.local_server import RunningStore
 from nucleus.storage.uri import S3Uri
 from tests.faults.proxy import Fault, Proxy, proxied
 
@@ -311,7 +310,7 @@ def test_a_client_server_is_not_asked_what_it_has(here: Here) -> None:
 
 
 def test_a_head_that_says_nothing_is_not_waited_for(here: Here) -> None:
-    here.patch.setattr(job.doctor, "_SECONDS", 2.0)
+    here.patch.setattr(job.cluster_check, "_SECONDS", 2.0)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         here.patch.setenv("RAY_ADDRESS", f"127.0.0.1:{silent.getsockname()[1]}")
         code, found = doctor()

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from nucleus.data.importing import SplitOptions, import_dataset
-from nucleus.storage.server import RunningStore
+from nucleus.storage.local_server import RunningStore
 from nucleus.storage.uri import S3Uri
 from tests.faults.proxy import Fault, proxied, seldom
 from tests.job.conftest import BreakingLine
@@ -39,7 +39,7 @@ def test_a_dry_run_says_what_would_be_and_starts_nothing(ray_cluster: str, dozen
     done = nucleus(*command, "--json", **bucket)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
-    assert found["entrypoint"].startswith("python -m job.train recipe.toml --run imagined --set=dataset=d")
+    assert found["entrypoint"].startswith("python -m nucleus train recipe.toml --run imagined --set=dataset=d")
     assert (found["bucket"], found["dataset"]) == (str(bucket_uri), str(dataset))
     assert (found["images"], found["epochs"], found["steps"]) == (images, 5, images // 4 * 5)
     assert (found["needed"], found["total"]) == ({"CPU": 2, "GPU": 0}, {"CPU": 2, "GPU": 0})

@@ -7,7 +7,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from nucleus.cli.main import cli
-from nucleus.registry.versions import publish
+from nucleus.registry.publish import publish
 from nucleus.storage.bucket import Bucket
 from tests.small_model import origin
 from tests.whole_way import Trained

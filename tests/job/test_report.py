@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from nucleus.report.record import RunRecord, read_record
+from nucleus.runs.record import RunRecord, read_record
 from nucleus.tracking.tensorboard import EVENTS_FILE
-from nucleus.training.extremes import EXTREMES
+from nucleus.training.validation import EXTREMES
 from tests.whole_way import Trained
 
 pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("default")]

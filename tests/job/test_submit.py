@@ -18,7 +18,7 @@ import requests
 from click.testing import CliRunner
 
 from job import cluster
-from job.dashboard import check_address
+from job.job_api import check_address
 from nucleus.cli.main import cli
 from nucleus.errors import JobError, UsageError
 from nucleus.storage.uri import S3Uri
@@ -138,7 +138,7 @@ def test_a_job_ends_as_its_run_does_and_is_sent_no_key(
         client = JobSubmissionClient(ray_cluster)
         kept, log = client.get_job_info("sent"), client.get_job_logs("sent")
     assert done.stderr == f"submitted sent to {address}\n{log}"
-    assert kept.entrypoint == "python -m job.train recipe.toml --run sent --set=dataset=nothing"
+    assert kept.entrypoint == "python -m nucleus train recipe.toml --run sent --set=dataset=nothing"
     passed = {"NUCLEUS_BUCKET": str(bucket_uri), "AWS_ENDPOINT_URL_S3": cluster_line.endpoint}
     assert kept.runtime_env["env_vars"].items() >= passed.items()
     assert not any(text in str(kept) for text in (*secrets.values(), os.environ["AWS_SECRET_ACCESS_KEY"]))

@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from nucleus.cli.main import cli
 from nucleus.data.importing import SplitOptions, import_dataset
 from nucleus.registry.versions import list_versions
-from nucleus.report.record import read_record
+from nucleus.runs.record import read_record
 from nucleus.storage.bucket import Bucket
 from nucleus.tracking.offline_runs import records
 from tests.whole_way import recipe_for

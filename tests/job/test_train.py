@@ -12,23 +12,22 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from job.gate import judge
-from job.options import RunOptions
-from job.plan import load_plan
-from job.train import resume, train
+from job.publishing import judge
+from job.train import RunOptions, resume, train
 from nucleus.cli.main import cli
 from nucleus.data.cache import ShardCache
-from nucleus.data.datasets import locate_dataset, open_dataset
-from nucleus.data.generated import generated_image
+from nucleus.data.dataset import locate_dataset, open_dataset
 from nucleus.data.images import encode_png
+from nucleus.data.synthetic import generated_image
 from nucleus.errors import DataError, JobError, WeightsError
-from nucleus.model.files import load_model
+from nucleus.model.weight_files import load_model
 from nucleus.predict.evaluation import evaluate
-from nucleus.predict.predictor import load_predictor
-from nucleus.registry.aliases import move_alias
-from nucleus.registry.gate import read_decision
+from nucleus.predict.model import load_predictor
+from nucleus.registry.aliases import move_alias, read_decision
 from nucleus.registry.manifest import version_prefix
-from nucleus.registry.versions import list_versions, publish
+from nucleus.registry.publish import publish
+from nucleus.registry.versions import list_versions
+from nucleus.runs.plan import load_plan
 from nucleus.tracking.offline_runs import logged_artifacts, records
 from tests.whole_way import Recorder, Trained, recipe_for
 

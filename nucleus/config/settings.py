@@ -1,0 +1,110 @@
+"""A recipe: everything that decides a training run, in one TOML file, checked before anything is started."""
+
+import difflib
+import re
+import tomllib
+from collections.abc import Sequence
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from nucleus.config.recipe import Recipe
+from nucleus.errors import RecipeError
+
+__all__ = ["combinations", "parse_recipe", "read_recipe"]
+
+
+def read_recipe(path: Path, settings: Sequence[str] = ()) -> Recipe:
+    """Read a recipe file and apply `KEY=VALUE` settings.
+
+    Args:
+        path: A TOML file.
+        settings: Such as `optimizer.epochs=3`; values are TOML, and bare words are strings.
+
+    Raises:
+        RecipeError: No such file, no TOML, an unknown key, or a value of a wrong type or range.
+    """
+    try:
+        content = tomllib.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise RecipeError(f"Expected a recipe file at {path}; nothing is there.") from error
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise RecipeError(f"Expected TOML in the recipe {path}; {error}.") from error
+    for setting in settings:
+        _apply(content, setting)
+    return parse_recipe(content, str(path))
+
+
+def parse_recipe(content: dict[str, Any], where: str) -> Recipe:
+    """Check a recipe's content. Raises `RecipeError` naming each wrong key."""
+    try:
+        return Recipe.model_validate(content)
+    except ValidationError as error:
+        problems = [_explain(dict(problem)) for problem in error.errors()]
+        raise RecipeError(f"The recipe {where} is wrong: {'; '.join(problems)}.") from None
+
+
+def _apply(content: dict[str, Any], setting: str) -> None:
+    key, equals, text = setting.partition("=")
+    if not equals or not key.strip():
+        raise RecipeError(f"Expected KEY=VALUE, such as optimizer.epochs=3; found {setting!r}.")
+    *tables, last = key.strip().split(".")
+    for table in tables:
+        content = content.setdefault(table, {})
+        if not isinstance(content, dict):
+            raise RecipeError(f"Expected a table at {table!r} in {setting!r}; it is a value.")
+    try:
+        content[last] = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        content[last] = text.strip()
+
+
+def _explain(problem: dict[str, Any]) -> str:
+    path = [str(part) for part in problem["loc"]]
+    key = ".".join(path)
+    if problem["type"] == "extra_forbidden":
+        known = _known_keys(path[:-1])
+        near = difflib.get_close_matches(path[-1], known, n=1)
+        return f"unknown key {key!r}" + (f" (did you mean {near[0]!r}?)" if near else f" (known: {', '.join(known)})")
+    if problem["type"] == "missing":
+        return f"key {key!r} is missing"
+    message = problem["msg"].removeprefix("Value error, ")
+    if not key:
+        return str(message)
+    return f"{key}: {message[:1].lower()}{message[1:]}, found {problem['input']!r}"
+
+
+def _known_keys(path: list[str]) -> list[str]:
+    table: type[BaseModel] = Recipe
+    for part in path:
+        table = table.model_fields[part].annotation  # type: ignore[assignment]
+    return sorted(table.model_fields)
+
+
+_COMMA = re.compile(r",(?![^\[]*\])")
+"""One that is not within brackets."""
+
+
+def combinations(over: Sequence[str]) -> list[tuple[str, ...]]:
+    """Every combination of `KEY=VALUE,VALUE...`, as settings `KEY=VALUE` of a recipe, the first key changing slowest.
+
+    >>> combinations(["optimizer.epochs=1,2", "workers=[1,2]"])
+    [('optimizer.epochs=1', 'workers=[1,2]'), ('optimizer.epochs=2', 'workers=[1,2]')]
+
+    Raises:
+        RecipeError: No `=`, no value, or a key or value twice.
+    """
+    axes: dict[str, list[str]] = {}
+    for text in over:
+        key, equals, values = (part.strip() for part in text.partition("="))
+        found = [value.strip() for value in _COMMA.split(values)]
+        if not equals or not key or not all(found):
+            raise RecipeError(
+                f"Expected KEY=VALUE,VALUE..., such as optimizer.learning_rate=1e-4,1e-3; found {text!r}."
+            )
+        if key in axes or len(set(found)) < len(found):
+            raise RecipeError(f"Expected each key and value once; found {text!r}.")
+        axes[key] = [f"{key}={value}" for value in found]
+    return list(product(*axes.values()))

@@ -1,0 +1,257 @@
+"""The manifest of a dataset version: what it holds, and the sum of every file."""
+
+import hashlib
+import json
+import re
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from nucleus.config.names import check_name, parse_reference
+from nucleus.data.images import Kind
+from nucleus.errors import DataError, IntegrityError, ObjectNotFoundError
+from nucleus.progress import Advance, no_progress, share
+from nucleus.storage.bucket import Bucket
+from nucleus.storage.files import read_document
+from nucleus.storage.uri import S3Uri, bucket_from_environment, parse_uri
+
+__all__ = [
+    "DATASET_FORMAT",
+    "SPLITS",
+    "Dataset",
+    "DatasetLocation",
+    "DatasetManifest",
+    "LeftOut",
+    "Sample",
+    "Shard",
+    "content_version",
+    "list_versions",
+    "locate_dataset",
+    "open_dataset",
+    "read_manifest",
+    "verify_dataset",
+]
+
+
+DATASET_FORMAT = 1
+
+SPLITS = ("train", "val", "test")
+
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Count = Annotated[int, Field(ge=0)]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Sample(_Frozen):
+    """One image with its labels.
+
+    Attributes:
+        name: Unique in the dataset; also the stem of files made from it.
+        split: `train`, `val` or `test`.
+        kind: Kind of image.
+        group: Images of one group are never in different splits.
+        height: Pixels.
+        width: Pixels.
+        nuclei: How many labels it has.
+        image_sha256: Of the RGB pixels.
+        labels_sha256: Of the label pixels.
+    """
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,79}$")]
+    split: Annotated[str, Field(pattern=r"^(train|val|test)$")]
+    kind: Kind
+    group: Count
+    height: Annotated[int, Field(ge=1)]
+    width: Annotated[int, Field(ge=1)]
+    nuclei: Count
+    image_sha256: Sha256
+    labels_sha256: Sha256
+
+
+class Shard(_Frozen):
+    """One TFRecord file. Record i of shard s is image i * S + s of the split's S shards (see `sampling`)."""
+
+    file: Annotated[str, Field(pattern=r"^(train|val|test)-\d{5}-of-\d{5}\.tfrecord$")]
+    split: Annotated[str, Field(pattern=r"^(train|val|test)$")]
+    records: Annotated[int, Field(ge=1)]
+    size: Annotated[int, Field(ge=1)]
+    sha256: Sha256
+
+
+class LeftOut(_Frozen):
+    """An image of the source that is not in the dataset, and why."""
+
+    title: str
+    reason: str
+
+
+class DatasetManifest(_Frozen):
+    """All there is to know of a dataset version without opening a shard."""
+
+    format: int
+    name: str
+    version: Annotated[str, Field(pattern=r"^[0-9a-f]{12}$")]
+    created: str
+    source: str
+    layout: str
+    seed: int
+    samples: list[Sample]
+    shards: list[Shard]
+    duplicates: list[LeftOut]
+    left_out: list[LeftOut]
+
+    def split_samples(self, split: str) -> list[Sample]:
+        """The samples of a split."""
+        return [sample for sample in self.samples if sample.split == split]
+
+    def split_shards(self, split: str) -> list[Shard]:
+        """The shards of a split, in the order of their numbers."""
+        return sorted((shard for shard in self.shards if shard.split == split), key=lambda shard: shard.file)
+
+
+def content_version(samples: list[Sample], shards: list[Shard]) -> str:
+    """The version that a dataset's content gives: 12 hexadecimal digits of a SHA-256.
+
+    It depends on what the samples say (pixels, labels, names, splits, kinds, groups) and on the number of shards;
+    not on the moment of the import, nor on the seed where it leads to the same splits.
+    """
+    content = {
+        "format": DATASET_FORMAT,
+        "shards": {split: sum(shard.split == split for shard in shards) for split in SPLITS},
+        "samples": [sample.model_dump(mode="json") for sample in samples],
+    }
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def read_manifest(data: bytes, where: str) -> DatasetManifest:
+    """Parse and check a manifest. Raises `DataError` if it is damaged or newer than this package."""
+    return read_document(
+        DatasetManifest, data, what="a dataset manifest", where=where, newest=DATASET_FORMAT, error=DataError
+    )
+
+
+_MANIFEST = "manifest.json"
+_MANIFEST_KEY = re.compile(r"[0-9a-f]{12}/manifest\.json")
+
+
+@dataclass(frozen=True)
+class DatasetLocation:
+    """Where the versions of a dataset are, and which one is meant.
+
+    Attributes:
+        uri: `s3://bucket/datasets/<name>`.
+        ref: A version, or `latest` for the one that was imported last.
+    """
+
+    uri: S3Uri
+    ref: str
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """One version of a dataset: its place and its manifest."""
+
+    uri: S3Uri
+    manifest: DatasetManifest
+
+    @property
+    def version_uri(self) -> S3Uri:
+        """The folder of this version."""
+        return self.uri / self.manifest.version
+
+    def __str__(self) -> str:
+        return f"{self.uri}@{self.manifest.version}"
+
+
+def locate_dataset(text: str, bucket: str | None = None) -> DatasetLocation:
+    """Read `NAME[@VERSION]`, in `bucket` or NUCLEUS_BUCKET, or `s3://bucket/prefix/NAME[@VERSION]`.
+
+    Raises:
+        UriError: Neither form, or a name that cannot be one.
+    """
+    if "://" not in text:
+        reference = parse_reference(text, "dataset")
+        return DatasetLocation(bucket_from_environment(bucket) / "datasets" / reference.name, reference.ref)
+    base, _, ref = text.partition("@")
+    uri = parse_uri(base)
+    check_name(uri.name, "dataset")
+    return DatasetLocation(uri, ref or "latest")
+
+
+def list_versions(uri: S3Uri) -> list[Dataset]:
+    """Every version of the dataset at `uri`, the one imported last at the end."""
+    bucket = Bucket(uri)
+    keys = [item.key for item in bucket.objects("") if _MANIFEST_KEY.fullmatch(item.key)]
+    datasets = [_read(bucket, key.partition("/")[0]) for key in keys]
+    return sorted(datasets, key=lambda dataset: dataset.manifest.created)
+
+
+def open_dataset(location: DatasetLocation) -> Dataset:
+    """Read the manifest of a version.
+
+    Raises:
+        DataError: No such dataset or version.
+        IntegrityError: The manifest does not describe the version that it stands for.
+    """
+    if location.ref == "latest":
+        versions = list_versions(location.uri)
+        if not versions:
+            raise DataError(
+                f"Expected a dataset at {location.uri}; none was imported there. "
+                f"Run: nucleus data import SRC {location.uri}"
+            )
+        return versions[-1]
+    try:
+        return _read(Bucket(location.uri), location.ref)
+    except ObjectNotFoundError as error:
+        raise DataError(
+            f"Expected version {location.ref!r} of the dataset {location.uri}; there is none. "
+            f"Run: nucleus data list {location.uri}"
+        ) from error
+
+
+def _read(bucket: Bucket, version: str) -> Dataset:
+    """Read the manifest of a version, and compute from what it says of the samples whether it is this version's."""
+    where = f"{bucket.uri}/{version}/{_MANIFEST}"
+    manifest = read_manifest(bucket.get(f"{version}/{_MANIFEST}"), where)
+    computed = content_version(manifest.samples, manifest.shards)
+    if not version == manifest.version == computed:
+        raise IntegrityError(
+            f"Expected the manifest of version {version} at {where}; its samples are those of {computed}. It was "
+            "damaged or replaced: import the images again, or take another version."
+        )
+    return Dataset(bucket.uri, manifest)
+
+
+def verify_dataset(dataset: Dataset, advance: Advance = no_progress) -> list[str]:
+    """Read every shard and compare size and SHA-256 with the manifest; return what is wrong, a line a shard.
+
+    `advance` is told the bytes of the shards that were read, and of all.
+    """
+    bucket = Bucket(dataset.version_uri)
+
+    def check(shard: Shard) -> str | None:
+        try:
+            data = bucket.get(shard.file)
+        except ObjectNotFoundError:
+            return f"{shard.file}: missing"
+        if len(data) != shard.size or sha256(data).hexdigest() != shard.sha256:
+            return f"{shard.file}: expected {shard.size} bytes with SHA-256 {shard.sha256}; found others"
+        return None
+
+    problems = []
+    shards = dataset.manifest.shards
+    shares = share({shard.file: shard.size for shard in shards}, advance)
+    with ThreadPoolExecutor(8) as pool:
+        for shard, problem in zip(shards, pool.map(check, shards), strict=True):
+            shares[shard.file](shard.size, shard.size)
+            if problem:
+                problems.append(problem)
+    return problems

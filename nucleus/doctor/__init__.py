@@ -1,1 +1,0 @@
-"""What `nucleus doctor` looks at, but for Ray: each check finds one thing and names what puts it right."""

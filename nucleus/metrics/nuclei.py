@@ -1,0 +1,258 @@
+"""Metrics of nuclei: which predicted label is which true one.
+
+A true and a predicted label match at a threshold t if their IoU is at least t; t from 0.5 up, so that a label has one
+partner at most (two candidates can only be the halves of one label, both at exactly 0.5, and then one of them counts).
+With TP matches, FP predicted labels without one and FN true labels without one:
+
+- AP = TP / (TP + FP + FN). StarDist and Cellpose call it accuracy or average precision; it is not COCO's.
+- F1 = 2 TP / (2 TP + FP + FN).
+- PQ = sum of the matches' IoU / (TP + FP / 2 + FN / 2) (Kirillov et al. 2019, https://arxiv.org/abs/1801.00868).
+- mAP = mean of AP over t = 0.50, 0.55, ..., 0.95 (Data Science Bowl 2018).
+
+An image with neither true nor predicted nuclei scores 1 in each.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = [
+    "SIZES",
+    "THRESHOLDS",
+    "LabelPairs",
+    "MatchCounts",
+    "Mistakes",
+    "SizeCounts",
+    "count_sizes",
+    "find_mistakes",
+    "match_nuclei",
+    "match_pairs",
+    "matched_labels",
+    "mistakes_in",
+    "pair_labels",
+]
+
+
+THRESHOLDS = tuple(i / 100 for i in range(50, 100, 5))
+"""The thresholds of mAP."""
+
+
+@dataclass(frozen=True)
+class MatchCounts:
+    """Matches at each threshold.
+
+    Attributes:
+        true_nuclei: Labels in the truth.
+        predicted_nuclei: Labels in the prediction.
+        matches: TP at each of `THRESHOLDS`, int64.
+        matched_iou: Sum of the matches' IoU at each of `THRESHOLDS`, float64.
+    """
+
+    true_nuclei: int
+    predicted_nuclei: int
+    matches: NDArray[np.int64]
+    matched_iou: NDArray[np.float64]
+
+    @property
+    def ap(self) -> NDArray[np.float64]:
+        """AP at each threshold."""
+        return _ratio(self.matches, self.true_nuclei + self.predicted_nuclei - self.matches)
+
+    @property
+    def f1(self) -> NDArray[np.float64]:
+        """F1 at each threshold."""
+        return _ratio(2.0 * self.matches, self._total)
+
+    @property
+    def pq(self) -> NDArray[np.float64]:
+        """PQ at each threshold."""
+        return _ratio(2.0 * self.matched_iou, self._total)
+
+    @property
+    def mean_ap(self) -> float:
+        """The mean of AP over the thresholds."""
+        return float(self.ap.mean())
+
+    @property
+    def _total(self) -> NDArray[np.int64]:
+        return np.full(len(THRESHOLDS), self.true_nuclei + self.predicted_nuclei)
+
+
+@dataclass(frozen=True)
+class LabelPairs:
+    """Labels that share pixels, background left out.
+
+    Attributes:
+        true_areas: Of each true label from 0, 0 where it does not occur.
+        predicted_areas: Of each predicted one.
+        true: The true label of each pair.
+        predicted: The predicted one.
+        shared: Pixels that they share.
+    """
+
+    true_areas: NDArray[np.int64]
+    predicted_areas: NDArray[np.int64]
+    true: NDArray[np.int64]
+    predicted: NDArray[np.int64]
+    shared: NDArray[np.int64]
+
+    @property
+    def iou(self) -> NDArray[np.float64]:
+        """Of each pair."""
+        union = self.true_areas[self.true] + self.predicted_areas[self.predicted] - self.shared
+        return np.asarray(self.shared / union)
+
+
+def match_nuclei(truth: NDArray[np.integer], predicted: NDArray[np.integer]) -> MatchCounts:
+    """Match the labels of one image; both H x W, 0 background, any positive integers for nuclei."""
+    return match_pairs(pair_labels(truth, predicted))
+
+
+def match_pairs(pairs: LabelPairs) -> MatchCounts:
+    """The same from pairs that are known."""
+    _, best = matched_labels(pairs)
+    reached = best[:, np.newaxis] >= np.array(THRESHOLDS)
+    return MatchCounts(
+        true_nuclei=int(np.count_nonzero(pairs.true_areas)),
+        predicted_nuclei=int(np.count_nonzero(pairs.predicted_areas)),
+        matches=reached.sum(axis=0),
+        matched_iou=(best[:, np.newaxis] * reached).sum(axis=0),
+    )
+
+
+def matched_labels(pairs: LabelPairs) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """The true labels that have a match at the lowest threshold, and the IoU of each.
+
+    Of several partners (all at exactly 0.5) one stays.
+    """
+    iou = pairs.iou
+    possible = iou >= THRESHOLDS[0]
+    rows, columns, iou = pairs.true[possible], pairs.predicted[possible], iou[possible]
+    _, first = np.unique(rows, return_index=True)
+    rows, columns, iou = rows[first], columns[first], iou[first]
+    _, first = np.unique(columns, return_index=True)
+    return rows[first], np.asarray(iou[first], np.float64)
+
+
+def pair_labels(truth: NDArray[np.integer], predicted: NDArray[np.integer]) -> LabelPairs:
+    """The pairs of true and predicted labels of one image that share pixels; both H x W, 0 background."""
+    rows, columns = int(truth.max()) + 1, int(predicted.max()) + 1
+    if rows * columns > truth.size:  # labels with gaps: sorting the pixels costs less than so large a table
+        return _pairs_by_sorting(truth, predicted)
+    codes = np.multiply(truth, columns, dtype=np.int64)
+    codes += predicted
+    table = np.bincount(codes.ravel(), minlength=rows * columns).reshape(rows, columns)
+    true_areas, predicted_areas = table.sum(axis=1), table.sum(axis=0)
+    true_areas[0] = predicted_areas[0] = 0
+    true, found = np.nonzero(table[1:, 1:])
+    return LabelPairs(true_areas, predicted_areas, true + 1, found + 1, table[1:, 1:][true, found])
+
+
+def _pairs_by_sorting(truth: NDArray[np.integer], predicted: NDArray[np.integer]) -> LabelPairs:
+    true_areas, predicted_areas = _areas(truth), _areas(predicted)
+    inside = (truth > 0) & (predicted > 0)
+    codes, shared = np.unique(
+        truth[inside].astype(np.int64) * len(predicted_areas) + predicted[inside], return_counts=True
+    )
+    rows, columns = np.divmod(codes, len(predicted_areas))
+    return LabelPairs(true_areas, predicted_areas, rows, columns, shared)
+
+
+def _areas(labels: NDArray[np.integer]) -> NDArray[np.int64]:
+    """The area of each label from 0, that of the background as 0."""
+    areas = np.bincount(labels.ravel())
+    areas[0] = 0
+    return areas
+
+
+def _ratio(part: NDArray[np.number], whole: NDArray[np.number]) -> NDArray[np.float64]:
+    """part / whole, 1 where there is nothing to find and nothing was found."""
+    return np.asarray(np.divide(part, whole, out=np.ones(len(THRESHOLDS)), where=whole > 0))
+
+
+_BOUNDS = np.array((12.0, 24.0, 48.0))
+SIZES = ("under_12px", "12_to_24px", "24_to_48px", "over_48px")
+"""Ranges of a nucleus's diameter, that of the circle of its area."""
+
+
+@dataclass(frozen=True)
+class SizeCounts:
+    """True nuclei of one image by size.
+
+    Attributes:
+        true_nuclei: How many there are in each of `SIZES`, int64.
+        matched: How many of them a predicted one matches at IoU 0.5, int64.
+    """
+
+    true_nuclei: NDArray[np.int64]
+    matched: NDArray[np.int64]
+
+
+def count_sizes(pairs: LabelPairs) -> SizeCounts:
+    """Count the true nuclei of one image, and those found, by size."""
+    matched, _ = matched_labels(pairs)
+    return SizeCounts(_by_size(pairs.true_areas[pairs.true_areas > 0]), _by_size(pairs.true_areas[matched]))
+
+
+def _by_size(areas: NDArray[np.int64]) -> NDArray[np.int64]:
+    diameters = np.sqrt(4 * areas / np.pi)
+    return np.bincount(np.searchsorted(_BOUNDS, diameters), minlength=len(SIZES))
+
+
+_MOST = 0.5
+
+
+@dataclass(frozen=True)
+class Mistakes:
+    """Labels of one image by what happened to them, at IoU 0.5.
+
+    Attributes:
+        missed: True labels that no predicted one matches, and that are not merged or split.
+        extra: Predicted labels that match no true one, and that are not merged or split.
+        merged: Predicted labels that hold most of two or more true ones.
+        split: True labels that hold most of two or more predicted ones.
+        in_merged: True labels most of which a merged one holds.
+    """
+
+    missed: frozenset[int]
+    extra: frozenset[int]
+    merged: frozenset[int]
+    split: frozenset[int]
+    in_merged: frozenset[int]
+
+    def __str__(self) -> str:
+        parts = {"missed": self.missed, "extra": self.extra, "merged": self.merged, "split": self.split}
+        return ", ".join(f"{len(labels)} {name}" for name, labels in parts.items() if labels) or "none"
+
+
+def find_mistakes(truth: NDArray[np.integer], predicted: NDArray[np.integer]) -> Mistakes:
+    """Compare the labels of one image; both H x W, 0 background."""
+    return mistakes_in(pair_labels(truth, predicted))
+
+
+def mistakes_in(pairs: LabelPairs) -> Mistakes:
+    """The same from pairs that are known."""
+    rows, columns = pairs.true, pairs.predicted
+    matches = pairs.iou >= THRESHOLDS[0]
+    inside = pairs.shared > _MOST * pairs.true_areas[rows]
+    holds = pairs.shared > _MOST * pairs.predicted_areas[columns]
+    merged, split = _twice(columns[inside]), _twice(rows[holds])
+    in_merged = set(rows[inside & np.isin(columns, list(merged))].tolist())
+    in_split = set(columns[holds & np.isin(rows, list(split))].tolist())
+    true_labels, predicted_labels = (
+        set(np.flatnonzero(areas).tolist()) for areas in (pairs.true_areas, pairs.predicted_areas)
+    )
+    return Mistakes(
+        missed=frozenset(true_labels - set(rows[matches].tolist()) - in_merged - split),
+        extra=frozenset(predicted_labels - set(columns[matches].tolist()) - in_split - merged),
+        merged=merged,
+        split=split,
+        in_merged=frozenset(in_merged),
+    )
+
+
+def _twice(labels: NDArray[np.int64]) -> frozenset[int]:
+    """Labels that occur more than once."""
+    found, counts = np.unique(labels, return_counts=True)
+    return frozenset(found[counts > 1].tolist())

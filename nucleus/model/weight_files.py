@@ -1,0 +1,83 @@
+"""A network on disk: `model.json` (what it is) and `model.weights.h5` (its weights); nothing that can execute."""
+
+import warnings
+from pathlib import Path
+
+import keras
+import numpy as np
+from numpy.typing import NDArray
+
+from nucleus.errors import IntegrityError, ModelError, WeightsError
+from nucleus.model.architecture import ModelConfig, read_model_config
+from nucleus.model.unet import build_unet
+
+__all__ = [
+    "CONFIG_FILE",
+    "WEIGHTS_FILE",
+    "load_arrays",
+    "load_encoder_weights",
+    "load_model",
+    "load_weights",
+    "save_arrays",
+]
+
+
+CONFIG_FILE = "model.json"
+WEIGHTS_FILE = "model.weights.h5"
+
+
+def load_model(folder: Path) -> tuple[keras.Model, ModelConfig]:
+    """Rebuild a network from its folder, by this package's own code.
+
+    Raises:
+        ModelError: The configuration or the weights do not describe a network of this version.
+    """
+    path = folder / CONFIG_FILE
+    config = read_model_config(path.read_bytes(), str(path))
+    model = build_unet(config)
+    load_weights(model, folder / WEIGHTS_FILE)
+    return model, config
+
+
+def load_weights(model: keras.Model, path: Path) -> None:
+    """Load a `.weights.h5` file into a network. Raises `ModelError` if it does not fit."""
+    try:
+        _load(model, path)
+    except Exception as error:  # Keras and HDF5 raise whatever damaged bytes lead them to
+        raise ModelError(f"Expected weights of this network in {path}; they do not fit: {error}") from error
+
+
+def load_encoder_weights(encoder: keras.Model, path: Path) -> None:
+    """Load encoder weights, `.weights.h5` or Keras's older `.h5`.
+
+    Raises:
+        WeightsError: The file is damaged or belongs to another network.
+    """
+    try:
+        _load(encoder, path)
+    except Exception as error:
+        raise WeightsError(
+            f"Expected weights of the encoder in {path}; they do not fit: {error}. "
+            "Use the file without top (include_top=False) of the same network."
+        ) from error
+
+
+def _load(model: keras.Model, path: Path) -> None:
+    """Load weights, all of them: what Keras skips with a warning is an error here."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        model.load_weights(path)
+
+
+def save_arrays(path: Path, arrays: list[NDArray[np.generic]]) -> None:
+    """Write arrays in their order; read them with `load_arrays`."""
+    np.savez(path, **{f"{i:05d}": array for i, array in enumerate(arrays)})  # type: ignore[arg-type]
+
+
+def load_arrays(path: Path) -> list[NDArray[np.generic]]:
+    """Read what `save_arrays` wrote; pickled objects are refused. Raises `IntegrityError`."""
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
+            return [stored[key] for key in sorted(stored.files)]
+    except Exception as error:  # NumPy and zipfile raise whatever damaged bytes lead them to
+        raise IntegrityError(f"Expected arrays in {path}; it is damaged: {error}.") from error

@@ -1,0 +1,176 @@
+"""The colours of outlines."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from skimage.segmentation import find_boundaries
+
+from nucleus.data.cache import ShardCache
+from nucleus.data.dataset import Dataset
+from nucleus.data.images import Kind, RgbImage
+from nucleus.data.reader import images_of_split
+from nucleus.metrics.nuclei import Mistakes, find_mistakes
+
+__all__ = [
+    "CYAN",
+    "MISTAKE_COLOURS",
+    "YELLOW",
+    "GalleryImage",
+    "brightened",
+    "contact_sheet",
+    "draw_gallery",
+    "draw_mistakes",
+    "draw_outlines",
+    "example_sheet",
+    "fitted",
+]
+
+
+MISTAKE_COLOURS = {
+    "found": (64, 255, 190),
+    "missed": (255, 0, 0),
+    "extra": (255, 255, 0),
+    "merged": (255, 0, 190),
+    "split": (0, 64, 255),
+}
+"""RGB by what became of a nucleus; see `nucleus.metrics.nuclei`.
+
+Any two are at least 41 apart in CIELAB, also as people see them who confuse red with green or blue with yellow
+(simulated after Machado et al. 2009, https://doi.org/10.1109/TVCG.2009.113).
+"""
+
+
+YELLOW = (255, 220, 0)
+CYAN = (0, 220, 255)
+_SHEET_GAP = 4
+
+
+def draw_outlines(image: RgbImage, labels: NDArray[np.integer], colour: tuple[int, int, int] = YELLOW) -> RgbImage:
+    """A copy of the image (H x W x 3) with the inner outline of each label (H x W) in `colour`, RGB."""
+    drawn = image.copy()
+    drawn[find_boundaries(labels, mode="inner")] = colour
+    return drawn
+
+
+def contact_sheet(rows: list[list[RgbImage]], side: int = 256) -> RgbImage:
+    """Pictures in rows, each fitted into a square of `side` pixels on white."""
+    columns = max(len(row) for row in rows)
+    step = side + _SHEET_GAP
+    sheet = np.full((len(rows) * step + _SHEET_GAP, columns * step + _SHEET_GAP, 3), 255, np.uint8)
+    for r, row in enumerate(rows):
+        for c, picture in enumerate(row):
+            small = fitted(picture, side)
+            top, left = _SHEET_GAP + r * step, _SHEET_GAP + c * step
+            sheet[top : top + small.shape[0], left : left + small.shape[1]] = small
+    return sheet
+
+
+def brightened(image: RgbImage) -> RgbImage:
+    """Dark images stretched to the full range, so that a person sees what is there."""
+    high = max(1.0, float(np.percentile(image, 99.8)))
+    return np.asarray(np.clip(image * max(1.0, 255 / high), 0, 255), np.uint8)
+
+
+def fitted(picture: RgbImage, side: int) -> RgbImage:
+    """The picture (H x W x 3), its longer side brought to `side` pixels."""
+    scale = side / max(picture.shape[:2])
+    size = (max(1, round(picture.shape[1] * scale)), max(1, round(picture.shape[0] * scale)))
+    way = cv2.INTER_AREA if scale < 1 else cv2.INTER_NEAREST
+    return np.asarray(cv2.resize(picture, size, interpolation=way))
+
+
+def example_sheet(dataset: Dataset, cache: ShardCache, per_kind: int = 2) -> RgbImage:
+    """Training images of each kind, beside them the same with their labels outlined."""
+    found: dict[Kind, int] = {}
+    rows = []
+    for sample in images_of_split(dataset, "train", cache):
+        found[sample.kind] = found.get(sample.kind, 0) + 1
+        if found[sample.kind] <= per_kind:
+            rows.append([sample.image, draw_outlines(sample.image, sample.labels, CYAN)])
+        if len(rows) == per_kind * len(Kind):
+            break
+    return contact_sheet(rows)
+
+
+_GALLERY_SIDE = 320
+_GALLERY_GAP = 8
+_TEXT_LINE = 22
+_SWATCH = 24
+_ACROSS = 2
+
+
+@dataclass(frozen=True)
+class GalleryImage:
+    """An image of the gallery.
+
+    Attributes:
+        title: What stands over it, before its mistakes.
+        score: Its mAP.
+        image: H x W x 3, uint8.
+        truth: H x W, labels.
+        predicted: H x W, labels.
+    """
+
+    title: str
+    score: float
+    image: RgbImage
+    truth: NDArray[np.integer]
+    predicted: NDArray[np.integer]
+
+
+def draw_mistakes(
+    image: RgbImage, truth: NDArray[np.integer], predicted: NDArray[np.integer], mistakes: Mistakes
+) -> RgbImage:
+    """A copy of the image with outlines.
+
+    Of the predicted nuclei those that were found, the extra and the merged; of the true ones, the missed and the split:
+    in `MISTAKE_COLOURS`.
+    """
+    drawn = image.copy()
+    for labels, chosen, name in (
+        (predicted, None, "found"),
+        (predicted, mistakes.extra, "extra"),
+        (predicted, mistakes.merged, "merged"),
+        (truth, mistakes.missed, "missed"),
+        (truth, mistakes.split, "split"),
+    ):
+        shown = labels if chosen is None else np.where(np.isin(labels, list(chosen)), labels, 0)
+        drawn[find_boundaries(shown, mode="inner")] = MISTAKE_COLOURS[name]
+    return drawn
+
+
+def draw_gallery(images: Sequence[GalleryImage]) -> RgbImage:
+    """Pairs of image and mistakes, two pairs a row, with a line of text over each and a legend at the top."""
+    cell_width, cell_height = 2 * _GALLERY_SIDE + _GALLERY_GAP, _GALLERY_SIDE + _TEXT_LINE
+    rows = -(-len(images) // _ACROSS)
+    sheet = np.full(
+        (_TEXT_LINE + rows * (cell_height + _GALLERY_GAP), _ACROSS * (cell_width + 2 * _GALLERY_GAP), 3), 255, np.uint8
+    )
+    left = _GALLERY_GAP
+    for name, colour in MISTAKE_COLOURS.items():
+        cv2.rectangle(sheet, (left, 4), (left + _SWATCH, _TEXT_LINE - 4), colour, cv2.FILLED)
+        cv2.rectangle(sheet, (left, 4), (left + _SWATCH, _TEXT_LINE - 4), (0, 0, 0))
+        left += _SWATCH + _GALLERY_GAP
+        left += _write(sheet, name, (left, _TEXT_LINE - 6), (0, 0, 0)) + 2 * _GALLERY_GAP
+    for number, item in enumerate(images):
+        top = _TEXT_LINE + number // _ACROSS * (cell_height + _GALLERY_GAP)
+        left = _GALLERY_GAP + number % _ACROSS * (cell_width + 2 * _GALLERY_GAP)
+        mistakes = find_mistakes(item.truth, item.predicted)
+        title = f"{item.title}; {mistakes}"
+        _write(sheet, title, (left, top + _TEXT_LINE - 6), (0, 0, 0))
+        bright = brightened(item.image)
+        for i, picture in enumerate((bright, draw_mistakes(bright, item.truth, item.predicted, mistakes))):
+            small = fitted(picture, _GALLERY_SIDE)
+            place = (top + _TEXT_LINE, left + i * (_GALLERY_SIDE + _GALLERY_GAP))
+            sheet[place[0] : place[0] + small.shape[0], place[1] : place[1] + small.shape[1]] = small
+    return sheet
+
+
+def _write(sheet: RgbImage, text: str, place: tuple[int, int], colour: tuple[int, int, int]) -> int:
+    """Write a line; return its width, px."""
+    font, size = cv2.FONT_HERSHEY_SIMPLEX, 0.45
+    cv2.putText(sheet, text, place, font, size, colour, 1, cv2.LINE_AA)
+    return int(cv2.getTextSize(text, font, size, 1)[0][0])

@@ -1,0 +1,262 @@
+"""The record of a run: all that its report says, as one document, `runs/<run>/report/record.json`."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from nucleus.data.images import Kind
+from nucleus.errors import JobError
+from nucleus.registry.manifest import EncoderWeightsOrigin
+from nucleus.storage.files import read_document
+
+__all__ = [
+    "EPOCH_PICTURE",
+    "FACTS_FILE",
+    "HISTORY_FILE",
+    "PICTURES",
+    "RECORD_FILE",
+    "REPORT_FOLDER",
+    "REPORT_PAGE",
+    "ExampleImage",
+    "Facts",
+    "NetworkFacts",
+    "RunRecord",
+    "Stage",
+    "TestImage",
+    "WatchedImage",
+    "epochs_of_picture",
+    "read_facts",
+    "read_history",
+    "read_record",
+]
+
+
+RECORD_FORMAT = 1
+
+HISTORY_FILE = "history.json"
+"""In a run's folder: a list with the metrics of each epoch that is done, written with every checkpoint."""
+REPORT_FOLDER = "report"
+"""In a run's folder: the report and all that it is made of."""
+REPORT_PAGE = "report.html"
+RECORD_FILE = "record.json"
+FACTS_FILE = "facts.json"
+"""In the report's folder what the workers tell of the run (`Facts`), in a test image's folder of the image."""
+PICTURES = "pictures"
+"""Folder beside the report: PNG pictures that the workers drew while they trained."""
+
+EPOCH_PICTURE = "epoch-"
+"""Name of a picture of a watched image, before the epochs done, in five digits."""
+
+Count = Annotated[int, Field(ge=0)]
+_HISTORY = TypeAdapter(list[dict[str, float]])
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
+
+
+class Stage(_Frozen):
+    """A part of the work, and the seconds that it took."""
+
+    name: str
+    seconds: Annotated[float, Field(ge=0)]
+
+
+class NetworkFacts(_Frozen):
+    """What the network is made of.
+
+    Attributes:
+        encoder: Its name.
+        parameters: Of encoder and decoder.
+        encoder_parameters: Of the encoder.
+        trained_parameters: Those that were trained at the end.
+        skips: Channels that the encoder hands to the decoder, at 1/2, 1/4, 1/8, 1/16 and 1/32 of the resolution.
+        decoder: Channels of the decoder's levels, at 1/16, 1/8, 1/4, 1/2 and the whole resolution.
+        outputs: Names of the output channels.
+    """
+
+    encoder: str
+    parameters: Count
+    encoder_parameters: Count
+    trained_parameters: Count
+    skips: list[int]
+    decoder: list[int]
+    outputs: list[str]
+
+
+class Facts(_Frozen):
+    """What only the workers know of a run that has finished; what it means is said at `RunRecord`.
+
+    Attributes:
+        format: Of this document.
+        seconds: By part of the run: what one worker spent on it; the epochs are in the history.
+    """
+
+    format: int = RECORD_FORMAT
+    best_epoch: int
+    network: NetworkFacts
+    thresholds: dict[str, float]
+    nucleus_diameter: float | None
+    workers: Annotated[int, Field(ge=1)]
+    device: str
+    seconds: dict[str, float]
+    versions: dict[str, str]
+
+
+class ExampleImage(_Frozen):
+    """A training image. Its pictures in `pictures/examples/<name>/`: `image`, `labels` (outlined on it), and a crop of
+    it after augmentation, `augmented` and `augmented-labels`."""
+
+    name: str
+    kind: Kind
+
+
+class WatchedImage(_Frozen):
+    """A validation image that was predicted again and again while the network learned.
+
+    Its pictures in `pictures/watched/<name>/`: `image`, `truth` (outlined on it), the prediction after so many epochs,
+    `epoch-00000` (before training), `epoch-00001` and so on, and `best`, that by the best weights and tuned thresholds.
+
+    Attributes:
+        name: In the dataset.
+        kind: Its kind.
+        epochs: After which epochs it was predicted; 0 is before training.
+    """
+
+    name: str
+    kind: Kind
+    epochs: list[int]
+
+
+class TestImage(_Frozen):
+    """One of the best or worst test images. Its pictures in `pictures/test/<name>/`: `image` and `mistakes`.
+
+    Attributes:
+        name: In the dataset.
+        kind: Its kind.
+        group: Whether it is among the best or the worst.
+        scores: By name: `map`, `ap_50`, `iou`, `dice` and others, of this image.
+        nuclei: How many there are.
+        predicted: How many were found.
+        missed: True nuclei that no prediction matches at IoU 0.5; see `nucleus.metrics.nuclei`.
+        extra: Predicted nuclei that match none.
+        merged: Predicted nuclei that hold two or more.
+        split: True nuclei that were cut in two or more.
+    """
+
+    __test__ = False  # not a test, whatever pytest takes it for
+
+    name: str
+    kind: Kind
+    group: Literal["best", "worst"]
+    scores: dict[str, float]
+    nuclei: Count
+    predicted: Count
+    missed: Count
+    extra: Count
+    merged: Count
+    split: Count
+
+
+class RunRecord(_Frozen):
+    """What is known of a run that has finished.
+
+    Attributes:
+        format: Of this document.
+        run: Its name.
+        group: What it belongs to, such as a sweep.
+        bucket: `s3://bucket[/prefix]`.
+        model: Name of the model.
+        version: The version that it published; None for a trial that was not.
+        gate: What became of the recipe's alias, in words; None where there was nothing to decide.
+        begun: When its first driver began, UTC, ISO 8601.
+        ended: When it was published or ended.
+        recipe: The whole recipe.
+        dataset: `s3://.../NAME@VERSION`.
+        encoder_weights: What the encoder began with.
+        metrics: Of the best weights: split, then `all` or kind of image, then metric.
+        history: The metrics of each epoch; `epoch` counts from 0.
+        best_epoch: The one (from 0) whose weights were best.
+        network: What the network is made of.
+        thresholds: How labels are made from its maps; see `nucleus.model.architecture.InstanceSettings`.
+        nucleus_diameter: Median diameter of the validation split's nuclei, px.
+        workers: How many trained, at the end.
+        device: What each of them trained on, in words.
+        stages: Parts of the work, in order.
+        worker_seconds: Seconds of all workers together, waiting and lost attempts not counted.
+        cpus_per_worker: CPU cores of one worker.
+        gpus_per_worker: GPUs of one worker.
+        versions: Of Python and packages.
+        code_version: Of this package.
+        commit: Of the code, if it came from a clone; with `-dirty` where files had been changed.
+        wandb_run: W&B's path `[entity/]project/id`.
+        examples: Training images.
+        watched: Validation images that were predicted again and again.
+        test_images: The best and the worst of the test split, best first and worst first.
+    """
+
+    format: int = RECORD_FORMAT
+    run: str
+    group: str | None
+    bucket: str
+    model: str
+    version: Annotated[int, Field(ge=1)] | None
+    gate: str | None
+    begun: str
+    ended: str
+    recipe: dict[str, Any]
+    dataset: str
+    encoder_weights: EncoderWeightsOrigin
+    metrics: dict[str, dict[str, dict[str, float]]]
+    history: list[dict[str, float]]
+    best_epoch: int
+    network: NetworkFacts
+    thresholds: dict[str, float]
+    nucleus_diameter: float | None
+    workers: int
+    device: str
+    stages: list[Stage]
+    worker_seconds: float
+    cpus_per_worker: int
+    gpus_per_worker: int
+    versions: dict[str, str]
+    code_version: str
+    commit: str | None
+    wandb_run: str | None
+    examples: list[ExampleImage]
+    watched: list[WatchedImage]
+    test_images: list[TestImage]
+
+    @property
+    def gpu_seconds(self) -> float:
+        """What the run cost."""
+        return self.worker_seconds * self.gpus_per_worker
+
+    @property
+    def cpu_seconds(self) -> float:
+        """Seconds of CPU cores that were held."""
+        return self.worker_seconds * self.cpus_per_worker
+
+
+def read_record(data: bytes, where: str) -> RunRecord:
+    """Parse and check a record. Raises `JobError` if it is damaged or newer than this package."""
+    return read_document(RunRecord, data, what="a run's record", where=where, newest=RECORD_FORMAT, error=JobError)
+
+
+def epochs_of_picture(name: str) -> int | None:
+    """The epochs done when a picture of a watched image was made, from its file's name; None of another picture."""
+    digits = name.removeprefix(EPOCH_PICTURE).removesuffix(".png")
+    return int(digits) if name.startswith(EPOCH_PICTURE) and digits.isdecimal() else None
+
+
+def read_facts(data: bytes, where: str) -> Facts:
+    """Parse and check what the workers told. Raises `JobError` if it is damaged or newer than this package."""
+    return read_document(Facts, data, what="a run's facts", where=where, newest=RECORD_FORMAT, error=JobError)
+
+
+def read_history(data: bytes, where: str) -> list[dict[str, float]]:
+    """Parse and check the metrics of a run's epochs. Raises `JobError` if they are damaged."""
+    try:
+        return _HISTORY.validate_json(data)
+    except ValidationError as error:
+        raise JobError(f"Expected a run's history at {where}; it is damaged: {error}") from error

@@ -1,0 +1,126 @@
+"""What went wrong with a request to the bucket, as one of our errors: with the fix, and with no credential."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from nucleus.errors import (
+    AccessDeniedError,
+    BucketNotFoundError,
+    ClockError,
+    ObjectExistsError,
+    ObjectNotFoundError,
+    StorageError,
+    UnavailableError,
+    UnreachableError,
+)
+from nucleus.storage.bulk import UNREACHABLE, Refusal, obstore_error
+from nucleus.storage.uri import S3Uri
+
+__all__ = ["endpoint", "explained"]
+
+
+_REFUSALS: tuple[tuple[set[str], type[StorageError], str], ...] = (
+    (
+        {"NoSuchBucket"},
+        BucketNotFoundError,
+        "Expected the bucket {uri.bucket!r} at {endpoint}; it does not exist. Run: aws s3 mb s3://{uri.bucket} (or "
+        "correct the name).",
+    ),
+    ({"NoSuchKey", "404", "NotFound"}, ObjectNotFoundError, "Expected an object at {uri}; found none."),
+    (
+        {"AccessDenied", "403", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken"},
+        AccessDeniedError,
+        "Expected the right to {operation} at {uri}; {endpoint} refused ({code}). Check AWS_ACCESS_KEY_ID, "
+        "AWS_SECRET_ACCESS_KEY and the rights that go with them.",
+    ),
+    (
+        {"RequestTimeTooSkewed"},
+        ClockError,
+        "Expected this machine's clock within 15 minutes of that of {endpoint}; it refused {operation} ({code}). Run: "
+        "timedatectl set-ntp true (for a container, on its host).",
+    ),
+    (
+        {"PreconditionFailed", "412"},
+        ObjectExistsError,
+        "Expected to be the only writer of {uri}; another write was first ({code}).",
+    ),
+)
+"""S3's codes, and what they mean here."""
+_UNAVAILABLE = {
+    "BandwidthLimitExceeded",
+    "BadDigest",  # the body was damaged on its way
+    "ConditionalRequestConflict",  # another write of the key is under way: AWS wants the request again
+    "IncompleteBody",
+    "RequestLimitExceeded",
+    "RequestTimeout",
+    "Throttling",
+    "ThrottlingException",
+}
+"""What a server answers with other statuses than 429 and 5xx and may not a moment later."""
+_TOO_MANY, _SERVERS_FAULT, _NOT_IMPLEMENTED = 429, 500, 501
+
+
+def endpoint() -> str:
+    """The server that requests go to, as the user named it."""
+    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "AWS S3"
+
+
+@contextmanager
+def explained(uri: S3Uri) -> Iterator[None]:
+    """Turn what botocore and obstore raise within the block into `StorageError` and its kin."""
+    import botocore.exceptions as boto  # noqa: PLC0415
+    from botocore.parsers import ResponseParserError  # noqa: PLC0415
+    from urllib3.exceptions import ProtocolError  # noqa: PLC0415  botocore leaves it as it is when a body breaks off
+
+    try:
+        yield
+    except boto.ClientError as error:
+        raise _from_response(error, uri) from error
+    except (boto.NoCredentialsError, boto.PartialCredentialsError, boto.CredentialRetrievalError) as error:
+        raise AccessDeniedError(
+            f"Expected credentials for {uri}; found none ({error}). Run: export AWS_ACCESS_KEY_ID=... "
+            "AWS_SECRET_ACCESS_KEY=... (or aws configure)."
+        ) from error
+    except (boto.ConnectionError, boto.HTTPClientError) as error:
+        raise _unreachable(uri, type(error).__name__) from error
+    except (boto.IncompleteReadError, boto.FlexibleChecksumError, ResponseParserError, ProtocolError) as error:
+        raise UnavailableError(
+            f"Expected the whole answer of {endpoint()} for {uri}; got a part of it, or damaged bytes."
+        ) from error
+    except boto.BotoCoreError as error:
+        raise StorageError(f"{uri}: {error}") from error
+    except Exception as error:
+        refusal = obstore_error(error)
+        if refusal is None:
+            raise
+        raise _from_refusal(refusal, "GetObject", uri, str(error).splitlines()[0]) from error
+
+
+def _from_response(error: Any, uri: S3Uri) -> StorageError:
+    code = str(error.response.get("Error", {}).get("Code", ""))
+    operation = error.operation_name
+    if code == "404" and operation == "ListObjectsV2":
+        code = "NoSuchBucket"
+    status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+    return _from_refusal(Refusal(code, status), operation, uri, str(error))
+
+
+def _from_refusal(refusal: Refusal, operation: str, uri: S3Uri, text: str) -> StorageError:
+    code, status = refusal
+    if code == UNREACHABLE:
+        return _unreachable(uri, text)
+    for codes, kind, message in _REFUSALS:
+        if code in codes:
+            return kind(message.format(uri=uri, endpoint=endpoint(), operation=operation, code=code))
+    if code in _UNAVAILABLE or status == _TOO_MANY or (status >= _SERVERS_FAULT and status != _NOT_IMPLEMENTED):
+        return UnavailableError(f"Expected {endpoint()} to do {operation} at {uri}; it answered {code}.")
+    return StorageError(f"{uri}: {endpoint()} answered {code} to {operation}: {text}")
+
+
+def _unreachable(uri: S3Uri, reason: str) -> UnreachableError:
+    return UnreachableError(
+        f"Expected an S3 server at {endpoint()}; got no answer for {uri} ({reason}). "
+        "Check AWS_ENDPOINT_URL_S3; for the server on this machine run: nucleus store status."
+    )

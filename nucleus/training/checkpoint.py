@@ -1,0 +1,107 @@
+"""Where a run stands: what a checkpoint holds, and how it is written and read."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import keras
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from nucleus.errors import IntegrityError
+from nucleus.model.weight_files import load_arrays, save_arrays
+from nucleus.training.optimizer import ParameterGroup
+
+__all__ = ["BEST_WEIGHTS", "History", "Progress", "load_checkpoint", "save_checkpoint"]
+
+
+History = list[dict[str, float]]
+"""The metrics of each epoch that is done."""
+
+_CURRENT_WEIGHTS = "current.npz"
+BEST_WEIGHTS = "best.weights.h5"
+_STATE = "state.json"
+
+
+class Progress(BaseModel):
+    """The part of the state that is not arrays.
+
+    Attributes:
+        epochs_done: Epochs that are finished.
+        steps_done: Steps of the next one that are done.
+        sums_done: The sums of their losses and of the scores of their crops, over all workers; empty before the first.
+        seconds_done: How long they took.
+        best_epoch: The epoch (from 0) whose weights were best, or -1.
+        best_score: Its value of the monitored metric.
+        validations_since_best: Validations since then.
+        history: One entry an epoch: epoch, loss, learning rate and, where validated, `val_` metrics.
+    """
+
+    model_config = ConfigDict(extra="forbid", ser_json_inf_nan="strings")  # best_score begins at -inf
+
+    epochs_done: int = 0
+    steps_done: int = 0
+    sums_done: list[float] = []
+    seconds_done: float = 0.0
+    best_epoch: int = -1
+    best_score: float = float("-inf")
+    validations_since_best: int = 0
+    history: History = []
+
+    def note_score(self, epoch: int, score: float) -> bool:
+        """Record a validation; return whether it is the best so far."""
+        if score > self.best_score:
+            self.best_epoch, self.best_score, self.validations_since_best = epoch, score, 0
+            return True
+        self.validations_since_best += 1
+        return False
+
+    def add(self, sums: list[float]) -> None:
+        """Record sums over steps that are done."""
+        self.sums_done = [done + more for done, more in zip(self.sums_done or [0.0] * len(sums), sums, strict=True)]
+
+    def end_epoch(self, metrics: dict[str, float]) -> None:
+        """Record an epoch that is done."""
+        self.epochs_done += 1
+        self.steps_done, self.sums_done, self.seconds_done = 0, [], 0.0
+        self.history.append(metrics)
+
+
+def save_checkpoint(
+    folder: Path, progress: Progress, model: keras.Model, groups: Sequence[ParameterGroup], best: Path
+) -> None:
+    """Write all that resuming needs into an empty folder; `best` is the file of the best weights so far.
+
+    All of it is the same bytes on every worker.
+    """
+    save_arrays(folder / _CURRENT_WEIGHTS, [variable.numpy() for variable in model.weights])
+    for group in groups:
+        save_arrays(folder / f"{group.name}.npz", [variable.numpy() for variable in group.state])
+    if best.exists():  # not before the first validation
+        (folder / BEST_WEIGHTS).write_bytes(best.read_bytes())
+    (folder / _STATE).write_text(progress.model_dump_json(indent=1))
+
+
+def load_checkpoint(folder: Path, model: keras.Model, groups: Sequence[ParameterGroup], best: Path) -> Progress:
+    """Restore weights, optimizers and averages, copy the best weights to `best`; return where the run stands.
+
+    Raises:
+        IntegrityError: The checkpoint is not whole or belongs to another network.
+    """
+    try:
+        progress = Progress.model_validate_json((folder / _STATE).read_bytes())
+        if progress.best_epoch >= 0:
+            best.write_bytes((folder / BEST_WEIGHTS).read_bytes())
+    except (OSError, ValidationError) as error:
+        raise IntegrityError(f"Expected a whole checkpoint in {folder}; {error}.") from error
+    _assign(list(model.weights), load_arrays(folder / _CURRENT_WEIGHTS), folder)
+    for group in groups:
+        _assign(group.state, load_arrays(folder / f"{group.name}.npz"), folder)
+    return progress
+
+
+def _assign(variables: list[Any], arrays: list[Any], folder: Path) -> None:
+    shapes = [tuple(variable.shape) for variable in variables]
+    if shapes != [array.shape for array in arrays]:
+        raise IntegrityError(f"Expected the state of this network in {folder}; found another one's.")
+    for variable, array in zip(variables, arrays, strict=True):
+        variable.assign(array)

@@ -1,0 +1,249 @@
+"""Commands as they are typed: the contract's set of them, their JSON, and what bad input says."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+import cv2
+import pytest
+from click.testing import CliRunner, Result
+
+from nucleus.cli.main import _COMMANDS, cli
+from nucleus.data.synthetic import write_generated
+from nucleus.storage.bucket import Bucket
+from nucleus.storage.uri import S3Uri
+
+CONTRACT = {
+    "demo": {"--workdir", "--weights", "--recipe", "--set"},
+    "store start": {"--dir", "--port"},
+    "store stop": {"--dir"},
+    "store status": {"--dir", "--json"},
+    "data import": {"--seed", "--val", "--test", "--group-by", "--json"},
+    "data list": {"--json"},
+    "data show": {"--out", "--json"},
+    "data verify": {"--json"},
+    "weights add": {"--encoder"},
+    "weights list": {"--json"},
+    "train": {"--set", "--run", "--resume", "--single-writer", "--out", "--json"},
+    "submit": {
+        *("--set", "--run", "--resume", "--single-writer", "--address", "--insecure", "--detach", "--dry-run"),
+        "--json",
+    },
+    "sweep": {"--over", "--set", "--name", "--at-once", "--single-writer", "--out", "--json"},
+    "jobs list": {"--address", "--insecure", "--json"},
+    "jobs status": {"--address", "--insecure", "--json"},
+    "jobs logs": {"--follow", "-f", "--address", "--insecure", "--json"},
+    "jobs stop": {"--address", "--insecure", "--json"},
+    "doctor": {"--address", "--insecure", "--json"},
+    "runs list": {"--model", "--group", "--limit", "--json"},
+    "runs show": {"--out", "--json"},
+    "runs compare": {"--out", "--json"},
+    "models list": {"--json"},
+    "models show": {"--json"},
+    "models compare": {"--out", "--json"},
+    "models pull": {"--json"},
+    "models alias": {"--single-writer"},
+    "models clean": {"--remove", "--older-than", "--json"},
+    "models export": {"--format", "--json"},
+    "models rollback": {"--single-writer"},
+    "evaluate": {"--split", "--tta", "--gallery", "--workers", "--json"},
+    "predict": {
+        *("--model", "--out", "--diameter", "--pixel-size", "--channel", "--tta", "--overwrite", "--workers"),
+        "--json",
+    },
+}
+
+
+def invoke(*arguments: object) -> Result:
+    return CliRunner().invoke(cli, [str(argument) for argument in arguments])
+
+
+@pytest.fixture
+def here(bucket_uri: S3Uri, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    monkeypatch.setenv("NUCLEUS_BUCKET", str(bucket_uri))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_commands_and_flags_are_those_of_the_contract() -> None:
+    found: dict[str, set[str]] = {}
+
+    def visit(name: str, command: click.Command, context: click.Context) -> None:
+        if isinstance(command, click.Group):
+            for child in command.list_commands(context):
+                inner = command.get_command(context, child)
+                assert inner is not None
+                visit(f"{name} {child}".strip(), inner, context)
+        else:
+            options = [parameter for parameter in command.params if isinstance(parameter, click.Option)]
+            found[name] = {flag for option in options for flag in option.opts}
+
+    visit("", cli, click.Context(cli))
+    assert found == CONTRACT
+
+
+def test_help_of_the_whole_is_the_help_of_the_parts() -> None:
+    for name, (_, _, text) in _COMMANDS.items():
+        run = invoke(name, "--help")
+        assert run.exit_code == 0
+        assert text
+    assert all(name in invoke("--help").output for name in _COMMANDS)
+
+
+def test_datasets_by_command(dozen: Path, here: Path, bucket_uri: S3Uri) -> None:
+    run = invoke("data", "import", dozen, "dozen", "--json")
+    assert run.exit_code == 0, run.output
+    imported = json.loads(run.stdout)
+    read, sent = run.stderr.splitlines()
+    assert read.startswith("read images: 12 of 12 in ")
+    assert sent.startswith("upload shards: ")
+    assert imported["created"]
+    assert (imported["images"], imported["uri"]) == (12, f"{bucket_uri}/datasets/dozen")
+    assert sum(split["images"] for split in imported["splits"].values()) == 12
+    again = json.loads(invoke("data", "import", dozen, f"{bucket_uri}/datasets/dozen", "--json").stdout)
+    assert (again["created"], again["version"]) == (False, imported["version"])
+    listed = json.loads(invoke("data", "list", "dozen", "--json").stdout)
+    assert [entry["version"] for entry in listed] == [imported["version"]]
+    told = invoke("data", "import", dozen, "dozen")
+    assert [line.split(" in ")[0] for line in told.stderr.splitlines()] == ["read images: 12 of 12"]  # all is there
+    _, _, facts = told.stdout.partition("what\tvalue\n")
+    assert dict(line.split("\t") for line in facts.splitlines()) == {
+        "already there": f"{bucket_uri}/datasets/dozen@{imported['version']}",
+        "images": "12",
+        "nuclei": str(imported["nuclei"]),
+        "left out": "0",
+        "duplicates removed": "0",
+        "look": "nucleus data show dozen --out examples.png",
+        "train": "nucleus train RECIPE --set dataset=dozen",
+    }
+    shown = invoke("data", "show", "dozen", "--out", here / "examples.png")
+    assert "train" in shown.stdout
+    sheet = cv2.imread(str(here / "examples.png"))
+    assert sheet.shape[1] == 2 * 256 + 12
+    assert invoke("data", "verify", "dozen").exit_code == 0
+    key = next(item.key for item in Bucket(bucket_uri).objects("datasets/") if item.key.endswith(".tfrecord"))
+    Bucket(bucket_uri).put(key, b"damaged")
+    run = invoke("data", "verify", "dozen", "--json")
+    assert run.exit_code == 1
+    assert json.loads(run.stdout)["problems"][0].startswith(Path(key).name)
+
+
+def test_store_by_command(tmp_path: Path) -> None:
+    folder = tmp_path / "s"
+    status = invoke("store", "status", "--dir", folder, "--json")
+    assert (status.exit_code, json.loads(status.stdout)) == (1, {"running": False})
+    try:
+        run = invoke("store", "start", "--dir", folder, "--port", 0)
+        lines = run.stdout.splitlines()
+        assert len(lines) == 2
+        assert lines[0].startswith("export AWS_ENDPOINT_URL_S3=http://127.0.0.1:")
+        assert lines[1].startswith("export AWS_ACCESS_KEY_ID=")
+        assert "NUCLEUS_BUCKET=s3://nucleus" in lines[1]
+        assert json.loads(invoke("store", "status", "--dir", folder, "--json").stdout)["running"]
+        assert invoke("store", "start", "--dir", folder).stdout == run.stdout
+    finally:
+        assert invoke("store", "stop", "--dir", folder).exit_code == 0
+    assert invoke("store", "status", "--dir", folder).exit_code == 1
+
+
+@pytest.mark.usefixtures("here")
+def test_json_of_an_empty_bucket() -> None:
+    for command in (["models", "list"], ["weights", "list"], ["data", "list", "d"]):
+        assert json.loads(invoke(*command, "--json").stdout) == []
+        assert invoke(*command).exit_code == 0
+
+
+BAD_INPUT: list[tuple[list[Any], int, str]] = [
+    (["train", "nothing.toml"], 2, "Expected a recipe file at nothing.toml"),
+    (["train", "demo", "--set", "workers=0"], 2, "workers: expected a number from 1 to 1024"),
+    (["train", "demo", "--set", "optimiser.epochs=1"], 2, "did you mean 'optimizer'?"),
+    (["train", "demo", "--set", "epochs"], 2, "Expected KEY=VALUE"),
+    (["train", "demo", "--run", "A b"], 2, "Try 'a-b'"),
+    (["train", "demo", "--run", "a", "--resume", "b"], 2, "give one of them"),
+    (["train", "demo"], 1, "nucleus data import SRC"),
+    (["data", "import", "nothing", "d"], 2, "does not exist"),
+    (["data", "import", "empty", "d"], 1, "Expected image files (PNG, TIFF, JPEG) in empty; found none"),
+    (["data", "import", "flat", "d"], 1, "Expected one of these layouts"),
+    (["data", "import", "two", "d"], 1, "at least 3 independent images"),
+    (["data", "import", "unreadable", "d"], 1, "Expected usable images"),
+    (["data", "import", "two", "http://x/d"], 2, "Expected s3://bucket[/prefix]"),
+    (["data", "import", "two", "s3://nowhere/d"], 1, "aws s3 mb s3://nowhere"),
+    (["data", "import", "two", "Bad Name"], 2, "Try 'bad-name'"),
+    (["data", "import", "two", "d", "--group-by", "("], 2, "not a regular expression"),
+    (["data", "import", "two", "d", "--val", "2"], 2, "Expected fractions above 0"),
+    (["data", "show", "nothing"], 1, "none was imported there"),
+    (["models", "pull", "nothing"], 1, "it has no version"),
+    (["models", "show", "m@"], 2, "version or alias after the @"),
+    (["models", "list", "Bad"], 2, "Try 'bad'"),
+    (["models", "alias", "nothing", "production"], 1, "it has no version"),
+    (["models", "rollback", "nothing", "production"], 1, "does not exist"),
+    (["predict", "nothing.png", "--model", "m", "--out", "o"], 2, "nothing is there"),
+    (["predict", "empty", "--model", "m", "--out", "o"], 2, "found none"),
+    (["predict", "same", "--model", "m", "--out", "o"], 2, "would both write a.labels.tif"),
+    (["predict", "flat", "--model", "m", "--out", "o"], 1, "it has no version"),
+    (["predict", "flat", "--model", "m", "--out", "done"], 2, "found a.labels.tif and 1 more. Name another --out"),
+    (["evaluate", "m", "nothing"], 1, "none was imported there"),
+    (["weights", "add", "nothing.h5"], 2, "does not exist"),
+    (["weights", "add", "flat/a.png", "--encoder", "resnet"], 2, "is not one of 'mobilenet_v2', 'efficientnet_v2_b0'"),
+    (["data", "import", "two", "d@0123456789ab"], 2, "leave out @0123456789ab"),
+    (["data", "import", "two", "d", "--seed", "-1"], 2, "is not in the range"),
+    (["train", "demo", "--resume", "r", "--set", "workers=1"], 2, "leave out --set"),
+    (["store", "start", "--dir", "flat/a.png"], 1, "File exists"),
+]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    BAD_INPUT,
+    ids=lambda value: " ".join(map(str, value)) if isinstance(value, list) else "",
+)
+def test_bad_input(arguments: list[Any], code: int, message: str, here: Path, bucket: Bucket) -> None:
+    (here / "empty").mkdir()
+    for name in ("flat/a.png", "same/a.png", "same/a.tif", "unreadable/x/images/x.png", "unreadable/x/masks/1.png"):
+        (here / name).parent.mkdir(parents=True, exist_ok=True)
+        (here / name).write_bytes(b"no image")
+    (here / "done").mkdir()
+    for name in ("a.labels.tif", "a.overlay.png", "other.labels.tif"):
+        (here / "done" / name).write_bytes(b"an earlier result")
+    write_generated(here / "two", 2, side=48)
+    run = invoke(*arguments)
+    assert (run.exit_code, run.stdout) == (code, "")
+    assert message in run.stderr
+    assert "Traceback" not in run.stderr
+    assert list(bucket.objects("")) == []  # nothing half-written under any name
+    assert not (here / "o").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "code", "message"),
+    [
+        ({"NUCLEUS_BUCKET": ""}, 2, "export NUCLEUS_BUCKET=s3://BUCKET"),
+        ({"NUCLEUS_BUCKET": "s3://nowhere"}, 1, "aws s3 mb s3://nowhere"),
+        ({"AWS_ENDPOINT_URL_S3": "http://127.0.0.1:9"}, 1, "nucleus store status"),
+        ({"AWS_ENDPOINT_URL_S3": "localhost:9000"}, 1, "Expected a URL such as"),
+    ],
+)
+def test_bad_surroundings(
+    changes: dict[str, str], code: int, message: str, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in changes.items():
+        monkeypatch.setenv(name, value)
+    for command in (["models", "list"], ["train", "demo"], ["predict", "a.png", "--model", "m", "--out", "o"]):
+        (here / "a.png").write_bytes(b"")
+        run = invoke(*command)
+        assert run.exit_code == code
+        assert message in run.stderr
+
+
+def test_wandb_without_a_key(here: Path, dozen: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    invoke("data", "import", dozen, "demo")
+    monkeypatch.setenv("WANDB_MODE", "online")
+    monkeypatch.setenv("NETRC", str(here / "none"))
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    run = invoke("train", "demo")
+    assert run.exit_code == 2
+    assert "wandb login" in run.stderr
+    monkeypatch.setenv("WANDB_MODE", "sometimes")
+    assert "online, offline, disabled" in invoke("train", "demo").stderr

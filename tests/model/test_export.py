@@ -1,0 +1,120 @@
+"""Exported models load without this package and give the same output."""
+
+import json
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+
+from nucleus.config.recipe import NormalizationOptions
+from nucleus.data.synthetic import generated_image
+from nucleus.errors import UsageError
+from nucleus.model.architecture import InstanceSettings, ModelConfig
+from nucleus.model.export import EXPORT_FORMATS, ExportFormat, export_model
+from nucleus.model.unet import build_unet, calibrate_encoder
+
+CONFIG = ModelConfig(
+    encoder="mobilenet_v2",
+    decoder_channels=[16, 8, 8, 8, 8],
+    heads="both",
+    normalization=NormalizationOptions(high=99.5),
+    tile=64,
+    overlap=16,
+    instances=InstanceSettings(seed_threshold=0.6),
+)
+IMAGES = np.stack([generated_image(seed, 64, 96)[0] for seed in range(2)]).astype(np.float32)
+NO_NUCLEUS = (
+    "import sys\n"
+    "class Refuse:\n"
+    "    def find_spec(self, name, path=None, target=None):\n"
+    "        if name.split('.')[0] in ('nucleus', 'job'): raise ImportError(name)\n"
+    "sys.meta_path.insert(0, Refuse())\n"
+    "import numpy as np\n"
+    "folder = sys.argv[1]\n"
+    "images = np.load(f'{folder}/images.npy')\n"
+)
+WITH_TENSORFLOW = """
+import keras
+import tensorflow as tf
+for kind in ('h5', 'keras'):
+    np.save(f'{folder}/{kind}.npy', keras.models.load_model(f'{folder}/m.{kind}')(images).numpy())
+served = tf.saved_model.load(f'{folder}/m.savedmodel').signatures['serving_default']
+np.save(f'{folder}/savedmodel.npy', served(image=tf.constant(images))['logits'].numpy())
+"""
+WITH_ONNX_RUNTIME = """
+import onnxruntime
+assert not {'tensorflow', 'keras'} & set(sys.modules)
+found, = onnxruntime.InferenceSession(f'{folder}/m.onnx').run(['logits'], {'image': images})
+np.save(f'{folder}/onnx.npy', found)
+"""
+_ONNX_RUNTIME = ("onnxruntime", "numpy", "numpy.libs", "google", "flatbuffers", "packaging")
+
+
+@pytest.fixture(scope="module")
+def pulled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, np.ndarray]:
+    """A model's files, and its logits for `IMAGES`."""
+    folder = tmp_path_factory.mktemp("model")
+    keras.utils.set_random_seed(0)
+    model = build_unet(CONFIG)
+    calibrate_encoder(model, IMAGES.astype(np.uint8))
+    model.save_weights(folder / "model.weights.h5")
+    (folder / "model.json").write_text(CONFIG.model_dump_json())
+    return folder, model(IMAGES, training=False).numpy()
+
+
+@pytest.fixture(scope="module")
+def exported(pulled: tuple[Path, np.ndarray], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`m.<format>` in every format, and in `<format>.npy` what a Python that has no `nucleus` makes of `IMAGES`."""
+    folder = tmp_path_factory.mktemp("exported")
+    for kind in EXPORT_FORMATS:
+        export_model(pulled[0], kind, folder / f"m.{kind}", {"model": "m", "version": 3})
+    np.save(folder / "images.npy", IMAGES)
+    run_clean(NO_NUCLEUS + WITH_TENSORFLOW, None, folder)
+    run_clean(NO_NUCLEUS + WITH_ONNX_RUNTIME, clean_environment(folder / "site"), folder)
+    return folder
+
+
+@pytest.mark.parametrize("kind", EXPORT_FORMATS)
+def test_the_same_output_elsewhere(kind: ExportFormat, exported: Path, pulled: tuple[Path, np.ndarray]) -> None:
+    _, expected = pulled
+    assert expected.std() > 0.01
+    assert np.load(exported / f"{kind}.npy") == pytest.approx(expected, abs=1e-4)
+    found = json.loads((exported / f"m.{kind}.json").read_text())
+    assert (found["model"], found["version"], found["format"]) == ("m", 3, kind)
+    assert found["labels"]["seed_threshold"] == 0.6
+    assert found["input"]["normalization"]["high"] == 99.5
+    assert found["output"]["channels"] == ["background", "body", "border", "distance"]
+    assert {path.name for path in exported.glob(f"*m.{kind}*")} == {f"m.{kind}", f"m.{kind}.json"}
+
+
+def clean_environment(folder: Path) -> Path:
+    """ONNX Runtime and what it needs, nothing else."""
+    folder.mkdir()
+    installed = Path(sysconfig.get_path("purelib"))
+    for name in _ONNX_RUNTIME:
+        (folder / name).symlink_to(installed / name)
+    return folder
+
+
+def run_clean(code: str, path: Path | None, folder: Path) -> None:
+    """Run code in a Python of its own on a folder; with a path, nothing but the standard library and what is there."""
+    options = ["-I", "-S"] if path else ["-I"]
+    start = f"import sys; sys.path.append({str(path)!r})\n" if path else ""
+    command = [sys.executable, *options, "-c", start + code, str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_nothing_is_overwritten(pulled: tuple[Path, np.ndarray], tmp_path: Path) -> None:
+    (tmp_path / "m.h5").write_text("mine")
+    with pytest.raises(UsageError, match="something is there"):
+        export_model(pulled[0], "h5", tmp_path / "m.h5", {})
+    assert (tmp_path / "m.h5").read_text() == "mine"
+    (tmp_path / "n.h5.json").write_text("mine")
+    with pytest.raises(UsageError, match=r"n\.h5\.json"):
+        export_model(pulled[0], "h5", tmp_path / "n.h5", {})
+    assert not (tmp_path / "n.h5").exists()

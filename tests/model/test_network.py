@@ -1,0 +1,330 @@
+import itertools
+import json
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from scipy import ndimage
+
+from nucleus.config.encoders import ENCODER_NAMES
+from nucleus.config.recipe import AugmentOptions, Heads, LossOptions, NormalizationOptions
+from nucleus.data.normalization import normalize, normalize_tensor
+from nucleus.data.pipeline import Feed, training_batches
+from nucleus.data.reader import SplitReader
+from nucleus.data.sampling import epoch_plan
+from nucleus.data.shards import ShardFile, encode_record, write_shard
+from nucleus.data.synthetic import generated_image
+from nucleus.errors import IntegrityError, ModelError, WeightsError
+from nucleus.model.architecture import ModelConfig, read_model_config
+from nucleus.model.heads import activations, logits_of, maps_of
+from nucleus.model.losses import distance_targets, image_losses, pixel_classes
+from nucleus.model.tiling import Picture, Region, TiledNetwork, axis_tiles, reflect_indices
+from nucleus.model.unet import build_unet, calibrate_encoder, decoder_variables, encoder_of, encoder_variables
+from nucleus.model.weight_files import load_encoder_weights, load_model
+
+PLAIN = NormalizationOptions(method="none")
+CONFIG = ModelConfig(
+    encoder="mobilenet_v2", decoder_channels=[8, 8, 8, 8, 8], heads="both", normalization=PLAIN, tile=64, overlap=16
+)
+
+
+@pytest.fixture(scope="module")
+def model() -> keras.Model:
+    keras.utils.set_random_seed(0)
+    return build_unet(CONFIG)
+
+
+def test_pixel_classes() -> None:
+    labels = np.zeros((1, 7, 8), np.int32)
+    labels[0, 1:6, 0:4] = 1
+    labels[0, 1:6, 4:8] = 2  # touches the first, and both the image's edge
+    classes = pixel_classes(tf.constant(labels))[0].numpy()
+    expected = np.zeros((7, 8), int)
+    expected[1:6] = 2
+    expected[2:5, 0:3] = expected[2:5, 5:8] = 1
+    assert (classes == expected).all()
+
+
+def test_distance_targets_by_hand() -> None:
+    labels = np.zeros((2, 9, 12), np.int32)
+    labels[0, 1:6, 1:6] = 7  # 5 x 5: rings at 1 and 2, and the middle at 3
+    labels[0, 1:6, 6:9] = 2  # touches it; 5 x 3: its middle line at 2
+    labels[1, :, :] = 7  # goes on beyond every edge
+    found = distance_targets(tf.constant(labels)).numpy()
+    expected = np.zeros((9, 12))
+    expected[1:6, 1:6] = 1 / 3
+    expected[2:5, 2:5] = 2 / 3
+    expected[3, 3] = 1
+    expected[1:6, 6:9] = 1 / 2
+    expected[2:5, 7] = 1
+    assert found[0] == pytest.approx(expected, abs=1e-6)
+    assert (found[1] == 1).all()
+
+
+def test_distances_are_close_to_euclidean_ones() -> None:
+    labels = generated_image(5, 128, 128)[1].astype(np.int32)
+    found = distance_targets(tf.constant(labels[np.newaxis]))[0].numpy()
+    assert ((found > 0) == (labels > 0)).all()
+    for label in range(1, labels.max() + 1):
+        inside = labels == label
+        if inside[[0, -1]].any() or inside[:, [0, -1]].any():
+            continue  # cut by the edge, beyond which our nuclei go on
+        exact = ndimage.distance_transform_edt(inside)
+        assert found[inside].max() == 1
+        assert np.corrcoef(found[inside], exact[inside])[0, 1] > 0.95
+
+
+def test_losses_by_hand() -> None:
+    logits = tf.zeros((2, 3, 3, 3))
+    labels = np.zeros((2, 3, 3), np.int32)
+    labels[0, 1, 1] = 1  # one pixel, which is border; the other image is all body: a nucleus that goes on beyond it
+    labels[1] = 1
+    found = image_losses(logits, tf.constant(labels), "border", LossOptions(border_weight=3.0, dice=0.0)).numpy()
+    assert found == pytest.approx([np.log(3) * (8 + 3) / 9, np.log(3)], rel=1e-6)
+    with_dice = image_losses(logits, tf.constant(labels), "border", LossOptions(border_weight=3.0, dice=1.0)).numpy()
+    body, border = 1 / (9 / 3 + 1), (2 / 3 + 1) / (9 / 3 + 1 + 1)
+    assert with_dice[0] - found[0] == pytest.approx(1 - (body + border) / 2, rel=1e-5)
+
+
+def test_the_distance_has_its_own_loss() -> None:
+    labels = np.zeros((1, 9, 9), np.int32)
+    labels[0, 2:7, 2:7] = 1
+    target = distance_targets(tf.constant(labels)).numpy()[0].astype(np.float64)
+    for heads, others in (("both", 3), ("distance", 1)):
+        options = LossOptions(dice=0.0, distance=2.0, border_weight=1.0)
+        perfect = np.concatenate(
+            [np.zeros((1, 9, 9, others)), np.log(target / (1 - target + 1e-9) + 1e-9)[None, ..., None]], -1
+        )
+        undecided = perfect.copy()
+        undecided[..., -1] = 0
+        low, high = (
+            float(image_losses(tf.constant(x, tf.float32), tf.constant(labels), heads, options)[0])
+            for x in (perfect, undecided)
+        )
+        t = np.clip(target, 1e-12, 1 - 1e-12)
+        entropy = np.log(2) + t * np.log(t) + (1 - t) * np.log(1 - t)
+        assert high - low == pytest.approx(2 * entropy.mean(), abs=1e-3)
+        assert low == pytest.approx(np.log(3 if heads == "both" else 2), abs=1e-3)
+
+
+@pytest.mark.parametrize("heads", ["border", "distance", "both"])
+def test_logits_and_activations_are_inverse(heads: Heads) -> None:
+    channels = {"border": 3, "distance": 2, "both": 4}[heads]
+    logits = tf.random.stateless_normal((1, 5, 4, channels), (1, 2))
+    values = activations(logits, heads)
+    assert activations(logits_of(values.numpy(), heads), heads).numpy() == pytest.approx(values.numpy(), abs=1e-6)
+    maps = maps_of(values.numpy()[0], heads)
+    assert maps.mask.shape == maps.interior.shape == (5, 4)
+    assert 0 <= maps.mask.min() <= maps.mask.max() <= 1
+
+
+def test_tiles_cover_evenly() -> None:
+    for length, largest in itertools.product((1, 31, 32, 63, 64, 65, 100, 200, 257, 1000), (64, 96)):
+        axis = axis_tiles(length, largest, 16)
+        assert axis.tile % 32 == 0
+        assert axis.tile <= largest
+        assert axis.starts[0] == 0
+        assert axis.starts[-1] + axis.tile >= length
+        assert axis.starts[-1] + axis.tile < length + 32
+        assert all(start % 32 == 0 for start in axis.starts)
+        assert all(axis.tile - (b - a) >= 16 for a, b in itertools.pairwise(axis.starts))
+    assert reflect_indices(1, 4).tolist() == [0, 0, 0, 0]
+
+
+def test_tiles_blend(model: keras.Model) -> None:
+    network = TiledNetwork(model, CONFIG)
+    for shape in ((64, 64), (1, 1), (30, 200), (100, 70)):
+        image = np.random.default_rng(0).integers(0, 255, (*shape, 3)).astype(np.uint8)
+        values = network(image)
+        assert values.shape == (*shape, 4)
+        assert values[..., :3].sum(axis=-1) == pytest.approx(1, abs=1e-4)
+    whole = np.random.default_rng(0).integers(0, 255, (64, 64, 3)).astype(np.uint8)
+    direct = activations(model(whole[np.newaxis].astype(np.float32), training=False), "both")[0].numpy()
+    assert network(whole) == pytest.approx(direct, abs=1e-6)
+
+
+def test_tiles_lie_on_the_grid_of_the_untiled_image() -> None:
+    """A network that sees nothing but the cell of 32 px that a pixel is in gives the same with tiles and without."""
+    image = keras.Input((None, None, 3))
+    cells = keras.layers.UpSampling2D(32)(keras.layers.AveragePooling2D(32)(image))
+    cellular = keras.Model(image, keras.layers.Conv2D(4, 1)(cells))
+    pixels = np.random.default_rng(3).integers(0, 255, (150, 333, 3)).astype(np.uint8)
+    tiled, untiled = (
+        TiledNetwork(cellular, CONFIG.model_copy(update={"tile": tile, "overlap": 32}))(pixels) for tile in (96, 352)
+    )
+    assert tiled == pytest.approx(untiled, abs=1e-5)
+
+
+def test_parts_of_an_image_have_the_values_of_the_whole(model: keras.Model) -> None:
+    network = TiledNetwork(model, CONFIG)
+    image = np.random.default_rng(1).integers(0, 255, (150, 170, 3)).astype(np.uint8)
+    whole = network(image)
+    rows = (slice(0, 70), slice(50, 120), slice(149, 150))
+    regions = [Region(r, c) for r in rows for c in (slice(0, 60), slice(40, 170))]
+    asked = []
+
+    def read(rows: slice, columns: slice) -> np.ndarray:
+        asked.append((rows.start, columns.start))
+        return image[rows, columns]
+
+    for region, values in zip(regions, network.regions(Picture(read, image.shape[:2]), regions), strict=True):
+        assert values == pytest.approx(whole[region.rows, region.columns], abs=1e-6)
+    assert len(asked) == len(set(asked)), "a tile that two regions share is computed once"
+
+
+def test_turns_are_averaged(model: keras.Model) -> None:
+    image = np.random.default_rng(2).integers(0, 255, (64, 96, 3)).astype(np.uint8)
+    plain, turned = TiledNetwork(model, CONFIG), TiledNetwork(model, CONFIG, turns=True)
+    values = turned(image)
+    views = [(np.rot90(image, k)[:, :: -1 if f else 1], k, f) for k in range(4) for f in (False, True)]
+    back = [np.rot90(plain(np.ascontiguousarray(v))[:, :: -1 if f else 1], -k) for v, k, f in views]
+    assert values == pytest.approx(np.mean(back, axis=0), abs=1e-5)
+    again = turned(np.ascontiguousarray(np.rot90(image)))
+    assert again == pytest.approx(np.rot90(values), abs=1e-5)
+
+
+def test_percentiles_are_the_same_in_training_and_prediction() -> None:
+    rng = np.random.default_rng(0)
+    options = NormalizationOptions(low=1.0, high=99.0)
+    for top in (40, 256):
+        image = rng.integers(0, top, (60, 50, 3)).astype(np.uint8)
+        found = normalize(image, options)
+        assert (normalize_tensor(tf.constant(image), options).numpy() == found).all()
+        low, high = np.percentile(image, (1, 99), method="inverted_cdf")
+        expected = np.clip((image.astype(float) - low) * 255 / (high - low), 0, 255)
+        assert np.abs(found - expected).max() <= 0.51
+    noise = rng.integers(0, 3, (60, 50, 3)).astype(np.uint8)
+    assert normalize(noise, options).max() <= 2 * 255 / 16 + 1, "noise stays noise"
+    assert (normalize(noise, PLAIN) == noise).all()
+    assert (normalize(np.full((4, 4, 3), 200, np.uint8), options) == 0).all()
+
+
+def test_random_encoders_are_calibrated() -> None:
+    keras.utils.set_random_seed(1)
+    model = build_unet(CONFIG)
+    images = np.stack([generated_image(seed, 64, 64)[0] for seed in range(4)])
+    scaled = images.astype(np.float32) / 127.5 - 1
+    faded = float(np.std(encoder_of(model)(scaled)[-1]))
+    calibrate_encoder(model, images)
+    calibrated = float(np.std(encoder_of(model)(scaled)[-1]))
+    assert calibrated > 0.1
+    assert calibrated > 3 * faded
+    assert not any("bn" in variable.path.lower() for variable in encoder_variables(model))
+
+
+def test_the_network_never_looks_across_the_batch() -> None:
+    keras.utils.set_random_seed(2)
+    model = build_unet(CONFIG)
+    images = np.stack([generated_image(seed, 64, 64)[0] for seed in range(4)])
+    calibrate_encoder(model, images)
+    batch = images.astype(np.float32)
+    together = model(batch, training=True).numpy()
+    alone = np.concatenate([model(batch[i : i + 1], training=True).numpy() for i in range(4)])
+    assert together == pytest.approx(alone, abs=1e-4)
+    assert together == pytest.approx(model(batch, training=False).numpy(), abs=1e-4)
+    assert len(encoder_variables(model)) + len(decoder_variables(model)) == len(model.trainable_variables)
+    assert any("Conv1" in variable.path for variable in encoder_variables(model))
+    assert any("stem" in variable.path for variable in decoder_variables(model))
+
+
+def test_pixels_outside_the_receptive_field_do_not_matter(model: keras.Model) -> None:
+    image = np.random.default_rng(3).integers(0, 255, (1, 32, 1600, 3)).astype(np.float32)
+    other = image.copy()
+    other[:, :, -64:] = 0
+    one, two = (model(x, training=False).numpy() for x in (image, other))
+    assert (one[:, :, -64:] != two[:, :, -64:]).any()
+    assert one[:, :, :600] == pytest.approx(two[:, :, :600], abs=1e-5)
+
+
+@pytest.mark.parametrize("encoder", ENCODER_NAMES)
+def test_every_encoder_gives_a_network(encoder: str) -> None:
+    keras.utils.set_random_seed(3)
+    network = build_unet(ModelConfig.model_validate({**CONFIG.model_dump(), "encoder": encoder}))
+    images = np.stack([generated_image(seed, 64, 96)[0] for seed in range(2)])
+    calibrate_encoder(network, images)
+    found = network(images.astype(np.float32), training=True).numpy()
+    assert found.shape == (2, 64, 96, 4)
+    assert found.std() > 0
+    assert found == pytest.approx(network(images.astype(np.float32), training=False).numpy(), abs=1e-3)
+    assert encoder_variables(network)
+
+
+def test_models_are_rebuilt_from_json_and_weights(model: keras.Model, tmp_path: Path) -> None:
+    model.save_weights(tmp_path / "model.weights.h5")
+    (tmp_path / "model.json").write_text(CONFIG.model_dump_json())
+    again, config = load_model(tmp_path)
+    assert config == CONFIG
+    image = np.random.default_rng(0).integers(0, 255, (1, 64, 64, 3)).astype(np.float32)
+    assert (again(image, training=False).numpy() == model(image, training=False).numpy()).all()
+    other = CONFIG.model_copy(update={"decoder_channels": [16, 8, 8, 8, 8]})
+    (tmp_path / "model.json").write_text(other.model_dump_json())
+    with pytest.raises(ModelError, match="do not fit"):
+        load_model(tmp_path)
+
+
+def test_configurations_that_cannot_be_read() -> None:
+    newer = json.dumps({**CONFIG.model_dump(), "format": 3, "needs": "0.9.0", "unknown": 1})
+    with pytest.raises(ModelError, match=r"found format 3\. It needs nucleus 0\.9\.0 or newer, and this is"):
+        read_model_config(newer.encode(), "m")
+    with pytest.raises(ModelError, match=r"found format 1, which this version .* no longer reads"):
+        read_model_config(b'{"format": 1}', "m")
+    for damaged in (b"", b"{", b"[]", b'{"format": 2}', b'{"format": 2, "encoder": "x"}'):
+        with pytest.raises(ModelError, match="damaged"):
+            read_model_config(damaged, "m")
+
+
+def test_wrong_encoder_weights(model: keras.Model, tmp_path: Path) -> None:
+    (tmp_path / "x.weights.h5").write_bytes(b"no HDF5")
+    with pytest.raises(WeightsError, match="do not fit"):
+        load_encoder_weights(encoder_of(model), tmp_path / "x.weights.h5")
+
+
+def feed(path: Path, count: int, rank: int, world: int, batch: int, augment: AugmentOptions) -> Feed:
+    return Feed(
+        reader=SplitReader(
+            lambda _: ShardFile.open(path),
+            lambda epoch: epoch_plan([count], seed=5, epoch=epoch, rank=rank, world=world, global_batch=batch),
+        ),
+        crop=64,
+        normalization=NormalizationOptions(method="none"),
+        batch=batch // world,
+        augment=augment,
+        seed=5,
+        threads=2,
+    )
+
+
+def test_batches_are_the_same_over_any_number_of_workers(tmp_path: Path) -> None:
+    path = tmp_path / "s.tfrecord"
+    write_shard(path, (encode_record(f"n{i}", *generated_image(i, 40 + 20 * i, 90)) for i in range(5)))
+    alone = list(training_batches(feed(path, 5, 0, 1, 4, AugmentOptions()), range(2)))
+    parts = [list(training_batches(feed(path, 5, rank, 2, 4, AugmentOptions()), range(2))) for rank in range(2)]
+    assert len(alone) == len(parts[0]) == 2
+    for step in range(2):
+        images = np.concatenate([part[step][0].numpy() for part in parts])
+        order = [0, 2, 1, 3]  # worker 0 has places 0 and 2 of the global batch
+        assert (images[order] == alone[step][0].numpy()).all()
+    resumed = list(training_batches(feed(path, 5, 0, 1, 4, AugmentOptions()), range(1, 2)))
+    assert (resumed[0][0].numpy() == alone[1][0].numpy()).all()
+    assert (alone[0][0].numpy() != alone[1][0].numpy()).any()
+
+
+def test_crops_keep_image_and_labels_together(tmp_path: Path) -> None:
+    path = tmp_path / "s.tfrecord"
+    labels = generated_image(3, 50, 200)[1]
+    image = np.repeat((labels[..., np.newaxis] % 256).astype(np.uint8), 3, axis=2)
+    write_shard(path, [encode_record("n", image, labels)])
+    plain = AugmentOptions(scale=0.0, invert=0.0, grey=0.0, contrast=0.0, brightness=0.0)
+    for images, found in training_batches(feed(path, 1, 0, 1, 1, plain), range(5)):
+        assert images.shape == (1, 64, 64, 3)
+        assert (images.numpy()[..., 0] == found.numpy() % 256).all()  # the same pixels, mirrored and turned
+
+
+def test_damaged_shards_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "s.tfrecord"
+    write_shard(path, [encode_record("n", *generated_image(0, 32, 32))])
+    path.write_bytes(path.read_bytes()[:-5])
+    with pytest.raises(IntegrityError, match="ends inside"):
+        ShardFile.open(path)

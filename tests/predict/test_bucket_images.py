@@ -1,0 +1,133 @@
+"""Images in a bucket, by a small network that finds bright pixels: which are done, what is written, and the tables."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import tifffile
+
+from nucleus.data.images import encode_png
+from nucleus.errors import UsageError
+from nucleus.predict.bucket_images import (
+    BatchPredictor,
+    PredictionSettings,
+    StoredImage,
+    batches_of,
+    claim_output,
+    find_images,
+    join_tables,
+    not_done,
+)
+from nucleus.predict.image_files import predict_files
+from nucleus.predict.measurement import IMAGE_COLUMNS, nucleus_columns
+from nucleus.storage.bucket import Bucket
+from nucleus.storage.uri import parse_uri
+from tests.predict.test_predict import predictor, rows_of, spots
+
+
+def settings_for(bucket: Bucket, **changes: object) -> PredictionSettings:
+    places = {"images": str(bucket.uri / "images"), "out": str(bucket.uri / "labels"), "registry": str(bucket.uri)}
+    return PredictionSettings(**{"model": "m@1", **places, **changes})
+
+
+def predicted(settings: PredictionSettings) -> list[str]:
+    """Predict what is not done yet; the keys of what was."""
+    images = find_images(parse_uri(settings.images))
+    worker = BatchPredictor(settings, predictor(settings.options))
+    outcomes = [outcome for batch in batches_of(not_done(settings, images)) for outcome in worker.predict(batch)]
+    failed = {outcome.key: outcome.failure for outcome in outcomes if outcome.failure}
+    join_tables(settings, [image for image in images if image.key not in failed])
+    return sorted(outcome.key for outcome in outcomes)
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """A grey PNG, a TIFF with a pixel size and an RGB image."""
+    grey = spots(120, 100, 7, count=12)
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    (folder / "a.png").write_bytes(encode_png(grey))
+    tifffile.imwrite(folder / "b.tif", grey.T.copy(), imagej=True, resolution=(2.0, 2.0), metadata={"unit": "um"})
+    (folder / "c.png").write_bytes(encode_png(np.dstack([grey // 2, grey, grey])))
+    return folder
+
+
+def test_the_same_as_from_files(bucket: Bucket, pictures: Path, tmp_path: Path) -> None:
+    for file in pictures.iterdir():
+        bucket.put(f"images/{file.name}", file)
+    assert predicted(settings_for(bucket)) == ["a.png", "b.tif", "c.png"]
+    out = tmp_path / "out"
+    predict_files(predictor(), sorted(pictures.iterdir()), out)
+    for name in ("a.labels.tif", "a.overlay.png", "b.labels.tif", "b.overlay.png", "c.labels.tif", "c.overlay.png"):
+        assert bucket.get(f"labels/{name}") == (out / name).read_bytes()
+    for table, columns in (("nuclei", nucleus_columns(3)), ("images", IMAGE_COLUMNS)):
+        bucket.download(f"labels/{table}.parquet", tmp_path / f"{table}.parquet")
+        found = pq.read_table(tmp_path / f"{table}.parquet")
+        assert tuple(found.column_names) == columns
+        told = [{key: "" if value is None else str(value) for key, value in row.items()} for row in found.to_pylist()]
+        assert told == rows_of(out / f"{table}.csv")
+        assert len(told) > 2
+
+
+def test_what_is_done_is_left_out(bucket: Bucket, pictures: Path) -> None:
+    for key in ("plate/a.png", "plate/b.tif"):
+        bucket.put(f"images/{key}", pictures / key.rpartition("/")[2])
+    bucket.put("images/broken.png", b"no image")
+    bucket.put("images/notes.txt", b"not looked at")
+    settings = settings_for(bucket)
+    assert predicted(settings) == ["broken.png", "plate/a.png", "plate/b.tif"]
+    assert bucket.find("labels/plate/a.labels.tif")
+    assert bucket.find("labels/broken.labels.tif") is None
+    assert predicted(settings) == ["broken.png"]
+    bucket.put("images/plate/a.png", pictures / "c.png")
+    bucket.put("images/broken.png", pictures / "a.png")
+    assert predicted(settings) == ["broken.png", "plate/a.png"]
+    assert predicted(settings) == []
+    assert predicted(settings_for(bucket, model="m@2")) == ["broken.png", "plate/a.png", "plate/b.tif"]
+    assert predicted(settings_for(bucket, channel=0)) == ["broken.png", "plate/a.png", "plate/b.tif"]
+
+
+def test_damaged_images_are_named_as_in_the_bucket(bucket: Bucket, pictures: Path) -> None:
+    bucket.put("images/a.png", pictures / "a.png")
+    bucket.put("images/cut.png", (pictures / "a.png").read_bytes()[:300])
+    settings = settings_for(bucket)
+    images = [*find_images(bucket.uri / "images"), StoredImage("gone.png", "0", 1)]
+    good, *bad = BatchPredictor(settings, predictor()).predict(images)
+    assert (good.key, good.failure) == ("a.png", None)
+    assert good.nuclei
+    assert [outcome.key for outcome in bad] == ["cut.png", "gone.png"]
+    for outcome in bad:
+        assert str(bucket.uri / "images" / outcome.key) in str(outcome.failure)
+        assert "nucleus-batch" not in str(outcome.failure)
+
+
+def test_results_with_other_settings_are_not_replaced(bucket: Bucket) -> None:
+    settings, other = settings_for(bucket), settings_for(bucket, diameter=20.0)
+    claim_output(settings, overwrite=False)
+    claim_output(settings, overwrite=False)
+    with pytest.raises(UsageError, match="--overwrite"):
+        claim_output(other, overwrite=False)
+    claim_output(other, overwrite=True)
+    with pytest.raises(UsageError, match="m@1"):
+        claim_output(settings, overwrite=False)
+
+
+def test_images_that_cannot_be_told_apart(bucket: Bucket) -> None:
+    with pytest.raises(UsageError, match="found none"):
+        find_images(bucket.uri / "images")
+    for key in ("a/x.png", "b/x.png", "a/x.overlay.png"):
+        bucket.put(f"images/{key}", b"")
+    assert [image.key for image in find_images(bucket.uri / "images")] == ["a/x.png", "b/x.png"]
+    bucket.put("images/a/x.tif", b"")
+    with pytest.raises(UsageError, match="both write a/x"):
+        find_images(bucket.uri / "images")
+
+
+def test_batches_begin_with_the_largest() -> None:
+    mebi = 1 << 20
+    sizes = [1, 70 * mebi, 20 * mebi, 5 * mebi, 30 * mebi, *[2] * 20]
+    batches = batches_of(StoredImage(f"{number}.png", "0", size) for number, size in enumerate(sizes))
+    assert [image.size for batch in batches for image in batch] == sorted(sizes, reverse=True)
+    assert [len(batch) for batch in batches] == [1, 1, 8, 8, 7]
+    assert all(len(batch) == 1 or sum(image.size for image in batch) <= 32 * mebi for batch in batches)

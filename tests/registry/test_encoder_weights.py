@@ -1,0 +1,170 @@
+"""The three ways to encoder weights, and the error that names them."""
+
+import os
+import subprocess
+import sys
+from contextlib import redirect_stdout
+from pathlib import Path
+
+import h5py
+import keras
+import numpy as np
+import pytest
+
+from nucleus.config.encoders import KNOWN_WEIGHTS, build_encoder
+from nucleus.config.settings import parse_recipe
+from nucleus.errors import IntegrityError, WeightsError
+from nucleus.model.architecture import config_of_recipe
+from nucleus.model.unet import build_unet, encoder_of
+from nucleus.model.weight_files import load_encoder_weights
+from nucleus.registry.encoder_weights import _Download, add_weights, fetch_weights, list_weights, provide_weights
+from nucleus.storage.bucket import Bucket
+from nucleus.storage.files import sha256_of
+
+CACHED = "mobilenet_v2_weights_tf_dim_ordering_tf_kernels_1.0_224_no_top.h5"
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    keras.utils.set_random_seed(7)
+    path = tmp_path_factory.mktemp("weights") / "encoder.weights.h5"
+    build_encoder("mobilenet_v2").save_weights(path)
+    return path
+
+
+def write_old_format(source: Path, target: Path) -> None:
+    """Write weights as Keras's downloads have them: one group a layer, the names in attributes."""
+    model = build_encoder("mobilenet_v2")
+    model.load_weights(source)
+    with h5py.File(target, "w") as file:
+        file.attrs["layer_names"] = [layer.name.encode() for layer in model.layers]
+        for layer in model.layers:
+            group = file.create_group(layer.name)
+            names = [f"{layer.name}/{i}:0".encode() for i in range(len(layer.weights))]
+            group.attrs["weight_names"] = names
+            for name, value in zip(names, layer.get_weights(), strict=True):
+                group.create_dataset(name.decode(), data=value)
+
+
+def test_added_once_and_found_as_imagenet(weights: Path, bucket: Bucket, tmp_path: Path) -> None:
+    added = add_weights(weights, "mobilenet_v2", bucket)
+    assert added.origin.sha256 == sha256_of(weights)
+    assert added.uri.name == f"{sha256_of(weights)[:12]}.weights.h5"
+    add_weights(weights, "mobilenet_v2", bucket)
+    assert len(list_weights(bucket)) == 1
+    assert provide_weights("imagenet", "mobilenet_v2", bucket, "run") == added
+    path = fetch_weights(added, tmp_path)
+    assert path.read_bytes() == weights.read_bytes()
+    path.write_bytes(b"damaged")
+    assert sha256_of(fetch_weights(added, tmp_path)) == added.origin.sha256
+
+
+def test_local_and_s3_paths(weights: Path, bucket: Bucket) -> None:
+    local = provide_weights(str(weights), "mobilenet_v2", bucket, "run-1")
+    assert local is not None
+    assert str(local.uri) == f"{bucket.uri}/runs/run-1/encoder-{sha256_of(weights)[:12]}.weights.h5"
+    assert local.origin.source == "file"
+    assert list_weights(bucket) == []  # a private file is nobody else's imagenet
+    remote = provide_weights(str(local.uri), "mobilenet_v2", bucket, "run-2")
+    assert remote is not None
+    assert (remote.uri, remote.origin.sha256) == (local.uri, local.origin.sha256)
+    assert remote.origin.source == "s3"
+    assert provide_weights("none", "mobilenet_v2", bucket, "run-3") is None
+
+
+def test_old_format_is_rewritten(weights: Path, bucket: Bucket, tmp_path: Path) -> None:
+    write_old_format(weights, tmp_path / "old.h5")
+    added = add_weights(tmp_path / "old.h5", "mobilenet_v2", bucket)
+    bucket.put("mine/old.h5", tmp_path / "old.h5")
+    remote = provide_weights(f"{bucket.uri}/mine/old.h5", "mobilenet_v2", bucket, "run")
+    assert remote is not None
+    assert remote.origin.source == "s3"
+    model, again = build_encoder("mobilenet_v2"), build_encoder("mobilenet_v2")
+    model.load_weights(weights)
+    for rewritten in (added, remote):
+        again.load_weights(fetch_weights(rewritten, tmp_path))
+        assert all(np.array_equal(a, b) for a, b in zip(model.get_weights(), again.get_weights(), strict=True))
+
+
+CODE = """
+import sys
+from pathlib import Path
+from nucleus.errors import WeightsError
+from nucleus.registry.encoder_weights import provide_weights
+from nucleus.storage.bucket import Bucket
+from nucleus.storage.uri import parse_uri
+
+bucket = Bucket(parse_uri(sys.argv[1]))
+try:
+    provide_weights("imagenet", "mobilenet_v2", bucket, "run")
+except WeightsError as error:
+    print(error)
+Path(sys.argv[2]).rename(sys.argv[3])
+print(provide_weights("imagenet", "mobilenet_v2", bucket, "run").uri)
+"""
+
+
+def test_imagenet_from_the_keras_cache_goes_into_the_bucket(weights: Path, bucket: Bucket, tmp_path: Path) -> None:
+    """In a process where Keras has its own cache, empty at first, and every download fails."""
+    (tmp_path / "models").mkdir()
+    write_old_format(weights, tmp_path / "old.h5")
+    nowhere = "http://127.0.0.1:9"
+    environment = {**os.environ, "KERAS_HOME": str(tmp_path), "https_proxy": nowhere, "http_proxy": nowhere}
+    environment["no_proxy"] = "127.0.0.1"
+    arguments = [str(bucket.uri), str(tmp_path / "old.h5"), str(tmp_path / "models" / CACHED)]
+    command = [sys.executable, "-c", CODE, *arguments]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    for way in ("nucleus weights add FILE", "network.weights to a local file or s3:// URI", "where the download works"):
+        assert way in done.stdout
+    (stored,) = list_weights(bucket, "mobilenet_v2")
+    assert done.stdout.splitlines()[-1] == str(bucket.uri / stored.key)
+
+
+def test_files_that_do_not_fit(weights: Path, bucket: Bucket, tmp_path: Path) -> None:
+    (tmp_path / "x.weights.h5").write_bytes(b"no HDF5")
+    keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)]).save_weights(tmp_path / "other.weights.h5")
+    for name in ("x.weights.h5", "other.weights.h5"):
+        with pytest.raises(WeightsError, match="do not fit"):
+            add_weights(tmp_path / name, "mobilenet_v2", bucket)
+    with pytest.raises(WeightsError, match="nothing is there"):
+        provide_weights(str(tmp_path / "none.h5"), "mobilenet_v2", bucket, "run")
+    assert list(bucket.objects("")) == []
+    added = add_weights(weights, "mobilenet_v2", bucket)
+    Bucket(added.uri.parent).put(added.uri.name, b"replaced")
+    with pytest.raises(WeightsError, match="nucleus weights add FILE"):
+        provide_weights("imagenet", "mobilenet_v2", bucket, "run")
+    with pytest.raises(IntegrityError):
+        fetch_weights(added, tmp_path / "cache")
+
+
+def test_the_network_takes_every_weight(weights: Path) -> None:
+    encoder = build_encoder("mobilenet_v2")
+    encoder.load_weights(weights)
+    config = config_of_recipe(parse_recipe({"model": "m", "dataset": "d"}, "test"))
+    inside = encoder_of(build_unet(config))
+    load_encoder_weights(inside, weights)
+    assert [w.path for w in inside.weights] == [w.path for w in encoder.weights]
+    assert all(np.array_equal(a, b) for a, b in zip(inside.get_weights(), encoder.get_weights(), strict=True))
+
+
+def test_real_weights_have_useful_features(real_weights: Path) -> None:
+    encoder = build_encoder("mobilenet_v2")
+    encoder.load_weights(real_weights)
+    rng = np.random.default_rng(0)
+    features = encoder(rng.uniform(-1, 1, (2, 96, 96, 3)).astype(np.float32), training=False).numpy()
+    assert np.isfinite(features).all()
+    assert features.std() > 0.05
+
+
+def test_the_licence_of_the_real_weights_is_known(real_weights: Path) -> None:
+    assert KNOWN_WEIGHTS[sha256_of(real_weights)] == "mobilenet_v2"
+
+
+def test_a_download_is_told_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "there").write_bytes(b"weights")
+    told: list[str] = []
+    with redirect_stdout(_Download(told.append)):
+        keras.utils.get_file("here", (tmp_path / "there").as_uri(), cache_dir=tmp_path)
+    assert told == [f"Downloading data from {(tmp_path / 'there').as_uri()}"]
+    assert capsys.readouterr().out == ""

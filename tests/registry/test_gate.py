@@ -1,0 +1,156 @@
+"""An alias moves only to a better version, and the decision is kept."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from nucleus.errors import DataError, IntegrityError, ModelError
+from nucleus.registry import aliases as gate
+from nucleus.registry.aliases import GateDecision, move_alias, pass_gate, read_alias, read_decision, rollback_alias
+from nucleus.registry.manifest import EncoderWeightsOrigin, ModelManifest, Origin
+from nucleus.registry.publish import publish
+from nucleus.registry.versions import version_prefix
+from nucleus.storage.bucket import Bucket
+
+HERE = "s3://b/datasets/d@0123456789ab"
+ELSEWHERE = "s3://b/datasets/d@ba9876543210"
+
+
+@pytest.fixture
+def released(bucket: Bucket, tmp_path: Path) -> Callable[..., ModelManifest]:
+    """Publish a version with a score."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "model.json").write_text("{}")
+
+    def release(score: float | None, dataset: str = HERE) -> ModelManifest:
+        metrics = {} if score is None else {"test": {"all": {"map": score, "images": 5.0}}}
+        weights = EncoderWeightsOrigin(source="none", sha256=None)
+        origin = Origin(
+            run="r",
+            recipe={},
+            dataset=dataset,
+            encoder_weights=weights,
+            metrics=metrics,
+            code_version="0",
+            wandb_run=None,
+        )
+        return publish(bucket, "m", folder, origin)
+
+    return release
+
+
+def never(manifest: ModelManifest) -> float:
+    raise AssertionError(f"version {manifest.version} was scored on this test split already")
+
+
+def judged(bucket: Bucket, manifest: ModelManifest, rescore: Callable[[ModelManifest], float] = never) -> GateDecision:
+    return pass_gate(bucket, manifest, "production", "map", rescore)
+
+
+def meant(bucket: Bucket) -> int | None:
+    alias = read_alias(bucket, "m", "production")
+    return alias.version if alias else None
+
+
+def test_only_better_versions_pass(bucket: Bucket, released: Callable[..., ModelManifest]) -> None:
+    expected = [(0.5, True, 1), (0.4, False, 1), (0.5, False, 1), (0.6, True, 4)]
+    for score, passed, production in expected:
+        manifest = released(score)
+        decision = judged(bucket, manifest)
+        assert (decision.passed, meant(bucket)) == (passed, production)
+        assert decision.score == score
+        assert read_decision(bucket, "m", manifest.version) == decision
+    assert decision.incumbent == 1
+    assert decision.reason == "test map 0.6000 beats 0.5000 of version 1"
+    kept = read_decision(bucket, "m", 2)
+    assert kept is not None
+    assert kept.reason == "test map 0.4000 does not beat 0.5000 of version 1"
+    assert read_decision(bucket, "m", 9) is None
+
+
+def test_a_version_is_judged_once(bucket: Bucket, released: Callable[..., ModelManifest]) -> None:
+    first, second = released(0.5), released(0.6)
+    assert judged(bucket, first).passed
+    assert judged(bucket, second).passed
+    move_alias(bucket, "m", "production", 1)
+    assert judged(bucket, second).passed, "as it was decided"
+    assert meant(bucket) == 1, "what a person did since stands"
+
+
+def test_other_datasets_are_scored_again(bucket: Bucket, released: Callable[..., ModelManifest]) -> None:
+    assert judged(bucket, released(0.9, ELSEWHERE)).passed
+    asked = []
+
+    def rescore(manifest: ModelManifest) -> float:
+        asked.append(manifest.version)
+        return 0.3
+
+    decision = judged(bucket, released(0.5), rescore)
+    assert (decision.passed, decision.incumbent_score, asked) == (True, 0.3, [1])
+
+    def cannot(_: ModelManifest) -> float:
+        raise ModelError("of another time")
+
+    decision = judged(bucket, released(0.8, ELSEWHERE), cannot)
+    assert not decision.passed
+    assert decision.reason == "version 2 behind production could not be scored: of another time"
+    assert meant(bucket) == 2
+
+
+def test_without_test_images_nothing_passes(bucket: Bucket, released: Callable[..., ModelManifest]) -> None:
+    assert judged(bucket, released(None)).reason == "there are no test images to judge it by"
+    assert meant(bucket) is None
+
+
+def test_a_decision_that_was_cut_short_is_finished(bucket: Bucket, released: Callable[..., ModelManifest]) -> None:
+    judged(bucket, released(0.5))
+    second = released(0.6)
+    move_alias(bucket, "m", "production", 2)  # as far as the first attempt came
+    decision = judged(bucket, second)
+    assert (decision.passed, decision.incumbent, decision.incumbent_score) == (True, 1, 0.5)
+    assert decision.reason == "production means it already"
+    assert rollback_alias(bucket, "m", "production").version == 1
+
+
+@pytest.mark.parametrize("error", [IntegrityError, DataError, ModelError])
+def test_an_incumbent_that_cannot_be_scored_stays(
+    bucket: Bucket, released: Callable[..., ModelManifest], error: type[Exception]
+) -> None:
+    judged(bucket, released(0.5, ELSEWHERE))
+
+    def cannot(_: ModelManifest) -> float:
+        raise error("broken")
+
+    assert judged(bucket, released(0.9), cannot).reason == "version 1 behind production could not be scored: broken"
+    bucket.put(f"{version_prefix('m', 1)}/manifest.json", b"{}")
+    assert "could not be scored: Expected a model manifest" in judged(bucket, released(0.9)).reason
+    assert meant(bucket) == 1
+
+
+def test_moves_meanwhile_are_seen(
+    bucket: Bucket, released: Callable[..., ModelManifest], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the comparison and the move somebody else moves the alias to a better version."""
+    released(0.5), released(0.7)
+    move_alias(bucket, "m", "production", 1)
+    third = released(0.6)
+    really = gate.replace_alias
+    others = iter([2])
+
+    def replace(*arguments: object) -> bool:
+        for version in others:
+            move_alias(bucket, "m", "production", version)
+        return really(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(gate, "replace_alias", replace)
+    decision = judged(bucket, third)
+    assert (decision.passed, decision.incumbent, meant(bucket)) == (False, 2, 2)
+
+
+def test_damaged_decisions_are_refused(bucket: Bucket, released: Callable[..., ModelManifest]) -> None:
+    released(0.5)
+    bucket.put("models/m/gates/000001.json", b"{}")
+    with pytest.raises(ModelError, match="damaged"):
+        read_decision(bucket, "m", 1)

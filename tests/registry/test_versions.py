@@ -1,0 +1,114 @@
+import hashlib
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from nucleus.config.names import Reference
+from nucleus.errors import IntegrityError, ModelError, UriError, UsageError
+from nucleus.registry.aliases import list_aliases, move_alias, rollback_alias
+from nucleus.registry.manifest import Origin, version_prefix
+from nucleus.registry.publish import publish
+from nucleus.registry.versions import is_whole, list_models, list_versions, pull, resolve_version, version_of_run
+from nucleus.storage.bucket import Bucket
+from tests.small_model import origin
+
+
+def test_publish_pull_and_references(bucket: Bucket, model_files: Path, tmp_path: Path) -> None:
+    first, second = publish(bucket, "m", model_files, origin("a")), publish(bucket, "m", model_files, origin("b"))
+    assert (first.version, second.version) == (1, 2)
+    assert list_models(bucket) == ["m"]
+    move_alias(bucket, "m", "production", 1)
+    found = {ref: resolve_version(bucket, Reference("m", ref)) for ref in ("latest", "1", "2", "production")}
+    assert found == {"latest": 2, "1": 1, "2": 2, "production": 1}
+    assert version_of_run(bucket, "m", "a") == first
+    assert version_of_run(bucket, "m", "c") is None
+    manifest = pull(bucket, Reference("m"), tmp_path / "pulled")
+    assert manifest == second
+    for name, file in manifest.files.items():
+        assert hashlib.sha256((tmp_path / "pulled" / name).read_bytes()).hexdigest() == file.sha256
+
+
+def test_a_version_without_manifest_does_not_exist(bucket: Bucket, model_files: Path) -> None:
+    publish(bucket, "m", model_files, origin())
+    bucket.put(f"{version_prefix('m', 2)}/model.json", b"claimed, then the publisher died")
+    assert list_versions(bucket, "m") == [1]
+    assert resolve_version(bucket, Reference("m")) == 1
+    assert publish(bucket, "m", model_files, origin()).version == 3
+
+
+def test_publishers_at_once_get_versions_of_their_own(bucket: Bucket, model_files: Path) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        manifests = list(pool.map(lambda i: publish(bucket, "m", model_files, origin(f"r{i}")), range(8)))
+    assert sorted(manifest.version for manifest in manifests) == list(range(1, 9))
+    assert {version_of_run(bucket, "m", f"r{i}").version for i in range(8)} == set(range(1, 9))
+
+
+def test_pull_leaves_the_whole_model_or_nothing(bucket: Bucket, model_files: Path, tmp_path: Path) -> None:
+    manifest = publish(bucket, "m", model_files, origin())
+    key = f"{version_prefix('m', 1)}/model.weights.h5"
+    good = bucket.get(key)
+    bucket.put(key, b"flipped")
+    target = tmp_path / "pulled"
+    with pytest.raises(IntegrityError, match=r"model\.weights\.h5 .* SHA-256"):
+        pull(bucket, Reference("m"), target)
+    assert not target.exists()
+    bucket.put(key, good)
+    pull(bucket, Reference("m"), target)
+    (target / "card.md").write_text("damaged on disk")
+    pull(bucket, Reference("m"), target)
+    assert (target / "card.md").read_text() == "content of card.md"
+    bucket.put(key, b"flipped")
+    assert pull(bucket, Reference("m"), target) == manifest  # whole on disk: nothing to fetch
+    assert {path.name for path in tmp_path.iterdir()} == {"model", "pulled", ".pulled.lock"}
+
+
+def test_pull_spares_other_folders(bucket: Bucket, model_files: Path, tmp_path: Path) -> None:
+    publish(bucket, "m", model_files, origin())
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
+    with pytest.raises(UsageError, match="holds other files"):
+        pull(bucket, Reference("m"), tmp_path / "mine")
+    assert (tmp_path / "mine" / "thesis.txt").exists()
+
+
+def test_aliases_move_and_roll_back(bucket: Bucket, model_files: Path) -> None:
+    for _ in range(2):
+        publish(bucket, "m", model_files, origin())
+    move_alias(bucket, "m", "production", 1)
+    with pytest.raises(ModelError, match="no earlier version"):
+        rollback_alias(bucket, "m", "production")
+    moved = move_alias(bucket, "m", "production", 2)
+    assert (moved.version, moved.previous) == (2, 1)
+    assert rollback_alias(bucket, "m", "production").version == 1
+    assert list_aliases(bucket, "m")["production"].previous == 2
+    with pytest.raises(ModelError, match="does not exist"):
+        rollback_alias(bucket, "m", "staging")
+    for wrong in ("latest", "7", "Bad Name"):
+        with pytest.raises(UriError):
+            move_alias(bucket, "m", wrong, 1)
+
+
+def test_unknown_references(bucket: Bucket, model_files: Path) -> None:
+    with pytest.raises(ModelError, match="it has no version"):
+        resolve_version(bucket, Reference("m"))
+    publish(bucket, "m", model_files, origin())
+    with pytest.raises(ModelError, match="Expected version 9"):
+        resolve_version(bucket, Reference("m", "9"))
+    with pytest.raises(ModelError, match="'staging' is none"):
+        resolve_version(bucket, Reference("m", "staging"))
+
+
+def test_manifests_that_could_not_be_read_again_are_refused() -> None:
+    with pytest.raises(ValueError, match="finite number"):
+        Origin.model_validate({**origin().model_dump(), "metrics": {"val": {"all": {"iou": float("nan")}}}})
+
+
+def test_pulls_at_once_share_one_folder(bucket: Bucket, model_files: Path, tmp_path: Path) -> None:
+    publish(bucket, "m", model_files, origin())
+    target = tmp_path / "cache" / "m"
+    with ThreadPoolExecutor(8) as pool:
+        manifests = list(pool.map(lambda _: pull(bucket, Reference("m"), target), range(8)))
+    assert len({manifest.version for manifest in manifests}) == 1
+    assert {path.name for path in target.parent.iterdir()} <= {"m", ".m.lock"}
+    assert is_whole(target, manifests[0])

@@ -1,0 +1,383 @@
+"""The report of a run: complete in itself, within its size, harmless whatever the bucket holds."""
+
+import base64
+import re
+import subprocess
+import sys
+import tomllib
+from html.parser import HTMLParser
+from itertools import pairwise
+from pathlib import Path
+from xml.etree import ElementTree
+
+import cv2
+import numpy as np
+import pytest
+
+from nucleus.config.settings import parse_recipe
+from nucleus.data.images import encode_png
+from nucleus.pictures import MISTAKE_COLOURS
+from nucleus.report.drawing import svg_of
+from nucleus.report.figures import network_panel, timing_panel
+from nucleus.report.page import (
+    MOST_BYTES,
+    commands_to_repeat,
+    differing_settings,
+    recipe_toml,
+    render_page,
+    write_report,
+)
+from nucleus.report.page_pictures import PictureFolder
+from nucleus.runs.record import RunRecord, Stage
+from tests.report_run import make_dataset, make_record, write_pictures
+
+SLIDES = {"curves", "ap", "dataset", "network", "predictions", "best", "worst", "examples"}
+EVIL = "<script>alert(1)</script><img src=x onerror=alert(2)>\"' $x$ {{ 7*7 }}"
+
+
+class Page(HTMLParser):
+    """What a test asks of a page: its elements with their attributes, and its text."""
+
+    def __init__(self, content: bytes) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.parts: list[str] = []
+        self.feed(content.decode())
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.parts.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.parts).split())
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.elements if name == tag]
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A report with every picture."""
+    folder = tmp_path_factory.mktemp("report")
+    record = make_record()
+    write_pictures(folder, record)
+    return write_report(folder, record, make_dataset())
+
+
+def test_the_page_holds_every_picture_and_the_slides_lie_beside_it(written: Path) -> None:
+    record, page = make_record(), Page(written.read_bytes())
+    kept = (
+        4 * len(record.examples) + sum(3 + len(image.epochs) for image in record.watched) + 2 * len(record.test_images)
+    )
+    assert written.name == "report.html"
+    assert len(page.all("img")) == kept
+    assert all((image["src"] or "").startswith("data:image/jpeg;base64,") for image in page.all("img"))
+    assert "not kept" not in page.text
+    assert {path.stem for path in written.parent.glob("*.png")} == SLIDES
+    for path in written.parent.glob("*.png"):
+        picture = cv2.imread(str(path))
+        assert picture.shape[1] > 1500, path.name
+        assert (picture[-1, -1] == 255).all(), path.name  # on white
+
+
+def test_the_page_says_what_there_is_to_say(written: Path) -> None:
+    text = Page(written.read_bytes()).text
+    for said in (
+        "cells, version 3",
+        "In 24 images that it had not seen in training the model found 880 of 1,000 nuclei (88%).",
+        "Of its 950 outlines, 70 match no single true nucleus.",
+        "40 images with 5,460 nuclei",
+        "32 min 27 s",
+        "0 GPU-seconds; 3,600 CPU-core-seconds",
+        "mAP 0.35, AP.5 0.95; 20 nuclei, 19 predicted: 11 missed, 1 merged",
+        "StarDist (Schmidt et al., MICCAI 2018)",
+        "of another split",
+        "nucleus predict IMAGES --model cells@3",
+        "the same pixels as one",
+        "production moved from version 2",
+    ):
+        assert said in text, said
+
+
+def test_nothing_is_loaded_and_nothing_runs(written: Path) -> None:
+    page = Page(written.read_bytes())
+    tags = {tag for tag, _ in page.elements}
+    assert not tags & {"script", "iframe", "object", "embed", "base", "form", "image", "foreignobject"}
+    for tag, attributes in page.elements:
+        assert not [name for name in attributes if name.startswith("on")], tag
+        assert "style" not in attributes, tag
+        for name in ("src", "srcset", "href", "xlink:href", "data", "action", "poster"):
+            value = attributes.get(name)
+            if value and tag != "a":
+                assert value.startswith(("data:", "#")), (tag, value)
+    policy = next(meta["content"] for meta in page.all("meta") if "http-equiv" in meta)
+    assert policy is not None
+    assert policy.startswith("default-src 'none'; img-src data:; style-src 'sha256-")
+    assert "unsafe" not in policy
+    style = re.findall(r"<style>(.*?)</style>", written.read_text(), re.DOTALL)
+    assert len(style) == 1
+    assert "url(" not in style[0]
+    assert "@import" not in style[0]
+
+
+def test_ids_are_unique_and_links_and_labels_lead_somewhere(written: Path) -> None:
+    page = Page(written.read_bytes())
+    ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    for _, attributes in page.elements:
+        for name in ("href", "xlink:href", "aria-labelledby", "aria-describedby"):
+            for value in (attributes.get(name) or "").split():
+                if name.startswith("aria") or value.startswith("#"):
+                    assert value.removeprefix("#") in ids, value
+        for value in attributes.values():
+            for reference in re.findall(r"url\(#([^)]+)\)", value or ""):
+                assert reference in ids, reference
+
+
+def test_headings_are_in_order_and_pictures_have_words(written: Path) -> None:
+    page = Page(written.read_bytes())
+    levels = [int(tag[1]) for tag, _ in page.elements if re.fullmatch(r"h[1-6]", tag)]
+    assert levels.count(1) == 1
+    assert levels[0] == 1
+    assert all(after <= before + 1 for before, after in pairwise(levels))
+    alts = [image["alt"] or "" for image in page.all("img")]
+    assert all(len(alt) > 20 for alt in alts)
+    assert len(set(alts)) == len(alts)
+    assert "The test image worst-3, dark-field (fluorescence), with its nuclei outlined" in "\n".join(alts)
+    assert any("3 missed, 1 merged; mAP 0.75" in alt for alt in alts)
+    for table in page.all("th"):
+        assert table["scope"] in {"col", "row"}
+    assert len(page.all("caption")) == len(page.all("table"))
+
+
+@pytest.mark.parametrize(("side", "count"), [(256, 12), (48, 4)])
+def test_outlines_of_one_pixel_keep_their_colours(tmp_path: Path, side: int, count: int) -> None:
+    """JPEG at half the colour resolution would grey them."""
+    record = make_record(test_images=[image.model_dump() for image in make_record().test_images[:count]])
+    write_pictures(tmp_path, record, side=side)
+    image = np.full((side, side, 3), 20, np.uint8)
+    for place, colour in enumerate(MISTAKE_COLOURS.values()):
+        image[8 * place + 4, :] = colour
+    (tmp_path / f"pictures/test/{record.test_images[0].name}/mistakes.png").write_bytes(encode_png(image))
+    page = Page(render_page(tmp_path, record, make_dataset()))
+    source = next(
+        image["src"]
+        for image in page.all("img")
+        if "best-0" in (image["alt"] or "") and "what became" in (image["alt"] or "")
+    )
+    data = np.frombuffer(base64.b64decode((source or "").partition(",")[2]), np.uint8)
+    decoded = cv2.imdecode(data, cv2.IMREAD_COLOR)[..., ::-1].astype(int)
+    for place, colour in enumerate(MISTAKE_COLOURS.values()):
+        line = decoded[8 * place + 4].mean(axis=0)
+        assert np.abs(line - colour).max() < 60, (colour, line)
+
+
+def test_noise_that_cannot_be_compressed_still_fits(tmp_path: Path) -> None:
+    record = make_record()
+    write_pictures(tmp_path, record, noise=True, side=640)
+    assert sum(path.stat().st_size for path in tmp_path.rglob("*.png")) > 10 * MOST_BYTES
+    page = render_page(tmp_path, record, make_dataset())
+    assert MOST_BYTES / 2 < len(page) <= MOST_BYTES  # as good as there is room for
+    assert "not kept" not in Page(page).text
+
+
+def test_a_long_history_is_thinned(tmp_path: Path) -> None:
+    entry = {"loss": 1.0, "learning_rate": 1e-3, "images_per_second": 9.0}
+    history = [{"epoch": float(epoch), **entry} for epoch in range(20000)]
+    page = render_page(tmp_path, make_record(history=history, best_epoch=19999), make_dataset())
+    assert len(page) < MOST_BYTES
+    assert "Metrics by epoch (200 of 20,000 epochs)" in Page(page).text
+
+
+def test_names_from_the_bucket_are_only_text(tmp_path: Path) -> None:
+    content = make_record().model_dump(mode="json")
+    for image in (*content["examples"], *content["watched"], *content["test_images"]):
+        image["name"] = EVIL
+    texts = (
+        "run",
+        "group",
+        "bucket",
+        "gate",
+        "begun",
+        "ended",
+        "device",
+        "commit",
+        "dataset",
+        "wandb_run",
+        "code_version",
+    )
+    evil = {
+        **dict.fromkeys((*texts, "model"), EVIL),
+        "thresholds": {EVIL: 0.5},
+        "versions": {EVIL: EVIL},
+        "stages": [Stage(name=EVIL, seconds=1)],
+        "recipe": {EVIL: EVIL, "model": EVIL, "none": None},
+        "encoder_weights": {"source": EVIL, "sha256": None},
+        "network": {**content["network"], "encoder": EVIL, "outputs": [EVIL]},
+        "metrics": {EVIL: {EVIL: {EVIL: 0.5}, "all": {"images": 3.0}}, **content["metrics"]},
+    }
+    record = RunRecord.model_validate({**content, **evil})
+    left_out = [{"title": EVIL, "reason": EVIL}]
+    dataset = make_dataset(name=EVIL, source=EVIL, layout=EVIL, created=EVIL, duplicates=left_out, left_out=left_out)
+    path = write_report(tmp_path, record, dataset)
+    test_nothing_is_loaded_and_nothing_runs(path)
+    page = Page(path.read_bytes())
+    assert page.text.count("<script>alert(1)</script>") > 30
+    assert not [image for image in page.all("img") if image.get("src") == "x"]
+    assert "49" not in re.findall(r"onerror=alert\(2\)>\S* \S* (\S+)", page.text)
+    assert {path.stem for path in tmp_path.glob("*.png")} == SLIDES
+
+
+def test_a_name_does_not_reach_files_elsewhere(tmp_path: Path) -> None:
+    folder = tmp_path / "report"
+    for path in (tmp_path / "secret", folder / "secret"):
+        path.mkdir(parents=True)
+        (path / "image.png").write_bytes(encode_png(np.zeros((8, 8, 3), np.uint8)))
+    (folder / "pictures/examples/a").mkdir(parents=True)
+    pictures = PictureFolder(folder / "pictures")
+    for name in ("../../secret", "../../../secret", f"{tmp_path}/secret", "a/../../../secret", "\0", "a" * 999):
+        assert pictures.read(f"examples/{name}/image") is None
+    (folder / "pictures/examples/a/image.png").write_bytes((tmp_path / "secret/image.png").read_bytes())
+    assert pictures.read("examples/a/image") is not None
+
+
+def test_missing_and_damaged_pictures_are_named(tmp_path: Path) -> None:
+    record = make_record()
+    write_pictures(tmp_path, record)
+    (tmp_path / "pictures/examples/train-0/image.png").unlink()
+    damaged = tmp_path / "pictures/watched/val-0/truth.png"
+    damaged.write_bytes(damaged.read_bytes()[:40])
+    (tmp_path / "pictures/test/best-0/mistakes.png").write_bytes(b"")
+    page = Page(render_page(tmp_path, record, make_dataset()))
+    assert page.text.count("not kept") == 3
+
+
+@pytest.mark.parametrize(
+    ("record", "dataset", "said"),
+    [
+        (
+            {
+                "version": None,
+                "gate": None,
+                "metrics": {"val": make_record().metrics["val"], "test": {"all": {"images": 0.0}}},
+                "test_images": [],
+                "history": make_record().history[:1],
+                "best_epoch": 0,
+                "encoder_weights": {"source": "none", "sha256": None},
+            },
+            {"counts": {"train": 40, "val": 6, "test": 0}},
+            [
+                "cells, run cells-20261123-080000",
+                "Not published",
+                "Result on the validation split",
+                "This dataset has no test split",
+                "No test images were kept",
+                "Of the training split only the loss is known",
+                "without pretrained encoder weights",
+            ],
+        ),
+        (
+            {
+                "metrics": {},
+                "history": [],
+                "examples": [],
+                "watched": [],
+                "stages": [],
+                "commit": "57296d8-dirty",
+                "begun": "yesterday",
+                "nucleus_diameter": None,
+                "gpus_per_worker": 1,
+            },
+            {"counts": {"train": 1, "val": 0, "test": 1}, "duplicates": [], "left_out": []},
+            [
+                "scored on no images",
+                "The test split was not scored",
+                "No epoch was finished",
+                "No predictions were kept while it trained",
+                "Times were not kept",
+                "changes that are in no commit",
+                "Duration not known",
+                "3,600 GPU-seconds (1.00 GPU-hours)",
+                "Diameter of nuclei not known",
+                "The validation split is empty",
+                "AP was not measured in this run",
+            ],
+        ),
+    ],
+)
+def test_what_a_run_lacks_is_said(
+    tmp_path: Path, record: dict[str, object], dataset: dict[str, object], said: list[str]
+) -> None:
+    text = Page(render_page(tmp_path, make_record(**record), make_dataset(**dataset))).text
+    for part in said:
+        assert part in text, part
+
+
+def test_few_test_images_are_a_warning(tmp_path: Path) -> None:
+    metrics = {"test": {"all": {**make_record().metrics["test"]["all"], "images": 4.0}}}
+    assert "Few test images (4)" in Page(render_page(tmp_path, make_record(metrics=metrics), make_dataset())).text
+
+
+def test_mistakes_are_counted_where_the_metrics_have_them(tmp_path: Path) -> None:
+    record = make_record()
+    assert "Where it fails" not in Page(render_page(tmp_path, record, make_dataset())).text
+    more = {"nuclei_missed": 80.0, "nuclei_merged": 20.0, "recall_50_12_to_24px": 0.91}
+    metrics = {"test": {"all": {**record.metrics["test"]["all"], **more}, "stain": record.metrics["test"]["stain"]}}
+    text = Page(render_page(tmp_path, make_record(metrics=metrics), make_dataset())).text
+    assert "all kinds 1,000 80 (8%) 20 (2%) 91%" in text
+    assert "stain (H&E and others) 1,000 – – –" in text
+
+
+def test_training_scores_are_drawn_if_there_are_any(tmp_path: Path) -> None:
+    history = [{**entry, "iou": 0.4, "dice": 0.5, "accuracy": 0.9} for entry in make_record().history]
+    text = Page(render_page(tmp_path, make_record(history=history), make_dataset())).text
+    assert "IoU of the mask by epoch: training from 0.400 at epoch 1 to 0.400 at epoch 2; validation from 0.850" in text
+    assert "only the loss is known" not in text
+
+
+def test_the_recipe_can_be_read_again() -> None:
+    recipe = {
+        "model": "cells",
+        "dataset": "cells",
+        "workers": 2,
+        "network": {"heads": "border"},
+        "optimizer": {"epochs": 7},
+    }
+    parsed = parse_recipe({**recipe, "dataset": make_record().dataset}, "the test")
+    record = make_record(recipe=parse_recipe(recipe, "the test").model_dump(mode="json"))
+    assert parse_recipe(tomllib.loads(recipe_toml(record)), "the report") == parsed
+    short = tomllib.loads(differing_settings(record))
+    assert short == {**recipe, "dataset": record.dataset}
+
+
+def test_commands_quote_what_they_are_given() -> None:
+    record = make_record(model="cells; rm -rf ~", bucket="s3://x$(id)", commit="abc`id`-dirty")
+    lines = commands_to_repeat(record, make_dataset(source="my cells.zip")).splitlines()
+    assert lines == [
+        "git checkout 'abc`id`'",
+        "export NUCLEUS_BUCKET='s3://x$(id)'",
+        "nucleus data import 'my cells.zip' cells --seed 3",
+        "nucleus train recipe.toml",
+        "nucleus evaluate 'cells; rm -rf ~@3' s3://nucleus/datasets/cells@0123456789ab --split test "
+        "--gallery worst.png",
+    ]
+
+
+def test_the_report_needs_neither_tensorflow_nor_ray() -> None:
+    heavy = "{'tensorflow', 'ray', 'keras', 'matplotlib'}"
+    code = f"import sys, nucleus.report.page; sys.exit(','.join({heavy} & set(sys.modules)) or 0)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("text", ["$\\frac$", "a\x00b\x1bc\nd", "ΔΩ é", "x" * 500])
+def test_figures_take_any_text(text: str) -> None:
+    network = make_record().network.model_copy(update={"encoder": text, "outputs": [text]})
+    for panel in (network_panel(network), timing_panel([Stage(name=text, seconds=1.0)])):
+        drawn = ElementTree.fromstring(svg_of(panel))
+        words = [element.text or "" for element in drawn.iter() if element.tag.endswith("}text")]
+        assert any(word.startswith(text[0]) for word in words)
+        assert max(len(word) for word in words) < 60
