@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
+import nucleus
 from job.actor_pool import spread
 from nucleus.config.names import Reference
 from nucleus.config.recipe import LossOptions
@@ -93,11 +94,9 @@ def predict_stored(
 
 def _batch_predictor(settings: PredictionSettings) -> Callable[[Sequence[StoredImage]], list[ImageOutcome]]:
     """In an actor: the model, and what predicts batches with it."""
-    from nucleus.predict.bucket_images import BatchPredictor
-    from nucleus.predict.model import load_predictor
 
     folder = pull_cached(Bucket(parse_uri(settings.registry)), settings.reference)
-    return BatchPredictor(settings, load_predictor(folder, settings.options)).predict
+    return nucleus.predict.BatchPredictor(settings, nucleus.predict.load_predictor(folder, settings.options)).predict
 
 
 _IMAGES_AT_ONCE = 16
@@ -142,12 +141,11 @@ def evaluate_spread(
     Raises:
         NucleusError: The dataset, the model or the cluster cannot be used.
     """
-    from nucleus.predict.evaluation import check_split, joined
 
     items: list[_Item] = []
     images = 0
     for split in plan.splits:
-        check_split(plan.dataset, split)
+        nucleus.predict.check_split(plan.dataset, split)
         here = len(plan.dataset.manifest.split_samples(split))
         count = -(-here // _IMAGES_AT_ONCE)
         items += [(split, (number, count)) for number in range(count)]
@@ -158,14 +156,14 @@ def evaluate_spread(
         parts.append(part)
         done += len(part.images)
         advance(done, images)
-    return joined(parts, plan.worst)
+    return nucleus.predict.joined(parts, plan.worst)
 
 
 def _part_evaluator(plan: EvaluationPlan) -> Callable[[_Item], "Evaluation"]:
     """In an actor: the model and the dataset, and what scores a part with them."""
-    from nucleus.predict.evaluation import evaluate_part
-    from nucleus.predict.model import load_predictor
 
-    predictor = load_predictor(pull_cached(Bucket(plan.registry), plan.model), plan.options)
+    predictor = nucleus.predict.load_predictor(pull_cached(Bucket(plan.registry), plan.model), plan.options)
     cache = ShardCache(default_cache_dir())
-    return lambda item: evaluate_part(predictor, plan.loss, plan.dataset, item[0], cache, item[1], worst=plan.worst)
+    return lambda item: nucleus.predict.evaluate_part(
+        predictor, plan.loss, plan.dataset, item[0], cache, item[1], worst=plan.worst
+    )

@@ -5,6 +5,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+import nucleus
 from job.events import Listener
 from job.filesystem import run_storage
 from job.run_callbacks import FINAL_FOLDER
@@ -12,7 +13,6 @@ from nucleus import __version__
 from nucleus.config.names import Reference
 from nucleus.data.cache import ShardCache, default_cache_dir
 from nucleus.data.dataset import locate_dataset, open_dataset
-from nucleus.lazy import import_tensorflow
 from nucleus.model.architecture import read_model_config
 from nucleus.registry.aliases import pass_gate
 from nucleus.registry.card import model_card
@@ -60,9 +60,6 @@ def judge(bucket: Bucket, manifest: ModelManifest, plan: RunPlan, listener: List
 
 def _score_on_test(bucket: Bucket, manifest: ModelManifest, plan: RunPlan, listener: Listener) -> float:
     """The recipe's metric of another version on this run's test split."""
-    import_tensorflow()
-    from nucleus.predict.evaluation import evaluate
-    from nucleus.predict.model import load_predictor
 
     cache_dir = Path(plan.recipe.cache_dir) if plan.recipe.cache_dir else default_cache_dir()
     cache = ShardCache(cache_dir, plan.recipe.cache_limit_gib)
@@ -71,9 +68,9 @@ def _score_on_test(bucket: Bucket, manifest: ModelManifest, plan: RunPlan, liste
         folder = Path(temporary) / "model"
         with listener.watch(f"pull {manifest.model}@{manifest.version}", "bytes") as advance:
             pull(bucket, Reference(manifest.model, str(manifest.version)), folder, advance)
-        predictor = load_predictor(folder)
+        predictor = nucleus.predict.load_predictor(folder)
         with listener.watch(f"evaluate {manifest.model}@{manifest.version}") as advance:
-            found = evaluate(predictor, plan.recipe.loss, dataset, "test", cache, advance)
+            found = nucleus.predict.evaluate(predictor, plan.recipe.loss, dataset, "test", cache, advance)
         return found.overall["all"][plan.recipe.gate.metric]
 
 

@@ -1,5 +1,7 @@
 """What a network is made of, told by the network itself."""
 
+from __future__ import annotations
+
 import json
 import tempfile
 from collections.abc import Callable, Sequence
@@ -8,14 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import cv2
-import keras
 import numpy as np
 import ray.train
-import tensorflow as tf
 from numpy.typing import NDArray
 
+import nucleus
 from job.signals import Demands
 from nucleus.data.images import RgbImage, encode_png
+from nucleus.lazy import keras, tf
 from nucleus.metrics.scores import AP_NAMES
 from nucleus.model.architecture import ModelConfig
 from nucleus.model.unet import encoder_of
@@ -71,40 +73,36 @@ FINAL_FOLDER = "model"
 _PREVIEW_SIDE = 256
 
 
-def save_model(folder: Path, finished: "Finished") -> None:
+def save_model(folder: Path, finished: Finished) -> None:
     """Write the model's files into a new folder."""
-    from nucleus.data.images import encode_png
-    from nucleus.model.weight_files import CONFIG_FILE, WEIGHTS_FILE
 
     folder.mkdir()
-    finished.model.save_weights(folder / WEIGHTS_FILE)
-    (folder / CONFIG_FILE).write_text(finished.config.model_dump_json(indent=1))
+    finished.model.save_weights(folder / nucleus.model.WEIGHTS_FILE)
+    (folder / nucleus.model.CONFIG_FILE).write_text(finished.config.model_dump_json(indent=1))
     (folder / "metrics.json").write_text(
         json.dumps({"metrics": finished.metrics, "history": finished.progress.history}, indent=1)
     )
-    (folder / "preview.png").write_bytes(encode_png(_preview(finished)))
+    (folder / "preview.png").write_bytes(nucleus.data.encode_png(_preview(finished)))
 
 
-def _preview(finished: "Finished") -> Any:
+def _preview(finished: Finished) -> Any:
     """Image, truth and prediction side by side for a few images of the test split."""
-    from nucleus.model.heads import maps_of
-    from nucleus.model.instances import label_nuclei
-    from nucleus.model.tiling import TiledNetwork
-    from nucleus.pictures import CYAN, contact_sheet, draw_outlines
 
     config = finished.config
-    network = TiledNetwork(finished.model, config)
+    network = nucleus.model.TiledNetwork(finished.model, config)
     rows = []
     for example in finished.examples:
-        labels = label_nuclei(maps_of(network(example.image), config.heads), config.instances)
+        labels = nucleus.model.label_nuclei(
+            nucleus.model.maps_of(network(example.image), config.heads), config.instances
+        )
         rows.append(
             [
                 example.image,
-                draw_outlines(example.image, example.labels, CYAN),
-                draw_outlines(example.image, labels),
+                nucleus.pictures.draw_outlines(example.image, example.labels, nucleus.pictures.CYAN),
+                nucleus.pictures.draw_outlines(example.image, labels),
             ]
         )
-    return contact_sheet(rows, _PREVIEW_SIDE)
+    return nucleus.pictures.contact_sheet(rows, _PREVIEW_SIDE)
 
 
 _WATCHED = "watched"

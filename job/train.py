@@ -5,6 +5,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import job
 from job.capacity import missing, needed
 from job.cluster import connected, rooms
 from job.events import Listener, SilentListener, forwarded
@@ -78,8 +79,6 @@ def fit(plan: RunPlan, options: RunOptions, listener: Listener) -> Fitted:
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
-    from job.ray_internals import MultiWorkerConfig
-
     recipe = plan.recipe
     resources = {"CPU": recipe.cpus_per_worker, **({"GPU": 1} if recipe.gpus_per_worker else {})}
     stop, home = stop_request(), parse_uri(plan.bucket)
@@ -95,7 +94,7 @@ def fit(plan: RunPlan, options: RunOptions, listener: Listener) -> Fitted:
     with forwarded(listener, no_worker_yet) as events, stops_on_sigterm(stop, plan):
         trainer = DataParallelTrainer(
             train_worker,
-            backend_config=MultiWorkerConfig(),
+            backend_config=job.MultiWorkerConfig(),
             train_loop_config={
                 "plan": plan.model_dump_json(),
                 "events": events,

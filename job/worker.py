@@ -1,5 +1,7 @@
 """What TensorFlow may use of a machine: no more than Ray has given this process."""
 
+from __future__ import annotations
+
 import json
 import os
 import tempfile
@@ -8,8 +10,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import job
+import nucleus
+from nucleus.lazy import tf
 from nucleus.runs.plan import RunPlan
 from nucleus.storage.files import check_sums
+from nucleus.versions import installed_versions
 
 if TYPE_CHECKING:
     from nucleus.tracking.wandb_run import Tracker
@@ -19,7 +25,6 @@ __all__ = ["limit_devices", "train_worker"]
 
 def limit_devices(cpus: int, gpus: int) -> None:
     """Let TensorFlow use so many cores, and GPUs (0 or 1: the one that Ray has left visible). Before its first use."""
-    import tensorflow as tf
 
     tf.config.threading.set_intra_op_parallelism_threads(cpus)
     tf.config.threading.set_inter_op_parallelism_threads(2)  # one would deadlock with the collectives
@@ -37,30 +42,22 @@ def train_worker(config: dict[str, Any]) -> None:
     limit_devices(plan.recipe.cpus_per_worker, plan.recipe.gpus_per_worker)
     _reach_workers_directly()
 
-    from job.run_callbacks import RayReporter
-    from job.signals import Demands
-    from nucleus.data.cache import ShardCache, default_cache_dir
-    from nucleus.data.dataset import locate_dataset, open_dataset
-    from nucleus.registry.encoder_weights import fetch_weights
-    from nucleus.training.distributed import Workers
-    from nucleus.training.trainer import TrainingInput, train
-
-    workers = Workers()
-    cache_dir = Path(plan.recipe.cache_dir) if plan.recipe.cache_dir else default_cache_dir()
+    workers = nucleus.training.Workers()
+    cache_dir = Path(plan.recipe.cache_dir) if plan.recipe.cache_dir else nucleus.data.default_cache_dir()
     weights = plan.encoder_weights
-    given = TrainingInput(
-        dataset=open_dataset(locate_dataset(plan.dataset)),
-        cache=ShardCache(cache_dir, plan.recipe.cache_limit_gib),
-        encoder_weights=fetch_weights(weights, cache_dir) if weights else None,
+    given = nucleus.training.TrainingInput(
+        dataset=nucleus.data.open_dataset(nucleus.data.locate_dataset(plan.dataset)),
+        cache=nucleus.data.ShardCache(cache_dir, plan.recipe.cache_limit_gib),
+        encoder_weights=nucleus.registry.fetch_weights(weights, cache_dir) if weights else None,
     )
     tracker = _tracker(plan, cache_dir, first=workers.rank == 0)
     elastic = plan.recipe.workers.elastic
-    demands = Demands(config["stop"], plan.recipe.resize_interval if elastic else None, first=workers.rank == 0)
+    demands = job.Demands(config["stop"], plan.recipe.resize_interval if elastic else None, first=workers.rank == 0)
     local = _usable(Path(plan.folder), cache_dir / "runs") / plan.run
-    reporter = RayReporter(plan, tracker, demands, config["events"] if workers.rank == 0 else None, local)
+    reporter = job.RayReporter(plan, tracker, demands, config["events"] if workers.rank == 0 else None, local)
     try:
         with _checkpoint() as folder:
-            finished = train(plan.recipe, given, workers, reporter, folder)
+            finished = nucleus.training.train(plan.recipe, given, workers, reporter, folder)
         if finished is None:
             tracker.abort()
     except BaseException:
@@ -103,12 +100,10 @@ def _reach_workers_directly() -> None:
     os.environ["no_grpc_proxy"] = hosts  # noqa: SIM112  gRPC knows it in lower case only
 
 
-def _tracker(plan: RunPlan, cache_dir: Path, *, first: bool) -> "Tracker":
-    from nucleus.tracking.wandb_run import NoTracker, make_tracker
-    from nucleus.versions import installed_versions
+def _tracker(plan: RunPlan, cache_dir: Path, *, first: bool) -> Tracker:
 
     if not first:
-        return NoTracker()
+        return nucleus.tracking.NoTracker()
     config = {
         **plan.recipe.model_dump(mode="json"),
         "dataset_version": plan.dataset,
@@ -117,7 +112,9 @@ def _tracker(plan: RunPlan, cache_dir: Path, *, first: bool) -> "Tracker":
         "versions": installed_versions(),
     }
     folder = _usable(Path(plan.wandb_dir), cache_dir)
-    return make_tracker(plan.run, plan.recipe.tracking, plan.wandb_mode, folder, config, plan.group, plan.commit)
+    return nucleus.tracking.make_tracker(
+        plan.run, plan.recipe.tracking, plan.wandb_mode, folder, config, plan.group, plan.commit
+    )
 
 
 def _usable(folder: Path, otherwise: Path) -> Path:
@@ -125,10 +122,9 @@ def _usable(folder: Path, otherwise: Path) -> Path:
     return folder if folder.is_dir() and os.access(folder, os.W_OK) else otherwise
 
 
-def _keep_offline_files(plan: RunPlan, tracker: "Tracker") -> None:
+def _keep_offline_files(plan: RunPlan, tracker: Tracker) -> None:
     """Put what W&B has not been sent beside the run: this machine, or a job's folder on it, may be gone tomorrow."""
-    from nucleus.storage.bucket import Bucket
-    from nucleus.storage.uri import parse_uri
-    from nucleus.tracking.offline_runs import keep_files
 
-    keep_files(Bucket(parse_uri(plan.bucket)), plan.run, tracker.kept_files)
+    nucleus.tracking.keep_files(
+        nucleus.storage.Bucket(nucleus.storage.parse_uri(plan.bucket)), plan.run, tracker.kept_files
+    )

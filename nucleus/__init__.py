@@ -1,8 +1,10 @@
 """Find cell nuclei in microscope images: data, network, registry and prediction.
 
-What runs on Ray lives in the package `job`; nothing in here imports it but the command line.
+What runs on Ray lives in the package `job`.
 """
 
-__all__ = ["__version__"]
+import lazy_loader
 
 __version__ = "0.2.0"
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,5 +1,7 @@
 """What a check has found, and what puts it right."""
 
+from __future__ import annotations
+
 import json
 import os
 import shutil
@@ -14,7 +16,7 @@ from typing import Any, Literal
 from nucleus import errors
 from nucleus.config.recipe import NetworkOptions, TrackingOptions
 from nucleus.errors import ClockError, NucleusError, UsageError
-from nucleus.lazy import import_tensorflow
+from nucleus.lazy import tf
 from nucleus.registry.encoder_weights import list_weights
 from nucleus.storage.bucket import Bucket, check_conditional_writes
 from nucleus.storage.s3_errors import endpoint
@@ -116,8 +118,6 @@ def gpus_here() -> Gpus:
 
 def tensorflow_gpus() -> dict[str, Any]:
     """How many GPUs TensorFlow sees, and whether it is made for any."""
-    import_tensorflow()
-    import tensorflow as tf  # noqa: PLC0415
 
     return {"seen": len(tf.config.list_physical_devices("GPU")), "cuda": tf.test.is_built_with_cuda()}
 

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+import nucleus
 from nucleus.cli.options import json_option, project_bucket
+from nucleus.cli.output import Column, note, print_in_blocks, print_json, print_table, warn
 from nucleus.errors import UsageError
 from nucleus.text import NONE, commit_text, epochs_text, score_text, time_text, value_text
 
@@ -40,23 +42,24 @@ def compare_models(models: tuple[str, ...], out: Path | None, as_json: bool) -> 
 
     Differences are to the first. Versions of different models compare too.
     """
-    from nucleus.config.names import parse_reference
-    from nucleus.registry.manifest import read_version
-    from nucleus.registry.versions import resolve_version
-    from nucleus.runs.comparison import of_version
-    from nucleus.runs.listing import history_of_version
 
-    references = [parse_reference(model, "model") for model in models]
+    references = [nucleus.config.parse_reference(model, "model") for model in models]
     check_contenders(models, models, out, "versions, such as dsb2018@1 dsb2018@2")
     bucket = project_bucket("models/")
-    numbers = [resolve_version(bucket, reference) for reference in references]
+    numbers = [nucleus.registry.resolve_version(bucket, reference) for reference in references]
     names = [f"{reference.name}@{number}" for reference, number in zip(references, numbers, strict=True)]
     check_contenders(models, names, out, "versions, such as dsb2018@1 dsb2018@2")
     manifests = [
-        read_version(bucket, reference.name, number) for reference, number in zip(references, numbers, strict=True)
+        nucleus.registry.read_version(bucket, reference.name, number)
+        for reference, number in zip(references, numbers, strict=True)
     ]
     show_comparison(
-        [of_version(manifest, history_of_version(bucket, manifest)) for manifest in manifests], out, as_json
+        [
+            nucleus.runs.of_version(manifest, nucleus.runs.history_of_version(bucket, manifest))
+            for manifest in manifests
+        ],
+        out,
+        as_json,
     )
 
 
@@ -83,19 +86,19 @@ def check_contenders(given: Sequence[str], meant: Sequence[str], out: Path | Non
 
 def show_comparison(contenders: "Sequence[Contender]", out: Path | None, as_json: bool) -> None:
     """Tables or JSON on stdout, a warning if scores do not compare, and the picture."""
-    from nucleus.cli.output import print_json, warn
-    from nucleus.runs.comparison import recipe_differences, score_rows, scored_apart
 
-    apart = scored_apart(contenders)
+    apart = nucleus.runs.scored_apart(contenders)
     if apart:
         warn(apart)
     if as_json:
         names = [contender.name for contender in contenders]
-        different = recipe_differences(contenders)
+        different = nucleus.runs.recipe_differences(contenders)
         print_json(
             {
                 "contenders": [_document(contender) for contender in contenders],
-                "metrics": [{**asdict(row), "differences": row.differences} for row in score_rows(contenders)],
+                "metrics": [
+                    {**asdict(row), "differences": row.differences} for row in nucleus.runs.score_rows(contenders)
+                ],
                 "recipe": {
                     key: {names[place]: value for place, value in values.items()} for key, values in different.items()
                 },
@@ -119,7 +122,6 @@ def _document(contender: "Contender") -> dict[str, Any]:
 
 def _print_legend(contenders: "Sequence[Contender]") -> None:
     """Which letter is whose: names may be too long to stand beside each other."""
-    from nucleus.cli.output import print_table
 
     lettered = list(zip(_letters(contenders), contenders, strict=True))
     if all(contender.name == contender.run for contender in contenders):
@@ -157,10 +159,8 @@ def _print_facts(contenders: "Sequence[Contender]") -> None:
 
 
 def _print_metrics(contenders: "Sequence[Contender]") -> None:
-    from nucleus.cli.output import Column, note, print_in_blocks
-    from nucleus.runs.comparison import score_rows
 
-    rows = score_rows(contenders)
+    rows = nucleus.runs.score_rows(contenders)
     if not rows:
         note("No scores: none has ended.")
         return
@@ -179,10 +179,8 @@ def _print_metrics(contenders: "Sequence[Contender]") -> None:
 
 
 def _print_recipes(contenders: "Sequence[Contender]") -> None:
-    from nucleus.cli.output import note
-    from nucleus.runs.comparison import recipe_differences
 
-    different = recipe_differences(contenders)
+    different = nucleus.runs.recipe_differences(contenders)
     if not different:
         note("The recipes are the same.")
         return
@@ -200,7 +198,6 @@ def _print_beside(
     title: str | None = None,
 ) -> None:
     """A row for each key, with the value of each contender."""
-    from nucleus.cli.output import Column, print_in_blocks
 
     groups = [
         [Column(letter, [value_text(row[place]) for row in values])]
@@ -210,14 +207,11 @@ def _print_beside(
 
 
 def _write_picture(contenders: "Sequence[Contender]", out: Path) -> None:
-    from nucleus.cli.output import note, warn
-    from nucleus.report.comparison_figure import draw_curves, encode_figure
-    from nucleus.storage.files import write_atomic
 
     for contender in contenders:
         if not contender.history:
             warn(f"{contender.name} has no history, and so no curves")
-    write_atomic(out, encode_figure(draw_curves(contenders)))
+    nucleus.storage.write_atomic(out, nucleus.report.encode_figure(nucleus.report.draw_curves(contenders)))
     note(f"curves: {out}")
 
 

@@ -7,7 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+import nucleus
 from nucleus.cli.options import json_option
+from nucleus.cli.output import note, print_facts, print_json, print_table, warn
+from nucleus.cli.progress_bars import show_progress
 
 if TYPE_CHECKING:
     from nucleus.data.dataset import Dataset
@@ -34,23 +37,17 @@ def import_(src: Path, uri: str, seed: int, val: float, test: float, group_by: s
     Layouts: <id>/images/*.png + <id>/masks/*.png (Kaggle); inputs/ + masks/, also under train/ and test/;
     images/ + labels/ with integer labels.
     """
-    from nucleus.cli.output import print_facts, print_json, warn
-    from nucleus.cli.progress_bars import show_progress
-    from nucleus.data.dataset import locate_dataset
-    from nucleus.data.importing import SplitOptions, import_dataset
-    from nucleus.lazy import import_tensorflow
 
     try:
         pattern = re.compile(group_by) if group_by else None
     except re.error as error:
         raise click.BadParameter(f"not a regular expression: {error}", param_hint="--group-by") from error
-    location = locate_dataset(uri)
+    location = nucleus.data.locate_dataset(uri)
     if location.ref != "latest":
         raise click.BadParameter(f"the content gives the version; leave out @{location.ref}", param_hint="URI")
-    options = SplitOptions(seed=seed, val=val, test=test, group_by=pattern)
-    import_tensorflow()
+    options = nucleus.data.SplitOptions(seed=seed, val=val, test=test, group_by=pattern)
     with show_progress("read images") as advance, show_progress("upload shards", "bytes") as upload:
-        imported = import_dataset(src, location.uri, options, advance, upload)
+        imported = nucleus.data.import_dataset(src, location.uri, options, advance, upload)
     manifest = imported.dataset.manifest
     for item in manifest.left_out:
         warn(f"left out {item.title}: {item.reason}")
@@ -76,10 +73,8 @@ def import_(src: Path, uri: str, seed: int, val: float, test: float, group_by: s
 @json_option
 def list_(uri: str, as_json: bool) -> None:
     """List the versions of a dataset."""
-    from nucleus.cli.output import print_json, print_table
-    from nucleus.data.dataset import list_versions, locate_dataset
 
-    datasets = list_versions(locate_dataset(uri).uri)
+    datasets = nucleus.data.list_versions(nucleus.data.locate_dataset(uri).uri)
     if as_json:
         print_json([_summary(dataset) for dataset in datasets])
         return
@@ -101,22 +96,20 @@ def list_(uri: str, as_json: bool) -> None:
 @json_option
 def show(uri: str, out: Path | None, as_json: bool) -> None:
     """Show counts, and a picture of examples."""
-    from nucleus.cli.output import note, print_json
-    from nucleus.data.dataset import locate_dataset, open_dataset
 
-    dataset = open_dataset(locate_dataset(uri))
+    dataset = nucleus.data.open_dataset(nucleus.data.locate_dataset(uri))
     if as_json:
         print_json(_summary(dataset))
     else:
         click.echo(str(dataset))
         _print_counts(dataset)
     if out is not None:
-        from nucleus.data.cache import ShardCache, default_cache_dir
-        from nucleus.data.images import encode_png
-        from nucleus.pictures import example_sheet
-        from nucleus.storage.files import write_atomic
-
-        write_atomic(out, encode_png(example_sheet(dataset, ShardCache(default_cache_dir()))))
+        nucleus.storage.write_atomic(
+            out,
+            nucleus.data.encode_png(
+                nucleus.pictures.example_sheet(dataset, nucleus.data.ShardCache(nucleus.data.default_cache_dir()))
+            ),
+        )
         note(f"examples: {out}")
 
 
@@ -126,13 +119,10 @@ def show(uri: str, out: Path | None, as_json: bool) -> None:
 @click.pass_context
 def verify(ctx: click.Context, uri: str, as_json: bool) -> None:
     """Read every shard and compare its SHA-256 with the manifest; exit status 1 if any is wrong."""
-    from nucleus.cli.output import print_json, warn
-    from nucleus.cli.progress_bars import show_progress
-    from nucleus.data.dataset import locate_dataset, open_dataset, verify_dataset
 
-    dataset = open_dataset(locate_dataset(uri))
+    dataset = nucleus.data.open_dataset(nucleus.data.locate_dataset(uri))
     with show_progress("verify shards", "bytes") as advance:
-        problems = verify_dataset(dataset, advance)
+        problems = nucleus.data.verify_dataset(dataset, advance)
     if as_json:
         print_json({"dataset": str(dataset), "shards": len(dataset.manifest.shards), "problems": problems})
     else:
@@ -172,7 +162,6 @@ def _split_summary(dataset: "Dataset", split: str) -> dict[str, Any]:
 
 
 def _print_counts(dataset: "Dataset") -> None:
-    from nucleus.cli.output import print_table
 
     rows = []
     for split, counts in _summary(dataset)["splits"].items():

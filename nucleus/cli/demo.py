@@ -11,6 +11,11 @@ from typing import TYPE_CHECKING
 
 import click
 
+import job
+import nucleus
+from nucleus.cli.output import note, print_table, warn
+from nucleus.cli.progress_bars import TrainingDisplay, show_progress
+from nucleus.cli.train import print_published, short_path
 from nucleus.errors import NucleusError, RecipeError
 
 if TYPE_CHECKING:
@@ -50,16 +55,14 @@ def demo(
 ) -> None:
     """Import SRC (a zip or folder; without it, generated images), train on two Ray workers, publish, pull and
     predict, on the embedded S3 server."""
-    from job.recipes import recipe_path
-    from nucleus.config.settings import read_recipe
-    from nucleus.lazy import import_tensorflow
 
     workdir = workdir.absolute()
     chosen = recipe or ("dsb2018-cpu" if src else "demo")
-    content = read_recipe(recipe_path(chosen), (f'cache_dir="{workdir / "cache"}"', *settings))
+    content = nucleus.config.read_recipe(
+        nucleus.config.recipe_path(chosen), (f'cache_dir="{workdir / "cache"}"', *settings)
+    )
     if content.bucket is not None:
         raise RecipeError("The demo has a bucket of its own: leave out the recipe's key bucket.")
-    import_tensorflow()
     _Demo(content, workdir, verbose=bool(ctx.find_root().params.get("debug"))).run(src, weights)
 
 
@@ -71,7 +74,6 @@ class _Demo:
     stages: list[tuple[str, float]] = field(default_factory=list)
 
     def run(self, src: Path | None, weights: Path | None) -> None:
-        from nucleus.cli.train import print_published
 
         with self._store():
             dataset = self._import(src)
@@ -87,7 +89,6 @@ class _Demo:
 
     @contextmanager
     def _stage(self, name: str) -> Iterator[None]:
-        from nucleus.cli.output import note
 
         note(f"== {name}")
         started = time.monotonic()
@@ -97,99 +98,89 @@ class _Demo:
     @contextmanager
     def _store(self) -> Iterator[None]:
         """Run the embedded server for the time of the demo, and reach it as any S3 server is reached."""
-        from nucleus.storage import local_server as server
 
-        was_running = server.status(self.workdir / "store") is not None
+        was_running = nucleus.storage.local_server.status(self.workdir / "store") is not None
         try:
             with self._stage("start the S3 server"):
-                store = server.start(self.workdir / "store", 0)
-                server.make_bucket(store)
-                os.environ.update(server.environment(store))
+                store = nucleus.storage.local_server.start(self.workdir / "store", 0)
+                nucleus.storage.local_server.make_bucket(store)
+                os.environ.update(nucleus.storage.local_server.environment(store))
                 os.environ.setdefault("WANDB_DIR", str(self.workdir))
             yield
         finally:
             if not was_running:
-                server.stop(self.workdir / "store")
+                nucleus.storage.local_server.stop(self.workdir / "store")
 
     def _import(self, src: Path | None) -> "Dataset":
-        from nucleus.cli.output import note, warn
-        from nucleus.cli.progress_bars import show_progress
-        from nucleus.data.dataset import locate_dataset
-        from nucleus.data.importing import SplitOptions, import_dataset
-        from nucleus.data.synthetic import write_generated
 
         if src is None:
             src = self.workdir / "images"
             with self._stage("generate images"):
-                write_generated(src, _GENERATED_IMAGES)
-        uri = locate_dataset(self.recipe.dataset).uri
+                nucleus.data.write_generated(src, _GENERATED_IMAGES)
+        uri = nucleus.data.locate_dataset(self.recipe.dataset).uri
         with (
             self._stage("import"),
             show_progress("read images") as advance,
             show_progress("upload shards", "bytes") as upload,
         ):
-            imported = import_dataset(src, uri, SplitOptions(), advance, upload)
+            imported = nucleus.data.import_dataset(src, uri, nucleus.data.SplitOptions(), advance, upload)
         for item in imported.dataset.manifest.left_out:
             warn(f"left out {item.title}: {item.reason}")
         note(f"{len(imported.dataset.manifest.samples)} images in {imported.dataset}")
         return imported.dataset
 
     def _add_weights(self, weights: Path) -> str:
-        from nucleus.cli.progress_bars import show_progress
-        from nucleus.registry.encoder_weights import add_weights
-        from nucleus.storage.bucket import Bucket
-        from nucleus.storage.uri import bucket_from_environment
 
         with self._stage("add encoder weights"), show_progress("upload weights", "bytes") as advance:
-            added = add_weights(weights, self.recipe.network.encoder, Bucket(bucket_from_environment()), advance)
+            added = nucleus.registry.add_weights(
+                weights,
+                self.recipe.network.encoder,
+                nucleus.storage.Bucket(nucleus.storage.bucket_from_environment()),
+                advance,
+            )
         return str(added.uri)
 
     def _train(self, recipe: "Recipe") -> "ModelManifest":
-        from job.train import RunOptions, train
-        from nucleus.cli.progress_bars import TrainingDisplay
 
-        options = RunOptions(
+        options = job.RunOptions(
             weights_optional=True, own_cluster=True, verbose=self.verbose, folder=self.workdir / "runs"
         )
         with self._stage("train and publish"), TrainingDisplay() as display:
-            return train(recipe, options, display)
+            return job.train(recipe, options, display)
 
     def _pull(self, manifest: "ModelManifest") -> Path:
-        from nucleus.cli.progress_bars import show_progress
-        from nucleus.config.names import Reference
-        from nucleus.registry.versions import pull
-        from nucleus.storage.bucket import Bucket
-        from nucleus.storage.uri import bucket_from_environment
 
         folder = self.workdir / "model" / f"{manifest.version:06d}"
         with self._stage("pull"), show_progress(f"download {manifest.model}", "bytes") as advance:
-            pull(Bucket(bucket_from_environment()), Reference(manifest.model, "latest"), folder, advance)
+            nucleus.registry.pull(
+                nucleus.storage.Bucket(nucleus.storage.bucket_from_environment()),
+                nucleus.config.Reference(manifest.model, "latest"),
+                folder,
+                advance,
+            )
         return folder
 
     def _predict(self, dataset: "Dataset", folder: Path) -> tuple[int, int]:
         """Write the test split's images as files, as a user would have them, and segment those."""
-        from nucleus.cli.progress_bars import show_progress
-        from nucleus.data.cache import ShardCache
-        from nucleus.data.images import encode_png
-        from nucleus.data.reader import images_of_split
-        from nucleus.predict.image_files import predict_files
-        from nucleus.predict.model import load_predictor
-        from nucleus.storage.files import write_atomic
 
         with self._stage("predict"), show_progress("segment images") as advance:
             files = []
-            for sample in images_of_split(dataset, "test", ShardCache(self.workdir / "cache")):
+            for sample in nucleus.data.images_of_split(
+                dataset, "test", nucleus.data.ShardCache(self.workdir / "cache")
+            ):
                 files.append(self.workdir / "unseen" / folder.name / f"{sample.name}.png")
-                write_atomic(files[-1], encode_png(sample.image))
-            found = predict_files(
-                load_predictor(folder), files, self.workdir / "predictions" / folder.name, advance=advance
+                nucleus.storage.write_atomic(files[-1], nucleus.data.encode_png(sample.image))
+            found = nucleus.predict.predict_files(
+                nucleus.predict.load_predictor(folder),
+                files,
+                self.workdir / "predictions" / folder.name,
+                advance=advance,
             )
         if found.failures:
             raise NucleusError("; ".join(found.failures.values()))
         return sum(found.counts.values()), len(found.counts)
 
     def _print_times(self, manifest: "ModelManifest", found: str) -> None:
-        from nucleus.cli.output import print_table, warn
 
         if manifest.origin.encoder_weights.source == "none":
             warn("trained WITHOUT pretrained encoder weights; hand them over with --weights FILE for better results")
@@ -198,7 +189,6 @@ class _Demo:
 
     def _places(self, manifest: "ModelManifest") -> dict[str, object]:
         """Where the demo has put what it made besides the run."""
-        from nucleus.cli.train import short_path
 
         version, here = f"{manifest.version:06d}", short_path(self.workdir)
         return {

@@ -6,7 +6,11 @@ from typing import TYPE_CHECKING
 
 import click
 
+import job
+import nucleus
 from nucleus.cli.options import is_pulled, model_folder, workers_option
+from nucleus.cli.output import note, print_json, print_scores, print_table
+from nucleus.cli.progress_bars import show_progress
 from nucleus.errors import UsageError
 
 if TYPE_CHECKING:
@@ -34,30 +38,21 @@ def evaluate(
     model: str, dataset: str, split: str, tta: bool, gallery: Path | None, workers: int | None, as_json: bool
 ) -> None:
     """Score a model on a split of DATASET (s3://bucket/datasets/NAME[@VERSION], or NAME in the bucket)."""
-    from nucleus.cli.output import print_json, print_scores
-    from nucleus.config.recipe import LossOptions
-    from nucleus.data.dataset import locate_dataset, open_dataset
-    from nucleus.lazy import import_tensorflow
 
     if workers is not None and is_pulled(model):
         raise UsageError(f"Expected NAME[@REF], which every worker can pull, for --workers; found {model}.")
-    opened = open_dataset(locate_dataset(dataset))
+    opened = nucleus.data.open_dataset(nucleus.data.locate_dataset(dataset))
     folder = model_folder(model)
-    import_tensorflow()
-    from nucleus.data.images import encode_png
-    from nucleus.pictures import draw_gallery
-    from nucleus.predict.model import read_pulled
-    from nucleus.storage.files import write_atomic
 
-    manifest = read_pulled(folder)
-    loss = LossOptions.model_validate(manifest.origin.recipe.get("loss", {}))
+    manifest = nucleus.predict.read_pulled(folder)
+    loss = nucleus.config.LossOptions.model_validate(manifest.origin.recipe.get("loss", {}))
     splits = tuple(name for name in _SPLITS if split in {name, "all"})
     if workers is None:
         found = _evaluate_here(folder, loss, opened, splits, tta=tta)
     else:
         found = _evaluate_spread(manifest, loss, opened, splits, workers, tta=tta)
     if gallery is not None:
-        write_atomic(gallery, encode_png(draw_gallery(found.worst)))
+        nucleus.storage.write_atomic(gallery, nucleus.data.encode_png(nucleus.pictures.draw_gallery(found.worst)))
     if as_json:
         version = f"{manifest.model}@{manifest.version}"
         images = [{**asdict(row), "ap_50": row.ap_50} for row in found.images]
@@ -72,19 +67,14 @@ def evaluate(
 def _evaluate_here(
     folder: Path, loss: "LossOptions", dataset: "Dataset", splits: tuple[str, ...], *, tta: bool
 ) -> "Evaluation":
-    from nucleus.cli.progress_bars import show_progress
-    from nucleus.data.cache import ShardCache, default_cache_dir
-    from nucleus.predict.evaluation import evaluate as evaluate_split
-    from nucleus.predict.evaluation import joined
-    from nucleus.predict.model import PredictionOptions, load_predictor
 
-    predictor = load_predictor(folder, PredictionOptions(turns=tta))
-    cache = ShardCache(default_cache_dir())
+    predictor = nucleus.predict.load_predictor(folder, nucleus.predict.PredictionOptions(turns=tta))
+    cache = nucleus.data.ShardCache(nucleus.data.default_cache_dir())
     parts = []
     for split in splits:
         with show_progress(f"evaluate {split}") as advance:
-            parts.append(evaluate_split(predictor, loss, dataset, split, cache, advance, worst=_WORST))
-    return joined(parts, _WORST)
+            parts.append(nucleus.predict.evaluate(predictor, loss, dataset, split, cache, advance, worst=_WORST))
+    return nucleus.predict.joined(parts, _WORST)
 
 
 def _evaluate_spread(
@@ -96,29 +86,22 @@ def _evaluate_spread(
     *,
     tta: bool,
 ) -> "Evaluation":
-    from job.inference import EvaluationPlan, evaluate_spread
-    from nucleus.cli.output import note
-    from nucleus.cli.progress_bars import show_progress
-    from nucleus.config.names import Reference
-    from nucleus.predict.model import PredictionOptions
-    from nucleus.storage.uri import bucket_from_environment
 
-    plan = EvaluationPlan(
-        registry=bucket_from_environment(),
-        model=Reference(manifest.model, str(manifest.version)),
+    plan = job.EvaluationPlan(
+        registry=nucleus.storage.bucket_from_environment(),
+        model=nucleus.config.Reference(manifest.model, str(manifest.version)),
         loss=loss,
         dataset=dataset,
         splits=splits,
-        options=PredictionOptions(turns=tta),
+        options=nucleus.predict.PredictionOptions(turns=tta),
         worst=_WORST,
     )
     verbose = click.get_current_context().find_root().params["debug"]
     with show_progress(f"evaluate {' '.join(splits)}") as advance:
-        return evaluate_spread(plan, workers=workers, verbose=verbose, advance=advance, waiting=note)
+        return job.evaluate_spread(plan, workers=workers, verbose=verbose, advance=advance, waiting=note)
 
 
 def _print_images(found: "Evaluation") -> None:
-    from nucleus.cli.output import print_table
 
     print_table(
         ("image", "kind", *(title for _, title in _IMAGE_SCORES), "nuclei", "found"),

@@ -8,7 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+import nucleus
+from job import job_api
+from job import submit as job_submission
 from nucleus.cli.options import check_run_options, cluster_options, json_option, run_options
+from nucleus.cli.output import note, print_json, print_table
 
 if TYPE_CHECKING:
     from job.job_api import Job
@@ -27,10 +31,8 @@ def jobs() -> None:
 @json_option
 def list_command(address: str | None, insecure: bool, as_json: bool) -> None:
     """Every job that the cluster remembers, the newest first."""
-    from job.job_api import all_jobs
-    from nucleus.cli.output import print_json, print_table
 
-    found = all_jobs(open_client(address, insecure=insecure))
+    found = job_api.all_jobs(open_client(address, insecure=insecure))
     if as_json:
         print_json([asdict(job) for job in found])
         return
@@ -44,9 +46,8 @@ def list_command(address: str | None, insecure: bool, as_json: bool) -> None:
 @json_option
 def status(job: str, address: str | None, insecure: bool, as_json: bool) -> None:
     """How JOB is."""
-    from job.job_api import find_job
 
-    _show_job(find_job(open_client(address, insecure=insecure), job), as_json=as_json)
+    _show_job(job_api.find_job(open_client(address, insecure=insecure), job), as_json=as_json)
 
 
 @jobs.command()
@@ -56,16 +57,13 @@ def status(job: str, address: str | None, insecure: bool, as_json: bool) -> None
 @json_option
 def logs(job: str, follow: bool, address: str | None, insecure: bool, as_json: bool) -> None:
     """What JOB has written."""
-    from job.job_api import find_job, job_log
-    from job.job_api import follow as follow_job
-    from nucleus.cli.output import print_json
 
     client = open_client(address, insecure=insecure)
     if follow and not as_json:
-        end_as(follow_job(client, job, lambda text: click.echo(text, nl=False)))
+        end_as(job_api.follow(client, job, lambda text: click.echo(text, nl=False)))
         return
-    found = follow_job(client, job, lambda _: None) if follow else find_job(client, job)
-    log = job_log(client, job)
+    found = job_api.follow(client, job, lambda _: None) if follow else job_api.find_job(client, job)
+    log = job_api.job_log(client, job)
     if as_json:
         print_json({"job": job, "status": found.status, "log": log})
     else:
@@ -80,18 +78,16 @@ def logs(job: str, follow: bool, address: str | None, insecure: bool, as_json: b
 @json_option
 def stop(job: str, address: str | None, insecure: bool, as_json: bool) -> None:
     """Let JOB save a checkpoint and stop; `nucleus submit RECIPE --resume RUN` goes on."""
-    from job.job_api import stop_job
 
-    _show_job(stop_job(open_client(address, insecure=insecure), job), as_json=as_json)
+    _show_job(job_api.stop_job(open_client(address, insecure=insecure), job), as_json=as_json)
 
 
 def open_client(address: str | None, *, insecure: bool) -> Any:
     """The job API of the cluster that the user means, if it lets nobody else in."""
-    from job.job_api import check_address, cluster_address, job_client
 
-    where = cluster_address(address)
-    check_address(where, insecure=insecure)
-    return job_client(where, insecure=insecure)
+    where = job_api.cluster_address(address)
+    job_api.check_address(where, insecure=insecure)
+    return job_api.job_client(where, insecure=insecure)
 
 
 def end_as(job: "Job") -> None:
@@ -101,7 +97,6 @@ def end_as(job: "Job") -> None:
 
 
 def _show_job(job: "Job", *, as_json: bool) -> None:
-    from nucleus.cli.output import print_json, print_table
 
     if as_json:
         print_json(asdict(job))
@@ -141,23 +136,18 @@ def submit(
     The cluster has this project's dependencies and, by the AWS chain of its machines, its own rights to the bucket:
     no key of yours is sent. Its log goes to stderr; the exit status is the job's. Ctrl-C asks whether to stop it.
     """
-    from job.recipes import recipe_path
-    from job.submit import prepare
-    from nucleus.cli.output import note, print_json
-    from nucleus.config.settings import read_recipe
-    from nucleus.runs.plan import new_run_name
 
     check_run_options(settings, run, resume)
     client = open_client(address, insecure=insecure)
-    path = recipe_path(recipe)
-    content = read_recipe(path, settings)
-    name = resume or run or new_run_name(content.model)
-    job = new_run_name(name) if resume else name  # a run may be resumed again and again
+    path = nucleus.config.recipe_path(recipe)
+    content = nucleus.config.read_recipe(path, settings)
+    name = resume or run or nucleus.runs.new_run_name(content.model)
+    job = nucleus.runs.new_run_name(name) if resume else name  # a run may be resumed again and again
     arguments = ["--resume" if resume else "--run", name, *(f"--set={text}" for text in settings)]
     arguments += ["--single-writer"] if single_writer else []
     with tempfile.TemporaryDirectory(prefix="nucleus-submit-") as folder:
         verbose = bool(ctx.find_root().params.get("debug"))
-        submission = prepare(path, job, arguments, Path(folder), verbose=verbose)
+        submission = job_submission.prepare(path, job, arguments, Path(folder), verbose=verbose)
         if dry_run:
             _show_dry_run(_dry_run(content, resume, submission, client), as_json=as_json)
             return
@@ -174,15 +164,13 @@ def submit(
 
 def _followed(client: Any, job: str) -> "Job":
     """Pass on a job's log to its end. Ctrl-C asks what is to become of the job."""
-    from job.job_api import follow, stop_job
-    from nucleus.cli.output import note
 
     try:
-        return follow(client, job, lambda text: click.echo(text, nl=False, err=True))
+        return job_api.follow(client, job, lambda text: click.echo(text, nl=False, err=True))
     except KeyboardInterrupt:
         if sys.stdin.isatty() and _is_to_stop(job):
             note(f"Stopping {job}; it saves a checkpoint first")
-            return stop_job(client, job)
+            return job_api.stop_job(client, job)
         note(f"{job} goes on. See: nucleus jobs logs --follow {job}; to stop it: nucleus jobs stop {job}")
         raise click.exceptions.Exit(_INTERRUPTED) from None
 
@@ -196,20 +184,16 @@ def _is_to_stop(job: str) -> bool:
 
 
 def _dry_run(content: Any, resume: str | None, submission: Any, client: Any) -> "DryRun":
-    from job.job_api import rooms_of
-    from job.submit import dry_run
-    from nucleus.runs.plan import load_plan
-    from nucleus.storage.bucket import Bucket
-    from nucleus.storage.uri import bucket_from_environment
 
     if resume is None:
-        return dry_run(content, content.dataset, submission, rooms_of(client))
-    plan = load_plan(Bucket(bucket_from_environment(content.bucket)), resume)
-    return dry_run(plan.recipe, plan.dataset, submission, rooms_of(client))
+        return job_submission.dry_run(content, content.dataset, submission, job_api.rooms_of(client))
+    plan = nucleus.runs.load_plan(
+        nucleus.storage.Bucket(nucleus.storage.bucket_from_environment(content.bucket)), resume
+    )
+    return job_submission.dry_run(plan.recipe, plan.dataset, submission, job_api.rooms_of(client))
 
 
 def _show_dry_run(found: "DryRun", *, as_json: bool) -> None:
-    from nucleus.cli.output import note, print_json, print_table
 
     if as_json:
         print_json(asdict(found))

@@ -9,7 +9,11 @@ from typing import TYPE_CHECKING
 
 import click
 
+import job
+import nucleus
 from nucleus.cli.options import cluster_options, json_option
+from nucleus.cli.output import note, print_json
+from nucleus.errors import NucleusError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -35,11 +39,9 @@ def doctor(ctx: click.Context, address: str | None, insecure: bool, as_json: boo
     Nothing is started or downloaded. Exit status 1 if a check fails; a warning alone is no failure. One small object
     may be left in the bucket, models/.conditional-writes, as by the first publishing.
     """
-    from nucleus.cli.output import print_json
-    from nucleus.storage.retries import set_storage_timeout
 
     if ctx.find_root().params.get("storage_timeout") is None:
-        set_storage_timeout(_STORAGE_SECONDS)
+        nucleus.storage.set_storage_timeout(_STORAGE_SECONDS)
     show = _printer()
     findings = []
     for finding in _findings(address, insecure=insecure):
@@ -54,26 +56,22 @@ def doctor(ctx: click.Context, address: str | None, insecure: bool, as_json: boo
 
 def _findings(address: str | None, *, insecure: bool) -> "Iterator[Finding]":
     """What the checks find, made side by side, told in an order that does not change."""
-    from job.cluster_check import check_ray
-    from nucleus.doctor import check_gpus, check_packages, check_storage, check_wandb
 
     with ThreadPoolExecutor() as pool:
-        wandb = pool.submit(check_wandb)
-        ray = pool.submit(check_ray, address, insecure=insecure)
+        wandb = pool.submit(nucleus.doctor.check_wandb)
+        ray = pool.submit(job.check_ray, address, insecure=insecure)
         gpus = pool.submit(_gpus_here)
-        yield check_packages()
-        yield from check_storage()
+        yield nucleus.doctor.check_packages()
+        yield from nucleus.doctor.check_storage()
         yield ray.result().finding
-        yield check_gpus(gpus.result(), ray.result().gpus)
+        yield nucleus.doctor.check_gpus(gpus.result(), ray.result().gpus)
         yield wandb.result()
 
 
 def _gpus_here() -> "Gpus | NucleusError":
-    from nucleus.doctor import gpus_here
-    from nucleus.errors import NucleusError
 
     try:
-        return gpus_here()
+        return nucleus.doctor.gpus_here()
     except NucleusError as error:
         return error
 
@@ -126,13 +124,11 @@ def store() -> None:
 @click.option("--port", type=click.IntRange(0, 65535), help="0 for any free one.  [default: the last used, else 9000]")
 def start(folder: Path, port: int | None) -> None:
     """Start it, make the bucket `nucleus`, and print the lines to use it: eval "$(nucleus store start)"."""
-    from nucleus.cli.output import note
-    from nucleus.storage import local_server as server
 
-    running = server.start(folder, port)
-    server.make_bucket(running)
+    running = nucleus.storage.local_server.start(folder, port)
+    nucleus.storage.local_server.make_bucket(running)
     note(f"S3 server on {running.endpoint}, data in {running.folder} (nucleus store stop --dir {folder} ends it)")
-    settings = server.environment(running)
+    settings = nucleus.storage.local_server.environment(running)
     endpoint = settings.pop("AWS_ENDPOINT_URL_S3")
     click.echo(f"export AWS_ENDPOINT_URL_S3={endpoint}")
     click.echo("export " + " ".join(f"{name}={value}" for name, value in settings.items()))
@@ -142,10 +138,8 @@ def start(folder: Path, port: int | None) -> None:
 @_DIR
 def stop(folder: Path) -> None:
     """Stop it; the data stays."""
-    from nucleus.cli.output import note
-    from nucleus.storage import local_server as server
 
-    note("S3 server stopped" if server.stop(folder) else f"No S3 server runs on {folder}")
+    note("S3 server stopped" if nucleus.storage.local_server.stop(folder) else f"No S3 server runs on {folder}")
 
 
 @store.command()
@@ -154,10 +148,8 @@ def stop(folder: Path) -> None:
 @click.pass_context
 def status(ctx: click.Context, folder: Path, as_json: bool) -> None:
     """Tell whether it runs; exit status 1 if not."""
-    from nucleus.cli.output import print_json
-    from nucleus.storage import local_server as server
 
-    running = server.status(folder)
+    running = nucleus.storage.local_server.status(folder)
     if as_json:
         print_json({"running": running is not None, **(asdict(running) if running else {})})
     elif running:

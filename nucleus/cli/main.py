@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+import nucleus
 from nucleus import __version__
 from nucleus.errors import NucleusError
 
@@ -78,9 +79,7 @@ def cli(debug: bool, storage_timeout: float | None) -> None:  # noqa: ARG001  de
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     if storage_timeout is not None:
-        from nucleus.storage.retries import set_storage_timeout
-
-        set_storage_timeout(storage_timeout)
+        nucleus.storage.set_storage_timeout(storage_timeout)
 
 
 def main() -> None:

@@ -6,8 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+import nucleus
 from nucleus.cli.compare import compare_models
-from nucleus.cli.options import json_option, project_bucket, single_writer_option
+from nucleus.cli.options import json_option, model_folder, project_bucket, single_writer_option
+from nucleus.cli.output import print_json, print_markdown, print_table, warn
+from nucleus.cli.progress_bars import show_progress
 from nucleus.config.encoders import ENCODER_NAMES, EncoderName
 from nucleus.errors import IntegrityError, ModelError
 
@@ -45,21 +48,20 @@ def _told(manifest: "ModelManifest") -> dict[str, Any]:
 @json_option
 def list_models_command(name: str | None, as_json: bool) -> None:
     """List the models, or the versions of one."""
-    from nucleus.cli.output import print_json, print_table, warn
-    from nucleus.registry.aliases import list_aliases
-    from nucleus.registry.manifest import read_version
-    from nucleus.registry.versions import list_models, list_versions
 
     bucket = _bucket()
     if name is None:
-        rows = [{"model": model, "latest": list_versions(bucket, model)[-1]} for model in list_models(bucket)]
+        rows = [
+            {"model": model, "latest": nucleus.registry.list_versions(bucket, model)[-1]}
+            for model in nucleus.registry.list_models(bucket)
+        ]
     else:
-        aliases = list_aliases(bucket, name)
+        aliases = nucleus.registry.list_aliases(bucket, name)
         rows = []
-        for version in list_versions(bucket, name):
+        for version in nucleus.registry.list_versions(bucket, name):
             meaning = sorted(alias for alias, value in aliases.items() if value.version == version)
             try:
-                manifest = read_version(bucket, name, version)
+                manifest = nucleus.registry.read_version(bucket, name, version)
             except (ModelError, IntegrityError) as error:
                 warn(str(error))
                 rows.append({"version": version, **dict.fromkeys(_TOLD, "damaged"), "aliases": meaning})
@@ -77,22 +79,18 @@ def list_models_command(name: str | None, as_json: bool) -> None:
 @json_option
 def show(model: str, as_json: bool) -> None:
     """Show a version's card; with --json its manifest. MODEL is NAME[@REF]."""
-    from nucleus.cli.output import print_json, print_markdown
-    from nucleus.config.names import parse_reference
-    from nucleus.registry.aliases import read_decision
-    from nucleus.registry.card import without_front_matter
-    from nucleus.registry.manifest import read_version, version_prefix
-    from nucleus.registry.versions import resolve_version
 
     bucket = _bucket()
-    reference = parse_reference(model, "model")
-    manifest = read_version(bucket, reference.name, resolve_version(bucket, reference))
-    decision = read_decision(bucket, manifest.model, manifest.version)
+    reference = nucleus.config.parse_reference(model, "model")
+    manifest = nucleus.registry.read_version(
+        bucket, reference.name, nucleus.registry.resolve_version(bucket, reference)
+    )
+    decision = nucleus.registry.read_decision(bucket, manifest.model, manifest.version)
     if as_json:
         print_json({**manifest.model_dump(mode="json"), "gate": decision and decision.model_dump(mode="json")})
         return
-    prefix = version_prefix(manifest.model, manifest.version)
-    print_markdown(without_front_matter(bucket.get(f"{prefix}/card.md").decode()))
+    prefix = nucleus.registry.version_prefix(manifest.model, manifest.version)
+    print_markdown(nucleus.registry.without_front_matter(bucket.get(f"{prefix}/card.md").decode()))
     click.echo(f"version {manifest.version}, {manifest.created[:19]}, {bucket.uri / prefix}")
     if decision is not None:
         verb = "moved" if decision.passed else "did not move"
@@ -105,17 +103,15 @@ def show(model: str, as_json: bool) -> None:
 @json_option
 def pull(model: str, dest: Path | None, as_json: bool) -> None:
     """Download NAME[@REF] into DEST, every file's SHA-256 verified.  [default: ./NAME-VERSION]"""
-    from nucleus.cli.output import print_json
-    from nucleus.cli.progress_bars import show_progress
-    from nucleus.config.names import Reference, parse_reference
-    from nucleus.registry import versions
 
     bucket = _bucket()
-    reference = parse_reference(model, "model")
-    version = versions.resolve_version(bucket, reference)
+    reference = nucleus.config.parse_reference(model, "model")
+    version = nucleus.registry.versions.resolve_version(bucket, reference)
     folder = dest or Path(f"{reference.name}-{version:06d}")
     with show_progress(f"download {reference.name}@{version}", "bytes") as advance:
-        manifest = versions.pull(bucket, Reference(reference.name, str(version)), folder, advance)
+        manifest = nucleus.registry.versions.pull(
+            bucket, nucleus.config.Reference(reference.name, str(version)), folder, advance
+        )
     if as_json:
         print_json({"model": manifest.model, "version": manifest.version, "folder": str(folder.absolute())})
     else:
@@ -132,18 +128,12 @@ def export(model: str, dest: Path, kind: Any, as_json: bool) -> None:
 
     h5 and keras load with Keras 3, savedmodel (a folder) with TensorFlow, onnx with ONNX Runtime.
     """
-    from nucleus.cli.options import model_folder
-    from nucleus.cli.output import print_json
-    from nucleus.lazy import import_tensorflow
 
     folder = model_folder(model)
-    import_tensorflow()
-    from nucleus.model.export import export_model
-    from nucleus.predict.model import read_pulled
 
-    manifest = read_pulled(folder)
+    manifest = nucleus.predict.read_pulled(folder)
     about = {"model": manifest.model, "version": manifest.version}
-    usage = export_model(folder, kind, dest, about)
+    usage = nucleus.model.export_model(folder, kind, dest, about)
     if as_json:
         print_json({**about, "format": kind, "path": str(dest.absolute()), "usage": str(usage.absolute())})
     else:
@@ -156,13 +146,12 @@ def export(model: str, dest: Path, kind: Any, as_json: bool) -> None:
 @single_writer_option
 def alias(model: str, alias: str, single_writer: bool) -> None:
     """Let ALIAS mean the version MODEL, which is NAME[@REF]."""
-    from nucleus.config.names import parse_reference
-    from nucleus.registry.aliases import move_alias
-    from nucleus.registry.versions import resolve_version
 
     bucket = _bucket(single_writer)
-    reference = parse_reference(model, "model")
-    moved = move_alias(bucket, reference.name, alias, resolve_version(bucket, reference))
+    reference = nucleus.config.parse_reference(model, "model")
+    moved = nucleus.registry.move_alias(
+        bucket, reference.name, alias, nucleus.registry.resolve_version(bucket, reference)
+    )
     click.echo(f"{reference.name}@{alias} is version {moved.version} (before: {moved.previous or 'none'})")
 
 
@@ -172,9 +161,8 @@ def alias(model: str, alias: str, single_writer: bool) -> None:
 @single_writer_option
 def rollback(name: str, alias: str, single_writer: bool) -> None:
     """Let ALIAS of the model NAME mean what it meant before."""
-    from nucleus.registry.aliases import rollback_alias
 
-    moved = rollback_alias(_bucket(single_writer), name, alias)
+    moved = nucleus.registry.rollback_alias(_bucket(single_writer), name, alias)
     click.echo(f"{name}@{alias} is version {moved.version} (before: {moved.previous})")
 
 
@@ -193,16 +181,14 @@ def rollback(name: str, alias: str, single_writer: bool) -> None:
 @json_option
 def clean(name: str | None, remove: bool, hours: float, as_json: bool) -> None:
     """List what publishers that died left behind, of one model or all, and remove it."""
-    from nucleus.cli.output import print_json, print_table
-    from nucleus.registry.publish import leftovers, remove_leftover
 
     bucket = _bucket()
     before = datetime.now(UTC) - timedelta(hours=hours)
     rows = []
     for model in [name] if name else bucket.folders("models"):
-        for leftover in leftovers(bucket, model):
+        for leftover in nucleus.registry.leftovers(bucket, model):
             state = "leftover" if leftover.modified <= before else "recent"
-            if remove and state == "leftover" and remove_leftover(bucket, model, leftover.version):
+            if remove and state == "leftover" and nucleus.registry.remove_leftover(bucket, model, leftover.version):
                 state = "removed"
             rows.append(
                 {
@@ -241,17 +227,11 @@ def weights() -> None:
 )
 def add(file: Path, encoder: EncoderName) -> None:
     """Check FILE (without top, .weights.h5 or .h5) and put it where network.weights = "imagenet" finds it."""
-    from nucleus.cli.progress_bars import show_progress
-    from nucleus.lazy import import_tensorflow
-    from nucleus.registry.encoder_weights import add_weights
-    from nucleus.storage.bucket import Bucket
-    from nucleus.storage.uri import bucket_from_environment
 
-    bucket = Bucket(bucket_from_environment())
+    bucket = nucleus.storage.Bucket(nucleus.storage.bucket_from_environment())
     bucket.check("weights/")
-    import_tensorflow()
     with show_progress("upload weights", "bytes") as advance:
-        added = add_weights(file, encoder, bucket, advance)
+        added = nucleus.registry.add_weights(file, encoder, bucket, advance)
     click.echo(str(added.uri))
 
 
@@ -259,13 +239,9 @@ def add(file: Path, encoder: EncoderName) -> None:
 @json_option
 def list_weights_command(as_json: bool) -> None:
     """List the weights in the bucket."""
-    from nucleus.cli.output import print_json, print_table
-    from nucleus.registry.encoder_weights import list_weights
-    from nucleus.storage.bucket import Bucket
-    from nucleus.storage.uri import bucket_from_environment
 
-    bucket = Bucket(bucket_from_environment())
-    found = list_weights(bucket)
+    bucket = nucleus.storage.Bucket(nucleus.storage.bucket_from_environment())
+    found = nucleus.registry.list_weights(bucket)
     rows = [
         (item.key.split("/")[1], str(bucket.uri / item.key), item.size, item.modified.isoformat()) for item in found
     ]

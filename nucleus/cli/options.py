@@ -6,6 +6,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+import nucleus
+from nucleus.cli.progress_bars import show_progress
+
 if TYPE_CHECKING:
     from nucleus.storage.bucket import Bucket
 
@@ -88,7 +91,6 @@ def cluster_options(command: Command, *, otherwise: str = "RAY_ADDRESS, or http:
 
 def check_run_options(settings: tuple[str, ...], run: str | None, resume: str | None) -> None:
     """Raise what is wrong with `run_options` together, or with a name."""
-    from nucleus.config.names import check_name
 
     if run and resume:
         raise click.UsageError("--run names a new run and --resume an old one; give one of them")
@@ -96,7 +98,7 @@ def check_run_options(settings: tuple[str, ...], run: str | None, resume: str | 
         raise click.UsageError("--resume goes on by the recipe that the run began with; leave out --set")
     for name in (run, resume):
         if name:
-            check_name(name, "run")
+            nucleus.config.check_name(name, "run")
 
 
 def project_bucket(below: str, *, single_writer: bool = False) -> "Bucket":
@@ -105,10 +107,8 @@ def project_bucket(below: str, *, single_writer: bool = False) -> "Bucket":
     Raises:
         NucleusError: What is wrong with the name, or with the bucket.
     """
-    from nucleus.storage.bucket import Bucket
-    from nucleus.storage.uri import bucket_from_environment
 
-    bucket = Bucket(bucket_from_environment(), single_writer=single_writer)
+    bucket = nucleus.storage.Bucket(nucleus.storage.bucket_from_environment(), single_writer=single_writer)
     bucket.check(below)
     return bucket
 
@@ -123,16 +123,11 @@ def model_folder(model: str) -> Path:
 
     A download is shown.
     """
-    from nucleus.cli.progress_bars import show_progress
-    from nucleus.config.names import parse_reference
-    from nucleus.registry.versions import pull_cached
-    from nucleus.storage.bucket import Bucket
-    from nucleus.storage.uri import bucket_from_environment
 
     if is_pulled(model):
         return Path(model)
-    reference = parse_reference(model, "model")
-    bucket = Bucket(bucket_from_environment())
+    reference = nucleus.config.parse_reference(model, "model")
+    bucket = nucleus.storage.Bucket(nucleus.storage.bucket_from_environment())
     bucket.check("models/")
     with show_progress(f"download {model}", "bytes") as advance:
-        return pull_cached(bucket, reference, advance)
+        return nucleus.registry.pull_cached(bucket, reference, advance)

@@ -9,7 +9,11 @@ from typing import Any
 
 import click
 
+import job
+import nucleus
 from nucleus.cli.options import is_pulled, json_option, model_folder, workers_option
+from nucleus.cli.output import note, print_facts, print_json, print_table, warn
+from nucleus.cli.progress_bars import show_progress
 from nucleus.errors import NucleusError, UsageError
 
 __all__ = ["predict"]
@@ -74,25 +78,19 @@ def predict(
 
 
 def _predict_files(inputs: tuple[str, ...], model: str, out: Path, given: _Choices) -> None:
-    from nucleus.cli.progress_bars import show_progress
-    from nucleus.lazy import import_tensorflow
-    from nucleus.predict.image_files import check_outputs, find_inputs
 
-    files = find_inputs([Path(text) for text in inputs])
+    files = nucleus.predict.find_inputs([Path(text) for text in inputs])
     if not given.overwrite:
-        check_outputs(files, out)
+        nucleus.predict.check_outputs(files, out)
     folder = model_folder(model)
-    import_tensorflow()
-    from nucleus.predict.image_files import predict_files
-    from nucleus.predict.model import PredictionOptions, load_predictor, read_pulled
 
-    manifest = read_pulled(folder)
-    predictor = load_predictor(
-        folder, PredictionOptions(diameter=given.diameter, pixel_size=given.pixel_size, turns=given.tta)
+    manifest = nucleus.predict.read_pulled(folder)
+    predictor = nucleus.predict.load_predictor(
+        folder, nucleus.predict.PredictionOptions(diameter=given.diameter, pixel_size=given.pixel_size, turns=given.tta)
     )
     started = time.monotonic()
     with show_progress("segment images") as advance:
-        found = predict_files(predictor, files, out, given.channel, advance)
+        found = nucleus.predict.predict_files(predictor, files, out, given.channel, advance)
     version = f"{manifest.model}@{manifest.version}"
     if given.as_json:
         _print_json(version, str(out.absolute()), found.counts, found.failures)
@@ -102,24 +100,16 @@ def _predict_files(inputs: tuple[str, ...], model: str, out: Path, given: _Choic
 
 
 def _predict_stored(images: str, model: str, out: str, workers: int | None, given: _Choices) -> None:
-    from job.inference import predict_stored
-    from nucleus.cli.output import note
-    from nucleus.cli.progress_bars import show_progress
-    from nucleus.config.names import parse_reference
-    from nucleus.predict.bucket_images import PredictionSettings
-    from nucleus.registry.versions import resolve_version
-    from nucleus.storage.bucket import Bucket
-    from nucleus.storage.uri import bucket_from_environment, parse_uri
 
     if is_pulled(model):
         raise UsageError(f"Expected NAME[@REF], which every worker can pull, for images in a bucket; found {model}.")
-    reference = parse_reference(model, "model")
-    registry = Bucket(bucket_from_environment())
+    reference = nucleus.config.parse_reference(model, "model")
+    registry = nucleus.storage.Bucket(nucleus.storage.bucket_from_environment())
     registry.check("models/")
-    settings = PredictionSettings(
-        images=str(parse_uri(images)),
-        out=str(parse_uri(out)),
-        model=f"{reference.name}@{resolve_version(registry, reference)}",
+    settings = nucleus.predict.PredictionSettings(
+        images=str(nucleus.storage.parse_uri(images)),
+        out=str(nucleus.storage.parse_uri(out)),
+        model=f"{reference.name}@{nucleus.registry.resolve_version(registry, reference)}",
         registry=str(registry.uri),
         diameter=given.diameter,
         pixel_size=given.pixel_size,
@@ -129,7 +119,7 @@ def _predict_stored(images: str, model: str, out: str, workers: int | None, give
     verbose = click.get_current_context().find_root().params["debug"]
     started = time.monotonic()
     with show_progress("segment images") as advance:
-        found = predict_stored(
+        found = job.predict_stored(
             settings, workers=workers, overwrite=given.overwrite, verbose=verbose, advance=advance, waiting=note
         )
     if given.as_json:
@@ -141,7 +131,6 @@ def _predict_stored(images: str, model: str, out: str, workers: int | None, give
 
 
 def _print_json(model: str, out: str, counts: Mapping[str, int], failures: Mapping[str, str], **more: int) -> None:
-    from nucleus.cli.output import print_json
 
     print_json({"model": model, "out": out, "nuclei": counts, "failures": failures, **more})
 
@@ -154,7 +143,6 @@ def _print(
     seconds: float,
     more: Mapping[str, object] = MappingProxyType({}),
 ) -> None:
-    from nucleus.cli.output import print_facts, print_table, warn
 
     for message in failures.values():
         warn(message)

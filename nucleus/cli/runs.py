@@ -6,8 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+import nucleus
 from nucleus.cli.compare import check_contenders, picture_option, show_comparison
 from nucleus.cli.options import json_option, project_bucket
+from nucleus.cli.output import Column, columns_that_fit, note, print_columns, print_json, print_table, warn
+from nucleus.cli.progress_bars import show_progress
 from nucleus.text import NONE, commit_text, epochs_text, moment_text, score_text, time_text, value_text
 
 if TYPE_CHECKING:
@@ -60,10 +63,8 @@ def list_(model: str | None, group: str | None, limit: int | None, as_json: bool
     `no record`: it goes on, was stopped or failed, or ended before runs left records; its last write may tell.
     `val mAP` is that of the epoch whose weights were best by the recipe's monitor, before the thresholds were tuned.
     """
-    from nucleus.cli.output import Column, columns_that_fit, note, print_columns, print_json, warn
-    from nucleus.runs.listing import list_runs
 
-    found = list_runs(project_bucket("runs/"), model=model, group=group, limit=limit, warn=warn)
+    found = nucleus.runs.list_runs(project_bucket("runs/"), model=model, group=group, limit=limit, warn=warn)
     rows = [_row(run) for run in found]
     if as_json:
         print_json(rows)
@@ -90,16 +91,12 @@ def list_(model: str | None, group: str | None, limit: int | None, as_json: bool
 @json_option
 def show(run: str, out: Path | None, as_json: bool) -> None:
     """Show what RUN is, where it stands, what it reached and cost, and where everything is."""
-    from nucleus.cli.output import note, print_json, warn
-    from nucleus.cli.progress_bars import show_progress
-    from nucleus.runs.download import download_report
-    from nucleus.runs.listing import find_run
 
     bucket = project_bucket("runs/")
-    found = find_run(bucket, run, warn)
+    found = nucleus.runs.find_run(bucket, run, warn)
     if out is not None:
         with show_progress("download the report") as advance:
-            download_report(bucket, run, out, advance)
+            nucleus.runs.download_report(bucket, run, out, advance)
     if as_json:
         print_json(_document(bucket, found, out))
         return
@@ -114,18 +111,14 @@ def show(run: str, out: Path | None, as_json: bool) -> None:
 @json_option
 def compare(runs: tuple[str, ...], out: Path | None, as_json: bool) -> None:
     """Compare runs: scores, recipes, datasets and cost. Differences are to the first."""
-    from nucleus.cli.output import warn
-    from nucleus.runs.comparison import of_run
-    from nucleus.runs.listing import find_runs
 
     check_contenders(runs, runs, out, "runs")
-    found = find_runs(project_bucket("runs/"), runs, warn)
-    show_comparison([of_run(run) for run in found], out, as_json)
+    found = nucleus.runs.find_runs(project_bucket("runs/"), runs, warn)
+    show_comparison([nucleus.runs.of_run(run) for run in found], out, as_json)
 
 
 def _row(run: "StoredRun | DamagedRun") -> dict[str, Any]:
     """A run in the list, for machines; None is what is not known."""
-    from nucleus.runs.listing import DamagedRun
 
     outline = run.outline
     row: dict[str, Any] = {
@@ -139,7 +132,7 @@ def _row(run: "StoredRun | DamagedRun") -> dict[str, Any]:
         "begun": run.begun.isoformat(),
         "last_write": run.written.isoformat(),
     }
-    if isinstance(run, DamagedRun):
+    if isinstance(run, nucleus.runs.DamagedRun):
         return row
     best = run.best
     done, asked = run.epochs
@@ -173,9 +166,6 @@ def _document(bucket: "Bucket", run: "StoredRun", out: Path | None) -> dict[str,
 
 def _places(bucket: "Bucket", run: "StoredRun") -> dict[str, str]:
     """Where in the bucket what a run left is; only what is there."""
-    from nucleus.config.names import parse_reference
-    from nucleus.registry.manifest import version_prefix
-    from nucleus.runs.record import REPORT_FOLDER, REPORT_PAGE
 
     home = bucket.uri / f"runs/{run.run}"
     places = {"dataset": run.outline.dataset, "run": str(home)}
@@ -183,17 +173,15 @@ def _places(bucket: "Bucket", run: "StoredRun") -> dict[str, str]:
     if checkpoints:
         places["last checkpoint"] = str(home / checkpoints[-1])
     if run.record is not None:
-        places["report"] = str(home / REPORT_FOLDER / REPORT_PAGE)
+        places["report"] = str(home / nucleus.runs.REPORT_FOLDER / nucleus.runs.REPORT_PAGE)
     places |= {name: str(home / name) for name in ("tensorboard", "wandb") if name in run.folders}
     if run.published:
-        version = parse_reference(run.published, "model")
-        places["version"] = str(bucket.uri / version_prefix(version.name, int(version.ref)))
+        version = nucleus.config.parse_reference(run.published, "model")
+        places["version"] = str(bucket.uri / nucleus.registry.version_prefix(version.name, int(version.ref)))
     return places
 
 
 def _print_run(bucket: "Bucket", run: "StoredRun") -> None:
-    from nucleus.cli.output import Column, columns_that_fit, print_columns, print_table
-    from nucleus.metrics.scores import HEADLINES
 
     known = [(title, value) for title, value in _facts(run) if value is not None]
     print_table(("what", "value"), [(title, value_text(value)) for title, value in known])
@@ -203,7 +191,10 @@ def _print_run(bucket: "Bucket", run: "StoredRun") -> None:
             Column("split", [split for split, _, _ in scored]),
             Column("kind", [kind for _, kind, _ in scored]),
             Column("images", [f"{scores['images']:.0f}" if "images" in scores else NONE for *_, scores in scored]),
-            *(Column(title, [score_text(scores.get(metric)) for *_, scores in scored]) for metric, title in HEADLINES),
+            *(
+                Column(title, [score_text(scores.get(metric)) for *_, scores in scored])
+                for metric, title in nucleus.metrics.HEADLINES
+            ),
         ]
         click.echo()
         print_columns(columns_that_fit(columns, _SCORE_IMPORTANCE))
@@ -217,7 +208,6 @@ def _print_run(bucket: "Bucket", run: "StoredRun") -> None:
 
 def _facts(run: "StoredRun") -> list[tuple[str, Any]]:
     """What a run is, where it stands and what it cost; None is what is not known."""
-    from nucleus.runs.listing import setting
 
     record, best = run.record, run.best
     facts: list[tuple[str, Any]] = [
@@ -228,7 +218,7 @@ def _facts(run: "StoredRun") -> list[tuple[str, Any]]:
         ("gate", record and record.gate),
         ("dataset", run.outline.dataset.rpartition("/")[2]),
         ("encoder weights", run.outline.weights.source),
-        *((key, setting(run.outline.recipe, key)) for key in _SETTINGS),
+        *((key, nucleus.runs.setting(run.outline.recipe, key)) for key in _SETTINGS),
         ("epochs", epochs_text(*run.epochs)),
         ("best epoch", best and f"{best['epoch'] + 1:.0f}: {run.monitor} {best[run.monitor]:.4f}"),
         ("begun (UTC)", record.begun[:16].replace("T", " ") if record else moment_text(run.begun)),

@@ -11,7 +11,11 @@ from typing import TYPE_CHECKING
 
 import click
 
+import job
+import nucleus
 from nucleus.cli.options import check_run_options, out_option, run_options, single_writer_option
+from nucleus.cli.output import print_facts, print_json, print_scores, print_table, warn
+from nucleus.cli.progress_bars import TrainingDisplay
 from nucleus.errors import StorageError
 
 if TYPE_CHECKING:
@@ -42,23 +46,16 @@ def train(
 
     Uses the Ray cluster of RAY_ADDRESS or this machine, or starts one for the run.
     """
-    from job.recipes import recipe_path
-    from job.train import RunOptions
-    from job.train import resume as resume_run
-    from job.train import train as train_run
-    from nucleus.cli.output import print_json
-    from nucleus.cli.progress_bars import TrainingDisplay
-    from nucleus.config.settings import read_recipe
 
     check_run_options(settings, run, resume)
-    content = read_recipe(recipe_path(recipe), settings)
+    content = nucleus.config.read_recipe(nucleus.config.recipe_path(recipe), settings)
     verbose = bool(ctx.find_root().params.get("debug"))
-    options = RunOptions(run=run, verbose=verbose, single_writer=single_writer, folder=out)
+    options = job.RunOptions(run=run, verbose=verbose, single_writer=single_writer, folder=out)
     with TrainingDisplay() as display:
         if resume:
-            manifest = resume_run(resume, content.bucket, options, display)
+            manifest = job.resume(resume, content.bucket, options, display)
         else:
-            manifest = train_run(content, options, display)
+            manifest = job.train(content, options, display)
     if as_json:
         print_json(manifest.model_dump(mode="json"))
     else:
@@ -96,23 +93,19 @@ def sweep(
 
     The best is the one with the highest gate.metric on the validation split. All are one group in W&B.
     """
-    from job.recipes import recipe_path
-    from job.sweep import Trial
-    from job.sweep import sweep as run_sweep
-    from job.train import RunOptions
-    from nucleus.cli.output import print_json
-    from nucleus.cli.progress_bars import TrainingDisplay
-    from nucleus.config.names import check_name
-    from nucleus.config.settings import combinations, read_recipe
-    from nucleus.runs.plan import new_run_name
 
-    path = recipe_path(recipe)
-    trials = [Trial(each, read_recipe(path, [*settings, *each])) for each in combinations(over)]
-    sweep_name = check_name(name, "sweep") if name else new_run_name(trials[0].recipe.model[:36])  # with room for -01
+    path = nucleus.config.recipe_path(recipe)
+    trials = [
+        job.Trial(each, nucleus.config.read_recipe(path, [*settings, *each]))
+        for each in nucleus.config.combinations(over)
+    ]
+    sweep_name = (
+        nucleus.config.check_name(name, "sweep") if name else nucleus.runs.new_run_name(trials[0].recipe.model[:36])
+    )  # with room for -01
     verbose = bool(ctx.find_root().params.get("debug"))
-    options = RunOptions(verbose=verbose, single_writer=single_writer, folder=out)
+    options = job.RunOptions(verbose=verbose, single_writer=single_writer, folder=out)
     with TrainingDisplay() as display:
-        found = run_sweep(sweep_name, trials, options, display, at_once)
+        found = job.sweep(sweep_name, trials, options, display, at_once)
     if as_json:
         published = found.published.model_dump(mode="json")
         print_json({"sweep": sweep_name, "trials": [asdict(each) for each in found.outcomes], "published": published})
@@ -121,7 +114,6 @@ def sweep(
 
 
 def _print_sweep(found: "SweepResult", runs: Path, bucket: str | None) -> None:
-    from nucleus.cli.output import print_table, warn
 
     for outcome in found.outcomes:
         if outcome.error is not None:
@@ -154,11 +146,8 @@ def print_published(
         bucket_uri: The recipe's bucket; without it the environment's.
         more: Rows for what the command has made besides the run.
     """
-    from nucleus.cli.output import print_facts, print_scores
-    from nucleus.storage.bucket import Bucket
-    from nucleus.storage.uri import bucket_from_environment
 
-    bucket = Bucket(bucket_from_environment(bucket_uri))
+    bucket = nucleus.storage.Bucket(nucleus.storage.bucket_from_environment(bucket_uri))
     print_scores(manifest.origin.metrics)
     rows = _places(manifest, bucket, runs / manifest.origin.run)
     print_facts({**rows, **more, **_commands(manifest)}, ("what", "where"))
@@ -166,17 +155,14 @@ def print_published(
 
 def _places(manifest: "ModelManifest", bucket: "Bucket", folder: Path) -> dict[str, object]:
     """Where what the run has left is: a row each."""
-    from nucleus.registry.manifest import version_prefix
-    from nucleus.runs.plan import load_plan
-    from nucleus.runs.record import REPORT_FOLDER, REPORT_PAGE
 
-    plan = load_plan(bucket, manifest.origin.run)
+    plan = nucleus.runs.load_plan(bucket, manifest.origin.run)
     version = f"{manifest.model}@{manifest.version}"
     return {
-        "published": f"{version} at {bucket.uri / version_prefix(manifest.model, manifest.version)}",
+        "published": f"{version} at {bucket.uri / nucleus.registry.version_prefix(manifest.model, manifest.version)}",
         **_alias(manifest, bucket, plan),
         "run": str(bucket.uri / "runs" / plan.run),
-        "report": short_path(folder / REPORT_FOLDER / REPORT_PAGE),
+        "report": short_path(folder / nucleus.runs.REPORT_FOLDER / nucleus.runs.REPORT_PAGE),
         "TensorBoard": _tensorboard(bucket, plan.run, folder),
         "W&B": _wandb(manifest, plan),
     }
@@ -193,12 +179,11 @@ def _commands(manifest: "ModelManifest") -> dict[str, str]:
 
 def _alias(manifest: "ModelManifest", bucket: "Bucket", plan: "RunPlan") -> dict[str, str]:
     """What became of the recipe's alias."""
-    from nucleus.registry.aliases import read_decision
 
     gate = plan.recipe.gate
     if not gate.enabled:
         return {gate.alias: "not asked to move: gate.enabled = false"}
-    decision = read_decision(bucket, manifest.model, manifest.version)
+    decision = nucleus.registry.read_decision(bucket, manifest.model, manifest.version)
     if decision is None:
         return {
             gate.alias: f"not judged; move it: nucleus models alias {manifest.model}@{manifest.version} {gate.alias}"
@@ -209,27 +194,27 @@ def _alias(manifest: "ModelManifest", bucket: "Bucket", plan: "RunPlan") -> dict
 
 def _tensorboard(bucket: "Bucket", run: str, folder: Path) -> str:
     """How to look at the run's curves, whose file is brought here."""
-    from nucleus.tracking.tensorboard import EVENTS_FILE
 
-    key = f"runs/{run}/{EVENTS_FILE}"
+    key = f"runs/{run}/{nucleus.tracking.EVENTS_FILE}"
     try:
-        bucket.download(key, folder / EVENTS_FILE)
+        bucket.download(key, folder / nucleus.tracking.EVENTS_FILE)
     except (StorageError, OSError) as error:  # the version is published all the same
         return f"{bucket.uri / key} (not brought here: {error})"
     missing = "" if importlib.util.find_spec("tensorboard") else "  (pip install tensorboard)"
-    return f"tensorboard --logdir {shlex.quote(str(short_path((folder / EVENTS_FILE).parent)))}{missing}"
+    return (
+        f"tensorboard --logdir {shlex.quote(str(short_path((folder / nucleus.tracking.EVENTS_FILE).parent)))}{missing}"
+    )
 
 
 def _wandb(manifest: "ModelManifest", plan: "RunPlan") -> str:
     """Where the run is in W&B, or how to send there what was kept offline."""
-    from nucleus.tracking.offline_runs import offline_files
 
     if plan.wandb_mode == "disabled":
         return "off"
     if plan.wandb_mode == "online":
         project, _, run = (manifest.origin.wandb_run or plan.run).rpartition("/")
         return f"{os.environ.get('WANDB_BASE_URL', _WANDB).rstrip('/')}/{project}/runs/{run}"
-    here = offline_files(Path(plan.wandb_dir), plan.run)
+    here = nucleus.tracking.offline_files(Path(plan.wandb_dir), plan.run)
     if here:
         return "wandb sync " + " ".join(shlex.quote(str(short_path(file.parent))) for file in here)
     return f"nucleus runs show {plan.run} --out DIR; wandb sync DIR/wandb/offline-run-*"

@@ -13,7 +13,9 @@ from pydantic import BaseModel, ValidationError
 from nucleus.config.recipe import Recipe
 from nucleus.errors import RecipeError
 
-__all__ = ["combinations", "parse_recipe", "read_recipe"]
+__all__ = ["combinations", "parse_recipe", "read_recipe", "recipe_path"]
+
+_RECIPES = Path(__file__).parents[2] / "job" / "recipes"
 
 
 def read_recipe(path: Path, settings: Sequence[str] = ()) -> Recipe:
@@ -108,3 +110,9 @@ def combinations(over: Sequence[str]) -> list[tuple[str, ...]]:
             raise RecipeError(f"Expected each key and value once; found {text!r}.")
         axes[key] = [f"{key}={value}" for value in found]
     return list(product(*axes.values()))
+
+
+def recipe_path(text: str) -> Path:
+    """The file that the user means: a path, or the name of a recipe that comes along."""
+    shipped = _RECIPES / f"{text}.toml"
+    return shipped if shipped.is_file() and not Path(text).is_file() else Path(text)

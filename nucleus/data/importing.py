@@ -1,5 +1,7 @@
 """Turn a folder or zip of annotated images into a dataset version in a bucket."""
 
+from __future__ import annotations
+
 import hashlib
 import io
 import re
@@ -40,6 +42,7 @@ from nucleus.data.shards import encode_record, write_shard
 from nucleus.data.splits import Fingerprint, fingerprint, group_images, split_images
 from nucleus.data.tiff import TIFF_SUFFIXES, tiff_facts
 from nucleus.errors import DataError, ImageError, ObjectExistsError, ObjectNotFoundError, UsageError
+from nucleus.lazy import tf
 from nucleus.progress import Advance, no_progress, share
 from nucleus.storage.bucket import Bucket
 from nucleus.storage.files import sha256_of
@@ -308,7 +311,6 @@ def _write_shards(samples: list[Sample], images: list[_Prepared], spool: Path) -
 
 
 def _named(spooled: Path, name: str) -> bytes:
-    import tensorflow as tf  # noqa: PLC0415
 
     example = tf.train.Example.FromString(spooled.read_bytes())
     example.features.feature["name"].bytes_list.value[0] = name.encode()

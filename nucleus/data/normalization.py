@@ -4,14 +4,16 @@ Fluorescence images often fill a tenth of their range. Values from the `low`-th 
 channels together are stretched to 0..255, so colours keep their ratios to each other.
 """
 
+from __future__ import annotations
+
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
 from numpy.typing import NDArray
 
 from nucleus.config.recipe import NormalizationOptions
 from nucleus.data.images import RgbImage
+from nucleus.lazy import tf
 
 __all__ = ["histogram_of", "normalization_table", "normalize", "normalize_tensor"]
 

@@ -1,14 +1,16 @@
 """From cached shards to batches for one worker: tf.data, every random choice a function of seed, epoch and sample."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 
 import numpy as np
-import tensorflow as tf
 from numpy.typing import NDArray
 
 from nucleus.config.recipe import AugmentOptions, NormalizationOptions
 from nucleus.data.normalization import normalize_tensor
 from nucleus.data.reader import SplitReader
+from nucleus.lazy import tf
 
 __all__ = ["Feed", "training_batches", "training_sample"]
 

@@ -4,6 +4,8 @@ A record is a `tf.train.Example`: `name`, `image` (PNG, RGB of 8 bits, native si
 of 16 bits, 0 background, 1..K nuclei).
 """
 
+from __future__ import annotations
+
 import os
 import struct
 import weakref
@@ -16,6 +18,7 @@ from numpy.typing import NDArray
 
 from nucleus.data.images import LabelImage, RgbImage, encode_png
 from nucleus.errors import IntegrityError
+from nucleus.lazy import tf
 
 __all__ = ["ShardFile", "decode_record", "encode_record", "write_shard"]
 
@@ -27,7 +30,6 @@ _FOOTER_BYTES = 4
 
 def encode_record(name: str, image: RgbImage, labels: LabelImage) -> bytes:
     """One record of a shard; the same bytes for the same input."""
-    import tensorflow as tf  # noqa: PLC0415  seconds that reading a manifest need not spend
 
     def feature(data: bytes) -> Any:
         return tf.train.Feature(bytes_list=tf.train.BytesList(value=[data]))
@@ -41,7 +43,6 @@ def encode_record(name: str, image: RgbImage, labels: LabelImage) -> bytes:
 
 def write_shard(path: Path, records: Iterable[bytes]) -> None:
     """Write records to a TFRecord file."""
-    import tensorflow as tf  # noqa: PLC0415
 
     with tf.io.TFRecordWriter(str(path)) as writer:
         for record in records:
@@ -51,7 +52,6 @@ def write_shard(path: Path, records: Iterable[bytes]) -> None:
 def decode_record(data: bytes) -> tuple[str, RgbImage, LabelImage]:
     """Name, image and labels of one record. Raises `IntegrityError`."""
     import cv2  # noqa: PLC0415
-    import tensorflow as tf  # noqa: PLC0415
     from google.protobuf.message import DecodeError  # noqa: PLC0415
 
     try:
@@ -81,7 +81,7 @@ class ShardFile:
         self._index = _index(descriptor, name)
 
     @classmethod
-    def open(cls, path: Path) -> "ShardFile":
+    def open(cls, path: Path) -> ShardFile:
         """Open a file."""
         return cls(os.open(path, os.O_RDONLY), str(path))
 

@@ -1,16 +1,16 @@
 """A network for use without this package: Keras, TensorFlow or ONNX, and a JSON file that says how to use it."""
 
+from __future__ import annotations
+
 import json
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import tensorflow as tf
-from keras import layers
-
 from nucleus.config.recipe import STRIDE
 from nucleus.errors import UsageError
+from nucleus.lazy import keras, tf
 from nucleus.model.architecture import ModelConfig, read_model_config
 from nucleus.model.unet import build_unet
 from nucleus.model.weight_files import CONFIG_FILE, WEIGHTS_FILE, load_weights
@@ -63,7 +63,7 @@ def export_model(folder: Path, kind: ExportFormat, dest: Path, about: dict[str, 
 
 def _write_keras(config: ModelConfig, weights: Path, path: Path) -> None:
     """One file; of Keras's own layers alone, so Keras alone loads it."""
-    model = build_unet(config, layers.UpSampling2D)
+    model = build_unet(config, keras.layers.UpSampling2D)
     load_weights(model, weights)
     model.save(path)
 

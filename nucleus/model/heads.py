@@ -9,14 +9,16 @@ All give the same two maps, from which `nucleus.model.instances` makes labels: `
 in a nucleus, and `interior`, high in the middle of nuclei and low between touching ones.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
 from numpy.typing import NDArray
 
 from nucleus.config.recipe import Heads
+from nucleus.lazy import tf
 
 __all__ = ["Maps", "activations", "logits_of", "maps_of", "mask_of_logits"]
 

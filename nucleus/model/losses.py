@@ -1,8 +1,9 @@
 """What the network learns, from integer labels, in TensorFlow operations."""
 
-import tensorflow as tf
+from __future__ import annotations
 
 from nucleus.config.recipe import Heads, LossOptions
+from nucleus.lazy import tf
 
 __all__ = ["distance_targets", "image_losses", "pixel_classes"]
 

@@ -5,6 +5,8 @@ the same values whether it is asked for alone or with the rest. Tiles start at m
 that a pixel lies in each as it lies in the untiled image, and are blended over their overlap.
 """
 
+from __future__ import annotations
+
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -12,12 +14,12 @@ from itertools import islice, product
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
 from numpy.typing import NDArray
 
 from nucleus.config.recipe import STRIDE
 from nucleus.data.images import RgbImage
 from nucleus.data.normalization import normalize
+from nucleus.lazy import tf
 from nucleus.model.architecture import ModelConfig
 from nucleus.model.heads import activations
 

@@ -1,15 +1,15 @@
 """The U-Net (Ronneberger et al. 2015, https://arxiv.org/abs/1505.04597) over an encoder's features."""
 
+from __future__ import annotations
+
 from functools import cache
 from typing import Any
 
-import keras
 import numpy as np
-import tensorflow as tf
-from keras import layers
 from numpy.typing import NDArray
 
 from nucleus.config.encoders import ENCODERS, build_encoder
+from nucleus.lazy import keras, tf
 from nucleus.model.architecture import ModelConfig
 
 __all__ = ["build_unet", "calibrate_encoder", "decoder_variables", "encoder_of", "encoder_variables"]
@@ -18,10 +18,10 @@ _STEM_CHANNELS = 16
 
 
 @cache
-def _traceable_upsampling() -> type[layers.UpSampling2D]:
+def _traceable_upsampling() -> type[keras.layers.UpSampling2D]:
     """Keras's layer, which in 3.15 cannot be traced for unknown heights and widths when it is bilinear."""
 
-    class UpSampling2D(layers.UpSampling2D):
+    class UpSampling2D(keras.layers.UpSampling2D):
         def call(self, inputs: Any) -> Any:
             """N x H x W x C to N x 2H x 2W x C."""
             shape = tf.shape(inputs)
@@ -30,7 +30,7 @@ def _traceable_upsampling() -> type[layers.UpSampling2D]:
     return UpSampling2D
 
 
-def build_unet(config: ModelConfig, upsampling: type[layers.UpSampling2D] | None = None) -> keras.Model:
+def build_unet(config: ModelConfig, upsampling: type[keras.layers.UpSampling2D] | None = None) -> keras.Model:
     """Build the network with random weights.
 
     Input: N x H x W x 3, RGB from 0 to 255, H and W multiples of 32. Output: N x H x W x channels, float32 logits of
@@ -54,16 +54,16 @@ def build_unet(config: ModelConfig, upsampling: type[layers.UpSampling2D] | None
     _freeze_batch_norm(encoder)
 
     image = keras.Input((None, None, 3), name="image")
-    scaled = layers.Rescaling(spec.scale, spec.offset, name="preprocess")(image)
+    scaled = keras.layers.Rescaling(spec.scale, spec.offset, name="preprocess")(image)
     *skips, x = encoder(scaled)
-    stem = layers.Conv2D(_STEM_CHANNELS, 3, padding="same", activation="relu", name="stem")(scaled)
+    stem = keras.layers.Conv2D(_STEM_CHANNELS, 3, padding="same", activation="relu", name="stem")(scaled)
     for level, (skip, channels) in enumerate(
         zip([*reversed(skips), stem], config.decoder_channels, strict=True), start=1
     ):
         x = upsampling(2, interpolation="bilinear", name=f"up_{level}")(x)
-        x = layers.Concatenate(name=f"join_{level}")([x, skip])
+        x = keras.layers.Concatenate(name=f"join_{level}")([x, skip])
         for part in ("a", "b"):
-            x = layers.SeparableConv2D(
+            x = keras.layers.SeparableConv2D(
                 channels,
                 3,
                 padding="same",
@@ -73,7 +73,7 @@ def build_unet(config: ModelConfig, upsampling: type[layers.UpSampling2D] | None
                 name=f"conv_{level}{part}",
             )(x)
     # float32 also under mixed precision: the loss needs the range.
-    logits = layers.Conv2D(len(config.channels), 1, dtype="float32", name="logits")(x)
+    logits = keras.layers.Conv2D(len(config.channels), 1, dtype="float32", name="logits")(x)
     return keras.Model(image, logits, name="unet")
 
 
@@ -105,7 +105,7 @@ def calibrate_encoder(model: keras.Model, images: NDArray[np.uint8]) -> None:
         images: N x H x W x 3, H and W multiples of 32.
     """
     encoder = encoder_of(model)
-    norms = [layer for layer in encoder.layers if isinstance(layer, layers.BatchNormalization)]
+    norms = [layer for layer in encoder.layers if isinstance(layer, keras.layers.BatchNormalization)]
     momenta = [layer.momentum for layer in norms]
     for layer in norms:
         layer.trainable = True  # one that is not ignores training=True
@@ -124,5 +124,5 @@ def _freeze_batch_norm(encoder: keras.Model) -> None:
     by themselves, differently for each number of workers.
     """
     for layer in encoder.layers:
-        if isinstance(layer, layers.BatchNormalization):
+        if isinstance(layer, keras.layers.BatchNormalization):
             layer.trainable = False

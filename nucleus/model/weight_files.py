@@ -1,13 +1,15 @@
 """A network on disk: `model.json` (what it is) and `model.weights.h5` (its weights); nothing that can execute."""
 
+from __future__ import annotations
+
 import warnings
 from pathlib import Path
 
-import keras
 import numpy as np
 from numpy.typing import NDArray
 
 from nucleus.errors import IntegrityError, ModelError, WeightsError
+from nucleus.lazy import keras
 from nucleus.model.architecture import ModelConfig, read_model_config
 from nucleus.model.unet import build_unet
 

@@ -1,1 +1,5 @@
 """From images to labels, overlays and a table of nuclei."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,5 +1,7 @@
 """Encoder weights: found once a run, kept in the bucket, fetched from there by every worker."""
 
+from __future__ import annotations
+
 import io
 import secrets
 import socket
@@ -9,9 +11,10 @@ from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import nucleus
 from nucleus.config.encoders import EncoderName
 from nucleus.errors import AccessDeniedError, ObjectExistsError, WeightsError
-from nucleus.lazy import import_tensorflow
+from nucleus.lazy import keras
 from nucleus.progress import Advance, no_progress
 from nucleus.registry.manifest import EncoderWeightsOrigin
 from nucleus.storage.bucket import Bucket, StoredObject
@@ -146,16 +149,11 @@ def _keep(path: Path, start: str, source: str, bucket: Bucket, advance: Advance)
 
 def _checked_file(path: Path, encoder: EncoderName, folder: Path) -> Path:
     """Load a file into its encoder; return it, or a copy in `folder` in the `.weights.h5` format."""
-    import_tensorflow()
-    import keras  # noqa: PLC0415
-
-    from nucleus.config.encoders import build_encoder  # noqa: PLC0415
-    from nucleus.model.weight_files import load_encoder_weights  # noqa: PLC0415
 
     if not path.is_file():
         raise WeightsError(f"Expected a weights file at {path}; nothing is there.")
-    model = build_encoder(encoder)
-    load_encoder_weights(model, path)
+    model = nucleus.config.build_encoder(encoder)
+    nucleus.model.load_encoder_weights(model, path)
     if path.name.endswith(_SUFFIX):
         return path
     copy = folder / f"{secrets.token_hex(4)}{_SUFFIX}"
@@ -181,14 +179,14 @@ class _Download(io.StringIO):
 @contextmanager
 def _downloaded(encoder: EncoderName, tell: Callable[[str], object]) -> Iterator[Path]:
     """ImageNet weights by Keras: from its cache, or downloaded into it."""
-    import_tensorflow()
-    from nucleus.config.encoders import ENCODERS  # noqa: PLC0415
 
     timeout = socket.getdefaulttimeout()
     socket.setdefaulttimeout(_DOWNLOAD_TIMEOUT)  # Keras sets none, and a firewall may drop silently
     try:
         with redirect_stdout(_Download(tell)):  # where Keras shows it
-            model = ENCODERS[encoder].build(input_shape=(224, 224, 3), include_top=False, weights="imagenet")
+            model = nucleus.config.ENCODERS[encoder].build(
+                input_shape=(224, 224, 3), include_top=False, weights="imagenet"
+            )
     except Exception as error:  # urllib, ssl and Keras each raise their own
         raise WeightsError(
             f"Expected ImageNet weights of {encoder}: the bucket has none under weights/{encoder}/, Keras's cache "

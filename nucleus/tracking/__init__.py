@@ -1,1 +1,5 @@
 """Where a run's numbers are sent while it trains."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -4,6 +4,8 @@ Written from the history and not epoch by epoch, it has each epoch once, however
 of everything is the epoch, from 0; pictures from before training have -1.
 """
 
+from __future__ import annotations
+
 import struct
 import tempfile
 import time
@@ -12,6 +14,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from nucleus.lazy import tf
 from nucleus.storage.files import write_atomic
 
 __all__ = ["EVENTS_FILE", "TENSORBOARD_FOLDER", "WARM_UP_STEPS", "StepProfile", "events_of", "graph_of", "write_events"]
@@ -41,7 +44,6 @@ def events_of(
         pictures: Epochs done, then tag, then PNG; after n epochs is the step n - 1.
         graph: The network, as `graph_of` gives it.
     """
-    import tensorflow as tf  # noqa: PLC0415  many seconds, but in a worker, which has it
 
     now = time.time()
     summaries: defaultdict[int, Any] = defaultdict(tf.compat.v1.Summary)  # by step: one event holds many values
@@ -82,7 +84,6 @@ def graph_of(model: Any) -> bytes:
     Args:
         model: A Keras model of one input, images.
     """
-    import tensorflow as tf  # noqa: PLC0415
 
     (given,) = model.inputs
     shape = (1, *(_GRAPH_SIDE if side is None else side for side in given.shape[1:]))
@@ -136,8 +137,6 @@ class StepProfile:
     def stop(self) -> None:
         """End the profile if it is under way, as when the run ends or fails; afterwards there is none."""
         if self._recorded is not None:
-            import tensorflow as tf  # noqa: PLC0415
-
             self._recorded = None
             tf.profiler.experimental.stop()
         self._asked = 0
@@ -151,7 +150,6 @@ class StepProfile:
         return {path.relative_to(self._folder).as_posix(): path for path in found}
 
     def _start(self) -> None:
-        import tensorflow as tf  # noqa: PLC0415  of the worker, which has it
 
         self._folder.mkdir(parents=True, exist_ok=True)
         tf.profiler.experimental.start(str(self._folder))

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from nucleus.config.recipe import TrackingOptions
+from nucleus.lazy import wandb
 from nucleus.registry.manifest import MANIFEST_FILE, ModelManifest
 from nucleus.storage.s3_errors import explained
 from nucleus.storage.uri import S3Uri
@@ -150,7 +151,6 @@ def _is_noted(folder: Path, run: str, manifest: ModelManifest, aliases: list[str
 
 
 def _table(worst: Sequence[WorstImage], pictures: Path) -> Any:
-    import wandb  # noqa: PLC0415
 
     rows = [
         [
@@ -167,7 +167,6 @@ def _table(worst: Sequence[WorstImage], pictures: Path) -> Any:
 
 def _artifact(manifest: ModelManifest, uri: S3Uri) -> Any:
     """Raises `StorageError` if the version's files cannot be looked at."""
-    import wandb  # noqa: PLC0415
 
     origin = manifest.origin
     metadata = {

@@ -15,6 +15,7 @@ from nucleus.config.recipe import NormalizationOptions, TrackingOptions
 from nucleus.data.images import RgbImage
 from nucleus.data.normalization import histogram_of, normalization_table
 from nucleus.errors import UsageError
+from nucleus.lazy import wandb
 from nucleus.tracking.offline_runs import kept_files, logged_steps, offline_files, wait_until_written
 from nucleus.training.validation import PredictedImage
 
@@ -64,7 +65,6 @@ def open_run(
         commit: Of this package's code.
         system: Whether the machine's load is recorded.
     """
-    import wandb  # noqa: PLC0415  over half a second
 
     folder.mkdir(parents=True, exist_ok=True)
     with _without_arguments():
@@ -125,7 +125,6 @@ colours a mask by its classes, and without that line touching nuclei would look 
 
 def overlay_image(predicted: PredictedImage) -> Any:
     """A `wandb.Image` with the masks `truth` and `prediction`, whose pixels are `CLASSES`."""
-    import wandb  # noqa: PLC0415  over half a second
 
     masks = {"truth": class_mask(predicted.sample.labels), "prediction": class_mask(predicted.labels)}
     return wandb.Image(
@@ -327,7 +326,6 @@ def check_tracking(mode: str) -> None:
     """Raise `UsageError` if `online` has no key to work with."""
     if mode != "online":
         return
-    import wandb  # noqa: PLC0415
 
     if not wandb.api.api_key:
         raise UsageError(

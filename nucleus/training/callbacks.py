@@ -1,5 +1,7 @@
 """What a run can be asked between two steps."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -7,9 +9,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, Protocol
 
-import keras
 import numpy as np
-import tensorflow as tf
 from numpy.typing import NDArray
 
 from nucleus.config.recipe import Recipe
@@ -18,6 +18,7 @@ from nucleus.data.dataset import Dataset
 from nucleus.data.pipeline import training_sample
 from nucleus.data.reader import LabelledImage, example_records
 from nucleus.data.shards import decode_record
+from nucleus.lazy import keras, tf
 from nucleus.model.architecture import ModelConfig
 from nucleus.training.checkpoint import History, Progress
 from nucleus.training.validation import Extreme, PredictedImage

@@ -1,13 +1,15 @@
 """Where a run stands: what a checkpoint holds, and how it is written and read."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import keras
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from nucleus.errors import IntegrityError
+from nucleus.lazy import keras
 from nucleus.model.weight_files import load_arrays, save_arrays
 from nucleus.training.optimizer import ParameterGroup
 

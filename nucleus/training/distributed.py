@@ -1,16 +1,17 @@
 """What is told of the crops that are trained on, besides their loss, from the logits that the step has anyway."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import keras
 import numpy as np
-import tensorflow as tf
 from numpy.typing import NDArray
 
 from nucleus.config.recipe import Heads
 from nucleus.errors import JobError
+from nucleus.lazy import keras, tf
 from nucleus.model.heads import mask_of_logits
 from nucleus.training.optimizer import ParameterGroup
 

@@ -1,14 +1,15 @@
 """Which variables are trained from which epoch, at which rate, and their moving averages."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import keras
 import numpy as np
-import tensorflow as tf
 
 from nucleus.config.recipe import Recipe
+from nucleus.lazy import keras, tf
 from nucleus.model.unet import decoder_variables, encoder_variables
 
 __all__ = ["ParameterGroup", "active_groups", "averaged", "parameter_groups"]

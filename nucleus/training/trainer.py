@@ -1,5 +1,7 @@
 """One worker's part of a training run: load, step, validate, save, until done."""
 
+from __future__ import annotations
+
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -10,9 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import keras
 import numpy as np
-import tensorflow as tf
 
 from nucleus.config.recipe import KindName, Recipe
 from nucleus.data.cache import ShardCache
@@ -23,6 +23,7 @@ from nucleus.data.reader import LabelledImage, cached_split, images_of_worker, s
 from nucleus.data.sampling import EpochPlan, epoch_plan, stored_order
 from nucleus.data.synthetic import generated_image
 from nucleus.errors import JobError
+from nucleus.lazy import keras, tf
 from nucleus.model.architecture import config_of_recipe
 from nucleus.model.losses import image_losses
 from nucleus.model.tiling import TiledNetwork

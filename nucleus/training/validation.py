@@ -1,17 +1,19 @@
 """What a network makes of labelled images."""
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import tee
 from typing import Any, Literal
 
 import numpy as np
-import tensorflow as tf
 from numpy.typing import NDArray
 
 from nucleus.config.recipe import Heads, LossOptions
 from nucleus.data.images import LabelImage
 from nucleus.data.reader import LabelledImage
+from nucleus.lazy import tf
 from nucleus.metrics.scores import ImageScores, ScoreSums, score_labels
 from nucleus.model.architecture import ModelConfig
 from nucleus.model.heads import logits_of, maps_of

@@ -11,15 +11,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-from job.recipes import recipe_path
-from job.train import RunOptions, train
+from job.train import RunOptions, recipe_path, train
 from nucleus.config.names import Reference
 from nucleus.config.recipe import Recipe
 from nucleus.config.settings import read_recipe
 from nucleus.data.cache import ShardCache
 from nucleus.data.dataset import Dataset
 from nucleus.data.importing import SplitOptions, import_dataset
-from nucleus.lazy import import_tensorflow
 from nucleus.model.architecture import InstanceSettings
 from nucleus.registry.encoder_weights import add_weights
 from nucleus.registry.manifest import ModelManifest
@@ -105,6 +103,5 @@ def _tell(line: str, metrics: dict[str, dict[str, float]], recipe: Recipe, secon
 
 
 if __name__ == "__main__":
-    import_tensorflow()
     data_file, weights_file, *chosen = sys.argv[1:]
     ablation(Path(data_file).absolute(), Path(weights_file).absolute(), chosen or list(LINES))

@@ -9,7 +9,6 @@ import sys
 import tempfile
 from pathlib import Path
 
-from nucleus.lazy import import_tensorflow
 from tests.benchmarks.measure import in_turn
 
 _AT_ONCE = 8
@@ -44,7 +43,6 @@ def predict_images(folder: Path, paths: list[Path]) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    import_tensorflow()
     model_folder, *images_given = (Path(argument) for argument in sys.argv[1:])
     found = predict_images(model_folder, images_given)
     print(json.dumps({"bench": "predict_images", **{name: round(value, 3) for name, value in found.items()}}))

@@ -16,7 +16,6 @@ import numpy as np
 from nucleus.data.cache import ShardCache, default_cache_dir
 from nucleus.data.dataset import locate_dataset, open_dataset
 from nucleus.data.images import LabelImage, RgbImage
-from nucleus.lazy import import_tensorflow
 
 Change = Callable[[RgbImage, LabelImage], tuple[RgbImage, LabelImage]]
 
@@ -72,7 +71,6 @@ def robustness(folder: Path, dataset: str) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    import_tensorflow()
     dataset_given, *folders = sys.argv[1:]
     for path in folders:
         scores = {name: round(score, 3) for name, score in robustness(Path(path), dataset_given).items()}

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nucleus.lazy import import_tensorflow
 from nucleus.metrics.nuclei import pair_labels
 from nucleus.model.architecture import ModelConfig
 from nucleus.predict.blocks import LabelCanvas
@@ -72,6 +71,5 @@ def _overlaps(truth: NDArray[np.int32], labels: NDArray[np.int32]) -> list[float
 
 
 if __name__ == "__main__":
-    import_tensorflow()
     model_folder, *images_given = (Path(argument) for argument in sys.argv[1:])
     print(json.dumps({"benchmark": "stitching", **stitching(model_folder, images_given)}))

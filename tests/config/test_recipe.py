@@ -3,9 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from job.recipes import recipe_path
 from nucleus.config.recipe import CardOptions, Recipe
-from nucleus.config.settings import parse_recipe, read_recipe
+from nucleus.config.settings import parse_recipe, read_recipe, recipe_path
 from nucleus.errors import RecipeError
 
 RECIPES = sorted((Path(__file__).parents[2] / "job" / "recipes").glob("*.toml"))

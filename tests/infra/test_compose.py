@@ -17,9 +17,8 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from job.recipes import recipe_path
 from nucleus.cli.main import cli
-from nucleus.config.settings import read_recipe
+from nucleus.config.settings import read_recipe, recipe_path
 from nucleus.storage.local_server import RunningStore
 
 LOCAL = Path(__file__).parents[2] / "infra" / "local"

@@ -15,9 +15,8 @@ import pytest
 import yaml
 
 import nucleus
-from job.recipes import recipe_path
 from nucleus.cli.main import cli
-from nucleus.config.settings import read_recipe
+from nucleus.config.settings import read_recipe, recipe_path
 
 ROOT = Path(__file__).parents[2]
 KUBERNETES = "1.34"

@@ -19,8 +19,7 @@ from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.autoscaler.tags import TAG_RAY_CLUSTER_NAME
 from ray.scripts.scripts import drain_node, start
 
-from job.recipes import recipe_path
-from nucleus.config.settings import read_recipe
+from nucleus.config.settings import read_recipe, recipe_path
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "infra" / "ray" / "aws.yaml").read_text()
