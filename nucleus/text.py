@@ -1,4 +1,4 @@
-"""Numbers, times and names as people read them."""
+"""The curves of a run: each metric over the epochs, on the training and on the validation split."""
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -8,6 +8,7 @@ __all__ = [
     "KINDS",
     "MISSING",
     "NONE",
+    "SPLIT_NAMES",
     "commit_text",
     "count",
     "date_of",
@@ -23,6 +24,9 @@ __all__ = [
     "time_text",
     "value_text",
 ]
+
+
+SPLIT_NAMES = {"train": "training", "val": "validation", "test": "test"}
 
 
 MISSING = "–"

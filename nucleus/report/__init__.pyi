@@ -5,9 +5,10 @@ from .drawing import PANEL as PANEL
 from .drawing import SERIES as SERIES
 from .drawing import TEXT as TEXT
 from .drawing import Panel as Panel
+from .drawing import Table as Table
 from .drawing import save_slide as save_slide
 from .drawing import svg_of as svg_of
-from .figures import SPLIT_NAMES as SPLIT_NAMES
+from .drawing import thinned as thinned
 from .figures import THRESHOLDS as THRESHOLDS
 from .figures import curve_panels as curve_panels
 from .figures import dataset_panels as dataset_panels
@@ -39,7 +40,6 @@ from .summary import scored_split as scored_split
 from .summary import summarize as summarize
 from .tables import Metrics as Metrics
 from .tables import PublishedSystem as PublishedSystem
-from .tables import Table as Table
 from .tables import all_scores_table as all_scores_table
 from .tables import dataset_facts as dataset_facts
 from .tables import failure_table as failure_table
@@ -49,4 +49,3 @@ from .tables import published_systems as published_systems
 from .tables import published_table as published_table
 from .tables import scores_table as scores_table
 from .tables import splits_table as splits_table
-from .tables import thinned as thinned

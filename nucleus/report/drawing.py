@@ -1,19 +1,46 @@
-"""Figures for two places: as SVG inside the page, where they follow light and dark, and as PNG on white for slides."""
+"""Tables of the page: text in rows and columns."""
 
 import io
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-from nucleus.report.tables import Table
 from nucleus.storage.files import atomic_path
 from nucleus.text import plain
 
-__all__ = ["GRID", "PANEL", "SERIES", "TEXT", "Panel", "save_slide", "svg_of"]
+__all__ = ["GRID", "PANEL", "SERIES", "TEXT", "Panel", "Table", "save_slide", "svg_of", "thinned"]
+
+
+_MOST_ROWS = 200
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table; the first column names the rows.
+
+    Attributes:
+        caption: What it holds.
+        columns: Their titles.
+        rows: Cells as text.
+        words: Numbers of the columns, besides the first, that hold words and not numbers.
+    """
+
+    caption: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    words: frozenset[int] = field(default_factory=frozenset)
+
+
+def thinned(rows: Sequence[Sequence[str]], most: int = _MOST_ROWS) -> list[Sequence[str]]:
+    """At most so many of the rows, evenly spread, the first and the last among them."""
+    if len(rows) <= most:
+        return list(rows)
+    return [rows[round(i * (len(rows) - 1) / (most - 1))] for i in range(most)]
+
 
 TEXT = "#1b1f24"
 GRID = "#d0d7de"

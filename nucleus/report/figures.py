@@ -8,13 +8,12 @@ from typing import Any
 from nucleus.data.dataset import SPLITS, DatasetManifest
 from nucleus.data.images import Kind
 from nucleus.metrics import nuclei as matching
-from nucleus.report.drawing import GRID, PANEL, SERIES, TEXT, Panel
-from nucleus.report.tables import Table, published_systems, thinned
+from nucleus.report.drawing import GRID, PANEL, SERIES, TEXT, Panel, Table, thinned
+from nucleus.report.tables import published_systems
 from nucleus.runs.record import NetworkFacts, Stage
-from nucleus.text import KINDS, MISSING, count, duration, plural, score, short
+from nucleus.text import KINDS, MISSING, SPLIT_NAMES, count, duration, plural, score, short
 
 __all__ = [
-    "SPLIT_NAMES",
     "THRESHOLDS",
     "curve_panels",
     "dataset_panels",
@@ -157,7 +156,6 @@ def _panel(curve: _Curve, lines: list[tuple[_Line, list[tuple[float, float]]]], 
     return Panel(f"curve-{curve.key}", curve.title, description, draw)
 
 
-SPLIT_NAMES = {"train": "training", "val": "validation", "test": "test"}
 _BINS = (0, 1, 11, 31, 101)
 """The fewest nuclei of each group of images."""
 _HATCHES = {Kind.DARK_FIELD: "", Kind.BRIGHT_FIELD: "///", Kind.STAIN: "..."}

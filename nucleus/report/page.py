@@ -18,7 +18,6 @@ from nucleus.errors import RecipeError
 from nucleus.pictures import MISTAKE_COLOURS
 from nucleus.report.drawing import Panel, save_slide, svg_of
 from nucleus.report.figures import (
-    SPLIT_NAMES,
     curve_panels,
     dataset_panels,
     history_table,
@@ -49,7 +48,7 @@ from nucleus.report.tables import (
 )
 from nucleus.runs.record import PICTURES, REPORT_PAGE, RunRecord
 from nucleus.storage.files import write_atomic
-from nucleus.text import date_of
+from nucleus.text import SPLIT_NAMES, date_of
 
 __all__ = [
     "MOST_BYTES",

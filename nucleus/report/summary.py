@@ -4,10 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from nucleus.data.dataset import SPLITS, DatasetManifest
-from nucleus.report.figures import SPLIT_NAMES
 from nucleus.report.tables import found_of
 from nucleus.runs.record import RunRecord
-from nucleus.text import KINDS, count, date_of, duration, plural, score, seconds_between
+from nucleus.text import KINDS, SPLIT_NAMES, count, date_of, duration, plural, score, seconds_between
 
 __all__ = ["Headline", "Summary", "cost_of", "scored_split", "summarize"]
 

@@ -2,7 +2,6 @@
 
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
@@ -11,14 +10,13 @@ from pydantic import BaseModel, ConfigDict
 from nucleus.data.dataset import SPLITS, DatasetManifest, LeftOut
 from nucleus.data.images import Kind
 from nucleus.metrics.scores import HEADLINES
-from nucleus.report.figures import SPLIT_NAMES
+from nucleus.report.drawing import Table
 from nucleus.runs.record import RunRecord
-from nucleus.text import KINDS, MISSING, count, date_of, plural, score
+from nucleus.text import KINDS, MISSING, SPLIT_NAMES, count, date_of, plural, score
 
 __all__ = [
     "Metrics",
     "PublishedSystem",
-    "Table",
     "all_scores_table",
     "dataset_facts",
     "failure_table",
@@ -28,35 +26,7 @@ __all__ = [
     "published_table",
     "scores_table",
     "splits_table",
-    "thinned",
 ]
-
-
-_MOST_ROWS = 200
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table; the first column names the rows.
-
-    Attributes:
-        caption: What it holds.
-        columns: Their titles.
-        rows: Cells as text.
-        words: Numbers of the columns, besides the first, that hold words and not numbers.
-    """
-
-    caption: str
-    columns: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    words: frozenset[int] = field(default_factory=frozenset)
-
-
-def thinned(rows: Sequence[Sequence[str]], most: int = _MOST_ROWS) -> list[Sequence[str]]:
-    """At most so many of the rows, evenly spread, the first and the last among them."""
-    if len(rows) <= most:
-        return list(rows)
-    return [rows[round(i * (len(rows) - 1) / (most - 1))] for i in range(most)]
 
 
 Metrics = Mapping[str, Mapping[str, Mapping[str, float]]]

@@ -64,7 +64,7 @@ def _copy(source: Path, folder: Path) -> int:
 
 
 def _predict(model: str, *arguments: object) -> None:
-    command = [sys.executable, "-m", "nucleus.cli.main", "predict", *map(str, arguments), "--model", model, "--json"]
+    command = [sys.executable, "-m", "nucleus", "predict", *map(str, arguments), "--model", model, "--json"]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
 
 

@@ -49,7 +49,7 @@ def submit_start() -> None:
 
 def _until_first_epoch(side: str, run: str, environment: dict[str, str], options: tuple[str, ...]) -> float:
     settings = [text for key, value in _SETTINGS.items() for text in ("--set", f"{key}={value}")]
-    command = [sys.executable, "-m", "nucleus.cli.main", side, "demo", "--run", run, *settings, *options]
+    command = [sys.executable, "-m", "nucleus", side, "demo", "--run", run, *settings, *options]
     started = time.perf_counter()
     process = subprocess.Popen(
         command, env={**os.environ, **environment}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True

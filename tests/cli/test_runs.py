@@ -566,7 +566,7 @@ def on_terminal(columns: int, *arguments: str) -> str:
     """What a command prints on a terminal of so many columns."""
     main, other = pty.openpty()
     environment = {**os.environ, "COLUMNS": str(columns), "TERM": "xterm", "NO_COLOR": "1"}
-    command = [sys.executable, "-m", "nucleus.cli.main", *arguments]
+    command = [sys.executable, "-m", "nucleus", *arguments]
     with subprocess.Popen(command, stdout=other, stderr=other, stdin=other, env=environment) as process:
         os.close(other)
         parts = []

@@ -100,7 +100,7 @@ class Place:
         command = [
             sys.executable,
             "-m",
-            "nucleus.cli.main",
+            "nucleus",
             *before,
             "train",
             str(recipe),

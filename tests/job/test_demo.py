@@ -39,7 +39,7 @@ def test_demo(dozen: Path, another_cluster: str, tmp_path: Path) -> None:
     environment |= {"KERAS_HOME": str(tmp_path / "keras"), "https_proxy": nowhere, "http_proxy": nowhere}
     environment["RAY_TMPDIR"] = another_cluster
     settings = [part for setting in SMALL for part in ("--set", setting)]
-    command = [sys.executable, "-m", "nucleus.cli.main", "demo", str(dozen), "--recipe", "demo"]
+    command = [sys.executable, "-m", "nucleus", "demo", str(dozen), "--recipe", "demo"]
     done = subprocess.run(
         [*command, "--workdir", str(tmp_path / "w"), *settings],
         env=environment,
@@ -67,7 +67,7 @@ def test_demo(dozen: Path, another_cluster: str, tmp_path: Path) -> None:
     assert "Trained without pretrained encoder weights" in page
     assert list((work / "wandb").glob("offline-run-*"))
     status = subprocess.run(
-        [sys.executable, "-m", "nucleus.cli.main", "store", "status", "--dir", str(work / "store")],
+        [sys.executable, "-m", "nucleus", "store", "status", "--dir", str(work / "store")],
         capture_output=True,
         check=False,
     )

@@ -20,7 +20,7 @@ from tests.job.conftest import BreakingLine
 
 pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("default")]
 
-COMMAND = [sys.executable, "-m", "nucleus.cli.main"]
+COMMAND = [sys.executable, "-m", "nucleus"]
 
 
 def nucleus(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:

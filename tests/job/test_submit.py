@@ -30,7 +30,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("default")]
 
 def submit(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run it in a process of its own."""
-    command = [sys.executable, "-m", "nucleus.cli.main", "submit", *arguments]
+    command = [sys.executable, "-m", "nucleus", "submit", *arguments]
     return subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True, check=False)
 
 
