@@ -1,4 +1,4 @@
-"""The encoders: how each is built, where its features are taken, and what is known of its ImageNet weights.
+"""Encoders: how each is built, which layers the U-Net uses, and the licence of its ImageNet weights.
 
 To add an encoder, add its name to `EncoderName` and an entry to `ENCODERS`.
 """
@@ -30,17 +30,17 @@ _PLAIN_CHANNELS = (16, 32, 64, 128, 128)
 
 @dataclass(frozen=True)
 class Encoder:
-    """An encoder.
+    """An encoder, the pretrained half of the U-Net.
 
     Attributes:
-        title: Its name in the literature.
-        paper: Where it is described.
-        application: The function of `keras.applications` that builds it; None for the plain one of this module.
-        features: Layers whose outputs are taken, at 1/2, 1/4, 1/8, 1/16 and 1/32 of the resolution.
-        scale: Multiplied with the input of 0 to 255.
-        offset: Added after that.
-        weights_license: Licence of its ImageNet weights as Keras Applications ships them; None if there are none.
-        license_source: Where that licence is stated.
+        title: Name in the literature.
+        paper: Authors, year and address of the paper.
+        application: Function of `keras.applications` that builds it; None for the plain encoder of this module.
+        features: Layers whose outputs the decoder uses, at 1/2, 1/4, 1/8, 1/16 and 1/32 of the resolution.
+        scale: Factor for the input, which ranges from 0 to 255.
+        offset: Added after the scaling.
+        weights_license: Licence of the ImageNet weights that Keras Applications provides; None if there are none.
+        license_source: Where the licence is stated.
     """
 
     title: str
@@ -53,7 +53,7 @@ class Encoder:
     license_source: str = ""
 
     def build(self, **arguments: Any) -> keras.Model:
-        """Build the network with the arguments of a function of `keras.applications`."""
+        """Build the network. Takes the arguments of the functions in `keras.applications`."""
         if self.application is None:
             return _plain(**arguments)
         return getattr(keras.applications, self.application)(**arguments)
@@ -74,10 +74,10 @@ ENCODERS: dict[EncoderName, Encoder] = {
         scale=1 / 127.5,
         offset=-1.0,
         weights_license="Apache-2.0",
-        license_source="the documentation of Keras Applications says so of them, which are Google's "
+        license_source="as the documentation of Keras Applications states of these weights, published by Google "
         "(https://github.com/tensorflow/models)",
     ),
-    "efficientnet_v2_b0": Encoder(  # scales its input itself
+    "efficientnet_v2_b0": Encoder(  # its first layer scales the input
         title="EfficientNetV2-B0",
         paper="Tan & Le 2021, https://arxiv.org/abs/2104.00298",
         application="EfficientNetV2B0",
@@ -113,22 +113,22 @@ KNOWN_WEIGHTS: dict[str, EncoderName] = {
     # Google's mobilenet_v2_1.0_224, converted layer by layer, BatchNorm folded into the kernels
     "549d14c8475565819af42bc9a2f26af1cb1f305410d40c9fe3770f0807d389a7": "mobilenet_v2",
 }
-"""SHA-256 of files that are known to hold the ImageNet weights of an encoder."""
+"""SHA-256 of files that contain the ImageNet weights of an encoder."""
 
 WITHOUT_IMAGENET: frozenset[EncoderName] = frozenset(
     name for name, encoder in ENCODERS.items() if encoder.weights_license is None
 )
-"""Encoders for which nobody publishes weights."""
+"""Encoders without published ImageNet weights."""
 
 
 def build_encoder(name: EncoderName) -> keras.Model:
-    """Build an encoder with random weights: N x H x W x 3, preprocessed, to its last features.
+    """Build an encoder with random weights: preprocessed images, N x H x W x 3, to the last features.
 
-    Its dropout is off: the random numbers would depend on the number of workers.
+    Dropout is turned off, because its random numbers would depend on the number of workers.
     """
-    image = keras.Input((None, None, 3), name="preprocessed")  # named, or saved files would differ by a counter
+    image = keras.Input((None, None, 3), name="preprocessed")  # without a name, saved files would differ by a counter
     built = ENCODERS[name].build(input_tensor=image, include_top=False, weights=None)
-    encoder = keras.Model(image, built.output)  # the built one wants its input in a list
+    encoder = keras.Model(image, built.output)  # `built` expects its input in a list
     for layer in encoder.layers:
         if isinstance(layer, keras.layers.Dropout):
             layer.rate = 0.0
@@ -136,7 +136,7 @@ def build_encoder(name: EncoderName) -> keras.Model:
 
 
 def _plain(*, input_tensor: Any, **_no_choice: Any) -> keras.Model:
-    """Two convolutions per level, as in the U-Net paper, the first of stride 2; with BatchNorm, to be calibrated."""
+    """Two convolutions per level, as in the U-Net paper, the first of stride 2, with BatchNorm for calibration."""
     x = input_tensor
     for level, channels in enumerate(_PLAIN_CHANNELS, start=1):
         for part, stride in (("a", 2), ("b", 1)):

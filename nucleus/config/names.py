@@ -1,4 +1,4 @@
-"""Names of datasets, models, runs and aliases, and references to a version of them."""
+"""Names of datasets, models, runs and aliases, and references to a version such as `dsb2018@7`."""
 
 import re
 from dataclasses import dataclass
@@ -13,10 +13,10 @@ _UNWANTED = re.compile(r"[^a-z0-9._-]+")
 
 @dataclass(frozen=True)
 class Reference:
-    """A name and which version of it: `dsb2018@latest`, `dsb2018@7`, `dsb2018@production`.
+    """A name with a version: `dsb2018@latest`, `dsb2018@7`, `dsb2018@production`.
 
     Attributes:
-        name: The dataset's or model's name.
+        name: Name of the dataset or model.
         ref: A version, an alias or `latest`.
     """
 
@@ -28,21 +28,26 @@ class Reference:
 
 
 def check_name(name: str, what: str) -> str:
-    """Return `name` if it may name a `what` in the bucket, else raise `UriError`.
+    """Return `name` if it is a valid name, else raise `UriError`.
 
-    Names are 1 to 63 characters of `a-z 0-9 . _ -`, the first a letter or digit: what every S3 server, file
-    system and URL takes as it is.
+    Names have 1 to 63 characters of `a-z 0-9 . _ -` and begin with a letter or digit, so that every S3 server, file
+    system and URL accepts them unchanged.
+
+    Args:
+        name: The name.
+        what: Kind of thing that it names, such as `dataset`; for the error message.
     """
     if not _NAME.fullmatch(name):
+        article = "an" if what[0] in "aeiou" else "a"
         raise UriError(
-            f"Expected a {what} name of lower-case letters, digits and . _ - (at most 63, the first a letter "
-            f"or digit); found {name!r}. Try {clean_name(name, fallback=what)!r}."
+            f"Expected {article} {what} name of lower-case letters, digits and . _ - (at most 63 characters, the first "
+            f"a letter or digit); found {name!r}. Try {clean_name(name, fallback=what)!r}."
         )
     return name
 
 
 def check_alias(alias: str) -> str:
-    """Return `alias` if it may be one: a name that is neither a number nor `latest`. Raises `UriError`."""
+    """Return `alias` if it is a valid alias: a name that is neither a number nor `latest`. Raises `UriError`."""
     check_name(alias, "alias")
     if alias == "latest" or alias.isdecimal():
         raise UriError(f"Expected an alias that is neither a number nor 'latest'; found {alias!r}.")
@@ -50,7 +55,7 @@ def check_alias(alias: str) -> str:
 
 
 def clean_name(text: str, *, fallback: str = "image") -> str:
-    """Turn any text into a name: lower case, every run of other characters a single `-`.
+    """Turn any text into a valid name: lower case, other characters replaced by `-`.
 
     >>> clean_name("Plate 3/Well A01.PNG")
     'plate-3-well-a01.png'
@@ -60,10 +65,10 @@ def clean_name(text: str, *, fallback: str = "image") -> str:
 
 
 def parse_reference(text: str, what: str) -> Reference:
-    """Read `NAME` or `NAME@REF`; without `@REF` the newest version is meant.
+    """Parse `NAME` or `NAME@REF`; without `@REF` the reference is `latest`.
 
     Raises:
-        UriError: The name or the reference has other characters than a name may have.
+        UriError: The name or the reference contains invalid characters.
     """
     name, at, ref = text.partition("@")
     if at and not ref:

@@ -1,4 +1,4 @@
-"""How many workers a run may have."""
+"""Recipes: the options of a training run, their meaning, units, ranges and defaults."""
 
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
@@ -27,58 +27,6 @@ __all__ = [
     "WorkerRange",
 ]
 
-
-_LARGEST = 1024
-
-
-class WorkerRange(NamedTuple):
-    """From how many workers on a run goes on, and how many it takes at most; an elastic run has several counts.
-
-    Attributes:
-        fewest: Workers without which nothing goes on.
-        most: Workers that are taken when the cluster has room.
-    """
-
-    fewest: int
-    most: int
-
-    @property
-    def elastic(self) -> bool:
-        """Whether the number may change while the run goes on."""
-        return self.fewest < self.most
-
-    @property
-    def counts(self) -> range:
-        """Every number that may occur."""
-        return range(self.fewest, self.most + 1)
-
-    def __str__(self) -> str:
-        if self.elastic:
-            return f"{self.fewest} to {self.most} workers"
-        return f"{self.most} worker{'s' if self.most > 1 else ''}"
-
-
-def _read(value: Any) -> WorkerRange:
-    ends = [value, value] if isinstance(value, int) else value
-    right = (
-        isinstance(ends, list | tuple)
-        and len(ends) == 2
-        and all(isinstance(end, int) and not isinstance(end, bool) for end in ends)
-        and 1 <= ends[0] <= ends[1] <= _LARGEST
-    )
-    if not right:
-        raise ValueError(f"expected a number from 1 to {_LARGEST}, or [fewest, most]")
-    return WorkerRange(*ends)
-
-
-def _written(value: WorkerRange) -> int | list[int]:
-    return list(value) if value.elastic else value.most
-
-
-WorkerCount = Annotated[WorkerRange, PlainValidator(_read), PlainSerializer(_written)]
-"""A recipe's `workers`: a number, or `[fewest, most]`."""
-
-
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 PositiveInt = Annotated[int, Field(ge=1)]
@@ -87,10 +35,60 @@ Heads = Literal["border", "distance", "both"]
 KindName = Literal["dark-field", "bright-field", "stain"]
 
 DEFAULT_CACHE_LIMIT_GIB = 50.0
-"""Upper bound of the shards kept on a machine, GiB."""
+"""Size limit of the shard cache on a machine, GiB."""
 
 STRIDE = 32
-"""Crops and tiles are multiples of this: the encoder halves them five times."""
+"""Sides of crops and tiles are multiples of this: the encoder halves the resolution five times."""
+
+_MOST_WORKERS = 1024
+
+
+class WorkerRange(NamedTuple):
+    """The smallest and largest number of workers of a run; an elastic run has a range, any other a single number.
+
+    Attributes:
+        fewest: The run waits while the cluster has room for fewer workers than this.
+        most: Upper limit, used when the cluster has room.
+    """
+
+    fewest: int
+    most: int
+
+    @property
+    def elastic(self) -> bool:
+        """Whether the number of workers may change during the run."""
+        return self.fewest < self.most
+
+    @property
+    def counts(self) -> range:
+        """Every number of workers that the run may have."""
+        return range(self.fewest, self.most + 1)
+
+    def __str__(self) -> str:
+        if self.elastic:
+            return f"{self.fewest} to {self.most} workers"
+        return f"{self.most} worker{'s' if self.most > 1 else ''}"
+
+
+def _parse_workers(value: Any) -> WorkerRange:
+    ends = [value, value] if isinstance(value, int) else value
+    valid = (
+        isinstance(ends, list | tuple)
+        and len(ends) == 2
+        and all(isinstance(end, int) and not isinstance(end, bool) for end in ends)
+        and 1 <= ends[0] <= ends[1] <= _MOST_WORKERS
+    )
+    if not valid:
+        raise ValueError(f"expected a number from 1 to {_MOST_WORKERS}, or [fewest, most]")
+    return WorkerRange(*ends)
+
+
+def _serialize_workers(value: WorkerRange) -> int | list[int]:
+    return list(value) if value.elastic else value.most
+
+
+WorkerCount = Annotated[WorkerRange, PlainValidator(_parse_workers), PlainSerializer(_serialize_workers)]
+"""A recipe's `workers`: a number, or `[fewest, most]`."""
 
 
 class _Options(BaseModel):
@@ -98,19 +96,19 @@ class _Options(BaseModel):
 
 
 class NetworkOptions(_Options):
-    """The network.
+    """The network: a U-Net whose encoder can be pretrained.
 
     Attributes:
-        encoder: Network whose features the U-Net decodes.
-        weights: Where the encoder's weights come from: `imagenet`, a local path, an `s3://` URI, or `none`.
-        freeze_encoder: Whether the encoder keeps its weights, up to `unfreeze_epoch` if that is given. Its BatchNorm is
-            frozen in any case.
-        unfreeze_epoch: The epoch, from 0, from which a frozen encoder is trained too; without it, never.
-        encoder_learning_rate_factor: The encoder's learning rate as a multiple of the decoder's. Without it 0.1 for
-            pretrained weights, which larger steps destroy, and 1 for random ones.
-        decoder_channels: Channels of the decoder's levels, from 1/16 of the resolution to full resolution.
-        heads: What the network predicts to tell touching nuclei apart: `border` (classes background, body, border),
-            `distance` (nucleus, and the distance to its edge) or `both`.
+        encoder: Backbone of the U-Net.
+        weights: Initial weights of the encoder: `imagenet`, a local path, an `s3://` URI, or `none` (random).
+        freeze_encoder: Whether the encoder keeps its initial weights, until `unfreeze_epoch` if that is set. Its
+            BatchNorm layers are always frozen.
+        unfreeze_epoch: Epoch, counted from 0, at which a frozen encoder starts to train; if not set, it never does.
+        encoder_learning_rate_factor: Learning rate of the encoder, as a multiple of the decoder's. If not set: 0.1 for
+            pretrained weights, which larger steps would destroy, and 1 for random weights.
+        decoder_channels: Channels of the five decoder levels, from 1/16 resolution to full resolution.
+        heads: Outputs that separate touching nuclei: `border` (classes background, body, border), `distance`
+            (foreground, and distance to the nucleus's edge) or `both`.
     """
 
     encoder: EncoderName = "mobilenet_v2"
@@ -129,23 +127,24 @@ class NetworkOptions(_Options):
 
     @property
     def encoder_trained_from(self) -> int | None:
-        """The epoch from which the encoder is trained, or None."""
+        """The epoch at which the encoder starts to train, or None."""
         return self.unfreeze_epoch if self.freeze_encoder else 0
 
     @property
     def encoder_rate_factor(self) -> float:
-        """The encoder's learning rate as a multiple of the decoder's."""
+        """The encoder's learning rate, as a multiple of the decoder's."""
         return self.encoder_learning_rate_factor or (1.0 if self.weights == "none" else 0.1)
 
 
 class NormalizationOptions(_Options):
-    """How grey values are stretched, image by image, before the network sees them.
+    """Intensity normalization, applied to each image before the network.
 
     Attributes:
-        method: `percentile`, or `none` to keep them.
-        low: This percentile of all channels together becomes 0.
-        high: This percentile becomes 255.
-        smallest_range: Grey values that the two are apart at least, so that an image without content stays dull.
+        method: `percentile` stretches the intensities linearly; `none` leaves them as they are.
+        low: The percentile, over all channels together, that is mapped to 0.
+        high: The percentile, over all channels together, that is mapped to 255.
+        smallest_range: Minimum difference between the two percentiles, in grey values, so that noise in an empty image
+            is not amplified.
     """
 
     method: Literal["percentile", "none"] = "percentile"
@@ -155,18 +154,19 @@ class NormalizationOptions(_Options):
 
 
 class InputOptions(_Options):
-    """What the network sees.
+    """The input of the network, in training and in prediction.
 
     Attributes:
-        crop: Side of the square crops in training, pixels at native resolution; a multiple of 32.
-        batch_size: Crops of one step, over all workers.
-        tile: Side of the largest tile in validation and prediction, pixels; a multiple of 32.
-        overlap: Pixels that neighbouring tiles share at least.
-        normalization: How grey values are stretched.
-        kind_weights: How often images of a kind (`dark-field`, `bright-field`, `stain`) are drawn, relative to others;
-            1 where not given. Without any, an epoch has each image once; with them, as many crops as images.
-        pixel_size: Side of a pixel of all the dataset's images, micrometres, if it is known and the same: the model
-            then rescales images whose pixel size its user gives.
+        crop: Side of the square training crops, in pixels of the original image.
+        batch_size: Crops per training step, summed over all workers.
+        tile: Largest side of the tiles in validation and prediction, in pixels.
+        overlap: Minimum overlap of neighbouring tiles, in pixels; at most half of `tile`.
+        normalization: Intensity normalization.
+        kind_weights: How often images of a kind (`dark-field`, `bright-field`, `stain`) are drawn, relative to kinds
+            that are not listed. Without weights an epoch contains every image once; with weights it draws the same
+            number of crops at random.
+        pixel_size: Pixel size of the dataset's images in micrometres, if all have the same. The model then rescales
+            an image whose pixel size is given at prediction.
     """
 
     crop: Annotated[int, Field(ge=STRIDE, le=4096, multiple_of=STRIDE)] = 192
@@ -185,20 +185,22 @@ class InputOptions(_Options):
 
 
 class AugmentOptions(_Options):
-    """Random changes to each crop; all follow from seed, epoch and the sample's place in the order.
+    """Random augmentation of each crop, determined by the seed, the epoch and the sample's position in the epoch.
 
     Attributes:
-        scale: Sizes are multiplied by 2^u with u from -scale to scale.
-        flips: Whether to turn by quarters and flip.
-        invert: Fraction of crops whose grey values are inverted.
-        grey: Fraction of crops that lose their colour.
-        contrast: Contrast is multiplied by 1 - contrast to 1 + contrast.
-        brightness: Added to all channels, as a fraction of the full range, from -brightness to brightness.
-        gamma: All channels are raised to the power 2^u with u from -gamma to gamma.
-        stain: Each channel by itself is raised to the power 2^u with u from -stain to stain: light that passes a stain
-            of other strength (Beer-Lambert).
+        scale: Crops are rescaled by a factor 2^u, u uniform in [-scale, scale].
+        flips: Whether crops are flipped and rotated by multiples of 90 degrees.
+        invert: Fraction of crops whose intensities are inverted.
+        grey: Fraction of crops that are converted to grey.
+        contrast: The contrast is multiplied by a factor uniform in [1 - contrast, 1 + contrast].
+        brightness: An offset uniform in [-brightness, brightness], as a fraction of the full intensity range, is added
+            to all channels.
+        gamma: All channels are raised to one power 2^u, u uniform in [-gamma, gamma].
+        stain: Each channel is raised to its own power 2^u, u uniform in [-stain, stain]: transmitted light with a
+            weaker or stronger stain (Beer-Lambert law).
         blur: Fraction of crops that are blurred, as if out of focus.
-        noise: Standard deviation of Gaussian noise, as a fraction of the full range, from 0 to noise.
+        noise: Gaussian noise is added with a standard deviation uniform in [0, noise], as a fraction of the full
+            intensity range.
     """
 
     scale: Annotated[float, Field(ge=0, le=2)] = 0.3
@@ -214,12 +216,12 @@ class AugmentOptions(_Options):
 
 
 class LossOptions(_Options):
-    """Cross entropy plus soft Dice plus the distance; see `nucleus.model.losses`.
+    """The loss: cross entropy, soft Dice and, with a distance head, the distance error; see `nucleus.model.losses`.
 
     Attributes:
-        border_weight: Weight of border pixels in the cross entropy; background and body have 1.
+        border_weight: Weight of border pixels in the cross entropy; background and body have weight 1.
         dice: Weight of the soft Dice term.
-        distance: Weight of the distance's term.
+        distance: Weight of the distance term.
     """
 
     border_weight: Positive = 2.0
@@ -228,24 +230,25 @@ class LossOptions(_Options):
 
 
 class OptimizerOptions(_Options):
-    """AdamW with a linear warm-up and a cosine decay.
+    """Optimization: AdamW with a linear warm-up and a cosine decay of the learning rate.
 
     Attributes:
-        epochs: Passes over the training split.
-        learning_rate: At the end of the warm-up.
-        final_learning_rate: At the end of the last epoch.
-        warmup_steps: Steps from rate 0 to `learning_rate`.
+        epochs: Number of passes over the training split.
+        learning_rate: Learning rate at the end of the warm-up, the highest of the run.
+        final_learning_rate: Learning rate at the end of the last epoch.
+        warmup_steps: Number of steps in which the learning rate rises from 0 to `learning_rate`.
         weight_decay: Decoupled weight decay.
-        patience: Validations without a better `monitor` after which training stops.
-        validate_every: Epochs between validations; the last epoch is always validated. A checkpoint goes with each.
-        monitor: The validation metric that chooses the best weights; larger is better.
+        patience: Number of validations without an improvement of `monitor` after which training stops early.
+        validate_every: Epochs between validations; the last epoch is always validated. Each validation writes a
+            checkpoint.
+        monitor: Validation metric that selects the best weights; higher is better.
         precision: `float32`, or `mixed_bfloat16` for GPUs.
-        gradient_accumulation_steps: Parts in which each worker computes its share of a batch, one after the other: less
-            memory, the same result.
-        global_clipnorm: Upper bound of the norm of a step's gradient; without it, none.
-        ema_momentum: Momentum of an exponential moving average of the weights, such as 0.99; with it the averaged
+        gradient_accumulation_steps: Number of parts in which each worker computes its share of a batch, one after the
+            other. More parts need less memory; the result is the same.
+        global_clipnorm: Maximum global norm of a step's gradient; if not set, gradients are not clipped.
+        ema_momentum: Momentum of an exponential moving average of the weights, such as 0.99. If set, the averaged
             weights are validated and published.
-        steps_per_execution: Steps in one call of the compiled graph; progress and errors show after each call.
+        steps_per_execution: Training steps per call of the compiled graph; progress and errors appear after each call.
     """
 
     epochs: PositiveInt = 30
@@ -264,12 +267,13 @@ class OptimizerOptions(_Options):
 
 
 class GateOptions(_Options):
-    """When a published version becomes the one that an alias means.
+    """The gate: whether an alias moves to the version that a run publishes.
 
     Attributes:
         enabled: Whether the alias may move at all.
-        alias: It moves only to a version that beats the one it means, on the same test split.
-        metric: By which; mean over images, larger is better.
+        alias: The alias. It moves only if the new version scores higher on the same test split than the version it
+            points to.
+        metric: The metric that is compared, a mean over images; higher is better.
     """
 
     enabled: bool = True
@@ -278,14 +282,15 @@ class GateOptions(_Options):
 
 
 class TrackingOptions(_Options):
-    """Weights & Biases, where the variable WANDB_MODE goes before `wandb`, and TensorBoard.
+    """Experiment tracking with Weights & Biases and TensorBoard. The variable WANDB_MODE overrides `wandb`.
 
     Attributes:
-        wandb: `online`, `offline` (needs no account; `wandb sync` sends it later) or `disabled`.
-        project: The project's name there.
-        entity: User or team; without it the account's default.
-        profile_steps: Steps that TensorFlow's profiler records for TensorBoard on the first worker, from the eleventh
-            of the first epoch on and within that epoch; 0 for none. Rounded up to `optimizer.steps_per_execution`.
+        wandb: `online`, `offline` (needs no account; `wandb sync` uploads the run later) or `disabled`.
+        project: W&B project.
+        entity: W&B user or team; if not set, the account's default.
+        profile_steps: Number of steps that TensorFlow's profiler records for TensorBoard on the first worker, starting
+            with step 11 of the first epoch and ending with that epoch at the latest; 0 turns the profiler off. Rounded
+            up to a multiple of `optimizer.steps_per_execution`.
     """
 
     wandb: Literal["online", "offline", "disabled"] = "offline"
@@ -295,15 +300,16 @@ class TrackingOptions(_Options):
 
 
 class CardOptions(_Options):
-    """What the model card says that only a person knows, one line each; of what is missing the card says so.
+    """Facts for the model card that only a person knows, one line each; the card states which of them are missing.
 
     Attributes:
         license: Licence of the published weights, such as `Apache-2.0`.
         data_license: Licence of the images and their labels, such as `CC0-1.0`.
-        data_source: Whence they are, and how to cite them.
-        data_import: Name, without its ending, of the zip or folder that `data_license` and `data_source` are about: of
-            a dataset that was imported from another the card does not repeat them. Without it they are about any.
-        contact: Whom to ask about the model.
+        data_source: Origin of the images, and how to cite them.
+        data_import: Name, without extension, of the imported zip or folder that `data_license` and `data_source`
+            describe. The card leaves both out for a dataset imported from anything else; if not set, they apply to
+            every dataset.
+        contact: Person or address to ask about the model.
     """
 
     license: OneLine | None = None
@@ -314,22 +320,25 @@ class CardOptions(_Options):
 
 
 class Recipe(_Options):
-    """One training run.
+    """The keys of a training run outside any table.
 
     Attributes:
-        model: The name under which the model is published.
+        model: Name under which the model is published.
         dataset: `NAME[@VERSION]` in the bucket, or `s3://bucket/prefix/NAME[@VERSION]`.
-        bucket: `s3://bucket[/prefix]` for runs, weights and models; without it NUCLEUS_BUCKET.
-        workers: Processes that train, each with its part of every batch; `[fewest, most]` takes as many as the cluster
-            has room for, and goes on with fewer when machines are lost and with more when they come.
-        cpus_per_worker: CPU cores and TensorFlow threads of one worker.
-        gpus_per_worker: GPUs of one worker: 0 or 1.
-        max_failures: How often a run whose worker died is started again from its last checkpoint.
-        stall_timeout: Seconds after which a worker that does not answer counts as dead.
-        resize_interval: Where `workers` is a range: seconds between looks for room for more, and between checkpoints.
-        seed: Decides initial weights, order and augmentation.
-        cache_dir: Absolute folder for shards on each worker's machine; without it the user's cache folder.
-        cache_limit_gib: Upper bound of the shards kept there, GiB; the least recently used go first.
+        bucket: `s3://bucket[/prefix]` of runs, weights and models; if not set, NUCLEUS_BUCKET.
+        workers: Number of training processes, which share every batch equally. A range `[fewest, most]` makes the run
+            elastic: it uses as many workers as the cluster has room for, continues with fewer when machines are lost,
+            and adds workers when machines become available.
+        cpus_per_worker: CPU cores, and TensorFlow threads, per worker.
+        gpus_per_worker: GPUs per worker: 0 or 1.
+        max_failures: How often the run restarts from its last checkpoint after a worker has died.
+        stall_timeout: Seconds without a sign of life after which a worker counts as dead.
+        resize_interval: For a range of workers: seconds between checks for room for more workers, and between
+            checkpoints.
+        seed: Seed of the initial weights, the order of the images and the augmentation.
+        cache_dir: Absolute path of the folder for cached shards on each worker's machine; if not set, a folder in the
+            user's cache directory.
+        cache_limit_gib: Size limit of the cached shards, GiB; the least recently used are deleted first.
     """
 
     model: str
@@ -354,9 +363,9 @@ class Recipe(_Options):
     card: CardOptions = CardOptions()
 
     def with_random_encoder(self) -> "Recipe":
-        """The recipe with an encoder that begins at random, and so is trained from the start."""
-        begin = {"weights": "none", "freeze_encoder": False, "unfreeze_epoch": None}
-        return self.model_copy(update={"network": self.network.model_copy(update=begin)})
+        """Return a copy whose encoder starts with random weights and trains from the first epoch."""
+        random = {"weights": "none", "freeze_encoder": False, "unfreeze_epoch": None}
+        return self.model_copy(update={"network": self.network.model_copy(update=random)})
 
     @model_validator(mode="after")
     def _fits_together(self) -> "Recipe":
@@ -365,30 +374,30 @@ class Recipe(_Options):
             check_alias(self.gate.alias)
         except UriError as error:
             raise ValueError(str(error)) from error
-        self._batch_is_divided()
+        self._check_batch_size()
         if self.network.unfreeze_epoch is not None and not self.network.freeze_encoder:
-            raise ValueError("network.unfreeze_epoch needs network.freeze_encoder = true: it ends the freezing")
+            raise ValueError("network.unfreeze_epoch needs network.freeze_encoder = true")
         if self.network.encoder in WITHOUT_IMAGENET and self.network.weights == "imagenet":
             raise ValueError(
-                f"network.weights must not be 'imagenet' for the encoder {self.network.encoder!r}, which has no such "
-                "weights: set it to 'none', and network.freeze_encoder to false"
+                f"network.weights must not be 'imagenet': there are no ImageNet weights for the encoder "
+                f"{self.network.encoder!r}; set it to 'none', and network.freeze_encoder to false"
             )
         if self.network.weights == "none" and self.network.freeze_encoder:
-            raise ValueError("network.freeze_encoder must be false where network.weights is 'none': random features")
+            raise ValueError("network.freeze_encoder must be false if network.weights is 'none'")
         if self.cache_dir is not None and not Path(self.cache_dir).is_absolute():
             raise ValueError(f"cache_dir must be an absolute path, found {self.cache_dir!r}")
         return self
 
-    def _batch_is_divided(self) -> None:
-        """Every worker has as many crops as the others, however many workers there are."""
+    def _check_batch_size(self) -> None:
+        """Raise `ValueError` unless the batch divides equally among any number of workers the run may have."""
         steps = self.optimizer.gradient_accumulation_steps
         for count in self.workers.counts:
             if self.input.batch_size % count:
                 every = f"every number of workers from {self.workers.fewest} to {self.workers.most}"
                 raise ValueError(
                     f"input.batch_size ({self.input.batch_size}) must be a multiple of "
-                    f"{every if self.workers.elastic else f'workers ({count})'}: it is the batch over all workers. "
-                    + (f"It divides for up to {count - 1}" if count > self.workers.fewest else "Set either anew")
+                    f"{every if self.workers.elastic else f'workers ({count})'}: the workers share each batch equally. "
+                    + (f"The range may go up to {count - 1}" if count > self.workers.fewest else "Change either")
                 )
             if self.batch_per_worker(count) % steps:
                 raise ValueError(
@@ -397,5 +406,5 @@ class Recipe(_Options):
                 )
 
     def batch_per_worker(self, workers: int) -> int:
-        """Crops of one step on each of so many workers."""
+        """Return the number of crops per step on each worker."""
         return self.input.batch_size // workers

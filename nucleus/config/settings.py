@@ -1,4 +1,4 @@
-"""A recipe: everything that decides a training run, in one TOML file, checked before anything is started."""
+"""Recipe files: TOML and `KEY=VALUE` settings read into a `Recipe`, with errors that name the wrong key."""
 
 import difflib
 import re
@@ -16,6 +16,8 @@ from nucleus.errors import RecipeError
 __all__ = ["combinations", "parse_recipe", "read_recipe", "recipe_path"]
 
 _RECIPES = Path(__file__).parents[2] / "job" / "recipes"
+_COMMA = re.compile(r",(?![^\[]*\])")
+"""A comma outside brackets."""
 
 
 def read_recipe(path: Path, settings: Sequence[str] = ()) -> Recipe:
@@ -23,15 +25,18 @@ def read_recipe(path: Path, settings: Sequence[str] = ()) -> Recipe:
 
     Args:
         path: A TOML file.
-        settings: Such as `optimizer.epochs=3`; values are TOML, and bare words are strings.
+        settings: Changes such as `optimizer.epochs=3`. Values are TOML; bare words are strings.
 
     Raises:
-        RecipeError: No such file, no TOML, an unknown key, or a value of a wrong type or range.
+        RecipeError: The file does not exist or is not TOML, a key is unknown, or a value has the wrong type or range.
     """
     try:
         content = tomllib.loads(path.read_text())
     except FileNotFoundError as error:
-        raise RecipeError(f"Expected a recipe file at {path}; nothing is there.") from error
+        shipped = ", ".join(sorted(recipe.stem for recipe in _RECIPES.glob("*.toml")))
+        raise RecipeError(
+            f"Expected a recipe file at {path}; found none. Give a path, or the name of a shipped recipe: {shipped}."
+        ) from error
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise RecipeError(f"Expected TOML in the recipe {path}; {error}.") from error
     for setting in settings:
@@ -40,7 +45,12 @@ def read_recipe(path: Path, settings: Sequence[str] = ()) -> Recipe:
 
 
 def parse_recipe(content: dict[str, Any], where: str) -> Recipe:
-    """Check a recipe's content. Raises `RecipeError` naming each wrong key."""
+    """Check the content of a recipe. Raises `RecipeError`, which names every wrong key.
+
+    Args:
+        content: The tables and keys of the file.
+        where: Name of the recipe in error messages.
+    """
     try:
         return Recipe.model_validate(content)
     except ValidationError as error:
@@ -51,12 +61,12 @@ def parse_recipe(content: dict[str, Any], where: str) -> Recipe:
 def _apply(content: dict[str, Any], setting: str) -> None:
     key, equals, text = setting.partition("=")
     if not equals or not key.strip():
-        raise RecipeError(f"Expected KEY=VALUE, such as optimizer.epochs=3; found {setting!r}.")
+        raise RecipeError(f"Expected a setting KEY=VALUE, such as optimizer.epochs=3; found {setting!r}.")
     *tables, last = key.strip().split(".")
     for table in tables:
         content = content.setdefault(table, {})
         if not isinstance(content, dict):
-            raise RecipeError(f"Expected a table at {table!r} in {setting!r}; it is a value.")
+            raise RecipeError(f"Expected a table {table!r} in the setting {setting!r}; it is a single value.")
     try:
         content[last] = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
@@ -85,18 +95,20 @@ def _known_keys(path: list[str]) -> list[str]:
     return sorted(table.model_fields)
 
 
-_COMMA = re.compile(r",(?![^\[]*\])")
-"""One that is not within brackets."""
+def recipe_path(text: str) -> Path:
+    """Return the path of a recipe that is given by its path or by the name of a shipped recipe."""
+    shipped = _RECIPES / f"{text}.toml"
+    return shipped if shipped.is_file() and not Path(text).is_file() else Path(text)
 
 
 def combinations(over: Sequence[str]) -> list[tuple[str, ...]]:
-    """Every combination of `KEY=VALUE,VALUE...`, as settings `KEY=VALUE` of a recipe, the first key changing slowest.
+    """Return every combination of `KEY=VALUE,VALUE...` as settings `KEY=VALUE`; the first key changes slowest.
 
     >>> combinations(["optimizer.epochs=1,2", "workers=[1,2]"])
     [('optimizer.epochs=1', 'workers=[1,2]'), ('optimizer.epochs=2', 'workers=[1,2]')]
 
     Raises:
-        RecipeError: No `=`, no value, or a key or value twice.
+        RecipeError: The `=` or a value is missing, or a key or value appears twice.
     """
     axes: dict[str, list[str]] = {}
     for text in over:
@@ -110,9 +122,3 @@ def combinations(over: Sequence[str]) -> list[tuple[str, ...]]:
             raise RecipeError(f"Expected each key and value once; found {text!r}.")
         axes[key] = [f"{key}={value}" for value in found]
     return list(product(*axes.values()))
-
-
-def recipe_path(text: str) -> Path:
-    """The file that the user means: a path, or the name of a recipe that comes along."""
-    shipped = _RECIPES / f"{text}.toml"
-    return shipped if shipped.is_file() and not Path(text).is_file() else Path(text)

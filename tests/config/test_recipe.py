@@ -83,8 +83,8 @@ def test_settings_change_keys(tmp_path: Path) -> None:
         ({**MINIMAL, "workers": [2, 1]}, "workers: expected a number from 1 to 1024, or [fewest, most], found [2, 1]"),
         (
             {**MINIMAL, "workers": [1, 4]},
-            "input.batch_size (8) must be a multiple of every number of workers from 1 to 4: it is the batch over all "
-            "workers. It divides for up to 2",
+            "input.batch_size (8) must be a multiple of every number of workers from 1 to 4: the workers share each "
+            "batch equally. The range may go up to 2",
         ),
         ({**MINIMAL, "input": {"crop": 100}}, "input.crop: input should be a multiple of 32, found 100"),
         ({**MINIMAL, "input": {"crop": -32}}, "input.crop: input should be greater than or equal to 32"),
