@@ -9,8 +9,8 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 
-from job.capacity import check_total, missing
-from job.cluster import cluster, rooms
+from job.capacity import check_resources, shortage
+from job.cluster import capacities, cluster
 from job.worker import limit_devices
 from nucleus.errors import JobError, NucleusError
 from nucleus.storage.retries import set_storage_timeout, storage_timeout
@@ -113,12 +113,12 @@ def _silent_core() -> Iterator[None]:
 
 def _crew(workers: int | None, items: int, waiting: Callable[[str], None]) -> _Crew:
     """Actors for so many items on the cluster that this process is connected to."""
-    found = rooms()
+    found = capacities()
     gpus = 1 if found["GPU"].most else 0
     count = min(items, workers or int(found["GPU" if gpus else "CPU"].most) or 1)
     needed = {"CPU": count, "GPU": gpus * count}
-    check_total(needed, found, f"{count} workers", "say --workers 1")
-    wait = missing({"CPU": 1, "GPU": gpus}, found)
+    check_resources(needed, found, f"{count} workers", "say --workers 1")
+    wait = shortage({"CPU": 1, "GPU": gpus}, found)
     if wait:
         waiting(f"Waiting for {wait}")
     return _Crew(count, gpus)

@@ -1,4 +1,4 @@
-"""Whether a cluster has room for a run: the CPUs and GPUs that its recipe names, against those that there are."""
+"""CPUs and GPUs: how many a run needs, how many a cluster has, and what is missing."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -6,17 +6,17 @@ from dataclasses import dataclass
 from nucleus.config.recipe import Recipe
 from nucleus.errors import JobError
 
-__all__ = ["Room", "check_room", "check_total", "missing", "needed"]
+__all__ = ["Capacity", "check_capacity", "check_resources", "resources_needed", "shortage"]
 
 
 @dataclass(frozen=True)
-class Room:
-    """How many CPUs or GPUs a cluster has.
+class Capacity:
+    """Number of CPUs or of GPUs in a cluster.
 
     Attributes:
-        total: On its machines as they are.
-        free: Of these, not held by others.
-        most: With all machines that it may still start.
+        total: On the machines that are running.
+        free: Of these, not in use.
+        most: With all machines that the autoscaler may still start.
     """
 
     total: float
@@ -24,42 +24,42 @@ class Room:
     most: float
 
 
-def needed(recipe: Recipe) -> dict[str, int]:
-    """What the fewest workers of a run take, by Ray's names."""
+def resources_needed(recipe: Recipe) -> dict[str, int]:
+    """Return the CPUs and GPUs of the smallest number of workers that a run may have, by Ray's names."""
     fewest = recipe.workers.fewest
     return {"CPU": fewest * recipe.cpus_per_worker, "GPU": fewest * recipe.gpus_per_worker}
 
 
-def check_room(recipe: Recipe, rooms: Mapping[str, Room]) -> None:
-    """Raise `JobError` if a cluster will never have what a run needs."""
-    lower = "set workers, cpus_per_worker or gpus_per_worker lower, such as --set workers=1"
-    check_total(needed(recipe), rooms, str(recipe.workers), lower)
+def check_capacity(recipe: Recipe, capacities: Mapping[str, Capacity]) -> None:
+    """Raise `JobError` if a cluster can never have the CPUs and GPUs of a run."""
+    lower = "lower workers, cpus_per_worker or gpus_per_worker, such as --set workers=1"
+    check_resources(resources_needed(recipe), capacities, str(recipe.workers), lower)
 
 
-def check_total(wanted: Mapping[str, int], rooms: Mapping[str, Room], who: str, instead: str) -> None:
-    """Raise `JobError` if a cluster will never have so many CPUs and GPUs.
+def check_resources(wanted: Mapping[str, int], capacities: Mapping[str, Capacity], who: str, instead: str) -> None:
+    """Raise `JobError` if a cluster can never have the wanted CPUs and GPUs.
 
     Args:
-        wanted: By Ray's names.
-        rooms: The cluster's.
-        who: Who needs them.
-        instead: What the user may do besides adding nodes.
+        wanted: Number of CPUs and GPUs, by Ray's names.
+        capacities: The cluster's.
+        who: What needs them, for the error message.
+        instead: What the user can do instead of adding nodes.
     """
     short = [
-        f"{_counted(count, name)} (found {rooms[name].most:.0f})"
+        f"{_counted(count, name)} (found {capacities[name].most:.0f})"
         for name, count in wanted.items()
-        if rooms[name].most < count
+        if capacities[name].most < count
     ]
     if short:
         raise JobError(f"Expected a Ray cluster with {' and '.join(short)} for {who}. Add nodes, or {instead}.")
 
 
-def missing(wanted: Mapping[str, int], rooms: Mapping[str, Room]) -> str | None:
-    """What must be waited for, in words, by those who need so many CPUs and GPUs; None if they can begin at once."""
+def shortage(wanted: Mapping[str, int], capacities: Mapping[str, Capacity]) -> str | None:
+    """Describe the CPUs and GPUs that are not free at present, such as `2 CPUs (1 of 4 are free)`; None if all are."""
     waits = [
-        f"{_counted(count, name)} ({rooms[name].free:.0f} of {rooms[name].total:.0f} are free)"
+        f"{_counted(count, name)} ({capacities[name].free:.0f} of {capacities[name].total:.0f} are free)"
         for name, count in wanted.items()
-        if rooms[name].free < count
+        if capacities[name].free < count
     ]
     return " and ".join(waits) or None
 

@@ -1,4 +1,4 @@
-"""Connection to the Ray cluster at hand, or to a new one on this machine."""
+"""Connection to the Ray cluster that RAY_ADDRESS or this machine offers, or to a new one on this machine."""
 
 import os
 import socket
@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
-from job.capacity import Room, check_room
+from job.capacity import Capacity, check_capacity
 from nucleus.config.recipe import Recipe
 from nucleus.errors import JobError
 from nucleus.lazy import stderr_without
 
-__all__ = ["address_at_hand", "cluster", "connected", "rooms"]
+__all__ = ["address_at_hand", "capacities", "cluster", "connected"]
 
 
 _ADDRESS = "RAY_ADDRESS"
@@ -22,31 +22,32 @@ _REMARK = rb"Set ray log level from environment variable"
 
 @contextmanager
 def connected(recipe: Recipe, *, own: bool, verbose: bool) -> Iterator[None]:
-    """Connect to the cluster that RAY_ADDRESS or this machine offers, or start one for the time of the block.
+    """Connect to the cluster that RAY_ADDRESS or this machine offers, or start one for the duration of the block.
 
-    With `own`, one with room for the recipe is started on this machine, unless this process is connected already.
+    With `own`, a cluster large enough for the recipe is started on this machine, unless this process is connected.
 
     Raises:
-        JobError: The recipe asks for more than the cluster has.
+        JobError: The recipe needs more than the cluster has.
     """
     wanted = recipe.workers.most * recipe.cpus_per_worker if own else None
     with cluster(own_cpus=wanted, verbose=verbose):
-        check_room(recipe, rooms())
+        check_capacity(recipe, capacities())
         with _address_known():
             yield
 
 
 @contextmanager
 def cluster(*, own_cpus: int | None = None, verbose: bool = False) -> Iterator[None]:
-    """The cluster that this process is connected to; else that of RAY_ADDRESS or this machine, or a new one.
+    """Keep the existing connection of this process; else connect to RAY_ADDRESS, this machine's cluster or a new one.
 
     Args:
-        own_cpus: Start one on this machine with at least so many CPUs, though it has fewer, even if another is at hand.
+        own_cpus: Start a cluster on this machine even if another is available, with at least this number of CPUs (more
+            than the machine has, if need be).
         verbose: Whether to show Ray's logs.
     """
     import ray
 
-    with redirect_stdout(sys.stderr):  # where Ray says what its machines complain of; results alone go to stdout
+    with redirect_stdout(sys.stderr):  # Ray prints warnings of its machines; stdout is for results
         if ray.is_initialized():
             yield
             return
@@ -71,16 +72,16 @@ def _connect(own_cpus: int | None, *, verbose: bool) -> None:
 
 @contextmanager
 def _address_known() -> Iterator[None]:
-    """Name this cluster to the actors of Ray Train for the time of the block.
+    """Set RAY_ADDRESS to this cluster for the actors of Ray Train, for the duration of the block.
 
-    The one that cleans up after a dead controller asks the cluster of RAY_ADDRESS, else the one that was started last
-    on its machine. That may be another, which does not know the controller: it is taken for dead and its run ended.
+    The actor that cleans up after a dead controller asks the cluster of RAY_ADDRESS, else the cluster that was started
+    last on its machine. If that is a different one, it does not know the controller, and the actor ends the run.
     """
     import ray
     from ray.train.v2._internal.constants import ENV_VARS_TO_PROPAGATE
 
     ENV_VARS_TO_PROPAGATE.add(_ADDRESS)
-    if ray.util.client.ray.is_connected():  # by ray://, which RAY_ADDRESS has named already
+    if ray.util.client.ray.is_connected():  # through ray://, which RAY_ADDRESS names already
         yield
         return
     before = os.environ.get(_ADDRESS)
@@ -95,7 +96,7 @@ def _address_known() -> Iterator[None]:
 
 
 def _joined(settings: dict[str, Any]) -> bool:
-    """Join the cluster of RAY_ADDRESS, or else one on this machine, if there is any."""
+    """Connect to the cluster of RAY_ADDRESS, or to one on this machine. Return whether there is one."""
     import ray
 
     address = address_at_hand()
@@ -105,31 +106,31 @@ def _joined(settings: dict[str, Any]) -> bool:
         ray.init(address=address, **settings)
     except ConnectionError as error:
         raise JobError(
-            f"Expected to join the Ray cluster at {address}; that failed, perhaps for its token. Run nucleus doctor to "
-            f"see why, or say {_ADDRESS}=local for a cluster of your own."
+            f"Expected to connect to the Ray cluster at {address}; that failed, perhaps because of its token. To find "
+            f"out why, run: nucleus doctor. For a cluster on this machine, set {_ADDRESS}=local."
         ) from error
     return True
 
 
 def address_at_hand() -> str | None:
-    """Where the cluster of RAY_ADDRESS is, or else one on this machine, if there is any. Joins none.
+    """Return the address of the cluster of RAY_ADDRESS, or of one on this machine, or None. Does not connect.
 
     Raises:
-        JobError: Nobody answers at RAY_ADDRESS.
+        JobError: No cluster answers at RAY_ADDRESS.
     """
     address = os.environ.get(_ADDRESS)
     if address in {None, "", "auto"}:
         return next(filter(_answers, _local_addresses()), None)
     if not _answers(address):
         raise JobError(
-            f"Expected a Ray cluster at RAY_ADDRESS={address}; none answers. Start it, or unset the variable to "
-            "use this machine."
+            f"Expected a Ray cluster at RAY_ADDRESS={address}; none answers. Start it, or unset RAY_ADDRESS to use "
+            "this machine."
         )
     return address
 
 
 def _local_addresses() -> list[str]:
-    """Where Ray looks for a cluster of this machine: one that `ray start` has noted, then what runs."""
+    """Return addresses of clusters on this machine: the one that `ray start` recorded, then those that run."""
     from ray._private import services
 
     noted = services.find_bootstrap_address(None)
@@ -137,9 +138,9 @@ def _local_addresses() -> list[str]:
 
 
 def _answers(address: str) -> bool:
-    """Whether somebody listens at `[ray://]host:port`; Ray itself waits for minutes where a dead head was."""
+    """Whether a server listens at `[ray://]host:port`. Ray itself would wait for minutes."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
-    if not host or not port.isdecimal():  # "local" and the like: Ray says what is wrong
+    if not host or not port.isdecimal():  # "local" and the like: Ray reports what is wrong
         return True
     try:
         socket.create_connection((host.strip("[]"), int(port)), _ANSWER_SECONDS).close()
@@ -148,14 +149,14 @@ def _answers(address: str) -> bool:
     return True
 
 
-def rooms() -> dict[str, Room]:
-    """The room of the cluster that this process is connected to, for CPUs and GPUs."""
+def capacities() -> dict[str, Capacity]:
+    """Return the CPUs and GPUs of the cluster that this process is connected to, by Ray's names."""
     import ray
     from ray._private.state import state
 
     total, free = ray.cluster_resources(), ray.available_resources()
     most = state.get_max_resources_from_cluster_config() or {}
     return {
-        name: Room(total.get(name, 0), free.get(name, 0), max(total.get(name, 0), most.get(name, 0)))
+        name: Capacity(total.get(name, 0), free.get(name, 0), max(total.get(name, 0), most.get(name, 0)))
         for name in ("CPU", "GPU")
     }

@@ -1,4 +1,4 @@
-"""The check of Ray by `nucleus doctor`: the cluster that a run would use, asked without joining it."""
+"""Ray check of `nucleus doctor`: queries the cluster that a run would use, without connecting to it."""
 
 import os
 import platform
@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-from job.capacity import Room
+from job.capacity import Capacity
 from job.cluster import address_at_hand
-from job.job_api import check_address, cluster_address, job_client, rooms_of
-from nucleus.doctor import Finding, call_apart, failed
+from job.job_api import capacities_of, check_address, cluster_address, job_client
+from nucleus.doctor import Finding, call_in_subprocess, failed
 from nucleus.errors import ClusterError, NucleusError
 
-__all__ = ["RayCheck", "check_ray", "head_tells"]
+__all__ = ["RayCheck", "check_ray", "query_head"]
 
 
 _RAY = "Ray"
@@ -22,11 +22,11 @@ _SECONDS = 20.0
 
 @dataclass(frozen=True)
 class RayCheck:
-    """What the check of Ray has found.
+    """Result of the Ray check.
 
     Attributes:
-        finding: In words.
-        gpus: How many the cluster has, if one was reached.
+        finding: The finding to show.
+        gpus: Number of GPUs of the cluster, 0 if none was reached.
     """
 
     finding: Finding
@@ -34,11 +34,11 @@ class RayCheck:
 
 
 def check_ray(given: str | None, *, insecure: bool) -> RayCheck:
-    """Look at the cluster that `nucleus submit` or `nucleus train` would use.
+    """Check the cluster that `nucleus submit` or `nucleus train` would use.
 
     Args:
-        given: URL of a cluster's dashboard. Without it the cluster of RAY_ADDRESS is meant, else this machine's.
-        insecure: Whether the user takes the risk of plain HTTP to another machine and of a cluster without a token.
+        given: URL of a cluster's dashboard; if None, the cluster of RAY_ADDRESS, else one on this machine.
+        insecure: Whether the user accepts plain HTTP to another machine and a cluster without a token.
     """
     try:
         if given is not None or urlsplit(os.environ.get("RAY_ADDRESS", "")).scheme in {"http", "https"}:
@@ -47,7 +47,7 @@ def check_ray(given: str | None, *, insecure: bool) -> RayCheck:
         if address in {None, _OWN}:
             return RayCheck(_none())
         if address.startswith(_CLIENT):
-            return RayCheck(Finding(_RAY, "ok", f"{address} answers; what it has was not asked"))
+            return RayCheck(Finding(_RAY, "ok", f"{address} answers; its CPUs and GPUs were not checked"))
         return _by_head(address)
     except NucleusError as error:
         return RayCheck(failed(_RAY, error))
@@ -57,31 +57,33 @@ def _none() -> Finding:
     return Finding(
         _RAY,
         "warning",
-        f"no cluster; nucleus train starts one on this machine, of {os.cpu_count()} CPUs",
-        "To use another: export RAY_ADDRESS=HOST:6379, or nucleus submit --address URL.",
+        f"no cluster; nucleus train starts one on this machine with {os.cpu_count()} CPUs",
+        "To use a cluster: export RAY_ADDRESS=HOST:6379, or nucleus submit --address URL.",
     )
 
 
 def _by_dashboard(address: str, *, insecure: bool) -> RayCheck:
     check_address(address, insecure=insecure)
-    return _reached(address, rooms_of(job_client(address, insecure=insecure)))
+    return _reached(address, capacities_of(job_client(address, insecure=insecure)))
 
 
 def _by_head(address: str) -> RayCheck:
-    told = call_apart(head_tells, address, who=f"the Ray cluster at {address}", seconds=_SECONDS)
-    return _reached(address, {name: Room(total, free, total) for name, (total, free) in told.items()})
+    found = call_in_subprocess(query_head, address, who=f"the Ray cluster at {address}", seconds=_SECONDS)
+    return _reached(address, {name: Capacity(total, free, total) for name, (total, free) in found.items()})
 
 
-def _reached(address: str, rooms: dict[str, Room]) -> RayCheck:
-    text = ", ".join(f"{room.total:g} {name}s ({room.free:g} free)" for name, room in rooms.items())
-    return RayCheck(Finding(_RAY, "ok", f"{address}: {text}"), rooms["GPU"].total)
+def _reached(address: str, capacities: dict[str, Capacity]) -> RayCheck:
+    text = ", ".join(f"{found.total:g} {name}s ({found.free:g} free)" for name, found in capacities.items())
+    return RayCheck(Finding(_RAY, "ok", f"{address}: {text}"), capacities["GPU"].total)
 
 
-def head_tells(address: str) -> dict[str, tuple[float, float]]:
-    """How many CPUs and GPUs the cluster with this head has, and how many are free. Ray may wait 40 s for a silent one.
+def query_head(address: str) -> dict[str, tuple[float, float]]:
+    """Return the total and free numbers of CPUs and GPUs of the cluster with this head.
+
+    May take 40 s if the head does not answer, so it is called in a process of its own.
 
     Raises:
-        ClusterError: It lets nobody in without another token, or runs another Ray or Python.
+        ClusterError: The cluster refuses the token, or runs another version of Ray or Python.
     """
     import ray
     from ray._common.usage.usage_lib import get_cluster_metadata
@@ -95,7 +97,7 @@ def head_tells(address: str) -> dict[str, tuple[float, float]]:
         total, free = state.cluster_resources(), state.available_resources()
     except AuthenticationError as error:
         raise ClusterError(
-            f"Expected the token of the Ray cluster at {address}; it refused this one, or was sent none. Set "
+            f"Expected the token of the Ray cluster at {address}; it was refused, or there is none. Set "
             "RAY_AUTH_MODE=token, and the token in RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token."
         ) from error
     except RpcError as error:
@@ -111,5 +113,5 @@ def _check_versions(address: str, cluster: dict[str, Any]) -> None:
     if theirs != ours:
         raise ClusterError(
             f"Expected Ray {ours[0]} and Python {ours[1]} at {address}, as here; found Ray {theirs[0]} and Python "
-            f"{theirs[1]}. Install the same on both sides: ray=={theirs[0]} here, or ray=={ours[0]} there."
+            f"{theirs[1]}. Install the same version on both sides: ray=={theirs[0]} here, or ray=={ours[0]} there."
         )

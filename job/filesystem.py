@@ -1,8 +1,8 @@
-"""The run's folder in the bucket, as Ray Train wants it: a pyarrow file system over this project's own client.
+"""File system for Ray Train: the run's folder in the bucket, as a pyarrow file system over `Bucket`.
 
-Ray's way, `pyarrow.fs.S3FileSystem`, gives up after three attempts within seconds, which ends a run when the server
-restarts, and carries the keys when it is pickled. This one repeats requests as everything else here does, and carries
-an address alone.
+Ray's default, `pyarrow.fs.S3FileSystem`, gives up after three attempts within seconds, which ends a run when the server
+restarts, and its pickle contains the access keys. This one repeats requests like all others of this project, and its
+pickle contains only an address.
 """
 
 import io
@@ -21,17 +21,17 @@ __all__ = ["run_storage"]
 
 
 def run_storage(uri: S3Uri, timeout: float) -> PyFileSystem:
-    """A file system whose paths are `bucket/key`.
+    """Return a file system whose paths are `bucket/key`.
 
     Args:
-        uri: Names the bucket.
-        timeout: Seconds for which each process that is given it repeats failing requests.
+        uri: A URI in the bucket.
+        timeout: Seconds for which each process that uses the file system repeats failing requests.
     """
     return PyFileSystem(_BucketHandler(uri.bucket, timeout))
 
 
 class _Upload(io.BytesIO):
-    """Written to the bucket when it is closed, whole."""
+    """A buffer that is written to the bucket when it is closed."""
 
     def __init__(self, bucket: Bucket, key: str) -> None:
         super().__init__()
@@ -42,12 +42,12 @@ class _Upload(io.BytesIO):
         if self.closed:
             return
         data = self.getvalue()
-        super().close()  # first: a failed upload is not to be done again by the collector
+        super().close()  # first: the garbage collector must not repeat a failed upload
         self._bucket.put(self._key, data)
 
 
 class _BucketHandler(FileSystemHandler):
-    """What pyarrow asks of a file system, for those of its operations that Ray Train uses."""
+    """Handler of the file operations that Ray Train uses."""
 
     def __init__(self, bucket: str, timeout: float) -> None:
         self._name = bucket
@@ -146,7 +146,7 @@ class _BucketHandler(FileSystemHandler):
     def _delete(self, key: str) -> None:
         try:
             self._bucket.delete(key)
-        except AccessDeniedError:  # a job that may not delete keeps its old checkpoints
+        except AccessDeniedError:  # without the right to delete, old checkpoints stay
             return
 
 

@@ -1,4 +1,4 @@
-"""A Ray cluster by the address of its dashboard, where its job API is: reached only in ways that let nobody else in."""
+"""Client of Ray's job API: connecting safely to a cluster's dashboard, and listing, following and stopping jobs."""
 
 import asyncio
 import logging
@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 from tenacity import Retrying, retry_if_exception, retry_if_result, stop_after_delay, wait_fixed
 from tenacity.retry import retry_base
 
-from job.capacity import Room
+from job.capacity import Capacity
 from nucleus.errors import ClusterError, UsageError
 
 __all__ = [
@@ -22,28 +22,36 @@ __all__ = [
     "STOP_SECONDS",
     "Job",
     "all_jobs",
-    "asked",
+    "capacities_of",
     "check_address",
     "cluster_address",
     "find_job",
     "follow",
     "job_client",
     "job_log",
-    "rooms_of",
     "stop_job",
+    "with_retries",
 ]
 
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 _LOOPBACK = {"127.0.0.1", "localhost", "::1"}
 _ANSWER_SECONDS = 10.0
-_TALKATIVE = ("ray", "ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk")
-"""Loggers that tell of every request; the two modules set their own level."""
+_POLL_SECONDS = 1.0
+_PATIENCE_SECONDS = 120.0
+STOP_SECONDS = 120
+"""Time that a stopped job has to save a checkpoint before Ray kills it."""
+_CHATTY_LOGGERS = ("ray", "ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk")
+"""Loggers that report every request; the two modules set their own level."""
 _HTTP_OK, _REFUSED = 200, (401, 403)
+_NO_ANSWER = (RuntimeError, OSError)
+"""Exceptions of Ray's client when the cluster does not answer."""
+_TERMINAL = {"STOPPED", "SUCCEEDED", "FAILED"}
+_MISSING = "does not exist"
 
 
 def cluster_address(given: str | None) -> str:
-    """The address that the user means: given, or RAY_ADDRESS if it is an HTTP one, or this machine's dashboard."""
+    """Return the address `given`, else RAY_ADDRESS if it is an HTTP URL, else that of this machine's dashboard."""
     address = given or os.environ.get("RAY_ADDRESS") or ""
     if given is None and urlsplit(address).scheme not in {"http", "https"}:
         return DEFAULT_ADDRESS
@@ -51,19 +59,19 @@ def cluster_address(given: str | None) -> str:
 
 
 def check_address(address: str, *, insecure: bool) -> None:
-    """Refuse what would send code and token in plain text over a network.
+    """Raise `UsageError` for an address that would send code and token in plain text over a network.
 
     Args:
         address: URL of a cluster's dashboard.
-        insecure: Whether the user takes the risk.
+        insecure: Whether the user accepts plain HTTP to another machine.
 
     Raises:
-        UsageError: No HTTP URL, or plain HTTP to another machine.
+        UsageError: Not an HTTP URL, or plain HTTP to another machine.
     """
     try:
         parts = urlsplit(address)
         host, port = parts.hostname, parts.port
-    except ValueError:  # what urllib says of a port that is no number
+    except ValueError:  # the port is not a number
         host = None
     if not host or parts.scheme not in {"http", "https"}:
         raise UsageError(
@@ -71,66 +79,67 @@ def check_address(address: str, *, insecure: bool) -> None:
         )
     if parts.scheme == "http" and host not in _LOOPBACK and not insecure:
         raise UsageError(
-            f"Expected HTTPS to another machine; found {address}, where anybody on the way reads code and token. Use "
+            f"Expected HTTPS to another machine; found {address}, which sends code and token in plain text. Use "
             f"https://, or a tunnel: ssh -L 8265:localhost:{port or 80} {host} and --address {DEFAULT_ADDRESS}; or "
-            "say --insecure."
+            "accept the risk with --insecure."
         )
 
 
 def job_client(address: str, *, insecure: bool) -> Any:
-    """A `JobSubmissionClient` for a cluster that asks for a token and runs this Ray.
+    """Return a `JobSubmissionClient` for a cluster that requires a token and runs the same version of Ray.
 
     Args:
-        address: One that `check_address` lets pass.
-        insecure: Whether the user takes the risk of a cluster without a token.
+        address: An address that passes `check_address`.
+        insecure: Whether the user accepts a cluster without a token.
 
     Raises:
-        ClusterError: Nobody answers; or the cluster takes jobs from anybody, refuses the token or runs another Ray.
+        ClusterError: The cluster does not answer, requires no token, refuses the token or runs another version of Ray.
     """
-    if _takes_jobs_from_anybody(address) and not insecure:
+    if _accepts_anybody(address) and not insecure:
         raise ClusterError(
-            f"Expected a Ray cluster that asks for a token at {address}; it runs the code of anybody who reaches it. "
-            "Start it with RAY_AUTH_MODE=token (ray get-auth-token --generate makes a token), or say --insecure."
+            f"Expected a Ray cluster that requires a token at {address}; it runs code from anybody who can reach it. "
+            "Start it with RAY_AUTH_MODE=token (ray get-auth-token --generate makes a token), or accept the risk with "
+            "--insecure."
         )
-    if _token_at_hand():
-        os.environ.setdefault("RAY_AUTH_MODE", "token")  # or Ray's client would not send it
-    os.environ.pop("RAY_ADDRESS", None)  # or it would go before the address given
+    if _has_token():
+        os.environ.setdefault("RAY_AUTH_MODE", "token")  # else Ray's client would not send it
+    os.environ.pop("RAY_ADDRESS", None)  # it would override the address
     import ray
     from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient
 
-    for name in _TALKATIVE:
+    for name in _CHATTY_LOGGERS:
         logging.getLogger(name).setLevel(logging.WARNING)
     try:
         client = JobSubmissionClient(address)
     except AuthenticationError as error:
         raise ClusterError(
-            f"Expected the token of the Ray cluster at {address}; it refused this one, or there is none. Set "
+            f"Expected the token of the Ray cluster at {address}; it was refused, or there is none. Set "
             "RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH, or put it in ~/.ray/auth_token."
         ) from error
     except (ConnectionError, RuntimeError) as error:
         text = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ClusterError(f"Expected the job API of a Ray cluster at {address}; {text}") from error
-    found = client._server_ray_version  # it has asked; `get_version` is that of the API
+    found = client._server_ray_version  # `get_version` is the version of the API
     if found != ray.__version__:
         raise ClusterError(
-            f"Expected Ray {ray.__version__} at {address}, as here; found {found}. Install the same on both sides: "
-            f"ray=={found} here, or ray=={ray.__version__} there."
+            f"Expected Ray {ray.__version__} at {address}, as here; found {found}. Install the same version on both "
+            f"sides: ray=={found} here, or ray=={ray.__version__} there."
         )
     return client
 
 
-def rooms_of(client: Any) -> dict[str, Room]:
-    """The room of a cluster, by `CPU` and `GPU`, as it was seconds ago.
+def capacities_of(client: Any) -> dict[str, Capacity]:
+    """Return the CPUs and GPUs of a cluster, by Ray's names; the numbers are a few seconds old.
 
     Args:
-        client: One of `job_client`.
+        client: A client from `job_client`.
 
     Raises:
-        ClusterError: The cluster does not say.
+        ClusterError: The cluster does not report them.
     """
     ask = Retrying(
-        retry=retry_if_result(lambda usage: "CPU" not in usage),  # it has just begun and does not know itself yet
+        retry=retry_if_result(lambda usage: "CPU" not in usage),  # a cluster that has just started
         wait=wait_fixed(1.0),
         stop=stop_after_delay(_ANSWER_SECONDS),
         retry_error_callback=lambda _: {},
@@ -138,22 +147,22 @@ def rooms_of(client: Any) -> dict[str, Room]:
     usage = ask(_usage, client)
     if not usage:
         raise ClusterError(
-            f"Expected the cluster at {client.get_address()} to tell its CPUs and GPUs; it has told none for "
-            f"{_ANSWER_SECONDS:.0f} s. Look at its dashboard, and try again when its nodes are there."
+            f"Expected the cluster at {client.get_address()} to report its CPUs and GPUs; it reported none for "
+            f"{_ANSWER_SECONDS:.0f} s. Look at its dashboard, and try again when its nodes have joined."
         )
     pairs = {name: usage.get(name, (0.0, 0.0)) for name in ("CPU", "GPU")}
-    return {name: Room(total=total, free=total - used, most=total) for name, (used, total) in pairs.items()}
+    return {name: Capacity(total=total, free=total - used, most=total) for name, (used, total) in pairs.items()}
 
 
 def _usage(client: Any) -> dict[str, tuple[float, float]]:
-    """How much of each resource is used, and how much there is."""
-    answer = client._do_request("GET", "/api/cluster_status")  # the client's way to send the token
+    """Return the used and total amounts of each resource."""
+    answer = client._do_request("GET", "/api/cluster_status")  # sends the token
     status = answer.json().get("data", {}).get("clusterStatus") if answer.status_code == _HTTP_OK else None
     return dict(status["loadMetricsReport"]["usage"]) if status else {}
 
 
-def _takes_jobs_from_anybody(address: str) -> bool:
-    """Whether the list of jobs is given without a token."""
+def _accepts_anybody(address: str) -> bool:
+    """Whether the cluster lists its jobs without a token."""
     import requests
 
     try:
@@ -166,39 +175,29 @@ def _takes_jobs_from_anybody(address: str) -> bool:
     if answer.status_code not in {_HTTP_OK, *_REFUSED}:
         raise ClusterError(
             f"Expected the dashboard of a Ray cluster at {address}; it answered {answer.status_code} to /api/jobs/. "
-            "Correct --address; its port is 8265 unless the cluster says otherwise."
+            "Correct --address; the port is 8265 by default."
         )
     return bool(answer.status_code == _HTTP_OK)
 
 
-def _token_at_hand() -> bool:
+def _has_token() -> bool:
     if os.environ.get("RAY_AUTH_TOKEN"):
         return True
     return Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token").expanduser().is_file()
 
 
-_POLL_SECONDS = 1.0
-_PATIENCE_SECONDS = 120.0
-STOP_SECONDS = 120
-"""How long a job that is told to stop may take to save a checkpoint, until Ray kills it."""
-_AWAY = (RuntimeError, OSError)
-"""What the client of Ray's job API raises when the cluster does not answer."""
-_TERMINAL = {"STOPPED", "SUCCEEDED", "FAILED"}
-_MISSING = "does not exist"
-
-
 @dataclass(frozen=True)
 class Job:
-    """A job.
+    """A job of a Ray cluster.
 
     Attributes:
-        job: Its id; that of a new run is the run's name.
+        job: Id of the job; for a new run, the name of the run.
         status: PENDING, RUNNING, STOPPED, SUCCEEDED or FAILED.
-        started: When, in ISO 8601; None if it has not.
-        seconds: How long it took, or has taken until now.
-        exit_code: The driver's; None while it runs, or if it was never started.
-        entrypoint: Its command.
-        message: What Ray says of the status.
+        started: Start time in ISO 8601; None if the job has not started.
+        seconds: Duration, so far if it runs; None if it has not started.
+        exit_code: Exit status of the driver; None while it runs, or if it never started.
+        entrypoint: Command of the driver.
+        message: Ray's explanation of the status.
     """
 
     job: str
@@ -216,31 +215,31 @@ class Job:
 
 
 def all_jobs(client: Any) -> list[Job]:
-    """Every submitted job that the cluster remembers, the newest first."""
-    jobs = [_job(details) for details in _told(client.list_jobs) if details.submission_id]
+    """Return every submitted job that the cluster remembers, newest first."""
+    jobs = [_job(details) for details in _ask(client.list_jobs) if details.submission_id]
     return sorted(jobs, key=lambda job: job.started or "9999", reverse=True)
 
 
 def find_job(client: Any, job: str) -> Job:
-    """One job. Raises `ClusterError` if the cluster does not know it."""
-    return _job(_of(job, lambda: client.get_job_info(job)))
+    """Return a job. Raises `ClusterError` if the cluster does not know it."""
+    return _job(_ask_about(job, lambda: client.get_job_info(job)))
 
 
 def job_log(client: Any, job: str) -> str:
-    """What a job has written so far. Raises `ClusterError` if the cluster does not know it."""
-    return str(_of(job, lambda: client.get_job_logs(job)))
+    """Return the log of a job so far. Raises `ClusterError` if the cluster does not know the job."""
+    return str(_ask_about(job, lambda: client.get_job_logs(job)))
 
 
 def stop_job(client: Any, job: str) -> Job:
-    """Ask a job to stop, wait until it has, and give it as it is then; one that is over is left alone.
+    """Stop a job, wait for its end and return it. A job that has ended already is returned as it is.
 
     Raises:
-        ClusterError: The cluster does not know it, or it goes on in spite of all.
+        ClusterError: The cluster does not know the job, or it does not stop.
     """
     found = find_job(client, job)
     if found.over:
         return found
-    _told(lambda: client.stop_job(job))
+    _ask(lambda: client.stop_job(job))
     deadline = time.monotonic() + STOP_SECONDS + _PATIENCE_SECONDS
     while not (found := find_job(client, job)).over:
         if time.monotonic() > deadline:
@@ -252,12 +251,12 @@ def stop_job(client: Any, job: str) -> Job:
 
 
 def follow(client: Any, job: str, write: Callable[[str], None]) -> Job:
-    """Pass on a job's log until its end; give the job as it is then.
+    """Write a job's log as it grows, until the job ends; return the job.
 
-    The stream of Ray's API may end while the job runs; then it is opened again, and what was passed on is left out.
+    Ray's log stream may break off while the job runs. It is then opened again, without repeating any text.
 
     Raises:
-        ClusterError: The cluster does not know it, or has not answered for two minutes.
+        ClusterError: The cluster does not know the job, or has not answered for two minutes.
     """
     seen = 0
     while True:
@@ -270,7 +269,7 @@ def follow(client: Any, job: str, write: Callable[[str], None]) -> Job:
 
 
 async def _tail(client: Any, job: str, seen: int, write: Callable[[str], None]) -> int:
-    """Pass on what comes after the first `seen` characters of a log; give how many there are now."""
+    """Write the log after its first `seen` characters; return the number of characters seen now."""
     import aiohttp
 
     position = 0
@@ -279,43 +278,43 @@ async def _tail(client: Any, job: str, seen: int, write: Callable[[str], None]) 
             write(chunk[max(0, seen - position) :])
             position += len(chunk)
             seen = max(seen, position)
-    except (*_AWAY, aiohttp.ClientError):
-        pass  # `follow` asks again
+    except (*_NO_ANSWER, aiohttp.ClientError):
+        pass  # `follow` tries again
     return seen
 
 
-def _told(question: Callable[[], Any]) -> Any:
-    """What the cluster answers, asked for again while it does not.
+def _ask(request: Callable[[], Any]) -> Any:
+    """Return the cluster's answer to a request, which is repeated while the cluster does not answer.
 
     Raises:
-        ClusterError: It has not answered for two minutes.
+        ClusterError: The cluster has not answered for two minutes.
     """
     try:
-        return asked(
-            question, retry_if_exception(lambda error: isinstance(error, _AWAY) and _MISSING not in str(error))
+        return with_retries(
+            request, retry_if_exception(lambda error: isinstance(error, _NO_ANSWER) and _MISSING not in str(error))
         )
-    except _AWAY as error:
+    except _NO_ANSWER as error:
         if _MISSING in str(error):
             raise
         raise ClusterError(
-            f"Expected the cluster to answer; it has not for {_PATIENCE_SECONDS:.0f} s: {error} Jobs go on without "
-            "this command. Run: nucleus jobs list"
+            f"Expected the cluster to answer; it has not for {_PATIENCE_SECONDS:.0f} s: {error} Its jobs continue "
+            "without this command. Run: nucleus jobs list"
         ) from error
 
 
-def asked(question: Callable[[], Any], retry: retry_base) -> Any:
-    """The cluster's answer, asked for until it comes or patience ends with the last error."""
+def with_retries(request: Callable[[], Any], retry: retry_base) -> Any:
+    """Return the answer to a request, repeated for up to two minutes; then raise the last error."""
     return Retrying(
         retry=retry, wait=wait_fixed(_POLL_SECONDS), stop=stop_after_delay(_PATIENCE_SECONDS), reraise=True
-    )(question)
+    )(request)
 
 
-def _of(job: str, question: Callable[[], Any]) -> Any:
+def _ask_about(job: str, request: Callable[[], Any]) -> Any:
     try:
-        return _told(question)
-    except _AWAY as error:
+        return _ask(request)
+    except _NO_ANSWER as error:
         raise ClusterError(
-            f"Expected a job of the cluster; it knows none that is called {job!r}. Run: nucleus jobs list"
+            f"Expected a job of the cluster; it knows none with the name {job!r}. Run: nucleus jobs list"
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""A training run packed as a job for Ray's job API."""
+"""Submission of a training run as a job: its code, command and environment, and a dry run."""
 
 import os
 import shlex
@@ -12,8 +12,8 @@ from typing import Any
 
 from tenacity import retry_if_exception
 
-from job.capacity import Room, missing, needed
-from job.job_api import STOP_SECONDS, asked
+from job.capacity import Capacity, resources_needed, shortage
+from job.job_api import STOP_SECONDS, with_retries
 from nucleus.config.recipe import Recipe
 from nucleus.data.dataset import locate_dataset, open_dataset
 from nucleus.errors import ClusterError, JobError
@@ -23,28 +23,29 @@ from nucleus.versions import COMMIT_VARIABLE, commit, installed_versions
 __all__ = ["DryRun", "Submission", "dry_run", "prepare"]
 
 
-_LARGEST_BYTES = 100 << 20
+_MAX_BYTES = 100 << 20
 """Ray's limit for a working directory."""
 _PACKAGES = ("nucleus", "job")
 _PASSED_ON = (
     "NUCLEUS_BUCKET", "WANDB_MODE", "WANDB_PROJECT", "WANDB_ENTITY",
     "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_REGION", "AWS_DEFAULT_REGION",
 )  # fmt: skip
-"""Variables that the job needs and that are no secrets: Ray shows them to everybody who sees its dashboard."""
+"""Environment variables that the job needs. None is secret: Ray shows them to everybody who sees its dashboard."""
 _RECIPE = "recipe.toml"
 _STOP_WAIT = {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS)}
-"""Ray kills a job 3 s after it told it to stop, which is too soon for a checkpoint."""
+"""By default Ray kills a job 3 s after the request to stop, too soon for a checkpoint."""
+_TAKEN = "already exists"
 
 
 @dataclass(frozen=True)
 class Submission:
-    """What is submitted.
+    """A job to submit.
 
     Attributes:
-        job: Its id.
+        job: Id of the job.
         entrypoint: Shell command of the driver.
-        environment: Its variables; no secret is among them.
-        code: Folder with what is uploaded.
+        environment: Environment variables of the driver, without secrets.
+        code: Folder that is uploaded.
     """
 
     job: str
@@ -53,34 +54,43 @@ class Submission:
     code: Path
 
     def start(self, client: Any) -> None:
-        """Upload the code and start the job; a cluster that has just begun is given time. Raises `ClusterError`."""
+        """Upload the code and start the job; wait for a cluster that has just started.
+
+        Raises:
+            ClusterError: The cluster has a job of this name, or refuses the job.
+        """
         runtime = {"working_dir": str(self.code), "env_vars": self.environment}
         start = partial(client.submit_job, entrypoint=self.entrypoint, runtime_env=runtime, submission_id=self.job)
         try:
-            asked(start, retry_if_exception(lambda error: "No available agent" in str(error)))
+            with_retries(start, retry_if_exception(lambda error: "No available agent" in str(error)))
         except (RuntimeError, ConnectionError, ValueError) as error:
-            raise ClusterError(f"Expected the cluster to take the job {self.job}; it did not: {error}") from error
+            if _TAKEN in str(error):
+                raise ClusterError(
+                    f"Expected a new run; the cluster has a job named {self.job} already. Choose another name with "
+                    f"--run, or continue that run: nucleus submit RECIPE --resume {self.job}"
+                ) from error
+            raise ClusterError(f"Expected the cluster to accept the job {self.job}; it did not: {error}") from error
 
 
 def prepare(recipe: Path, job: str, arguments: Sequence[str], folder: Path, *, verbose: bool) -> Submission:
-    """Put what `nucleus train RECIPE ARGUMENTS` needs elsewhere into an empty folder.
+    """Copy everything that `nucleus train RECIPE ARGUMENTS` needs on the cluster into an empty folder.
 
     Raises:
-        JobError: It is more than Ray takes.
+        JobError: The code is larger than Ray's limit.
     """
     _copy_code(folder)
     shutil.copyfile(recipe, folder / _RECIPE)
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    if size > _LARGEST_BYTES:
+    if size > _MAX_BYTES:
         raise JobError(
-            f"Expected at most {_LARGEST_BYTES >> 20} MiB of code, Ray's limit; found {size >> 20} MiB in "
-            f"{' and '.join(_PACKAGES)}. Put what is no code into .gitignore."
+            f"Expected at most {_MAX_BYTES >> 20} MiB of code, Ray's limit; found {size >> 20} MiB in "
+            f"{' and '.join(_PACKAGES)}. List files that are not code in .gitignore."
         )
     command = ["python", "-m", "nucleus", *(["--debug"] if verbose else []), "train", _RECIPE, *arguments]
     environment = {name: os.environ[name] for name in _PASSED_ON if os.environ.get(name)} | _STOP_WAIT
-    of_code = commit()
-    if of_code is not None:
-        environment[COMMIT_VARIABLE] = of_code
+    revision = commit()
+    if revision is not None:
+        environment[COMMIT_VARIABLE] = revision
     return Submission(job, shlex.join(command), environment, folder)
 
 
@@ -93,7 +103,7 @@ def _copy_code(folder: Path) -> None:
 
 
 def _code(root: Path) -> list[Path]:
-    """This project's files: of a clone those that git does not ignore, of an installation all."""
+    """Return the files of this project: in a clone those that git does not ignore, else all."""
     if (root / ".git").exists() and shutil.which("git"):
         command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", *_PACKAGES]
         listed = subprocess.run(command, cwd=root, check=True, capture_output=True, text=True)  # noqa: S603
@@ -105,23 +115,23 @@ def _code(root: Path) -> list[Path]:
 
 @dataclass(frozen=True)
 class DryRun:
-    """What would be submitted.
+    """What would be submitted, and whether the cluster has room for it.
 
     Attributes:
-        job: Its id.
-        entrypoint: The driver's command.
-        environment: Its variables.
-        bucket: Where the run would write.
+        job: Id of the job.
+        entrypoint: Command of the driver.
+        environment: Environment variables of the driver.
+        bucket: Bucket of the run.
         dataset: The dataset with its version.
-        versions: Of Python and of the packages here; Ray's is the cluster's too.
-        workers: As the recipe has them.
-        needed: CPUs and GPUs that the fewest workers take.
-        free: CPUs and GPUs of the cluster that nobody holds.
+        versions: Versions of Python and of the packages on this machine; the cluster runs the same Ray.
+        workers: The recipe's workers, in words.
+        needed: CPUs and GPUs of the smallest number of workers.
+        free: Free CPUs and GPUs of the cluster.
         total: CPUs and GPUs of the cluster.
-        waits_for: What the run would have to wait for; None if it can begin at once.
-        images: In the training split.
-        epochs: At most; it may stop earlier.
-        steps: Of all these epochs.
+        waits_for: The CPUs and GPUs that the run would wait for; None if it can start at once.
+        images: Images of the training split.
+        epochs: Number of epochs, unless the run stops early.
+        steps: Training steps in these epochs.
     """
 
     job: str
@@ -140,17 +150,17 @@ class DryRun:
     steps: int
 
 
-def dry_run(recipe: Recipe, dataset: str, submission: Submission, rooms: dict[str, Room]) -> DryRun:
-    """Look at the dataset in the bucket and at the cluster's room.
+def dry_run(recipe: Recipe, dataset: str, submission: Submission, capacities: dict[str, Capacity]) -> DryRun:
+    """Check the dataset in the bucket and the capacity of the cluster, without submitting anything.
 
     Args:
-        recipe: The run's.
-        dataset: Its dataset, as the recipe or the run to be resumed names it.
-        submission: What would be submitted.
-        rooms: The cluster's room by `CPU` and `GPU`.
+        recipe: Recipe of the run.
+        dataset: Its dataset, as named by the recipe or by the run to be resumed.
+        submission: The job that would be submitted.
+        capacities: CPUs and GPUs of the cluster, by Ray's names.
 
     Raises:
-        NucleusError: The dataset cannot be had.
+        NucleusError: The dataset cannot be read.
     """
     data = open_dataset(locate_dataset(dataset, recipe.bucket))
     images = len(data.manifest.split_samples("train"))
@@ -162,10 +172,10 @@ def dry_run(recipe: Recipe, dataset: str, submission: Submission, rooms: dict[st
         dataset=str(data),
         versions=installed_versions(),
         workers=str(recipe.workers),
-        needed=needed(recipe),
-        free={name: room.free for name, room in rooms.items()},
-        total={name: room.total for name, room in rooms.items()},
-        waits_for=missing(needed(recipe), rooms),
+        needed=resources_needed(recipe),
+        free={name: found.free for name, found in capacities.items()},
+        total={name: found.total for name, found in capacities.items()},
+        waits_for=shortage(resources_needed(recipe), capacities),
         images=images,
         epochs=recipe.optimizer.epochs,
         steps=images // recipe.input.batch_size * recipe.optimizer.epochs,

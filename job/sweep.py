@@ -6,8 +6,8 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
-from job.capacity import Room, needed
-from job.cluster import connected, rooms
+from job.capacity import Capacity, resources_needed
+from job.cluster import capacities, connected
 from job.events import Listener, forwarded
 from job.filesystem import run_storage
 from job.publishing import Fitted, publish_fitted
@@ -143,9 +143,9 @@ def sweep(
         for number, trial in enumerate(trials, 1)
     ]
     listener.stage(f"Sweep {name}: {len(plans)} trials")
-    largest = max(plans, key=lambda plan: sum(needed(plan.recipe).values()))
+    largest = max(plans, key=lambda plan: sum(resources_needed(plan.recipe).values()))
     with connected(largest.recipe, own=False, verbose=options.verbose):
-        room = _trials_in_room(largest.recipe, rooms())
+        room = _trials_in_room(largest.recipe, capacities())
         bucket = options.bucket(largest.bucket)
         options.local_folder.mkdir(parents=True, exist_ok=True)
         for plan in plans:
@@ -166,9 +166,9 @@ def sweep(
     return SweepResult(outcomes, published)
 
 
-def _trials_in_room(recipe: Recipe, room: dict[str, Room]) -> int:
+def _trials_in_room(recipe: Recipe, room: dict[str, Capacity]) -> int:
     """How many runs of a recipe a cluster has room for, at least one."""
-    return max(1, min(int(room[name].most // count) for name, count in needed(recipe).items() if count))
+    return max(1, min(int(room[name].most // count) for name, count in resources_needed(recipe).items() if count))
 
 
 def _tune(
@@ -199,7 +199,7 @@ def _tune(
                 verbose=1 if options.verbose else 0,
             ),
         )
-        found = {result.config[_NUMBER]: _told(result) for result in tuner.fit()}
+        found = {result.config[_NUMBER]: _ask(result) for result in tuner.fit()}
     return [found[number] for number in range(len(plans))]
 
 
@@ -222,7 +222,7 @@ def _run_trial(config: dict[str, int], plans: list[str], options: RunOptions, ti
     tune.report({_FITTED: vars(fitted)})
 
 
-def _told(result: Any) -> dict[str, Any]:
+def _ask(result: Any) -> dict[str, Any]:
     """What a trial reported, or why Ray ended it."""
     if result.error is not None:
         return {_ERROR: (str(result.error).strip().splitlines() or [type(result.error).__name__])[-1]}

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import job
-from job.capacity import missing, needed
-from job.cluster import connected, rooms
+from job.capacity import resources_needed, shortage
+from job.cluster import capacities, connected
 from job.events import Listener, SilentListener, forwarded
 from job.filesystem import run_storage
 from job.publishing import Fitted, judge, publish_fitted
@@ -87,7 +87,7 @@ def fit(plan: RunPlan, options: RunOptions, listener: Listener) -> Fitted:
         os.environ.setdefault(_START_TIMEOUT, _ELASTIC_START_SECONDS)
 
     def no_worker_yet() -> None:
-        waits = missing(needed(recipe), rooms())
+        waits = shortage(resources_needed(recipe), capacities())
         if waits:
             listener.stage(f"Waiting for {waits}")
 

@@ -28,7 +28,7 @@ __all__ = [
     "Finding",
     "Gpus",
     "State",
-    "call_apart",
+    "call_in_subprocess",
     "check_gpus",
     "check_packages",
     "check_storage",
@@ -112,7 +112,7 @@ def gpus_here() -> Gpus:
     names = _listed_by_the_driver()
     if not names:
         return Gpus(names)
-    told = call_apart(tensorflow_gpus, who="TensorFlow", seconds=_TENSORFLOW_SECONDS)
+    told = call_in_subprocess(tensorflow_gpus, who="TensorFlow", seconds=_TENSORFLOW_SECONDS)
     return Gpus(names, told["seen"], told["cuda"])
 
 
@@ -261,7 +261,7 @@ def check_wandb() -> Finding:
         mode = tracking_mode(TrackingOptions())
         if chosen in _NOT_SENT:
             return Finding(_WANDB, "ok", _NOT_SENT[chosen])
-        call_apart(check_tracking, "online", who="W&B", seconds=_SECONDS)
+        call_in_subprocess(check_tracking, "online", who="W&B", seconds=_SECONDS)
     except UsageError as error:
         return failed(_WANDB, error) if chosen else _UNKNOWN
     except NucleusError as error:
@@ -272,7 +272,7 @@ def check_wandb() -> Finding:
 _LONGEST_REMARK = 200
 
 
-def call_apart(function: Callable[..., Any], *arguments: str, who: str, seconds: float) -> Any:
+def call_in_subprocess(function: Callable[..., Any], *arguments: str, who: str, seconds: float) -> Any:
     """What a function returns.
 
     Args:

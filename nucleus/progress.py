@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from functools import partial
 
-__all__ = ["Advance", "no_progress", "share"]
+__all__ = ["Advance", "no_progress", "split_progress"]
 
 Advance = Callable[[int, int], object]
 """Called with how much is done, of how much."""
@@ -13,7 +13,7 @@ def no_progress(done: int, total: int) -> None:
     """Nobody watches."""
 
 
-def share(sizes: Mapping[str, int], advance: Advance) -> dict[str, Advance]:
+def split_progress(sizes: Mapping[str, int], advance: Advance) -> dict[str, Advance]:
     """For each part of some work that begins now: what its progress tells `advance` of the whole.
 
     Args:

@@ -37,7 +37,6 @@ def import_(src: Path, uri: str, seed: int, val: float, test: float, group_by: s
     Layouts: <id>/images/*.png + <id>/masks/*.png (Kaggle); inputs/ + masks/, also under train/ and test/;
     images/ + labels/ with integer labels.
     """
-
     try:
         pattern = re.compile(group_by) if group_by else None
     except re.error as error:
@@ -73,7 +72,6 @@ def import_(src: Path, uri: str, seed: int, val: float, test: float, group_by: s
 @json_option
 def list_(uri: str, as_json: bool) -> None:
     """List the versions of a dataset."""
-
     datasets = nucleus.data.list_versions(nucleus.data.locate_dataset(uri).uri)
     if as_json:
         print_json([_summary(dataset) for dataset in datasets])
@@ -96,7 +94,6 @@ def list_(uri: str, as_json: bool) -> None:
 @json_option
 def show(uri: str, out: Path | None, as_json: bool) -> None:
     """Show counts, and a picture of examples."""
-
     dataset = nucleus.data.open_dataset(nucleus.data.locate_dataset(uri))
     if as_json:
         print_json(_summary(dataset))
@@ -119,7 +116,6 @@ def show(uri: str, out: Path | None, as_json: bool) -> None:
 @click.pass_context
 def verify(ctx: click.Context, uri: str, as_json: bool) -> None:
     """Read every shard and compare its SHA-256 with the manifest; exit status 1 if any is wrong."""
-
     dataset = nucleus.data.open_dataset(nucleus.data.locate_dataset(uri))
     with show_progress("verify shards", "bytes") as advance:
         problems = nucleus.data.verify_dataset(dataset, advance)
@@ -162,7 +158,6 @@ def _split_summary(dataset: "Dataset", split: str) -> dict[str, Any]:
 
 
 def _print_counts(dataset: "Dataset") -> None:
-
     rows = []
     for split, counts in _summary(dataset)["splits"].items():
         kinds = ", ".join(f"{count} {kind}" for kind, count in counts["kinds"].items())

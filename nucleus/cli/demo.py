@@ -55,7 +55,6 @@ def demo(
 ) -> None:
     """Import SRC (a zip or folder; without it, generated images), train on two Ray workers, publish, pull and
     predict, on the embedded S3 server."""
-
     workdir = workdir.absolute()
     chosen = recipe or ("dsb2018-cpu" if src else "demo")
     content = nucleus.config.read_recipe(
@@ -74,7 +73,6 @@ class _Demo:
     stages: list[tuple[str, float]] = field(default_factory=list)
 
     def run(self, src: Path | None, weights: Path | None) -> None:
-
         with self._store():
             dataset = self._import(src)
             changes: dict[str, object] = {"dataset": str(dataset)}
@@ -89,7 +87,6 @@ class _Demo:
 
     @contextmanager
     def _stage(self, name: str) -> Iterator[None]:
-
         note(f"== {name}")
         started = time.monotonic()
         yield
@@ -98,7 +95,6 @@ class _Demo:
     @contextmanager
     def _store(self) -> Iterator[None]:
         """Run the embedded server for the time of the demo, and reach it as any S3 server is reached."""
-
         was_running = nucleus.storage.local_server.status(self.workdir / "store") is not None
         try:
             with self._stage("start the S3 server"):
@@ -112,7 +108,6 @@ class _Demo:
                 nucleus.storage.local_server.stop(self.workdir / "store")
 
     def _import(self, src: Path | None) -> "Dataset":
-
         if src is None:
             src = self.workdir / "images"
             with self._stage("generate images"):
@@ -130,7 +125,6 @@ class _Demo:
         return imported.dataset
 
     def _add_weights(self, weights: Path) -> str:
-
         with self._stage("add encoder weights"), show_progress("upload weights", "bytes") as advance:
             added = nucleus.registry.add_weights(
                 weights,
@@ -141,7 +135,6 @@ class _Demo:
         return str(added.uri)
 
     def _train(self, recipe: "Recipe") -> "ModelManifest":
-
         options = job.RunOptions(
             weights_optional=True, own_cluster=True, verbose=self.verbose, folder=self.workdir / "runs"
         )
@@ -149,7 +142,6 @@ class _Demo:
             return job.train(recipe, options, display)
 
     def _pull(self, manifest: "ModelManifest") -> Path:
-
         folder = self.workdir / "model" / f"{manifest.version:06d}"
         with self._stage("pull"), show_progress(f"download {manifest.model}", "bytes") as advance:
             nucleus.registry.pull(
@@ -162,7 +154,6 @@ class _Demo:
 
     def _predict(self, dataset: "Dataset", folder: Path) -> tuple[int, int]:
         """Write the test split's images as files, as a user would have them, and segment those."""
-
         with self._stage("predict"), show_progress("segment images") as advance:
             files = []
             for sample in nucleus.data.images_of_split(
@@ -181,7 +172,6 @@ class _Demo:
         return sum(found.counts.values()), len(found.counts)
 
     def _print_times(self, manifest: "ModelManifest", found: str) -> None:
-
         if manifest.origin.encoder_weights.source == "none":
             warn("trained WITHOUT pretrained encoder weights; hand them over with --weights FILE for better results")
         print_table(("stage", "seconds"), [(name, f"{seconds:.1f}") for name, seconds in self.stages])
@@ -189,7 +179,6 @@ class _Demo:
 
     def _places(self, manifest: "ModelManifest") -> dict[str, object]:
         """Where the demo has put what it made besides the run."""
-
         version, here = f"{manifest.version:06d}", short_path(self.workdir)
         return {
             "predictions": here / "predictions" / version,

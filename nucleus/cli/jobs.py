@@ -1,8 +1,10 @@
-"""`nucleus jobs`: the jobs of a Ray cluster."""
+"""`nucleus submit` and `nucleus jobs`: training runs as jobs of a Ray cluster."""
 
+import shlex
 import sys
 import tempfile
 from dataclasses import asdict
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,21 +20,22 @@ if TYPE_CHECKING:
     from job.job_api import Job
     from job.submit import DryRun
 
-__all__ = ["end_as", "jobs", "open_client", "submit"]
+__all__ = ["jobs", "submit"]
+
+_INTERRUPTED = 130
 
 
 @click.group()
 def jobs() -> None:
-    """The jobs that `nucleus submit` has started on a Ray cluster."""
+    """Jobs that `nucleus submit` has started on a Ray cluster."""
 
 
 @jobs.command("list")
 @cluster_options
 @json_option
 def list_command(address: str | None, insecure: bool, as_json: bool) -> None:
-    """Every job that the cluster remembers, the newest first."""
-
-    found = job_api.all_jobs(open_client(address, insecure=insecure))
+    """List the jobs that the cluster remembers, newest first."""
+    found = job_api.all_jobs(_open_client(address, insecure=insecure))
     if as_json:
         print_json([asdict(job) for job in found])
         return
@@ -45,22 +48,20 @@ def list_command(address: str | None, insecure: bool, as_json: bool) -> None:
 @cluster_options
 @json_option
 def status(job: str, address: str | None, insecure: bool, as_json: bool) -> None:
-    """How JOB is."""
-
-    _show_job(job_api.find_job(open_client(address, insecure=insecure), job), as_json=as_json)
+    """Show the status of JOB."""
+    _show_job(job_api.find_job(_open_client(address, insecure=insecure), job), as_json=as_json)
 
 
 @jobs.command()
 @click.argument("job")
-@click.option("--follow", "-f", is_flag=True, help="Go on until the job's end, and end as it does.")
+@click.option("--follow", "-f", is_flag=True, help="Follow the log until the job ends; exit with the job's status.")
 @cluster_options
 @json_option
 def logs(job: str, follow: bool, address: str | None, insecure: bool, as_json: bool) -> None:
-    """What JOB has written."""
-
-    client = open_client(address, insecure=insecure)
+    """Print the log of JOB."""
+    client = _open_client(address, insecure=insecure)
     if follow and not as_json:
-        end_as(job_api.follow(client, job, lambda text: click.echo(text, nl=False)))
+        _exit_as(job_api.follow(client, job, lambda text: click.echo(text, nl=False)))
         return
     found = job_api.follow(client, job, lambda _: None) if follow else job_api.find_job(client, job)
     log = job_api.job_log(client, job)
@@ -69,7 +70,7 @@ def logs(job: str, follow: bool, address: str | None, insecure: bool, as_json: b
     else:
         click.echo(log, nl=False)
     if follow:
-        end_as(found)
+        _exit_as(found)
 
 
 @jobs.command()
@@ -77,27 +78,39 @@ def logs(job: str, follow: bool, address: str | None, insecure: bool, as_json: b
 @cluster_options
 @json_option
 def stop(job: str, address: str | None, insecure: bool, as_json: bool) -> None:
-    """Let JOB save a checkpoint and stop; `nucleus submit RECIPE --resume RUN` goes on."""
+    """Stop JOB after it has saved a checkpoint. To continue: nucleus submit RECIPE --resume RUN."""
+    client = _open_client(address, insecure=insecure)
+    stopped = job_api.stop_job(client, job)
+    _show_job(stopped, as_json=as_json)
+    _say_how_to_continue(stopped, client, insecure=insecure)
 
-    _show_job(job_api.stop_job(open_client(address, insecure=insecure), job), as_json=as_json)
 
-
-def open_client(address: str | None, *, insecure: bool) -> Any:
-    """The job API of the cluster that the user means, if it lets nobody else in."""
-
+def _open_client(address: str | None, *, insecure: bool) -> Any:
+    """Return a client of the cluster's job API, after the checks of `job_client`."""
     where = job_api.cluster_address(address)
     job_api.check_address(where, insecure=insecure)
     return job_api.job_client(where, insecure=insecure)
 
 
-def end_as(job: "Job") -> None:
-    """Exit with the status of a job that is over."""
+def _cluster_flags(client: Any, *, insecure: bool) -> str:
+    """Return the options with which another command reaches the same cluster."""
+    return f"--address {client.get_address()}{' --insecure' if insecure else ''}"
+
+
+def _say_how_to_continue(job: "Job", client: Any, *, insecure: bool) -> None:
+    """Print the command that continues the run of a stopped job; the run's name is in the job's command."""
+    run = next((run for flag, run in pairwise(shlex.split(job.entrypoint)) if flag in {"--run", "--resume"}), None)
+    if job.status == "STOPPED" and run:
+        note(f"to continue: nucleus submit RECIPE --resume {run} {_cluster_flags(client, insecure=insecure)}")
+
+
+def _exit_as(job: "Job") -> None:
+    """Exit with the status of a job that has ended."""
     if job.status != "SUCCEEDED":
         raise click.exceptions.Exit(job.exit_code or 1)
 
 
 def _show_job(job: "Job", *, as_json: bool) -> None:
-
     if as_json:
         print_json(asdict(job))
         return
@@ -108,14 +121,11 @@ def _text(value: object) -> str:
     return "-" if value is None else str(value)
 
 
-_INTERRUPTED = 130
-
-
 @click.command()
 @run_options
 @cluster_options
-@click.option("--detach", is_flag=True, help="Do not wait for the job's end; print its id.")
-@click.option("--dry-run", is_flag=True, help="Say what would be started and whether there is room; start nothing.")
+@click.option("--detach", is_flag=True, help="Print the job's id and return, without waiting for its end.")
+@click.option("--dry-run", is_flag=True, help="Show what would be started and whether there is room; start nothing.")
 @json_option
 @click.pass_context
 def submit(
@@ -131,18 +141,18 @@ def submit(
     dry_run: bool,
     as_json: bool,
 ) -> None:
-    """Train by RECIPE as `nucleus train` does, as a job of the Ray cluster at --address.
+    """Train with RECIPE, as `nucleus train` does, as a job of the Ray cluster at --address.
 
-    The cluster has this project's dependencies and, by the AWS chain of its machines, its own rights to the bucket:
-    no key of yours is sent. Its log goes to stderr; the exit status is the job's. Ctrl-C asks whether to stop it.
+    The cluster needs this project's dependencies, and access to the bucket by its machines' own AWS credentials: your
+    keys are not sent. The job's log goes to stderr; the exit status is the job's. Ctrl-C asks whether to stop the job
+    or to detach from it.
     """
-
     check_run_options(settings, run, resume)
-    client = open_client(address, insecure=insecure)
+    client = _open_client(address, insecure=insecure)
     path = nucleus.config.recipe_path(recipe)
     content = nucleus.config.read_recipe(path, settings)
     name = resume or run or nucleus.runs.new_run_name(content.model)
-    job = nucleus.runs.new_run_name(name) if resume else name  # a run may be resumed again and again
+    job = nucleus.runs.new_run_name(name) if resume else name  # a run can be resumed more than once
     arguments = ["--resume" if resume else "--run", name, *(f"--set={text}" for text in settings)]
     arguments += ["--single-writer"] if single_writer else []
     with tempfile.TemporaryDirectory(prefix="nucleus-submit-") as folder:
@@ -152,30 +162,32 @@ def submit(
             _show_dry_run(_dry_run(content, resume, submission, client), as_json=as_json)
             return
         submission.start(client)
-    told = {"job": job, "run": name, "address": client.get_address()}
+    submitted = {"job": job, "run": name, "address": client.get_address()}
     note(f"submitted {job} to {client.get_address()}")
     if detach:
-        print_json(told) if as_json else click.echo(job)
+        print_json(submitted) if as_json else click.echo(job)
         return
-    found = _followed(client, job)
-    print_json({**told, "status": found.status}) if as_json else click.echo(f"{job} {found.status}")
-    end_as(found)
+    found = _follow(client, job, insecure=insecure)
+    print_json({**submitted, "status": found.status}) if as_json else click.echo(f"{job} {found.status}")
+    _say_how_to_continue(found, client, insecure=insecure)
+    _exit_as(found)
 
 
-def _followed(client: Any, job: str) -> "Job":
-    """Pass on a job's log to its end. Ctrl-C asks what is to become of the job."""
-
+def _follow(client: Any, job: str, *, insecure: bool) -> "Job":
+    """Show a job's log until its end. Ctrl-C asks whether to stop the job or to detach."""
     try:
         return job_api.follow(client, job, lambda text: click.echo(text, nl=False, err=True))
     except KeyboardInterrupt:
-        if sys.stdin.isatty() and _is_to_stop(job):
+        if sys.stdin.isatty() and _asked_to_stop(job):
             note(f"Stopping {job}; it saves a checkpoint first")
             return job_api.stop_job(client, job)
-        note(f"{job} goes on. See: nucleus jobs logs --follow {job}; to stop it: nucleus jobs stop {job}")
+        where = _cluster_flags(client, insecure=insecure)
+        note(f"{job} continues. Its log: nucleus jobs logs --follow {job} {where}")
+        note(f"To stop it: nucleus jobs stop {job} {where}")
         raise click.exceptions.Exit(_INTERRUPTED) from None
 
 
-def _is_to_stop(job: str) -> bool:
+def _asked_to_stop(job: str) -> bool:
     choice = click.Choice(["detach", "stop"])
     try:
         return str(click.prompt(f"\n{job}: detach or stop", type=choice, default="detach", err=True)) == "stop"
@@ -184,17 +196,15 @@ def _is_to_stop(job: str) -> bool:
 
 
 def _dry_run(content: Any, resume: str | None, submission: Any, client: Any) -> "DryRun":
-
     if resume is None:
-        return job_submission.dry_run(content, content.dataset, submission, job_api.rooms_of(client))
+        return job_submission.dry_run(content, content.dataset, submission, job_api.capacities_of(client))
     plan = nucleus.runs.load_plan(
         nucleus.storage.Bucket(nucleus.storage.bucket_from_environment(content.bucket)), resume
     )
-    return job_submission.dry_run(plan.recipe, plan.dataset, submission, job_api.rooms_of(client))
+    return job_submission.dry_run(plan.recipe, plan.dataset, submission, job_api.capacities_of(client))
 
 
 def _show_dry_run(found: "DryRun", *, as_json: bool) -> None:
-
     if as_json:
         print_json(asdict(found))
         return

@@ -39,7 +39,6 @@ def doctor(ctx: click.Context, address: str | None, insecure: bool, as_json: boo
     Nothing is started or downloaded. Exit status 1 if a check fails; a warning alone is no failure. One small object
     may be left in the bucket, models/.conditional-writes, as by the first publishing.
     """
-
     if ctx.find_root().params.get("storage_timeout") is None:
         nucleus.storage.set_storage_timeout(_STORAGE_SECONDS)
     show = _printer()
@@ -56,7 +55,6 @@ def doctor(ctx: click.Context, address: str | None, insecure: bool, as_json: boo
 
 def _findings(address: str | None, *, insecure: bool) -> "Iterator[Finding]":
     """What the checks find, made side by side, told in an order that does not change."""
-
     with ThreadPoolExecutor() as pool:
         wandb = pool.submit(nucleus.doctor.check_wandb)
         ray = pool.submit(job.check_ray, address, insecure=insecure)
@@ -69,7 +67,6 @@ def _findings(address: str | None, *, insecure: bool) -> "Iterator[Finding]":
 
 
 def _gpus_here() -> "Gpus | NucleusError":
-
     try:
         return nucleus.doctor.gpus_here()
     except NucleusError as error:
@@ -124,7 +121,6 @@ def store() -> None:
 @click.option("--port", type=click.IntRange(0, 65535), help="0 for any free one.  [default: the last used, else 9000]")
 def start(folder: Path, port: int | None) -> None:
     """Start it, make the bucket `nucleus`, and print the lines to use it: eval "$(nucleus store start)"."""
-
     running = nucleus.storage.local_server.start(folder, port)
     nucleus.storage.local_server.make_bucket(running)
     note(f"S3 server on {running.endpoint}, data in {running.folder} (nucleus store stop --dir {folder} ends it)")
@@ -138,7 +134,6 @@ def start(folder: Path, port: int | None) -> None:
 @_DIR
 def stop(folder: Path) -> None:
     """Stop it; the data stays."""
-
     note("S3 server stopped" if nucleus.storage.local_server.stop(folder) else f"No S3 server runs on {folder}")
 
 
@@ -148,7 +143,6 @@ def stop(folder: Path) -> None:
 @click.pass_context
 def status(ctx: click.Context, folder: Path, as_json: bool) -> None:
     """Tell whether it runs; exit status 1 if not."""
-
     running = nucleus.storage.local_server.status(folder)
     if as_json:
         print_json({"running": running is not None, **(asdict(running) if running else {})})

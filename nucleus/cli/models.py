@@ -48,7 +48,6 @@ def _told(manifest: "ModelManifest") -> dict[str, Any]:
 @json_option
 def list_models_command(name: str | None, as_json: bool) -> None:
     """List the models, or the versions of one."""
-
     bucket = _bucket()
     if name is None:
         rows = [
@@ -79,7 +78,6 @@ def list_models_command(name: str | None, as_json: bool) -> None:
 @json_option
 def show(model: str, as_json: bool) -> None:
     """Show a version's card; with --json its manifest. MODEL is NAME[@REF]."""
-
     bucket = _bucket()
     reference = nucleus.config.parse_reference(model, "model")
     manifest = nucleus.registry.read_version(
@@ -103,7 +101,6 @@ def show(model: str, as_json: bool) -> None:
 @json_option
 def pull(model: str, dest: Path | None, as_json: bool) -> None:
     """Download NAME[@REF] into DEST, every file's SHA-256 verified.  [default: ./NAME-VERSION]"""
-
     bucket = _bucket()
     reference = nucleus.config.parse_reference(model, "model")
     version = nucleus.registry.versions.resolve_version(bucket, reference)
@@ -128,7 +125,6 @@ def export(model: str, dest: Path, kind: Any, as_json: bool) -> None:
 
     h5 and keras load with Keras 3, savedmodel (a folder) with TensorFlow, onnx with ONNX Runtime.
     """
-
     folder = model_folder(model)
 
     manifest = nucleus.predict.read_pulled(folder)
@@ -146,7 +142,6 @@ def export(model: str, dest: Path, kind: Any, as_json: bool) -> None:
 @single_writer_option
 def alias(model: str, alias: str, single_writer: bool) -> None:
     """Let ALIAS mean the version MODEL, which is NAME[@REF]."""
-
     bucket = _bucket(single_writer)
     reference = nucleus.config.parse_reference(model, "model")
     moved = nucleus.registry.move_alias(
@@ -161,7 +156,6 @@ def alias(model: str, alias: str, single_writer: bool) -> None:
 @single_writer_option
 def rollback(name: str, alias: str, single_writer: bool) -> None:
     """Let ALIAS of the model NAME mean what it meant before."""
-
     moved = nucleus.registry.rollback_alias(_bucket(single_writer), name, alias)
     click.echo(f"{name}@{alias} is version {moved.version} (before: {moved.previous})")
 
@@ -181,7 +175,6 @@ def rollback(name: str, alias: str, single_writer: bool) -> None:
 @json_option
 def clean(name: str | None, remove: bool, hours: float, as_json: bool) -> None:
     """List what publishers that died left behind, of one model or all, and remove it."""
-
     bucket = _bucket()
     before = datetime.now(UTC) - timedelta(hours=hours)
     rows = []
@@ -227,7 +220,6 @@ def weights() -> None:
 )
 def add(file: Path, encoder: EncoderName) -> None:
     """Check FILE (without top, .weights.h5 or .h5) and put it where network.weights = "imagenet" finds it."""
-
     bucket = nucleus.storage.Bucket(nucleus.storage.bucket_from_environment())
     bucket.check("weights/")
     with show_progress("upload weights", "bytes") as advance:
@@ -239,7 +231,6 @@ def add(file: Path, encoder: EncoderName) -> None:
 @json_option
 def list_weights_command(as_json: bool) -> None:
     """List the weights in the bucket."""
-
     bucket = nucleus.storage.Bucket(nucleus.storage.bucket_from_environment())
     found = nucleus.registry.list_weights(bucket)
     rows = [

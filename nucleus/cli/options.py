@@ -91,7 +91,6 @@ def cluster_options(command: Command, *, otherwise: str = "RAY_ADDRESS, or http:
 
 def check_run_options(settings: tuple[str, ...], run: str | None, resume: str | None) -> None:
     """Raise what is wrong with `run_options` together, or with a name."""
-
     if run and resume:
         raise click.UsageError("--run names a new run and --resume an old one; give one of them")
     if resume and settings:
@@ -107,7 +106,6 @@ def project_bucket(below: str, *, single_writer: bool = False) -> "Bucket":
     Raises:
         NucleusError: What is wrong with the name, or with the bucket.
     """
-
     bucket = nucleus.storage.Bucket(nucleus.storage.bucket_from_environment(), single_writer=single_writer)
     bucket.check(below)
     return bucket
@@ -123,7 +121,6 @@ def model_folder(model: str) -> Path:
 
     A download is shown.
     """
-
     if is_pulled(model):
         return Path(model)
     reference = nucleus.config.parse_reference(model, "model")

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from nucleus.config.names import check_name, parse_reference
 from nucleus.data.images import Kind
 from nucleus.errors import DataError, IntegrityError, ObjectNotFoundError
-from nucleus.progress import Advance, no_progress, share
+from nucleus.progress import Advance, no_progress, split_progress
 from nucleus.storage.bucket import Bucket
 from nucleus.storage.files import read_document
 from nucleus.storage.uri import S3Uri, bucket_from_environment, parse_uri
@@ -248,7 +248,7 @@ def verify_dataset(dataset: Dataset, advance: Advance = no_progress) -> list[str
 
     problems = []
     shards = dataset.manifest.shards
-    shares = share({shard.file: shard.size for shard in shards}, advance)
+    shares = split_progress({shard.file: shard.size for shard in shards}, advance)
     with ThreadPoolExecutor(8) as pool:
         for shard, problem in zip(shards, pool.map(check, shards), strict=True):
             shares[shard.file](shard.size, shard.size)

@@ -43,7 +43,7 @@ from nucleus.data.splits import Fingerprint, fingerprint, group_images, split_im
 from nucleus.data.tiff import TIFF_SUFFIXES, tiff_facts
 from nucleus.errors import DataError, ImageError, ObjectExistsError, ObjectNotFoundError, UsageError
 from nucleus.lazy import tf
-from nucleus.progress import Advance, no_progress, share
+from nucleus.progress import Advance, no_progress, split_progress
 from nucleus.storage.bucket import Bucket
 from nucleus.storage.files import sha256_of
 from nucleus.storage.uri import S3Uri
@@ -323,7 +323,7 @@ def _upload(bucket: Bucket, manifest: DatasetManifest, spool: Path, advance: Adv
         return _existing(bucket, key)
     except ObjectNotFoundError:
         pass
-    shares = share({shard.file: shard.size for shard in manifest.shards}, advance)
+    shares = split_progress({shard.file: shard.size for shard in manifest.shards}, advance)
 
     def put(file: str) -> None:
         bucket.put(f"{manifest.version}/{file}", spool / file, advance=shares[file])

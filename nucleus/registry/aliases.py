@@ -79,10 +79,13 @@ def replace_alias(bucket: Bucket, name: str, alias: str, version: int, expected:
 
 
 def rollback_alias(bucket: Bucket, name: str, alias: str) -> Alias:
-    """Point an alias back to the version that it meant before.
+    """Point an alias back to the older version that it pointed to before.
+
+    Only the last move is recorded, so an alias can be rolled back once; a second rollback would lead to the version
+    that the first one left.
 
     Raises:
-        ModelError: There is no such alias, or it has no earlier version.
+        ModelError: There is no such alias, it was never moved, or its last move was to an older version.
     """
     key = _alias_key(name, check_alias(alias))
     for _ in range(_ATTEMPTS):
@@ -91,6 +94,11 @@ def rollback_alias(bucket: Bucket, name: str, alias: str) -> Alias:
             what = "has no earlier version" if current else "does not exist"
             raise ModelError(
                 f"Expected an alias {alias!r} of {name!r} that was moved; it {what}. Run: nucleus models list {name}"
+            )
+        if current.previous > current.version:
+            raise ModelError(
+                f"Expected {alias!r} of {name!r} to come from an older version; it was moved back from version "
+                f"{current.previous} to {current.version} already. Run: nucleus models alias {name}@VERSION {alias}"
             )
         moved = Alias(version=current.previous, previous=current.version, moved=_now())
         if _swap(bucket, key, moved, etag):

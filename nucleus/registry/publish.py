@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from nucleus.config.names import check_name
 from nucleus.errors import ModelError, ObjectExistsError, ObjectNotFoundError
-from nucleus.progress import Advance, no_progress, share
+from nucleus.progress import Advance, no_progress, split_progress
 from nucleus.registry.manifest import (
     MANIFEST_FILE,
     MANIFEST_FORMAT,
@@ -162,7 +162,7 @@ def publish(bucket: Bucket, name: str, folder: Path, origin: Origin, advance: Ad
     check_conditional_writes(bucket)
     claim = claim_version(bucket, name, origin.run)
     prefix = version_prefix(name, claim.version)
-    shares = share({path.name: files[path.name].size for path in paths}, advance)
+    shares = split_progress({path.name: files[path.name].size for path in paths}, advance)
     for path in paths:
         bucket.put(f"{prefix}/{path.name}", path, if_absent=True, advance=shares[path.name])
     manifest = ModelManifest(

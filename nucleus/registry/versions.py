@@ -13,7 +13,7 @@ from filelock import FileLock
 from nucleus.config.names import Reference, check_name, clean_name
 from nucleus.data.cache import default_cache_dir
 from nucleus.errors import IntegrityError, ModelError, ObjectNotFoundError, UsageError
-from nucleus.progress import Advance, no_progress, share
+from nucleus.progress import Advance, no_progress, split_progress
 from nucleus.registry.aliases import read_alias
 from nucleus.registry.manifest import (
     MANIFEST_FILE,
@@ -124,7 +124,7 @@ def _replace(bucket: Bucket, manifest: ModelManifest, folder: Path, advance: Adv
     token = secrets.token_hex(4)
     beside, old = (folder.with_name(f".{folder.name}-{token}{end}") for end in ("", "-old"))
     prefix = version_prefix(manifest.model, manifest.version)
-    shares = share({name: file.size for name, file in manifest.files.items()}, advance)
+    shares = split_progress({name: file.size for name, file in manifest.files.items()}, advance)
     try:
         for name, file in manifest.files.items():
             try:

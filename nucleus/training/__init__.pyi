@@ -10,12 +10,12 @@ from .checkpoint import History as History
 from .checkpoint import Progress as Progress
 from .checkpoint import load_checkpoint as load_checkpoint
 from .checkpoint import save_checkpoint as save_checkpoint
-from .distributed import NOTHING as NOTHING
-from .distributed import Measure as Measure
-from .distributed import Taken as Taken
+from .distributed import NO_SCORES as NO_SCORES
+from .distributed import ScoreFunction as ScoreFunction
+from .distributed import StepResult as StepResult
 from .distributed import TrainingStep as TrainingStep
 from .distributed import Workers as Workers
-from .distributed import mask_measure as mask_measure
+from .distributed import mask_scores as mask_scores
 from .optimizer import ParameterGroup as ParameterGroup
 from .optimizer import active_groups as active_groups
 from .optimizer import averaged as averaged

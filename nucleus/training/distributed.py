@@ -15,32 +15,32 @@ from nucleus.lazy import keras, tf
 from nucleus.model.heads import mask_of_logits
 from nucleus.training.optimizer import ParameterGroup
 
-__all__ = ["NOTHING", "Measure", "Taken", "TrainingStep", "Workers", "mask_measure"]
+__all__ = ["NO_SCORES", "ScoreFunction", "StepResult", "TrainingStep", "Workers", "mask_scores"]
 
 
 @dataclass(frozen=True)
-class Measure:
+class ScoreFunction:
     """Scores of images.
 
     Attributes:
         names: Of the scores.
-        of: From logits and labels (N x H x W) to N x scores, float64.
+        compute: From logits and labels (N x H x W) to N x scores, float64.
     """
 
     names: tuple[str, ...]
-    of: Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
+    compute: Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
 
 
-NOTHING = Measure((), lambda logits, _: tf.zeros([tf.shape(logits)[0], 0], tf.float64))
+NO_SCORES = ScoreFunction((), lambda logits, _: tf.zeros([tf.shape(logits)[0], 0], tf.float64))
 
 
-def mask_measure(heads: Heads) -> Measure:
+def mask_scores(heads: Heads) -> ScoreFunction:
     """IoU, Dice and accuracy of the nucleus mask, as `nucleus.metrics.scores` defines them.
 
     The mask is where a nucleus is more probable than the ground: thresholds are tuned only after training.
     """
 
-    def of(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
+    def compute(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
         truth, found = labels > 0, mask_of_logits(logits, heads)
         both, either, right = (
             tf.reduce_sum(tf.cast(pixels, tf.float64), axis=(1, 2))
@@ -50,7 +50,7 @@ def mask_measure(heads: Heads) -> Measure:
         accuracy = right / tf.cast(tf.reduce_prod(tf.shape(labels)[1:]), tf.float64)
         return tf.stack([iou, 2 * iou / (1 + iou), accuracy], axis=1)
 
-    return Measure(("iou", "dice", "accuracy"), of)
+    return ScoreFunction(("iou", "dice", "accuracy"), compute)
 
 
 class Workers:
@@ -100,7 +100,7 @@ class Workers:
             start += value.size
 
 
-class Taken(NamedTuple):
+class StepResult(NamedTuple):
     """Some steps of a worker.
 
     Attributes:
@@ -126,7 +126,7 @@ class TrainingStep:
         accumulation: Parts, one after the other, in which a worker computes its gradients: less memory, same result.
         global_clipnorm: Upper bound of the gradient's norm over all groups (Pascanu et al. 2013,
             https://arxiv.org/abs/1211.5063), or None.
-        measure: What else is told of the images trained on.
+        score: What else is told of the images trained on.
     """
 
     def __init__(
@@ -139,7 +139,7 @@ class TrainingStep:
         *,
         accumulation: int = 1,
         global_clipnorm: float | None = None,
-        measure: Measure = NOTHING,
+        score: ScoreFunction = NO_SCORES,
     ) -> None:
         self._workers = workers
         self._model = model
@@ -148,11 +148,11 @@ class TrainingStep:
         self._global_batch = global_batch
         self._accumulation = accumulation
         self._global_clipnorm = global_clipnorm
-        self._measure = measure
+        self._score = score
 
         @tf.function
         def steps(batches: Iterator[Any], count: tf.Tensor, flag: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-            total, scores, flags = tf.zeros([]), tf.zeros([len(measure.names)], tf.float64), tf.zeros([])
+            total, scores, flags = tf.zeros([]), tf.zeros([len(score.names)], tf.float64), tf.zeros([])
             for _ in tf.range(count):
                 images, labels = next(batches)
                 loss, found, flags = self._step(images, labels, flag)
@@ -162,10 +162,10 @@ class TrainingStep:
 
         self._steps = steps
 
-    def run(self, batches: Iterator[Any], count: int, *, flag: bool = False) -> Taken:
+    def run(self, batches: Iterator[Any], count: int, *, flag: bool = False) -> StepResult:
         """Take that many batches of this worker."""
         loss, scores, flags = self._steps(batches, tf.constant(count), tf.constant(float(flag)))
-        return Taken(float(loss), bool(flags > 0), np.asarray(scores.numpy()))
+        return StepResult(float(loss), bool(flags > 0), np.asarray(scores.numpy()))
 
     @tf.autograph.experimental.do_not_convert
     def _step(self, images: tf.Tensor, labels: tf.Tensor, flag: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
@@ -193,7 +193,7 @@ class TrainingStep:
 
         zeros = [tf.zeros_like(variable.value) for group in self._groups for variable in group.variables]
         parts = (in_parts(images), in_parts(labels))
-        nothing = (tf.zeros([]), tf.zeros([len(self._measure.names)], tf.float64), zeros)
+        nothing = (tf.zeros([]), tf.zeros([len(self._score.names)], tf.float64), zeros)
         loss, scores, gradients = tf.foldl(add, parts, nothing, parallel_iterations=1)
         return loss, scores, gradients
 
@@ -204,5 +204,5 @@ class TrainingStep:
             tape.watch(variables)
             logits = self._model(tf.cast(images, tf.float32), training=True)
             loss = tf.reduce_sum(self._losses(logits, labels)) / self._global_batch
-        scores = tf.reduce_sum(self._measure.of(logits, labels), axis=0)
+        scores = tf.reduce_sum(self._score.compute(logits, labels), axis=0)
         return loss, scores, tape.gradient(loss, variables)

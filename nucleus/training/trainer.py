@@ -31,7 +31,7 @@ from nucleus.model.unet import build_unet, calibrate_encoder, encoder_of
 from nucleus.model.weight_files import load_encoder_weights, load_weights
 from nucleus.training.callbacks import Demand, Finished, Reporter, Watch, augmented_examples, example_images
 from nucleus.training.checkpoint import Progress, load_checkpoint, save_checkpoint
-from nucleus.training.distributed import TrainingStep, Workers, mask_measure
+from nucleus.training.distributed import TrainingStep, Workers, mask_scores
 from nucleus.training.optimizer import active_groups, averaged, parameter_groups
 from nucleus.training.tuning import tune_instances
 from nucleus.training.validation import Extremes, PredictedImage, predict_images, score_images
@@ -96,7 +96,7 @@ class TrainingRun:
         self.weights = _sample_weights(self.manifest, recipe.input.kind_weights)
         self.steps_per_epoch = sum(self.train_records) // recipe.input.batch_size
         self.config = config_of_recipe(recipe)
-        self.measure = mask_measure(self.config.heads)
+        self.score = mask_scores(self.config.heads)
         with self._timed("build the network"):
             self.model = self._build(given.encoder_weights)
         self.groups = parameter_groups(self.model, recipe, self.steps_per_epoch)
@@ -133,7 +133,7 @@ class TrainingRun:
                 recipe.input.batch_size,
                 accumulation=recipe.optimizer.gradient_accumulation_steps,
                 global_clipnorm=recipe.optimizer.global_clipnorm,
-                measure=self.measure,
+                score=self.score,
             )
         return self.steps[len(groups)]
 
@@ -268,7 +268,7 @@ class TrainingRun:
         """Take the steps of an epoch that are left; say whether to go on. What was done is noted in the progress."""
         progress, at_once, total = self.progress, self.recipe.optimizer.steps_per_execution, self.steps_per_epoch
         epoch = progress.epochs_done
-        step, sums = self.step(epoch), np.zeros(1 + len(self.measure.names))
+        step, sums = self.step(epoch), np.zeros(1 + len(self.score.names))
         started = time.monotonic()
         while progress.steps_done < total:
             count = min(at_once, total - progress.steps_done)
@@ -307,7 +307,7 @@ class TrainingRun:
         return {
             "epoch": float(progress.epochs_done),
             "loss": loss / total,
-            **{name: value / (total * batch) for name, value in zip(self.measure.names, scores, strict=True)},
+            **{name: value / (total * batch) for name, value in zip(self.score.names, scores, strict=True)},
             "learning_rate": float(np.asarray(self.groups[0].optimizer.learning_rate)),
             "seconds": seconds,
             "workers": float(self.workers.count),

@@ -15,7 +15,7 @@ from nucleus.data.synthetic import generated_image
 from nucleus.model.architecture import config_of_recipe
 from nucleus.model.losses import image_losses
 from nucleus.model.unet import build_unet
-from nucleus.training.distributed import TrainingStep, Workers, mask_measure
+from nucleus.training.distributed import TrainingStep, Workers, mask_scores
 from nucleus.training.optimizer import parameter_groups
 from tests.benchmarks.ingest import feed
 from tests.benchmarks.measure import RECIPE, generated_dataset, in_turn, report, temporary_store
@@ -52,7 +52,7 @@ def our_steps(workers: Workers, batches: Iterator[Any]) -> Callable[[], Any]:
     model = build_unet(config_of_recipe(recipe))
     groups = parameter_groups(model, recipe, steps_per_epoch=1000)
     step = TrainingStep(
-        workers, model, groups, losses, recipe.input.batch_size, measure=mask_measure(recipe.network.heads)
+        workers, model, groups, losses, recipe.input.batch_size, score=mask_scores(recipe.network.heads)
     )
 
     def run() -> None:

@@ -156,10 +156,10 @@ def test_json_of_an_empty_bucket() -> None:
 
 
 BAD_INPUT: list[tuple[list[Any], int, str]] = [
-    (["train", "nothing.toml"], 2, "Expected a recipe file at nothing.toml"),
+    (["train", "nothing.toml"], 2, "shipped recipe: demo, dsb2018-cpu"),
     (["train", "demo", "--set", "workers=0"], 2, "workers: expected a number from 1 to 1024"),
     (["train", "demo", "--set", "optimiser.epochs=1"], 2, "did you mean 'optimizer'?"),
-    (["train", "demo", "--set", "epochs"], 2, "Expected KEY=VALUE"),
+    (["train", "demo", "--set", "epochs"], 2, "Expected a setting KEY=VALUE"),
     (["train", "demo", "--run", "A b"], 2, "Try 'a-b'"),
     (["train", "demo", "--run", "a", "--resume", "b"], 2, "give one of them"),
     (["train", "demo"], 1, "nucleus data import SRC"),

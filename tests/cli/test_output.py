@@ -15,7 +15,7 @@ import pytest
 
 from nucleus.cli.output import print_facts
 from nucleus.cli.progress_bars import TrainingDisplay, clock, show_progress
-from nucleus.progress import no_progress, share
+from nucleus.progress import no_progress, split_progress
 
 ROOT = Path(__file__).parents[2]
 TRAINING = """
@@ -196,10 +196,10 @@ def test_clock() -> None:
 
 def test_shares_of_a_whole() -> None:
     told: list[tuple[int, int]] = []
-    shares = share({"a": 3, "b": 5}, lambda done, total: told.append((done, total)))
+    shares = split_progress({"a": 3, "b": 5}, lambda done, total: told.append((done, total)))
     shares["b"](2, 5)
     shares["a"](3, 3)
     shares["b"](0, 5)  # begins anew
     shares["b"](5, 5)
     assert told == [(0, 8), (2, 8), (5, 8), (3, 8), (8, 8)]
-    assert share({"a": 3}, no_progress) == {"a": no_progress}
+    assert split_progress({"a": 3}, no_progress) == {"a": no_progress}

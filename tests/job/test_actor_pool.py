@@ -3,15 +3,15 @@
 import pytest
 
 from job import actor_pool as spread
-from job.capacity import Room
+from job.capacity import Capacity
 from nucleus.errors import JobError
 
 
 def crew(monkeypatch: pytest.MonkeyPatch, workers: int | None, items: int, **free: float) -> tuple[int, int, list[str]]:
     """Workers, GPUs of each, and what is said, on a cluster of four CPUs and `GPU` GPUs, of which some are free."""
     total = {"CPU": 4.0, "GPU": free.pop("gpus", 0.0)}
-    found = {name: Room(count, free.get(name, count), count) for name, count in total.items()}
-    monkeypatch.setattr(spread, "rooms", lambda: found)
+    found = {name: Capacity(count, free.get(name, count), count) for name, count in total.items()}
+    monkeypatch.setattr(spread, "capacities", lambda: found)
     said: list[str] = []
     made = spread._crew(workers, items, said.append)
     return made.workers, made.gpus, said

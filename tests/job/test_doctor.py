@@ -14,9 +14,9 @@ from click.testing import CliRunner, Result
 
 import job.cluster_check
 from job import cluster
-from job.cluster_check import head_tells
+from job.cluster_check import query_head
 from nucleus.cli.main import cli
-from nucleus.doctor import Gpus, call_apart, check_gpus
+from nucleus.doctor import Gpus, call_in_subprocess, check_gpus
 from nucleus.errors import ClusterError, NucleusError
 from nucleus.storage.bucket import Bucket
 from nucleus.storage.local_server import RunningStore
@@ -186,7 +186,7 @@ BROKEN: dict[str, tuple[Callable[[Here], object], str, str, str, str, set[str]]]
     ),
     "dashboard by plain HTTP": (
         environment("RAY_ADDRESS", "http://192.0.2.7:8265"),
-        "Ray", "failed", "anybody on the way reads code and token", "ssh -L 8265:localhost:8265", set(),
+        "Ray", "failed", "sends code and token in plain text", "ssh -L 8265:localhost:8265", set(),
     ),
     "GPU not seen by TensorFlow": (
         nvidia_smi('[ "$1" = --query-gpu=name ] && echo NVIDIA H100'),
@@ -281,7 +281,7 @@ def test_a_cluster_of_another_version(ray_cluster: str, here: Here) -> None:
     there = ray.__version__
     here.patch.setattr(ray, "__version__", "2.9.0")
     with pytest.raises(ClusterError, match=f"Expected Ray 2.9.0 .*; found Ray {there} .*ray=={there} here"):
-        head_tells(head)
+        query_head(head)
 
 
 @pytest.mark.ray
@@ -328,4 +328,4 @@ def test_a_function_that_ends_in_another_way() -> None:
     with pytest.raises(
         NucleusError, match=r"Expected an answer of Python; found TypeError: .*takes 0 positional arguments"
     ):
-        call_apart(platform.python_version, "two", who="Python", seconds=10.0)
+        call_in_subprocess(platform.python_version, "two", who="Python", seconds=10.0)

@@ -86,7 +86,9 @@ def test_ctrl_c_asks_and_stops(
     found = json.loads(status.stdout)
     assert (found["job"], found["status"]) == ("stuck", "STOPPED")
     assert found["seconds"] > 0
-    assert json.loads(nucleus("jobs", "stop", "stuck", "--address", ray_cluster, "--json").stdout) == found
+    stopped = nucleus("jobs", "stop", "stuck", "--address", ray_cluster, "--json")
+    assert json.loads(stopped.stdout) == found
+    assert stopped.stderr == f"to continue: nucleus submit RECIPE --resume stuck --address {ray_cluster}\n"
     rows = {job["job"]: job for job in json.loads(nucleus("jobs", "list", "--address", ray_cluster, "--json").stdout)}
     assert rows["stuck"] == found
     followed = nucleus("jobs", "logs", "stuck", "--follow", "--address", ray_cluster)
@@ -95,7 +97,7 @@ def test_ctrl_c_asks_and_stops(
     for command in ("status", "logs", "stop"):
         done = nucleus("jobs", command, "nobody", "--address", ray_cluster)
         assert done.returncode == 1
-        assert "it knows none that is called 'nobody'" in done.stderr
+        assert "it knows none with the name 'nobody'" in done.stderr
 
 
 def wait_for(terminal: int, text: str, seconds: float = 60) -> str:

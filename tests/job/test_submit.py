@@ -41,7 +41,7 @@ def test_plain_http_to_another_machine_is_refused(address: str) -> None:
     check_address(address, insecure=True)
     run = CliRunner().invoke(cli, ["submit", "demo", "--address", address])
     assert run.exit_code == 2
-    assert "anybody on the way reads code and token" in run.stderr
+    assert "sends code and token in plain text" in run.stderr
 
 
 @pytest.mark.parametrize("address", ["ray://cluster:10001", "cluster:8265", "http://", "http://host:port", "auto", ""])
@@ -94,7 +94,7 @@ def open_cluster() -> Iterator[str]:
 def test_a_cluster_that_asks_for_no_token_is_refused(open_cluster: str) -> None:
     done = submit("demo", "--address", open_cluster)
     assert done.returncode == 1
-    assert "it runs the code of anybody who reaches it" in done.stderr
+    assert "it runs code from anybody who can reach it" in done.stderr
     assert requests.get(f"{open_cluster}/api/jobs/", timeout=10).json() == []
 
 
@@ -142,3 +142,7 @@ def test_a_job_ends_as_its_run_does_and_is_sent_no_key(
     passed = {"NUCLEUS_BUCKET": str(bucket_uri), "AWS_ENDPOINT_URL_S3": cluster_line.endpoint}
     assert kept.runtime_env["env_vars"].items() >= passed.items()
     assert not any(text in str(kept) for text in (*secrets.values(), os.environ["AWS_SECRET_ACCESS_KEY"]))
+    done = submit("demo", "--run", "sent", "--address", ray_cluster)
+    assert done.returncode == 1
+    assert "nucleus submit RECIPE --resume sent" in done.stderr
+    assert len(done.stderr.splitlines()) == 1  # and not Ray's traceback

@@ -82,6 +82,9 @@ def test_aliases_move_and_roll_back(bucket: Bucket, model_files: Path) -> None:
     assert (moved.version, moved.previous) == (2, 1)
     assert rollback_alias(bucket, "m", "production").version == 1
     assert list_aliases(bucket, "m")["production"].previous == 2
+    with pytest.raises(ModelError, match="nucleus models alias m@VERSION production"):
+        rollback_alias(bucket, "m", "production")  # version 2 is the one that was left
+    assert list_aliases(bucket, "m")["production"].version == 1
     with pytest.raises(ModelError, match="does not exist"):
         rollback_alias(bucket, "m", "staging")
     for wrong in ("latest", "7", "Bad Name"):
