@@ -11,11 +11,14 @@ import nucleus
 from nucleus.cli.options import json_option
 from nucleus.cli.output import note, print_facts, print_json, print_table, warn
 from nucleus.cli.progress_bars import show_progress
+from nucleus.errors import DataError
 
 if TYPE_CHECKING:
     from nucleus.data.dataset import Dataset
 
 __all__ = ["data"]
+
+_LIST_COLUMNS = ("version", "created", "images", "nuclei")
 
 
 @click.group()
@@ -26,13 +29,15 @@ def data() -> None:
 @data.command("import")
 @click.argument("src", type=click.Path(exists=True, path_type=Path))
 @click.argument("uri")
-@click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Decides the splits.")
-@click.option("--val", default=0.1, show_default=True, help="Fraction for validation.")
-@click.option("--test", default=0.1, show_default=True, help="Fraction for test.")
-@click.option("--group-by", metavar="REGEX", help="Images whose names give the same match stay on one side.")
+@click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Seed of the splits.")
+@click.option("--val", default=0.1, show_default=True, help="Fraction of the images for validation.")
+@click.option("--test", default=0.1, show_default=True, help="Fraction of the images for the test split.")
+@click.option(
+    "--group-by", metavar="REGEX", help="Keep images in one split if this matches the same text in their names."
+)
 @json_option
 def import_(src: Path, uri: str, seed: int, val: float, test: float, group_by: str | None, as_json: bool) -> None:
-    """Check, group, split and pack the images of SRC (a folder or zip) into a dataset version at URI.
+    """Import the images of SRC (a folder or zip) as a dataset version at URI: check, group, split and pack them.
 
     Layouts: <id>/images/*.png + <id>/masks/*.png (Kaggle); inputs/ + masks/, also under train/ and test/;
     images/ + labels/ with integer labels.
@@ -43,7 +48,7 @@ def import_(src: Path, uri: str, seed: int, val: float, test: float, group_by: s
         raise click.BadParameter(f"not a regular expression: {error}", param_hint="--group-by") from error
     location = nucleus.data.locate_dataset(uri)
     if location.ref != "latest":
-        raise click.BadParameter(f"the content gives the version; leave out @{location.ref}", param_hint="URI")
+        raise click.BadParameter(f"the version follows from the images; leave out @{location.ref}", param_hint="URI")
     options = nucleus.data.SplitOptions(seed=seed, val=val, test=test, group_by=pattern)
     with show_progress("read images") as advance, show_progress("upload shards", "bytes") as upload:
         imported = nucleus.data.import_dataset(src, location.uri, options, advance, upload)
@@ -68,32 +73,47 @@ def import_(src: Path, uri: str, seed: int, val: float, test: float, group_by: s
 
 
 @data.command("list")
-@click.argument("uri")
+@click.argument("uri", required=False)
 @json_option
-def list_(uri: str, as_json: bool) -> None:
-    """List the versions of a dataset."""
-    datasets = nucleus.data.list_versions(nucleus.data.locate_dataset(uri).uri)
+def list_(uri: str | None, as_json: bool) -> None:
+    """List the versions of a dataset; without URI, the latest version of every dataset in NUCLEUS_BUCKET."""
+    if uri is None:
+        datasets = nucleus.data.list_datasets(nucleus.storage.bucket_from_environment())
+    else:
+        location = nucleus.data.locate_dataset(uri)
+        datasets = nucleus.data.list_versions(location.uri)
+        if not datasets:
+            raise DataError(
+                f"Expected a dataset at {location.uri}; none was imported there. To see all datasets, run: nucleus "
+                "data list"
+            )
     if as_json:
         print_json([_summary(dataset) for dataset in datasets])
         return
     rows = [
         (
-            d.manifest.version,
-            d.manifest.created[:19],
-            len(d.manifest.samples),
-            sum(s.nuclei for s in d.manifest.samples),
+            dataset.manifest.version,
+            dataset.manifest.created[:19],
+            len(dataset.manifest.samples),
+            sum(sample.nuclei for sample in dataset.manifest.samples),
         )
-        for d in datasets
+        for dataset in datasets
     ]
-    print_table(("version", "created", "images", "nuclei"), rows)
+    if uri is None:
+        print_table(
+            ("dataset", *_LIST_COLUMNS),
+            [(dataset.manifest.name, *row) for dataset, row in zip(datasets, rows, strict=True)],
+        )
+    else:
+        print_table(_LIST_COLUMNS, rows)
 
 
 @data.command()
 @click.argument("uri")
-@click.option("--out", type=click.Path(path_type=Path), help="Write a picture of examples to this PNG.")
+@click.option("--out", type=click.Path(path_type=Path), help="Write a picture of example images to this PNG file.")
 @json_option
 def show(uri: str, out: Path | None, as_json: bool) -> None:
-    """Show counts, and a picture of examples."""
+    """Show the numbers of images and nuclei per split; with --out, draw examples."""
     dataset = nucleus.data.open_dataset(nucleus.data.locate_dataset(uri))
     if as_json:
         print_json(_summary(dataset))
@@ -115,7 +135,7 @@ def show(uri: str, out: Path | None, as_json: bool) -> None:
 @json_option
 @click.pass_context
 def verify(ctx: click.Context, uri: str, as_json: bool) -> None:
-    """Read every shard and compare its SHA-256 with the manifest; exit status 1 if any is wrong."""
+    """Compare the SHA-256 of every shard with the manifest; the exit status is 1 if any differs."""
     dataset = nucleus.data.open_dataset(nucleus.data.locate_dataset(uri))
     with show_progress("verify shards", "bytes") as advance:
         problems = nucleus.data.verify_dataset(dataset, advance)

@@ -1,4 +1,4 @@
-"""`nucleus demo`: from images to predictions in one go, each step by the same code as its own command."""
+"""`nucleus demo`: from images to predictions in one go, each step with the code of its own command."""
 
 import os
 import shlex
@@ -35,14 +35,14 @@ _GENERATED_IMAGES = 96
     type=click.Path(path_type=Path),
     default=Path("demo-run"),
     show_default=True,
-    help="Where everything goes.",
+    help="Folder for everything that the demo writes.",
 )
 @click.option(
     "--weights",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Encoder weights to put into the bucket first.",
+    help="File of encoder weights to add to the bucket first.",
 )
-@click.option("--recipe", help="Another recipe.  [default: demo; with SRC dsb2018-cpu]")
+@click.option("--recipe", help="Path or name of the recipe.  [default: demo; with SRC, dsb2018-cpu]")
 @click.option("--set", "settings", metavar="KEY=VALUE", multiple=True, help="Change a key of the recipe.")
 @click.pass_context
 def demo(
@@ -53,15 +53,19 @@ def demo(
     recipe: str | None,
     settings: tuple[str, ...],
 ) -> None:
-    """Import SRC (a zip or folder; without it, generated images), train on two Ray workers, publish, pull and
-    predict, on the embedded S3 server."""
+    """Import images, train on two Ray workers, publish, pull and predict, with the embedded S3 server.
+
+    SRC is a zip or folder of annotated images; without it, images are generated.
+    """
     workdir = workdir.absolute()
     chosen = recipe or ("dsb2018-cpu" if src else "demo")
     content = nucleus.config.read_recipe(
         nucleus.config.recipe_path(chosen), (f'cache_dir="{workdir / "cache"}"', *settings)
     )
     if content.bucket is not None:
-        raise RecipeError("The demo has a bucket of its own: leave out the recipe's key bucket.")
+        raise RecipeError(
+            "Expected a recipe without the key bucket: the demo uses a bucket of its own. Remove the key."
+        )
     _Demo(content, workdir, verbose=bool(ctx.find_root().params.get("debug"))).run(src, weights)
 
 
@@ -82,7 +86,7 @@ class _Demo:
             manifest = self._train(self.recipe.model_copy(update=changes))
             folder = self._pull(manifest)
             nuclei, images = self._predict(dataset, folder)
-            self._print_times(manifest, f"{nuclei} nuclei in {images} images that the model has never seen")
+            self._print_times(manifest, f"{nuclei} nuclei in {images} images that the model has not seen in training")
             print_published(manifest, self.workdir / "runs", more=self._places(manifest))
 
     @contextmanager
@@ -94,7 +98,7 @@ class _Demo:
 
     @contextmanager
     def _store(self) -> Iterator[None]:
-        """Run the embedded server for the time of the demo, and reach it as any S3 server is reached."""
+        """Run the embedded server for the duration of the demo, and set the variables that any S3 server needs."""
         was_running = nucleus.storage.local_server.status(self.workdir / "store") is not None
         try:
             with self._stage("start the S3 server"):
@@ -153,7 +157,7 @@ class _Demo:
         return folder
 
     def _predict(self, dataset: "Dataset", folder: Path) -> tuple[int, int]:
-        """Write the test split's images as files, as a user would have them, and segment those."""
+        """Write the images of the test split as files, as a user would have them, and segment these."""
         with self._stage("predict"), show_progress("segment images") as advance:
             files = []
             for sample in nucleus.data.images_of_split(
@@ -173,12 +177,12 @@ class _Demo:
 
     def _print_times(self, manifest: "ModelManifest", found: str) -> None:
         if manifest.origin.encoder_weights.source == "none":
-            warn("trained WITHOUT pretrained encoder weights; hand them over with --weights FILE for better results")
+            warn("trained WITHOUT pretrained encoder weights; for better results, add them with --weights FILE")
         print_table(("stage", "seconds"), [(name, f"{seconds:.1f}") for name, seconds in self.stages])
         click.echo(found)
 
     def _places(self, manifest: "ModelManifest") -> dict[str, object]:
-        """Where the demo has put what it made besides the run."""
+        """Return the places of the demo's outputs other than the run."""
         version, here = f"{manifest.version:06d}", short_path(self.workdir)
         return {
             "predictions": here / "predictions" / version,

@@ -1,4 +1,4 @@
-"""`nucleus doctor`: whether everything that a run needs is there, and what puts right what is not."""
+"""`nucleus doctor` and `nucleus store`: checks of this machine, and its embedded S3 server."""
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -25,19 +25,27 @@ __all__ = ["doctor", "store"]
 
 
 _STORAGE_SECONDS = 6.0
-"""A person waits for the answer, so the bucket has to be there now."""
+"""Storage timeout: short, because a person waits for the result."""
 _COLOURS = {"ok": "green", "warning": "yellow", "failed": "red", "skipped": "bright_black"}
+_DIR = click.option(
+    "--dir",
+    "folder",
+    type=click.Path(path_type=Path),
+    default=Path("nucleus-store"),
+    show_default=True,
+    help="Folder of the server's data.",
+)
 
 
 @click.command()
-@partial(cluster_options, otherwise="RAY_ADDRESS, or the cluster that nucleus train would join")
+@partial(cluster_options, otherwise="RAY_ADDRESS, or the cluster that nucleus train would use")
 @json_option
 @click.pass_context
 def doctor(ctx: click.Context, address: str | None, insecure: bool, as_json: bool) -> None:
-    """Check packages, bucket, clock, conditional writes, encoder weights, Ray, GPU and W&B; say what puts them right.
+    """Check packages, bucket, clock, conditional writes, encoder weights, Ray, GPU and W&B; explain how to fix them.
 
-    Nothing is started or downloaded. Exit status 1 if a check fails; a warning alone is no failure. One small object
-    may be left in the bucket, models/.conditional-writes, as by the first publishing.
+    Nothing is started or downloaded. The exit status is 1 if a check fails; warnings do not count. The check of
+    conditional writes leaves one small object in the bucket, models/.conditional-writes.
     """
     if ctx.find_root().params.get("storage_timeout") is None:
         nucleus.storage.set_storage_timeout(_STORAGE_SECONDS)
@@ -54,7 +62,7 @@ def doctor(ctx: click.Context, address: str | None, insecure: bool, as_json: boo
 
 
 def _findings(address: str | None, *, insecure: bool) -> "Iterator[Finding]":
-    """What the checks find, made side by side, told in an order that does not change."""
+    """Run the checks concurrently and yield their findings in a fixed order."""
     with ThreadPoolExecutor() as pool:
         wandb = pool.submit(nucleus.doctor.check_wandb)
         ray = pool.submit(job.check_ray, address, insecure=insecure)
@@ -74,7 +82,7 @@ def _gpus_here() -> "Gpus | NucleusError":
 
 
 def _printer() -> "Callable[[Finding], None]":
-    """What shows a finding: on a terminal with its fix below it, to a pipe in one line."""
+    """Return the function that shows a finding: in a terminal with the fix below it, otherwise in one line."""
     from rich.console import Console
 
     console = Console(highlight=False)
@@ -101,29 +109,24 @@ def _show_finding(finding: "Finding", console: "Console") -> None:
     console.print(grid)
 
 
-_DIR = click.option(
-    "--dir",
-    "folder",
-    type=click.Path(path_type=Path),
-    default=Path("nucleus-store"),
-    show_default=True,
-    help="Holds the data.",
-)
-
-
 @click.group()
 def store() -> None:
-    """The embedded S3 server, on 127.0.0.1 only."""
+    """Embedded S3 server, reachable on 127.0.0.1 only."""
 
 
 @store.command()
 @_DIR
-@click.option("--port", type=click.IntRange(0, 65535), help="0 for any free one.  [default: the last used, else 9000]")
+@click.option(
+    "--port", type=click.IntRange(0, 65535), help="Port; 0 for any free one.  [default: the last one used, else 9000]"
+)
 def start(folder: Path, port: int | None) -> None:
-    """Start it, make the bucket `nucleus`, and print the lines to use it: eval "$(nucleus store start)"."""
+    """Start the server, create the bucket `nucleus` and print the variables for using it.
+
+    To set them in a shell: eval "$(nucleus store start)"
+    """
     running = nucleus.storage.local_server.start(folder, port)
     nucleus.storage.local_server.make_bucket(running)
-    note(f"S3 server on {running.endpoint}, data in {running.folder} (nucleus store stop --dir {folder} ends it)")
+    note(f"S3 server on {running.endpoint}, data in {running.folder} (to stop it: nucleus store stop --dir {folder})")
     settings = nucleus.storage.local_server.environment(running)
     endpoint = settings.pop("AWS_ENDPOINT_URL_S3")
     click.echo(f"export AWS_ENDPOINT_URL_S3={endpoint}")
@@ -133,7 +136,7 @@ def start(folder: Path, port: int | None) -> None:
 @store.command()
 @_DIR
 def stop(folder: Path) -> None:
-    """Stop it; the data stays."""
+    """Stop the server; the data stays."""
     note("S3 server stopped" if nucleus.storage.local_server.stop(folder) else f"No S3 server runs on {folder}")
 
 
@@ -142,7 +145,7 @@ def stop(folder: Path) -> None:
 @json_option
 @click.pass_context
 def status(ctx: click.Context, folder: Path, as_json: bool) -> None:
-    """Tell whether it runs; exit status 1 if not."""
+    """Show whether the server runs; the exit status is 1 if not."""
     running = nucleus.storage.local_server.status(folder)
     if as_json:
         print_json({"running": running is not None, **(asdict(running) if running else {})})

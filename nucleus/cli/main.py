@@ -1,4 +1,4 @@
-"""`nucleus`: the commands by name, and how errors reach the person at the keyboard."""
+"""Command line `nucleus`: its commands, imported on use, and error messages with exit statuses."""
 
 import importlib
 import os
@@ -12,26 +12,26 @@ from nucleus.errors import NucleusError
 
 __all__ = ["cli", "main"]
 
-# Command: (module, attribute, help). The help stands here so that `nucleus --help` imports none of them.
+# Command: (module, attribute, help). The help is repeated here so that `nucleus --help` imports no command.
 _COMMANDS = {
-    "demo": ("nucleus.cli.demo", "demo", "The whole way in one go, on an S3 server on this machine."),
-    "store": ("nucleus.cli.machine", "store", "The embedded S3 server."),
-    "data": ("nucleus.cli.data", "data", "Datasets in the bucket."),
-    "weights": ("nucleus.cli.models", "weights", "Encoder weights in the bucket."),
-    "train": ("nucleus.cli.train", "train", "Train by a recipe on Ray and publish the model."),
-    "submit": ("nucleus.cli.jobs", "submit", "The same as a job of a Ray cluster elsewhere."),
-    "sweep": ("nucleus.cli.train", "sweep", "Train with different settings and publish the best."),
-    "jobs": ("nucleus.cli.jobs", "jobs", "Jobs on that cluster: list, status, logs, stop."),
-    "doctor": ("nucleus.cli.machine", "doctor", "Check all that a run needs, and name what puts it right."),
+    "demo": ("nucleus.cli.demo", "demo", "Import, train, publish and predict in one go, on this machine."),
+    "store": ("nucleus.cli.machine", "store", "Embedded S3 server: start, stop, status."),
+    "data": ("nucleus.cli.data", "data", "Datasets in the bucket: import, list, show, verify."),
+    "weights": ("nucleus.cli.models", "weights", "Encoder weights in the bucket: add, list."),
+    "train": ("nucleus.cli.train", "train", "Train a model on Ray with a recipe, and publish it."),
+    "submit": ("nucleus.cli.jobs", "submit", "Train as a job of a remote Ray cluster."),
+    "sweep": ("nucleus.cli.train", "sweep", "Train with different settings, and publish the best model."),
+    "jobs": ("nucleus.cli.jobs", "jobs", "Jobs of a remote Ray cluster: list, status, logs, stop."),
+    "doctor": ("nucleus.cli.machine", "doctor", "Check everything that training needs, and explain how to fix it."),
     "runs": ("nucleus.cli.runs", "runs", "Training runs in the bucket: list, show, compare."),
-    "models": ("nucleus.cli.models", "models", "Versioned models in the bucket."),
-    "evaluate": ("nucleus.cli.evaluate", "evaluate", "Metrics of a model on a dataset."),
+    "models": ("nucleus.cli.models", "models", "Model versions in the bucket: list, show, pull, export and more."),
+    "evaluate": ("nucleus.cli.evaluate", "evaluate", "Evaluate a model on a dataset."),
     "predict": ("nucleus.cli.predict", "predict", "Segment, count and measure nuclei in images."),
 }
 
 
 class _Commands(click.Group):
-    """Imports a command's module when it is used."""
+    """Command group that imports the module of a command when the command is used."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
         return list(_COMMANDS)
@@ -58,7 +58,7 @@ class _Commands(click.Group):
             raise click.exceptions.Exit(error.exit_code) from error
         except BrokenPipeError:
             raise
-        except OSError as error:  # a full disk, a file where a folder should be, missing rights
+        except OSError as error:  # a full disk, a file in place of a folder, missing permissions
             if ctx.params.get("debug"):
                 raise
             click.echo(f"Error: {error}", err=True)
@@ -72,10 +72,10 @@ class _Commands(click.Group):
     "--storage-timeout",
     type=click.FloatRange(1, 86_400),
     metavar="SECONDS",
-    help="Ask the bucket again for so long when it fails for the moment.  [default: 120]",
+    help="How long to repeat requests to the bucket that fail temporarily.  [default: 120]",
 )
 def cli(debug: bool, storage_timeout: float | None) -> None:  # noqa: ARG001  debug is read from the context
-    """Find cell nuclei in microscope images: data in a bucket, training on Ray, versioned models, segmentation."""
+    """Find cell nuclei in microscope images: datasets in a bucket, training on Ray, versioned models, segmentation."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     if storage_timeout is not None:

@@ -1,4 +1,4 @@
-"""`nucleus models`: list, show, compare, pull, export, alias and clean model versions."""
+"""`nucleus models` and `nucleus weights`: model versions, their aliases, and encoder weights in the bucket."""
 
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 __all__ = ["models", "weights"]
 
 
-_TOLD = ("created", "val_map", "dataset", "run")
+_COLUMNS = ("created", "val_map", "dataset", "run")
 
 
 @click.group()
 def models() -> None:
-    """Versioned models in the bucket NUCLEUS_BUCKET. REF is a version number, `latest` or an alias."""
+    """Model versions in the bucket NUCLEUS_BUCKET. REF is a version number, `latest` or an alias."""
 
 
 models.add_command(compare_models)
@@ -36,18 +36,18 @@ def _bucket(single_writer: bool = False) -> "Bucket":
     return project_bucket("models/", single_writer=single_writer)
 
 
-def _told(manifest: "ModelManifest") -> dict[str, Any]:
-    """What a list says of a version."""
+def _columns_of(manifest: "ModelManifest") -> dict[str, Any]:
+    """Return the columns of a version in the list."""
     origin = manifest.origin
     score = round(origin.metrics["val"]["all"]["map"], 4)
-    return dict(zip(_TOLD, (manifest.created[:19], score, origin.dataset, origin.run), strict=True))
+    return dict(zip(_COLUMNS, (manifest.created[:19], score, origin.dataset, origin.run), strict=True))
 
 
 @models.command("list")
 @click.argument("name", required=False)
 @json_option
 def list_models_command(name: str | None, as_json: bool) -> None:
-    """List the models, or the versions of one."""
+    """List the models, or the versions of the model NAME."""
     bucket = _bucket()
     if name is None:
         rows = [
@@ -58,14 +58,14 @@ def list_models_command(name: str | None, as_json: bool) -> None:
         aliases = nucleus.registry.list_aliases(bucket, name)
         rows = []
         for version in nucleus.registry.list_versions(bucket, name):
-            meaning = sorted(alias for alias, value in aliases.items() if value.version == version)
+            pointing = sorted(alias for alias, value in aliases.items() if value.version == version)
             try:
                 manifest = nucleus.registry.read_version(bucket, name, version)
             except (ModelError, IntegrityError) as error:
                 warn(str(error))
-                rows.append({"version": version, **dict.fromkeys(_TOLD, "damaged"), "aliases": meaning})
+                rows.append({"version": version, **dict.fromkeys(_COLUMNS, "damaged"), "aliases": pointing})
             else:
-                rows.append({"version": version, **_told(manifest), "aliases": meaning})
+                rows.append({"version": version, **_columns_of(manifest), "aliases": pointing})
     if as_json:
         print_json(rows)
     else:
@@ -77,7 +77,7 @@ def list_models_command(name: str | None, as_json: bool) -> None:
 @click.argument("model")
 @json_option
 def show(model: str, as_json: bool) -> None:
-    """Show a version's card; with --json its manifest. MODEL is NAME[@REF]."""
+    """Show the card of a version; with --json, its manifest. MODEL is NAME[@REF]."""
     bucket = _bucket()
     reference = nucleus.config.parse_reference(model, "model")
     manifest = nucleus.registry.read_version(
@@ -100,11 +100,14 @@ def show(model: str, as_json: bool) -> None:
 @click.argument("dest", type=click.Path(path_type=Path), required=False)
 @json_option
 def pull(model: str, dest: Path | None, as_json: bool) -> None:
-    """Download NAME[@REF] into DEST, every file's SHA-256 verified.  [default: ./NAME-VERSION]"""
+    """Download the version MODEL, which is NAME[@REF], to the folder DEST, and verify the SHA-256 of every file.
+
+    Without DEST the folder is ./NAME-VERSION, such as ./cells-3.
+    """
     bucket = _bucket()
     reference = nucleus.config.parse_reference(model, "model")
     version = nucleus.registry.versions.resolve_version(bucket, reference)
-    folder = dest or Path(f"{reference.name}-{version:06d}")
+    folder = dest or Path(f"{reference.name}-{version}")
     with show_progress(f"download {reference.name}@{version}", "bytes") as advance:
         manifest = nucleus.registry.versions.pull(
             bucket, nucleus.config.Reference(reference.name, str(version)), folder, advance
@@ -118,12 +121,15 @@ def pull(model: str, dest: Path | None, as_json: bool) -> None:
 @models.command()
 @click.argument("model")
 @click.argument("dest", type=click.Path(path_type=Path))
-@click.option("--format", "kind", required=True, type=click.Choice(["h5", "keras", "savedmodel", "onnx"]))
+@click.option(
+    "--format", "kind", required=True, type=click.Choice(["h5", "keras", "savedmodel", "onnx"]), help="Format of DEST."
+)
 @json_option
 def export(model: str, dest: Path, kind: Any, as_json: bool) -> None:
-    """Write NAME[@REF] to DEST for use without this package, and DEST.json, which says how to use it.
+    """Export the version MODEL, which is NAME[@REF], to DEST for use without this package.
 
-    h5 and keras load with Keras 3, savedmodel (a folder) with TensorFlow, onnx with ONNX Runtime.
+    h5 and keras load with Keras 3, savedmodel (a folder) with TensorFlow, onnx with ONNX Runtime. DEST.json describes
+    the input, the output and their processing.
     """
     folder = model_folder(model)
 
@@ -141,7 +147,7 @@ def export(model: str, dest: Path, kind: Any, as_json: bool) -> None:
 @click.argument("alias")
 @single_writer_option
 def alias(model: str, alias: str, single_writer: bool) -> None:
-    """Let ALIAS mean the version MODEL, which is NAME[@REF]."""
+    """Point ALIAS to the version MODEL, which is NAME[@REF]."""
     bucket = _bucket(single_writer)
     reference = nucleus.config.parse_reference(model, "model")
     moved = nucleus.registry.move_alias(
@@ -155,14 +161,14 @@ def alias(model: str, alias: str, single_writer: bool) -> None:
 @click.argument("alias")
 @single_writer_option
 def rollback(name: str, alias: str, single_writer: bool) -> None:
-    """Let ALIAS of the model NAME mean what it meant before."""
+    """Point ALIAS of the model NAME back to the older version that it pointed to before its last move."""
     moved = nucleus.registry.rollback_alias(_bucket(single_writer), name, alias)
     click.echo(f"{name}@{alias} is version {moved.version} (before: {moved.previous})")
 
 
 @models.command()
 @click.argument("name", required=False)
-@click.option("--remove", is_flag=True, help="Remove them; without it they are only listed.")
+@click.option("--remove", is_flag=True, help="Remove the leftovers instead of only listing them.")
 @click.option(
     "--older-than",
     "hours",
@@ -170,11 +176,12 @@ def rollback(name: str, alias: str, single_writer: bool) -> None:
     default=24.0,
     show_default=True,
     metavar="HOURS",
-    help="Spare what was written to since: it may still be being published.",
+    help="Keep anything that changed within this time, because it may still be being published.",
 )
 @json_option
 def clean(name: str | None, remove: bool, hours: float, as_json: bool) -> None:
-    """List what publishers that died left behind, of one model or all, and remove it."""
+    """List incomplete versions that interrupted runs left behind, of the model NAME or of all; with --remove, delete
+    them."""
     bucket = _bucket()
     before = datetime.now(UTC) - timedelta(hours=hours)
     rows = []
@@ -197,16 +204,16 @@ def clean(name: str | None, remove: bool, hours: float, as_json: bool) -> None:
         print_json(rows)
         return
     if not rows:
-        click.echo("nothing is left behind")
+        click.echo("no leftovers")
         return
     print_table(list(rows[0]), [list(row.values()) for row in rows])
     if not remove and any(row["state"] == "leftover" for row in rows):
-        click.echo(f"remove them: nucleus models clean {name or ''} --remove".replace("  ", " "), err=True)
+        click.echo(f"to remove them: nucleus models clean {name or ''} --remove".replace("  ", " "), err=True)
 
 
 @click.group()
 def weights() -> None:
-    """Encoder weights in the bucket, for clusters without internet."""
+    """Encoder weights in the bucket, for clusters without internet access."""
 
 
 @weights.command()
@@ -216,10 +223,10 @@ def weights() -> None:
     type=click.Choice(ENCODER_NAMES),
     default=ENCODER_NAMES[0],
     show_default=True,
-    help="The network that they belong to.",
+    help="Encoder of the weights.",
 )
 def add(file: Path, encoder: EncoderName) -> None:
-    """Check FILE (without top, .weights.h5 or .h5) and put it where network.weights = "imagenet" finds it."""
+    """Check FILE (.weights.h5 or .h5, without the top) and add it to the bucket for network.weights = "imagenet"."""
     bucket = nucleus.storage.Bucket(nucleus.storage.bucket_from_environment())
     bucket.check("weights/")
     with show_progress("upload weights", "bytes") as advance:
@@ -230,7 +237,7 @@ def add(file: Path, encoder: EncoderName) -> None:
 @weights.command("list")
 @json_option
 def list_weights_command(as_json: bool) -> None:
-    """List the weights in the bucket."""
+    """List the encoder weights in the bucket."""
     bucket = nucleus.storage.Bucket(nucleus.storage.bucket_from_environment())
     found = nucleus.registry.list_weights(bucket)
     rows = [

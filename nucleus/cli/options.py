@@ -1,4 +1,4 @@
-"""Options that several commands share."""
+"""Options and arguments that several commands share, and their checks."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -28,29 +28,29 @@ __all__ = [
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
-json_option = click.option("--json", "as_json", is_flag=True, help="One JSON document.")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 single_writer_option = click.option(
-    "--single-writer", is_flag=True, help="Nobody else publishes: go on where the server ignores conditional writes."
+    "--single-writer",
+    is_flag=True,
+    help="Publish even if the server ignores conditional writes. Only safe while nobody else publishes.",
 )
-
-
 out_option = click.option(
     "--out",
     type=click.Path(file_okay=False, path_type=Path),
     default=Path("runs"),
     show_default=True,
-    help="Folder on this machine: each run's report and TensorBoard's events go to its DIR/RUN/.",
+    help="Folder on this machine. The report and the TensorBoard events of a run go to DIR/RUN/.",
     metavar="DIR",
 )
 
 
 def workers_option(otherwise: str) -> Callable[[Command], Command]:
-    """`--workers`: over how many workers of a cluster the work is spread; without it as `otherwise` says."""
+    """Return the option `--workers`; `otherwise` describes what happens without it."""
     return click.option(
         "--workers",
         type=click.IntRange(1),
         metavar="N",
-        help=f"Spread over so many workers of the Ray cluster at hand.  [default: {otherwise}]",
+        help=f"Number of workers on the Ray cluster.  [default: {otherwise}]",
     )
 
 
@@ -61,27 +61,31 @@ def _with(command: Command, *options: Callable[[Command], Command]) -> Command:
 
 
 def run_options(command: Command) -> Command:
-    """What names a run and what it does: RECIPE, `--set`, `--run`, `--resume`, `--single-writer`."""
+    """Add RECIPE, `--set`, `--run`, `--resume` and `--single-writer` to a command."""
     return _with(
         command,
         click.argument("recipe"),
         click.option(
-            "--set", "settings", metavar="KEY=VALUE", multiple=True, help="Change a key, as optimizer.epochs=3."
+            "--set",
+            "settings",
+            metavar="KEY=VALUE",
+            multiple=True,
+            help="Change a key of the recipe, such as optimizer.epochs=3. Can be repeated.",
         ),
-        click.option("--run", metavar="NAME", help="Name of the run.  [default: the model's name and the moment]"),
-        click.option("--resume", metavar="RUN", help="Go on with this run, by the recipe that it began with."),
+        click.option("--run", metavar="NAME", help="Name of the run.  [default: model name, date and time]"),
+        click.option("--resume", metavar="RUN", help="Continue this run, with the recipe that it started with."),
         single_writer_option,
     )
 
 
 def cluster_options(command: Command, *, otherwise: str = "RAY_ADDRESS, or http://127.0.0.1:8265") -> Command:
-    """Which Ray cluster is meant, and how careful to be: `--address`, `--insecure`; `otherwise` says the default."""
+    """Add `--address` and `--insecure` to a command; `otherwise` describes the default address."""
     return _with(
         command,
         click.option(
             "--address",
             metavar="URL",
-            help=f"The cluster's dashboard.  [default: {otherwise}]",
+            help=f"Dashboard of the Ray cluster.  [default: {otherwise}]",
         ),
         click.option(
             "--insecure", is_flag=True, help="Allow plain HTTP to another machine, and a cluster without a token."
@@ -90,21 +94,21 @@ def cluster_options(command: Command, *, otherwise: str = "RAY_ADDRESS, or http:
 
 
 def check_run_options(settings: tuple[str, ...], run: str | None, resume: str | None) -> None:
-    """Raise what is wrong with `run_options` together, or with a name."""
+    """Raise a usage error for a wrong combination of `run_options` or a wrong name."""
     if run and resume:
-        raise click.UsageError("--run names a new run and --resume an old one; give one of them")
+        raise click.UsageError("--run names a new run, --resume an existing one; give one of them")
     if resume and settings:
-        raise click.UsageError("--resume goes on by the recipe that the run began with; leave out --set")
+        raise click.UsageError("--resume uses the recipe that the run started with; leave out --set")
     for name in (run, resume):
         if name:
             nucleus.config.check_name(name, "run")
 
 
 def project_bucket(below: str, *, single_writer: bool = False) -> "Bucket":
-    """The bucket that NUCLEUS_BUCKET names, once what lies below a prefix of it could be listed.
+    """Return the bucket of NUCLEUS_BUCKET after a check that its prefix `below` can be listed.
 
     Raises:
-        NucleusError: What is wrong with the name, or with the bucket.
+        NucleusError: The name is wrong, or the bucket cannot be read.
     """
     bucket = nucleus.storage.Bucket(nucleus.storage.bucket_from_environment(), single_writer=single_writer)
     bucket.check(below)
@@ -112,15 +116,12 @@ def project_bucket(below: str, *, single_writer: bool = False) -> "Bucket":
 
 
 def is_pulled(model: str) -> bool:
-    """Whether a model is named by the folder that it was pulled to."""
+    """Whether `model` is the folder of a pulled model."""
     return (Path(model) / "manifest.json").is_file()
 
 
 def model_folder(model: str) -> Path:
-    """Folder of the model NAME[@REF], pulled into the cache; or `model` itself if it is a pulled folder.
-
-    A download is shown.
-    """
+    """Return the folder of the model NAME[@REF], pulled into the cache with a progress bar; or `model`, if pulled."""
     if is_pulled(model):
         return Path(model)
     reference = nucleus.config.parse_reference(model, "model")

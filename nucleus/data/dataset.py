@@ -28,6 +28,7 @@ __all__ = [
     "Sample",
     "Shard",
     "content_version",
+    "list_datasets",
     "list_versions",
     "locate_dataset",
     "open_dataset",
@@ -185,8 +186,14 @@ def locate_dataset(text: str, bucket: str | None = None) -> DatasetLocation:
     return DatasetLocation(uri, ref or "latest")
 
 
+def list_datasets(uri: S3Uri) -> list[Dataset]:
+    """Return the latest version of every dataset in the bucket at `uri`, ordered by name."""
+    found = (list_versions(uri / "datasets" / name) for name in Bucket(uri).folders("datasets"))
+    return [versions[-1] for versions in found if versions]
+
+
 def list_versions(uri: S3Uri) -> list[Dataset]:
-    """Every version of the dataset at `uri`, the one imported last at the end."""
+    """Return every version of the dataset at `uri`, ordered by time of import."""
     bucket = Bucket(uri)
     keys = [item.key for item in bucket.objects("") if _MANIFEST_KEY.fullmatch(item.key)]
     datasets = [_read(bucket, key.partition("/")[0]) for key in keys]

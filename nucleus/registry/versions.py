@@ -53,8 +53,10 @@ def resolve_version(bucket: Bucket, reference: Reference) -> int:
     """
     versions = list_versions(bucket, reference.name)
     if not versions:
+        name, _, number = reference.name.rpartition("-")
+        hint = f" A version is written with @, such as {name}@{int(number)}." if name and number.isdecimal() else ""
         raise ModelError(
-            f"Expected a model {reference.name!r} in {bucket.uri}; it has no version. Run: nucleus models list"
+            f"Expected a model {reference.name!r} in {bucket.uri}; it has no version.{hint} Run: nucleus models list"
         )
     if reference.ref == "latest":
         return versions[-1]

@@ -106,6 +106,8 @@ def test_datasets_by_command(dozen: Path, here: Path, bucket_uri: S3Uri) -> None
     assert (again["created"], again["version"]) == (False, imported["version"])
     listed = json.loads(invoke("data", "list", "dozen", "--json").stdout)
     assert [entry["version"] for entry in listed] == [imported["version"]]
+    assert json.loads(invoke("data", "list", "--json").stdout) == listed  # the only dataset of the bucket
+    assert invoke("data", "list").stdout.splitlines()[1].startswith(f"dozen\t{imported['version']}\t")
     told = invoke("data", "import", dozen, "dozen")
     assert [line.split(" in ")[0] for line in told.stderr.splitlines()] == ["read images: 12 of 12"]  # all is there
     _, _, facts = told.stdout.partition("what\tvalue\n")
@@ -150,7 +152,7 @@ def test_store_by_command(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("here")
 def test_json_of_an_empty_bucket() -> None:
-    for command in (["models", "list"], ["weights", "list"], ["data", "list", "d"]):
+    for command in (["models", "list"], ["weights", "list"], ["data", "list"]):
         assert json.loads(invoke(*command, "--json").stdout) == []
         assert invoke(*command).exit_code == 0
 
@@ -174,7 +176,9 @@ BAD_INPUT: list[tuple[list[Any], int, str]] = [
     (["data", "import", "two", "d", "--group-by", "("], 2, "not a regular expression"),
     (["data", "import", "two", "d", "--val", "2"], 2, "Expected fractions above 0"),
     (["data", "show", "nothing"], 1, "none was imported there"),
+    (["data", "list", "nothing"], 1, "nucleus data list"),
     (["models", "pull", "nothing"], 1, "it has no version"),
+    (["predict", "flat", "--model", "cells-3", "--out", "o"], 1, "such as cells@3"),
     (["models", "show", "m@"], 2, "version or alias after the @"),
     (["models", "list", "Bad"], 2, "Try 'bad'"),
     (["models", "alias", "nothing", "production"], 1, "it has no version"),

@@ -185,14 +185,14 @@ def test_clean_as_typed(bucket: Bucket, model_files: Path, monkeypatch: pytest.M
         assert result.exit_code == 0, result.output
         return result.output
 
-    assert "nothing is left behind" in clean()
+    assert "no leftovers" in clean()
     manifest: ModelManifest = publish(bucket, "m", model_files, origin("r"))
     bucket.put(f"{version_prefix('m', 2)}/claim.json", b"{}")
     bucket.put(f"{version_prefix('m', 2)}/model.json", b"{}")
     assert "recent" in clean("m", "--remove")
     assert "leftover" in clean("--older-than", "0")
     assert "removed" in clean("--older-than", "0", "--remove")
-    assert "nothing is left behind" in clean("--older-than", "0")
+    assert "no leftovers" in clean("--older-than", "0")
     assert read_version(bucket, "m", 1) == manifest
     assert not remove_leftover(bucket, "m", 1)
     assert len(list(bucket.objects(f"{version_prefix('m', 1)}/"))) == len(MODEL_FILES) + 2  # with claim and manifest
