@@ -12,7 +12,7 @@ from nucleus.config.recipe import Recipe
 from nucleus.errors import JobError
 from nucleus.lazy import stderr_without
 
-__all__ = ["address_at_hand", "capacities", "cluster", "connected"]
+__all__ = ["address_at_hand", "capacities", "connected", "connection"]
 
 
 _ADDRESS = "RAY_ADDRESS"
@@ -30,14 +30,14 @@ def connected(recipe: Recipe, *, own: bool, verbose: bool) -> Iterator[None]:
         JobError: The recipe needs more than the cluster has.
     """
     wanted = recipe.workers.most * recipe.cpus_per_worker if own else None
-    with cluster(own_cpus=wanted, verbose=verbose):
+    with connection(own_cpus=wanted, verbose=verbose):
         check_capacity(recipe, capacities())
         with _address_known():
             yield
 
 
 @contextmanager
-def cluster(*, own_cpus: int | None = None, verbose: bool = False) -> Iterator[None]:
+def connection(*, own_cpus: int | None = None, verbose: bool = False) -> Iterator[None]:
     """Keep the existing connection of this process; else connect to RAY_ADDRESS, this machine's cluster or a new one.
 
     Args:

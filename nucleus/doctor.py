@@ -1,4 +1,4 @@
-"""What a check has found, and what puts it right."""
+"""Checks of `nucleus doctor`: packages, bucket, clock, conditional writes, encoder weights, GPUs and W&B."""
 
 from __future__ import annotations
 
@@ -45,14 +45,14 @@ State = Literal["ok", "warning", "failed", "skipped"]
 
 @dataclass(frozen=True)
 class Finding:
-    """What one check has found.
+    """Result of one check.
 
     Attributes:
-        check: Its name.
-        state: `ok`; `warning`, where the work goes on but not as one may think; `failed`, where it cannot; `skipped`,
-            where another check has to be put right first.
-        found: What it found.
-        fix: What puts it right; None if nothing has to be.
+        check: Name of the check.
+        state: `ok`; `warning`, if training works but perhaps not as expected; `failed`, if it cannot work; `skipped`,
+            if another check has to be fixed first.
+        found: What the check found.
+        fix: How to fix it; None if nothing needs fixing.
     """
 
     check: str
@@ -62,14 +62,14 @@ class Finding:
 
 
 def failed(check: str, error: NucleusError) -> Finding:
-    """A check that ended in an error: its message's first sentence is what was found, the rest is the fix."""
+    """Return the finding of a check that raised an error: the first sentence is what was found, the rest the fix."""
     found, _, fix = str(error).partition(". ")
     return Finding(check, "failed", found.rstrip("."), fix or None)
 
 
 def skipped(check: str, first: str) -> Finding:
-    """A check that cannot be made before the check `first` is put right."""
-    return Finding(check, "skipped", f"not looked at: {first} comes first")
+    """Return the finding of a check that is not possible before `first` is fixed."""
+    return Finding(check, "skipped", f"not checked: fix {first} first")
 
 
 _GPU = "GPU"
@@ -79,7 +79,7 @@ _TENSORFLOW_SECONDS = 60.0
 
 
 def check_packages() -> Finding:
-    """Tell the versions that a run would have here."""
+    """Check that the packages are installed, and list their versions."""
     found = installed_versions()
     text = ", ".join(f"{name} {version}" for name, version in found.items())
     missing = [name for name in PACKAGES if name not in found]
@@ -90,12 +90,12 @@ def check_packages() -> Finding:
 
 @dataclass(frozen=True)
 class Gpus:
-    """The NVIDIA GPUs of this machine.
+    """NVIDIA GPUs of this machine.
 
     Attributes:
-        names: Those that the driver lists.
-        seen: How many of them TensorFlow can use.
-        cuda: Whether this TensorFlow is made for them.
+        names: Names of the GPUs that the driver lists.
+        seen: Number of GPUs that TensorFlow can use.
+        cuda: Whether this TensorFlow is built with CUDA.
     """
 
     names: tuple[str, ...]
@@ -104,53 +104,52 @@ class Gpus:
 
 
 def gpus_here() -> Gpus:
-    """Ask the driver, and TensorFlow only where that lists any: it takes seconds.
+    """Return the GPUs that the driver lists and, if there are any, what TensorFlow sees of them (takes seconds).
 
     Raises:
         NucleusError: The driver or TensorFlow fails.
     """
-    names = _listed_by_the_driver()
+    names = _names_from_driver()
     if not names:
         return Gpus(names)
-    told = call_in_subprocess(tensorflow_gpus, who="TensorFlow", seconds=_TENSORFLOW_SECONDS)
-    return Gpus(names, told["seen"], told["cuda"])
+    found = call_in_subprocess(tensorflow_gpus, who="TensorFlow", seconds=_TENSORFLOW_SECONDS)
+    return Gpus(names, found["seen"], found["cuda"])
 
 
 def tensorflow_gpus() -> dict[str, Any]:
-    """How many GPUs TensorFlow sees, and whether it is made for any."""
-
+    """Return the number of GPUs that TensorFlow sees (`seen`), and whether it is built with CUDA (`cuda`)."""
     return {"seen": len(tf.config.list_physical_devices("GPU")), "cuda": tf.test.is_built_with_cuda()}
 
 
 def check_gpus(here: Gpus | NucleusError, of_cluster: float) -> Finding:
-    """Say whether a run can use the GPUs that there are.
+    """Check whether training can use the GPUs.
 
     Args:
-        here: Those of this machine, or why nobody knows.
-        of_cluster: How many the Ray cluster has.
+        here: GPUs of this machine, or the error of looking for them.
+        of_cluster: Number of GPUs of the Ray cluster.
     """
     if isinstance(here, NucleusError):
         return failed(_GPU, here)
     if not here.names and of_cluster:
         return Finding(_GPU, "ok", f"none on this machine; the Ray cluster has {of_cluster:g}")
     if not here.names:
-        return Finding(_GPU, "warning", "none; training runs on CPUs", "Train by a recipe for CPUs, as dsb2018-cpu.")
+        return Finding(_GPU, "warning", "none; training runs on CPUs", "Use a recipe for CPUs, such as dsb2018-cpu.")
     text = f"{len(here.names)} of this machine ({here.names[0]}), of which TensorFlow sees {here.seen}"
     if here.seen == len(here.names):
         return Finding(_GPU, "ok", text)
-    return Finding(_GPU, "warning" if here.seen else "failed", text, _way_to_gpus(here))
+    return Finding(_GPU, "warning" if here.seen else "failed", text, _fix_for_gpus(here))
 
 
-def _way_to_gpus(here: Gpus) -> str:
+def _fix_for_gpus(here: Gpus) -> str:
     hidden = os.environ.get(_HIDING)
     if not here.cuda:
-        return "This TensorFlow is one for CPUs. Run: make install EXTRA=gpu."
+        return "This TensorFlow is built for CPUs only. Run: make install EXTRA=gpu."
     if hidden is not None:
         return f"{_HIDING}={hidden!r} hides them. Run: unset {_HIDING}."
-    return "CUDA's libraries or a newer driver are missing. Run: make install EXTRA=gpu, and look at nvidia-smi."
+    return "CUDA's libraries are missing or the driver is too old. Run: make install EXTRA=gpu, and check nvidia-smi."
 
 
-def _listed_by_the_driver() -> tuple[str, ...]:
+def _names_from_driver() -> tuple[str, ...]:
     program = shutil.which("nvidia-smi")
     if program is None:
         return ()
@@ -160,27 +159,27 @@ def _listed_by_the_driver() -> tuple[str, ...]:
     except subprocess.TimeoutExpired:
         raise NucleusError(
             f"Expected nvidia-smi to answer within {_NVIDIA_SECONDS:.0f} s; it did not. Restart the machine, or "
-            "install the driver anew."
+            "reinstall the driver."
         ) from None
     lines = tuple(line.strip() for line in done.stdout.splitlines() if line.strip())
     if done.returncode == 0:
         return lines
     if any("no devices" in line.lower() for line in lines):
         return ()
-    said = (*lines, *done.stderr.splitlines(), f"exit status {done.returncode}")[0].rstrip(".")
-    raise NucleusError(f"Expected nvidia-smi to list GPUs; found {said!r}. Install the GPU's driver anew.")
+    message = (*lines, *done.stderr.splitlines(), f"exit status {done.returncode}")[0].rstrip(".")
+    raise NucleusError(f"Expected nvidia-smi to list GPUs; found {message!r}. Reinstall the GPU's driver.")
 
 
 _BUCKET, _CLOCK, _CONDITIONS, _WEIGHTS = "bucket", "clock", "conditional writes", "weights"
-_REMARKABLE, _TOO_MUCH = 60.0, 300.0
-"""Seconds; S3 refuses requests at 15 minutes, and clocks that drift get there."""
+_CLOCK_WARNING, _CLOCK_FAILURE = 60.0, 300.0
+"""Seconds of difference; S3 refuses requests at 15 minutes, which a drifting clock reaches sooner or later."""
 _SET_THE_CLOCK = "Run: timedatectl set-ntp true (for a container, on its host)."
 
 
 def check_storage() -> Iterator[Finding]:
-    """Look at the bucket of NUCLEUS_BUCKET and at what needs it, one after the other.
+    """Check the bucket of NUCLEUS_BUCKET, the clock, conditional writes and encoder weights, in this order.
 
-    As a first publisher does, it leaves one small object in the bucket: `models/.conditional-writes`.
+    Leaves one small object in the bucket, `models/.conditional-writes`, as the first publication does.
     """
     try:
         bucket = Bucket(bucket_from_environment())
@@ -202,15 +201,15 @@ def check_storage() -> Iterator[Finding]:
 
 def _clock(ahead: float | None) -> Finding:
     if ahead is None:
-        return Finding(_CLOCK, "ok", "the server does not tell its own")
+        return Finding(_CLOCK, "ok", "not compared: the server does not send its time")
     apart = abs(ahead)
     text = f"{apart:.0f} s {'ahead of' if ahead > 0 else 'behind'} the server's"
-    if apart <= _REMARKABLE:
+    if apart <= _CLOCK_WARNING:
         return Finding(_CLOCK, "ok", text)
     return Finding(
         _CLOCK,
-        "failed" if apart > _TOO_MUCH else "warning",
-        f"{text}; S3 refuses requests from 900 s on",
+        "failed" if apart > _CLOCK_FAILURE else "warning",
+        f"{text}; from 900 s, S3 refuses requests",
         _SET_THE_CLOCK,
     )
 
@@ -224,7 +223,7 @@ def _conditional_writes(bucket: Bucket) -> Finding:
 
 
 def _weights(bucket: Bucket) -> Finding:
-    """A warning where there are none: the first run may still find them in Keras's cache, or download them."""
+    """Warn if there are no weights: the first run may still find them in Keras's cache, or download them."""
     encoder = NetworkOptions().encoder
     try:
         stored = list_weights(bucket, encoder)
@@ -236,26 +235,26 @@ def _weights(bucket: Bucket) -> Finding:
         _WEIGHTS,
         "warning",
         f"none at {bucket.uri}/weights/{encoder}/; the first run takes them from Keras's cache or downloads them",
-        "Where the internet cannot be reached, run: nucleus weights add FILE.",
+        "Without internet access, run: nucleus weights add FILE.",
     )
 
 
 _WANDB = "W&B"
 _SECONDS = 20.0
 _NOT_SENT = {
-    "offline": "offline, as WANDB_MODE says; `wandb sync` sends runs later",
-    "disabled": "disabled, as WANDB_MODE says",
+    "offline": "offline, set by WANDB_MODE; `wandb sync` uploads runs later",
+    "disabled": "disabled, set by WANDB_MODE",
 }
-_UNKNOWN = Finding(
+_NO_KEY = Finding(
     _WANDB,
     "warning",
-    "offline, and no key is at hand; each run is kept on disk",
-    "To see runs online: wandb login, and WANDB_MODE=online. WANDB_MODE=offline says that it is meant so.",
+    "offline, because there is no API key; runs are kept on disk",
+    "To see runs online: wandb login, and export WANDB_MODE=online. To stay offline: export WANDB_MODE=offline.",
 )
 
 
 def check_wandb() -> Finding:
-    """Say what becomes of a run's metrics by WANDB_MODE, for a recipe that says nothing of it."""
+    """Check where W&B records a run, by WANDB_MODE and the recipe's defaults."""
     chosen = os.environ.get("WANDB_MODE")
     try:
         mode = tracking_mode(TrackingOptions())
@@ -263,26 +262,26 @@ def check_wandb() -> Finding:
             return Finding(_WANDB, "ok", _NOT_SENT[chosen])
         call_in_subprocess(check_tracking, "online", who="W&B", seconds=_SECONDS)
     except UsageError as error:
-        return failed(_WANDB, error) if chosen else _UNKNOWN
+        return failed(_WANDB, error) if chosen else _NO_KEY
     except NucleusError as error:
         return failed(_WANDB, error)
-    return Finding(_WANDB, "ok", f"{mode}; a key is at hand" + ("" if chosen else ": WANDB_MODE=online sends runs"))
+    return Finding(_WANDB, "ok", f"{mode}; there is a key" + ("" if chosen else ": WANDB_MODE=online uploads runs"))
 
 
-_LONGEST_REMARK = 200
+_MAX_MESSAGE = 200
 
 
 def call_in_subprocess(function: Callable[..., Any], *arguments: str, who: str, seconds: float) -> Any:
-    """What a function returns.
+    """Call a function in a Python process of its own, with a time limit, and return its result.
 
     Args:
-        function: One of a module's; what it returns can be written as JSON.
-        arguments: For it.
-        who: Whom it asks, for messages.
-        seconds: How long it may take.
+        function: A function at the top level of a module, whose result can be written as JSON.
+        arguments: Arguments of the function.
+        who: What the function queries, for error messages.
+        seconds: Time limit.
 
     Raises:
-        NucleusError: What it raised, of the same class; or it took too long, or ended in another way.
+        NucleusError: The function raised it (the class is kept), took too long, or failed in another way.
     """
     command = [sys.executable, "-P", "-m", __name__, function.__module__, function.__name__, *arguments]
     try:
@@ -293,21 +292,22 @@ def call_in_subprocess(function: Callable[..., Any], *arguments: str, who: str, 
         ) from None
     if done.returncode:
         last = (done.stderr.decode(errors="replace").strip().splitlines() or [f"exit status {done.returncode}"])[-1]
-        raise NucleusError(f"Expected an answer of {who}; found {last[:_LONGEST_REMARK]}")
-    told = json.loads(done.stdout)
-    if "error" in told:
-        raise getattr(errors, told["kind"])(told["error"])
-    return told["answer"]
+        raise NucleusError(f"Expected an answer of {who}; found {last[:_MAX_MESSAGE]}")
+    result = json.loads(done.stdout)
+    if "error" in result:
+        raise getattr(errors, result["kind"])(result["error"])
+    return result["answer"]
 
 
-def _tell(module: str, function: str, *arguments: str) -> None:
+def _call_and_print(module: str, function: str, *arguments: str) -> None:
+    """Call a function and print its result, or its error, as JSON."""
     with redirect_stdout(sys.stderr):
         try:
-            told = {"answer": getattr(import_module(module), function)(*arguments)}
+            result = {"answer": getattr(import_module(module), function)(*arguments)}
         except NucleusError as error:
-            told = {"error": str(error), "kind": type(error).__name__}
-    sys.stdout.write(json.dumps(told))
+            result = {"error": str(error), "kind": type(error).__name__}
+    sys.stdout.write(json.dumps(result))
 
 
 if __name__ == "__main__":
-    _tell(*sys.argv[1:])
+    _call_and_print(*sys.argv[1:])

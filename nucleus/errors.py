@@ -1,32 +1,32 @@
-"""Every error that this project raises on purpose, in one tree.
+"""Exceptions of this project, in one tree.
 
-    NucleusError                         the command line prints its message and exits 1
-    ├── UsageError (ValueError)          a wrong argument or recipe; exits 2
-    │   ├── RecipeError                  a key, type or value in a recipe
+    NucleusError                         the command line prints its message and exits with status 1
+    ├── UsageError (ValueError)          a wrong argument or recipe; exit status 2
+    │   ├── RecipeError                  a wrong key, type or value in a recipe
     │   └── UriError                     a malformed URI, name or NAME@REF
-    ├── StorageError (OSError)           the bucket could not do what was asked
+    ├── StorageError (OSError)           a request to the bucket failed
     │   ├── BucketNotFoundError
     │   ├── ObjectNotFoundError          also a FileNotFoundError
-    │   ├── ObjectExistsError            a create-only or compare-and-swap write lost; also a FileExistsError
-    │   ├── UncertainWriteError          nobody can tell whether a compare-and-swap was done
-    │   ├── ConditionalWritesError       the server ignores conditions, and others may write too
-    │   ├── AccessDeniedError            wrong, missing or insufficient credentials; also a PermissionError
-    │   ├── ClockError                   this machine's clock and the server's are too far apart
-    │   ├── TransientStorageError        may work a moment later, so it was tried again for a while
+    │   ├── ObjectExistsError            the condition of a write did not hold; also a FileExistsError
+    │   ├── UncertainWriteError          a compare-and-swap with an unknown outcome
+    │   ├── ConditionalWritesError       the server ignores the conditions of writes
+    │   ├── AccessDeniedError            missing, wrong or insufficient credentials; also a PermissionError
+    │   ├── ClockError                   this machine's clock differs too much from the server's
+    │   ├── TransientStorageError        a temporary failure that outlasted the retries
     │   │   ├── UnreachableError         no answer from the endpoint; also a ConnectionError
-    │   │   └── UnavailableError         the endpoint answered that it cannot now, or broke off
-    │   └── StoreServerError             the embedded S3 server would not start or stop
-    ├── CacheFullError                   the cache's limit is too low for what is in use at once
-    ├── IntegrityError (ValueError)      bytes that do not have the sum that the manifest gives
-    ├── DataError (ValueError)           images, masks, folders or datasets that cannot be used
-    │   └── ImageError                   one image file
-    ├── WeightsError                     encoder weights that cannot be had or do not fit
+    │   │   └── UnavailableError         the endpoint is overloaded, or its answer broke off
+    │   └── StoreServerError             the embedded S3 server did not start or stop
+    ├── CacheFullError                   the cache's limit is too low for the shards in use
+    ├── IntegrityError (ValueError)      bytes with another SHA-256 than their manifest states
+    ├── DataError (ValueError)           unusable images, masks, folders or datasets
+    │   └── ImageError                   one unusable image file
+    ├── WeightsError                     encoder weights that are not available or do not fit
     ├── ModelError (ValueError)          a stored model that this version cannot rebuild
     ├── ClusterError                     a Ray cluster that cannot or must not be used
     └── JobError                         a training run that did not finish
-        └── RunStoppedError              it was asked to (SIGTERM), and can go on; exits 143
+        └── RunStoppedError              stopped on request (SIGTERM), can be resumed; exit status 143
 
-Messages give what was expected, what was found, and the command that fixes it. Each error is made from one
+Messages state what was expected, what was found, and the command that fixes it. Every error is created from a single
 string, so that it survives pickling on its way from a Ray worker.
 """
 
@@ -60,27 +60,27 @@ __all__ = [
 
 
 class NucleusError(Exception):
-    """What this project raises on purpose; its text is meant for the person at the keyboard."""
+    """Base class of this project's exceptions; the message is written for the user."""
 
     exit_code = 1
 
 
 class UsageError(NucleusError, ValueError):
-    """The command was given something that it cannot accept."""
+    """A wrong argument or option."""
 
     exit_code = 2
 
 
 class RecipeError(UsageError):
-    """A recipe has an unknown key, a wrong type or a value out of range."""
+    """A recipe with an unknown key, a value of the wrong type or a value out of range."""
 
 
 class UriError(UsageError):
-    """A URI, name or NAME@REF is malformed."""
+    """A malformed URI, name or NAME@REF."""
 
 
 class StorageError(NucleusError, OSError):
-    """The bucket could not do what was asked."""
+    """A request to the bucket failed."""
 
 
 class BucketNotFoundError(StorageError):
@@ -88,31 +88,31 @@ class BucketNotFoundError(StorageError):
 
 
 class ObjectNotFoundError(StorageError, FileNotFoundError):
-    """Nothing is stored under the key."""
+    """No object has this key."""
 
 
 class ObjectExistsError(StorageError, FileExistsError):
-    """A create-only write found an object, or a compare-and-swap found another one than expected."""
+    """A create-only write found an object, or a compare-and-swap found a different object than expected."""
 
 
 class UncertainWriteError(StorageError):
-    """Nobody can tell whether a compare-and-swap was done: its answer was lost, and another writer came."""
+    """The outcome of a compare-and-swap is unknown: its answer was lost, and another writer followed."""
 
 
 class ConditionalWritesError(StorageError):
-    """The server ignores the conditions of writes, so several writers cannot be kept apart."""
+    """The server ignores the conditions of writes, so concurrent writers could overwrite each other."""
 
 
 class AccessDeniedError(StorageError, PermissionError):
-    """The credentials are missing, wrong or not allowed to do this."""
+    """The credentials are missing, wrong or insufficient."""
 
 
 class ClockError(StorageError):
-    """The server refuses requests, as this machine's clock is too far from its own."""
+    """The server refuses requests because this machine's clock differs too much from its own."""
 
 
 class TransientStorageError(StorageError):
-    """What may work a moment later."""
+    """A failure that may be temporary; requests are repeated for a while before it is raised."""
 
 
 class UnreachableError(TransientStorageError, ConnectionError):
@@ -120,31 +120,31 @@ class UnreachableError(TransientStorageError, ConnectionError):
 
 
 class UnavailableError(TransientStorageError):
-    """The endpoint answered that it cannot now, or broke off in the middle of its answer."""
+    """The endpoint is overloaded or restarting, or its answer broke off."""
 
 
 class StoreServerError(StorageError):
-    """The embedded S3 server would not start or stop."""
+    """The embedded S3 server did not start or stop."""
 
 
 class CacheFullError(NucleusError):
-    """The cache's limit is too low for what is in use at once."""
+    """The cache's limit is too low for the shards that are in use at the same time."""
 
 
 class IntegrityError(NucleusError, ValueError):
-    """Stored bytes do not have the size or SHA-256 that their manifest gives."""
+    """Stored bytes with another size or SHA-256 than their manifest states."""
 
 
 class DataError(NucleusError, ValueError):
-    """Images, masks, folders or datasets that cannot be used."""
+    """Unusable images, masks, folders or datasets."""
 
 
 class ImageError(DataError):
-    """One image file that cannot be used."""
+    """One unusable image file."""
 
 
 class WeightsError(NucleusError):
-    """Encoder weights that cannot be had, or do not fit the encoder."""
+    """Encoder weights that are not available, or do not fit the encoder."""
 
 
 class ModelError(NucleusError, ValueError):
@@ -152,7 +152,7 @@ class ModelError(NucleusError, ValueError):
 
 
 class ClusterError(NucleusError):
-    """A Ray cluster that does not answer, takes jobs from anybody, refuses the token or runs another Ray."""
+    """A Ray cluster that does not answer, requires no token, refuses the token or runs another version of Ray."""
 
 
 class JobError(NucleusError):
@@ -160,6 +160,6 @@ class JobError(NucleusError):
 
 
 class RunStoppedError(JobError):
-    """A training run that saved a checkpoint and ended because it was asked to."""
+    """A training run that saved a checkpoint and ended on request."""
 
-    exit_code = 143  # 128 + SIGTERM, as a shell says it
+    exit_code = 143  # 128 + SIGTERM, as in a shell

@@ -1,8 +1,8 @@
-"""Heavy libraries, imported at first use and without the usual remarks of their native code.
+"""Lazy imports of heavy libraries: imported at first use, without the log messages of their native code.
 
-TensorFlow takes seconds to import and most commands never compute anything with it. A module that needs it says
-`from nucleus.lazy import tf` at its top, and pays when it first touches an attribute, as Keras's own modules do. With
-`from __future__ import annotations` its types can be named in annotations.
+TensorFlow takes seconds to import, and most commands do not need it. A module that does has
+`from nucleus.lazy import tf` at its top; TensorFlow is imported when the module first uses an attribute. With
+`from __future__ import annotations` its types can be used in annotations.
 """
 
 import importlib
@@ -25,7 +25,7 @@ _REMARKS = rb"^(WARNING: All log messages before absl|[IW]0000 |To enable the fo
 
 
 class _LazyModule:
-    """A module that is imported when one of its attributes is first asked for."""
+    """A module that is imported when one of its attributes is first used."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -37,7 +37,7 @@ class _LazyModule:
 
 
 def _import_quietly(name: str) -> None:
-    """Import a module; what it writes to stderr meanwhile is shown unless it is one of TensorFlow's usual remarks."""
+    """Import a module, and hide TensorFlow's usual log messages among its output to stderr."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     with stderr_without(_REMARKS):
         importlib.import_module(name)
@@ -45,10 +45,10 @@ def _import_quietly(name: str) -> None:
 
 @contextmanager
 def stderr_without(remark: bytes) -> Iterator[None]:
-    """Hold back what this process, native code included, writes to stderr; at the end show the lines without `remark`.
+    """Hold back stderr of this process, native code included; at the end print the lines that do not match `remark`.
 
     Args:
-        remark: A regular expression, searched for in each line.
+        remark: Regular expression that is searched for in each line.
     """
     pattern = re.compile(remark)
     sys.stderr.flush()

@@ -1,4 +1,4 @@
-"""How long work tells how far it is."""
+"""Progress callbacks: `advance(done, total)`."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -6,27 +6,27 @@ from functools import partial
 __all__ = ["Advance", "no_progress", "split_progress"]
 
 Advance = Callable[[int, int], object]
-"""Called with how much is done, of how much."""
+"""A function that is called with the amount done and the total."""
 
 
 def no_progress(done: int, total: int) -> None:
-    """Nobody watches."""
+    """Do nothing; the default of `advance` arguments."""
 
 
 def split_progress(sizes: Mapping[str, int], advance: Advance) -> dict[str, Advance]:
-    """For each part of some work that begins now: what its progress tells `advance` of the whole.
+    """Return a progress callback for each part of a task; together they report the progress of the whole task.
 
     Args:
-        sizes: How much each part is. Parts may be done at once.
-        advance: Is told how much of all parts is done, of how much.
+        sizes: Size of each part, by name. Parts may be processed concurrently.
+        advance: Called with the amount done of all parts and their total size; once with 0 now.
     """
     if advance is no_progress:
         return dict.fromkeys(sizes, no_progress)
     total, parts = sum(sizes.values()), dict.fromkeys(sizes, 0)
     advance(0, total)
 
-    def tell(name: str, done: int, _: int) -> None:
+    def advance_part(name: str, done: int, _: int) -> None:
         parts[name] = done
         advance(sum(parts.values()), total)
 
-    return {name: partial(tell, name) for name in sizes}
+    return {name: partial(advance_part, name) for name in sizes}

@@ -1,4 +1,4 @@
-"""The versions of Python, of the packages that a run depends on, and of this code."""
+"""Versions of Python, of the main packages, and of this code (its git commit)."""
 
 import os
 import platform
@@ -10,13 +10,13 @@ from pathlib import Path
 __all__ = ["COMMIT_VARIABLE", "PACKAGES", "commit", "installed_versions"]
 
 COMMIT_VARIABLE = "WANDB_GIT_COMMIT"
-"""W&B's own variable for the commit of code that is not in its clone, as in a job or an image."""
+"""W&B's variable for the commit of code outside a git clone, such as in a job or an image."""
 
 PACKAGES = ("nucleus", "ray", "tensorflow", "keras")
 
 
 def installed_versions() -> dict[str, str]:
-    """The version of Python, and by name those of `PACKAGES` that are here; `tensorflow-cpu` is TensorFlow."""
+    """Return the versions of Python and of those of `PACKAGES` that are installed; `tensorflow-cpu` is TensorFlow."""
     found = {name: _version(name) or _version(f"{name}-cpu") for name in PACKAGES}
     return {"python": platform.python_version(), **{name: text for name, text in found.items() if text}}
 
@@ -29,14 +29,14 @@ def _version(distribution: str) -> str | None:
 
 
 def commit() -> str | None:
-    """The commit of this code, from `WANDB_GIT_COMMIT` or its clone; with `-dirty` where a file of it was changed.
+    """Return the commit of this code, from WANDB_GIT_COMMIT or its git clone; `-dirty` marks changed files.
 
     None if the code is not in a clone, or git is not installed.
     """
-    told = os.environ.get(COMMIT_VARIABLE)
+    given = os.environ.get(COMMIT_VARIABLE)
     root = Path(__file__).parents[1]
-    if told or not (root / ".git").exists() or not shutil.which("git"):
-        return told or None
+    if given or not (root / ".git").exists() or not shutil.which("git"):
+        return given or None
     head = _git(root, "rev-parse", "HEAD")
     changed = _git(root, "status", "--porcelain", "--untracked-files=no")
     return f"{head}-dirty" if head and changed else head or None

@@ -1,4 +1,32 @@
-from .encoders import ENCODERS as ENCODERS, ENCODER_NAMES as ENCODER_NAMES, Encoder as Encoder, EncoderName as EncoderName, IMAGENET_TERMS as IMAGENET_TERMS, KNOWN_WEIGHTS as KNOWN_WEIGHTS, WITHOUT_IMAGENET as WITHOUT_IMAGENET, build_encoder as build_encoder
-from .names import Reference as Reference, check_alias as check_alias, check_name as check_name, clean_name as clean_name, parse_reference as parse_reference
-from .recipe import AugmentOptions as AugmentOptions, CardOptions as CardOptions, DEFAULT_CACHE_LIMIT_GIB as DEFAULT_CACHE_LIMIT_GIB, GateOptions as GateOptions, Heads as Heads, InputOptions as InputOptions, KindName as KindName, LossOptions as LossOptions, NetworkOptions as NetworkOptions, NormalizationOptions as NormalizationOptions, OptimizerOptions as OptimizerOptions, Recipe as Recipe, TrackingOptions as TrackingOptions, WorkerCount as WorkerCount, WorkerRange as WorkerRange
-from .settings import combinations as combinations, parse_recipe as parse_recipe, read_recipe as read_recipe, recipe_path as recipe_path
+from .encoders import ENCODER_NAMES as ENCODER_NAMES
+from .encoders import ENCODERS as ENCODERS
+from .encoders import IMAGENET_TERMS as IMAGENET_TERMS
+from .encoders import KNOWN_WEIGHTS as KNOWN_WEIGHTS
+from .encoders import WITHOUT_IMAGENET as WITHOUT_IMAGENET
+from .encoders import Encoder as Encoder
+from .encoders import EncoderName as EncoderName
+from .encoders import build_encoder as build_encoder
+from .names import Reference as Reference
+from .names import check_alias as check_alias
+from .names import check_name as check_name
+from .names import clean_name as clean_name
+from .names import parse_reference as parse_reference
+from .recipe import DEFAULT_CACHE_LIMIT_GIB as DEFAULT_CACHE_LIMIT_GIB
+from .recipe import AugmentOptions as AugmentOptions
+from .recipe import CardOptions as CardOptions
+from .recipe import GateOptions as GateOptions
+from .recipe import Heads as Heads
+from .recipe import InputOptions as InputOptions
+from .recipe import KindName as KindName
+from .recipe import LossOptions as LossOptions
+from .recipe import NetworkOptions as NetworkOptions
+from .recipe import NormalizationOptions as NormalizationOptions
+from .recipe import OptimizerOptions as OptimizerOptions
+from .recipe import Recipe as Recipe
+from .recipe import TrackingOptions as TrackingOptions
+from .recipe import WorkerCount as WorkerCount
+from .recipe import WorkerRange as WorkerRange
+from .settings import combinations as combinations
+from .settings import parse_recipe as parse_recipe
+from .settings import read_recipe as read_recipe
+from .settings import recipe_path as recipe_path

@@ -1,2 +1,20 @@
-from .nuclei import LabelPairs as LabelPairs, MatchCounts as MatchCounts, Mistakes as Mistakes, SIZES as SIZES, SizeCounts as SizeCounts, THRESHOLDS as THRESHOLDS, count_sizes as count_sizes, find_mistakes as find_mistakes, match_nuclei as match_nuclei, match_pairs as match_pairs, matched_labels as matched_labels, mistakes_in as mistakes_in, pair_labels as pair_labels
-from .scores import AP_NAMES as AP_NAMES, HEADLINES as HEADLINES, ImageScores as ImageScores, PixelCounts as PixelCounts, ScoreSums as ScoreSums, count_pixels as count_pixels, score_labels as score_labels
+from .nuclei import SIZES as SIZES
+from .nuclei import THRESHOLDS as THRESHOLDS
+from .nuclei import LabelPairs as LabelPairs
+from .nuclei import MatchCounts as MatchCounts
+from .nuclei import Mistakes as Mistakes
+from .nuclei import SizeCounts as SizeCounts
+from .nuclei import count_sizes as count_sizes
+from .nuclei import find_mistakes as find_mistakes
+from .nuclei import match_nuclei as match_nuclei
+from .nuclei import match_pairs as match_pairs
+from .nuclei import matched_labels as matched_labels
+from .nuclei import mistakes_in as mistakes_in
+from .nuclei import pair_labels as pair_labels
+from .scores import AP_NAMES as AP_NAMES
+from .scores import HEADLINES as HEADLINES
+from .scores import ImageScores as ImageScores
+from .scores import PixelCounts as PixelCounts
+from .scores import ScoreSums as ScoreSums
+from .scores import count_pixels as count_pixels
+from .scores import score_labels as score_labels

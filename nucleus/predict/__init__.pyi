@@ -1,8 +1,54 @@
-from .blocks import Block as Block, LabelCanvas as LabelCanvas, cuts_nuclei as cuts_nuclei, label_canvas as label_canvas, nuclei_of_block as nuclei_of_block, plan_blocks as plan_blocks
-from .bucket_images import BatchPredictor as BatchPredictor, ImageOutcome as ImageOutcome, PredictionSettings as PredictionSettings, StoredImage as StoredImage, batches_of as batches_of, claim_output as claim_output, find_images as find_images, join_tables as join_tables, not_done as not_done
-from .evaluation import Evaluation as Evaluation, ImageRow as ImageRow, check_split as check_split, evaluate as evaluate, evaluate_part as evaluate_part, joined as joined
-from .image_files import FILES_AT_ONCE as FILES_AT_ONCE, IMAGES_TABLE as IMAGES_TABLE, LABELS_ENDING as LABELS_ENDING, NUCLEI_TABLE as NUCLEI_TABLE, OUTPUT_ENDINGS as OUTPUT_ENDINGS, OVERLAY_ENDING as OVERLAY_ENDING, PredictedFiles as PredictedFiles, check_outputs as check_outputs, check_stems as check_stems, draw_overlay as draw_overlay, find_inputs as find_inputs, predict_files as predict_files, write_image as write_image
-from .measurement import Frame as Frame, IMAGE_COLUMNS as IMAGE_COLUMNS, image_row as image_row, measure_nuclei as measure_nuclei, nucleus_columns as nucleus_columns
-from .model import LabelledBlock as LabelledBlock, Prediction as Prediction, PredictionOptions as PredictionOptions, Predictor as Predictor, load_predictor as load_predictor, read_pulled as read_pulled
-from .nuclei_tables import Part as Part, RowWriter as RowWriter, new_part as new_part, write_tables as write_tables
-from .source import ImageSource as ImageSource, NetworkView as NetworkView, array_source as array_source, channel_count as channel_count, open_source as open_source
+from .blocks import Block as Block
+from .blocks import LabelCanvas as LabelCanvas
+from .blocks import cuts_nuclei as cuts_nuclei
+from .blocks import label_canvas as label_canvas
+from .blocks import nuclei_of_block as nuclei_of_block
+from .blocks import plan_blocks as plan_blocks
+from .bucket_images import BatchPredictor as BatchPredictor
+from .bucket_images import ImageOutcome as ImageOutcome
+from .bucket_images import PredictionSettings as PredictionSettings
+from .bucket_images import StoredImage as StoredImage
+from .bucket_images import batches_of as batches_of
+from .bucket_images import claim_output as claim_output
+from .bucket_images import find_images as find_images
+from .bucket_images import join_tables as join_tables
+from .bucket_images import not_done as not_done
+from .evaluation import Evaluation as Evaluation
+from .evaluation import ImageRow as ImageRow
+from .evaluation import check_split as check_split
+from .evaluation import evaluate as evaluate
+from .evaluation import evaluate_part as evaluate_part
+from .evaluation import joined as joined
+from .image_files import FILES_AT_ONCE as FILES_AT_ONCE
+from .image_files import IMAGES_TABLE as IMAGES_TABLE
+from .image_files import LABELS_ENDING as LABELS_ENDING
+from .image_files import NUCLEI_TABLE as NUCLEI_TABLE
+from .image_files import OUTPUT_ENDINGS as OUTPUT_ENDINGS
+from .image_files import OVERLAY_ENDING as OVERLAY_ENDING
+from .image_files import PredictedFiles as PredictedFiles
+from .image_files import check_outputs as check_outputs
+from .image_files import check_stems as check_stems
+from .image_files import draw_overlay as draw_overlay
+from .image_files import find_inputs as find_inputs
+from .image_files import predict_files as predict_files
+from .image_files import write_image as write_image
+from .measurement import IMAGE_COLUMNS as IMAGE_COLUMNS
+from .measurement import Frame as Frame
+from .measurement import image_row as image_row
+from .measurement import measure_nuclei as measure_nuclei
+from .measurement import nucleus_columns as nucleus_columns
+from .model import LabelledBlock as LabelledBlock
+from .model import Prediction as Prediction
+from .model import PredictionOptions as PredictionOptions
+from .model import Predictor as Predictor
+from .model import load_predictor as load_predictor
+from .model import read_pulled as read_pulled
+from .nuclei_tables import Part as Part
+from .nuclei_tables import RowWriter as RowWriter
+from .nuclei_tables import new_part as new_part
+from .nuclei_tables import write_tables as write_tables
+from .source import ImageSource as ImageSource
+from .source import NetworkView as NetworkView
+from .source import array_source as array_source
+from .source import channel_count as channel_count
+from .source import open_source as open_source

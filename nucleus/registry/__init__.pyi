@@ -1,6 +1,51 @@
-from .aliases import Alias as Alias, GateDecision as GateDecision, list_aliases as list_aliases, move_alias as move_alias, pass_gate as pass_gate, read_alias as read_alias, read_decision as read_decision, replace_alias as replace_alias, rollback_alias as rollback_alias
-from .card import FENCE as FENCE, bullet as bullet, data_lines as data_lines, knowledge_lines as knowledge_lines, license_lines as license_lines, limit_lines as limit_lines, model_card as model_card, not_stated as not_stated, paragraph as paragraph, source_lines as source_lines, stated_source as stated_source, table as table, without_front_matter as without_front_matter
-from .encoder_weights import EncoderWeights as EncoderWeights, add_weights as add_weights, fetch_weights as fetch_weights, list_weights as list_weights, provide_weights as provide_weights
-from .manifest import EncoderWeightsOrigin as EncoderWeightsOrigin, MANIFEST_FILE as MANIFEST_FILE, MANIFEST_FORMAT as MANIFEST_FORMAT, ModelManifest as ModelManifest, Origin as Origin, StoredFile as StoredFile, read_model_manifest as read_model_manifest, read_version as read_version, version_of_folder as version_of_folder, version_prefix as version_prefix
-from .publish import Claim as Claim, Leftover as Leftover, claim_version as claim_version, leftovers as leftovers, publish as publish, remove_leftover as remove_leftover, run_of_claim as run_of_claim
-from .versions import is_whole as is_whole, list_models as list_models, list_versions as list_versions, pull as pull, pull_cached as pull_cached, resolve_version as resolve_version, version_of_run as version_of_run
+from .aliases import Alias as Alias
+from .aliases import GateDecision as GateDecision
+from .aliases import list_aliases as list_aliases
+from .aliases import move_alias as move_alias
+from .aliases import pass_gate as pass_gate
+from .aliases import read_alias as read_alias
+from .aliases import read_decision as read_decision
+from .aliases import replace_alias as replace_alias
+from .aliases import rollback_alias as rollback_alias
+from .card import FENCE as FENCE
+from .card import bullet as bullet
+from .card import data_lines as data_lines
+from .card import knowledge_lines as knowledge_lines
+from .card import license_lines as license_lines
+from .card import limit_lines as limit_lines
+from .card import model_card as model_card
+from .card import not_stated as not_stated
+from .card import paragraph as paragraph
+from .card import source_lines as source_lines
+from .card import stated_source as stated_source
+from .card import table as table
+from .card import without_front_matter as without_front_matter
+from .encoder_weights import EncoderWeights as EncoderWeights
+from .encoder_weights import add_weights as add_weights
+from .encoder_weights import fetch_weights as fetch_weights
+from .encoder_weights import list_weights as list_weights
+from .encoder_weights import provide_weights as provide_weights
+from .manifest import MANIFEST_FILE as MANIFEST_FILE
+from .manifest import MANIFEST_FORMAT as MANIFEST_FORMAT
+from .manifest import EncoderWeightsOrigin as EncoderWeightsOrigin
+from .manifest import ModelManifest as ModelManifest
+from .manifest import Origin as Origin
+from .manifest import StoredFile as StoredFile
+from .manifest import read_model_manifest as read_model_manifest
+from .manifest import read_version as read_version
+from .manifest import version_of_folder as version_of_folder
+from .manifest import version_prefix as version_prefix
+from .publish import Claim as Claim
+from .publish import Leftover as Leftover
+from .publish import claim_version as claim_version
+from .publish import leftovers as leftovers
+from .publish import publish as publish
+from .publish import remove_leftover as remove_leftover
+from .publish import run_of_claim as run_of_claim
+from .versions import is_whole as is_whole
+from .versions import list_models as list_models
+from .versions import list_versions as list_versions
+from .versions import pull as pull
+from .versions import pull_cached as pull_cached
+from .versions import resolve_version as resolve_version
+from .versions import version_of_run as version_of_run

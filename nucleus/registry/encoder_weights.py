@@ -1,4 +1,4 @@
-"""Encoder weights: found once a run, kept in the bucket, fetched from there by every worker."""
+"""Encoder weights: found once per run, stored in the bucket, and downloaded from there by every worker."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ _DOWNLOAD_TIMEOUT = 10.0
 
 @dataclass(frozen=True)
 class EncoderWeights:
-    """Weights in a bucket.
+    """Encoder weights in a bucket.
 
     Attributes:
-        uri: Where they are.
-        origin: Their source and sum.
+        uri: Address of the file.
+        origin: Source and SHA-256.
     """
 
     uri: S3Uri
@@ -42,20 +42,20 @@ class EncoderWeights:
 
 
 def add_weights(path: Path, encoder: EncoderName, bucket: Bucket, advance: Advance = no_progress) -> EncoderWeights:
-    """Put a weights file into the bucket's `weights/<encoder>/`, where `imagenet` finds it.
+    """Add a weights file to the bucket's `weights/<encoder>/`, where `imagenet` finds it.
 
-    The file is loaded into the encoder first. Keras's older `.h5` format is rewritten as `.weights.h5`. `advance` is
-    told how many bytes are sent, of how many.
+    The file is checked by loading it into the encoder. Keras's older `.h5` format is rewritten as `.weights.h5`.
+    `advance` is called with the bytes sent and their total.
 
     Raises:
-        WeightsError: No such file, or it does not fit the encoder.
+        WeightsError: The file does not exist, or does not fit the encoder.
     """
     with tempfile.TemporaryDirectory(prefix="nucleus-weights-") as folder:
         return _keep(_checked_file(path, encoder, Path(folder)), f"weights/{encoder}/", "imagenet", bucket, advance)
 
 
 def list_weights(bucket: Bucket, encoder: EncoderName | None = None) -> list[StoredObject]:
-    """The weights files in the bucket, the newest last."""
+    """Return the weights files in the bucket, newest last."""
     prefix = f"weights/{encoder}/" if encoder else "weights/"
     return sorted(
         (item for item in bucket.objects(prefix) if item.key.endswith(_SUFFIX)),
@@ -69,24 +69,24 @@ def provide_weights(
     bucket: Bucket,
     run: str,
     advance: Advance = no_progress,
-    tell: Callable[[str], object] = lambda _: None,
+    report: Callable[[str], object] = lambda _: None,
 ) -> EncoderWeights | None:
-    """Make the weights that a recipe names available in a bucket, so that workers need nothing but the bucket.
+    """Make the encoder weights of a recipe available in a bucket, so that workers need only the bucket.
 
     Args:
         choice: `imagenet` (the bucket, then Keras's cache, then a download), a local path, an `s3://` URI or `none`.
         encoder: Name of the encoder.
         bucket: The project's bucket.
-        run: Name of the run; below it a local file is kept, and what was downloaded where the bucket's `weights/` may
-            not be written to.
-        advance: Told how many bytes are read from the bucket or sent there, of how many.
-        tell: Told that they are downloaded from elsewhere.
+        run: Name of the run. Weights from a local file are stored in the run's folder; so are downloaded ones if the
+            credentials do not allow writing to the bucket's `weights/`.
+        advance: Called with the bytes read from or sent to the bucket, and their total.
+        report: Called with a message if the weights are downloaded from elsewhere.
 
     Returns:
-        Where the weights are; None for `none`.
+        The weights in the bucket; None for `none`.
 
     Raises:
-        WeightsError: They cannot be had.
+        WeightsError: The weights are not available or do not fit the encoder.
     """
     if choice == "none":
         return None
@@ -97,7 +97,7 @@ def provide_weights(
     with tempfile.TemporaryDirectory(prefix="nucleus-weights-") as temporary:
         folder, beside = Path(temporary), f"runs/{run}/encoder-"
         if choice == "imagenet":
-            with _downloaded(encoder, tell) as path:
+            with _downloaded(encoder, report) as path:
                 return _keep_where_allowed(path, (f"weights/{encoder}/", beside), bucket, advance)
         if "://" not in choice:
             return _keep(_checked_file(Path(choice), encoder, folder), beside, "file", bucket, advance)
@@ -110,7 +110,7 @@ def provide_weights(
 
 
 def fetch_weights(weights: EncoderWeights, cache_dir: Path) -> Path:
-    """Bring weights to this machine's cache; return the file. Raises `IntegrityError` if the sum is wrong."""
+    """Download weights to this machine's cache; return the file. Raises `IntegrityError` if the SHA-256 is wrong."""
     path = cache_dir / "weights" / f"{weights.origin.sha256}{_SUFFIX}"
     if not path.exists() or sha256_of(path) != weights.origin.sha256:
         Bucket(weights.uri.parent).download(weights.uri.name, path, sha256=weights.origin.sha256)
@@ -118,7 +118,7 @@ def fetch_weights(weights: EncoderWeights, cache_dir: Path) -> Path:
 
 
 def _known_by_prefix(bucket: Bucket, key: str, advance: Advance) -> EncoderWeights:
-    """Weights whose name begins with their sum, checked against it."""
+    """Return weights whose file name begins with their SHA-256, after checking it."""
     prefix = Path(key).name.removesuffix(_SUFFIX)
     with tempfile.TemporaryDirectory(prefix="nucleus-weights-") as folder:
         digest = bucket.download(key, Path(folder) / Path(key).name, advance=advance)
@@ -131,7 +131,7 @@ def _known_by_prefix(bucket: Bucket, key: str, advance: Advance) -> EncoderWeigh
 
 
 def _keep_where_allowed(path: Path, starts: tuple[str, str], bucket: Bucket, advance: Advance) -> EncoderWeights:
-    """Keep downloaded weights where all runs find them, or, in a job with the least rights, where this run does."""
+    """Store downloaded weights for all runs or, if the credentials do not allow that, for this run only."""
     try:
         return _keep(path, starts[0], "imagenet", bucket, advance)
     except AccessDeniedError:
@@ -139,17 +139,16 @@ def _keep_where_allowed(path: Path, starts: tuple[str, str], bucket: Bucket, adv
 
 
 def _keep(path: Path, start: str, source: str, bucket: Bucket, advance: Advance) -> EncoderWeights:
-    """Put weights into the bucket under a key that begins with `start` and goes on with their sum."""
+    """Store weights in the bucket under a key that consists of `start` and their SHA-256."""
     digest = sha256_of(path)
     key = f"{start}{digest[:_PREFIX_DIGITS]}{_SUFFIX}"
-    with suppress(ObjectExistsError):  # then they are there already
+    with suppress(ObjectExistsError):  # the same weights are stored already
         bucket.put(key, path, if_absent=True, advance=advance)
     return EncoderWeights(bucket.uri / key, EncoderWeightsOrigin(source=source, sha256=digest))
 
 
 def _checked_file(path: Path, encoder: EncoderName, folder: Path) -> Path:
-    """Load a file into its encoder; return it, or a copy in `folder` in the `.weights.h5` format."""
-
+    """Load a file into its encoder; return the file, or a copy in `folder` in the `.weights.h5` format."""
     if not path.is_file():
         raise WeightsError(f"Expected a weights file at {path}; nothing is there.")
     model = nucleus.config.build_encoder(encoder)
@@ -163,36 +162,35 @@ def _checked_file(path: Path, encoder: EncoderName, folder: Path) -> Path:
 
 
 class _Download(io.StringIO):
-    """Takes what Keras writes during a download, a bar of its own kind, and tells where from."""
+    """Replacement of stdout during a download by Keras: hides its progress bar, and reports the address."""
 
-    def __init__(self, tell: Callable[[str], object]) -> None:
+    def __init__(self, report: Callable[[str], object]) -> None:
         super().__init__()
-        self._tell = tell
+        self._report = report
 
     def write(self, text: str) -> int:
-        """Tell the one line that says it."""
+        """Report the line with the address."""
         if text.startswith("Downloading"):
-            self._tell(text.strip())
+            self._report(text.strip())
         return len(text)
 
 
 @contextmanager
-def _downloaded(encoder: EncoderName, tell: Callable[[str], object]) -> Iterator[Path]:
-    """ImageNet weights by Keras: from its cache, or downloaded into it."""
-
+def _downloaded(encoder: EncoderName, report: Callable[[str], object]) -> Iterator[Path]:
+    """Yield a file with the ImageNet weights from Keras's cache, downloaded if need be."""
     timeout = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(_DOWNLOAD_TIMEOUT)  # Keras sets none, and a firewall may drop silently
+    socket.setdefaulttimeout(_DOWNLOAD_TIMEOUT)  # Keras sets none, and a firewall may drop packets silently
     try:
-        with redirect_stdout(_Download(tell)):  # where Keras shows it
+        with redirect_stdout(_Download(report)):
             model = nucleus.config.ENCODERS[encoder].build(
                 input_shape=(224, 224, 3), include_top=False, weights="imagenet"
             )
     except Exception as error:  # urllib, ssl and Keras each raise their own
         raise WeightsError(
             f"Expected ImageNet weights of {encoder}: the bucket has none under weights/{encoder}/, Keras's cache "
-            f"has none, and the download failed ({error}). Any of three ways helps: run `nucleus weights add FILE`; "
-            "set network.weights to a local file or s3:// URI; or run once where the download works. "
-            "(network.weights = 'none' trains without.)"
+            f"has none, and the download failed ({error}). Do one of these: run `nucleus weights add FILE`; set "
+            "network.weights to a local file or s3:// URI; run once where the download works; or train without "
+            "pretrained weights: network.weights = 'none'."
         ) from error
     finally:
         socket.setdefaulttimeout(timeout)

@@ -1,7 +1,51 @@
-from .comparison_figure import draw_curves as draw_curves, encode_figure as encode_figure
-from .drawing import GRID as GRID, PANEL as PANEL, Panel as Panel, SERIES as SERIES, TEXT as TEXT, Table as Table, save_slide as save_slide, svg_of as svg_of, thinned as thinned
-from .figures import THRESHOLDS as THRESHOLDS, curve_panels as curve_panels, dataset_panels as dataset_panels, history_table as history_table, network_panel as network_panel, precision_panels as precision_panels, timing_panel as timing_panel
-from .page import MOST_BYTES as MOST_BYTES, commands_to_repeat as commands_to_repeat, commands_to_use as commands_to_use, differing_settings as differing_settings, recipe_toml as recipe_toml, render_page as render_page, write_report as write_report
-from .page_pictures import Picture as Picture, PictureFolder as PictureFolder, Scene as Scene, Shot as Shot, embedded as embedded, example_scenes as example_scenes, mistakes_in_words as mistakes_in_words, save_sheet as save_sheet, tested_scenes as tested_scenes, watched_scenes as watched_scenes
-from .summary import Headline as Headline, Summary as Summary, cost_of as cost_of, scored_split as scored_split, summarize as summarize
-from .tables import Metrics as Metrics, PublishedSystem as PublishedSystem, all_scores_table as all_scores_table, dataset_facts as dataset_facts, failure_table as failure_table, found_of as found_of, left_out_tables as left_out_tables, published_systems as published_systems, published_table as published_table, scores_table as scores_table, splits_table as splits_table
+from .comparison_figure import draw_curves as draw_curves
+from .comparison_figure import encode_figure as encode_figure
+from .drawing import GRID as GRID
+from .drawing import PANEL as PANEL
+from .drawing import SERIES as SERIES
+from .drawing import TEXT as TEXT
+from .drawing import Panel as Panel
+from .drawing import Table as Table
+from .drawing import save_slide as save_slide
+from .drawing import svg_of as svg_of
+from .drawing import thinned as thinned
+from .figures import THRESHOLDS as THRESHOLDS
+from .figures import curve_panels as curve_panels
+from .figures import dataset_panels as dataset_panels
+from .figures import history_table as history_table
+from .figures import network_panel as network_panel
+from .figures import precision_panels as precision_panels
+from .figures import timing_panel as timing_panel
+from .page import MOST_BYTES as MOST_BYTES
+from .page import commands_to_repeat as commands_to_repeat
+from .page import commands_to_use as commands_to_use
+from .page import differing_settings as differing_settings
+from .page import recipe_toml as recipe_toml
+from .page import render_page as render_page
+from .page import write_report as write_report
+from .page_pictures import Picture as Picture
+from .page_pictures import PictureFolder as PictureFolder
+from .page_pictures import Scene as Scene
+from .page_pictures import Shot as Shot
+from .page_pictures import embedded as embedded
+from .page_pictures import example_scenes as example_scenes
+from .page_pictures import mistakes_in_words as mistakes_in_words
+from .page_pictures import save_sheet as save_sheet
+from .page_pictures import tested_scenes as tested_scenes
+from .page_pictures import watched_scenes as watched_scenes
+from .summary import Headline as Headline
+from .summary import Summary as Summary
+from .summary import cost_of as cost_of
+from .summary import scored_split as scored_split
+from .summary import summarize as summarize
+from .tables import Metrics as Metrics
+from .tables import PublishedSystem as PublishedSystem
+from .tables import all_scores_table as all_scores_table
+from .tables import dataset_facts as dataset_facts
+from .tables import failure_table as failure_table
+from .tables import found_of as found_of
+from .tables import left_out_tables as left_out_tables
+from .tables import published_systems as published_systems
+from .tables import published_table as published_table
+from .tables import scores_table as scores_table
+from .tables import splits_table as splits_table

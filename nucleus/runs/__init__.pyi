@@ -1,5 +1,44 @@
-from .comparison import Contender as Contender, ScoreRow as ScoreRow, flat_recipe as flat_recipe, of_run as of_run, of_version as of_version, recipe_differences as recipe_differences, score_rows as score_rows, scored_apart as scored_apart
-from .download import download_report as download_report, names_below as names_below
-from .listing import DamagedRun as DamagedRun, EpochMetrics as EpochMetrics, PLAN_FORMAT as PLAN_FORMAT, RunOutline as RunOutline, StoredRun as StoredRun, best_epoch as best_epoch, find_run as find_run, find_runs as find_runs, history_of_version as history_of_version, list_runs as list_runs, monitor_of as monitor_of, setting as setting
-from .plan import RunPlan as RunPlan, load_plan as load_plan, new_run_name as new_run_name, save_plan as save_plan
-from .record import EPOCH_PICTURE as EPOCH_PICTURE, ExampleImage as ExampleImage, FACTS_FILE as FACTS_FILE, Facts as Facts, HISTORY_FILE as HISTORY_FILE, NetworkFacts as NetworkFacts, PICTURES as PICTURES, RECORD_FILE as RECORD_FILE, REPORT_FOLDER as REPORT_FOLDER, REPORT_PAGE as REPORT_PAGE, RunRecord as RunRecord, Stage as Stage, TestImage as TestImage, WatchedImage as WatchedImage, epochs_of_picture as epochs_of_picture, read_facts as read_facts, read_history as read_history, read_record as read_record
+from .comparison import Contender as Contender
+from .comparison import ScoreRow as ScoreRow
+from .comparison import flat_recipe as flat_recipe
+from .comparison import of_run as of_run
+from .comparison import of_version as of_version
+from .comparison import recipe_differences as recipe_differences
+from .comparison import score_rows as score_rows
+from .comparison import scored_apart as scored_apart
+from .download import download_report as download_report
+from .download import names_below as names_below
+from .listing import PLAN_FORMAT as PLAN_FORMAT
+from .listing import DamagedRun as DamagedRun
+from .listing import EpochMetrics as EpochMetrics
+from .listing import RunOutline as RunOutline
+from .listing import StoredRun as StoredRun
+from .listing import best_epoch as best_epoch
+from .listing import find_run as find_run
+from .listing import find_runs as find_runs
+from .listing import history_of_version as history_of_version
+from .listing import list_runs as list_runs
+from .listing import monitor_of as monitor_of
+from .listing import setting as setting
+from .plan import RunPlan as RunPlan
+from .plan import load_plan as load_plan
+from .plan import new_run_name as new_run_name
+from .plan import save_plan as save_plan
+from .record import EPOCH_PICTURE as EPOCH_PICTURE
+from .record import FACTS_FILE as FACTS_FILE
+from .record import HISTORY_FILE as HISTORY_FILE
+from .record import PICTURES as PICTURES
+from .record import RECORD_FILE as RECORD_FILE
+from .record import REPORT_FOLDER as REPORT_FOLDER
+from .record import REPORT_PAGE as REPORT_PAGE
+from .record import ExampleImage as ExampleImage
+from .record import Facts as Facts
+from .record import NetworkFacts as NetworkFacts
+from .record import RunRecord as RunRecord
+from .record import Stage as Stage
+from .record import TestImage as TestImage
+from .record import WatchedImage as WatchedImage
+from .record import epochs_of_picture as epochs_of_picture
+from .record import read_facts as read_facts
+from .record import read_history as read_history
+from .record import read_record as read_record

@@ -1,7 +1,32 @@
-from .bucket import Bucket as Bucket, StoredObject as StoredObject, body_of as body_of, check_conditional_writes as check_conditional_writes, watch_uploads as watch_uploads
-from .bulk import BulkReader as BulkReader, Refusal as Refusal, UNREACHABLE as UNREACHABLE, obstore_error as obstore_error
-from .files import atomic_path as atomic_path, check_sums as check_sums, read_document as read_document, sha256_of as sha256_of, write_atomic as write_atomic, write_sums as write_sums
-from .local_server import RunningStore as RunningStore, environment as environment, make_bucket as make_bucket, start as start, status as status, stop as stop
-from .retries import DEFAULT_STORAGE_TIMEOUT as DEFAULT_STORAGE_TIMEOUT, ask_briefly as ask_briefly, ask_patiently as ask_patiently, seconds_of_silence as seconds_of_silence, set_storage_timeout as set_storage_timeout, storage_timeout as storage_timeout
-from .s3_errors import endpoint as endpoint, explained as explained
-from .uri import S3Uri as S3Uri, bucket_from_environment as bucket_from_environment, parse_uri as parse_uri
+from .bucket import Bucket as Bucket
+from .bucket import StoredObject as StoredObject
+from .bucket import body_of as body_of
+from .bucket import check_conditional_writes as check_conditional_writes
+from .bucket import watch_uploads as watch_uploads
+from .bulk import UNREACHABLE as UNREACHABLE
+from .bulk import BulkReader as BulkReader
+from .bulk import Refusal as Refusal
+from .bulk import obstore_error as obstore_error
+from .files import atomic_path as atomic_path
+from .files import check_sums as check_sums
+from .files import read_document as read_document
+from .files import sha256_of as sha256_of
+from .files import write_atomic as write_atomic
+from .files import write_sums as write_sums
+from .local_server import RunningStore as RunningStore
+from .local_server import environment as environment
+from .local_server import make_bucket as make_bucket
+from .local_server import start as start
+from .local_server import status as status
+from .local_server import stop as stop
+from .retries import DEFAULT_STORAGE_TIMEOUT as DEFAULT_STORAGE_TIMEOUT
+from .retries import ask_briefly as ask_briefly
+from .retries import ask_patiently as ask_patiently
+from .retries import seconds_of_silence as seconds_of_silence
+from .retries import set_storage_timeout as set_storage_timeout
+from .retries import storage_timeout as storage_timeout
+from .s3_errors import endpoint as endpoint
+from .s3_errors import explained as explained
+from .uri import S3Uri as S3Uri
+from .uri import bucket_from_environment as bucket_from_environment
+from .uri import parse_uri as parse_uri

@@ -1,4 +1,36 @@
-from .offline_runs import LoggedArtifact as LoggedArtifact, keep_files as keep_files, kept_files as kept_files, logged_artifacts as logged_artifacts, logged_epochs as logged_epochs, logged_rows as logged_rows, logged_steps as logged_steps, offline_files as offline_files, records as records, settle as settle, wait_until_written as wait_until_written
-from .tensorboard import EVENTS_FILE as EVENTS_FILE, StepProfile as StepProfile, TENSORBOARD_FOLDER as TENSORBOARD_FOLDER, WARM_UP_STEPS as WARM_UP_STEPS, events_of as events_of, graph_of as graph_of, write_events as write_events
-from .wandb_artifacts import REGISTRY as REGISTRY, TABLE as TABLE, WorstImage as WorstImage, note_published as note_published, summary_of as summary_of
-from .wandb_run import CLASSES as CLASSES, LARGEST_SIDE as LARGEST_SIDE, NoTracker as NoTracker, Tracker as Tracker, WandbTracker as WandbTracker, check_tracking as check_tracking, class_mask as class_mask, make_tracker as make_tracker, open_run as open_run, overlay_image as overlay_image, shown_image as shown_image, staged_in as staged_in, tracking_mode as tracking_mode
+from .offline_runs import LoggedArtifact as LoggedArtifact
+from .offline_runs import keep_files as keep_files
+from .offline_runs import kept_files as kept_files
+from .offline_runs import logged_artifacts as logged_artifacts
+from .offline_runs import logged_epochs as logged_epochs
+from .offline_runs import logged_rows as logged_rows
+from .offline_runs import logged_steps as logged_steps
+from .offline_runs import offline_files as offline_files
+from .offline_runs import records as records
+from .offline_runs import settle as settle
+from .offline_runs import wait_until_written as wait_until_written
+from .tensorboard import EVENTS_FILE as EVENTS_FILE
+from .tensorboard import TENSORBOARD_FOLDER as TENSORBOARD_FOLDER
+from .tensorboard import WARM_UP_STEPS as WARM_UP_STEPS
+from .tensorboard import StepProfile as StepProfile
+from .tensorboard import events_of as events_of
+from .tensorboard import graph_of as graph_of
+from .tensorboard import write_events as write_events
+from .wandb_artifacts import REGISTRY as REGISTRY
+from .wandb_artifacts import TABLE as TABLE
+from .wandb_artifacts import WorstImage as WorstImage
+from .wandb_artifacts import note_published as note_published
+from .wandb_artifacts import summary_of as summary_of
+from .wandb_run import CLASSES as CLASSES
+from .wandb_run import LARGEST_SIDE as LARGEST_SIDE
+from .wandb_run import NoTracker as NoTracker
+from .wandb_run import Tracker as Tracker
+from .wandb_run import WandbTracker as WandbTracker
+from .wandb_run import check_tracking as check_tracking
+from .wandb_run import class_mask as class_mask
+from .wandb_run import make_tracker as make_tracker
+from .wandb_run import open_run as open_run
+from .wandb_run import overlay_image as overlay_image
+from .wandb_run import shown_image as shown_image
+from .wandb_run import staged_in as staged_in
+from .wandb_run import tracking_mode as tracking_mode

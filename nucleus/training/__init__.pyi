@@ -1,7 +1,33 @@
-from .callbacks import Augmented as Augmented, Demand as Demand, Finished as Finished, Reporter as Reporter, Watch as Watch, augmented_examples as augmented_examples, example_images as example_images
-from .checkpoint import BEST_WEIGHTS as BEST_WEIGHTS, History as History, Progress as Progress, load_checkpoint as load_checkpoint, save_checkpoint as save_checkpoint
-from .distributed import NO_SCORES as NO_SCORES, ScoreFunction as ScoreFunction, StepResult as StepResult, TrainingStep as TrainingStep, Workers as Workers, mask_scores as mask_scores
-from .optimizer import ParameterGroup as ParameterGroup, active_groups as active_groups, averaged as averaged, parameter_groups as parameter_groups
-from .trainer import TrainingInput as TrainingInput, TrainingRun as TrainingRun, train as train
+from .callbacks import Augmented as Augmented
+from .callbacks import Demand as Demand
+from .callbacks import Finished as Finished
+from .callbacks import Reporter as Reporter
+from .callbacks import Watch as Watch
+from .callbacks import augmented_examples as augmented_examples
+from .callbacks import example_images as example_images
+from .checkpoint import BEST_WEIGHTS as BEST_WEIGHTS
+from .checkpoint import History as History
+from .checkpoint import Progress as Progress
+from .checkpoint import load_checkpoint as load_checkpoint
+from .checkpoint import save_checkpoint as save_checkpoint
+from .distributed import NO_SCORES as NO_SCORES
+from .distributed import ScoreFunction as ScoreFunction
+from .distributed import StepResult as StepResult
+from .distributed import TrainingStep as TrainingStep
+from .distributed import Workers as Workers
+from .distributed import mask_scores as mask_scores
+from .optimizer import ParameterGroup as ParameterGroup
+from .optimizer import active_groups as active_groups
+from .optimizer import averaged as averaged
+from .optimizer import parameter_groups as parameter_groups
+from .trainer import TrainingInput as TrainingInput
+from .trainer import TrainingRun as TrainingRun
+from .trainer import train as train
 from .tuning import tune_instances as tune_instances
-from .validation import EXTREMES as EXTREMES, Extreme as Extreme, Extremes as Extremes, PredictedImage as PredictedImage, predict_images as predict_images, score_image as score_image, score_images as score_images
+from .validation import EXTREMES as EXTREMES
+from .validation import Extreme as Extreme
+from .validation import Extremes as Extremes
+from .validation import PredictedImage as PredictedImage
+from .validation import predict_images as predict_images
+from .validation import score_image as score_image
+from .validation import score_images as score_images

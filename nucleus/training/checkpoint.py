@@ -1,4 +1,4 @@
-"""Where a run stands: what a checkpoint holds, and how it is written and read."""
+"""Checkpoints: the progress of a run, and how its state is written and read."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["BEST_WEIGHTS", "History", "Progress", "load_checkpoint", "save_check
 
 
 History = list[dict[str, float]]
-"""The metrics of each epoch that is done."""
+"""Metrics of each finished epoch."""
 
 _CURRENT_WEIGHTS = "current.npz"
 BEST_WEIGHTS = "best.weights.h5"
@@ -25,20 +25,20 @@ _STATE = "state.json"
 
 
 class Progress(BaseModel):
-    """The part of the state that is not arrays.
+    """Progress of a run: the part of its state that is not arrays.
 
     Attributes:
-        epochs_done: Epochs that are finished.
-        steps_done: Steps of the next one that are done.
-        sums_done: The sums of their losses and of the scores of their crops, over all workers; empty before the first.
-        seconds_done: How long they took.
-        best_epoch: The epoch (from 0) whose weights were best, or -1.
-        best_score: Its value of the monitored metric.
-        validations_since_best: Validations since then.
-        history: One entry an epoch: epoch, loss, learning rate and, where validated, `val_` metrics.
+        epochs_done: Number of finished epochs.
+        steps_done: Number of finished steps of the current epoch.
+        sums_done: Sums of the loss and of the scores over these steps and all workers; empty before the first step.
+        seconds_done: Duration of these steps, seconds.
+        best_epoch: Epoch (from 0) with the best weights, or -1.
+        best_score: Value of the monitored metric in that epoch.
+        validations_since_best: Number of validations since then.
+        history: One entry per epoch: epoch, loss, learning rate and, if validated, `val_` metrics.
     """
 
-    model_config = ConfigDict(extra="forbid", ser_json_inf_nan="strings")  # best_score begins at -inf
+    model_config = ConfigDict(extra="forbid", ser_json_inf_nan="strings")  # best_score starts at -inf
 
     epochs_done: int = 0
     steps_done: int = 0
@@ -50,7 +50,7 @@ class Progress(BaseModel):
     history: History = []
 
     def note_score(self, epoch: int, score: float) -> bool:
-        """Record a validation; return whether it is the best so far."""
+        """Record the score of a validation; return whether it is the best so far."""
         if score > self.best_score:
             self.best_epoch, self.best_score, self.validations_since_best = epoch, score, 0
             return True
@@ -58,11 +58,11 @@ class Progress(BaseModel):
         return False
 
     def add(self, sums: list[float]) -> None:
-        """Record sums over steps that are done."""
+        """Add the sums over further steps."""
         self.sums_done = [done + more for done, more in zip(self.sums_done or [0.0] * len(sums), sums, strict=True)]
 
     def end_epoch(self, metrics: dict[str, float]) -> None:
-        """Record an epoch that is done."""
+        """Record the end of an epoch."""
         self.epochs_done += 1
         self.steps_done, self.sums_done, self.seconds_done = 0, [], 0.0
         self.history.append(metrics)
@@ -71,9 +71,9 @@ class Progress(BaseModel):
 def save_checkpoint(
     folder: Path, progress: Progress, model: keras.Model, groups: Sequence[ParameterGroup], best: Path
 ) -> None:
-    """Write all that resuming needs into an empty folder; `best` is the file of the best weights so far.
+    """Write everything that resuming needs to an empty folder; `best` is the file of the best weights so far.
 
-    All of it is the same bytes on every worker.
+    The files are the same, byte by byte, on every worker.
     """
     save_arrays(folder / _CURRENT_WEIGHTS, [variable.numpy() for variable in model.weights])
     for group in groups:
@@ -84,10 +84,10 @@ def save_checkpoint(
 
 
 def load_checkpoint(folder: Path, model: keras.Model, groups: Sequence[ParameterGroup], best: Path) -> Progress:
-    """Restore weights, optimizers and averages, copy the best weights to `best`; return where the run stands.
+    """Restore weights, optimizers and averages, copy the best weights to `best`, and return the progress.
 
     Raises:
-        IntegrityError: The checkpoint is not whole or belongs to another network.
+        IntegrityError: The checkpoint is incomplete or belongs to another network.
     """
     try:
         progress = Progress.model_validate_json((folder / _STATE).read_bytes())

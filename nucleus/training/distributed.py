@@ -1,4 +1,4 @@
-"""What is told of the crops that are trained on, besides their loss, from the logits that the step has anyway."""
+"""Distributed training steps: sums over all workers, the optimizer steps, and IoU, Dice and accuracy of their crops."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ __all__ = ["NO_SCORES", "ScoreFunction", "StepResult", "TrainingStep", "Workers"
 
 @dataclass(frozen=True)
 class ScoreFunction:
-    """Scores of images.
+    """Scores of a training batch, computed from the step's own logits.
 
     Attributes:
-        names: Of the scores.
-        compute: From logits and labels (N x H x W) to N x scores, float64.
+        names: Names of the scores.
+        compute: Function of logits (N x H x W x C) and labels (N x H x W) that returns N x scores, float64.
     """
 
     names: tuple[str, ...]
@@ -35,28 +35,34 @@ NO_SCORES = ScoreFunction((), lambda logits, _: tf.zeros([tf.shape(logits)[0], 0
 
 
 def mask_scores(heads: Heads) -> ScoreFunction:
-    """IoU, Dice and accuracy of the nucleus mask, as `nucleus.metrics.scores` defines them.
+    """Return IoU, Dice and accuracy of the nucleus mask, as defined in `nucleus.metrics.scores`.
 
-    The mask is where a nucleus is more probable than the ground: thresholds are tuned only after training.
+    The mask contains the pixels where a nucleus is more probable than background; thresholds are tuned only at the end
+    of a run.
     """
 
     def compute(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
         truth, found = labels > 0, mask_of_logits(logits, heads)
-        both, either, right = (
+        both, either, correct = (
             tf.reduce_sum(tf.cast(pixels, tf.float64), axis=(1, 2))
             for pixels in (truth & found, truth | found, tf.equal(truth, found))
         )
         iou = tf.where(either > 0, both / tf.maximum(either, 1.0), 1.0)
-        accuracy = right / tf.cast(tf.reduce_prod(tf.shape(labels)[1:]), tf.float64)
+        accuracy = correct / tf.cast(tf.reduce_prod(tf.shape(labels)[1:]), tf.float64)
         return tf.stack([iou, 2 * iou / (1 + iou), accuracy], axis=1)
 
     return ScoreFunction(("iou", "dice", "accuracy"), compute)
 
 
 class Workers:
-    """The processes that train together (one or many), and sums over them.
+    """The training processes (one or more) and collective operations over them.
 
-    Must be made before any other TensorFlow operation runs. Reads TF_CONFIG.
+    Must be created before any other TensorFlow operation runs. Reads TF_CONFIG.
+
+    Attributes:
+        strategy: TensorFlow's distribution strategy.
+        rank: Number of this process, from 0.
+        count: Number of processes.
     """
 
     def __init__(self) -> None:
@@ -67,30 +73,30 @@ class Workers:
         processes = max(1, len(resolver.cluster_spec().as_dict().get("worker", ())))
         if self.count != processes:
             raise JobError(
-                f"Expected one replica a process ({processes} processes); TensorFlow made {self.count}. Each worker "
-                "must see one GPU at most: set gpus_per_worker to 0 or 1."
+                f"Expected one replica per process ({processes} processes); TensorFlow made {self.count}. Each worker "
+                "must see at most one GPU: set gpus_per_worker to 0 or 1."
             )
 
         self._sum_one = tf.function(lambda values: self.all_reduce([values])[0], reduce_retracing=True)
 
     def all_reduce(self, tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
-        """Sum tensors over all workers, in one message; inside a `tf.function` that every worker calls."""
+        """Sum tensors over all workers in one message; for use in a `tf.function` that every worker calls."""
         if self.count == 1:
             return list(tensors)
 
         def on_replica(*local: tf.Tensor) -> list[tf.Tensor]:
-            here = [tf.identity(tensor) for tensor in local]  # on the replica's device, which an argument is not
+            here = [tf.identity(tensor) for tensor in local]  # moves the arguments to the replica's device
             return list(tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, here))
 
         return list(self.strategy.run(on_replica, args=tuple(tensors)))
 
     def sum(self, values: NDArray[Any]) -> NDArray[Any]:
-        """Sum arrays of one shape over all workers; every worker must call it, and each gets the sum."""
+        """Return the sum of an array over all workers. Every worker must call it, with arrays of the same shape."""
         flat = self._sum_one(tf.constant(values.ravel()))
         return np.asarray(flat.numpy()).reshape(values.shape)
 
     def broadcast(self, variables: list[Any]) -> None:
-        """Give every worker the first worker's values of float variables; every worker must call it."""
+        """Assign the first worker's values of float variables on every worker. Every worker must call it."""
         values = [variable.numpy() for variable in variables]
         flat = np.concatenate([value.ravel().astype(np.float32) for value in values])
         flat = self.sum(flat if self.rank == 0 else np.zeros_like(flat))
@@ -101,12 +107,12 @@ class Workers:
 
 
 class StepResult(NamedTuple):
-    """Some steps of a worker.
+    """Result of several training steps on one worker.
 
     Attributes:
-        loss: The sum over the steps of its part of the loss.
-        attention: Whether any worker raised its flag; all get the same answer, with the gradients.
-        scores: The sums over its images of each score, float64.
+        loss: This worker's part of the loss, summed over the steps.
+        attention: Whether any worker raised its flag; the same on all workers, because it travels with the gradients.
+        scores: Each score, summed over this worker's images, float64.
     """
 
     loss: float
@@ -118,15 +124,16 @@ class TrainingStep:
     """Optimizer steps over all workers.
 
     Args:
-        workers: The processes.
-        model: Images, N x H x W x 3 as float32, to logits.
-        groups: What is trained.
-        losses: From logits and labels (N x H x W) to N losses.
-        global_batch: Images of one step over all workers.
-        accumulation: Parts, one after the other, in which a worker computes its gradients: less memory, same result.
-        global_clipnorm: Upper bound of the gradient's norm over all groups (Pascanu et al. 2013,
+        workers: The training processes.
+        model: Network from images, N x H x W x 3, float32, to logits.
+        groups: Groups of trained variables.
+        losses: Function of logits and labels (N x H x W) that returns N losses.
+        global_batch: Images per step, over all workers.
+        accumulation: Number of parts in which a worker computes its gradients, one after the other: less memory, the
+            same result.
+        global_clipnorm: Maximum norm of the gradient over all groups (Pascanu et al. 2013,
             https://arxiv.org/abs/1211.5063), or None.
-        score: What else is told of the images trained on.
+        score: Scores of the training images.
     """
 
     def __init__(
@@ -163,7 +170,7 @@ class TrainingStep:
         self._steps = steps
 
     def run(self, batches: Iterator[Any], count: int, *, flag: bool = False) -> StepResult:
-        """Take that many batches of this worker."""
+        """Train on `count` batches of this worker; `flag` asks for the attention of all workers."""
         loss, scores, flags = self._steps(batches, tf.constant(count), tf.constant(float(flag)))
         return StepResult(float(loss), bool(flags > 0), np.asarray(scores.numpy()))
 
@@ -184,7 +191,7 @@ class TrainingStep:
             return self._gradients(images, labels)
 
         def in_parts(tensor: tf.Tensor) -> tf.Tensor:
-            # Part i has places i, i + accumulation, ...: what worker i of as many workers would have.
+            # Part i contains images i, i + accumulation, ...: those of worker i if there were `accumulation` workers.
             rows = tf.reshape(tensor, [-1, self._accumulation, *tensor.shape[1:]])
             return tf.experimental.numpy.swapaxes(rows, 0, 1)
 
@@ -199,7 +206,7 @@ class TrainingStep:
 
     def _gradients(self, images: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, list[tf.Tensor]]:
         variables = [variable.value for group in self._groups for variable in group.variables]
-        # Watching nothing else keeps the frozen encoder off the tape, which makes tracing quicker.
+        # The tape watches nothing else, so that it leaves out the frozen encoder, which makes tracing faster.
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(variables)
             logits = self._model(tf.cast(images, tf.float32), training=True)

@@ -1,4 +1,4 @@
-"""Which variables are trained from which epoch, at which rate, and their moving averages."""
+"""Parameter groups: decoder and encoder with their optimizers, learning rates, first epochs and moving averages."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ __all__ = ["ParameterGroup", "active_groups", "averaged", "parameter_groups"]
 class ParameterGroup:
     """Variables that are trained together by one optimizer.
 
-    With `ema_momentum` their exponential moving average is kept: a <- m a + (1 - m) w after each step n (from 0),
-    m = min(ema_momentum, (1 + n) / (10 + n)), so that the first steps are soon forgotten (as in
+    With `ema_momentum`, their exponential moving average is updated after each step n (from 0): a <- m a + (1 - m) w,
+    with m = min(ema_momentum, (1 + n) / (10 + n)), so that the first steps soon lose their weight (as in
     `tf.train.ExponentialMovingAverage`).
 
     Attributes:
-        name: Names the group's file in a checkpoint.
-        first_epoch: The epoch from which the group is trained.
-        variables: The network's variables.
-        optimizer: Their optimizer.
-        averages: Their moving averages; empty without `ema_momentum`.
+        name: Name of the group and of its file in a checkpoint.
+        first_epoch: Epoch from which the group is trained.
+        variables: Variables of the network.
+        optimizer: Optimizer of these variables.
+        averages: Moving averages of the variables; empty without `ema_momentum`.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class ParameterGroup:
         self._ema_momentum = ema_momentum or 0.0
 
     def apply(self, gradients: Sequence[tf.Tensor]) -> None:
-        """Take one step of the optimizer by gradients that are already summed over all workers."""
+        """Take one step of the optimizer, with gradients that are summed over all workers."""
         steps_before = tf.cast(self.optimizer.iterations.value, tf.float32)
         self.optimizer.apply(gradients, self.variables)
         momentum = tf.minimum(self._ema_momentum, (1.0 + steps_before) / (10.0 + steps_before))
@@ -55,18 +55,18 @@ class ParameterGroup:
             average.assign_add((1.0 - momentum) * (variable.value - average))
 
     def reset_averages(self) -> None:
-        """Let the averages begin at the variables' values."""
+        """Set the averages to the current values of the variables."""
         for average, variable in zip(self.averages, self.variables, strict=bool(self.averages)):
             average.assign(variable.value)
 
     @property
     def state(self) -> list[Any]:
-        """What a checkpoint keeps besides the network's weights: the optimizer's variables and the averages."""
+        """The variables that a checkpoint contains besides the weights: those of the optimizer, and the averages."""
         return [*self.optimizer.variables, *self.averages]
 
 
 def parameter_groups(model: keras.Model, recipe: Recipe, steps_per_epoch: int) -> list[ParameterGroup]:
-    """The decoder, trained from the first epoch, and the encoder if and from when the recipe trains it."""
+    """Return the group of the decoder and, if the recipe trains the encoder, that of the encoder."""
     options = recipe.optimizer
     schedule = _schedule(recipe, steps_per_epoch)
     decoder = keras.optimizers.AdamW(schedule, options.weight_decay)
@@ -83,13 +83,13 @@ def parameter_groups(model: keras.Model, recipe: Recipe, steps_per_epoch: int) -
 
 
 def active_groups(groups: Sequence[ParameterGroup], epoch: int) -> list[ParameterGroup]:
-    """The groups that are trained in an epoch."""
+    """Return the groups that are trained in an epoch."""
     return [group for group in groups if group.first_epoch <= epoch]
 
 
 @contextmanager
 def averaged(groups: Sequence[ParameterGroup]) -> Iterator[None]:
-    """Give the network its averaged weights for the time of the block; without averages nothing changes."""
+    """Use the averaged weights for the duration of the block; without averages, nothing changes."""
     pairs = [pair for group in groups for pair in zip(group.variables, group.averages, strict=bool(group.averages))]
     trained = [np.array(variable.value) for variable, _ in pairs]
     for variable, average in pairs:
@@ -115,7 +115,7 @@ def _schedule(recipe: Recipe, steps_per_epoch: int) -> keras.optimizers.schedule
 
 
 class _Delayed(keras.optimizers.schedules.LearningRateSchedule):
-    """The run's schedule for an optimizer that begins at a later step: a fraction of it, after a warm-up of its own."""
+    """The run's schedule for an optimizer that starts later: multiplied by a factor, with a warm-up of its own."""
 
     def __init__(
         self,
@@ -128,12 +128,12 @@ class _Delayed(keras.optimizers.schedules.LearningRateSchedule):
 
     def __call__(self, step: Any) -> Any:
         rate = self._factor * self._schedule(step + self._first_step)
-        if not (self._first_step and self._warmup_steps):  # from the first step on, the run's warm-up is its own
+        if not (self._first_step and self._warmup_steps):  # an optimizer of the first step has the run's warm-up
             return rate
         return rate * tf.minimum(1.0, tf.cast(step, tf.float32) / float(self._warmup_steps))
 
     def get_config(self) -> dict[str, Any]:
-        """The arguments."""
+        """Return the arguments of the schedule."""
         return {
             "schedule": self._schedule,
             "first_step": self._first_step,

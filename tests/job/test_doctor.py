@@ -174,11 +174,11 @@ BROKEN: dict[str, tuple[Callable[[Here], object], str, str, str, str, set[str]]]
     ),
     "no Ray": (
         lambda here: here.patch.setenv("RAY_ADDRESS", closed_port()),
-        "Ray", "failed", "none answers", "Start it, or unset the variable", set(),
+        "Ray", "failed", "none answers", "Start it, or unset RAY_ADDRESS", set(),
     ),
     "no Ray client server": (
         lambda here: here.patch.setenv("RAY_ADDRESS", f"ray://{closed_port()}"),
-        "Ray", "failed", "none answers", "Start it, or unset the variable", set(),
+        "Ray", "failed", "none answers", "Start it, or unset RAY_ADDRESS", set(),
     ),
     "no dashboard": (
         lambda here: here.patch.setenv("RAY_ADDRESS", f"http://{closed_port()}"),
@@ -194,7 +194,7 @@ BROKEN: dict[str, tuple[Callable[[Here], object], str, str, str, str, set[str]]]
     ),
     "GPU without its driver": (
         nvidia_smi("echo NVIDIA-SMI has failed; exit 9"),
-        "GPU", "failed", "NVIDIA-SMI has failed", "Install the GPU's driver anew", set(),
+        "GPU", "failed", "NVIDIA-SMI has failed", "Reinstall the GPU's driver", set(),
     ),
     "no W&B key": (
         no_key("online"),
@@ -202,7 +202,7 @@ BROKEN: dict[str, tuple[Callable[[Here], object], str, str, str, str, set[str]]]
     ),
     "no W&B key, and none asked for": (
         no_key(None),
-        "W&B", "warning", "no key is at hand", "wandb login", set(),
+        "W&B", "warning", "there is no API key", "wandb login", set(),
     ),
     "no W&B mode of that name": (
         environment("WANDB_MODE", "on"),
