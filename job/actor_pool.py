@@ -90,7 +90,7 @@ def spread(
         NucleusError: What `make` or the work raised.
         JobError: There are not so many GPUs or CPUs, or Ray failed.
     """
-    with nullcontext() if verbose else _silent_core(), cluster(verbose=verbose):
+    with nullcontext() if verbose else _silent_core(), connection(verbose=verbose):
         crew = _crew(workers, len(items), waiting)
         for answer in _answers(items, make, crew, verbose=verbose):
             if isinstance(answer, NucleusError):
