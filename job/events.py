@@ -1,82 +1,63 @@
-"""What a run tells while it goes on, from the first worker to whoever started it."""
+"""Events of a run: calls of a callback that a worker puts into a Ray queue, and the driver makes."""
+
+from __future__ import annotations
 
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, Literal, Protocol
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
-from nucleus.progress import Advance, no_progress
+from nucleus.training.callbacks import Callback
 
-__all__ = ["Listener", "SilentListener", "beside_driver", "forwarded"]
+if TYPE_CHECKING:
+    from nucleus.training.checkpoint import History
+
+__all__ = ["EventCallback", "driver_node_options", "event_queue"]
 
 _POLL_SECONDS = 0.5
 _FIRST_SECONDS = 10.0
 
 
-class Listener(Protocol):
-    """Whoever shows a run's progress."""
+class EventCallback(Callback):
+    """Sends stages, warnings, steps and epochs to the driver.
 
-    def stage(self, text: str) -> None:
-        """A new part of the work begins."""
+    Args:
+        queue: The queue of `event_queue`.
+    """
 
-    def warn(self, text: str) -> None:
-        """Something that a person should know."""
+    def __init__(self, queue: Any) -> None:
+        self._queue = queue
 
-    def watch(self, title: str, unit: Literal["items", "bytes"] = "items") -> AbstractContextManager[Advance]:
-        """Give a function that is told how far some work of the driver is."""
+    def on_stage(self, text: str) -> None:
+        self._queue.put(("on_stage", (text,)))
 
-    def steps(self, epoch: int, epochs: int, done: int, total: int, loss: float, images_per_second: float) -> None:
-        """Steps of an epoch are done, with this mean loss at this speed."""
+    def on_warning(self, text: str) -> None:
+        self._queue.put(("on_warning", (text,)))
 
-    def epoch(self, metrics: dict[str, float]) -> None:
-        """An epoch is done."""
+    def on_resume(self, history: History, where: str) -> None:  # noqa: ARG002
+        self.on_stage(f"Resuming after {where}")
 
+    def on_steps_end(
+        self, epoch: int, epochs: int, done: int, total: int, loss: float, images_per_second: float
+    ) -> None:
+        self._queue.put(("on_steps_end", (epoch, epochs, done, total, loss, images_per_second)))
 
-class SilentListener:
-    """Shows nothing."""
-
-    def stage(self, text: str) -> None:
-        """Do nothing."""
-
-    def warn(self, text: str) -> None:
-        """Do nothing."""
-
-    def watch(
-        self,
-        title: str,  # noqa: ARG002
-        unit: Literal["items", "bytes"] = "items",  # noqa: ARG002
-    ) -> AbstractContextManager[Advance]:
-        """Do nothing."""
-        return nullcontext(no_progress)
-
-    def steps(self, epoch: int, epochs: int, done: int, total: int, loss: float, images_per_second: float) -> None:
-        """Do nothing."""
-
-    def epoch(self, metrics: dict[str, float]) -> None:
-        """Do nothing."""
-
-
-def beside_driver() -> dict[str, Any]:
-    """Options of a Ray actor that lives on the driver's machine, and not on one that may be lost before it."""
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    here = ray.get_runtime_context().get_node_id()
-    return {"num_cpus": 0, "scheduling_strategy": NodeAffinitySchedulingStrategy(here, soft=False)}
+    def on_epoch_end(self, metrics: dict[str, float]) -> None:
+        self._queue.put(("on_epoch_end", (metrics,)))
 
 
 @contextmanager
-def forwarded(listener: object, silence: Callable[[], None]) -> Iterator[Any]:
-    """Give a Ray queue; events `(method, arguments)` put there by a worker reach the listener meanwhile.
+def event_queue(callback: Callback, on_silence: Callable[[], None]) -> Iterator[Any]:
+    """Give a Ray queue; calls `(method, arguments)` that workers put into it are made on `callback`, in another thread.
 
     Args:
-        listener: Who hears them: a `Listener`, or whatever has the methods.
-        silence: Called if there has been none for ten seconds since the beginning.
+        callback: The driver's callback.
+        on_silence: Called once if nothing has arrived ten seconds after the beginning.
     """
     from ray.util.queue import Empty, Queue
 
-    queue = Queue(actor_options=beside_driver())
+    queue = Queue(actor_options=driver_node_options())
     over = threading.Event()
 
     def forward() -> None:
@@ -89,10 +70,10 @@ def forwarded(listener: object, silence: Callable[[], None]) -> Iterator[Any]:
                     return
                 if silent_until is not None and time.monotonic() > silent_until:
                     silent_until = None
-                    silence()
+                    on_silence()
                 continue
             silent_until = None
-            getattr(listener, method)(*arguments)
+            getattr(callback, method)(*arguments)
 
     thread = threading.Thread(target=forward, name="run-events", daemon=True)
     thread.start()
@@ -102,3 +83,12 @@ def forwarded(listener: object, silence: Callable[[], None]) -> Iterator[Any]:
         over.set()
         thread.join()
         queue.shutdown()
+
+
+def driver_node_options() -> dict[str, Any]:
+    """Return the options of a Ray actor that must run on the driver's node, because others may be lost before it."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here = ray.get_runtime_context().get_node_id()
+    return {"num_cpus": 0, "scheduling_strategy": NodeAffinitySchedulingStrategy(here, soft=False)}

@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import nucleus
-from job.events import Listener
 from job.filesystem import run_storage
-from job.run_callbacks import FINAL_FOLDER
+from job.final_model import FINAL_FOLDER
 from nucleus import __version__
 from nucleus.config.names import Reference
 from nucleus.data.cache import ShardCache, default_cache_dir
@@ -24,6 +23,7 @@ from nucleus.storage.bucket import Bucket
 from nucleus.storage.files import check_sums
 from nucleus.storage.retries import storage_timeout
 from nucleus.storage.uri import parse_uri
+from nucleus.training.callbacks import Callback
 
 __all__ = ["Fitted", "judge", "publish_fitted"]
 
@@ -43,22 +43,22 @@ class Fitted:
     checkpoint: str
 
 
-def judge(bucket: Bucket, manifest: ModelManifest, plan: RunPlan, listener: Listener) -> None:
+def judge(bucket: Bucket, manifest: ModelManifest, plan: RunPlan, callback: Callback) -> None:
     """Let the gate decide, and say what it decided."""
     options = plan.recipe.gate
     if not options.enabled:
         return
 
     def rescore(incumbent: ModelManifest) -> float:
-        listener.stage(f"Scoring version {incumbent.version} on the test split of {plan.dataset}")
-        return _score_on_test(bucket, incumbent, plan, listener)
+        callback.on_stage(f"Scoring version {incumbent.version} on the test split of {plan.dataset}")
+        return _score_on_test(bucket, incumbent, plan, callback)
 
     decision = pass_gate(bucket, manifest, options.alias, options.metric, rescore)
     verb = "means" if decision.passed else "does not move to"
-    listener.stage(f"{options.alias} {verb} version {manifest.version}: {decision.reason}")
+    callback.on_stage(f"{options.alias} {verb} version {manifest.version}: {decision.reason}")
 
 
-def _score_on_test(bucket: Bucket, manifest: ModelManifest, plan: RunPlan, listener: Listener) -> float:
+def _score_on_test(bucket: Bucket, manifest: ModelManifest, plan: RunPlan, callback: Callback) -> float:
     """The recipe's metric of another version on this run's test split."""
 
     cache_dir = Path(plan.recipe.cache_dir) if plan.recipe.cache_dir else default_cache_dir()
@@ -66,15 +66,15 @@ def _score_on_test(bucket: Bucket, manifest: ModelManifest, plan: RunPlan, liste
     dataset = open_dataset(locate_dataset(plan.dataset))
     with tempfile.TemporaryDirectory(prefix="nucleus-incumbent-") as temporary:
         folder = Path(temporary) / "model"
-        with listener.watch(f"pull {manifest.model}@{manifest.version}", "bytes") as advance:
+        with callback.progress(f"pull {manifest.model}@{manifest.version}", "bytes") as advance:
             pull(bucket, Reference(manifest.model, str(manifest.version)), folder, advance)
         predictor = nucleus.predict.load_predictor(folder)
-        with listener.watch(f"evaluate {manifest.model}@{manifest.version}") as advance:
+        with callback.progress(f"evaluate {manifest.model}@{manifest.version}") as advance:
             found = nucleus.predict.evaluate(predictor, plan.recipe.loss, dataset, "test", cache, advance)
         return found.overall["all"][plan.recipe.gate.metric]
 
 
-def publish_fitted(plan: RunPlan, fitted: Fitted, bucket: Bucket, listener: Listener) -> ModelManifest:
+def publish_fitted(plan: RunPlan, fitted: Fitted, bucket: Bucket, callback: Callback) -> ModelManifest:
     """Publish the model of a finished run, and let the gate decide on the recipe's alias.
 
     Raises:
@@ -84,7 +84,7 @@ def publish_fitted(plan: RunPlan, fitted: Fitted, bucket: Bucket, listener: List
     """
     from ray.train import Checkpoint
 
-    listener.stage(f"Publishing {plan.recipe.model}")
+    callback.on_stage(f"Publishing {plan.recipe.model}")
     origin = Origin(
         run=plan.run,
         recipe=plan.recipe.model_dump(mode="json"),
@@ -103,7 +103,7 @@ def publish_fitted(plan: RunPlan, fitted: Fitted, bucket: Bucket, listener: List
         config = read_model_config((folder / "model.json").read_bytes(), f"s3://{fitted.checkpoint}")
         dataset = open_dataset(locate_dataset(plan.dataset)).manifest
         (folder / "card.md").write_text(model_card(plan.recipe.model, origin, config, dataset))
-        with listener.watch("publish", "bytes") as advance:
+        with callback.progress("publish", "bytes") as advance:
             manifest = publish(bucket, plan.recipe.model, folder, origin, advance)
-    judge(bucket, manifest, plan, listener)
+    judge(bucket, manifest, plan, callback)
     return manifest

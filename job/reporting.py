@@ -8,7 +8,6 @@ from types import MappingProxyType
 
 from pydantic import ValidationError
 
-from job.events import Listener
 from nucleus import __version__
 from nucleus.data.dataset import DatasetManifest, locate_dataset, open_dataset
 from nucleus.errors import JobError
@@ -37,6 +36,7 @@ from nucleus.storage.bucket import Bucket
 from nucleus.storage.files import write_atomic
 from nucleus.tracking.offline_runs import keep_files, kept_files
 from nucleus.tracking.wandb_artifacts import note_published
+from nucleus.training.callbacks import Callback
 
 __all__ = ["has_facts", "report_folder", "report_published", "report_run"]
 
@@ -54,12 +54,12 @@ def has_facts(bucket: Bucket, run: str) -> bool:
 
 
 def report_published(
-    plan: RunPlan, manifest: ModelManifest, bucket: Bucket, listener: Listener, seconds: Mapping[str, float]
+    plan: RunPlan, manifest: ModelManifest, bucket: Bucket, callback: Callback, seconds: Mapping[str, float]
 ) -> None:
     """Write the report of a run that has published a version, and tell W&B of that. Raises what `report_run` raises."""
     origin = manifest.origin
     decision = read_decision(bucket, manifest.model, manifest.version)
-    record = report_run(plan, origin.metrics, origin.wandb_run, bucket, listener, manifest, decision, seconds)
+    record = report_run(plan, origin.metrics, origin.wandb_run, bucket, callback, manifest, decision, seconds)
     problems = note_published(
         plan.run,
         plan.recipe.tracking,
@@ -75,7 +75,7 @@ def report_published(
         commit=plan.commit,
     )
     for problem in problems:
-        listener.warn(problem)
+        callback.on_warning(problem)
     if plan.wandb_mode == "offline":
         keep_files(bucket, plan.run, kept_files(Path(plan.wandb_dir), plan.run))
 
@@ -85,7 +85,7 @@ def report_run(
     metrics: Mapping[str, Mapping[str, Mapping[str, float]]],
     wandb_run: str | None,
     bucket: Bucket,
-    listener: Listener,
+    callback: Callback,
     manifest: ModelManifest | None = None,
     decision: GateDecision | None = None,
     seconds: Mapping[str, float] = MappingProxyType({}),
@@ -97,7 +97,7 @@ def report_run(
         metrics: Of its best weights: split, then `all` or kind of image, then metric.
         wandb_run: Its W&B run.
         bucket: Its bucket.
-        listener: Is told.
+        callback: Is told.
         manifest: The version that it published, if it did.
         decision: What the gate decided about that, if it was asked.
         seconds: What the driver spent on `train` and `publish`, so far as it is known.
@@ -106,7 +106,7 @@ def report_run(
         JobError: The workers left nothing to report, or it is damaged.
         StorageError: The bucket cannot be used.
     """
-    listener.stage("Writing the report")
+    callback.on_stage("Writing the report")
     folder = report_folder(plan)
     stored = Bucket(bucket.uri / "runs" / plan.run / REPORT_FOLDER)
     pictures = _fetch_pictures(stored, folder)

@@ -1,4 +1,4 @@
-"""What a network is made of, told by the network itself."""
+"""Callbacks of a training worker: profile, pictures, TensorBoard, facts, W&B and checkpoints."""
 
 from __future__ import annotations
 
@@ -7,20 +7,18 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import cv2
 import numpy as np
 import ray.train
 from numpy.typing import NDArray
 
-import nucleus
-from job.signals import Demands
+from job.events import EventCallback
+from job.final_model import FINAL_FOLDER, run_facts, save_model
+from nucleus.config.recipe import Recipe
 from nucleus.data.images import RgbImage, encode_png
-from nucleus.lazy import keras, tf
 from nucleus.metrics.scores import AP_NAMES
-from nucleus.model.architecture import ModelConfig
-from nucleus.model.unet import encoder_of
 from nucleus.pictures import CYAN, YELLOW, brightened, draw_mistakes, draw_outlines
 from nucleus.runs.plan import RunPlan
 from nucleus.runs.record import (
@@ -29,112 +27,130 @@ from nucleus.runs.record import (
     HISTORY_FILE,
     PICTURES,
     REPORT_FOLDER,
-    Facts,
-    NetworkFacts,
     TestImage,
     epochs_of_picture,
 )
 from nucleus.storage.bucket import Bucket
 from nucleus.storage.files import write_sums
 from nucleus.storage.uri import parse_uri
+from nucleus.tracking.offline_runs import keep_files
 from nucleus.tracking.tensorboard import EVENTS_FILE, TENSORBOARD_FOLDER, StepProfile, events_of, graph_of, write_events
 from nucleus.tracking.wandb_artifacts import summary_of
-from nucleus.tracking.wandb_run import Tracker
-from nucleus.training.callbacks import Augmented, Finished
+from nucleus.tracking.wandb_run import WandbTracker
+from nucleus.training.callbacks import AugmentedImage, Callback, CallbackList, TrainingResult
 from nucleus.training.checkpoint import History
-from nucleus.training.validation import Extreme, PredictedImage
+from nucleus.training.validation import PredictedImage, RankedImage
 from nucleus.versions import installed_versions
 
-if TYPE_CHECKING:
-    from nucleus.training.callbacks import Finished
+__all__ = [
+    "CheckpointCallback",
+    "FactsCallback",
+    "PictureCallback",
+    "ProfileCallback",
+    "TensorBoardCallback",
+    "WandbCallback",
+    "worker_callbacks",
+]
 
-__all__ = ["FINAL_FOLDER", "RayReporter", "RunPictures", "network_facts", "save_model"]
 
+def worker_callbacks(plan: RunPlan, events: Any | None, local: Path, wandb_dir: Path) -> CallbackList:
+    """Return the callbacks of one worker.
 
-def network_facts(model: keras.Model, config: ModelConfig, *, encoder_trained: bool) -> NetworkFacts:
-    """Describe a network of `nucleus.model.unet.build_unet`; `encoder_trained` says if its encoder was trained too."""
-    encoder = encoder_of(model)
-    decoder = model.count_params() - encoder.count_params()
-    trained = sum(int(variable.shape.num_elements()) for variable in encoder.trainable_variables)
-    return NetworkFacts(
-        encoder=config.encoder,
-        parameters=model.count_params(),
-        encoder_parameters=encoder.count_params(),
-        trained_parameters=decoder + (trained if encoder_trained else 0),
-        skips=[int(output.shape[-1]) for output in encoder.outputs],
-        decoder=list(config.decoder_channels),
-        outputs=list(config.channels),
+    Args:
+        plan: The run.
+        events: Queue to the driver on the first worker; None on all others, which only draw and report checkpoints.
+        local: Folder of the run on this machine, for TensorBoard.
+        wandb_dir: Folder on this machine for W&B's files.
+    """
+    folder = Bucket(parse_uri(plan.bucket) / "runs" / plan.run)
+    report = Bucket(folder.uri / REPORT_FOLDER)
+    pictures = PictureCallback(report)
+    if events is None:
+        return CallbackList([pictures, CheckpointCallback()])
+    profile = ProfileCallback(plan.recipe.tracking.profile_steps, local / TENSORBOARD_FOLDER)
+    tensorboard = TensorBoardCallback(folder, local, pictures, profile)
+    tracked = _wandb_run(plan, wandb_dir) if plan.wandb_mode != "disabled" else None
+    wandb = [WandbCallback(tracked, Bucket(parse_uri(plan.bucket)), plan.run)] if tracked else []
+    checkpoint = CheckpointCallback(folder, tensorboard, tracked.run_path if tracked else None)
+    return CallbackList(
+        [profile, pictures, tensorboard, FactsCallback(report, plan.recipe), *wandb, EventCallback(events), checkpoint]
     )
 
 
-FINAL_FOLDER = "model"
-"""Folder of the last checkpoint that holds the model's files."""
-
-_PREVIEW_SIDE = 256
-
-
-def save_model(folder: Path, finished: Finished) -> None:
-    """Write the model's files into a new folder."""
-
-    folder.mkdir()
-    finished.model.save_weights(folder / nucleus.model.WEIGHTS_FILE)
-    (folder / nucleus.model.CONFIG_FILE).write_text(finished.config.model_dump_json(indent=1))
-    (folder / "metrics.json").write_text(
-        json.dumps({"metrics": finished.metrics, "history": finished.progress.history}, indent=1)
-    )
-    (folder / "preview.png").write_bytes(nucleus.data.encode_png(_preview(finished)))
+def _wandb_run(plan: RunPlan, folder: Path) -> WandbTracker:
+    config = {
+        **plan.recipe.model_dump(mode="json"),
+        "dataset_version": plan.dataset,
+        "run": plan.run,
+        "commit": plan.commit,
+        "versions": installed_versions(),
+    }
+    return WandbTracker(plan.run, plan.recipe.tracking, plan.wandb_mode, folder, config, plan.group, plan.commit)
 
 
-def _preview(finished: Finished) -> Any:
-    """Image, truth and prediction side by side for a few images of the test split."""
+class ProfileCallback(Callback):
+    """Profiles a few training steps for TensorBoard; see `nucleus.tracking.tensorboard.StepProfile`.
 
-    config = finished.config
-    network = nucleus.model.TiledNetwork(finished.model, config)
-    rows = []
-    for example in finished.examples:
-        labels = nucleus.model.label_nuclei(
-            nucleus.model.maps_of(network(example.image), config.heads), config.instances
-        )
-        rows.append(
-            [
-                example.image,
-                nucleus.pictures.draw_outlines(example.image, example.labels, nucleus.pictures.CYAN),
-                nucleus.pictures.draw_outlines(example.image, labels),
-            ]
-        )
-    return nucleus.pictures.contact_sheet(rows, _PREVIEW_SIDE)
+    Args:
+        steps: Number of steps; 0 for no profile.
+        folder: TensorBoard's folder on this machine.
+    """
+
+    def __init__(self, steps: int, folder: Path) -> None:
+        self._profile = StepProfile(steps, folder)
+
+    @property
+    def files(self) -> dict[str, Path]:
+        """The files of finished profiles, by name below TensorBoard's folder."""
+        return self._profile.files
+
+    def on_steps_end(
+        self,
+        epoch: int,
+        epochs: int,  # noqa: ARG002
+        done: int,
+        total: int,
+        loss: float,  # noqa: ARG002
+        images_per_second: float,  # noqa: ARG002
+    ) -> None:
+        self._profile.steps(epoch, done, total)
+
+    def on_close(self, *, failed: bool) -> None:  # noqa: ARG002
+        self._profile.stop()
 
 
 _WATCHED = "watched"
-_MOST_PIXELS = 384
-"""Longer side of a picture: pages show them smaller."""
+_LONGEST_SIDE = 384
+"""Longest side of a picture, px; pages show them smaller."""
 
 
-class RunPictures:
-    """Draws and uploads the pictures that `nucleus.runs.record` describes.
+class PictureCallback(Callback):
+    """Draws the pictures that `nucleus.runs.record` describes, and uploads them.
 
     Args:
         report: The run's report in the bucket.
+
+    Attributes:
+        predictions: What this process has drawn: epochs done (None: by the best weights), then image, then PNG.
     """
 
     def __init__(self, report: Bucket) -> None:
         self._report = report
+        self.predictions: dict[int | None, dict[str, bytes]] = {}
 
-    def predictions(self, epochs_done: int | None, images: Sequence[PredictedImage]) -> dict[str, bytes]:
-        """Keep what the network makes of the watched images; return the pictures by the images' names."""
+    def on_predictions(self, epochs_done: int | None, images: Sequence[PredictedImage]) -> None:
         when = "best" if epochs_done is None else f"{EPOCH_PICTURE}{epochs_done:05d}"
-        drawn = {}
+        drawn = self.predictions[epochs_done] = {}
         for image in images:
             sample, place = image.sample, f"{_WATCHED}/{image.sample.name}"
-            small = _small(sample.image, sample.labels, image.labels)
+            small = _scaled(sample.image, sample.labels, image.labels)
             if epochs_done == 0:
-                self._keep(f"{place}/image", small.image)
-                self._keep(f"{place}/truth", draw_outlines(small.image, small.truth, CYAN))
-            drawn[sample.name] = self._keep(f"{place}/{when}", draw_outlines(small.image, small.found, YELLOW))
-        return drawn
+                self._upload(f"{place}/image", small.image)
+                self._upload(f"{place}/truth", draw_outlines(small.image, small.truth, CYAN))
+            drawn[sample.name] = self._upload(f"{place}/{when}", draw_outlines(small.image, small.found, YELLOW))
 
-    def stored_predictions(self, epochs: int) -> dict[int, dict[str, bytes]]:
-        """What was kept of the watched images in the first epochs: epochs done, then name, then picture."""
+    def uploaded_predictions(self, epochs: int) -> dict[int, dict[str, bytes]]:
+        """Return the predictions that the bucket has of the first epochs: epochs done, then image, then PNG."""
         found: dict[int, dict[str, bytes]] = {}
         for item in self._report.objects(f"{PICTURES}/{_WATCHED}/"):
             *_, name, file = item.key.split("/")
@@ -143,225 +159,231 @@ class RunPictures:
                 found.setdefault(done, {})[name] = self._report.get(item.key)
         return found
 
-    def extremes(self, images: Sequence[Extreme]) -> None:
-        """Keep this worker's part of the best and worst test images: two pictures and what is to be said of each."""
-        for extreme in images:
-            predicted = extreme.predicted
+    def on_ranked_images(self, images: Sequence[RankedImage]) -> None:
+        for ranked in images:
+            predicted = ranked.predicted
             sample, place = predicted.sample, f"test/{predicted.sample.name}"
-            small = _small(sample.image, sample.labels, predicted.labels)
-            mistakes = predicted.scores.mistakes
-            self._keep(f"{place}/image", small.image)
-            self._keep(f"{place}/mistakes", draw_mistakes(small.image, small.truth, small.found, mistakes))
-            pixels, nuclei = predicted.scores.pixels, predicted.scores.nuclei
-            ap = dict(zip(AP_NAMES, nuclei.ap.tolist(), strict=True))
-            mask = {"iou": pixels.iou, "dice": pixels.dice, "accuracy": pixels.accuracy}
-            facts = TestImage(
-                name=sample.name,
-                kind=sample.kind,
-                group=extreme.group,
-                scores={"map": nuclei.mean_ap, **ap, **mask},
-                nuclei=nuclei.true_nuclei,
-                predicted=nuclei.predicted_nuclei,
-                missed=len(mistakes.missed),
-                extra=len(mistakes.extra),
-                merged=len(mistakes.merged),
-                split=len(mistakes.split),
-            )
-            self._report.put(f"{PICTURES}/{place}/{FACTS_FILE}", facts.model_dump_json(indent=1).encode())
+            small = _scaled(sample.image, sample.labels, predicted.labels)
+            self._upload(f"{place}/image", small.image)
+            mistakes = draw_mistakes(small.image, small.truth, small.found, predicted.scores.mistakes)
+            self._upload(f"{place}/mistakes", mistakes)
+            facts = _image_facts(ranked).model_dump_json(indent=1)
+            self._report.put(f"{PICTURES}/{place}/{FACTS_FILE}", facts.encode())
 
-    def examples(self, images: Sequence[Augmented]) -> None:
-        """Keep a few training images, before and after augmentation."""
+    def on_examples(self, images: Sequence[AugmentedImage]) -> None:
         for example in images:
             sample, place = example.sample, f"examples/{example.sample.name}"
-            small = _small(sample.image, sample.labels, sample.labels)
-            crop = _small(example.image, example.labels, example.labels)
-            self._keep(f"{place}/image", small.image)
-            self._keep(f"{place}/labels", draw_outlines(small.image, small.truth, CYAN))
-            self._keep(f"{place}/augmented", crop.image)
-            self._keep(f"{place}/augmented-labels", draw_outlines(crop.image, crop.truth, CYAN))
+            small = _scaled(sample.image, sample.labels, sample.labels)
+            crop = _scaled(example.image, example.labels, example.labels)
+            self._upload(f"{place}/image", small.image)
+            self._upload(f"{place}/labels", draw_outlines(small.image, small.truth, CYAN))
+            self._upload(f"{place}/augmented", crop.image)
+            self._upload(f"{place}/augmented-labels", draw_outlines(crop.image, crop.truth, CYAN))
 
-    def _keep(self, place: str, picture: RgbImage) -> bytes:
+    def _upload(self, place: str, picture: RgbImage) -> bytes:
         data = encode_png(picture)
         self._report.put(f"{PICTURES}/{place}.png", data)
         return data
 
 
+def _image_facts(ranked: RankedImage) -> TestImage:
+    sample, scores = ranked.predicted.sample, ranked.predicted.scores
+    pixels, nuclei, mistakes = scores.pixels, scores.nuclei, scores.mistakes
+    ap = dict(zip(AP_NAMES, nuclei.ap.tolist(), strict=True))
+    mask = {"iou": pixels.iou, "dice": pixels.dice, "accuracy": pixels.accuracy}
+    return TestImage(
+        name=sample.name,
+        kind=sample.kind,
+        group=ranked.group,
+        scores={"map": nuclei.mean_ap, **ap, **mask},
+        nuclei=nuclei.true_nuclei,
+        predicted=nuclei.predicted_nuclei,
+        missed=len(mistakes.missed),
+        extra=len(mistakes.extra),
+        merged=len(mistakes.merged),
+        split=len(mistakes.split),
+    )
+
+
 @dataclass(frozen=True)
-class _Small:
-    """An image as it is drawn: bright enough to see, and not too large."""
+class _ScaledImage:
+    """An image at the size and brightness of a picture, with its true and predicted labels."""
 
     image: RgbImage
     truth: NDArray[np.integer]
     found: NDArray[np.integer]
 
 
-def _small(image: RgbImage, truth: NDArray[np.integer], found: NDArray[np.integer]) -> _Small:
-    """Reduced before anything is drawn on it: lines that are reduced fade."""
+def _scaled(image: RgbImage, truth: NDArray[np.integer], found: NDArray[np.integer]) -> _ScaledImage:
+    """Scale image and labels before anything is drawn on them: outlines would fade if they were scaled."""
     height, width = image.shape[:2]
-    scale = min(1.0, _MOST_PIXELS / max(height, width))
+    scale = min(1.0, _LONGEST_SIDE / max(height, width))
     size = max(1, round(width * scale)), max(1, round(height * scale))
     rows, columns = (np.arange(n) * full // n for n, full in ((size[1], height), (size[0], width)))
     shown = np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA))
-    return _Small(brightened(shown), truth[np.ix_(rows, columns)], found[np.ix_(rows, columns)])
+    return _ScaledImage(brightened(shown), truth[np.ix_(rows, columns)], found[np.ix_(rows, columns)])
 
 
-_PREDICTIONS, _BEST = "predictions", "best"
-"""What the names of pictures in TensorBoard begin with."""
-
-
-class RayReporter:
-    """A `nucleus.training.callbacks.Reporter`.
-
-    Checkpoints go to Ray Train (a barrier on all ranks), metrics to the tracker and the driver (first rank alone).
+class TensorBoardCallback(Callback):
+    """Writes TensorBoard's event file, on this machine and in the bucket, and uploads the profile's files.
 
     Args:
-        plan: The run.
-        tracker: Where metrics and predictions go.
-        demands: What is asked of the run.
-        events: Queue to the driver; None on all workers but the first.
-        local: Folder on this machine for what people look at while the run goes on.
+        folder: The run's folder in the bucket.
+        local: The run's folder on this machine.
+        pictures: Draws the predictions that the event file holds.
+        profile: Writes the profile's files.
     """
 
-    def __init__(self, plan: RunPlan, tracker: Tracker, demands: Demands, events: Any | None, local: Path) -> None:
-        self._plan = plan
-        self._epochs = plan.recipe.optimizer.epochs
-        self._tracker = tracker
-        self._demands = demands
-        self.attention = demands.attention
-        self.demand = demands.demand
-        self._events = events
-        self._folder = Bucket(parse_uri(plan.bucket) / "runs" / plan.run)
-        self._report_folder = Bucket(self._folder.uri / REPORT_FOLDER)
-        self._pictures = RunPictures(self._report_folder)
+    def __init__(self, folder: Bucket, local: Path, pictures: PictureCallback, profile: ProfileCallback) -> None:
+        self._folder = folder
         self._local = local
-        first = events is not None
-        steps = plan.recipe.tracking.profile_steps if first else 0
-        self._profile = StepProfile(steps, local / TENSORBOARD_FOLDER)
-        self._drawn: dict[int, dict[str, bytes]] = {}
-        self._epochs_done = 0
+        self._pictures = pictures
+        self._profile = profile
+        self._earlier: dict[int, dict[str, bytes]] = {}
         self._graph: bytes | None = None
 
-    def close(self) -> None:
-        """Nothing more is told."""
-        self._profile.stop()
+    def on_resume(self, history: History, where: str) -> None:  # noqa: ARG002
+        self._earlier = self._pictures.uploaded_predictions(len(history))
 
-    def stage(self, text: str) -> None:
-        self._send("stage", text)
+    def on_train_end(self, result: TrainingResult, save: Callable[[Path], None]) -> None:  # noqa: ARG002
+        self._graph = graph_of(result.model)
 
-    def steps(self, epoch: int, done: int, total: int, loss: float, images_per_second: float) -> None:
-        self._profile.steps(epoch, done, total)
-        self._send("steps", epoch, self._epochs, done, total, loss, images_per_second)
+    def upload(self, history: History) -> Callable[[], None]:
+        """Return a function, for another thread, that writes and uploads the event file of a run up to now."""
+        pictures, graph = self._tagged_pictures(len(history)), self._graph
 
-    def resumed(self, history: History, where: str) -> None:
-        self._epochs_done = len(history)
-        for metrics in history:  # those that another machine tracked, which is gone, with what it had not sent
-            self._tracker.log(metrics)
-        if self._events is not None:
-            self._drawn = {
-                done: {f"{_PREDICTIONS}/{name}": picture for name, picture in drawn.items()}
-                for done, drawn in self._pictures.stored_predictions(len(history)).items()
-            }
-        self.stage(f"Going on after {where}")
-
-    def epoch(self, metrics: dict[str, float]) -> None:
-        self._epochs_done = int(metrics["epoch"]) + 1
-        self._tracker.log(metrics)
-        self._send("epoch", metrics)
-
-    def predictions(self, epochs_done: int | None, images: list[PredictedImage]) -> None:
-        drawn = self._pictures.predictions(epochs_done, images)
-        when, tag = (self._epochs_done, _BEST) if epochs_done is None else (epochs_done, _PREDICTIONS)
-        self._drawn.setdefault(when, {}).update({f"{tag}/{name}": picture for name, picture in drawn.items()})
-        self._tracker.predictions(epochs_done, images)
-
-    def extremes(self, images: list[Extreme]) -> None:
-        self._pictures.extremes(images)
-
-    def examples(self, images: list[Augmented]) -> None:
-        self._pictures.examples(images)
-
-    def checkpoint(self, history: History, save: Callable[[Path], None]) -> None:
-        self._report(history, history[-1] if history else {}, save)
-
-    def finished(self, finished: Finished, save: Callable[[Path], None]) -> None:
-        """Keep the model as it is to be published, in the last checkpoint of the run."""
-
-        def save_all(folder: Path) -> None:
-            save(folder)
-            save_model(folder / FINAL_FOLDER, finished)
-
-        if self._events is not None:
-            self._graph = graph_of(finished.model)
-            self._report_folder.put(FACTS_FILE, self._facts(finished).model_dump_json(indent=1).encode())
-        self._tracker.finish(summary_of(finished.metrics))
-        told = {"wandb_run": self._tracker.run_path, "metrics": finished.metrics}
-        self._report(finished.progress.history, told, save_all)
-
-    def _facts(self, finished: Finished) -> Facts:
-        recipe, progress = self._plan.recipe, finished.progress
-        unfrozen = recipe.network.encoder_trained_from
-        return Facts(
-            best_epoch=progress.best_epoch,
-            network=network_facts(
-                finished.model,
-                finished.config,
-                encoder_trained=unfrozen is not None and progress.epochs_done > unfrozen,
-            ),
-            thresholds=finished.config.instances.model_dump(),
-            nucleus_diameter=finished.config.nucleus_diameter,
-            workers=finished.workers,
-            device=_device(recipe.cpus_per_worker),
-            seconds=finished.seconds,
-            versions=installed_versions(),
-        )
-
-    def _report(self, history: History, metrics: dict[str, Any], save: Callable[[Path], None]) -> None:
-        self._demands.saved()
-        if self._events is None:
-            ray.train.report(metrics)
-            return
-        folder = tempfile.mkdtemp(prefix="nucleus-checkpoint-")
-        save(Path(folder))
-        write_sums(Path(folder))
-        ray.train.report(  # Ray uploads while training goes on, in order, and removes the folder then
-            metrics,
-            checkpoint=ray.train.Checkpoint.from_directory(folder),
-            checkpoint_upload_mode=ray.train.CheckpointUploadMode.ASYNC,
-            checkpoint_upload_fn=self._uploader(list(history)),
-        )
-
-    def _uploader(self, history: History) -> Callable[[Any, str], Any]:
-        """Upload a checkpoint into the run's folder, each file by one request of our own client, and the history.
-
-        Ray's own way, `pyarrow.fs.copy_files`, took 2.2 s of the embedded server's time for 21 MB; this takes 0.15 s.
-        """
-        storage = ray.train.get_context().get_storage()
-        drawn = {done: dict(pictures) for done, pictures in self._drawn.items()}
-        graph = self._graph
-
-        def upload(checkpoint: Any, name: str) -> Any:
-            folder = Path(checkpoint.path)
-            for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-                self._folder.put(f"{name}/{path.relative_to(folder).as_posix()}", path)
-            self._folder.put(HISTORY_FILE, json.dumps(history).encode())
-            self._keep_events(events_of(history, drawn, graph))
-            return ray.train.Checkpoint(f"{storage.experiment_fs_path}/{name}", storage.storage_filesystem)
+        def upload() -> None:
+            events = events_of(history, pictures, graph)
+            write_events(self._local / EVENTS_FILE, events)
+            self._folder.put(EVENTS_FILE, events)
+            for name, path in self._profile.files.items():
+                self._folder.put(f"{TENSORBOARD_FOLDER}/{name}", path)
 
         return upload
 
-    def _keep_events(self, events: bytes) -> None:
-        write_events(self._local / EVENTS_FILE, events)
-        self._folder.put(EVENTS_FILE, events)
-        for name, path in self._profile.files.items():
-            self._folder.put(f"{TENSORBOARD_FOLDER}/{name}", path)
-
-    def _send(self, method: str, *arguments: Any) -> None:
-        if self._events is not None:
-            self._events.put((method, arguments))
+    def _tagged_pictures(self, epochs_done: int) -> dict[int, dict[str, bytes]]:
+        """Return PNGs by epochs done, then tag; those of the best weights stand at the last epoch."""
+        tagged: dict[int, dict[str, bytes]] = {}
+        for when, drawn in [*self._earlier.items(), *self._pictures.predictions.items()]:
+            at, title = (epochs_done, "best") if when is None else (when, "predictions")
+            tagged.setdefault(at, {}).update({f"{title}/{name}": picture for name, picture in drawn.items()})
+        return tagged
 
 
-def _device(cpus: int) -> str:
-    """What this worker computes on, in words."""
-    for gpu in tf.config.get_visible_devices("GPU"):
-        return str(tf.config.experimental.get_device_details(gpu).get("device_name", gpu.name))
-    return f"{cpus} CPU core" + ("s" if cpus > 1 else "")
+class FactsCallback(Callback):
+    """Uploads the facts of a finished run for its report.
+
+    Args:
+        report: The run's report in the bucket.
+        recipe: The run's recipe.
+    """
+
+    def __init__(self, report: Bucket, recipe: Recipe) -> None:
+        self._report = report
+        self._recipe = recipe
+
+    def on_train_end(self, result: TrainingResult, save: Callable[[Path], None]) -> None:  # noqa: ARG002
+        self._report.put(FACTS_FILE, run_facts(result, self._recipe).model_dump_json(indent=1).encode())
+
+
+class WandbCallback(Callback):
+    """Logs metrics and predictions to W&B, and keeps the files of an offline run in the bucket.
+
+    Args:
+        tracked: The run in W&B.
+        bucket: The bucket.
+        run: Name of the run.
+    """
+
+    def __init__(self, tracked: WandbTracker, bucket: Bucket, run: str) -> None:
+        self._tracked = tracked
+        self._bucket = bucket
+        self._run = run
+        self._finished = False
+
+    def on_resume(self, history: History, where: str) -> None:  # noqa: ARG002
+        for metrics in history:  # another machine may have logged them, and be gone with what it had not sent
+            self._tracked.log(metrics)
+
+    def on_epoch_end(self, metrics: dict[str, float]) -> None:
+        self._tracked.log(metrics)
+
+    def on_predictions(self, epochs_done: int | None, images: Sequence[PredictedImage]) -> None:
+        self._tracked.predictions(epochs_done, images)
+
+    def on_train_end(self, result: TrainingResult, save: Callable[[Path], None]) -> None:  # noqa: ARG002
+        self._tracked.finish(summary_of(result.metrics))
+        self._finished = True
+
+    def on_close(self, *, failed: bool) -> None:  # noqa: ARG002
+        """Close a run that has not finished, and upload what W&B was not sent: this machine may be gone tomorrow."""
+        if not self._finished:
+            self._tracked.abort()
+        keep_files(self._bucket, self._run, self._tracked.kept_files)
+
+
+class CheckpointCallback(Callback):
+    """Reports checkpoints to Ray Train, which is a barrier for all workers; the first worker saves and uploads them.
+
+    Must be the last of a list: a run has finished when its last checkpoint, with the model, is reported.
+
+    Args:
+        folder: The run's folder in the bucket on the first worker; None on all others.
+        tensorboard: Writes the event file, which is uploaded with each checkpoint.
+        wandb_run: W&B's path of the run, for the driver.
+    """
+
+    def __init__(
+        self,
+        folder: Bucket | None = None,
+        tensorboard: TensorBoardCallback | None = None,
+        wandb_run: str | None = None,
+    ) -> None:
+        self._folder = folder
+        self._tensorboard = tensorboard
+        self._wandb_run = wandb_run
+
+    def on_checkpoint(self, history: History, save: Callable[[Path], None]) -> None:
+        self._report(history, history[-1] if history else {}, save)
+
+    def on_train_end(self, result: TrainingResult, save: Callable[[Path], None]) -> None:
+        def save_all(folder: Path) -> None:
+            save(folder)
+            save_model(folder / FINAL_FOLDER, result)
+
+        reported = {"wandb_run": self._wandb_run, "metrics": result.metrics}
+        self._report(result.progress.history, reported, save_all)
+
+    def _report(self, history: History, metrics: dict[str, Any], save: Callable[[Path], None]) -> None:
+        if self._folder is None:
+            ray.train.report(metrics)
+            return
+        local = tempfile.mkdtemp(prefix="nucleus-checkpoint-")
+        save(Path(local))
+        write_sums(Path(local))
+        ray.train.report(  # Ray uploads in the background, in order, and removes the folder then
+            metrics,
+            checkpoint=ray.train.Checkpoint.from_directory(local),
+            checkpoint_upload_mode=ray.train.CheckpointUploadMode.ASYNC,
+            checkpoint_upload_fn=self._upload(self._folder, list(history)),
+        )
+
+    def _upload(self, folder: Bucket, history: History) -> Callable[[Any, str], Any]:
+        """Return a function that uploads a checkpoint, then the history, then the event file.
+
+        Each file is one request of our own client: Ray's own way, `pyarrow.fs.copy_files`, took 2.2 s of the embedded
+        server's time for 21 MB; this takes 0.15 s.
+        """
+        storage = ray.train.get_context().get_storage()
+        upload_events = self._tensorboard.upload(history) if self._tensorboard else None
+
+        def upload(checkpoint: Any, name: str) -> Any:
+            local = Path(checkpoint.path)
+            for path in sorted(path for path in local.rglob("*") if path.is_file()):
+                folder.put(f"{name}/{path.relative_to(local).as_posix()}", path)
+            folder.put(HISTORY_FILE, json.dumps(history).encode())
+            if upload_events is not None:
+                upload_events()
+            return ray.train.Checkpoint(f"{storage.experiment_fs_path}/{name}", storage.storage_filesystem)
+
+        return upload

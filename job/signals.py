@@ -1,4 +1,4 @@
-"""What a run is asked from outside while it trains: to stop, or to save as a machine will be lost or it is time."""
+"""Signals to a running job: stop, or save a checkpoint because a machine will be lost or one is due."""
 
 import signal
 import threading
@@ -8,20 +8,20 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-from job.events import beside_driver
+from job.events import driver_node_options
 from nucleus.errors import RunStoppedError
 from nucleus.runs.plan import RunPlan
-from nucleus.training.callbacks import Demand
+from nucleus.training.callbacks import Signal, Signals
 
-__all__ = ["Demands", "stop_request", "stops_on_sigterm"]
-
-
-_LOOK_SECONDS = 10.0
-"""Ray's own watcher looks every 5 s, and a reclaimed machine has 30 s and more."""
+__all__ = ["RunSignals", "stop_request", "stops_on_sigterm"]
 
 
-class _Request:
-    """A Ray actor: whether a stop was asked for."""
+_CHECK_SECONDS = 10.0
+"""Seconds between two checks. Ray's own watcher checks every 5 s; a reclaimed machine gives 30 s notice or more."""
+
+
+class _StopRequest:
+    """A Ray actor that records whether a stop was requested."""
 
     def __init__(self) -> None:
         self._asked = False
@@ -34,19 +34,22 @@ class _Request:
 
 
 def stop_request() -> Any:
-    """A new request, which nobody has asked for yet; workers get its handle."""
+    """Start the actor that records whether a stop was requested; return its handle, for driver and workers."""
     import ray
 
-    return ray.remote(_Request).options(**beside_driver()).remote()
+    return ray.remote(_StopRequest).options(**driver_node_options()).remote()
 
 
 @contextmanager
 def stops_on_sigterm(request: Any, plan: RunPlan) -> Iterator[None]:
-    """Within the block SIGTERM asks the run to save and stop instead of ending this process; a second one ends it.
+    """Within the block, SIGTERM asks the run to save and stop instead of ending this process; a second one ends it.
 
-    The second is for a run that cannot hear, because it waits for machines.
+    The second one is for a run that cannot answer because it waits for machines.
+
+    Raises:
+        RunStoppedError: SIGTERM arrived a second time.
     """
-    if threading.current_thread() is not threading.main_thread():  # Python takes signals in that one alone
+    if threading.current_thread() is not threading.main_thread():  # Python handles signals in the main thread only
         yield
         return
 
@@ -55,7 +58,10 @@ def stops_on_sigterm(request: Any, plan: RunPlan) -> Iterator[None]:
     def ask(_number: int, _frame: FrameType | None) -> None:
         nonlocal asked
         if asked:
-            raise RunStoppedError(f"The run {plan.run} was told twice to stop. {plan.how_to_go_on}")
+            raise RunStoppedError(
+                f"Expected the run {plan.run} to save and stop; a second SIGTERM arrived before that. "
+                f"{plan.how_to_go_on}"
+            )
         asked = True
         request.ask.remote()
 
@@ -66,12 +72,12 @@ def stops_on_sigterm(request: Any, plan: RunPlan) -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-class Demands:
-    """One worker's ear for demands. The first worker looks from time to time; then all of them learn what is asked.
+class RunSignals(Signals):
+    """The signals that one worker receives: the first worker checks now and then, and broadcasts to the others.
 
     Args:
         request: The driver's `stop_request`.
-        save_every: Seconds after which to save again, for a run that Ray may start again at any time; or None.
+        save_every: Seconds between checkpoints for a run that Ray may restart at any time; None for no limit.
         first: Whether this is the first worker.
     """
 
@@ -80,46 +86,46 @@ class Demands:
         self._save_every = save_every
         self._first = first
         self._saved_at = time.monotonic()
-        self._look_seconds = min(_LOOK_SECONDS, save_every or _LOOK_SECONDS)
-        self._next_look = time.monotonic() + self._look_seconds
-        self._asking: Any = None
+        self._check_seconds = min(_CHECK_SECONDS, save_every or _CHECK_SECONDS)
+        self._next_check = time.monotonic() + self._check_seconds
+        self._answer: Any = None
         self._stop = False
         self._saved_for: set[str] = set()
 
-    def attention(self) -> bool:
-        """Whether it is time for `demand`; costs next to nothing."""
+    def pending(self) -> bool:
+        """Return whether it is time for `read`, on the first worker; False on all others."""
         if not self._first:
             return False
-        self._hear()
-        return self._stop or time.monotonic() >= self._next_look
+        self._poll()
+        return self._stop or time.monotonic() >= self._next_check
 
-    def demand(self) -> Demand:
-        """What is asked, the same on every worker; each must call it."""
+    def read(self) -> Signal:
+        """Return the signal, which is the same on every worker; every worker must call it."""
         import ray.train.collective
 
         now = time.monotonic()
-        self._next_look = now + self._look_seconds
-        late = self._save_every is not None and now - self._saved_at >= self._save_every
-        stop, save = ray.train.collective.broadcast_from_rank_zero((self._stop, late))
+        self._next_check = now + self._check_seconds
+        due = self._save_every is not None and now - self._saved_at >= self._save_every
+        stop, save = ray.train.collective.broadcast_from_rank_zero((self._stop, due))
         if stop:
-            return Demand.STOP
+            return Signal.STOP
         info = ray.train.get_preemption_info()
-        going = set(info.preempted_node_ids) if info is not None else set()
-        if going <= self._saved_for:
-            return Demand.SAVE if save else Demand.GO_ON
-        self._saved_for = going
-        return Demand.SAVE_FROM_LOSS
+        leaving = set(info.preempted_node_ids) if info is not None else set()
+        if leaving <= self._saved_for:
+            return Signal.SAVE if save else Signal.CONTINUE
+        self._saved_for = leaving
+        return Signal.SAVE_BEFORE_LOSS
 
     def saved(self) -> None:
-        """A checkpoint was kept."""
+        """Note that a checkpoint is saved now, for the next one that is due."""
         self._saved_at = time.monotonic()
 
-    def _hear(self) -> None:
-        """Ask the driver's request without waiting for its answer."""
+    def _poll(self) -> None:
+        """Look up the driver's stop request without waiting for the answer."""
         import ray
 
-        if self._asking is None:
-            self._asking = self._request.asked.remote()
-        elif ray.wait([self._asking], timeout=0)[0]:
-            self._stop = bool(ray.get(self._asking))
-            self._asking = None
+        if self._answer is None:
+            self._answer = self._request.asked.remote()
+        elif ray.wait([self._answer], timeout=0)[0]:
+            self._stop = bool(ray.get(self._answer))
+            self._answer = None

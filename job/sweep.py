@@ -1,30 +1,29 @@
-"""Several runs of one recipe with different settings, as trials of Ray Tune; only the best is published."""
+"""Sweeps: runs of one recipe with different settings, as trials of Ray Tune; only the best one is published."""
 
 import os
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
 from job.capacity import Capacity, resources_needed
 from job.cluster import capacities, connected
-from job.events import Listener, forwarded
+from job.events import EventCallback, event_queue
 from job.filesystem import run_storage
 from job.publishing import Fitted, publish_fitted
 from job.reporting import report_published, report_run
 from job.train import RunOptions, fit, plan_run
 from nucleus.config.recipe import Recipe
 from nucleus.errors import JobError, NucleusError, RecipeError
-from nucleus.progress import Advance, no_progress
 from nucleus.registry.manifest import ModelManifest
 from nucleus.runs.plan import RunPlan, save_plan
 from nucleus.storage.retries import set_storage_timeout, storage_timeout
 from nucleus.storage.uri import parse_uri
+from nucleus.training.callbacks import Callback
 
 __all__ = ["Outcome", "SweepResult", "Trial", "sweep"]
 
 _TRIAL_BYTES = 256 << 20
-"""What a trial takes beside its workers; Ray Tune has none that takes nothing."""
+"""Memory that a trial reserves besides its workers; Ray Tune has no trial without resources."""
 _NUMBER, _FITTED, _ERROR = "trial", "fitted", "error"
 
 
@@ -33,8 +32,8 @@ class Trial:
     """One run of a sweep.
 
     Attributes:
-        settings: What it has instead of the recipe's, as KEY=VALUE.
-        recipe: With these settings.
+        settings: The settings that differ from the recipe's, as KEY=VALUE.
+        recipe: The recipe with these settings.
     """
 
     settings: tuple[str, ...]
@@ -43,14 +42,14 @@ class Trial:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a trial.
+    """The outcome of a trial.
 
     Attributes:
-        run: Its run.
-        settings: Its settings.
-        fitted: What it left, if it finished.
-        score: The gate's metric on the validation split, if it finished.
-        error: Why it did not.
+        run: Name of the run.
+        settings: Settings of the trial.
+        fitted: The finished run; None if it failed.
+        score: The gate's metric on the validation split; None if the trial failed.
+        error: Why the trial failed; None if it finished.
     """
 
     run: str
@@ -62,74 +61,49 @@ class Outcome:
 
 @dataclass(frozen=True)
 class SweepResult:
-    """All trials, the best first, and the version that the best one became."""
+    """All trials, the best one first, and the version that was published from it."""
 
     outcomes: list[Outcome]
     published: ModelManifest
 
 
-class _SweepSide:
-    """Passes on what trials tell, each line with its number.
+class _TrialCallback(Callback):
+    """Passes on a trial's stages, warnings and epochs as lines that begin with its number.
+
+    Steps are left out, because trials run in parallel.
 
     Args:
-        listener: Who hears it.
+        number: The trial's number, from 1.
+        callback: Receives the lines.
     """
 
-    def __init__(self, listener: Listener) -> None:
-        self._listener = listener
+    def __init__(self, number: int, callback: Callback) -> None:
+        self._number = number
+        self._callback = callback
 
-    def stage(self, number: int, text: str) -> None:
-        """A new part of a trial's work begins."""
-        self._listener.stage(f"trial {number}: {text}")
+    def on_stage(self, text: str) -> None:
+        self._callback.on_stage(f"trial {self._number}: {text}")
 
-    def warn(self, number: int, text: str) -> None:
-        """Something that a person should know."""
-        self._listener.warn(f"trial {number}: {text}")
+    def on_warning(self, text: str) -> None:
+        self._callback.on_warning(f"trial {self._number}: {text}")
 
-    def steps(self, *_: object) -> None:
-        """Do nothing: trials run beside each other."""
-
-    def epoch(self, number: int, metrics: dict[str, float]) -> None:
-        """An epoch of a trial is done."""
+    def on_epoch_end(self, metrics: dict[str, float]) -> None:
         names = {"loss": "loss", "val_loss": "val loss", "val_map": "mAP", "val_iou": "IoU", "val_dice": "Dice"}
         scores = ", ".join(f"{title} {metrics[name]:.4f}" for name, title in names.items() if name in metrics)
-        self._listener.stage(f"trial {number}: epoch {metrics['epoch'] + 1:.0f}: {scores}")
-
-
-class _TrialSide:
-    """A `job.events.Listener` in a trial, which tells the sweep's queue."""
-
-    def __init__(self, events: Any, number: int) -> None:
-        self._events = events
-        self._number = number
-
-    def stage(self, text: str) -> None:
-        self._events.put(("stage", (self._number, text)))
-
-    def warn(self, text: str) -> None:
-        self._events.put(("warn", (self._number, text)))
-
-    def watch(self, title: str, unit: str = "items") -> AbstractContextManager[Advance]:  # noqa: ARG002
-        return nullcontext(no_progress)
-
-    def steps(self, *_: object) -> None:
-        pass
-
-    def epoch(self, metrics: dict[str, float]) -> None:
-        self._events.put(("epoch", (self._number, metrics)))
+        self.on_stage(f"epoch {metrics['epoch'] + 1:.0f}: {scores}")
 
 
 def sweep(
-    name: str, trials: Sequence[Trial], options: RunOptions, listener: Listener, at_once: int | None = None
+    name: str, trials: Sequence[Trial], options: RunOptions, callback: Callback, at_once: int | None = None
 ) -> SweepResult:
-    """Run every trial, as many at once as there is room for, and publish the one that validates best.
+    """Run every trial, as many in parallel as the cluster has room for, and publish the one that validates best.
 
     Args:
-        name: The sweep's; its runs are `<name>-01` and so on, and it is their group in W&B.
-        trials: What to run; all of one model and dataset.
-        options: How to run.
-        listener: Who hears of it.
-        at_once: How many at once at most.
+        name: Name of the sweep; its runs are `<name>-01` and so on, and it is their group in W&B.
+        trials: The trials; all of one model and dataset.
+        options: Options of every run.
+        callback: Receives stages, warnings and epochs of all trials as lines.
+        at_once: Largest number of trials in parallel.
 
     Raises:
         RecipeError: The trials have different models, datasets or buckets.
@@ -139,48 +113,48 @@ def sweep(
     if len({(trial.recipe.model, trial.recipe.dataset, trial.recipe.bucket) for trial in trials}) > 1:
         raise RecipeError("Expected trials of one model on one dataset in one bucket; --over changes them.")
     plans = [
-        plan_run(trial.recipe, replace(options, run=f"{name}-{number:02d}"), listener, name)
+        plan_run(trial.recipe, replace(options, run=f"{name}-{number:02d}"), callback, name)
         for number, trial in enumerate(trials, 1)
     ]
-    listener.stage(f"Sweep {name}: {len(plans)} trials")
+    callback.on_stage(f"Sweep {name}: {len(plans)} trials")
     largest = max(plans, key=lambda plan: sum(resources_needed(plan.recipe).values()))
     with connected(largest.recipe, own=False, verbose=options.verbose):
-        room = _trials_in_room(largest.recipe, capacities())
+        most = _trials_in_room(largest.recipe, capacities())
         bucket = options.bucket(largest.bucket)
         options.local_folder.mkdir(parents=True, exist_ok=True)
         for plan in plans:
             save_plan(bucket, plan)
-        results = _tune(name, plans, options, listener, min(room, at_once or room))
+        results = _tune(name, plans, options, callback, min(most, at_once or most))
         outcomes = [_outcome(plan, trial, result) for plan, trial, result in zip(plans, trials, results, strict=True)]
         outcomes.sort(key=lambda outcome: -1.0 if outcome.score is None else outcome.score, reverse=True)
         best = outcomes[0]
         if best.fitted is None:
             raise JobError(f"Expected a trial of {name} to finish; none did. The first: {best.error}")
         by_run = {plan.run: plan for plan in plans}
-        published = publish_fitted(by_run[best.run], best.fitted, bucket, listener)
-    report_published(by_run[best.run], published, bucket, listener, {})
+        published = publish_fitted(by_run[best.run], best.fitted, bucket, callback)
+    report_published(by_run[best.run], published, bucket, callback, {})
     for outcome in outcomes[1:]:
         if outcome.fitted is not None:
             fitted = outcome.fitted
-            report_run(by_run[outcome.run], fitted.metrics, fitted.wandb_run, bucket, listener)
+            report_run(by_run[outcome.run], fitted.metrics, fitted.wandb_run, bucket, callback)
     return SweepResult(outcomes, published)
 
 
 def _trials_in_room(recipe: Recipe, room: dict[str, Capacity]) -> int:
-    """How many runs of a recipe a cluster has room for, at least one."""
+    """Return how many runs of a recipe a cluster has room for, at least one."""
     return max(1, min(int(room[name].most // count) for name, count in resources_needed(recipe).items() if count))
 
 
 def _tune(
-    name: str, plans: Sequence[RunPlan], options: RunOptions, listener: Listener, at_once: int
+    name: str, plans: Sequence[RunPlan], options: RunOptions, callback: Callback, at_once: int
 ) -> list[dict[str, Any]]:
-    """What each trial reported, in the order of the plans."""
+    """Run the trials; return what each one reported, in the order of the plans."""
     from ray import tune
 
     if not options.verbose:
         os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the new one prints boxes in spite of verbose=0
     home = parse_uri(plans[0].bucket)
-    with forwarded(_SweepSide(listener), lambda: None) as events:
+    with event_queue(callback, lambda: None) as events:
         trial = tune.with_parameters(
             _run_trial,
             plans=[plan.model_dump_json() for plan in plans],
@@ -199,12 +173,12 @@ def _tune(
                 verbose=1 if options.verbose else 0,
             ),
         )
-        found = {result.config[_NUMBER]: _ask(result) for result in tuner.fit()}
+        found = {result.config[_NUMBER]: _reported(result) for result in tuner.fit()}
     return [found[number] for number in range(len(plans))]
 
 
 def _run_trial(config: dict[str, int], plans: list[str], options: RunOptions, timeout: float, events: Any) -> None:
-    """A trial, in an actor of Ray Tune: one whole run but for the publishing."""
+    """Run one trial, in an actor of Ray Tune: a whole run without publishing."""
     from ray import tune
 
     set_storage_timeout(timeout)
@@ -212,25 +186,25 @@ def _run_trial(config: dict[str, int], plans: list[str], options: RunOptions, ti
     plan = RunPlan.model_validate_json(plans[number])
     try:
         with connected(plan.recipe, own=False, verbose=options.verbose):
-            side = _TrialSide(events, number + 1)
-            fitted = fit(plan, options, side)
+            callback = _TrialCallback(number + 1, EventCallback(events))
+            fitted = fit(plan, options, callback)
     except NucleusError as error:
         tune.report({_ERROR: str(error)})
         return
     metric = plan.recipe.gate.metric
-    side.stage(f"done: val {metric} {fitted.metrics['val']['all'][metric]:.4f}")
+    callback.on_stage(f"done: val {metric} {fitted.metrics['val']['all'][metric]:.4f}")
     tune.report({_FITTED: vars(fitted)})
 
 
-def _ask(result: Any) -> dict[str, Any]:
-    """What a trial reported, or why Ray ended it."""
+def _reported(result: Any) -> dict[str, Any]:
+    """Return what a trial reported, or the error with which Ray ended it."""
     if result.error is not None:
         return {_ERROR: (str(result.error).strip().splitlines() or [type(result.error).__name__])[-1]}
     return dict(result.metrics)
 
 
-def _outcome(plan: RunPlan, trial: Trial, told: dict[str, Any]) -> Outcome:
-    if _ERROR in told:
-        return Outcome(plan.run, trial.settings, None, None, told[_ERROR])
-    fitted = Fitted(**told[_FITTED])
+def _outcome(plan: RunPlan, trial: Trial, reported: dict[str, Any]) -> Outcome:
+    if _ERROR in reported:
+        return Outcome(plan.run, trial.settings, None, None, reported[_ERROR])
+    fitted = Fitted(**reported[_FITTED])
     return Outcome(plan.run, trial.settings, fitted, fitted.metrics["val"]["all"][plan.recipe.gate.metric], None)

@@ -8,7 +8,7 @@ from pathlib import Path
 import job
 from job.capacity import resources_needed, shortage
 from job.cluster import capacities, connected
-from job.events import Listener, SilentListener, forwarded
+from job.events import event_queue
 from job.filesystem import run_storage
 from job.publishing import Fitted, judge, publish_fitted
 from job.ray_internals import our_error
@@ -26,6 +26,7 @@ from nucleus.storage.bucket import Bucket, check_conditional_writes
 from nucleus.storage.retries import storage_timeout
 from nucleus.storage.uri import bucket_from_environment, parse_uri
 from nucleus.tracking.wandb_run import check_tracking, tracking_mode
+from nucleus.training.callbacks import Callback
 from nucleus.versions import commit
 
 __all__ = ["RunOptions", "fit", "plan_run", "resume", "train"]
@@ -68,7 +69,7 @@ _METRICS = "metrics"
 """What only a run that has finished reports."""
 
 
-def fit(plan: RunPlan, options: RunOptions, listener: Listener) -> Fitted:
+def fit(plan: RunPlan, options: RunOptions, callback: Callback) -> Fitted:
     """Run the workers of a plan on the cluster that this process is connected to.
 
     Raises:
@@ -89,9 +90,9 @@ def fit(plan: RunPlan, options: RunOptions, listener: Listener) -> Fitted:
     def no_worker_yet() -> None:
         waits = shortage(resources_needed(recipe), capacities())
         if waits:
-            listener.stage(f"Waiting for {waits}")
+            callback.on_stage(f"Waiting for {waits}")
 
-    with forwarded(listener, no_worker_yet) as events, stops_on_sigterm(stop, plan):
+    with event_queue(callback, no_worker_yet) as events, stops_on_sigterm(stop, plan):
         trainer = DataParallelTrainer(
             train_worker,
             backend_config=job.MultiWorkerConfig(),
@@ -139,19 +140,19 @@ def _explained(error: BaseException, plan: RunPlan, options: RunOptions) -> Nucl
     )
 
 
-def train(recipe: Recipe, options: RunOptions | None = None, listener: Listener | None = None) -> ModelManifest:
+def train(recipe: Recipe, options: RunOptions | None = None, callback: Callback | None = None) -> ModelManifest:
     """Train by a recipe on the Ray cluster at hand and publish the best weights.
 
     Raises:
         NucleusError: Whatever prevents it, before anything is started where it can be known.
     """
     options = options or RunOptions()
-    listener = listener or SilentListener()
-    return _execute(plan_run(recipe, options, listener), options, listener, new=True)
+    callback = callback or Callback()
+    return _execute(plan_run(recipe, options, callback), options, callback, new=True)
 
 
 def resume(
-    run: str, bucket: str | None, options: RunOptions | None = None, listener: Listener | None = None
+    run: str, bucket: str | None, options: RunOptions | None = None, callback: Callback | None = None
 ) -> ModelManifest:
     """Go on with a run from its last checkpoint, by the recipe and data that it began with.
 
@@ -159,28 +160,28 @@ def resume(
         JobError: There is no such run.
     """
     options = options or RunOptions()
-    listener = listener or SilentListener()
+    callback = callback or Callback()
     store = options.bucket(bucket)
     check_conditional_writes(store)
     plan = load_plan(store, run).model_copy(update={"folder": str(options.local_folder)})
     published = version_of_run(store, plan.recipe.model, run)
     if published is None:
-        return _execute(plan, options, listener, new=False)
-    judge(store, published, plan, listener)
+        return _execute(plan, options, callback, new=False)
+    judge(store, published, plan, callback)
     if has_facts(store, run):
-        report_published(plan, published, store, listener, {})
+        report_published(plan, published, store, callback, {})
     else:
-        listener.warn(f"The run {run} has no report: an older version of this package trained it.")
+        callback.on_warning(f"The run {run} has no report: an older version of this package trained it.")
     return published
 
 
-def plan_run(recipe: Recipe, options: RunOptions, listener: Listener, group: str | None = None) -> RunPlan:
+def plan_run(recipe: Recipe, options: RunOptions, callback: Callback, group: str | None = None) -> RunPlan:
     """Find out what can be wrong before a cluster is used.
 
     Args:
         recipe: What to run.
         options: How to run it.
-        listener: Is warned.
+        callback: Is warned.
         group: What the run belongs to, such as a sweep.
 
     Raises:
@@ -200,15 +201,15 @@ def plan_run(recipe: Recipe, options: RunOptions, listener: Listener, group: str
     check_conditional_writes(bucket)
     run = options.run or new_run_name(recipe.model)
     try:
-        with listener.watch("encoder weights", "bytes") as advance:
+        with callback.progress("encoder weights", "bytes") as advance:
             network = recipe.network
-            weights = provide_weights(network.weights, network.encoder, bucket, run, advance, listener.stage)
+            weights = provide_weights(network.weights, network.encoder, bucket, run, advance, callback.on_stage)
     except WeightsError as error:
         if not (options.weights_optional and recipe.network.weights == "imagenet"):
             raise
         weights = None
         recipe = recipe.with_random_encoder()
-        listener.warn(f"Going on WITHOUT pretrained encoder weights, so results will be worse. {error}")
+        callback.on_warning(f"Going on WITHOUT pretrained encoder weights, so results will be worse. {error}")
     return RunPlan(
         run=run,
         bucket=str(bucket.uri),
@@ -224,17 +225,17 @@ def plan_run(recipe: Recipe, options: RunOptions, listener: Listener, group: str
     )
 
 
-def _execute(plan: RunPlan, options: RunOptions, listener: Listener, *, new: bool) -> ModelManifest:
+def _execute(plan: RunPlan, options: RunOptions, callback: Callback, *, new: bool) -> ModelManifest:
     bucket = options.bucket(plan.bucket)
-    listener.stage(f"Training {plan.run} on {plan.recipe.workers}")
+    callback.on_stage(f"Training {plan.run} on {plan.recipe.workers}")
     options.local_folder.mkdir(parents=True, exist_ok=True)  # workers on this machine use it if it is there
     with connected(plan.recipe, own=options.own_cluster, verbose=options.verbose):
         if new:  # only now, so that a run which could not begin leaves its name free
             save_plan(bucket, plan)
         begun = time.monotonic()
-        fitted = fit(plan, options, listener)
+        fitted = fit(plan, options, callback)
         trained = time.monotonic()
-        manifest = publish_fitted(plan, fitted, bucket, listener)
+        manifest = publish_fitted(plan, fitted, bucket, callback)
     seconds = {"train": trained - begun, "publish": time.monotonic() - trained}
-    report_published(plan, manifest, bucket, listener, seconds)
+    report_published(plan, manifest, bucket, callback, seconds)
     return manifest

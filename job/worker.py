@@ -1,4 +1,4 @@
-"""What TensorFlow may use of a machine: no more than Ray has given this process."""
+"""The worker of a training run: limits of its process, its input, and the call of the trainer."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import job
 import nucleus
 from nucleus.lazy import tf
 from nucleus.runs.plan import RunPlan
 from nucleus.storage.files import check_sums
-from nucleus.versions import installed_versions
-
-if TYPE_CHECKING:
-    from nucleus.tracking.wandb_run import Tracker
 
 __all__ = ["limit_devices", "train_worker"]
 
 
 def limit_devices(cpus: int, gpus: int) -> None:
-    """Let TensorFlow use so many cores, and GPUs (0 or 1: the one that Ray has left visible). Before its first use."""
+    """Limit TensorFlow to what Ray has given this process; must be called before TensorFlow's first operation.
 
+    Args:
+        cpus: CPU cores.
+        gpus: 0, or 1 for the GPU that Ray has left visible.
+    """
     tf.config.threading.set_intra_op_parallelism_threads(cpus)
     tf.config.threading.set_inter_op_parallelism_threads(2)  # one would deadlock with the collectives
     if not gpus:  # Ray 2.60 leaves all GPUs visible to a worker that asked for none
@@ -35,12 +35,16 @@ def limit_devices(cpus: int, gpus: int) -> None:
 
 
 def train_worker(config: dict[str, Any]) -> None:
-    """Train as one of the workers of `config["plan"]`; tell `config["events"]`, and hear `config["stop"]`."""
+    """Train as one of the workers of a run.
+
+    Args:
+        config: `plan`, the `RunPlan` as JSON; `events`, the driver's queue; `stop`, the driver's stop request.
+    """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     plan = RunPlan.model_validate_json(config["plan"])
-    _tell_that_it_began(config["events"])
+    _announce_start(config["events"])
     limit_devices(plan.recipe.cpus_per_worker, plan.recipe.gpus_per_worker)
-    _reach_workers_directly()
+    _bypass_proxy()
 
     workers = nucleus.training.Workers()
     cache_dir = Path(plan.recipe.cache_dir) if plan.recipe.cache_dir else nucleus.data.default_cache_dir()
@@ -50,37 +54,33 @@ def train_worker(config: dict[str, Any]) -> None:
         cache=nucleus.data.ShardCache(cache_dir, plan.recipe.cache_limit_gib),
         encoder_weights=nucleus.registry.fetch_weights(weights, cache_dir) if weights else None,
     )
-    tracker = _tracker(plan, cache_dir, first=workers.rank == 0)
-    elastic = plan.recipe.workers.elastic
-    demands = job.Demands(config["stop"], plan.recipe.resize_interval if elastic else None, first=workers.rank == 0)
-    local = _usable(Path(plan.folder), cache_dir / "runs") / plan.run
-    reporter = job.RayReporter(plan, tracker, demands, config["events"] if workers.rank == 0 else None, local)
+    first = workers.rank == 0
+    local = _writable(Path(plan.folder), cache_dir / "runs") / plan.run
+    wandb_dir = _writable(Path(plan.wandb_dir), cache_dir)
+    callback = job.worker_callbacks(plan, config["events"] if first else None, local, wandb_dir)
+    save_every = plan.recipe.resize_interval if plan.recipe.workers.elastic else None
+    signals = job.RunSignals(config["stop"], save_every, first=first)
     try:
         with _checkpoint() as folder:
-            finished = nucleus.training.train(plan.recipe, given, workers, reporter, folder)
-        if finished is None:
-            tracker.abort()
+            nucleus.training.train(plan.recipe, given, workers, callback, signals, folder)
     except BaseException:
-        with suppress(Exception):  # or it would hide why
-            tracker.abort()
-            _keep_offline_files(plan, tracker)
+        with suppress(Exception):  # it would hide the first error
+            callback.on_close(failed=True)
         raise
-    finally:
-        reporter.close()
-    _keep_offline_files(plan, tracker)
+    callback.on_close(failed=False)
 
 
-def _tell_that_it_began(events: Any) -> None:
+def _announce_start(events: Any) -> None:
     import ray.train
 
     context = ray.train.get_context()
     if context.get_world_rank() == 0:
-        events.put(("stage", (f"Workers that have started: {context.get_world_size()}",)))
+        job.EventCallback(events).on_stage(f"Workers started: {context.get_world_size()}")
 
 
 @contextmanager
 def _checkpoint() -> Iterator[Path | None]:
-    """The checkpoint to go on from, if there is one. Raises `IntegrityError` if it is damaged."""
+    """Give a folder with the checkpoint to resume from, or None. Raises `IntegrityError` if it is damaged."""
     import ray.train
 
     checkpoint = ray.train.get_checkpoint()
@@ -93,38 +93,13 @@ def _checkpoint() -> Iterator[Path | None]:
         yield Path(folder)
 
 
-def _reach_workers_directly() -> None:
-    """Keep TensorFlow's collectives, which are gRPC, from going over an `http_proxy` of this machine."""
+def _bypass_proxy() -> None:
+    """Keep TensorFlow's collectives, which use gRPC, from going through an `http_proxy` of this machine."""
     addresses = json.loads(os.environ["TF_CONFIG"])["cluster"]["worker"]
     hosts = ",".join(address.rpartition(":")[0] for address in addresses)
-    os.environ["no_grpc_proxy"] = hosts  # noqa: SIM112  gRPC knows it in lower case only
+    os.environ["no_grpc_proxy"] = hosts  # noqa: SIM112  gRPC reads the lower-case name only
 
 
-def _tracker(plan: RunPlan, cache_dir: Path, *, first: bool) -> Tracker:
-
-    if not first:
-        return nucleus.tracking.NoTracker()
-    config = {
-        **plan.recipe.model_dump(mode="json"),
-        "dataset_version": plan.dataset,
-        "run": plan.run,
-        "commit": plan.commit,
-        "versions": installed_versions(),
-    }
-    folder = _usable(Path(plan.wandb_dir), cache_dir)
-    return nucleus.tracking.make_tracker(
-        plan.run, plan.recipe.tracking, plan.wandb_mode, folder, config, plan.group, plan.commit
-    )
-
-
-def _usable(folder: Path, otherwise: Path) -> Path:
-    """A folder of the driver's machine, if it is there on this one too; it need not be."""
+def _writable(folder: Path, otherwise: Path) -> Path:
+    """Return a folder of the driver's machine if it exists and is writable on this machine too, else the other one."""
     return folder if folder.is_dir() and os.access(folder, os.W_OK) else otherwise
-
-
-def _keep_offline_files(plan: RunPlan, tracker: Tracker) -> None:
-    """Put what W&B has not been sent beside the run: this machine, or a job's folder on it, may be gone tomorrow."""
-
-    nucleus.tracking.keep_files(
-        nucleus.storage.Bucket(nucleus.storage.parse_uri(plan.bucket)), plan.run, tracker.kept_files
-    )

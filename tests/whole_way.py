@@ -19,36 +19,39 @@ from nucleus.registry.manifest import ModelManifest
 from nucleus.registry.versions import pull
 from nucleus.storage.bucket import Bucket
 from nucleus.storage.uri import S3Uri, parse_uri
+from nucleus.training.callbacks import Callback
 from tests.faults.policy import JOB_POLICY, allows
 from tests.faults.proxy import Fault, Proxy, Request
 
 __all__ = ["Recorder", "Trained", "recipe_for", "trained_with_least_rights"]
 
 
-class Recorder:
-    """A listener that remembers."""
+class Recorder(Callback):
+    """Remembers what a run shows."""
 
     def __init__(self) -> None:
         self.epochs: list[dict[str, float]] = []
         self.texts: list[str] = []
 
-    def stage(self, text: str) -> None:
+    def on_stage(self, text: str) -> None:
         self.texts.append(text)
 
-    def warn(self, text: str) -> None:
+    def on_warning(self, text: str) -> None:
         self.texts.append(text)
 
-    def watch(self, title: str, unit: str = "items") -> AbstractContextManager[Advance]:  # noqa: ARG002
+    def progress(self, title: str, unit: str = "items") -> AbstractContextManager[Advance]:  # noqa: ARG002
         self.texts.append(title)
         return nullcontext(no_progress)
 
-    def steps(self, epoch: int, epochs: int, done: int, total: int, loss: float, images_per_second: float) -> None:
+    def on_steps_end(
+        self, epoch: int, epochs: int, done: int, total: int, loss: float, images_per_second: float
+    ) -> None:
         assert 0 < done <= total
         assert loss > 0
         assert images_per_second > 0
         assert 0 <= epoch < epochs
 
-    def epoch(self, metrics: dict[str, float]) -> None:
+    def on_epoch_end(self, metrics: dict[str, float]) -> None:
         self.epochs.append(metrics)
 
 

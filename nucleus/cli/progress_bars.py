@@ -1,4 +1,4 @@
-"""How far work is: a bar on a terminal, one line at its end elsewhere; all on stderr."""
+"""Progress bars on a terminal, and one line at the end of the work elsewhere; everything on stderr."""
 
 import os
 import time
@@ -24,6 +24,7 @@ from rich.text import Text
 
 from nucleus.cli.output import note
 from nucleus.progress import Advance
+from nucleus.training.callbacks import Callback
 
 __all__ = [
     "TimeLeftColumn",
@@ -44,30 +45,30 @@ _WIDEST_BAR = 40
 
 
 def progress_console() -> Console:
-    """The console for bars and the lines above them."""
+    """Return the console for bars and the lines above them."""
     return Console(stderr=True, highlight=False)
 
 
 def draws_bars(console: Console) -> bool:
-    """Whether bars may be drawn: on a terminal that can move its cursor, and that is no CI service's.
+    """Return whether bars can be drawn: on a terminal that can move its cursor and does not belong to a CI service.
 
-    FORCE_COLOR lets rich take a pipe for a terminal; a bar has no place there.
+    With FORCE_COLOR, rich takes a pipe for a terminal; bars are not drawn there.
     """
     return console.is_interactive and console.file.isatty() and os.environ.get("CI", "").lower() in {"", "0", "false"}
 
 
 def clock(seconds: float) -> str:
-    """Seconds as `0:05`, `12:34` or `1:02:03`."""
+    """Return seconds as `0:05`, `12:34` or `1:02:03`."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
 class TimeLeftColumn(ProgressColumn):
-    """How long a task will still take, and when it is done, how long it took.
+    """The time left of a task, and the time that it took when it is done.
 
     Args:
-        left: The seconds that are left of a task, if they are known.
+        left: Returns the seconds left of a task, or None if they are not known.
     """
 
     max_refresh = 0.5
@@ -77,7 +78,7 @@ class TimeLeftColumn(ProgressColumn):
         super().__init__(Column(no_wrap=True))
 
     def render(self, task: Task) -> Text:
-        """The text of the column."""
+        """Return the text of the column."""
         if task.finished:
             return Text(f"in {clock(task.finished_time or 0)}")
         left = self._left(task)
@@ -85,10 +86,10 @@ class TimeLeftColumn(ProgressColumn):
 
 
 class _SpeedColumn(ProgressColumn):
-    """Bytes a second, over all of a task: rich's own has none for what comes in one piece."""
+    """Bytes per second over the whole task; rich's own column is empty if all bytes arrive at once."""
 
     def render(self, task: Task) -> Text:
-        """The text of the column."""
+        """Return the text of the column."""
         return Text(_speed(task.completed, task.finished_time or task.elapsed or 0))
 
 
@@ -97,21 +98,22 @@ def _speed(done: float, seconds: float) -> str:
 
 
 def bar_column() -> BarColumn:
-    """A bar that gives way where the terminal is narrow."""
+    """Return a bar that shrinks on a narrow terminal."""
     return BarColumn(bar_width=None, table_column=Column(max_width=_WIDEST_BAR))
 
 
 def made_bar(console: Console, *columns: ProgressColumn) -> Progress:
-    """A bar; what is written to stderr meanwhile stands above it.
+    """Return a bar; lines that are written to stderr while it is shown appear above it.
 
-    Stdout is left alone: where Ray may write, `job.cluster` turns it to stderr, and would undo that in another order.
+    Stdout is not redirected: `job.cluster` redirects it to stderr while Ray may write to it, and would undo that in
+    another order.
     """
     return Progress(*columns, console=console, redirect_stdout=False)
 
 
 def _bar(unit: Unit, console: Console) -> Progress:
     title = TextColumn("[progress.description]{task.description}")
-    whole = Column(no_wrap=True)  # else it would take two lines before the bar gives way
+    whole = Column(no_wrap=True)  # otherwise it would take two lines before the bar shrinks
     items, sizes = MofNCompleteColumn(table_column=whole), DownloadColumn(table_column=whole)
     counts = [items] if unit == "items" else [sizes, _SpeedColumn(whole)]
     return made_bar(console, title, bar_column(), *counts, TimeLeftColumn())
@@ -119,14 +121,14 @@ def _bar(unit: Unit, console: Console) -> Progress:
 
 @contextmanager
 def show_progress(title: str, unit: Unit = "items", console: Console | None = None) -> Iterator[Advance]:
-    """Give a function that shows progress: a bar on a terminal, one line at the end elsewhere.
+    """Give a function `advance(done, total)` that shows progress: a bar on a terminal, one line at the end elsewhere.
 
-    Of bytes nothing is shown before the first word of them, for what is wanted may be there already.
+    With the unit `bytes`, nothing is shown before the first call, because there may be nothing to transfer.
 
     Args:
-        title: What is done.
-        unit: Of what the function is told.
-        console: That of a display around this one.
+        title: Title of the bar.
+        unit: Unit of `done` and `total`.
+        console: Console of a display around this one; None for a new one.
     """
     console = console or progress_console()
     if draws_bars(console):
@@ -136,7 +138,7 @@ def show_progress(title: str, unit: Unit = "items", console: Console | None = No
 
 
 def _bar_to_end(title: str, unit: Unit, console: Console) -> Iterator[Advance]:
-    """Give a function that moves a bar. One of items is over with the last, so that the next stands below it."""
+    """Give a function that moves a bar. A bar of items ends with the last item; the next bar appears below it."""
     progress = _bar(unit, console)
     task: TaskID | None = None
 
@@ -144,7 +146,7 @@ def _bar_to_end(title: str, unit: Unit, console: Console) -> Iterator[Advance]:
         progress.start()
         return progress.add_task(title, total=total)
 
-    def tell(done: int, total: int) -> None:
+    def advance(done: int, total: int) -> None:
         nonlocal task
         task = begin(total) if task is None else task
         progress.update(task, completed=done, total=total)
@@ -153,27 +155,27 @@ def _bar_to_end(title: str, unit: Unit, console: Console) -> Iterator[Advance]:
 
     try:
         task = begin() if unit == "items" else None
-        yield tell
+        yield advance
     finally:
         progress.stop()
 
 
 def _line_at_end(title: str, unit: Unit) -> Iterator[Advance]:
-    """Give a function that is told of progress; write one line when all is done, or else when the block ends."""
+    """Give a function that records progress; write one line when all is done, or when the block ends."""
     started = time.monotonic()
     last: tuple[int, int] | None = None
     written = False
 
-    def tell(done: int, total: int) -> None:
+    def advance(done: int, total: int) -> None:
         nonlocal last, started, written
         if last is None and unit == "bytes":
             started = time.monotonic()
         last = (done, total)
-        if unit == "items" and done == total and not written:  # bytes may begin anew
+        if unit == "items" and done == total and not written:  # bytes may start again from 0
             written = True
             note(f"{title}: {done} of {total} in {time.monotonic() - started:.1f} s")
 
-    yield tell
+    yield advance
     seconds = time.monotonic() - started
     if unit == "items" and not written:
         done, total = last or (0, 0)
@@ -183,21 +185,21 @@ def _line_at_end(title: str, unit: Unit) -> Iterator[Advance]:
 
 
 _WIDE = 100
-"""Columns of a terminal on which the line of an epoch has room for what the bar tells too."""
+"""Columns of a terminal whose lines have room for the speed, which the bar shows too."""
 _SCORES = {"val_loss": "val loss", "val_map": "mAP", "val_iou": "IoU", "val_dice": "Dice"}
 
 
-class TrainingDisplay:
-    """A `job.events.Listener` that shows a run: one bar for the whole of it on a terminal, and one line an epoch."""
+class TrainingDisplay(Callback):
+    """Shows a run: one line per stage and epoch, and on a terminal one bar for the whole run; epochs from 1."""
 
     def __init__(self) -> None:
         self._console = progress_console()
         self._pace = _Pace()
         self._iou: float | None = None
         self._task: TaskID | None = None
-        self._progress: Progress | None = None
+        self._bar: Progress | None = None
         if draws_bars(self._console):
-            self._progress = made_bar(
+            self._bar = made_bar(
                 self._console,
                 TextColumn("{task.description}"),
                 bar_column(),
@@ -208,32 +210,30 @@ class TrainingDisplay:
             )
 
     def __enter__(self) -> "TrainingDisplay":
-        if self._progress is not None:
-            self._progress.start()
+        if self._bar is not None:
+            self._bar.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._progress is not None:
-            self._progress.stop()
+        if self._bar is not None:
+            self._bar.stop()
 
-    def stage(self, text: str) -> None:
-        """A line for a new stage."""
+    def on_stage(self, text: str) -> None:
         self._line(text)
 
-    def warn(self, text: str) -> None:
-        """A line for a warning."""
+    def on_warning(self, text: str) -> None:
         self._line(f"Warning: {text}")
 
-    def watch(self, title: str, unit: Unit = "items") -> AbstractContextManager[Advance]:
-        """Show the progress of something besides training."""
+    def progress(self, title: str, unit: Unit = "items") -> AbstractContextManager[Advance]:
         return show_progress(title, unit, self._console)
 
-    def steps(self, epoch: int, epochs: int, done: int, total: int, loss: float, images_per_second: float) -> None:
-        """Move the bar."""
-        self._pace.note(epoch * total + done, epochs * total, epochs)
-        if self._progress is None:
+    def on_steps_end(
+        self, epoch: int, epochs: int, done: int, total: int, loss: float, images_per_second: float
+    ) -> None:
+        self._pace.record(epoch * total + done, epochs * total, epochs)
+        if self._bar is None:
             return
-        told: dict[str, Any] = {
+        shown: dict[str, Any] = {
             "description": f"epoch {epoch + 1}/{epochs}",
             "completed": epoch * total + done,
             "total": epochs * total,
@@ -241,43 +241,42 @@ class TrainingDisplay:
             "speed": f"{images_per_second:.0f} images/s",
         }
         if self._task is None:
-            self._task = self._progress.add_task(**told)
+            self._task = self._bar.add_task(**shown)
         else:
-            self._progress.update(self._task, **told)
+            self._bar.update(self._task, **shown)
 
-    def epoch(self, metrics: dict[str, float]) -> None:
-        """A line for an epoch."""
+    def on_epoch_end(self, metrics: dict[str, float]) -> None:
         self._iou = metrics.get("val_iou", self._iou)
-        if self._progress is not None and self._task is not None:
-            self._progress.update(self._task, scores=self._scores(metrics["loss"]))
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, scores=self._scores(metrics["loss"]))
         of = f"/{self._pace.epochs}" if self._pace.epochs else ""
         parts = [f"epoch {metrics['epoch'] + 1:.0f}{of}: loss {metrics['loss']:.4f}"]
         parts += [f"{title} {metrics[name]:.4f}" for name, title in _SCORES.items() if name in metrics]
-        if self._progress is None or self._console.width >= _WIDE:
+        if self._bar is None or self._console.width >= _WIDE:
             parts.append(f"{metrics['images_per_second']:.1f} images/s")
         left = self._pace.seconds_left()
-        if self._progress is None and left is not None:
+        if self._bar is None and left is not None:
             parts.append(f"{clock(left)} left")
         self._line(", ".join(parts))
 
     def _scores(self, loss: float) -> str:
-        """What the bar says of the run: the loss, and the IoU of the last validation."""
+        """Return the scores beside the bar: the loss, and the IoU of the last validation."""
         return f"loss {loss:.4f}" + ("" if self._iou is None else f" IoU {self._iou:.4f}")
 
     def _seconds_left(self, _: Task) -> float | None:
         return self._pace.seconds_left()
 
     def _line(self, text: str) -> None:
-        if self._progress is not None:
-            self._progress.console.print(text, markup=False)
+        if self._bar is not None:
+            self._bar.console.print(text, markup=False)
         else:
             note(text)
 
 
 class _Pace:
-    """How long a run will still take, by the time that its steps have taken since the first, validation included.
+    """The time left of a run, estimated from the steps since the first one, validation included.
 
-    The first step, in which TensorFlow compiles, does not count. A run that goes on from a checkpoint begins anew.
+    The first step, in which TensorFlow compiles, is not counted. A run that resumes from a checkpoint starts again.
     """
 
     def __init__(self) -> None:
@@ -285,14 +284,14 @@ class _Pace:
         self._first: tuple[float, int] | None = None
         self._done = self._total = 0
 
-    def note(self, done: int, total: int, epochs: int) -> None:
-        """So many of the run's steps are done now."""
+    def record(self, done: int, total: int, epochs: int) -> None:
+        """Record that `done` of the run's `total` steps are done now."""
         if self._first is None or done <= self._done:
             self._first = (time.monotonic(), done)
         self.epochs, self._done, self._total = epochs, done, total
 
     def seconds_left(self) -> float | None:
-        """Seconds to the end of the last epoch; None where nothing is known yet."""
+        """Return the seconds to the end of the last epoch; None while they are not known."""
         if self._first is None or self._done <= self._first[1]:
             return None
         moment, done = self._first

@@ -97,7 +97,7 @@ WARM_UP_STEPS = 10
 
 
 class StepProfile:
-    """Records so many steps of a run's first epoch, driven by the calls of `nucleus.training.trainer.Reporter.steps`.
+    """Records so many steps of a run's first epoch, driven by the calls of `Callback.on_steps_end`.
 
     It begins after the first call by which ten steps were taken, and ends with the call by which as many as asked for
     were recorded, or with the epoch, so that no validation is in it: where a call is for several steps, these numbers

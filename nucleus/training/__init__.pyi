@@ -1,7 +1,9 @@
-from .callbacks import Augmented as Augmented
-from .callbacks import Demand as Demand
-from .callbacks import Finished as Finished
-from .callbacks import Reporter as Reporter
+from .callbacks import AugmentedImage as AugmentedImage
+from .callbacks import Callback as Callback
+from .callbacks import CallbackList as CallbackList
+from .callbacks import Signal as Signal
+from .callbacks import Signals as Signals
+from .callbacks import TrainingResult as TrainingResult
 from .callbacks import Watch as Watch
 from .callbacks import augmented_examples as augmented_examples
 from .callbacks import example_images as example_images
@@ -24,10 +26,10 @@ from .trainer import TrainingInput as TrainingInput
 from .trainer import TrainingRun as TrainingRun
 from .trainer import train as train
 from .tuning import tune_instances as tune_instances
-from .validation import EXTREMES as EXTREMES
-from .validation import Extreme as Extreme
-from .validation import Extremes as Extremes
+from .validation import RANKED_IMAGES as RANKED_IMAGES
+from .validation import ImageRanking as ImageRanking
 from .validation import PredictedImage as PredictedImage
+from .validation import RankedImage as RankedImage
 from .validation import predict_images as predict_images
 from .validation import score_image as score_image
 from .validation import score_images as score_images

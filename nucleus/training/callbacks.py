@@ -1,43 +1,47 @@
-"""What a run can be asked between two steps."""
+"""Callbacks of a training run, signals to it, and the example images that show how it learns."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from enum import Enum
-from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-from numpy.typing import NDArray
-
-from nucleus.config.recipe import Recipe
-from nucleus.data.cache import ShardCache
-from nucleus.data.dataset import Dataset
-from nucleus.data.pipeline import training_sample
-from nucleus.data.reader import LabelledImage, example_records
-from nucleus.data.shards import decode_record
+import nucleus
 from nucleus.lazy import keras, tf
-from nucleus.model.architecture import ModelConfig
-from nucleus.training.checkpoint import History, Progress
-from nucleus.training.validation import Extreme, PredictedImage
+from nucleus.progress import Advance, no_progress
 
-__all__ = ["Augmented", "Demand", "Finished", "Reporter", "Watch", "augmented_examples", "example_images"]
+if TYPE_CHECKING:
+    from pathlib import Path
 
+    import numpy as np
+    from numpy.typing import NDArray
 
-class Demand(Enum):
-    """What a run is asked to do between two steps: to save a checkpoint for the reason given, or nothing."""
+    from nucleus.config.recipe import Recipe
+    from nucleus.data.cache import ShardCache
+    from nucleus.data.dataset import Dataset
+    from nucleus.data.reader import LabelledImage
+    from nucleus.model.architecture import ModelConfig
+    from nucleus.training.checkpoint import History, Progress
+    from nucleus.training.validation import PredictedImage, RankedImage
 
-    GO_ON = "nothing"
-    SAVE = "as it is time"
-    SAVE_FROM_LOSS = "as a machine will be lost"
-    STOP = "as it was asked to stop"
+__all__ = [
+    "AugmentedImage",
+    "Callback",
+    "CallbackList",
+    "Signal",
+    "Signals",
+    "TrainingResult",
+    "Watch",
+    "augmented_examples",
+    "example_images",
+]
 
 
 @dataclass(frozen=True)
-class Augmented:
-    """A training image, and a crop of it as the network saw such.
+class AugmentedImage:
+    """A training image, and a crop of it after augmentation.
 
     Attributes:
         sample: The image.
@@ -51,17 +55,17 @@ class Augmented:
 
 
 @dataclass(frozen=True)
-class Finished:
-    """What a run leaves on each worker, the same on all but for the examples and the seconds.
+class TrainingResult:
+    """The result of a finished run on one worker; all workers have the same, except for `examples` and `seconds`.
 
     Attributes:
         model: The network with the best weights.
-        config: What it is.
-        progress: The run's history.
+        config: Its configuration, with the tuned thresholds.
+        progress: The progress at the end, with the history.
         metrics: Scores on `val` and `test`: split, then `all` or kind of image, then metric.
         examples: A few of this worker's test images.
-        seconds: That this worker spent on the parts of the run that are no epochs.
-        workers: How many there are.
+        seconds: Seconds that this worker spent outside the epochs, by part of the run.
+        workers: Number of workers.
     """
 
     model: keras.Model
@@ -73,85 +77,198 @@ class Finished:
     workers: int
 
 
-class Reporter(Protocol):
-    """Where a worker's progress goes, and where demands come from.
+class Callback:
+    """What happens beside training while a run goes on. Every method does nothing; override what you need.
 
-    Every worker makes each call, in the same order; but for `attention`, which each answers for itself.
+    In a worker, the trainer calls all methods except `on_warning`, `progress` and `on_close`. Every worker makes the
+    same calls in the same order, except for `on_predictions` and `on_examples`, which only the first worker makes.
+
+    In the driver, a callback receives `on_stage`, `on_warning` and `progress` of the driver's own work, and what the
+    first worker sends: `on_stage`, `on_steps_end` and `on_epoch_end`.
+
+    Epochs count from 0 (`epoch`, and `metrics["epoch"]`); `epochs_done` is a number of epochs.
     """
 
-    def attention(self) -> bool:
-        """Whether all workers should look for a demand at the end of the next step."""
+    def on_stage(self, text: str) -> None:
+        """A new part of the work begins."""
 
-    def demand(self) -> Demand:
-        """What is to be done; the same on every worker."""
+    def on_warning(self, text: str) -> None:
+        """Something needs a person's attention."""
 
-    def stage(self, text: str) -> None:
-        """Something other than an epoch begins."""
+    def progress(
+        self,
+        title: str,  # noqa: ARG002
+        unit: Literal["items", "bytes"] = "items",  # noqa: ARG002
+    ) -> AbstractContextManager[Advance]:
+        """Return a context manager that gives a function `advance(done, total)` for the progress of some work."""
+        return nullcontext(no_progress)
 
-    def resumed(self, history: History, where: str) -> None:
-        """The run goes on from a checkpoint."""
+    def on_resume(self, history: History, where: str) -> None:
+        """The run resumes from a checkpoint: `history` until then, and epoch, step and workers in words."""
 
-    def steps(self, epoch: int, done: int, total: int, loss: float, images_per_second: float) -> None:
-        """Some steps of an epoch are done, with this mean loss so far, by this worker's images, and at this speed."""
+    def on_steps_end(
+        self, epoch: int, epochs: int, done: int, total: int, loss: float, images_per_second: float
+    ) -> None:
+        """`done` of `total` steps of an epoch are done, with this mean loss and speed, estimated by this worker."""
 
-    def epoch(self, metrics: dict[str, float]) -> None:
-        """An epoch is done; its metrics are those over all workers."""
+    def on_epoch_end(self, metrics: dict[str, float]) -> None:
+        """An epoch is done; its metrics over all workers."""
 
-    def predictions(self, epochs_done: int | None, images: list[PredictedImage]) -> None:
-        """A few validation images after so many epochs, or (None) at the end; told by the first worker alone."""
+    def on_predictions(self, epochs_done: int | None, images: Sequence[PredictedImage]) -> None:
+        """Predictions for a few validation images after so many epochs; None: by the best weights, at the end."""
 
-    def extremes(self, images: list[Extreme]) -> None:
-        """Those of the best and the worst test images that are this worker's."""
+    def on_ranked_images(self, images: Sequence[RankedImage]) -> None:
+        """This worker's part of the best and worst test images."""
 
-    def examples(self, images: list[Augmented]) -> None:
-        """A few training images, before and after augmentation; told by the first worker alone."""
+    def on_examples(self, images: Sequence[AugmentedImage]) -> None:
+        """A few training images, before and after augmentation."""
 
-    def checkpoint(self, history: History, save: Callable[[Path], None]) -> None:
-        """Keep a checkpoint: on the first worker, `save` fills the folder it is given."""
+    def on_checkpoint(self, history: History, save: Callable[[Path], None]) -> None:
+        """A checkpoint is due: `save` writes it into an empty folder."""
 
-    def finished(self, finished: Finished, save: Callable[[Path], None]) -> None:
-        """Keep the model, and a last checkpoint by `save`."""
+    def on_train_end(self, result: TrainingResult, save: Callable[[Path], None]) -> None:
+        """The run has finished: its result, and `save` as in `on_checkpoint` for the last checkpoint."""
+
+    def on_close(self, *, failed: bool) -> None:
+        """No more calls follow. `failed`: an error ended the run; a run that was asked to stop did not fail."""
 
 
-Predict = Callable[[], list[PredictedImage]]
+class CallbackList(Callback):
+    """Several callbacks as one: each call goes to every member, in order.
+
+    Args:
+        members: The callbacks.
+    """
+
+    def __init__(self, members: Iterable[Callback]) -> None:
+        self._members = tuple(members)
+
+    def on_stage(self, text: str) -> None:
+        for member in self._members:
+            member.on_stage(text)
+
+    def on_warning(self, text: str) -> None:
+        for member in self._members:
+            member.on_warning(text)
+
+    @contextmanager
+    def progress(self, title: str, unit: Literal["items", "bytes"] = "items") -> Iterator[Advance]:
+        with ExitStack() as stack:
+            advances = [stack.enter_context(member.progress(title, unit)) for member in self._members]
+
+            def advance(done: int, total: int) -> None:
+                for each in advances:
+                    each(done, total)
+
+            yield advance
+
+    def on_resume(self, history: History, where: str) -> None:
+        for member in self._members:
+            member.on_resume(history, where)
+
+    def on_steps_end(
+        self, epoch: int, epochs: int, done: int, total: int, loss: float, images_per_second: float
+    ) -> None:
+        for member in self._members:
+            member.on_steps_end(epoch, epochs, done, total, loss, images_per_second)
+
+    def on_epoch_end(self, metrics: dict[str, float]) -> None:
+        for member in self._members:
+            member.on_epoch_end(metrics)
+
+    def on_predictions(self, epochs_done: int | None, images: Sequence[PredictedImage]) -> None:
+        for member in self._members:
+            member.on_predictions(epochs_done, images)
+
+    def on_ranked_images(self, images: Sequence[RankedImage]) -> None:
+        for member in self._members:
+            member.on_ranked_images(images)
+
+    def on_examples(self, images: Sequence[AugmentedImage]) -> None:
+        for member in self._members:
+            member.on_examples(images)
+
+    def on_checkpoint(self, history: History, save: Callable[[Path], None]) -> None:
+        for member in self._members:
+            member.on_checkpoint(history, save)
+
+    def on_train_end(self, result: TrainingResult, save: Callable[[Path], None]) -> None:
+        for member in self._members:
+            member.on_train_end(result, save)
+
+    def on_close(self, *, failed: bool) -> None:
+        """Close every member, also after one of them has raised an error, which is raised at the end."""
+        with ExitStack() as stack:
+            for member in reversed(self._members):  # the stack calls the last one first
+                stack.callback(member.on_close, failed=failed)
+
+
+class Signal(Enum):
+    """What a run must do between two steps; the value is the reason in words."""
+
+    CONTINUE = "no signal"
+    SAVE = "a checkpoint is due"
+    SAVE_BEFORE_LOSS = "a machine will be lost"
+    STOP = "a stop was requested"
+
+
+class Signals:
+    """Signals from outside to a running job, which the trainer checks between steps. This class never gives one."""
+
+    def pending(self) -> bool:
+        """Return whether all workers must call `read` after the next step; one worker that says so is enough.
+
+        Called before each step, so it must be cheap and must not wait.
+        """
+        return False
+
+    def read(self) -> Signal:
+        """Return the signal, which is the same on every worker; every worker must call it."""
+        return Signal.CONTINUE
+
+    def saved(self) -> None:
+        """Note that a checkpoint is saved now."""
 
 
 class Watch:
-    """Predicts a few images before training, after 1, 2, 4, 8, ... validations and at the end.
+    """Predictions for a few images before training, after 1, 2, 4, 8, ... validations and at the end.
 
-    The prediction before training is made up for at the first validation, from a copy of the first weights: the graph
-    for prediction is built then anyway, and the first step need not wait for it.
+    The prediction before training is made at the first validation, with a copy of the first weights: the graph for
+    prediction is built then anyway, and the first step does not have to wait for it.
 
     Args:
         model: The network.
-        predict: Predicts the images with the model's weights.
-        tell: Told of epochs done (None at the end) and predictions.
+        predict: Predicts the images with the model's current weights.
+        on_predictions: Called with the epochs done (None at the end) and the predictions.
     """
 
     def __init__(
-        self, model: keras.Model, predict: Predict, tell: Callable[[int | None, list[PredictedImage]], None]
+        self,
+        model: keras.Model,
+        predict: Callable[[], list[PredictedImage]],
+        on_predictions: Callable[[int | None, list[PredictedImage]], None],
     ) -> None:
         self._model = model
         self._first: list[NDArray[Any]] | None = [variable.numpy() for variable in model.weights]
         self._predict = predict
-        self._tell = tell
+        self._on_predictions = on_predictions
 
-    def validated(self, count: int, epochs_done: int) -> None:
-        """A validation was the `count`-th, from 1; the model has the weights that it scored."""
+    def after_validation(self, count: int, epochs_done: int) -> None:
+        """Predict if it is time, with the weights that the `count`-th validation (from 1) has scored."""
         if count == 1 and self._first is not None:
             with self._weights(self._first):
-                self._tell(0, self._predict())
+                self._on_predictions(0, self._predict())
         self._first = None
         if count & (count - 1) == 0:
-            self._tell(epochs_done, self._predict())
+            self._on_predictions(epochs_done, self._predict())
 
-    def ended(self) -> None:
-        """The model has its best weights."""
-        self._tell(None, self._predict())
+    def at_end(self) -> None:
+        """Predict with the best weights, which the model must have now."""
+        self._on_predictions(None, self._predict())
 
     @contextmanager
     def _weights(self, values: list[NDArray[Any]]) -> Iterator[None]:
-        """Give the model other weights meanwhile."""
+        """Give the model other weights within the block."""
         own = [variable.numpy() for variable in self._model.weights]
         self._assign(values)
         try:
@@ -168,23 +285,24 @@ _EXAMPLES = 4
 
 
 def example_images(dataset: Dataset, cache: ShardCache, split: str) -> list[LabelledImage]:
-    """A few images of a split; the same for the same dataset."""
-    return [_image(dataset, split, record) for record in example_records(dataset, split, cache, _EXAMPLES)]
+    """Return a few images of a split; always the same ones of the same dataset."""
+    records = nucleus.data.example_records(dataset, split, cache, _EXAMPLES)
+    return [_labelled_image(dataset, split, record) for record in records]
 
 
-def augmented_examples(dataset: Dataset, cache: ShardCache, recipe: Recipe) -> list[Augmented]:
-    """Training images, and for each a crop of it as the recipe changes crops."""
+def augmented_examples(dataset: Dataset, cache: ShardCache, recipe: Recipe) -> list[AugmentedImage]:
+    """Return a few training images, each with a crop of it that is augmented by the recipe."""
     found = []
-    for number, record in enumerate(example_records(dataset, "train", cache, _EXAMPLES)):
+    for number, record in enumerate(nucleus.data.example_records(dataset, "train", cache, _EXAMPLES)):
         seeds = tf.constant([recipe.seed, number], tf.int64)
-        image, labels = training_sample(
+        image, labels = nucleus.data.training_sample(
             tf.constant(record), seeds, recipe.input.crop, recipe.input.normalization, recipe.augment
         )
-        found.append(Augmented(_image(dataset, "train", record), image.numpy(), labels.numpy()))
+        found.append(AugmentedImage(_labelled_image(dataset, "train", record), image.numpy(), labels.numpy()))
     return found
 
 
-def _image(dataset: Dataset, split: str, record: bytes) -> LabelledImage:
-    name, image, labels = decode_record(record)
+def _labelled_image(dataset: Dataset, split: str, record: bytes) -> LabelledImage:
+    name, image, labels = nucleus.data.decode_record(record)
     (kind,) = (sample.kind for sample in dataset.manifest.split_samples(split) if sample.name == name)
-    return LabelledImage(name, kind, image, labels)
+    return nucleus.data.LabelledImage(name, kind, image, labels)

@@ -1,4 +1,4 @@
-"""One worker's part of a training run: load, step, validate, save, until done."""
+"""The training loop of one worker: load, step, validate, save, and score the best weights at the end."""
 
 from __future__ import annotations
 
@@ -29,12 +29,21 @@ from nucleus.model.losses import image_losses
 from nucleus.model.tiling import TiledNetwork
 from nucleus.model.unet import build_unet, calibrate_encoder, encoder_of
 from nucleus.model.weight_files import load_encoder_weights, load_weights
-from nucleus.training.callbacks import Demand, Finished, Reporter, Watch, augmented_examples, example_images
+from nucleus.text import plural
+from nucleus.training.callbacks import (
+    Callback,
+    Signal,
+    Signals,
+    TrainingResult,
+    Watch,
+    augmented_examples,
+    example_images,
+)
 from nucleus.training.checkpoint import Progress, load_checkpoint, save_checkpoint
 from nucleus.training.distributed import TrainingStep, Workers, mask_scores
 from nucleus.training.optimizer import active_groups, averaged, parameter_groups
 from nucleus.training.tuning import tune_instances
-from nucleus.training.validation import Extremes, PredictedImage, predict_images, score_images
+from nucleus.training.validation import ImageRanking, PredictedImage, predict_images, score_images
 
 __all__ = ["TrainingInput", "TrainingRun", "train"]
 
@@ -45,11 +54,11 @@ _EXAMPLES = 4
 
 @dataclass(frozen=True)
 class TrainingInput:
-    """What a worker needs besides the recipe.
+    """The input of a worker besides the recipe.
 
     Attributes:
         dataset: The dataset version to train on.
-        cache: Where its shards are cached on this machine.
+        cache: The cache of its shards on this machine.
         encoder_weights: Local file of the encoder's weights, or None for random ones.
     """
 
@@ -59,32 +68,54 @@ class TrainingInput:
 
 
 def train(
-    recipe: Recipe, given: TrainingInput, workers: Workers, reporter: Reporter, resume_from: Path | None
-) -> Finished | None:
-    """Train on this worker, together with all others, and evaluate the best weights.
+    recipe: Recipe,
+    given: TrainingInput,
+    workers: Workers,
+    callback: Callback,
+    signals: Signals | None = None,
+    resume_from: Path | None = None,
+) -> TrainingResult | None:
+    """Train on this worker, together with all others, and score the best weights.
 
     The training split must have at least one batch of images.
 
+    Args:
+        recipe: The recipe.
+        given: The dataset and the encoder's weights.
+        workers: All workers of the run.
+        callback: Receives progress, pictures, checkpoints and the result; it is not closed here.
+        signals: Signals to save or stop; None if there are none.
+        resume_from: Folder of the checkpoint to resume from; None to start from the beginning.
+
     Returns:
-        What the run leaves, or None if it was asked to stop before its end; then a checkpoint was kept.
+        The result, or None if a signal stopped the run; then a checkpoint was saved.
 
     Raises:
         JobError: Training has diverged.
     """
     with tempfile.TemporaryDirectory(prefix="nucleus-train-") as folder:
-        run = TrainingRun(recipe, given, workers, reporter, Path(folder) / "best.weights.h5")
+        run = TrainingRun(recipe, given, workers, callback, signals or Signals(), Path(folder) / "best.weights.h5")
         return run.execute(resume_from)
 
 
 class TrainingRun:
-    """One worker's part of a run. `best` is the file for the best weights so far."""
+    """One worker's part of a run; for the arguments see `train`. `best` is the file for the best weights so far."""
 
-    def __init__(self, recipe: Recipe, given: TrainingInput, workers: Workers, reporter: Reporter, best: Path) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        given: TrainingInput,
+        workers: Workers,
+        callback: Callback,
+        signals: Signals,
+        best: Path,
+    ) -> None:
         self.seconds: dict[str, float] = {}
         self.recipe = recipe
         self.given = given
         self.workers = workers
-        self.reporter = reporter
+        self.callback = callback
+        self.signals = signals
         self.best = best
         self.manifest = given.dataset.manifest
         self.open_reader = partial(cached_split, given.dataset, "train", given.cache)
@@ -118,11 +149,11 @@ class TrainingRun:
         return model
 
     def losses(self, logits: Any, labels: Any) -> Any:
-        """The loss of each image from logits and labels (N x H x W)."""
+        """Return N losses, one per image, from logits (N x H x W x channels) and labels (N x H x W)."""
         return image_losses(logits, labels, self.config.heads, self.recipe.loss)
 
     def step(self, epoch: int) -> TrainingStep:
-        """The compiled step for the groups that are trained in an epoch."""
+        """Return the compiled step for the parameter groups that are trained in an epoch."""
         recipe, groups = self.recipe, active_groups(self.groups, epoch)
         if len(groups) not in self.steps:
             self.steps[len(groups)] = TrainingStep(
@@ -137,13 +168,13 @@ class TrainingRun:
             )
         return self.steps[len(groups)]
 
-    def execute(self, resume_from: Path | None) -> Finished | None:
-        """Train to the end, or until a demand to stop."""
+    def execute(self, resume_from: Path | None) -> TrainingResult | None:
+        """Train to the end, or until a signal to stop; arguments and result as in `train`."""
         progress = self.progress
         if resume_from is not None:
             progress = self.progress = load_checkpoint(resume_from, self.model, self.groups, self.best)
-            where = f"epoch {progress.epochs_done}, step {progress.steps_done} on {self.workers.count} workers"
-            self.reporter.resumed(progress.history, where)
+            where = f"epoch {progress.epochs_done}, step {progress.steps_done}"
+            self.callback.on_resume(progress.history, f"{where} on {plural(self.workers.count, 'worker')}")
         else:
             self.workers.broadcast(list(self.model.weights))
             for group in self.groups:
@@ -156,29 +187,31 @@ class TrainingRun:
         while progress.epochs_done < options.epochs and progress.validations_since_best < options.patience:
             if not self._epoch(batches, watch):
                 return None
-        finished = self._finish(watch)
-        self.reporter.finished(finished, self._save)
-        return finished
+        result = self._finish(watch)
+        self.callback.on_train_end(result, self._save)
+        return result
 
-    def _finish(self, watch: Watch | None) -> Finished:
-        """Score the best weights, and show what they make of some images."""
+    def _finish(self, watch: Watch | None) -> TrainingResult:
+        """Score the best weights, and hand over the pictures of the end."""
         self._load_best()
         with self._timed("tune the thresholds"):
             self._tune()
         with self._timed("score val and test"):
-            extremes = Extremes(sample.name for sample in self.manifest.split_samples("test"))
+            ranking = ImageRanking(sample.name for sample in self.manifest.split_samples("test"))
             metrics = {
                 "val": score_images(self.predicted("val"), self.workers).report(),
-                "test": score_images(extremes.watching(self.predicted("test")), self.workers).report(),
+                "test": score_images(ranking.observe(self.predicted("test")), self.workers).report(),
             }
-            chosen = extremes.chosen(self.workers)
+            ranked = ranking.ranked(self.workers)
         with self._timed("draw pictures"):
-            self.reporter.extremes(chosen)
+            self.callback.on_ranked_images(ranked)
             if watch is not None:
-                watch.ended()
-                self.reporter.examples(augmented_examples(self.given.dataset, self.given.cache, self.recipe))
+                watch.at_end()
+                self.callback.on_examples(augmented_examples(self.given.dataset, self.given.cache, self.recipe))
         examples = list(islice(self.images("test"), _EXAMPLES))
-        return Finished(self.model, self.config, self.progress, metrics, examples, self.seconds, self.workers.count)
+        return TrainingResult(
+            self.model, self.config, self.progress, metrics, examples, self.seconds, self.workers.count
+        )
 
     @contextmanager
     def _timed(self, part: str) -> Iterator[None]:
@@ -187,8 +220,10 @@ class TrainingRun:
         self.seconds[part] = time.monotonic() - started
 
     def _watch(self) -> Watch | None:
-        """On the first worker: who shows how predictions change."""
-        return Watch(self.model, self._predict_watched, self.reporter.predictions) if self.workers.rank == 0 else None
+        """Return the watch of the example images on the first worker, None on the others."""
+        if self.workers.rank:
+            return None
+        return Watch(self.model, self._predict_watched, self.callback.on_predictions)
 
     @cached_property
     def _watched(self) -> list[LabelledImage]:
@@ -198,7 +233,7 @@ class TrainingRun:
         return list(predict_images(self.network, self._watched, self.config, self.recipe.loss))
 
     def _epoch(self, batches: Iterator[Any], watch: Watch | None) -> bool:
-        """Train and perhaps validate one epoch, or what is left of it; say whether to go on."""
+        """Train the rest of an epoch, and validate if it is time; return whether to continue."""
         progress, options = self.progress, self.recipe.optimizer
         epoch = progress.epochs_done
         if not self._train_epoch(batches):
@@ -217,21 +252,23 @@ class TrainingRun:
                     self.model.save_weights(self.best)
                 metrics["validation_seconds"] = time.monotonic() - started
                 if watch is not None:
-                    watch.validated(1 + sum("val_loss" in before for before in progress.history), epoch + 1)
+                    validations = 1 + sum("val_loss" in before for before in progress.history)
+                    watch.after_validation(validations, epoch + 1)
         progress.end_epoch(metrics)
-        self.reporter.epoch(metrics)
+        self.callback.on_epoch_end(metrics)
         if not validated:
             return True
-        demand = self.reporter.demand()
-        self._keep(demand)
-        return demand is not Demand.STOP
+        signal = self.signals.read()
+        self._checkpoint(signal)
+        return signal is not Signal.STOP
 
-    def _keep(self, demand: Demand) -> None:
-        """Keep a checkpoint, and tell who has demanded it, if anybody has."""
-        if demand is not Demand.GO_ON:
+    def _checkpoint(self, signal: Signal) -> None:
+        """Save a checkpoint, and announce the signal that asks for it."""
+        if signal is not Signal.CONTINUE:
             where = f"epoch {self.progress.epochs_done}, step {self.progress.steps_done}"
-            self.reporter.stage(f"Saving after {where}, {demand.value}")
-        self.reporter.checkpoint(self.progress.history, self._save)
+            self.callback.on_stage(f"Saving after {where}: {signal.value}")
+        self.signals.saved()
+        self.callback.on_checkpoint(self.progress.history, self._save)
 
     def _save(self, folder: Path) -> None:
         save_checkpoint(folder, self.progress, self.model, self.groups, self.best)
@@ -249,7 +286,7 @@ class TrainingRun:
         )
 
     def batches(self, first_epoch: int, steps_before: int) -> Iterator[Any]:
-        """This worker's batches from a step of an epoch on."""
+        """Return this worker's batches, from a step of an epoch to the end of the run."""
         recipe = self.recipe
         self.reader = self.open_reader(partial(self._plan, first_epoch, steps_before))
         self.reader.enter(first_epoch, 0)  # here, and not in TensorFlow's threads, an error is still itself
@@ -265,7 +302,7 @@ class TrainingRun:
         return iter(training_batches(feed, range(first_epoch, recipe.optimizer.epochs)))
 
     def _train_epoch(self, batches: Iterator[Any]) -> bool:
-        """Take the steps of an epoch that are left; say whether to go on. What was done is noted in the progress."""
+        """Take the remaining steps of an epoch, and record them in the progress; return whether to continue."""
         progress, at_once, total = self.progress, self.recipe.optimizer.steps_per_execution, self.steps_per_epoch
         epoch = progress.epochs_done
         step, sums = self.step(epoch), np.zeros(1 + len(self.score.names))
@@ -273,34 +310,35 @@ class TrainingRun:
         while progress.steps_done < total:
             count = min(at_once, total - progress.steps_done)
             try:
-                taken = step.run(batches, count, flag=self.reporter.attention())
+                taken = step.run(batches, count, flag=self.signals.pending())
             except tf.errors.OpError as error:
                 raise self.reader.failure or error from error
             sums += (taken.loss, *taken.scores)
             progress.steps_done += count
-            self._tell_steps(float(sums[0]), started)
-            demand = self.reporter.demand() if taken.attention else Demand.GO_ON
-            if demand is not Demand.GO_ON or progress.steps_done == total:
+            self._report_steps(float(sums[0]), started)
+            signal = self.signals.read() if taken.attention else Signal.CONTINUE
+            if signal is not Signal.CONTINUE or progress.steps_done == total:
                 progress.add(self.workers.sum(sums).tolist())
                 progress.seconds_done += time.monotonic() - started
                 sums, started = np.zeros_like(sums), time.monotonic()
-            if demand is not Demand.GO_ON:
-                self._keep(demand)
-            if demand is Demand.STOP:
+            if signal is not Signal.CONTINUE:
+                self._checkpoint(signal)
+            if signal is Signal.STOP:
                 return False
         return True
 
-    def _tell_steps(self, loss: float, started: float) -> None:
-        """Tell how far the epoch is. `loss` is this worker's part of the losses since `started`."""
+    def _report_steps(self, loss: float, started: float) -> None:
+        """Report the progress of the epoch. `loss` is this worker's part of the losses since `started`."""
         progress = self.progress
         done, seconds = progress.steps_done, progress.seconds_done + time.monotonic() - started
         before = progress.sums_done[0] if progress.sums_done else 0.0
         mean = (before + loss * self.workers.count) / done
         speed = done * self.recipe.input.batch_size / max(seconds, 1e-9)
-        self.reporter.steps(progress.epochs_done, done, self.steps_per_epoch, mean, speed)
+        epochs = self.recipe.optimizer.epochs
+        self.callback.on_steps_end(progress.epochs_done, epochs, done, self.steps_per_epoch, mean, speed)
 
     def _epoch_metrics(self) -> dict[str, float]:
-        """Of the epoch whose steps are done; IoU, Dice and accuracy are means over its crops as they were trained."""
+        """Return the metrics of a finished epoch (from 0); IoU, Dice and accuracy are means over its training crops."""
         progress, total, batch = self.progress, self.steps_per_epoch, self.recipe.input.batch_size
         loss, *scores = progress.sums_done
         seconds = max(progress.seconds_done, 1e-9)
@@ -317,17 +355,17 @@ class TrainingRun:
         }
 
     def predicted(self, split: str) -> Iterator[PredictedImage]:
-        """This worker's images of a split, predicted by the weights that the model has."""
+        """Predict this worker's images of a split with the model's current weights."""
         return predict_images(self.network, self.images(split), self.config, self.recipe.loss)
 
     def _tune(self) -> None:
-        """Choose how labels are made from the maps, on the validation split."""
-        self.reporter.stage("Tuning the thresholds on the validation split")
+        """Tune the thresholds that make labels from the maps, on the validation split."""
+        self.callback.on_stage("Tuning the thresholds on the validation split")
         settings, diameter = tune_instances(self.network, lambda: self.images("val"), self.config, self.workers)
         self.config = self.config.model_copy(update={"instances": settings, "nucleus_diameter": diameter})
 
     def images(self, split: str) -> Iterator[LabelledImage]:
-        """This worker's images of a split."""
+        """Return this worker's images of a split."""
         return images_of_worker(self.manifest, split, self.readers[split])
 
     def _load_best(self) -> None:
@@ -336,7 +374,7 @@ class TrainingRun:
 
 
 def _sample_weights(manifest: DatasetManifest, kind_weights: Mapping[KindName, float]) -> list[float] | None:
-    """How often each training sample, in stored order, is drawn relative to the others; None if all alike."""
+    """Return the sampling weight of each training sample, in stored order; None if all are equal."""
     if not kind_weights:
         return None
     by_kind = {Kind(name): weight for name, weight in kind_weights.items()}
@@ -345,7 +383,7 @@ def _sample_weights(manifest: DatasetManifest, kind_weights: Mapping[KindName, f
 
 
 def _check_finite(metrics: dict[str, float]) -> None:
-    """Stop a run that has diverged; all workers have the same metrics, so all stop."""
+    """Raise `JobError` if training has diverged; all workers have the same metrics, so all of them stop."""
     for name, value in metrics.items():
         if not np.isfinite(value):
             raise JobError(

@@ -22,7 +22,15 @@ from nucleus.model.losses import image_losses
 from nucleus.model.tiling import TiledNetwork
 from nucleus.training.distributed import Workers
 
-__all__ = ["EXTREMES", "Extreme", "Extremes", "PredictedImage", "predict_images", "score_image", "score_images"]
+__all__ = [
+    "RANKED_IMAGES",
+    "ImageRanking",
+    "PredictedImage",
+    "RankedImage",
+    "predict_images",
+    "score_image",
+    "score_images",
+]
 
 
 @dataclass(frozen=True)
@@ -82,25 +90,25 @@ def _image_loss(values: NDArray[np.float32], labels: LabelImage, heads: Heads, o
     return float(image_losses(logits_of(values[np.newaxis], heads), truth, heads, options)[0])
 
 
-EXTREMES = 12
-"""How many of the best, and of the worst, are kept."""
+RANKED_IMAGES = 12
+"""Number of the best images, and of the worst ones, that a run keeps."""
 _IOU_WEIGHT = 1e-3
-"""Of images with the same mAP, as where all is found or nothing, the IoU of the mask decides."""
+"""Weight of the mask's IoU in the ranking: it decides between images of equal mAP, such as 0 or 1."""
 
 
 @dataclass(frozen=True)
-class Extreme:
-    """One of the best or worst images."""
+class RankedImage:
+    """One of the best or worst images of a split."""
 
     group: Literal["best", "worst"]
     predicted: PredictedImage
 
 
-class Extremes:
-    """Looks at this worker's images as they pass, and keeps only those that may be among the best or worst of all.
+class ImageRanking:
+    """A ranking of a split's images over all workers; keeps only those that may be among the best or worst.
 
     Args:
-        names: Of all images of the split, over all workers, in one order.
+        names: Names of all images of the split, over all workers, in the same order on each.
     """
 
     def __init__(self, names: Iterable[str]) -> None:
@@ -108,26 +116,29 @@ class Extremes:
         self._quality = np.zeros(len(self._numbers))
         self._kept: dict[int, PredictedImage] = {}
 
-    def watching(self, images: Iterable[PredictedImage]) -> Iterator[PredictedImage]:
-        """Hand the images on."""
+    def observe(self, images: Iterable[PredictedImage]) -> Iterator[PredictedImage]:
+        """Yield this worker's images unchanged, and rank them on the way."""
         for image in images:
             number = self._numbers[image.sample.name]
             self._quality[number] = image.scores.nuclei.mean_ap + _IOU_WEIGHT * image.scores.pixels.iou
             self._kept[number] = image
             in_order = sorted(self._kept, key=lambda number: self._quality[number])
-            for middle in in_order[EXTREMES:-EXTREMES]:
+            for middle in in_order[RANKED_IMAGES:-RANKED_IMAGES]:
                 del self._kept[middle]
             yield image
 
-    def chosen(self, workers: Workers) -> list[Extreme]:
-        """Those of the best and worst over all workers that are this worker's. Every worker must call it."""
+    def ranked(self, workers: Workers) -> list[RankedImage]:
+        """Return this worker's part of the best (best first) and worst (worst first) images over all workers.
+
+        Every worker must call it.
+        """
         quality = workers.sum(self._quality)
         in_order = np.argsort(quality, kind="stable")
-        worst = in_order[: min(EXTREMES, -(-len(in_order) // 2))]
-        best = in_order[len(worst) :][-EXTREMES:]
+        worst = in_order[: min(RANKED_IMAGES, -(-len(in_order) // 2))]
+        best = in_order[len(worst) :][-RANKED_IMAGES:]
         groups: dict[Literal["best", "worst"], Any] = {"best": best[::-1], "worst": worst}
         return [
-            Extreme(group, self._kept[int(number)])
+            RankedImage(group, self._kept[int(number)])
             for group, numbers in groups.items()
             for number in numbers
             if int(number) in self._kept

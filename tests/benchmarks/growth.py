@@ -95,6 +95,7 @@ def _epoch(root: Path, dataset: str) -> dict[str, object]:
     from nucleus.config.settings import parse_recipe
     from nucleus.data.cache import ShardCache
     from nucleus.data.dataset import locate_dataset, open_dataset
+    from nucleus.training.callbacks import Callback, Signals
     from nucleus.training.distributed import Workers
     from nucleus.training.trainer import TrainingInput, TrainingRun
 
@@ -103,7 +104,7 @@ def _epoch(root: Path, dataset: str) -> dict[str, object]:
     recipe = parse_recipe({**RECIPE, "network": network, "input": sizes}, "bench")
     cache = ShardCache(root / f"cache-{os.getpid()}")
     given = TrainingInput(open_dataset(locate_dataset(dataset)), cache, None)
-    run = TrainingRun(recipe, given, Workers(), _Silent(), root / f"best-{os.getpid()}.weights.h5")
+    run = TrainingRun(recipe, given, Workers(), Callback(), Signals(), root / f"best-{os.getpid()}.weights.h5")
     batches, step = run.batches(0, 0), run.step(0)
     step.run(batches, 8)
     steps = run.steps_per_epoch - 8
@@ -113,33 +114,6 @@ def _epoch(root: Path, dataset: str) -> dict[str, object]:
     taken = time.perf_counter() - started
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return {"ms": 1e3 * taken / (steps // 8 * 64), "peak_mib": peak}
-
-
-class _Silent:
-    def stage(self, *_: object) -> None:
-        """Nothing."""
-
-    def resumed(self, *_: object) -> None:
-        """Nothing."""
-
-    def attention(self) -> bool:
-        """No."""
-        return False
-
-    def demand(self) -> None:
-        """Nothing."""
-
-    def steps(self, *_: object) -> None:
-        """Nothing."""
-
-    def epoch(self, *_: object) -> None:
-        """Nothing."""
-
-    def checkpoint(self, *_: object) -> None:
-        """Nothing."""
-
-    def finished(self, *_: object) -> None:
-        """Nothing."""
 
 
 def _ingest(root: Path, folder: str) -> dict[str, object]:  # noqa: ARG001

@@ -12,12 +12,12 @@ from tests.benchmarks.measure import RECIPE, generated_dataset, in_turn, report,
 _OURS = """
 import sys, time
 from nucleus.cli.progress_bars import TrainingDisplay
-steps = TrainingDisplay.steps
+steps = TrainingDisplay.on_steps_end
 def first(self, epoch, epochs, done, *more):
     if done == 1 and epoch == 0:
         print("first step", time.time(), flush=True)
     steps(self, epoch, epochs, done, *more)
-TrainingDisplay.steps = first
+TrainingDisplay.on_steps_end = first
 from nucleus.cli.main import main
 main()
 """

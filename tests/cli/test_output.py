@@ -23,17 +23,17 @@ import sys
 from nucleus.cli.output import warn
 from nucleus.cli.progress_bars import TrainingDisplay
 with TrainingDisplay() as display:
-    with display.watch("publish", "bytes") as advance:
+    with display.progress("publish", "bytes") as advance:
         advance(0, 9_000_000)
         advance(9_000_000, 9_000_000)
     for epoch in range(12):
         for step in range(3):
-            display.steps(epoch, 12, step + 1, 3, 0.25, 1234.5)
+            display.on_steps_end(epoch, 12, step + 1, 3, 0.25, 1234.5)
         warn(f"number {epoch}.")
         scores = {name: 0.5 for name in ("val_loss", "val_map", "val_iou", "val_dice")}
-        display.epoch({"epoch": float(epoch), "loss": 0.2, "images_per_second": 1234.5, **scores})
+        display.on_epoch_end({"epoch": float(epoch), "loss": 0.2, "images_per_second": 1234.5, **scores})
     sys.stderr.flush()
-    display._progress and display._progress.refresh()
+    display._bar and display._bar.refresh()
 print("result")
 """
 BARS = """
@@ -142,14 +142,14 @@ def test_a_run_where_there_is_no_terminal(capsys: pytest.CaptureFixture[str], mo
     now = [100.0]
     monkeypatch.setattr("time.monotonic", lambda: now[0])
     with TrainingDisplay() as display:
-        display.stage("Training r on 2 workers")
+        display.on_stage("Training r on 2 workers")
         for epoch in range(3):
             for step in range(2):
                 now[0] += 30
-                display.steps(epoch, 3, step + 1, 2, 0.5, 4.0)
+                display.on_steps_end(epoch, 3, step + 1, 2, 0.5, 4.0)
             scores = {"val_loss": 0.6, "val_map": 0.1, "val_iou": 0.7, "val_dice": 0.8} if epoch == 2 else {}
-            display.epoch({"epoch": float(epoch), "loss": 0.5, "images_per_second": 4.0, **scores})
-        display.warn("a remark")
+            display.on_epoch_end({"epoch": float(epoch), "loss": 0.5, "images_per_second": 4.0, **scores})
+        display.on_warning("a remark")
     told = capsys.readouterr()
     assert told.out == ""
     assert told.err.splitlines() == [
@@ -167,8 +167,8 @@ def test_time_left_of_a_run_that_goes_on(capsys: pytest.CaptureFixture[str], mon
     display = TrainingDisplay()
     for moment, epoch, done in ((0, 0, 1), (1, 0, 2), (500, 0, 1), (510, 0, 2)):  # a worker died after a second
         now[0] = float(moment)
-        display.steps(epoch, 2, done, 2, 0.5, 4.0)
-    display.epoch({"epoch": 0.0, "loss": 0.5, "images_per_second": 4.0})
+        display.on_steps_end(epoch, 2, done, 2, 0.5, 4.0)
+    display.on_epoch_end({"epoch": 0.0, "loss": 0.5, "images_per_second": 4.0})
     assert "0:20 left" in capsys.readouterr().err  # two steps of ten seconds each
 
 

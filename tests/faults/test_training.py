@@ -247,15 +247,15 @@ def test_a_machine_comes_and_is_taken_away(place: Place, cluster_line: Proxy, cl
         for each in (cache, cluster_cache):
             assert list(each.rglob("forty/*/train-*"))
         drain(place, node)
-        driver.wait_for("as a machine will be lost")
-        step = saved(driver, "as a machine will be lost")
+        driver.wait_for("a machine will be lost")
+        step = saved(driver, "a machine will be lost")
         driver.wait_until(lambda: place.progress("elastic") >= step)
     driver.wait_until(lambda: [count for _, count in gone_on(driver)] == [3, 2])
     assert gone_on(driver)[-1][0] >= step
 
     driver.process.send_signal(signal.SIGTERM)
     assert driver.ended() == 143, driver.text
-    stopped_at = saved(driver, "as it was asked to stop")
+    stopped_at = saved(driver, "a stop was requested")
     assert stopped_at >= step
     assert place.progress("elastic") == stopped_at
     assert "--resume elastic" in driver.text
@@ -305,13 +305,13 @@ def test_no_key_was_printed(place: Place) -> None:
 
 def saved(driver: Driver, why: str) -> tuple[int, int]:
     """Epoch and step after which a run was saved for a reason."""
-    ((epoch, step),) = re.findall(rf"Saving after epoch (\d+), step (\d+), {why}", driver.text)
+    ((epoch, step),) = re.findall(rf"Saving after epoch (\d+), step (\d+): {why}", driver.text)
     return int(epoch), int(step)
 
 
 def gone_on(driver: Driver) -> list[tuple[tuple[int, int], int]]:
     """After which epoch and step, and on how many workers, a run went on, each time."""
-    found = re.findall(r"Going on after epoch (\d+), step (\d+) on (\d+) workers", driver.text)
+    found = re.findall(r"Resuming after epoch (\d+), step (\d+) on (\d+) workers?", driver.text)
     return [((int(epoch), int(step)), int(count)) for epoch, step, count in found]
 
 

@@ -10,7 +10,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from nucleus.runs.record import RunRecord, read_record
 from nucleus.tracking.tensorboard import EVENTS_FILE
-from nucleus.training.validation import EXTREMES
+from nucleus.training.validation import RANKED_IMAGES
 from tests.whole_way import Trained
 
 pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("default")]
@@ -87,7 +87,7 @@ def test_pictures(trained: Trained, folder: Path, record: RunRecord) -> None:
         assert (picture("examples", example.name, "augmented-labels") >= 0).all()
     tests = trained.dataset.manifest.split_samples("test")
     assert {image.name for image in record.test_images} == {sample.name for sample in tests}
-    assert len(tests) <= 2 * EXTREMES
+    assert len(tests) <= 2 * RANKED_IMAGES
     for image in record.test_images:
         assert (picture("test", image.name, "image") != picture("test", image.name, "mistakes")).any()
         assert image.nuclei == samples[image.name].nuclei

@@ -1,6 +1,9 @@
-"""What is shown of a run: scores of crops, images that are watched, the best and the worst."""
+"""Scores of training crops, the watch of example images, the ranking of test images, and lists of callbacks."""
 
+import inspect
 from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import keras
@@ -13,9 +16,9 @@ from nucleus.data.images import Kind
 from nucleus.data.reader import LabelledImage, example_positions
 from nucleus.data.sampling import stored_order
 from nucleus.metrics.scores import count_pixels, score_labels
-from nucleus.training.callbacks import Watch
+from nucleus.training.callbacks import Callback, CallbackList, Signal, Signals, Watch
 from nucleus.training.distributed import mask_scores
-from nucleus.training.validation import EXTREMES, Extremes, PredictedImage
+from nucleus.training.validation import RANKED_IMAGES, ImageRanking, PredictedImage
 
 
 class Alone:
@@ -41,7 +44,7 @@ def test_scores_of_crops_are_those_of_the_mask(heads: Any, channels: int) -> Non
 
 
 def predicted(name: str, right: int, of: int = 20) -> PredictedImage:
-    """An image of single pixels, some of which are found."""
+    """An image of nuclei of one pixel each, some of which are found."""
     truth = np.zeros((of, 2), np.uint16)
     truth[:, 0] = np.arange(1, of + 1)
     labels = np.where(np.arange(of)[:, None] < right, truth, 0).astype(np.int32)
@@ -51,21 +54,21 @@ def predicted(name: str, right: int, of: int = 20) -> PredictedImage:
 
 
 def images(count: int) -> Iterator[PredictedImage]:
-    """Names tell how much was found; in an order that is none."""
+    """Images in random order; the number in a name is the number of nuclei found."""
     for number in np.random.default_rng(0).permutation(count):
         yield predicted(f"image-{number:03d}", int(number), count)
 
 
 def names(count: int, group: str) -> list[str]:
-    extremes = Extremes(f"image-{number:03d}" for number in range(count))
-    seen = [image.sample.name for image in extremes.watching(images(count))]
+    ranking = ImageRanking(f"image-{number:03d}" for number in range(count))
+    seen = [image.sample.name for image in ranking.observe(images(count))]
     assert len(seen) == count
-    return [each.predicted.sample.name for each in extremes.chosen(Alone()) if each.group == group]  # type: ignore[arg-type]
+    return [each.predicted.sample.name for each in ranking.ranked(Alone()) if each.group == group]  # type: ignore[arg-type]
 
 
 def test_the_best_and_the_worst_are_found() -> None:
-    assert names(40, "best") == [f"image-{number:03d}" for number in range(39, 39 - EXTREMES, -1)]
-    assert names(40, "worst") == [f"image-{number:03d}" for number in range(EXTREMES)]
+    assert names(40, "best") == [f"image-{number:03d}" for number in range(39, 39 - RANKED_IMAGES, -1)]
+    assert names(40, "worst") == [f"image-{number:03d}" for number in range(RANKED_IMAGES)]
 
 
 def test_few_images_are_divided() -> None:
@@ -78,9 +81,9 @@ def test_few_images_are_divided() -> None:
 
 
 def test_only_what_may_be_shown_is_kept() -> None:
-    extremes = Extremes(f"image-{number:03d}" for number in range(60))
-    for _ in extremes.watching(images(60)):
-        assert len(extremes._kept) <= 2 * EXTREMES
+    ranking = ImageRanking(f"image-{number:03d}" for number in range(60))
+    for _ in ranking.observe(images(60)):
+        assert len(ranking._kept) <= 2 * RANKED_IMAGES
 
 
 def test_predictions_are_made_up_for_before_training() -> None:
@@ -94,9 +97,9 @@ def test_predictions_are_made_up_for_before_training() -> None:
     )
     for count in range(1, 10):
         model.set_weights([np.full((2, 1), 10.0 + count)])
-        watch.validated(count, 2 * count)
+        watch.after_validation(count, 2 * count)
         assert model.get_weights()[0].tolist() == [[10.0 + count]] * 2
-    watch.ended()
+    watch.at_end()
     assert told == [(0, 1.0), (2, 11.0), (4, 12.0), (8, 14.0), (16, 18.0), (None, 19.0)]
 
 
@@ -105,8 +108,8 @@ def test_a_resumed_run_does_not_take_its_weights_for_the_first() -> None:
     model = keras.Model(image, keras.layers.Dense(1)(image))
     told: list[int | None] = []
     watch = Watch(model, list, lambda epochs, _: told.append(epochs))
-    watch.validated(3, 6)
-    watch.validated(4, 8)
+    watch.after_validation(3, 6)
+    watch.after_validation(4, 8)
     assert told == [8]
 
 
@@ -122,3 +125,54 @@ def test_examples_are_of_every_kind_and_have_nuclei() -> None:
     assert {sample.kind for sample in found[:3]} == set(Kind)
     assert all(sample.nuclei for sample in found)
     assert example_positions(manifest, "test", 4) == []
+
+
+Call = tuple[str, str, tuple[object, ...]]
+
+
+class Recorder(Callback):
+    """Records each call, with its own name."""
+
+    def __init__(self, name: str, calls: list[Call]) -> None:
+        for method in METHODS:
+            setattr(self, method, partial(self._record, name, method, calls))
+
+    @staticmethod
+    def _record(name: str, method: str, calls: list[Call], *args: object, **options: object) -> None:
+        calls.append((name, method, (*args, *options.values())))
+
+
+METHODS = [name for name in vars(Callback) if name.startswith("on_")]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_list_calls_its_members_in_order(method: str) -> None:
+    calls: list[Call] = []
+    callback = CallbackList([Recorder("first", calls), Recorder("second", calls)])
+    names = [name for name in inspect.signature(getattr(callback, method)).parameters if name != "failed"]
+    options = {"failed": True} if method == "on_close" else {}
+    getattr(callback, method)(*names, **options)
+    expected = (*names, *options.values())
+    assert calls == [("first", method, expected), ("second", method, expected)]
+
+
+def test_a_list_shows_progress_in_every_member() -> None:
+    told: list[tuple[str, object]] = []
+
+    class Shown(Callback):
+        @contextmanager
+        def progress(self, title: str, unit: str = "items") -> Iterator[Any]:
+            told.append((title, unit))
+            yield lambda done, total: told.append(("advance", (done, total)))
+            told.append((title, "ended"))
+
+    with CallbackList([Shown(), Callback(), Shown()]).progress("pull", "bytes") as advance:
+        advance(1, 2)
+    assert told == [("pull", "bytes")] * 2 + [("advance", (1, 2))] * 2 + [("pull", "ended")] * 2
+
+
+def test_a_callback_and_signals_do_nothing_by_themselves() -> None:
+    with Callback().progress("pull") as advance:
+        advance(1, 2)
+    assert not Signals().pending()
+    assert Signals().read() is Signal.CONTINUE

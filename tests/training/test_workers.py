@@ -192,10 +192,10 @@ def test_every_option_gives_the_same_run(found: Found) -> None:
 
 def test_the_best_and_worst_images_are_the_same(found: Found) -> None:
     """Four test images: the two best, the best first, and the two worst, the worst first."""
-    (alone,) = [rank["runs"]["options"]["extremes"] for rank in found.by_rank[1]]
+    (alone,) = [rank["runs"]["options"]["ranked"] for rank in found.by_rank[1]]
     assert [group for group, _ in alone] == ["best", "best", "worst", "worst"]
     assert len({name for _, name in alone}) == len(alone)
-    together = [rank["runs"]["options"]["extremes"] for rank in found.by_rank[2]]
+    together = [rank["runs"]["options"]["ranked"] for rank in found.by_rank[2]]
     assert all(together)
     assert sorted([*together[0], *together[1]]) == sorted(alone)
 

@@ -7,7 +7,7 @@ import hashlib
 import json
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
@@ -22,12 +22,12 @@ from nucleus.data.dataset import locate_dataset, open_dataset
 from nucleus.data.synthetic import generated_image
 from nucleus.model.heads import activations
 from nucleus.model.unet import decoder_variables
-from nucleus.training.callbacks import Augmented, Demand, Finished
+from nucleus.training.callbacks import AugmentedImage, Callback, Signal, Signals
 from nucleus.training.checkpoint import History
 from nucleus.training.distributed import TrainingStep, Workers
 from nucleus.training.optimizer import ParameterGroup, parameter_groups
 from nucleus.training.trainer import TrainingInput, TrainingRun
-from nucleus.training.validation import Extreme, PredictedImage, score_images
+from nucleus.training.validation import PredictedImage, RankedImage, score_images
 
 rank, world, out = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
 task = json.loads((out / "task.json").read_text())
@@ -37,61 +37,76 @@ workers = Workers()
 image = generated_image(77, 64, 64)[0][np.newaxis].astype(np.float32)
 
 
-class Keeper:
-    """A reporter that remembers, and saves on every rank; if wanted also after some step, in the middle of an epoch."""
+class SaveOnce(Signals):
+    """Asks for a checkpoint after some step, in the middle of an epoch; None for never."""
 
     def __init__(self, save_after: int | None = None) -> None:
+        self._save_after = save_after
+        self._steps = 0
+        self.saves = 0
+
+    @property
+    def now(self) -> bool:
+        return self._steps == self._save_after
+
+    def pending(self) -> bool:
+        self._steps += 1
+        return self.now and rank == world - 1  # one worker is enough, and all must read
+
+    def read(self) -> Signal:
+        return Signal.SAVE if self.now else Signal.CONTINUE
+
+    def saved(self) -> None:
+        self.saves += 1
+
+
+class Keeper(Callback):
+    """Remembers what the trainer reports, and saves on every rank."""
+
+    def __init__(self, save_after: int | None = None) -> None:
+        self.signals = SaveOnce(save_after)
         self.history: list[dict[str, float]] = []
         self.sums: list[dict[str, str]] = []
         self.watched: list[tuple[int | None, list[str]]] = []
-        self.extreme: list[tuple[str, str]] = []
+        self.ranked: list[tuple[str, str]] = []
         self.middle = Path(tempfile.mkdtemp(dir=out))
-        self._save_after = save_after
-        self._looks = 0
+        self.checkpoints = 0
 
-    def stage(self, text: str) -> None:
+    def on_stage(self, text: str) -> None:
         assert text
 
-    def attention(self) -> bool:
-        self._looks += 1
-        return self._looks == self._save_after and rank == world - 1  # one raises its hand, and all are asked
-
-    def demand(self) -> Demand:
-        return Demand.SAVE if self._looks == self._save_after else Demand.GO_ON
-
-    def resumed(self, history: History, where: str) -> None:
-        """Nobody to tell."""
-
-    def steps(self, epoch: int, done: int, total: int, loss: float, images_per_second: float) -> None:  # noqa: ARG002
+    def on_steps_end(
+        self, epoch: int, epochs: int, done: int, total: int, loss: float, images_per_second: float
+    ) -> None:
+        assert 0 <= epoch < epochs
         assert 0 < done <= total
         assert loss > 0
         assert images_per_second > 0
 
-    def epoch(self, metrics: dict[str, float]) -> None:
+    def on_epoch_end(self, metrics: dict[str, float]) -> None:
         self.history.append(metrics)
 
-    def predictions(self, epochs_done: int | None, images: list[PredictedImage]) -> None:
+    def on_predictions(self, epochs_done: int | None, images: Sequence[PredictedImage]) -> None:
         assert rank == 0
         self.watched.append((epochs_done, [image.sample.name for image in images]))
 
-    def extremes(self, images: list[Extreme]) -> None:
-        self.extreme = [(image.group, image.predicted.sample.name) for image in images]
+    def on_ranked_images(self, images: Sequence[RankedImage]) -> None:
+        self.ranked = [(image.group, image.predicted.sample.name) for image in images]
 
-    def examples(self, images: list[Augmented]) -> None:
+    def on_examples(self, images: Sequence[AugmentedImage]) -> None:
         assert rank == 0
         assert all(image.image.shape[:2] == image.labels.shape for image in images)
 
-    def checkpoint(self, history: History, save: Callable[[Path], None]) -> None:  # noqa: ARG002
-        if self._looks == self._save_after:
+    def on_checkpoint(self, history: History, save: Callable[[Path], None]) -> None:  # noqa: ARG002
+        self.checkpoints += 1
+        assert self.signals.saves == self.checkpoints  # the clock of the signals is set by each
+        if self.signals.now:
             save(self.middle)
             return
         folder = Path(tempfile.mkdtemp(dir=out))
         save(folder)
         files = sorted(path for path in folder.iterdir() if path.suffix != ".json")  # seconds differ
         self.sums.append({path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files})
-
-    def finished(self, finished: Finished, save: Callable[[Path], None]) -> None:
-        """Nothing to publish here."""
 
 
 def run_of(changes: dict[str, Any], keeper: Keeper) -> TrainingRun:
@@ -100,7 +115,7 @@ def run_of(changes: dict[str, Any], keeper: Keeper) -> TrainingRun:
     dataset = open_dataset(locate_dataset(recipe.dataset, recipe.bucket))
     weights = Path(task["weights"]) if recipe.network.weights != "none" else None
     given = TrainingInput(dataset, ShardCache(out / f"cache-{world}"), weights)
-    return TrainingRun(recipe, given, workers, keeper, out / f"best-{world}-{rank}.weights.h5")
+    return TrainingRun(recipe, given, workers, keeper, keeper.signals, out / f"best-{world}-{rank}.weights.h5")
 
 
 def steps(name: str, encoder: str, which: str, rate: float, kept: list[int], parts: int) -> tuple[list[float], Any]:
@@ -140,7 +155,7 @@ def trained(changes: dict[str, Any]) -> dict[str, Any]:
         "history": keeper.history,
         "sums": keeper.sums,
         "watched": keeper.watched,
-        "extremes": keeper.extreme,
+        "ranked": keeper.ranked,
         "middle": str(keeper.middle),
         "epochs": finished.progress.epochs_done,
         "metrics": finished.metrics,

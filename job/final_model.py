@@ -1,0 +1,100 @@
+"""The model of a finished run: its files in the run's last checkpoint, and the facts about it for the report."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import nucleus
+from nucleus.lazy import keras, tf
+from nucleus.runs.record import Facts, NetworkFacts
+from nucleus.text import plural
+from nucleus.versions import installed_versions
+
+if TYPE_CHECKING:
+    from nucleus.config.recipe import Recipe
+    from nucleus.model.architecture import ModelConfig
+    from nucleus.training.callbacks import TrainingResult
+
+__all__ = ["FINAL_FOLDER", "network_facts", "run_facts", "save_model"]
+
+
+FINAL_FOLDER = "model"
+"""Folder of the last checkpoint that holds the model's files."""
+
+_PREVIEW_SIDE = 256
+"""Side of an image in the preview, px."""
+
+
+def save_model(folder: Path, result: TrainingResult) -> None:
+    """Write the model's files into a new folder: weights, configuration, metrics with the history, and a preview."""
+    folder.mkdir()
+    result.model.save_weights(folder / nucleus.model.WEIGHTS_FILE)
+    (folder / nucleus.model.CONFIG_FILE).write_text(result.config.model_dump_json(indent=1))
+    (folder / "metrics.json").write_text(
+        json.dumps({"metrics": result.metrics, "history": result.progress.history}, indent=1)
+    )
+    (folder / "preview.png").write_bytes(nucleus.data.encode_png(_preview(result)))
+
+
+def _preview(result: TrainingResult) -> Any:
+    """Draw image, truth and prediction side by side for a few images of the test split."""
+    config = result.config
+    network = nucleus.model.TiledNetwork(result.model, config)
+    rows = []
+    for example in result.examples:
+        maps = nucleus.model.maps_of(network(example.image), config.heads)
+        rows.append(
+            [
+                example.image,
+                nucleus.pictures.draw_outlines(example.image, example.labels, nucleus.pictures.CYAN),
+                nucleus.pictures.draw_outlines(example.image, nucleus.model.label_nuclei(maps, config.instances)),
+            ]
+        )
+    return nucleus.pictures.contact_sheet(rows, _PREVIEW_SIDE)
+
+
+def run_facts(result: TrainingResult, recipe: Recipe) -> Facts:
+    """Return what only the workers know of a finished run."""
+    unfrozen = recipe.network.encoder_trained_from
+    encoder_trained = unfrozen is not None and result.progress.epochs_done > unfrozen
+    return Facts(
+        best_epoch=result.progress.best_epoch,
+        network=network_facts(result.model, result.config, encoder_trained=encoder_trained),
+        thresholds=result.config.instances.model_dump(),
+        nucleus_diameter=result.config.nucleus_diameter,
+        workers=result.workers,
+        device=_device(recipe.cpus_per_worker),
+        seconds=result.seconds,
+        versions=installed_versions(),
+    )
+
+
+def network_facts(model: keras.Model, config: ModelConfig, *, encoder_trained: bool) -> NetworkFacts:
+    """Return sizes and channels of a network of `nucleus.model.unet.build_unet`.
+
+    Args:
+        model: The network.
+        config: Its configuration.
+        encoder_trained: Whether the encoder was trained too.
+    """
+    encoder = nucleus.model.encoder_of(model)
+    decoder = model.count_params() - encoder.count_params()
+    trained = sum(int(variable.shape.num_elements()) for variable in encoder.trainable_variables)
+    return NetworkFacts(
+        encoder=config.encoder,
+        parameters=model.count_params(),
+        encoder_parameters=encoder.count_params(),
+        trained_parameters=decoder + (trained if encoder_trained else 0),
+        skips=[int(output.shape[-1]) for output in encoder.outputs],
+        decoder=list(config.decoder_channels),
+        outputs=list(config.channels),
+    )
+
+
+def _device(cpus: int) -> str:
+    """Return the name of this worker's GPU, or its number of CPU cores in words."""
+    for gpu in tf.config.get_visible_devices("GPU"):
+        return str(tf.config.experimental.get_device_details(gpu).get("device_name", gpu.name))
+    return plural(cpus, "CPU core")

@@ -1,0 +1,100 @@
+"""Callbacks of a worker without Ray: how W&B is closed, what TensorBoard shows, and the lines of a trial."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from job.events import EventCallback
+from job.run_callbacks import ProfileCallback, TensorBoardCallback, WandbCallback
+from job.sweep import _TrialCallback
+from nucleus.training.callbacks import CallbackList, TrainingResult
+
+
+class Tracked:
+    """A run in W&B that records the calls, and fails to close if wanted."""
+
+    kept_files: dict[str, Path]
+
+    def __init__(self, *, broken: bool = False) -> None:
+        self.calls: list[Any] = []
+        self.kept_files = {}
+        self._broken = broken
+
+    def log(self, metrics: dict[str, float]) -> None:
+        self.calls.append(metrics["epoch"])
+
+    def finish(self, summary: dict[str, float]) -> None:
+        self.calls.append(summary)
+
+    def abort(self) -> None:
+        self.calls.append("aborted")
+        if self._broken:
+            raise OSError("W&B is gone")
+
+
+def wandb_callback(tracked: Tracked, monkeypatch: pytest.MonkeyPatch) -> WandbCallback:
+    monkeypatch.setattr("job.run_callbacks.keep_files", lambda *_: tracked.calls.append("kept"))
+    return WandbCallback(tracked, None, "r")  # type: ignore[arg-type]
+
+
+def result() -> TrainingResult:
+    return SimpleNamespace(metrics={"val": {"all": {"map": 0.5}}}, model=None)  # type: ignore[return-value]
+
+
+def test_a_finished_run_is_not_aborted_in_wandb(monkeypatch: pytest.MonkeyPatch) -> None:
+    tracked = Tracked()
+    callback = wandb_callback(tracked, monkeypatch)
+    callback.on_resume([{"epoch": 0.0}, {"epoch": 1.0}], "epoch 2, step 0 on 1 worker")
+    callback.on_epoch_end({"epoch": 2.0})
+    callback.on_train_end(result(), lambda _: None)
+    callback.on_close(failed=False)
+    assert tracked.calls == [0.0, 1.0, 2.0, {"val_map": 0.5}, "kept"]
+
+
+@pytest.mark.parametrize("failed", [True, False])
+def test_a_run_that_was_stopped_or_has_failed_is_aborted_in_wandb(
+    failed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tracked = Tracked()
+    wandb_callback(tracked, monkeypatch).on_close(failed=failed)
+    assert tracked.calls == ["aborted", "kept"]
+
+
+def test_the_profile_ends_though_wandb_cannot_be_closed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    stopped: list[bool] = []
+    profile = ProfileCallback(0, tmp_path)
+    monkeypatch.setattr(profile, "on_close", lambda *, failed: stopped.append(failed))
+    callback = CallbackList([wandb_callback(Tracked(broken=True), monkeypatch), profile])
+    with pytest.raises(OSError, match="gone"):
+        callback.on_close(failed=True)
+    assert stopped == [True]
+
+
+def test_tensorboard_shows_earlier_predictions_and_those_of_the_best_weights_last() -> None:
+    pictures = SimpleNamespace(
+        predictions={2: {"a": b"new"}, None: {"a": b"best"}},
+        uploaded_predictions=lambda epochs: {0: {"a": b"first"}, epochs: {"a": b"old"}},
+    )
+    callback = TensorBoardCallback(None, Path(), pictures, None)  # type: ignore[arg-type]
+    callback.on_resume([{"epoch": 0.0}, {"epoch": 1.0}], "epoch 2")
+    assert callback._tagged_pictures(3) == {
+        0: {"predictions/a": b"first"},
+        2: {"predictions/a": b"new"},
+        3: {"best/a": b"best"},
+    }
+
+
+def test_a_trial_sends_lines_with_its_number_and_no_steps() -> None:
+    sent: list[Any] = []
+    callback = _TrialCallback(3, EventCallback(SimpleNamespace(put=sent.append)))
+    callback.on_stage("Workers started: 1")
+    callback.on_steps_end(0, 1, 1, 2, 0.5, 4.0)
+    callback.on_epoch_end({"epoch": 0.0, "loss": 0.25, "val_map": 0.5})
+    callback.on_warning("a remark")
+    assert sent == [
+        ("on_stage", ("trial 3: Workers started: 1",)),
+        ("on_stage", ("trial 3: epoch 1: loss 0.2500, mAP 0.5000",)),
+        ("on_warning", ("trial 3: a remark",)),
+    ]
