@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
+import job
 from job.capacity import Room, check_room
 from nucleus.config.recipe import Recipe
 from nucleus.errors import JobError
@@ -77,9 +78,8 @@ def _address_known() -> Iterator[None]:
     on its machine. That may be another, which does not know the controller: it is taken for dead and its run ended.
     """
     import ray
-    from ray.train.v2._internal.constants import ENV_VARS_TO_PROPAGATE
 
-    ENV_VARS_TO_PROPAGATE.add(_ADDRESS)
+    job.pass_to_controller(_ADDRESS)
     if ray.util.client.ray.is_connected():  # by ray://, which RAY_ADDRESS has named already
         yield
         return
@@ -119,21 +119,13 @@ def address_at_hand() -> str | None:
     """
     address = os.environ.get(_ADDRESS)
     if address in {None, "", "auto"}:
-        return next(filter(_answers, _local_addresses()), None)
+        return next(filter(_answers, job.local_addresses()), None)
     if not _answers(address):
         raise JobError(
             f"Expected a Ray cluster at RAY_ADDRESS={address}; none answers. Start it, or unset the variable to "
             "use this machine."
         )
     return address
-
-
-def _local_addresses() -> list[str]:
-    """Where Ray looks for a cluster of this machine: one that `ray start` has noted, then what runs."""
-    from ray._private import services
-
-    noted = services.find_bootstrap_address(None)
-    return [*([noted] if noted else []), *services.find_gcs_addresses()]
 
 
 def _answers(address: str) -> bool:
@@ -151,10 +143,9 @@ def _answers(address: str) -> bool:
 def rooms() -> dict[str, Room]:
     """The room of the cluster that this process is connected to, for CPUs and GPUs."""
     import ray
-    from ray._private.state import state
 
     total, free = ray.cluster_resources(), ray.available_resources()
-    most = state.get_max_resources_from_cluster_config() or {}
+    most = job.autoscaler_limits()
     return {
         name: Room(total.get(name, 0), free.get(name, 0), max(total.get(name, 0), most.get(name, 0)))
         for name in ("CPU", "GPU")

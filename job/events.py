@@ -72,7 +72,7 @@ def forwarded(listener: object, silence: Callable[[], None]) -> Iterator[Any]:
 
     Args:
         listener: Who hears them: a `Listener`, or whatever has the methods.
-        silence: Called if there has been none for ten seconds since the beginning.
+        silence: Called every ten seconds from the beginning until there is one.
     """
     from ray.util.queue import Empty, Queue
 
@@ -88,7 +88,7 @@ def forwarded(listener: object, silence: Callable[[], None]) -> Iterator[Any]:
                 if over.is_set():
                     return
                 if silent_until is not None and time.monotonic() > silent_until:
-                    silent_until = None
+                    silent_until += _FIRST_SECONDS
                     silence()
                 continue
             silent_until = None

@@ -22,7 +22,7 @@ from nucleus.metrics.scores import AP_NAMES
 from nucleus.model.architecture import ModelConfig
 from nucleus.model.unet import encoder_of
 from nucleus.pictures import CYAN, YELLOW, brightened, draw_mistakes, draw_outlines
-from nucleus.runs.plan import RunPlan
+from nucleus.runs.plan import RunFolder, RunPlan
 from nucleus.runs.record import (
     EPOCH_PICTURE,
     FACTS_FILE,
@@ -79,10 +79,10 @@ def save_model(folder: Path, finished: Finished) -> None:
     folder.mkdir()
     finished.model.save_weights(folder / nucleus.model.WEIGHTS_FILE)
     (folder / nucleus.model.CONFIG_FILE).write_text(finished.config.model_dump_json(indent=1))
-    (folder / "metrics.json").write_text(
+    (folder / nucleus.model.METRICS_FILE).write_text(
         json.dumps({"metrics": finished.metrics, "history": finished.progress.history}, indent=1)
     )
-    (folder / "preview.png").write_bytes(nucleus.data.encode_png(_preview(finished)))
+    (folder / nucleus.model.PREVIEW_FILE).write_bytes(nucleus.data.encode_png(_preview(finished)))
 
 
 def _preview(finished: Finished) -> Any:
@@ -230,7 +230,7 @@ class RayReporter:
         self.attention = demands.attention
         self.demand = demands.demand
         self._events = events
-        self._folder = Bucket(parse_uri(plan.bucket) / "runs" / plan.run)
+        self._folder = RunFolder(Bucket(parse_uri(plan.bucket)), plan.run).below()
         self._report_folder = Bucket(self._folder.uri / REPORT_FOLDER)
         self._pictures = RunPictures(self._report_folder)
         self._local = local

@@ -62,21 +62,30 @@ class Submission:
             raise ClusterError(f"Expected the cluster to take the job {self.job}; it did not: {error}") from error
 
 
-def prepare(recipe: Path, job: str, arguments: Sequence[str], folder: Path, *, verbose: bool) -> Submission:
-    """Put what `nucleus train RECIPE ARGUMENTS` needs elsewhere into an empty folder.
+def prepare(recipe: Path | None, job: str, arguments: Sequence[str], folder: Path, *, verbose: bool) -> Submission:
+    """Put what `nucleus train [RECIPE] ARGUMENTS` needs elsewhere into an empty folder.
 
     Raises:
         JobError: It is more than Ray takes.
     """
     _copy_code(folder)
-    shutil.copyfile(recipe, folder / _RECIPE)
+    if recipe is not None:
+        shutil.copyfile(recipe, folder / _RECIPE)
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     if size > _LARGEST_BYTES:
         raise JobError(
             f"Expected at most {_LARGEST_BYTES >> 20} MiB of code, Ray's limit; found {size >> 20} MiB in "
             f"{' and '.join(_PACKAGES)}. Put what is no code into .gitignore."
         )
-    command = ["python", "-m", "nucleus", *(["--debug"] if verbose else []), "train", _RECIPE, *arguments]
+    command = [
+        "python",
+        "-m",
+        "nucleus",
+        *(["--debug"] if verbose else []),
+        "train",
+        *([_RECIPE] if recipe else []),
+        *arguments,
+    ]
     environment = {name: os.environ[name] for name in _PASSED_ON if os.environ.get(name)} | _STOP_WAIT
     of_code = commit()
     if of_code is not None:

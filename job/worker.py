@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import job
 import nucleus
 from nucleus.lazy import tf
-from nucleus.runs.plan import RunPlan
+from nucleus.runs.plan import RUNS, WANDB_FOLDER, RunFolder, RunPlan
 from nucleus.storage.files import check_sums
 from nucleus.versions import installed_versions
 
@@ -53,7 +53,7 @@ def train_worker(config: dict[str, Any]) -> None:
     tracker = _tracker(plan, cache_dir, first=workers.rank == 0)
     elastic = plan.recipe.workers.elastic
     demands = job.Demands(config["stop"], plan.recipe.resize_interval if elastic else None, first=workers.rank == 0)
-    local = _usable(Path(plan.folder), cache_dir / "runs") / plan.run
+    local = _usable(Path(plan.folder), cache_dir / RUNS) / plan.run
     reporter = job.RayReporter(plan, tracker, demands, config["events"] if workers.rank == 0 else None, local)
     try:
         with _checkpoint() as folder:
@@ -125,6 +125,5 @@ def _usable(folder: Path, otherwise: Path) -> Path:
 def _keep_offline_files(plan: RunPlan, tracker: Tracker) -> None:
     """Put what W&B has not been sent beside the run: this machine, or a job's folder on it, may be gone tomorrow."""
 
-    nucleus.tracking.keep_files(
-        nucleus.storage.Bucket(nucleus.storage.parse_uri(plan.bucket)), plan.run, tracker.kept_files
-    )
+    bucket = nucleus.storage.Bucket(nucleus.storage.parse_uri(plan.bucket))
+    nucleus.tracking.keep_files(RunFolder(bucket, plan.run).below(WANDB_FOLDER), tracker.kept_files)

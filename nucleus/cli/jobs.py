@@ -77,7 +77,7 @@ def logs(job: str, follow: bool, address: str | None, insecure: bool, as_json: b
 @cluster_options
 @json_option
 def stop(job: str, address: str | None, insecure: bool, as_json: bool) -> None:
-    """Let JOB save a checkpoint and stop; `nucleus submit RECIPE --resume RUN` goes on."""
+    """Let JOB save a checkpoint and stop; `nucleus submit --resume RUN` goes on."""
 
     _show_job(job_api.stop_job(open_client(address, insecure=insecure), job), as_json=as_json)
 
@@ -120,7 +120,7 @@ _INTERRUPTED = 130
 @click.pass_context
 def submit(
     ctx: click.Context,
-    recipe: str,
+    recipe: str | None,
     settings: tuple[str, ...],
     run: str | None,
     resume: str | None,
@@ -137,11 +137,11 @@ def submit(
     no key of yours is sent. Its log goes to stderr; the exit status is the job's. Ctrl-C asks whether to stop it.
     """
 
-    check_run_options(settings, run, resume)
+    check_run_options(recipe, settings, run, resume)
     client = open_client(address, insecure=insecure)
-    path = nucleus.config.recipe_path(recipe)
-    content = nucleus.config.read_recipe(path, settings)
-    name = resume or run or nucleus.runs.new_run_name(content.model)
+    path = nucleus.config.recipe_path(recipe) if recipe else None
+    content = nucleus.config.read_recipe(path, settings) if path else None
+    name = resume or run or nucleus.runs.new_run_name(content.model if content else "")
     job = nucleus.runs.new_run_name(name) if resume else name  # a run may be resumed again and again
     arguments = ["--resume" if resume else "--run", name, *(f"--set={text}" for text in settings)]
     arguments += ["--single-writer"] if single_writer else []
@@ -187,9 +187,8 @@ def _dry_run(content: Any, resume: str | None, submission: Any, client: Any) -> 
 
     if resume is None:
         return job_submission.dry_run(content, content.dataset, submission, job_api.rooms_of(client))
-    plan = nucleus.runs.load_plan(
-        nucleus.storage.Bucket(nucleus.storage.bucket_from_environment(content.bucket)), resume
-    )
+    uri = nucleus.storage.bucket_from_environment(content.bucket if content else None)
+    plan = nucleus.runs.load_plan(nucleus.storage.Bucket(uri), resume)
     return job_submission.dry_run(plan.recipe, plan.dataset, submission, job_api.rooms_of(client))
 
 

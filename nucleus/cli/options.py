@@ -64,12 +64,16 @@ def run_options(command: Command) -> Command:
     """What names a run and what it does: RECIPE, `--set`, `--run`, `--resume`, `--single-writer`."""
     return _with(
         command,
-        click.argument("recipe"),
+        click.argument("recipe", required=False),
         click.option(
             "--set", "settings", metavar="KEY=VALUE", multiple=True, help="Change a key, as optimizer.epochs=3."
         ),
         click.option("--run", metavar="NAME", help="Name of the run.  [default: the model's name and the moment]"),
-        click.option("--resume", metavar="RUN", help="Go on with this run, by the recipe that it began with."),
+        click.option(
+            "--resume",
+            metavar="RUN",
+            help="Go on with this run, by the recipe that it began with; RECIPE is not needed.",
+        ),
         single_writer_option,
     )
 
@@ -89,9 +93,11 @@ def cluster_options(command: Command, *, otherwise: str = "RAY_ADDRESS, or http:
     )
 
 
-def check_run_options(settings: tuple[str, ...], run: str | None, resume: str | None) -> None:
-    """Raise what is wrong with `run_options` together, or with a name."""
+def check_run_options(recipe: str | None, settings: tuple[str, ...], run: str | None, resume: str | None) -> None:
+    """Raise `UsageError` if `run_options` do not fit together, or what is wrong with a name."""
 
+    if recipe is None and resume is None:
+        raise click.UsageError("Missing argument 'RECIPE'; --resume RUN alone needs none")
     if run and resume:
         raise click.UsageError("--run names a new run and --resume an old one; give one of them")
     if resume and settings:
@@ -115,7 +121,7 @@ def project_bucket(below: str, *, single_writer: bool = False) -> "Bucket":
 
 def is_pulled(model: str) -> bool:
     """Whether a model is named by the folder that it was pulled to."""
-    return (Path(model) / "manifest.json").is_file()
+    return (Path(model) / nucleus.registry.MANIFEST_FILE).is_file()
 
 
 def model_folder(model: str) -> Path:
@@ -128,6 +134,6 @@ def model_folder(model: str) -> Path:
         return Path(model)
     reference = nucleus.config.parse_reference(model, "model")
     bucket = nucleus.storage.Bucket(nucleus.storage.bucket_from_environment())
-    bucket.check("models/")
+    bucket.check(nucleus.registry.MODELS)
     with show_progress(f"download {model}", "bytes") as advance:
         return nucleus.registry.pull_cached(bucket, reference, advance)
