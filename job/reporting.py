@@ -65,7 +65,7 @@ def report_published(
     except Exception as error:
         listener.warn(
             f"{manifest.model}@{manifest.version} is published; its report was not finished: "
-            f"{str(error) or type(error).__name__} To write it again: nucleus train --resume {plan.run}"
+            f"{str(error) or type(error).__name__} To write it again: {plan.resume_command}"
         )
 
 

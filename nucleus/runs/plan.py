@@ -127,11 +127,16 @@ class RunPlan(BaseModel):
         return str(self.settings["model"])
 
     @property
-    def how_to_go_on(self) -> str:
-        """What to type when the run did not finish."""
+    def resume_command(self) -> str:
+        """The command that goes on with the run."""
         command = "submit" if self.submitted else "train"
         recipe = "RECIPE " if self.settings.get("bucket") else ""  # which names the bucket
-        return f"Go on from its last checkpoint with: nucleus {command} {recipe}--resume {self.run}"
+        return f"nucleus {command} {recipe}--resume {self.run}"
+
+    @property
+    def how_to_go_on(self) -> str:
+        """What to do when the run did not finish, in words."""
+        return f"Go on from its last checkpoint with: {self.resume_command}"
 
     @property
     def encoder_weights(self) -> EncoderWeights | None:
@@ -153,7 +158,7 @@ def save_plan(bucket: Bucket, plan: RunPlan) -> None:
     except ObjectExistsError as error:
         raise JobError(
             f"Expected a run name that is not in use; {plan.run!r} is. Choose another with --run, or go on with that "
-            f"run: nucleus {'submit' if plan.submitted else 'train'} --resume {plan.run}"
+            f"run: {plan.resume_command}"
         ) from error
 
 
