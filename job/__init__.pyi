@@ -40,7 +40,15 @@ from .publishing import Fitted as Fitted
 from .publishing import judge as judge
 from .publishing import publish_fitted as publish_fitted
 from .ray_internals import MultiWorkerConfig as MultiWorkerConfig
+from .ray_internals import ask_head as ask_head
+from .ray_internals import autoscaler_limits as autoscaler_limits
+from .ray_internals import is_submitted_job as is_submitted_job
+from .ray_internals import job_api_answer as job_api_answer
+from .ray_internals import local_addresses as local_addresses
 from .ray_internals import our_error as our_error
+from .ray_internals import pass_to_controller as pass_to_controller
+from .ray_internals import server_ray_version as server_ray_version
+from .ray_internals import trainer_class as trainer_class
 from .reporting import has_facts as has_facts
 from .reporting import report_folder as report_folder
 from .reporting import report_published as report_published
@@ -65,6 +73,7 @@ from .sweep import Trial as Trial
 from .sweep import sweep as sweep
 from .train import RunOptions as RunOptions
 from .train import fit as fit
+from .train import fit_trial as fit_trial
 from .train import plan_run as plan_run
 from .train import resume as resume
 from .train import train as train

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
+import job
 from job.capacity import Capacity, check_capacity
 from nucleus.config.recipe import Recipe
 from nucleus.errors import JobError
@@ -78,10 +79,9 @@ def _address_known() -> Iterator[None]:
     last on its machine. If that is a different one, it does not know the controller, and the actor ends the run.
     """
     import ray
-    from ray.train.v2._internal.constants import ENV_VARS_TO_PROPAGATE
 
-    ENV_VARS_TO_PROPAGATE.add(_ADDRESS)
-    if ray.util.client.ray.is_connected():  # through ray://, which RAY_ADDRESS names already
+    job.pass_to_controller(_ADDRESS)
+    if ray.util.client.ray.is_connected():  # by ray://, which RAY_ADDRESS has named already
         yield
         return
     before = os.environ.get(_ADDRESS)
@@ -120,21 +120,13 @@ def address_at_hand() -> str | None:
     """
     address = os.environ.get(_ADDRESS)
     if address in {None, "", "auto"}:
-        return next(filter(_answers, _local_addresses()), None)
+        return next(filter(_answers, job.local_addresses()), None)
     if not _answers(address):
         raise JobError(
             f"Expected a Ray cluster at RAY_ADDRESS={address}; none answers. Start it, or unset RAY_ADDRESS to use "
             "this machine."
         )
     return address
-
-
-def _local_addresses() -> list[str]:
-    """Return addresses of clusters on this machine: the one that `ray start` recorded, then those that run."""
-    from ray._private import services
-
-    noted = services.find_bootstrap_address(None)
-    return [*([noted] if noted else []), *services.find_gcs_addresses()]
 
 
 def _answers(address: str) -> bool:
@@ -152,10 +144,9 @@ def _answers(address: str) -> bool:
 def capacities() -> dict[str, Capacity]:
     """Return the CPUs and GPUs of the cluster that this process is connected to, by Ray's names."""
     import ray
-    from ray._private.state import state
 
     total, free = ray.cluster_resources(), ray.available_resources()
-    most = state.get_max_resources_from_cluster_config() or {}
+    most = job.autoscaler_limits()
     return {
         name: Capacity(total.get(name, 0), free.get(name, 0), max(total.get(name, 0), most.get(name, 0)))
         for name in ("CPU", "GPU")

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
+import job
 from job.capacity import Capacity
 from job.cluster import address_at_hand
 from job.job_api import capacities_of, check_address, cluster_address, job_client
@@ -85,16 +86,12 @@ def query_head(address: str) -> dict[str, tuple[float, float]]:
     Raises:
         ClusterError: The cluster refuses the token, or runs another version of Ray or Python.
     """
-    import ray
-    from ray._common.usage.usage_lib import get_cluster_metadata
-    from ray._private.state import GlobalState
     from ray.exceptions import AuthenticationError, RpcError
 
     try:
-        _check_versions(address, get_cluster_metadata(ray._raylet.GcsClient(address=address)))
-        state = GlobalState()
-        state._initialize_global_state(ray._raylet.GcsClientOptions.create(address, None, True, False))
-        total, free = state.cluster_resources(), state.available_resources()
+        metadata, resources = job.ask_head(address)
+        _check_versions(address, metadata)
+        total, free = resources()
     except AuthenticationError as error:
         raise ClusterError(
             f"Expected the token of the Ray cluster at {address}; it was refused, or there is none. Set "

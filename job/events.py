@@ -53,7 +53,7 @@ def event_queue(callback: Callback, on_silence: Callable[[], None]) -> Iterator[
 
     Args:
         callback: The driver's callback.
-        on_silence: Called once if nothing has arrived ten seconds after the beginning.
+        on_silence: Called every ten seconds from the start until something has arrived.
     """
     from ray.util.queue import Empty, Queue
 
@@ -69,7 +69,7 @@ def event_queue(callback: Callback, on_silence: Callable[[], None]) -> Iterator[
                 if over.is_set():
                     return
                 if silent_until is not None and time.monotonic() > silent_until:
-                    silent_until = None
+                    silent_until += _FIRST_SECONDS
                     on_silence()
                 continue
             silent_until = None

@@ -32,10 +32,10 @@ def save_model(folder: Path, result: TrainingResult) -> None:
     folder.mkdir()
     result.model.save_weights(folder / nucleus.model.WEIGHTS_FILE)
     (folder / nucleus.model.CONFIG_FILE).write_text(result.config.model_dump_json(indent=1))
-    (folder / "metrics.json").write_text(
+    (folder / nucleus.model.METRICS_FILE).write_text(
         json.dumps({"metrics": result.metrics, "history": result.progress.history}, indent=1)
     )
-    (folder / "preview.png").write_bytes(nucleus.data.encode_png(_preview(result)))
+    (folder / nucleus.model.PREVIEW_FILE).write_bytes(nucleus.data.encode_png(_preview(result)))
 
 
 def _preview(result: TrainingResult) -> Any:

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 from tenacity import Retrying, retry_if_exception, retry_if_result, stop_after_delay, wait_fixed
 from tenacity.retry import retry_base
 
+import job
 from job.capacity import Capacity
 from nucleus.errors import ClusterError, UsageError
 
@@ -120,7 +121,7 @@ def job_client(address: str, *, insecure: bool) -> Any:
     except (ConnectionError, RuntimeError) as error:
         text = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ClusterError(f"Expected the job API of a Ray cluster at {address}; {text}") from error
-    found = client._server_ray_version  # `get_version` is the version of the API
+    found = job.server_ray_version(client)
     if found != ray.__version__:
         raise ClusterError(
             f"Expected Ray {ray.__version__} at {address}, as here; found {found}. Install the same version on both "
@@ -155,8 +156,8 @@ def capacities_of(client: Any) -> dict[str, Capacity]:
 
 
 def _usage(client: Any) -> dict[str, tuple[float, float]]:
-    """Return the used and total amounts of each resource."""
-    answer = client._do_request("GET", "/api/cluster_status")  # sends the token
+    """How much of each resource is used, and how much there is."""
+    answer = job.job_api_answer(client, "/api/cluster_status")
     status = answer.json().get("data", {}).get("clusterStatus") if answer.status_code == _HTTP_OK else None
     return dict(status["loadMetricsReport"]["usage"]) if status else {}
 

@@ -1,18 +1,18 @@
-"""A run's workers on Ray Train, from the first step to the model in the run's last checkpoint."""
+"""Publishing of a finished run: its model from the last checkpoint, the card, and the gate's decision."""
 
-import shutil
 import tempfile
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import nucleus
-from job.filesystem import run_storage
 from job.final_model import FINAL_FOLDER
 from nucleus import __version__
 from nucleus.config.names import Reference
 from nucleus.data.cache import ShardCache, default_cache_dir
 from nucleus.data.dataset import locate_dataset, open_dataset
+from nucleus.errors import IntegrityError, ObjectNotFoundError
 from nucleus.model.architecture import read_model_config
+from nucleus.model.weight_files import CARD_FILE, CONFIG_FILE
 from nucleus.registry.aliases import pass_gate
 from nucleus.registry.card import model_card
 from nucleus.registry.manifest import ModelManifest, Origin
@@ -20,8 +20,7 @@ from nucleus.registry.publish import publish
 from nucleus.registry.versions import pull
 from nucleus.runs.plan import RunPlan
 from nucleus.storage.bucket import Bucket
-from nucleus.storage.files import check_sums
-from nucleus.storage.retries import storage_timeout
+from nucleus.storage.files import SUMS_FILE, read_sums
 from nucleus.storage.uri import parse_uri
 from nucleus.training.callbacks import Callback
 
@@ -82,8 +81,6 @@ def publish_fitted(plan: RunPlan, fitted: Fitted, bucket: Bucket, callback: Call
         IntegrityError: The checkpoint or the dataset's manifest is damaged.
         StorageError: The bucket cannot be used.
     """
-    from ray.train import Checkpoint
-
     callback.on_stage(f"Publishing {plan.recipe.model}")
     origin = Origin(
         run=plan.run,
@@ -94,16 +91,29 @@ def publish_fitted(plan: RunPlan, fitted: Fitted, bucket: Bucket, callback: Call
         code_version=__version__,
         wandb_run=fitted.wandb_run,
     )
-    stored = Checkpoint(fitted.checkpoint, run_storage(parse_uri(plan.bucket), storage_timeout()))
+    checkpoint = Bucket(parse_uri(f"s3://{fitted.checkpoint}"))
     with tempfile.TemporaryDirectory(prefix="nucleus-model-") as temporary:
-        folder = Path(temporary) / FINAL_FOLDER
-        with stored.as_directory() as checkpoint:
-            check_sums(Path(checkpoint), f"s3://{fitted.checkpoint}")
-            shutil.copytree(Path(checkpoint) / FINAL_FOLDER, folder)
-        config = read_model_config((folder / "model.json").read_bytes(), f"s3://{fitted.checkpoint}")
+        folder = Path(temporary)
+        _fetch_model(checkpoint, folder)
+        config = read_model_config((folder / CONFIG_FILE).read_bytes(), str(checkpoint.uri))
         dataset = open_dataset(locate_dataset(plan.dataset)).manifest
-        (folder / "card.md").write_text(model_card(plan.recipe.model, origin, config, dataset))
+        (folder / CARD_FILE).write_text(model_card(plan.recipe.model, origin, config, dataset))
         with callback.progress("publish", "bytes") as advance:
             manifest = publish(bucket, plan.recipe.model, folder, origin, advance)
     judge(bucket, manifest, plan, callback)
     return manifest
+
+
+def _fetch_model(checkpoint: Bucket, folder: Path) -> None:
+    """Download the model's files of a checkpoint, which holds the optimizer too, each by its sum.
+
+    Raises:
+        IntegrityError: A file is missing or damaged.
+    """
+    prefix = f"{FINAL_FOLDER}/"
+    try:
+        sums = read_sums(checkpoint.get(SUMS_FILE), str(checkpoint.uri))
+        for name in filter(lambda name: name.startswith(prefix), sums):
+            checkpoint.download(name, folder / PurePosixPath(name).name, sha256=sums[name])
+    except ObjectNotFoundError as error:
+        raise IntegrityError(f"Expected a whole checkpoint at {checkpoint.uri}; a file of it is missing.") from error

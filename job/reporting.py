@@ -1,4 +1,4 @@
-"""From what a run left in the bucket to its report, on disk and in the bucket."""
+"""The report of a run, from what its workers left in the bucket: written on disk and into the bucket."""
 
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +15,7 @@ from nucleus.registry.aliases import GateDecision, read_decision
 from nucleus.registry.manifest import ModelManifest, version_prefix
 from nucleus.report.page import write_report
 from nucleus.runs.download import names_below
-from nucleus.runs.plan import RunPlan
+from nucleus.runs.plan import WANDB_FOLDER, RunFolder, RunPlan
 from nucleus.runs.record import (
     FACTS_FILE,
     HISTORY_FILE,
@@ -49,14 +49,29 @@ def report_folder(plan: RunPlan) -> Path:
 
 
 def has_facts(bucket: Bucket, run: str) -> bool:
-    """Whether a run's workers have told what its report says."""
-    return bucket.find(f"runs/{run}/{REPORT_FOLDER}/{FACTS_FILE}") is not None
+    """Whether a run's workers have left the facts that its report needs."""
+    return bucket.find(RunFolder(bucket, run).key(REPORT_FOLDER, FACTS_FILE)) is not None
 
 
 def report_published(
     plan: RunPlan, manifest: ModelManifest, bucket: Bucket, callback: Callback, seconds: Mapping[str, float]
 ) -> None:
-    """Write the report of a run that has published a version, and tell W&B of that. Raises what `report_run` raises."""
+    """Write the report of a run that has published a version, and name the version to W&B.
+
+    Whatever becomes of that, the version is published and the run has succeeded: problems are warnings.
+    """
+    try:
+        _report_published(plan, manifest, bucket, callback, seconds)
+    except Exception as error:
+        callback.on_warning(
+            f"{manifest.model}@{manifest.version} is published; its report was not finished: "
+            f"{str(error) or type(error).__name__} To write it again: {plan.resume_command}"
+        )
+
+
+def _report_published(
+    plan: RunPlan, manifest: ModelManifest, bucket: Bucket, callback: Callback, seconds: Mapping[str, float]
+) -> None:
     origin = manifest.origin
     decision = read_decision(bucket, manifest.model, manifest.version)
     record = report_run(plan, origin.metrics, origin.wandb_run, bucket, callback, manifest, decision, seconds)
@@ -77,7 +92,7 @@ def report_published(
     for problem in problems:
         callback.on_warning(problem)
     if plan.wandb_mode == "offline":
-        keep_files(bucket, plan.run, kept_files(Path(plan.wandb_dir), plan.run))
+        keep_files(RunFolder(bucket, plan.run).below(WANDB_FOLDER), kept_files(Path(plan.wandb_dir), plan.run))
 
 
 def report_run(
@@ -108,11 +123,11 @@ def report_run(
     """
     callback.on_stage("Writing the report")
     folder = report_folder(plan)
-    stored = Bucket(bucket.uri / "runs" / plan.run / REPORT_FOLDER)
+    home = RunFolder(bucket, plan.run)
+    stored = home.below(REPORT_FOLDER)
     pictures = _fetch_pictures(stored, folder)
     facts = read_facts(stored.get(FACTS_FILE), str(stored.uri / FACTS_FILE))
-    key = f"runs/{plan.run}/{HISTORY_FILE}"
-    history = read_history(bucket.get(key), str(bucket.uri / key))
+    history = read_history(bucket.get(home.key(HISTORY_FILE)), str(home.uri(HISTORY_FILE)))
     dataset = open_dataset(locate_dataset(plan.dataset)).manifest
     record = RunRecord(
         run=plan.run,

@@ -20,7 +20,7 @@ from nucleus.config.recipe import Recipe
 from nucleus.data.images import RgbImage, encode_png
 from nucleus.metrics.scores import AP_NAMES
 from nucleus.pictures import CYAN, YELLOW, brightened, draw_mistakes, draw_outlines
-from nucleus.runs.plan import RunPlan
+from nucleus.runs.plan import WANDB_FOLDER, RunFolder, RunPlan
 from nucleus.runs.record import (
     EPOCH_PICTURE,
     FACTS_FILE,
@@ -62,7 +62,8 @@ def worker_callbacks(plan: RunPlan, events: Any | None, local: Path, wandb_dir: 
         local: Folder of the run on this machine, for TensorBoard.
         wandb_dir: Folder on this machine for W&B's files.
     """
-    folder = Bucket(parse_uri(plan.bucket) / "runs" / plan.run)
+    home = RunFolder(Bucket(parse_uri(plan.bucket)), plan.run)
+    folder = home.below()
     report = Bucket(folder.uri / REPORT_FOLDER)
     pictures = PictureCallback(report)
     if events is None:
@@ -70,7 +71,7 @@ def worker_callbacks(plan: RunPlan, events: Any | None, local: Path, wandb_dir: 
     profile = ProfileCallback(plan.recipe.tracking.profile_steps, local / TENSORBOARD_FOLDER)
     tensorboard = TensorBoardCallback(folder, local, pictures, profile)
     tracked = _wandb_run(plan, wandb_dir) if plan.wandb_mode != "disabled" else None
-    wandb = [WandbCallback(tracked, Bucket(parse_uri(plan.bucket)), plan.run)] if tracked else []
+    wandb = [WandbCallback(tracked, home.below(WANDB_FOLDER))] if tracked else []
     checkpoint = CheckpointCallback(folder, tensorboard, tracked.run_path if tracked else None)
     return CallbackList(
         [profile, pictures, tensorboard, FactsCallback(report, plan.recipe), *wandb, EventCallback(events), checkpoint]
@@ -291,14 +292,12 @@ class WandbCallback(Callback):
 
     Args:
         tracked: The run in W&B.
-        bucket: The bucket.
-        run: Name of the run.
+        folder: Where the bucket keeps the files of an offline run.
     """
 
-    def __init__(self, tracked: WandbTracker, bucket: Bucket, run: str) -> None:
+    def __init__(self, tracked: WandbTracker, folder: Bucket) -> None:
         self._tracked = tracked
-        self._bucket = bucket
-        self._run = run
+        self._folder = folder
         self._finished = False
 
     def on_resume(self, history: History, where: str) -> None:  # noqa: ARG002
@@ -319,7 +318,7 @@ class WandbCallback(Callback):
         """Close a run that has not finished, and upload what W&B was not sent: this machine may be gone tomorrow."""
         if not self._finished:
             self._tracked.abort()
-        keep_files(self._bucket, self._run, self._tracked.kept_files)
+        keep_files(self._folder, self._tracked.kept_files)
 
 
 class CheckpointCallback(Callback):

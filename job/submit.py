@@ -72,21 +72,30 @@ class Submission:
             raise ClusterError(f"Expected the cluster to accept the job {self.job}; it did not: {error}") from error
 
 
-def prepare(recipe: Path, job: str, arguments: Sequence[str], folder: Path, *, verbose: bool) -> Submission:
-    """Copy everything that `nucleus train RECIPE ARGUMENTS` needs on the cluster into an empty folder.
+def prepare(recipe: Path | None, job: str, arguments: Sequence[str], folder: Path, *, verbose: bool) -> Submission:
+    """Copy everything that `nucleus train [RECIPE] ARGUMENTS` needs on the cluster into an empty folder.
 
     Raises:
         JobError: The code is larger than Ray's limit.
     """
     _copy_code(folder)
-    shutil.copyfile(recipe, folder / _RECIPE)
+    if recipe is not None:
+        shutil.copyfile(recipe, folder / _RECIPE)
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     if size > _MAX_BYTES:
         raise JobError(
             f"Expected at most {_MAX_BYTES >> 20} MiB of code, Ray's limit; found {size >> 20} MiB in "
             f"{' and '.join(_PACKAGES)}. List files that are not code in .gitignore."
         )
-    command = ["python", "-m", "nucleus", *(["--debug"] if verbose else []), "train", _RECIPE, *arguments]
+    command = [
+        "python",
+        "-m",
+        "nucleus",
+        *(["--debug"] if verbose else []),
+        "train",
+        *([_RECIPE] if recipe else []),
+        *arguments,
+    ]
     environment = {name: os.environ[name] for name in _PASSED_ON if os.environ.get(name)} | _STOP_WAIT
     revision = commit()
     if revision is not None:

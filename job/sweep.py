@@ -11,11 +11,12 @@ from job.events import EventCallback, event_queue
 from job.filesystem import run_storage
 from job.publishing import Fitted, publish_fitted
 from job.reporting import report_published, report_run
-from job.train import RunOptions, fit, plan_run
+from job.train import RunOptions, fit_trial, plan_run
 from nucleus.config.recipe import Recipe
 from nucleus.errors import JobError, NucleusError, RecipeError
 from nucleus.registry.manifest import ModelManifest
-from nucleus.runs.plan import RunPlan, save_plan
+from nucleus.runs.plan import RUNS, RunFolder, RunPlan, save_plan
+from nucleus.runs.state import StateWriter
 from nucleus.storage.retries import set_storage_timeout, storage_timeout
 from nucleus.storage.uri import parse_uri
 from nucleus.training.callbacks import Callback
@@ -131,7 +132,9 @@ def sweep(
         if best.fitted is None:
             raise JobError(f"Expected a trial of {name} to finish; none did. The first: {best.error}")
         by_run = {plan.run: plan for plan in plans}
-        published = publish_fitted(by_run[best.run], best.fitted, bucket, callback)
+        with StateWriter(RunFolder(bucket, best.run)) as state:
+            published = publish_fitted(by_run[best.run], best.fitted, bucket, callback)
+            state.published(f"{published.model}@{published.version}")
     report_published(by_run[best.run], published, bucket, callback, {})
     for outcome in outcomes[1:]:
         if outcome.fitted is not None:
@@ -168,7 +171,7 @@ def _tune(
             tune_config=tune.TuneConfig(max_concurrent_trials=at_once),
             run_config=tune.RunConfig(
                 name=name,
-                storage_path=f"{home.bucket}/{(home / 'runs').key}",
+                storage_path=f"{home.bucket}/{(home / RUNS).key}",
                 storage_filesystem=run_storage(home, storage_timeout()),
                 verbose=1 if options.verbose else 0,
             ),
@@ -187,7 +190,7 @@ def _run_trial(config: dict[str, int], plans: list[str], options: RunOptions, ti
     try:
         with connected(plan.recipe, own=False, verbose=options.verbose):
             callback = _TrialCallback(number + 1, EventCallback(events))
-            fitted = fit(plan, options, callback)
+            fitted = fit_trial(plan, options, callback)
     except NucleusError as error:
         tune.report({_ERROR: str(error)})
         return

@@ -1,8 +1,10 @@
-"""How to run, as opposed to what."""
+"""Training runs on a Ray cluster: plan, train, publish and report; and going on with one that was cut off."""
 
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import job
@@ -21,7 +23,8 @@ from nucleus.errors import DataError, JobError, NucleusError, RunStoppedError, W
 from nucleus.registry.encoder_weights import provide_weights
 from nucleus.registry.manifest import EncoderWeightsOrigin, ModelManifest
 from nucleus.registry.versions import version_of_run
-from nucleus.runs.plan import RunPlan, load_plan, new_run_name, save_plan
+from nucleus.runs.plan import RUNS, RunFolder, RunPlan, load_plan, new_run_name, save_plan
+from nucleus.runs.state import StateWriter
 from nucleus.storage.bucket import Bucket, check_conditional_writes
 from nucleus.storage.retries import storage_timeout
 from nucleus.storage.uri import bucket_from_environment, parse_uri
@@ -29,7 +32,7 @@ from nucleus.tracking.wandb_run import check_tracking, tracking_mode
 from nucleus.training.callbacks import Callback
 from nucleus.versions import commit
 
-__all__ = ["RunOptions", "fit", "plan_run", "resume", "train"]
+__all__ = ["RunOptions", "fit", "fit_trial", "plan_run", "resume", "train"]
 
 
 @dataclass(frozen=True)
@@ -52,10 +55,10 @@ class RunOptions:
     folder: Path | None = None
     single_writer: bool = False
 
-    @property
+    @cached_property
     def local_folder(self) -> Path:
-        """The folder, absolute: workers are in other ones."""
-        return (self.folder or Path("runs")).absolute()
+        """The folder, absolute as seen when it is first asked for: workers are in others, and this one may vanish."""
+        return (self.folder or Path(RUNS)).absolute()
 
     def bucket(self, uri: str | None) -> Bucket:
         """The bucket `uri`, or else the environment's."""
@@ -78,7 +81,6 @@ def fit(plan: RunPlan, options: RunOptions, callback: Callback) -> Fitted:
         JobError: Ray failed.
     """
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
-    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
     recipe = plan.recipe
     resources = {"CPU": recipe.cpus_per_worker, **({"GPU": 1} if recipe.gpus_per_worker else {})}
@@ -87,13 +89,17 @@ def fit(plan: RunPlan, options: RunOptions, callback: Callback) -> Fitted:
     if recipe.workers.elastic:  # it may ask for a machine that is going, and then asks for what is there
         os.environ.setdefault(_START_TIMEOUT, _ELASTIC_START_SECONDS)
 
+    others = set(_reservations())
+    said: list[str] = []
+
     def no_worker_yet() -> None:
-        waits = shortage(resources_needed(recipe), capacities())
-        if waits:
-            callback.on_stage(f"Waiting for {waits}")
+        text = _waits_for(recipe, [state for group, state in _reservations().items() if group not in others])
+        if text not in said[-1:]:
+            said.append(text)
+            callback.on_stage(text)
 
     with event_queue(callback, no_worker_yet) as events, stops_on_sigterm(stop, plan):
-        trainer = DataParallelTrainer(
+        trainer = job.trainer_class()(
             train_worker,
             backend_config=job.MultiWorkerConfig(),
             train_loop_config={
@@ -109,7 +115,7 @@ def fit(plan: RunPlan, options: RunOptions, callback: Callback) -> Fitted:
             ),
             run_config=RunConfig(
                 name=plan.run,
-                storage_path=f"{home.bucket}/{(home / 'runs').key}",
+                storage_path=f"{home.bucket}/{(home / RUNS).key}",
                 storage_filesystem=run_storage(home, storage_timeout()),
                 failure_config=FailureConfig(max_failures=recipe.max_failures),
                 checkpoint_config=CheckpointConfig(num_to_keep=_CHECKPOINTS_KEPT),
@@ -122,6 +128,35 @@ def fit(plan: RunPlan, options: RunOptions, callback: Callback) -> Fitted:
     if _METRICS not in result.metrics:
         raise RunStoppedError(f"The run {plan.run} was asked to stop and saved a checkpoint. {plan.how_to_go_on}")
     return Fitted(result.metrics[_METRICS], result.metrics["wandb_run"], result.checkpoint.path)
+
+
+def fit_trial(plan: RunPlan, options: RunOptions, callback: Callback) -> Fitted:
+    """`fit` of a run that is not published by itself, as a sweep's trial, with its state. Raises what `fit` raises."""
+    with StateWriter(RunFolder(options.bucket(plan.bucket), plan.run)) as state:
+        fitted = fit(plan, options, callback)
+        state.finished()
+    return fitted
+
+
+def _reservations() -> dict[str, str]:
+    """The states of the cluster's placement groups, by their ids."""
+    from ray.util import placement_group_table
+
+    return {group: found["state"] for group, found in placement_group_table().items()}
+
+
+def _waits_for(recipe: Recipe, reservations: Sequence[str]) -> str:
+    """What a run without a worker waits for.
+
+    Args:
+        recipe: The run's.
+        reservations: States of the placement groups that were made since it began. What its own holds is not free, and
+            yet not what it waits for.
+    """
+    if "CREATED" in reservations and "PENDING" not in reservations:
+        return "Starting the workers"
+    waits = shortage(resources_needed(recipe), capacities())
+    return f"Waiting for {waits}" if waits else f"Waiting until Ray has placed {recipe.workers}"
 
 
 def _explained(error: BaseException, plan: RunPlan, options: RunOptions) -> NucleusError:
@@ -163,7 +198,8 @@ def resume(
     callback = callback or Callback()
     store = options.bucket(bucket)
     check_conditional_writes(store)
-    plan = load_plan(store, run).model_copy(update={"folder": str(options.local_folder)})
+    here = {"folder": str(options.local_folder), "submitted": job.is_submitted_job()}
+    plan = load_plan(store, run).model_copy(update=here)
     published = version_of_run(store, plan.recipe.model, run)
     if published is None:
         return _execute(plan, options, callback, new=False)
@@ -188,7 +224,7 @@ def plan_run(recipe: Recipe, options: RunOptions, callback: Callback, group: str
         NucleusError: What is wrong.
     """
     bucket = options.bucket(recipe.bucket)
-    bucket.check("runs/")
+    bucket.check(RUNS)
     dataset = open_dataset(locate_dataset(recipe.dataset, recipe.bucket))
     images = len(dataset.manifest.split_samples("train"))
     if images < recipe.input.batch_size:
@@ -202,8 +238,8 @@ def plan_run(recipe: Recipe, options: RunOptions, callback: Callback, group: str
     run = options.run or new_run_name(recipe.model)
     try:
         with callback.progress("encoder weights", "bytes") as advance:
-            network = recipe.network
-            weights = provide_weights(network.weights, network.encoder, bucket, run, advance, callback.on_stage)
+            network, beside = recipe.network, RunFolder(bucket, run).key()
+            weights = provide_weights(network.weights, network.encoder, bucket, beside, advance, callback.on_stage)
     except WeightsError as error:
         if not (options.weights_optional and recipe.network.weights == "imagenet"):
             raise
@@ -213,7 +249,7 @@ def plan_run(recipe: Recipe, options: RunOptions, callback: Callback, group: str
     return RunPlan(
         run=run,
         bucket=str(bucket.uri),
-        recipe=recipe,
+        recipe=recipe.model_dump(mode="json"),
         dataset=str(dataset),
         weights_uri=str(weights.uri) if weights else None,
         weights=weights.origin if weights else EncoderWeightsOrigin(source="none", sha256=None),
@@ -222,20 +258,23 @@ def plan_run(recipe: Recipe, options: RunOptions, callback: Callback, group: str
         wandb_dir=str(Path(os.environ.get("WANDB_DIR") or Path.cwd()).absolute()),
         folder=str(options.local_folder),
         commit=commit(),
+        submitted=job.is_submitted_job(),
     )
 
 
 def _execute(plan: RunPlan, options: RunOptions, callback: Callback, *, new: bool) -> ModelManifest:
     bucket = options.bucket(plan.bucket)
-    callback.on_stage(f"Training {plan.run} on {plan.recipe.workers}")
+    callback.on_stage(f"{'Training' if new else 'Going on with'} {plan.run} on {plan.recipe.workers}")
     options.local_folder.mkdir(parents=True, exist_ok=True)  # workers on this machine use it if it is there
     with connected(plan.recipe, own=options.own_cluster, verbose=options.verbose):
         if new:  # only now, so that a run which could not begin leaves its name free
             save_plan(bucket, plan)
         begun = time.monotonic()
-        fitted = fit(plan, options, callback)
-        trained = time.monotonic()
-        manifest = publish_fitted(plan, fitted, bucket, callback)
+        with StateWriter(RunFolder(bucket, plan.run)) as state:
+            fitted = fit(plan, options, callback)
+            trained = time.monotonic()
+            manifest = publish_fitted(plan, fitted, bucket, callback)
+            state.published(f"{manifest.model}@{manifest.version}")
     seconds = {"train": trained - begun, "publish": time.monotonic() - trained}
     report_published(plan, manifest, bucket, callback, seconds)
     return manifest

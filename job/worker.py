@@ -13,7 +13,7 @@ from typing import Any
 import job
 import nucleus
 from nucleus.lazy import tf
-from nucleus.runs.plan import RunPlan
+from nucleus.runs.plan import RUNS, RunPlan
 from nucleus.storage.files import check_sums
 
 __all__ = ["limit_devices", "train_worker"]
@@ -55,7 +55,7 @@ def train_worker(config: dict[str, Any]) -> None:
         encoder_weights=nucleus.registry.fetch_weights(weights, cache_dir) if weights else None,
     )
     first = workers.rank == 0
-    local = _writable(Path(plan.folder), cache_dir / "runs") / plan.run
+    local = _writable(Path(plan.folder), cache_dir / RUNS) / plan.run
     wandb_dir = _writable(Path(plan.wandb_dir), cache_dir)
     callback = job.worker_callbacks(plan, config["events"] if first else None, local, wandb_dir)
     save_every = plan.recipe.resize_interval if plan.recipe.workers.elastic else None

@@ -17,7 +17,8 @@ from nucleus import errors
 from nucleus.config.recipe import NetworkOptions, TrackingOptions
 from nucleus.errors import ClockError, NucleusError, UsageError
 from nucleus.lazy import tf
-from nucleus.registry.encoder_weights import list_weights
+from nucleus.registry.encoder_weights import WEIGHTS, list_weights
+from nucleus.registry.manifest import MODELS
 from nucleus.storage.bucket import Bucket, check_conditional_writes
 from nucleus.storage.s3_errors import endpoint
 from nucleus.storage.uri import bucket_from_environment
@@ -183,7 +184,7 @@ def check_storage() -> Iterator[Finding]:
     """
     try:
         bucket = Bucket(bucket_from_environment())
-        ahead = bucket.seconds_ahead("models/")
+        ahead = bucket.seconds_ahead(MODELS)
     except ClockError as error:
         yield skipped(_BUCKET, _CLOCK)
         yield failed(_CLOCK, error)
@@ -234,7 +235,7 @@ def _weights(bucket: Bucket) -> Finding:
     return Finding(
         _WEIGHTS,
         "warning",
-        f"none at {bucket.uri}/weights/{encoder}/; the first run takes them from Keras's cache or downloads them",
+        f"none at {bucket.uri / WEIGHTS / encoder}/; the first run takes them from Keras's cache or downloads them",
         "Without internet access, run: nucleus weights add FILE.",
     )
 

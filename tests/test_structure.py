@@ -94,3 +94,62 @@ def test_no_machine_in_the_tree() -> None:
             text = (ROOT / name).read_text()
             assert "pypi" + ".org" not in text, name
             assert "/ro" + "ot/" not in text, name
+
+
+def is_private_to_ray(name: str) -> bool:
+    parts = name.split(".")
+    return parts[0] == "ray" and any(part.startswith("_") or part == "v2" for part in parts)
+
+
+def test_private_names_of_ray_stand_in_one_file() -> None:
+    """Modules of Ray, and attributes of its objects: whatever begins with an underscore and is not our own."""
+    for path in sorted((ROOT / "job").rglob("*.py")):
+        if path.name in {"ray_internals.py", "__init__.py"}:
+            continue
+        for module in imports_of(path):
+            assert not is_private_to_ray(module), f"{path} imports {module}"
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.endswith("__"):
+                assert ast.unparse(node.value) in {"self", "cls", "other"}, f"{path} uses {ast.unparse(node)}"
+
+
+HOMES = {
+    "runs/plan.py": {"runs/", "run.json"},
+    "runs/state.py": {"state.json"},
+    "runs/record.py": {"history.json", "record.json", "facts.json", "report.html"},
+    "registry/manifest.py": {"models/", "manifest.json"},
+    "registry/publish.py": {"claim.json"},
+    "registry/encoder_weights.py": {"weights/"},
+    "data/dataset.py": {"datasets/", "manifest.json"},
+    "model/weight_files.py": {"model.json", "model.weights.h5", "metrics.json", "card.md", "preview.png"},
+    "training/checkpoint.py": {"state.json"},
+    "storage/bucket.py": {"models/"},
+}
+"""Names in the bucket by the file below `nucleus` that has them. A checkpoint has a `state.json` too; the object with
+which `storage` tries conditional writes lies below `models/`, of which it knows nothing else."""
+NAMES = sorted({name for names in HOMES.values() for name in names})
+
+
+def names_in(text: str) -> set[str]:
+    """The names of `NAMES` that a string uses as a key or a path: text with blanks is prose."""
+    if any(letter.isspace() for letter in text):
+        return set()
+    return {name for name in NAMES if text.startswith(name) or (name[-1] != "/" and f"/{text}".endswith(f"/{name}"))}
+
+
+def strings_of(path: Path) -> set[str]:
+    """The strings in a file's code, without docstrings; names that are joined to paths end in a slash."""
+    tree = ast.parse(path.read_text())
+    prose = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    constants = [node for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+    joined = [node.right for node in ast.walk(tree) if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div)]
+    return {str(node.value) for node in constants if id(node) not in prose} | {
+        f"{node.value}/" for node in joined if isinstance(node, ast.Constant)
+    }
+
+
+def test_each_name_in_the_bucket_has_one_home() -> None:
+    for path in [*sorted((ROOT / "nucleus").rglob("*.py")), *sorted((ROOT / "job").rglob("*.py"))]:
+        home = HOMES.get(path.relative_to(ROOT).as_posix().removeprefix("nucleus/"), set())
+        for text in strings_of(path):
+            assert names_in(text) <= home, f"{path} has {text!r} of its own"

@@ -1,5 +1,6 @@
-"""`nucleus models compare`, and what it shares with `nucleus runs compare`: contenders beside each other."""
+"""`nucleus models compare`, and its tables and picture, which `nucleus runs compare` shows too."""
 
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -9,24 +10,27 @@ import click
 
 import nucleus
 from nucleus.cli.options import json_option, project_bucket
-from nucleus.cli.output import Column, note, print_in_blocks, print_json, print_table, warn
+from nucleus.cli.output import note, print_json, print_table, warn
 from nucleus.errors import UsageError
-from nucleus.text import NONE, commit_text, epochs_text, score_text, time_text, value_text
+from nucleus.text import MISSING, commit_text, epochs_text, score_text, time_text, value_text
 
 if TYPE_CHECKING:
-    from nucleus.runs.comparison import Contender
+    from nucleus.runs.comparison import ComparedRun
 
-__all__ = ["check_contenders", "compare_models", "picture_option", "show_comparison"]
+__all__ = ["check_compared", "compare_models", "picture_option", "show_comparison"]
 
 
 _MOST = 26
-"""Contenders at most: the letters of the alphabet."""
+"""Runs at most: the letters of the alphabet."""
+
+_MOST_DIFFERENCES = 3
+"""Runs besides the first whose differences to it a terminal of 80 columns has room for."""
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 def picture_option(command: Command) -> Command:
-    """`--out FILE.png`: the curves of all contenders."""
+    """`--out FILE.png`: the curves of all runs."""
     option = click.option(
         "--out", type=click.Path(path_type=Path, dir_okay=False), help="Write a picture of the curves to this PNG."
     )
@@ -44,11 +48,11 @@ def compare_models(models: tuple[str, ...], out: Path | None, as_json: bool) -> 
     """
 
     references = [nucleus.config.parse_reference(model, "model") for model in models]
-    check_contenders(models, models, out, "versions, such as dsb2018@1 dsb2018@2")
-    bucket = project_bucket("models/")
+    check_compared(models, models, out, "versions, such as dsb2018@1 dsb2018@2")
+    bucket = project_bucket(nucleus.registry.MODELS)
     numbers = [nucleus.registry.resolve_version(bucket, reference) for reference in references]
     names = [f"{reference.name}@{number}" for reference, number in zip(references, numbers, strict=True)]
-    check_contenders(models, names, out, "versions, such as dsb2018@1 dsb2018@2")
+    check_compared(models, names, out, "versions, such as dsb2018@1 dsb2018@2")
     manifests = [
         nucleus.registry.read_version(bucket, reference.name, number)
         for reference, number in zip(references, numbers, strict=True)
@@ -63,7 +67,7 @@ def compare_models(models: tuple[str, ...], out: Path | None, as_json: bool) -> 
     )
 
 
-def check_contenders(given: Sequence[str], meant: Sequence[str], out: Path | None, what: str) -> None:
+def check_compared(given: Sequence[str], meant: Sequence[str], out: Path | None, what: str) -> None:
     """Raise `UsageError` if these cannot be compared.
 
     Args:
@@ -84,21 +88,19 @@ def check_contenders(given: Sequence[str], meant: Sequence[str], out: Path | Non
         raise UsageError(f"Expected --out to name a PNG, such as curves.png; found {out}.")
 
 
-def show_comparison(contenders: "Sequence[Contender]", out: Path | None, as_json: bool) -> None:
+def show_comparison(runs: "Sequence[ComparedRun]", out: Path | None, as_json: bool) -> None:
     """Tables or JSON on stdout, a warning if scores do not compare, and the picture."""
 
-    apart = nucleus.runs.scored_apart(contenders)
+    apart = nucleus.runs.datasets_warning(runs)
     if apart:
         warn(apart)
     if as_json:
-        names = [contender.name for contender in contenders]
-        different = nucleus.runs.recipe_differences(contenders)
+        names = [run.name for run in runs]
+        different = nucleus.runs.recipe_differences(runs)
         print_json(
             {
-                "contenders": [_document(contender) for contender in contenders],
-                "metrics": [
-                    {**asdict(row), "differences": row.differences} for row in nucleus.runs.score_rows(contenders)
-                ],
+                "compared": [_document(run) for run in runs],
+                "metrics": [{**asdict(row), "differences": row.differences} for row in nucleus.runs.score_rows(runs)],
                 "recipe": {
                     key: {names[place]: value for place, value in values.items()} for key, values in different.items()
                 },
@@ -106,33 +108,33 @@ def show_comparison(contenders: "Sequence[Contender]", out: Path | None, as_json
             }
         )
     else:
-        _print_legend(contenders)
-        _print_facts(contenders)
-        _print_metrics(contenders)
-        _print_recipes(contenders)
+        _print_legend(runs)
+        _print_facts(runs)
+        _print_metrics(runs)
+        _print_recipes(runs)
     if out is not None:
-        _write_picture(contenders, out)
+        _write_picture(runs, out)
 
 
-def _document(contender: "Contender") -> dict[str, Any]:
-    """A contender for machines; its metrics and recipe have places of their own."""
-    said = {key: value for key, value in asdict(contender).items() if key not in {"metrics", "recipe", "history"}}
-    return {**said, "epochs": len(contender.history), "epochs_asked": contender.epochs_asked, "best": contender.best}
+def _document(run: "ComparedRun") -> dict[str, Any]:
+    """A run for machines; its metrics and recipe have places of their own."""
+    said = {key: value for key, value in asdict(run).items() if key not in {"metrics", "recipe", "history"}}
+    return {**said, "epochs": len(run.history), "epochs_asked": run.epochs_asked, "best": run.best}
 
 
-def _print_legend(contenders: "Sequence[Contender]") -> None:
-    """Which letter is whose: names may be too long to stand beside each other."""
+def _print_legend(runs: "Sequence[ComparedRun]") -> None:
+    """The letter of each run: names may be too long for columns beside each other."""
 
-    lettered = list(zip(_letters(contenders), contenders, strict=True))
-    if all(contender.name == contender.run for contender in contenders):
-        print_table(("", "run"), [(letter, contender.run) for letter, contender in lettered])
+    lettered = list(zip(_letters(runs), runs, strict=True))
+    if all(run.name == run.run for run in runs):
+        print_table(("", "run"), [(letter, run.run) for letter, run in lettered])
     else:
         print_table(("", "version", "run"), [(letter, one.name, one.run) for letter, one in lettered])
 
 
-def _print_facts(contenders: "Sequence[Contender]") -> None:
+def _print_facts(runs: "Sequence[ComparedRun]") -> None:
     """What each is and cost; versions only where those known differ, and only what is known of at least one."""
-    always: list[tuple[str, Callable[[Contender], Any]]] = [
+    always: list[tuple[str, Callable[[ComparedRun], Any]]] = [
         ("state", lambda one: one.state),
         ("dataset", lambda one: one.dataset.rpartition("/")[2]),
         ("encoder weights", lambda one: one.encoder_weights),
@@ -146,75 +148,74 @@ def _print_facts(contenders: "Sequence[Contender]") -> None:
         ("workers", lambda one: one.workers),
         ("device", lambda one: one.device),
     ]
-    rows = [(title, [value(contender) for contender in contenders]) for title, value in always]
-    packages = dict.fromkeys(package for contender in contenders for package in contender.versions)
-    different = [("commit", [commit_text(contender.commit) for contender in contenders])]
-    different += [(package, [contender.versions.get(package) for contender in contenders]) for package in packages]
+    rows = [(title, [value(run) for run in runs]) for title, value in always]
+    packages = dict.fromkeys(package for run in runs for package in run.versions)
+    different = [("commit", [commit_text(run.commit) for run in runs])]
+    different += [(package, [run.versions.get(package) for run in runs]) for package in packages]
     rows += [
         (title, values) for title, values in different if len({value for value in values if value is not None}) > 1
     ]
     known = [(title, values) for title, values in rows if any(value is not None for value in values)]
     click.echo()
-    _print_beside(contenders, "what", [title for title, _ in known], [values for _, values in known])
+    _print_beside(runs, "what", [title for title, _ in known], [values for _, values in known])
 
 
-def _print_metrics(contenders: "Sequence[Contender]") -> None:
+def _print_metrics(runs: "Sequence[ComparedRun]") -> None:
 
-    rows = nucleus.runs.score_rows(contenders)
+    rows = nucleus.runs.score_rows(runs)
     if not rows:
         note("No scores: none has ended.")
         return
-    first, *others = _letters(contenders)
-    groups = [[Column(first, [score_text(row.values[0]) for row in rows])]]
-    for place, letter in enumerate(others, start=1):
-        values = Column(letter, [score_text(row.values[place]) for row in rows])
-        groups.append([values, Column(f"{letter}-{first}", [score_text(row.differences[place], "+") for row in rows])])
-    fixed = [
-        Column("split", [row.split for row in rows]),
-        Column("kind", [row.kind for row in rows]),
-        Column("metric", [row.title for row in rows]),
-    ]
+    first, *others = _letters(runs)
+    with_differences = len(others) < _MOST_DIFFERENCES or not sys.stdout.isatty()
+    columns, cells = ["split", "kind", "metric", first], []
+    for letter in others:
+        columns += [letter, f"{letter}-{first}"] if with_differences else [letter]
+    for row in rows:
+        line = [row.split, row.kind, row.title, score_text(row.values[0])]
+        for value, difference in zip(row.values[1:], row.differences[1:], strict=True):
+            line += [score_text(value), score_text(difference, "+")] if with_differences else [score_text(value)]
+        cells.append(line)
     click.echo()
-    print_in_blocks(fixed, groups, title="Mean over images, by the best weights")
+    print_table(columns, cells, title="Mean over images, by the best weights")
+    if not with_differences:
+        note(f"Without the differences to {first}; a pipe or --json has them.")
 
 
-def _print_recipes(contenders: "Sequence[Contender]") -> None:
+def _print_recipes(runs: "Sequence[ComparedRun]") -> None:
 
-    different = nucleus.runs.recipe_differences(contenders)
+    different = nucleus.runs.recipe_differences(runs)
     if not different:
         note("The recipes are the same.")
         return
-    places = range(len(contenders))
-    values = [[found.get(place, NONE) for place in places] for found in different.values()]
+    places = range(len(runs))
+    values = [[found.get(place, MISSING) for place in places] for found in different.values()]
     click.echo()
-    _print_beside(contenders, "recipe", list(different), values, title="Where the recipes differ")
+    _print_beside(runs, "recipe", list(different), values, title="Where the recipes differ")
 
 
 def _print_beside(
-    contenders: "Sequence[Contender]",
+    runs: "Sequence[ComparedRun]",
     what: str,
     keys: Sequence[str],
     values: Sequence[Sequence[Any]],
     title: str | None = None,
 ) -> None:
-    """A row for each key, with the value of each contender."""
+    """A row for each key, with the value of each run."""
 
-    groups = [
-        [Column(letter, [value_text(row[place]) for row in values])]
-        for place, letter in enumerate(_letters(contenders))
-    ]
-    print_in_blocks([Column(what, keys)], groups, title=title)
+    rows = [[key, *map(value_text, row)] for key, row in zip(keys, values, strict=True)]
+    print_table([what, *_letters(runs)], rows, title=title)
 
 
-def _write_picture(contenders: "Sequence[Contender]", out: Path) -> None:
+def _write_picture(runs: "Sequence[ComparedRun]", out: Path) -> None:
 
-    for contender in contenders:
-        if not contender.history:
-            warn(f"{contender.name} has no history, and so no curves")
-    nucleus.storage.write_atomic(out, nucleus.report.encode_figure(nucleus.report.draw_curves(contenders)))
+    for run in runs:
+        if not run.history:
+            warn(f"{run.name} has no history, and so no curves")
+    nucleus.storage.write_atomic(out, nucleus.report.encode_figure(nucleus.report.draw_curves(runs)))
     note(f"curves: {out}")
 
 
-def _letters(contenders: Iterable[object]) -> list[str]:
-    """How contenders are called in tables and in the picture."""
-    return [chr(ord("A") + place) for place, _ in enumerate(contenders)]
+def _letters(runs: Iterable[object]) -> list[str]:
+    """The letters that stand for runs in tables and in the picture."""
+    return [chr(ord("A") + place) for place, _ in enumerate(runs)]

@@ -87,7 +87,7 @@ class _Demo:
             folder = self._pull(manifest)
             nuclei, images = self._predict(dataset, folder)
             self._print_times(manifest, f"{nuclei} nuclei in {images} images that the model has not seen in training")
-            print_published(manifest, self.workdir / "runs", more=self._places(manifest))
+            print_published(manifest, self.workdir / nucleus.runs.RUNS, more=self._places(manifest))
 
     @contextmanager
     def _stage(self, name: str) -> Iterator[None]:
@@ -140,7 +140,7 @@ class _Demo:
 
     def _train(self, recipe: "Recipe") -> "ModelManifest":
         options = job.RunOptions(
-            weights_optional=True, own_cluster=True, verbose=self.verbose, folder=self.workdir / "runs"
+            weights_optional=True, own_cluster=True, verbose=self.verbose, folder=self.workdir / nucleus.runs.RUNS
         )
         with self._stage("train and publish"), TrainingDisplay() as display:
             return job.train(recipe, options, display)

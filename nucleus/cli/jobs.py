@@ -78,7 +78,7 @@ def logs(job: str, follow: bool, address: str | None, insecure: bool, as_json: b
 @cluster_options
 @json_option
 def stop(job: str, address: str | None, insecure: bool, as_json: bool) -> None:
-    """Stop JOB after it has saved a checkpoint. To continue: nucleus submit RECIPE --resume RUN."""
+    """Stop JOB after it has saved a checkpoint. To continue: nucleus submit --resume RUN."""
     client = _open_client(address, insecure=insecure)
     stopped = job_api.stop_job(client, job)
     _show_job(stopped, as_json=as_json)
@@ -130,7 +130,7 @@ def _text(value: object) -> str:
 @click.pass_context
 def submit(
     ctx: click.Context,
-    recipe: str,
+    recipe: str | None,
     settings: tuple[str, ...],
     run: str | None,
     resume: str | None,
@@ -147,11 +147,11 @@ def submit(
     keys are not sent. The job's log goes to stderr; the exit status is the job's. Ctrl-C asks whether to stop the job
     or to detach from it.
     """
-    check_run_options(settings, run, resume)
+    check_run_options(recipe, settings, run, resume)
     client = _open_client(address, insecure=insecure)
-    path = nucleus.config.recipe_path(recipe)
-    content = nucleus.config.read_recipe(path, settings)
-    name = resume or run or nucleus.runs.new_run_name(content.model)
+    path = nucleus.config.recipe_path(recipe) if recipe else None
+    content = nucleus.config.read_recipe(path, settings) if path else None
+    name = resume or run or nucleus.runs.new_run_name(content.model if content else "")
     job = nucleus.runs.new_run_name(name) if resume else name  # a run can be resumed more than once
     arguments = ["--resume" if resume else "--run", name, *(f"--set={text}" for text in settings)]
     arguments += ["--single-writer"] if single_writer else []
@@ -198,9 +198,8 @@ def _asked_to_stop(job: str) -> bool:
 def _dry_run(content: Any, resume: str | None, submission: Any, client: Any) -> "DryRun":
     if resume is None:
         return job_submission.dry_run(content, content.dataset, submission, job_api.capacities_of(client))
-    plan = nucleus.runs.load_plan(
-        nucleus.storage.Bucket(nucleus.storage.bucket_from_environment(content.bucket)), resume
-    )
+    uri = nucleus.storage.bucket_from_environment(content.bucket if content else None)
+    plan = nucleus.runs.load_plan(nucleus.storage.Bucket(uri), resume)
     return job_submission.dry_run(plan.recipe, plan.dataset, submission, job_api.capacities_of(client))
 
 

@@ -33,7 +33,7 @@ models.add_command(compare_models)
 
 
 def _bucket(single_writer: bool = False) -> "Bucket":
-    return project_bucket("models/", single_writer=single_writer)
+    return project_bucket(nucleus.registry.MODELS, single_writer=single_writer)
 
 
 def _columns_of(manifest: "ModelManifest") -> dict[str, Any]:
@@ -88,7 +88,7 @@ def show(model: str, as_json: bool) -> None:
         print_json({**manifest.model_dump(mode="json"), "gate": decision and decision.model_dump(mode="json")})
         return
     prefix = nucleus.registry.version_prefix(manifest.model, manifest.version)
-    print_markdown(nucleus.registry.without_front_matter(bucket.get(f"{prefix}/card.md").decode()))
+    print_markdown(nucleus.registry.without_front_matter(bucket.get(f"{prefix}/{nucleus.model.CARD_FILE}").decode()))
     click.echo(f"version {manifest.version}, {manifest.created[:19]}, {bucket.uri / prefix}")
     if decision is not None:
         verb = "moved" if decision.passed else "did not move"
@@ -185,7 +185,7 @@ def clean(name: str | None, remove: bool, hours: float, as_json: bool) -> None:
     bucket = _bucket()
     before = datetime.now(UTC) - timedelta(hours=hours)
     rows = []
-    for model in [name] if name else bucket.folders("models"):
+    for model in [name] if name else bucket.folders(nucleus.registry.MODELS):
         for leftover in nucleus.registry.leftovers(bucket, model):
             state = "leftover" if leftover.modified <= before else "recent"
             if remove and state == "leftover" and nucleus.registry.remove_leftover(bucket, model, leftover.version):
@@ -228,7 +228,7 @@ def weights() -> None:
 def add(file: Path, encoder: EncoderName) -> None:
     """Check FILE (.weights.h5 or .h5, without the top) and add it to the bucket for network.weights = "imagenet"."""
     bucket = nucleus.storage.Bucket(nucleus.storage.bucket_from_environment())
-    bucket.check("weights/")
+    bucket.check(nucleus.registry.WEIGHTS)
     with show_progress("upload weights", "bytes") as advance:
         added = nucleus.registry.add_weights(file, encoder, bucket, advance)
     click.echo(str(added.uri))

@@ -64,7 +64,7 @@ def run_options(command: Command) -> Command:
     """Add RECIPE, `--set`, `--run`, `--resume` and `--single-writer` to a command."""
     return _with(
         command,
-        click.argument("recipe"),
+        click.argument("recipe", required=False),
         click.option(
             "--set",
             "settings",
@@ -73,7 +73,11 @@ def run_options(command: Command) -> Command:
             help="Change a key of the recipe, such as optimizer.epochs=3. Can be repeated.",
         ),
         click.option("--run", metavar="NAME", help="Name of the run.  [default: model name, date and time]"),
-        click.option("--resume", metavar="RUN", help="Continue this run, with the recipe that it started with."),
+        click.option(
+            "--resume",
+            metavar="RUN",
+            help="Continue this run, with the recipe that it started with; RECIPE is not needed.",
+        ),
         single_writer_option,
     )
 
@@ -93,8 +97,10 @@ def cluster_options(command: Command, *, otherwise: str = "RAY_ADDRESS, or http:
     )
 
 
-def check_run_options(settings: tuple[str, ...], run: str | None, resume: str | None) -> None:
+def check_run_options(recipe: str | None, settings: tuple[str, ...], run: str | None, resume: str | None) -> None:
     """Raise a usage error for a wrong combination of `run_options` or a wrong name."""
+    if recipe is None and resume is None:
+        raise click.UsageError("Missing argument 'RECIPE'. Only --resume RUN works without one.")
     if run and resume:
         raise click.UsageError("--run names a new run, --resume an existing one; give one of them")
     if resume and settings:
@@ -117,7 +123,7 @@ def project_bucket(below: str, *, single_writer: bool = False) -> "Bucket":
 
 def is_pulled(model: str) -> bool:
     """Whether `model` is the folder of a pulled model."""
-    return (Path(model) / "manifest.json").is_file()
+    return (Path(model) / nucleus.registry.MANIFEST_FILE).is_file()
 
 
 def model_folder(model: str) -> Path:
@@ -126,6 +132,6 @@ def model_folder(model: str) -> Path:
         return Path(model)
     reference = nucleus.config.parse_reference(model, "model")
     bucket = nucleus.storage.Bucket(nucleus.storage.bucket_from_environment())
-    bucket.check("models/")
+    bucket.check(nucleus.registry.MODELS)
     with show_progress(f"download {model}", "bytes") as advance:
         return nucleus.registry.pull_cached(bucket, reference, advance)

@@ -105,7 +105,7 @@ def _predict_stored(images: str, model: str, out: str, workers: int | None, give
         raise UsageError(f"Expected NAME[@REF], which every worker can pull, for images in a bucket; found {model}.")
     reference = nucleus.config.parse_reference(model, "model")
     registry = nucleus.storage.Bucket(nucleus.storage.bucket_from_environment())
-    registry.check("models/")
+    registry.check(nucleus.registry.MODELS)
     settings = nucleus.predict.PredictionSettings(
         images=str(nucleus.storage.parse_uri(images)),
         out=str(nucleus.storage.parse_uri(out)),

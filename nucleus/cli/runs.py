@@ -1,17 +1,20 @@
 """`nucleus runs`: the training runs in the bucket: list, show and compare."""
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 import nucleus
-from nucleus.cli.compare import check_contenders, picture_option, show_comparison
+from nucleus.cli.compare import check_compared, picture_option, show_comparison
 from nucleus.cli.options import json_option, project_bucket
-from nucleus.cli.output import Column, columns_that_fit, note, print_columns, print_json, print_table, warn
+from nucleus.cli.output import note, print_json, print_table, warn
 from nucleus.cli.progress_bars import show_progress
-from nucleus.text import NONE, commit_text, epochs_text, moment_text, score_text, time_text, value_text
+from nucleus.text import MISSING, commit_text, epochs_text, moment_text, score_text, time_text, value_text
 
 if TYPE_CHECKING:
     from nucleus.runs.listing import DamagedRun, StoredRun
@@ -29,26 +32,28 @@ _SETTINGS = (
     "optimizer.monitor",
     "seed",
 )
-"""What `show` tells of a recipe; `--json` has all of it."""
-_CELLS: "tuple[tuple[str, Callable[[StoredRun | DamagedRun, dict[str, Any]], str]], ...]" = (
-    ("run", lambda _, row: row["run"]),
-    ("model", lambda _, row: value_text(row["model"])),
-    ("state", lambda _, row: row["state"]),
-    ("epochs", lambda _, row: epochs_text(row["epochs"] or 0, row["epochs_asked"])),
-    ("val mAP", lambda _, row: score_text(row["val_map"])),
-    ("test mAP", lambda _, row: score_text(row["test_map"])),
-    ("dataset", lambda _, row: row["dataset"].rpartition("/")[2] if row["dataset"] else NONE),
-    ("begun (UTC)", lambda run, _: moment_text(run.begun)),
-    ("last write", lambda run, _: moment_text(run.written)),
+"""Keys of the recipe that `show` prints; `--json` has all of them."""
+_COLUMNS: "tuple[tuple[str, Callable[[dict[str, Any]], str]], ...]" = (
+    ("run", lambda row: row["run"]),
+    ("model", lambda row: value_text(row["model"])),
+    ("state", lambda row: row["version"] or row["state"]),
+    ("epochs", lambda row: epochs_text(row["epochs"] or 0, row["epochs_asked"])),
+    ("epoch mAP", lambda row: score_text(row["best_epoch_map"])),
+    ("val mAP", lambda row: score_text(row["val_map"])),
+    ("test mAP", lambda row: score_text(row["test_map"])),
+    ("dataset", lambda row: row["dataset"].rpartition("/")[2] if row["dataset"] else MISSING),
+    ("begun (UTC)", lambda row: _minute(row["begun"])),
+    ("last write", lambda row: _minute(row["last_write"])),
+    ("details", lambda row: row["details"]),
 )
 """The columns of the list."""
-_IMPORTANCE = ("run", "state", "epochs", "val mAP", "test mAP", "last write", "dataset", "begun (UTC)", "model")
-_SCORE_IMPORTANCE = ("split", "kind", "mAP", "AP.5", "IoU", "Dice", "images", "AP.7", "AP.9", "accuracy")
+_ON_TERMINAL = ("run", "state", "epochs", "epoch mAP", "test mAP")
+"""Those that a terminal of 80 columns has room for."""
 
 
 @click.group()
 def runs() -> None:
-    """Training runs in the bucket NUCLEUS_BUCKET, those that go on, were stopped or have ended."""
+    """Training runs in the bucket NUCLEUS_BUCKET, whatever their state."""
 
 
 @runs.command("list")
@@ -59,28 +64,25 @@ def runs() -> None:
 def list_(model: str | None, group: str | None, limit: int | None, as_json: bool) -> None:
     """List the runs, the newest first.
 
-    State: `published as NAME@N` (in a narrow terminal NAME@N); `finished` is a sweep's trial that was not published;
-    `no record`: it goes on, was stopped or failed, or ended before runs left records; its last write may tell.
-    `val mAP` is that of the epoch whose weights were best by the recipe's monitor, before the thresholds were tuned.
+    State: NAME@N is published as that version; `running`; `stopped`, which can go on; `failed`; `lost`: it ran, and its
+    driver was not heard of for 5 minutes; `finished`, a sweep's trial that is not published; `unknown`: an older
+    version of this package trained it. `epoch mAP` is the validation mAP of the best epoch, `val mAP` that of the same
+    weights after the thresholds were tuned, as `nucleus models list` shows it.
     """
 
-    found = nucleus.runs.list_runs(project_bucket("runs/"), model=model, group=group, limit=limit, warn=warn)
+    found = nucleus.runs.list_runs(project_bucket(nucleus.runs.RUNS), model=model, group=group, limit=limit, warn=warn)
     rows = [_row(run) for run in found]
     if as_json:
         print_json(rows)
         return
     if not rows:
         note("No runs." if model is None and group is None else "No such runs.")
-    columns = [Column(title, [cell(run, row) for run, row in zip(found, rows, strict=True)]) for title, cell in _CELLS]
-    shown = columns_that_fit(columns, _IMPORTANCE)
-    if len(shown) < len(columns):  # NAME@N says it too, and leaves room for others
-        states = Column("state", [row["version"] or row["state"] for row in rows])
-        columns = [states if column.title == "state" else column for column in columns]
-        shown = columns_that_fit(columns, _IMPORTANCE)
-    print_columns(shown)
-    if len(shown) < len(columns):
-        left_out = ", ".join(column.title for column in columns if column not in shown)
-        note(f"Without room for: {left_out}. A wider terminal, a pipe or --json has all.")
+    terminal = sys.stdout.isatty()
+    columns = [(title, cell) for title, cell in _COLUMNS if title in _ON_TERMINAL or not terminal]
+    print_table([title for title, _ in columns], [[cell(row) for _, cell in columns] for row in rows])
+    if terminal and rows:
+        left_out = ", ".join(title for title, _ in _COLUMNS if title not in _ON_TERMINAL)
+        note(f"Left out: {left_out}. A pipe or --json has all; nucleus runs show RUN tells more of one.")
 
 
 @runs.command()
@@ -92,7 +94,7 @@ def list_(model: str | None, group: str | None, limit: int | None, as_json: bool
 def show(run: str, out: Path | None, as_json: bool) -> None:
     """Show what RUN is, where it stands, what it reached and cost, and where everything is."""
 
-    bucket = project_bucket("runs/")
+    bucket = project_bucket(nucleus.runs.RUNS)
     found = nucleus.runs.find_run(bucket, run, warn)
     if out is not None:
         with show_progress("download the report") as advance:
@@ -112,50 +114,57 @@ def show(run: str, out: Path | None, as_json: bool) -> None:
 def compare(runs: tuple[str, ...], out: Path | None, as_json: bool) -> None:
     """Compare runs: scores, recipes, datasets and cost. Differences are to the first."""
 
-    check_contenders(runs, runs, out, "runs")
-    found = nucleus.runs.find_runs(project_bucket("runs/"), runs, warn)
+    check_compared(runs, runs, out, "runs")
+    found = nucleus.runs.find_runs(project_bucket(nucleus.runs.RUNS), runs, warn)
     show_comparison([nucleus.runs.of_run(run) for run in found], out, as_json)
 
 
 def _row(run: "StoredRun | DamagedRun") -> dict[str, Any]:
     """A run in the list, for machines; None is what is not known."""
 
-    outline = run.outline
+    plan = run.plan
+    scores = ("monitor", "best_epoch", "best_score", "best_epoch_map", "val_map", "test_map")
     row: dict[str, Any] = {
         "run": run.run,
-        "model": outline and outline.recipe["model"],
-        "group": outline and outline.group,
+        "model": plan and plan.model,
+        "group": plan and plan.group,
         "state": "damaged",
-        "version": None,
-        **dict.fromkeys(("epochs", "epochs_asked", "monitor", "best_epoch", "best_score", "val_map", "test_map")),
-        "dataset": outline and outline.dataset,
+        **dict.fromkeys(("version", "since", "host", "process", "last_heard", "cause", "details")),
+        **dict.fromkeys(("epochs", "epochs_asked", *scores)),
+        "dataset": plan and plan.dataset,
         "begun": run.begun.isoformat(),
         "last_write": run.written.isoformat(),
     }
     if isinstance(run, nucleus.runs.DamagedRun):
-        return row
-    best = run.best
+        return row | {"details": " ".join(run.problem.split())}
+    best, status = run.best, run.status
     done, asked = run.epochs
     return row | {
-        "state": run.state,
-        "version": run.published,
+        **asdict(status),
+        "last_heard": status.last_heard and status.last_heard.isoformat(),
+        "details": status.text,
         "epochs": done or None,
         "epochs_asked": asked,
         "monitor": run.monitor,
         "best_epoch": best and int(best["epoch"]),
         "best_score": best and best[run.monitor],
-        "val_map": best and best.get("val_map"),
+        "best_epoch_map": best and best.get("val_map"),
+        "val_map": run.metrics.get("val", {}).get("all", {}).get("map"),
         "test_map": run.metrics.get("test", {}).get("all", {}).get("map"),
     }
 
 
+def _minute(moment: str) -> str:
+    return moment_text(datetime.fromisoformat(moment))
+
+
 def _document(bucket: "Bucket", run: "StoredRun", out: Path | None) -> dict[str, Any]:
-    """All that is known of a run, for machines."""
+    """Everything known about a run, for machines."""
     record = run.record
     return {
         **_row(run),
-        "recipe": run.outline.recipe,
-        "encoder_weights": run.outline.weights.model_dump(),
+        "recipe": run.plan.settings,
+        "encoder_weights": run.plan.weights.model_dump(),
         "metrics": run.metrics,
         "history": run.history,
         "record": record and record.model_dump(mode="json", exclude={"recipe", "metrics", "history"}),
@@ -165,16 +174,17 @@ def _document(bucket: "Bucket", run: "StoredRun", out: Path | None) -> dict[str,
 
 
 def _places(bucket: "Bucket", run: "StoredRun") -> dict[str, str]:
-    """Where in the bucket what a run left is; only what is there."""
+    """Places in the bucket of what a run has left; only what is there."""
 
-    home = bucket.uri / f"runs/{run.run}"
-    places = {"dataset": run.outline.dataset, "run": str(home)}
-    checkpoints = [name for name in run.folders if name.startswith("checkpoint")]
+    home = nucleus.runs.RunFolder(bucket, run.run)
+    places = {"dataset": run.plan.dataset, "run": str(home.uri())}
+    checkpoints = [name for name in run.folders if name.startswith(nucleus.runs.CHECKPOINT_PREFIX)]
     if checkpoints:
-        places["last checkpoint"] = str(home / checkpoints[-1])
+        places["last checkpoint"] = str(home.uri(checkpoints[-1]))
     if run.record is not None:
-        places["report"] = str(home / nucleus.runs.REPORT_FOLDER / nucleus.runs.REPORT_PAGE)
-    places |= {name: str(home / name) for name in ("tensorboard", "wandb") if name in run.folders}
+        places["report"] = str(home.uri(nucleus.runs.REPORT_FOLDER, nucleus.runs.REPORT_PAGE))
+    others = (nucleus.tracking.TENSORBOARD_FOLDER, nucleus.runs.WANDB_FOLDER)
+    places |= {name: str(home.uri(name)) for name in others if name in run.folders}
     if run.published:
         version = nucleus.config.parse_reference(run.published, "model")
         places["version"] = str(bucket.uri / nucleus.registry.version_prefix(version.name, int(version.ref)))
@@ -186,18 +196,10 @@ def _print_run(bucket: "Bucket", run: "StoredRun") -> None:
     known = [(title, value) for title, value in _facts(run) if value is not None]
     print_table(("what", "value"), [(title, value_text(value)) for title, value in known])
     if run.metrics:
-        scored = [(split, kind, scores) for split, kinds in run.metrics.items() for kind, scores in kinds.items()]
-        columns = [
-            Column("split", [split for split, _, _ in scored]),
-            Column("kind", [kind for _, kind, _ in scored]),
-            Column("images", [f"{scores['images']:.0f}" if "images" in scores else NONE for *_, scores in scored]),
-            *(
-                Column(title, [score_text(scores.get(metric)) for *_, scores in scored])
-                for metric, title in nucleus.metrics.HEADLINES
-            ),
-        ]
+        columns = ("split", "kind", "images", *(title for _, title in nucleus.metrics.HEADLINES))
+        rows = [_scores(split, kind, scores) for split, kinds in run.metrics.items() for kind, scores in kinds.items()]
         click.echo()
-        print_columns(columns_that_fit(columns, _SCORE_IMPORTANCE))
+        print_table(columns, rows)
     if run.record is not None:
         click.echo()
         print_table(("stage", "time"), [(stage.name, time_text(stage.seconds)) for stage in run.record.stages])
@@ -206,19 +208,25 @@ def _print_run(bucket: "Bucket", run: "StoredRun") -> None:
         click.echo(f"{name}: {place}")
 
 
+def _scores(split: str, kind: str, scores: "Mapping[str, float]") -> list[str]:
+    """A row of the table of scores; old runs lack some."""
+    images = f"{scores['images']:.0f}" if "images" in scores else MISSING
+    return [split, kind, images, *(score_text(scores.get(metric)) for metric, _ in nucleus.metrics.HEADLINES)]
+
+
 def _facts(run: "StoredRun") -> list[tuple[str, Any]]:
-    """What a run is, where it stands and what it cost; None is what is not known."""
+    """Facts about a run: what it is, where it stands and what it cost; None is what is not known."""
 
     record, best = run.record, run.best
     facts: list[tuple[str, Any]] = [
         ("run", run.run),
         ("model", run.model),
-        ("group", run.outline.group),
-        ("state", run.state),
+        ("group", run.plan.group),
+        ("state", run.status.text),
         ("gate", record and record.gate),
-        ("dataset", run.outline.dataset.rpartition("/")[2]),
-        ("encoder weights", run.outline.weights.source),
-        *((key, nucleus.runs.setting(run.outline.recipe, key)) for key in _SETTINGS),
+        ("dataset", run.plan.dataset.rpartition("/")[2]),
+        ("encoder weights", run.plan.weights.source),
+        *((key, nucleus.runs.setting(run.plan.settings, key)) for key in _SETTINGS),
         ("epochs", epochs_text(*run.epochs)),
         ("best epoch", best and f"{best['epoch'] + 1:.0f}: {run.monitor} {best[run.monitor]:.4f}"),
         ("begun (UTC)", record.begun[:16].replace("T", " ") if record else moment_text(run.begun)),

@@ -16,12 +16,12 @@ import nucleus
 from nucleus.cli.options import check_run_options, out_option, run_options, single_writer_option
 from nucleus.cli.output import print_facts, print_json, print_scores, print_table, warn
 from nucleus.cli.progress_bars import TrainingDisplay
-from nucleus.errors import StorageError
+from nucleus.errors import NucleusError, StorageError
 
 if TYPE_CHECKING:
     from job.sweep import SweepResult
     from nucleus.registry.manifest import ModelManifest
-    from nucleus.runs.plan import RunPlan
+    from nucleus.runs.plan import RunFolder, RunPlan
     from nucleus.storage.bucket import Bucket
 
 __all__ = ["print_published", "short_path", "sweep", "train"]
@@ -34,7 +34,7 @@ __all__ = ["print_published", "short_path", "sweep", "train"]
 @click.pass_context
 def train(
     ctx: click.Context,
-    recipe: str,
+    recipe: str | None,
     settings: tuple[str, ...],
     run: str | None,
     resume: str | None,
@@ -44,22 +44,24 @@ def train(
 ) -> None:
     """Train by RECIPE (a TOML file, or the name of one that comes along: demo, dsb2018-cpu, dsb2018-long, dsb2018-gpu).
 
-    Uses the Ray cluster of RAY_ADDRESS or this machine, or starts one for the run.
+    Uses the Ray cluster of RAY_ADDRESS or this machine, or starts one for the run. --resume needs no RECIPE: one
+    that is given names the bucket alone.
     """
 
-    check_run_options(settings, run, resume)
-    content = nucleus.config.read_recipe(nucleus.config.recipe_path(recipe), settings)
+    check_run_options(recipe, settings, run, resume)
+    content = nucleus.config.read_recipe(nucleus.config.recipe_path(recipe), settings) if recipe else None
+    bucket = content.bucket if content else None
     verbose = bool(ctx.find_root().params.get("debug"))
     options = job.RunOptions(run=run, verbose=verbose, single_writer=single_writer, folder=out)
     with TrainingDisplay() as display:
-        if resume:
-            manifest = job.resume(resume, content.bucket, options, display)
+        if content is None or resume:
+            manifest = job.resume(str(resume), bucket, options, display)
         else:
             manifest = job.train(content, options, display)
     if as_json:
         print_json(manifest.model_dump(mode="json"))
     else:
-        print_published(manifest, options.local_folder, content.bucket)
+        print_published(manifest, options.local_folder, bucket)
 
 
 @click.command()
@@ -114,7 +116,6 @@ def sweep(
 
 
 def _print_sweep(found: "SweepResult", runs: Path, bucket: str | None) -> None:
-
     for outcome in found.outcomes:
         if outcome.error is not None:
             warn(f"{outcome.run} ({' '.join(outcome.settings)}) did not finish: {outcome.error}")
@@ -140,6 +141,8 @@ def print_published(
 ) -> None:
     """The scores of a version, then one table of where everything is and what to type next.
 
+    The version is published: what cannot be found out any more is left out, with a warning.
+
     Args:
         manifest: The version that a run has published.
         runs: Folder that keeps on this machine, in `<run>/`, what runs have left for people.
@@ -147,29 +150,41 @@ def print_published(
         more: Rows for what the command has made besides the run.
     """
 
-    bucket = nucleus.storage.Bucket(nucleus.storage.bucket_from_environment(bucket_uri))
     print_scores(manifest.origin.metrics)
-    rows = _places(manifest, bucket, runs / manifest.origin.run)
+    bucket = nucleus.storage.Bucket(nucleus.storage.bucket_from_environment(bucket_uri))
+    version = f"{manifest.model}@{manifest.version}"
+    rows: dict[str, object] = {
+        "published": f"{version} at {bucket.uri / nucleus.registry.version_prefix(manifest.model, manifest.version)}"
+    }
+    try:
+        rows |= _places(manifest, bucket, runs / manifest.origin.run)
+    except (NucleusError, OSError) as error:
+        warn(f"{version} is published; where the run's other results are could not be found out: {error}")
     print_facts({**rows, **more, **_commands(manifest)}, ("what", "where"))
 
 
 def _places(manifest: "ModelManifest", bucket: "Bucket", folder: Path) -> dict[str, object]:
-    """Where what the run has left is: a row each."""
+    """A row for each result of the run, with a place that exists for who reads it."""
 
     plan = nucleus.runs.load_plan(bucket, manifest.origin.run)
-    version = f"{manifest.model}@{manifest.version}"
-    return {
-        "published": f"{version} at {bucket.uri / nucleus.registry.version_prefix(manifest.model, manifest.version)}",
-        **_alias(manifest, bucket, plan),
-        "run": str(bucket.uri / "runs" / plan.run),
+    home = nucleus.runs.RunFolder(bucket, plan.run)
+    rows: dict[str, object] = {**_alias(manifest, bucket, plan), "run": str(home.uri())}
+    if job.is_submitted_job():  # the log is read on another machine than this
+        return rows | {
+            "report": str(home.uri(nucleus.runs.REPORT_FOLDER, nucleus.runs.REPORT_PAGE)),
+            "TensorBoard": str(home.uri(nucleus.tracking.TENSORBOARD_FOLDER)),
+            "W&B": _wandb(manifest, plan, here=False),
+            "download": f"nucleus runs show {plan.run} --out DIR",
+        }
+    return rows | {
         "report": short_path(folder / nucleus.runs.REPORT_FOLDER / nucleus.runs.REPORT_PAGE),
-        "TensorBoard": _tensorboard(bucket, plan.run, folder),
-        "W&B": _wandb(manifest, plan),
+        "TensorBoard": _tensorboard(home, folder),
+        "W&B": _wandb(manifest, plan, here=True),
     }
 
 
 def _commands(manifest: "ModelManifest") -> dict[str, str]:
-    """What to type next."""
+    """Commands to type next."""
     version = f"{manifest.model}@{manifest.version}"
     rows = {"predict": f"nucleus predict IMAGES --model {version} --out results/"}
     if manifest.version > 1:
@@ -178,7 +193,7 @@ def _commands(manifest: "ModelManifest") -> dict[str, str]:
 
 
 def _alias(manifest: "ModelManifest", bucket: "Bucket", plan: "RunPlan") -> dict[str, str]:
-    """What became of the recipe's alias."""
+    """A row for the recipe's alias: whether it moved, and why."""
 
     gate = plan.recipe.gate
     if not gate.enabled:
@@ -192,34 +207,36 @@ def _alias(manifest: "ModelManifest", bucket: "Bucket", plan: "RunPlan") -> dict
     return {decision.alias: f"{verb} version {decision.version}: {decision.reason}"}
 
 
-def _tensorboard(bucket: "Bucket", run: str, folder: Path) -> str:
-    """How to look at the run's curves, whose file is brought here."""
+def _tensorboard(home: "RunFolder", folder: Path) -> str:
+    """The command that shows the run's curves, whose file is downloaded to this machine."""
 
-    key = f"runs/{run}/{nucleus.tracking.EVENTS_FILE}"
+    file = nucleus.tracking.EVENTS_FILE
     try:
-        bucket.download(key, folder / nucleus.tracking.EVENTS_FILE)
+        home.bucket.download(home.key(file), folder / file)
     except (StorageError, OSError) as error:  # the version is published all the same
-        return f"{bucket.uri / key} (not brought here: {error})"
+        return f"{home.uri(file)} (not downloaded: {error})"
     missing = "" if importlib.util.find_spec("tensorboard") else "  (pip install tensorboard)"
-    return (
-        f"tensorboard --logdir {shlex.quote(str(short_path((folder / nucleus.tracking.EVENTS_FILE).parent)))}{missing}"
-    )
+    return f"tensorboard --logdir {shlex.quote(str(short_path((folder / file).parent)))}{missing}"
 
 
-def _wandb(manifest: "ModelManifest", plan: "RunPlan") -> str:
-    """Where the run is in W&B, or how to send there what was kept offline."""
+def _wandb(manifest: "ModelManifest", plan: "RunPlan", *, here: bool) -> str:
+    """Where the run is in W&B, or the command that sends the files that were kept offline, `here` or in the bucket."""
 
     if plan.wandb_mode == "disabled":
         return "off"
     if plan.wandb_mode == "online":
         project, _, run = (manifest.origin.wandb_run or plan.run).rpartition("/")
         return f"{os.environ.get('WANDB_BASE_URL', _WANDB).rstrip('/')}/{project}/runs/{run}"
-    here = nucleus.tracking.offline_files(Path(plan.wandb_dir), plan.run)
-    if here:
-        return "wandb sync " + " ".join(shlex.quote(str(short_path(file.parent))) for file in here)
-    return f"nucleus runs show {plan.run} --out DIR; wandb sync DIR/wandb/offline-run-*"
+    files = nucleus.tracking.offline_files(Path(plan.wandb_dir), plan.run) if here else []
+    if files:
+        return "wandb sync " + " ".join(shlex.quote(str(short_path(file.parent))) for file in files)
+    return f"nucleus runs show {plan.run} --out DIR; wandb sync DIR/{nucleus.runs.WANDB_FOLDER}/offline-run-*"
 
 
 def short_path(path: Path) -> Path:
-    """A path as seen from here, if it is below."""
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+    """The path relative to the current folder, if it is below; that folder may have been removed meanwhile."""
+    try:
+        here = Path.cwd()
+    except FileNotFoundError:
+        return path
+    return path.relative_to(here) if path.is_relative_to(here) else path

@@ -1,6 +1,8 @@
 from .cache import ShardCache as ShardCache
 from .cache import default_cache_dir as default_cache_dir
 from .dataset import DATASET_FORMAT as DATASET_FORMAT
+from .dataset import DATASETS as DATASETS
+from .dataset import MANIFEST_FILE as MANIFEST_FILE
 from .dataset import SPLITS as SPLITS
 from .dataset import Dataset as Dataset
 from .dataset import DatasetLocation as DatasetLocation

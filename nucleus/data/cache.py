@@ -17,7 +17,7 @@ from pathlib import Path
 from platformdirs import user_cache_path
 
 from nucleus.config.recipe import DEFAULT_CACHE_LIMIT_GIB
-from nucleus.data.dataset import Dataset, Shard
+from nucleus.data.dataset import DATASETS, Dataset, Shard
 from nucleus.data.shards import ShardFile
 from nucleus.errors import CacheFullError, IntegrityError, ObjectNotFoundError
 from nucleus.storage.bucket import Bucket
@@ -61,7 +61,7 @@ class ShardCache:
     def __init__(
         self, folder: Path, limit_gib: float = DEFAULT_CACHE_LIMIT_GIB, *, wait_seconds: float = _WAIT_SECONDS
     ) -> None:
-        self._folder = folder / "datasets"
+        self._folder = folder / DATASETS
         self._limit = int(limit_gib * _GIB)
         self._wait_seconds = wait_seconds
         self._bucket = lru_cache(maxsize=1)(Bucket)  # one client for all shards of a dataset

@@ -19,7 +19,9 @@ from nucleus.storage.files import read_document
 from nucleus.storage.uri import S3Uri, bucket_from_environment, parse_uri
 
 __all__ = [
+    "DATASETS",
     "DATASET_FORMAT",
+    "MANIFEST_FILE",
     "SPLITS",
     "Dataset",
     "DatasetLocation",
@@ -138,8 +140,10 @@ def read_manifest(data: bytes, where: str) -> DatasetManifest:
     )
 
 
-_MANIFEST = "manifest.json"
-_MANIFEST_KEY = re.compile(r"[0-9a-f]{12}/manifest\.json")
+DATASETS = "datasets/"
+"""Prefix of all datasets in the project's bucket; in the cache, the folder of shards."""
+MANIFEST_FILE = "manifest.json"
+_MANIFEST_KEY = re.compile(rf"[0-9a-f]{{12}}/{re.escape(MANIFEST_FILE)}")
 
 
 @dataclass(frozen=True)
@@ -179,7 +183,7 @@ def locate_dataset(text: str, bucket: str | None = None) -> DatasetLocation:
     """
     if "://" not in text:
         reference = parse_reference(text, "dataset")
-        return DatasetLocation(bucket_from_environment(bucket) / "datasets" / reference.name, reference.ref)
+        return DatasetLocation(bucket_from_environment(bucket) / DATASETS / reference.name, reference.ref)
     base, _, ref = text.partition("@")
     uri = parse_uri(base)
     check_name(uri.name, "dataset")
@@ -226,8 +230,8 @@ def open_dataset(location: DatasetLocation) -> Dataset:
 
 def _read(bucket: Bucket, version: str) -> Dataset:
     """Read the manifest of a version, and compute from what it says of the samples whether it is this version's."""
-    where = f"{bucket.uri}/{version}/{_MANIFEST}"
-    manifest = read_manifest(bucket.get(f"{version}/{_MANIFEST}"), where)
+    where = f"{bucket.uri}/{version}/{MANIFEST_FILE}"
+    manifest = read_manifest(bucket.get(f"{version}/{MANIFEST_FILE}"), where)
     computed = content_version(manifest.samples, manifest.shards)
     if not version == manifest.version == computed:
         raise IntegrityError(

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from nucleus.config.names import clean_name
 from nucleus.data.dataset import (
     DATASET_FORMAT,
+    MANIFEST_FILE,
     SPLITS,
     Dataset,
     DatasetManifest,
@@ -318,7 +319,7 @@ def _named(spooled: Path, name: str) -> bytes:
 
 
 def _upload(bucket: Bucket, manifest: DatasetManifest, spool: Path, advance: Advance) -> Imported:
-    key = f"{manifest.version}/manifest.json"
+    key = f"{manifest.version}/{MANIFEST_FILE}"
     try:
         return _existing(bucket, key)
     except ObjectNotFoundError:

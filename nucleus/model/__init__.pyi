@@ -29,7 +29,10 @@ from .unet import calibrate_encoder as calibrate_encoder
 from .unet import decoder_variables as decoder_variables
 from .unet import encoder_of as encoder_of
 from .unet import encoder_variables as encoder_variables
+from .weight_files import CARD_FILE as CARD_FILE
 from .weight_files import CONFIG_FILE as CONFIG_FILE
+from .weight_files import METRICS_FILE as METRICS_FILE
+from .weight_files import PREVIEW_FILE as PREVIEW_FILE
 from .weight_files import WEIGHTS_FILE as WEIGHTS_FILE
 from .weight_files import load_arrays as load_arrays
 from .weight_files import load_encoder_weights as load_encoder_weights

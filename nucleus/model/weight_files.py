@@ -14,7 +14,10 @@ from nucleus.model.architecture import ModelConfig, read_model_config
 from nucleus.model.unet import build_unet
 
 __all__ = [
+    "CARD_FILE",
     "CONFIG_FILE",
+    "METRICS_FILE",
+    "PREVIEW_FILE",
     "WEIGHTS_FILE",
     "load_arrays",
     "load_encoder_weights",
@@ -26,6 +29,10 @@ __all__ = [
 
 CONFIG_FILE = "model.json"
 WEIGHTS_FILE = "model.weights.h5"
+METRICS_FILE = "metrics.json"
+"""Scores of the best weights and metrics of each epoch."""
+CARD_FILE = "card.md"
+PREVIEW_FILE = "preview.png"
 
 
 def load_model(folder: Path) -> tuple[keras.Model, ModelConfig]:

@@ -20,6 +20,7 @@ from .card import source_lines as source_lines
 from .card import stated_source as stated_source
 from .card import table as table
 from .card import without_front_matter as without_front_matter
+from .encoder_weights import WEIGHTS as WEIGHTS
 from .encoder_weights import EncoderWeights as EncoderWeights
 from .encoder_weights import add_weights as add_weights
 from .encoder_weights import fetch_weights as fetch_weights
@@ -27,14 +28,17 @@ from .encoder_weights import list_weights as list_weights
 from .encoder_weights import provide_weights as provide_weights
 from .manifest import MANIFEST_FILE as MANIFEST_FILE
 from .manifest import MANIFEST_FORMAT as MANIFEST_FORMAT
+from .manifest import MODELS as MODELS
 from .manifest import EncoderWeightsOrigin as EncoderWeightsOrigin
 from .manifest import ModelManifest as ModelManifest
 from .manifest import Origin as Origin
 from .manifest import StoredFile as StoredFile
+from .manifest import model_key as model_key
 from .manifest import read_model_manifest as read_model_manifest
 from .manifest import read_version as read_version
 from .manifest import version_of_folder as version_of_folder
 from .manifest import version_prefix as version_prefix
+from .manifest import versions_prefix as versions_prefix
 from .publish import Claim as Claim
 from .publish import Leftover as Leftover
 from .publish import claim_version as claim_version

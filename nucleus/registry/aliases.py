@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from nucleus.config.names import check_alias
 from nucleus.errors import DataError, IntegrityError, ModelError, ObjectExistsError, ObjectNotFoundError
-from nucleus.registry.manifest import ModelManifest, read_version
+from nucleus.registry.manifest import ModelManifest, model_key, read_version
 from nucleus.storage.bucket import Bucket, check_conditional_writes
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
 
 
 _ATTEMPTS = 50
+_ALIASES, _GATES = "aliases", "gates"
 
 
 class Alias(BaseModel):
@@ -45,7 +46,7 @@ class Alias(BaseModel):
 
 def list_aliases(bucket: Bucket, name: str) -> dict[str, Alias]:
     """Every alias of a model."""
-    prefix = f"models/{name}/aliases/"
+    prefix = f"{model_key(name, _ALIASES)}/"
     names = [item.key.removeprefix(prefix).removesuffix(".json") for item in bucket.objects(prefix)]
     found = {alias: read_alias(bucket, name, alias) for alias in names}
     return {alias: value for alias, value in found.items() if value is not None}
@@ -107,7 +108,7 @@ def rollback_alias(bucket: Bucket, name: str, alias: str) -> Alias:
 
 
 def _alias_key(name: str, alias: str) -> str:
-    return f"models/{name}/aliases/{alias}.json"
+    return model_key(name, _ALIASES, f"{alias}.json")
 
 
 def _read(bucket: Bucket, key: str) -> tuple[Alias | None, str | None]:
@@ -287,4 +288,4 @@ def _record(bucket: Bucket, name: str, decision: GateDecision) -> GateDecision:
 
 
 def _decision_key(name: str, version: int) -> str:
-    return f"models/{name}/gates/{version:06d}.json"
+    return model_key(name, _GATES, f"{version:06d}.json")

@@ -21,8 +21,10 @@ from nucleus.storage.bucket import Bucket, StoredObject
 from nucleus.storage.files import sha256_of
 from nucleus.storage.uri import S3Uri, parse_uri
 
-__all__ = ["EncoderWeights", "add_weights", "fetch_weights", "list_weights", "provide_weights"]
+__all__ = ["WEIGHTS", "EncoderWeights", "add_weights", "fetch_weights", "list_weights", "provide_weights"]
 
+WEIGHTS = "weights/"
+"""Prefix of encoder weights in the project's bucket: in `<encoder>/` the files that `imagenet` means."""
 _SUFFIX = ".weights.h5"
 _PREFIX_DIGITS = 12
 _DOWNLOAD_TIMEOUT = 10.0
@@ -51,12 +53,16 @@ def add_weights(path: Path, encoder: EncoderName, bucket: Bucket, advance: Advan
         WeightsError: The file does not exist, or does not fit the encoder.
     """
     with tempfile.TemporaryDirectory(prefix="nucleus-weights-") as folder:
-        return _keep(_checked_file(path, encoder, Path(folder)), f"weights/{encoder}/", "imagenet", bucket, advance)
+        return _keep(_checked_file(path, encoder, Path(folder)), _folder(encoder), "imagenet", bucket, advance)
+
+
+def _folder(encoder: EncoderName) -> str:
+    return f"{WEIGHTS}{encoder}/"
 
 
 def list_weights(bucket: Bucket, encoder: EncoderName | None = None) -> list[StoredObject]:
     """Return the weights files in the bucket, newest last."""
-    prefix = f"weights/{encoder}/" if encoder else "weights/"
+    prefix = _folder(encoder) if encoder else WEIGHTS
     return sorted(
         (item for item in bucket.objects(prefix) if item.key.endswith(_SUFFIX)),
         key=lambda item: item.modified,
@@ -67,7 +73,7 @@ def provide_weights(
     choice: str,
     encoder: EncoderName,
     bucket: Bucket,
-    run: str,
+    beside: str,
     advance: Advance = no_progress,
     report: Callable[[str], object] = lambda _: None,
 ) -> EncoderWeights | None:
@@ -77,8 +83,8 @@ def provide_weights(
         choice: `imagenet` (the bucket, then Keras's cache, then a download), a local path, an `s3://` URI or `none`.
         encoder: Name of the encoder.
         bucket: The project's bucket.
-        run: Name of the run. Weights from a local file are stored in the run's folder; so are downloaded ones if the
-            credentials do not allow writing to the bucket's `weights/`.
+        beside: Folder of the run in the bucket. Weights from a local file are stored in it; so are downloaded ones if
+            the credentials do not allow writing to the bucket's `weights/`.
         advance: Called with the bytes read from or sent to the bucket, and their total.
         report: Called with a message if the weights are downloaded from elsewhere.
 
@@ -95,10 +101,10 @@ def provide_weights(
         if stored:
             return _known_by_prefix(bucket, stored[-1].key, advance)
     with tempfile.TemporaryDirectory(prefix="nucleus-weights-") as temporary:
-        folder, beside = Path(temporary), f"runs/{run}/encoder-"
+        folder, beside = Path(temporary), f"{beside}/encoder-"
         if choice == "imagenet":
             with _downloaded(encoder, report) as path:
-                return _keep_where_allowed(path, (f"weights/{encoder}/", beside), bucket, advance)
+                return _keep_where_allowed(path, (_folder(encoder), beside), bucket, advance)
         if "://" not in choice:
             return _keep(_checked_file(Path(choice), encoder, folder), beside, "file", bucket, advance)
         uri = parse_uri(choice)
@@ -111,7 +117,7 @@ def provide_weights(
 
 def fetch_weights(weights: EncoderWeights, cache_dir: Path) -> Path:
     """Download weights to this machine's cache; return the file. Raises `IntegrityError` if the SHA-256 is wrong."""
-    path = cache_dir / "weights" / f"{weights.origin.sha256}{_SUFFIX}"
+    path = cache_dir / WEIGHTS / f"{weights.origin.sha256}{_SUFFIX}"
     if not path.exists() or sha256_of(path) != weights.origin.sha256:
         Bucket(weights.uri.parent).download(weights.uri.name, path, sha256=weights.origin.sha256)
     return path

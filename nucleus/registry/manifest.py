@@ -12,17 +12,22 @@ from nucleus.storage.files import read_document
 __all__ = [
     "MANIFEST_FILE",
     "MANIFEST_FORMAT",
+    "MODELS",
     "EncoderWeightsOrigin",
     "ModelManifest",
     "Origin",
     "StoredFile",
+    "model_key",
     "read_model_manifest",
     "read_version",
     "version_of_folder",
     "version_prefix",
+    "versions_prefix",
 ]
 
 
+MODELS = "models/"
+"""Prefix of all models in the project's bucket: in `<name>/` their versions, aliases and decisions of the gate."""
 MANIFEST_FORMAT = 1
 MANIFEST_FILE = "manifest.json"
 _VERSION_FOLDER = re.compile(r"\d{6,}", re.ASCII)
@@ -84,9 +89,19 @@ class ModelManifest(_Frozen):
     origin: Origin
 
 
+def model_key(name: str, *names: str) -> str:
+    """Key of something of a model, below the bucket's prefix."""
+    return MODELS + "/".join((name, *names))
+
+
+def versions_prefix(name: str) -> str:
+    """What the keys of all versions of a model begin with."""
+    return f"{model_key(name, 'versions')}/"
+
+
 def version_prefix(name: str, version: int) -> str:
     """Key of a version's folder below the bucket's prefix."""
-    return f"models/{name}/versions/{version:06d}"
+    return f"{versions_prefix(name)}{version:06d}"
 
 
 def version_of_folder(folder: str) -> int | None:

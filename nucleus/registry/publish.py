@@ -22,6 +22,7 @@ from nucleus.registry.manifest import (
     StoredFile,
     version_of_folder,
     version_prefix,
+    versions_prefix,
 )
 from nucleus.storage.bucket import Bucket, StoredObject, check_conditional_writes
 from nucleus.storage.files import sha256_of
@@ -58,7 +59,7 @@ class Claim(BaseModel):
         if not held:
             raise ModelError(
                 f"Expected to publish version {self.version} of {name!r}; its claim was removed meanwhile, as `nucleus "
-                f"models clean` does with those of dead publishers. Run: nucleus train RECIPE --resume {self.run}"
+                f"models clean` does with those of dead publishers. Run: nucleus train --resume {self.run}"
             )
 
 
@@ -81,9 +82,7 @@ class Leftover:
 
 def claim_version(bucket: Bucket, name: str, run: str) -> Claim:
     """Take the next free number of a model."""
-    version = (
-        max((version_of_folder(folder) or 0 for folder in bucket.folders(f"models/{name}/versions")), default=0) + 1
-    )
+    version = max((version_of_folder(folder) or 0 for folder in bucket.folders(versions_prefix(name))), default=0) + 1
     while True:
         claim = Claim(version=version, run=run, token=secrets.token_hex(8), claimed=datetime.now(UTC).isoformat())
         try:
@@ -104,7 +103,7 @@ def run_of_claim(bucket: Bucket, name: str, version: int) -> str | None:
 
 def leftovers(bucket: Bucket, name: str) -> list[Leftover]:
     """The versions of a model that were begun and have no manifest, in order; they may still be being published."""
-    prefix = f"models/{name}/versions/"
+    prefix = versions_prefix(name)
     begun: dict[int, list[StoredObject]] = {}
     for item in bucket.objects(prefix):
         version = version_of_folder(item.key.removeprefix(prefix).partition("/")[0])

@@ -17,11 +17,13 @@ from nucleus.progress import Advance, no_progress, split_progress
 from nucleus.registry.aliases import read_alias
 from nucleus.registry.manifest import (
     MANIFEST_FILE,
+    MODELS,
     ModelManifest,
     read_model_manifest,
     read_version,
     version_of_folder,
     version_prefix,
+    versions_prefix,
 )
 from nucleus.registry.publish import run_of_claim
 from nucleus.storage.bucket import Bucket
@@ -32,14 +34,14 @@ __all__ = ["is_whole", "list_models", "list_versions", "pull", "pull_cached", "r
 
 def list_models(bucket: Bucket) -> list[str]:
     """Names of the models that have at least one version."""
-    names = [name for name in bucket.folders("models") if clean_name(name) == name]  # what else lies there is not ours
+    names = [name for name in bucket.folders(MODELS) if clean_name(name) == name]  # what else lies there is not ours
     return [name for name in names if list_versions(bucket, name)]
 
 
 def list_versions(bucket: Bucket, name: str) -> list[int]:
     """Numbers of the versions that exist (have a manifest), in order."""
     check_name(name, "model")
-    prefix = f"models/{name}/versions/"
+    prefix = versions_prefix(name)
     found = (item.key.removeprefix(prefix).partition("/") for item in bucket.objects(prefix))
     versions = (version_of_folder(folder) for folder, _, file in found if file == MANIFEST_FILE)
     return sorted(version for version in versions if version is not None)
@@ -116,7 +118,7 @@ def pull(bucket: Bucket, reference: Reference, folder: Path, advance: Advance = 
 def pull_cached(bucket: Bucket, reference: Reference, advance: Advance = no_progress) -> Path:
     """The folder in the cache that holds a version, brought there if need be, as by `pull`, whose errors it raises."""
     version = resolve_version(bucket, reference)
-    folder = default_cache_dir() / "models" / bucket.uri.bucket / bucket.uri.key / reference.name / f"{version:06d}"
+    folder = default_cache_dir() / MODELS / bucket.uri.bucket / bucket.uri.key / reference.name / f"{version:06d}"
     pull(bucket, Reference(reference.name, str(version)), folder, advance)
     return folder
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nucleus.runs.comparison import Contender
+from nucleus.runs.comparison import ComparedRun
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -36,7 +36,7 @@ _ENLARGED = 5.0
 _FEW = 4
 
 
-def draw_curves(contenders: Sequence[Contender]) -> "Figure":
+def draw_curves(contenders: Sequence[ComparedRun]) -> "Figure":
     """Loss (training thin, validation bold), IoU, Dice and mAP on the validation split and the learning rate, by epoch.
 
     Epochs count from 1. Where the first epochs are far off, their part of a panel is cut, so that the later ones, which
@@ -83,7 +83,7 @@ def _styles(count: int) -> list[dict[str, Any]]:
     ]
 
 
-def _line(axes: "Axes", contender: Contender, metric: str, style: dict[str, Any], *, bold: bool) -> None:
+def _line(axes: "Axes", contender: ComparedRun, metric: str, style: dict[str, Any], *, bold: bool) -> None:
     known = [entry for entry in contender.history if metric in entry]
     if not known:
         return
@@ -120,7 +120,7 @@ def _enlarge(axes: "Axes") -> None:
     axes.set_ylim(max(bottom, low - room), min(top, high + room))
 
 
-def _legend(axes: "Axes", contenders: Sequence[Contender], styles: Sequence[dict[str, Any]]) -> None:
+def _legend(axes: "Axes", contenders: Sequence[ComparedRun], styles: Sequence[dict[str, Any]]) -> None:
     """Which line is whose, in a panel of its own."""
     from matplotlib.lines import Line2D  # noqa: PLC0415
 

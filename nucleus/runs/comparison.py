@@ -1,4 +1,4 @@
-"""Runs or model versions beside each other: their scores, and what was different about how they were made."""
+"""Comparison of runs or model versions: their scores, and the differences in how they were made."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -10,38 +10,38 @@ from nucleus.registry.manifest import ModelManifest
 from nucleus.runs.listing import EpochMetrics, StoredRun, best_epoch, monitor_of, setting
 
 __all__ = [
-    "Contender",
+    "ComparedRun",
     "ScoreRow",
+    "datasets_warning",
     "flat_recipe",
     "of_run",
     "of_version",
     "recipe_differences",
     "score_rows",
-    "scored_apart",
 ]
 
 
 @dataclass(frozen=True)
-class Contender:
+class ComparedRun:
     """A run or a model version, with what is known of it; None is what is not known.
 
     Attributes:
-        name: The run, or NAME@N.
-        run: The run.
+        name: Name of the run, or NAME@N.
+        run: Name of the run.
         state: What became of the run, in words.
         recipe: The whole recipe.
         dataset: `s3://.../NAME@VERSION`.
-        encoder_weights: What the encoder began with.
-        metrics: Of the best weights: split, then `all` or kind of image, then metric; empty before a run's end.
-        history: The metrics of each epoch.
-        begun: When, UTC, ISO 8601.
-        seconds: How long all stages took.
+        encoder_weights: Source of the encoder's first weights.
+        metrics: Scores of the best weights: split, then `all` or kind of image, then metric; empty before a run's end.
+        history: Metrics of each epoch.
+        begun: When the run began, UTC, ISO 8601.
+        seconds: Seconds of all stages together.
         cpu_seconds: CPU cores times the seconds that they were held.
         gpu_seconds: GPUs times the seconds that they were held.
-        workers: How many trained, at the end.
-        device: What each of them trained on.
-        commit: Of the code.
-        versions: Of Python and packages.
+        workers: Number of workers at the end.
+        device: Device of each worker.
+        commit: Commit of the code.
+        versions: Versions of Python and packages.
     """
 
     name: str
@@ -73,26 +73,26 @@ class Contender:
 
     @property
     def epochs_asked(self) -> int | None:
-        """How many the recipe asks for."""
+        """Number of epochs in the recipe."""
         asked: int | None = setting(self.recipe, "optimizer.epochs")
         return asked
 
     @property
     def dataset_version(self) -> str:
-        """The dataset's version, which is a sum of its content: where it lies and what it is called does not matter."""
+        """The dataset's version: a sum of its content, whatever its name and place."""
         return self.dataset.rpartition("@")[2]
 
 
 @dataclass(frozen=True)
 class ScoreRow:
-    """A metric of all contenders.
+    """One metric of every run.
 
     Attributes:
         split: `val` or `test`.
         kind: `all`, or a kind of image.
-        metric: Its key.
-        title: What people call it.
-        values: Of each contender; None where it is not known.
+        metric: Key of the metric.
+        title: Its name in tables.
+        values: The value of each run; None where it is not known.
     """
 
     split: str
@@ -103,21 +103,21 @@ class ScoreRow:
 
     @property
     def differences(self) -> tuple[float | None, ...]:
-        """How far each value is above the first."""
+        """Each value minus the first."""
         first = self.values[0]
         return tuple(None if value is None or first is None else value - first for value in self.values)
 
 
-def of_run(run: StoredRun) -> Contender:
-    """A run as a contender."""
+def of_run(run: StoredRun) -> ComparedRun:
+    """What is compared of a run."""
     record = run.record
-    return Contender(
+    return ComparedRun(
         name=run.run,
         run=run.run,
-        state=run.state,
-        recipe=run.outline.recipe,
-        dataset=run.outline.dataset,
-        encoder_weights=run.outline.weights.source,
+        state=run.status.short,
+        recipe=run.plan.settings,
+        dataset=run.plan.dataset,
+        encoder_weights=run.plan.weights.source,
         metrics=run.metrics,
         history=run.history,
         begun=record.begun if record else run.begun.isoformat(),
@@ -131,11 +131,11 @@ def of_run(run: StoredRun) -> Contender:
     )
 
 
-def of_version(manifest: ModelManifest, history: list[EpochMetrics]) -> Contender:
-    """A model version as a contender."""
+def of_version(manifest: ModelManifest, history: list[EpochMetrics]) -> ComparedRun:
+    """What is compared of the run that published a model version."""
     origin = manifest.origin
     name = f"{manifest.model}@{manifest.version}"
-    return Contender(
+    return ComparedRun(
         name=name,
         run=origin.run,
         state=f"published as {name}",
@@ -152,11 +152,11 @@ def _versions(code: str, others: dict[str, str]) -> dict[str, str]:
     return {**others, "nucleus": code}
 
 
-def score_rows(contenders: Sequence[Contender]) -> list[ScoreRow]:
-    """The headline metrics on val and test, over all images and of each kind that at least two contenders have."""
+def score_rows(runs: Sequence[ComparedRun]) -> list[ScoreRow]:
+    """The headline metrics on val and test, over all images and of each kind that at least two runs have."""
     rows = []
     for split in ("val", "test"):
-        by_kind = [contender.metrics.get(split, {}) for contender in contenders]
+        by_kind = [run.metrics.get(split, {}) for run in runs]
         shared = [kind.value for kind in Kind if sum(kind.value in scores for scores in by_kind) > 1]
         for kind in ("all", *shared):
             for metric, title in HEADLINES:
@@ -181,12 +181,12 @@ def flat_recipe(recipe: dict[str, Any]) -> dict[str, Any]:
     return flat
 
 
-def recipe_differences(contenders: Sequence[Contender]) -> dict[str, dict[int, Any]]:
-    """The keys that do not have the same value in every recipe: by key, the value of each contender that has the key.
+def recipe_differences(runs: Sequence[ComparedRun]) -> dict[str, dict[int, Any]]:
+    """The keys whose value is not the same in every recipe: by key, the value of each run by its index.
 
-    Contenders are told by their place. Recipes of older versions of this package lack some keys.
+    Recipes of older versions of this package lack some keys.
     """
-    recipes = [flat_recipe(contender.recipe) for contender in contenders]
+    recipes = [flat_recipe(run.recipe) for run in runs]
     keys = dict.fromkeys(key for recipe in recipes for key in recipe)
     found = {key: {place: recipe[key] for place, recipe in enumerate(recipes) if key in recipe} for key in keys}
     return {
@@ -196,13 +196,13 @@ def recipe_differences(contenders: Sequence[Contender]) -> dict[str, dict[int, A
     }
 
 
-def scored_apart(contenders: Sequence[Contender]) -> str | None:
-    """Why test scores do not compare, if they do not: the contenders were scored on different dataset versions."""
-    scored = [contender for contender in contenders if contender.metrics]
-    if len({contender.dataset_version for contender in scored}) < 2:
+def datasets_warning(runs: Sequence[ComparedRun]) -> str | None:
+    """A warning if test scores do not compare, because the runs were scored on different dataset versions."""
+    scored = [run for run in runs if run.metrics]
+    if len({run.dataset_version for run in scored}) < 2:
         return None
-    told = ", ".join(f"{contender.name} on {contender.dataset}" for contender in scored)
+    places = ", ".join(f"{run.name} on {run.dataset}" for run in scored)
     return (
-        f"test scores do not compare: these were scored on different dataset versions: {told}. Score models on the "
+        f"test scores do not compare: these were scored on different dataset versions: {places}. Score models on the "
         "same images: nucleus evaluate NAME@N DATASET"
     )

@@ -1,4 +1,4 @@
-"""What a run has left for people, on this machine: its report, and what W&B has not been sent."""
+"""Download of what a run has left for people: its report, and the files that W&B has not been sent."""
 
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -6,6 +6,7 @@ from pathlib import Path, PurePosixPath
 
 from nucleus.errors import IntegrityError, JobError, UsageError
 from nucleus.progress import Advance, no_progress
+from nucleus.runs.plan import WANDB_FOLDER, RunFolder
 from nucleus.runs.record import REPORT_FOLDER
 from nucleus.storage.bucket import Bucket
 from nucleus.tracking.offline_runs import settle
@@ -14,37 +15,36 @@ __all__ = ["download_report", "names_below"]
 
 
 _AT_ONCE = 8
-_WANDB = "wandb"
-"""Folder of a run's offline files, in the bucket as on disk."""
 
 
 def download_report(bucket: Bucket, run: str, folder: Path, advance: Advance = no_progress) -> list[Path]:
-    """Bring a run's report into a folder, each file whole or not at all; give the files, in order.
+    """Download a run's report into a folder, each file whole or not at all; return the files, in order.
 
-    What W&B has not been sent goes to the folder's `wandb/`, ready for `wandb sync`. What an earlier download
-    brought is replaced.
+    Files that W&B has not been sent go to the folder's `wandb/`, ready for `wandb sync`. Those of an earlier download
+    are replaced.
 
     Args:
-        bucket: The project's.
-        run: The run.
-        folder: Is absent, empty, or holds nothing but files of this report.
-        advance: Is told how many files are there.
+        bucket: The project's bucket.
+        run: Name of the run.
+        folder: A folder that is absent, empty, or holds nothing but files of this report.
+        advance: Called with how many files are there, of how many.
 
     Raises:
         JobError: The run has left no report.
         UsageError: The folder holds other files, which are left as they are.
         IntegrityError: An object's key does not name a file in the folder.
     """
-    report = f"runs/{run}/{REPORT_FOLDER}/"
+    home = RunFolder(bucket, run)
+    report = f"{home.key(REPORT_FOLDER)}/"
     names = names_below(bucket, report)
     if not names:
         raise JobError(
             f"Expected a report at {bucket.uri / report}; there is none: a run writes it at its end. "
             f"Run: nucleus runs show {run}"
         )
-    offline = f"runs/{run}/{_WANDB}/"
+    offline = f"{home.key(WANDB_FOLDER)}/"
     keys = {folder / name: report + name for name in names}
-    keys |= {folder / _WANDB / name: offline + name for name in names_below(bucket, offline)}
+    keys |= {folder / WANDB_FOLDER / name: offline + name for name in names_below(bucket, offline)}
     _check_replaceable(folder, keys, run)
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         downloads = pool.map(lambda path: bucket.download(keys[path], path), keys)
@@ -55,7 +55,7 @@ def download_report(bucket: Bucket, run: str, folder: Path, advance: Advance = n
 
 
 def names_below(bucket: Bucket, prefix: str) -> list[str]:
-    """What lies below a folder, as names of files for a folder on disk.
+    """Keys of the objects below a folder, relative to it, checked as names of files for a folder on disk.
 
     Raises:
         IntegrityError: A key does not name a file in it.

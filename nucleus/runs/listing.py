@@ -10,21 +10,21 @@ from functools import partial
 from itertools import islice
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+from pydantic import BaseModel, ValidationError
 
+import nucleus
 from nucleus.config.names import check_name
 from nucleus.errors import IntegrityError, JobError, ModelError, NucleusError, ObjectNotFoundError, StorageError
-from nucleus.registry.manifest import EncoderWeightsOrigin, ModelManifest, read_version, version_prefix
+from nucleus.registry.manifest import ModelManifest, read_version, version_prefix
 from nucleus.registry.versions import list_versions
+from nucleus.runs.plan import PLAN_FILE, RUNS, RunFolder, RunPlan, read_plan
 from nucleus.runs.record import HISTORY_FILE, RECORD_FILE, REPORT_FOLDER, RunRecord, read_history, read_record
+from nucleus.runs.state import STATE_FILE, UNKNOWN, Status, read_state, server_time, status_of
 from nucleus.storage.bucket import Bucket
-from nucleus.storage.files import read_document
 
 __all__ = [
-    "PLAN_FORMAT",
     "DamagedRun",
     "EpochMetrics",
-    "RunOutline",
     "StoredRun",
     "best_epoch",
     "find_run",
@@ -39,41 +39,8 @@ __all__ = [
 EpochMetrics = dict[str, float]
 """What is known of one epoch: `epoch` (from 0), `loss`, `learning_rate` and, where it was validated, `val_` metrics."""
 
-PLAN_FORMAT = 1
-"""Newest format of a run's plan that is understood."""
-
 _DEFAULT_MONITOR = "val_map"
 """Chooses the best weights where a recipe does not say by what."""
-
-
-class RunOutline(BaseModel):
-    """What a run was to do: the part of its plan that is needed to tell of it.
-
-    The recipe is not checked: one of an older version of this package may have other keys.
-
-    Attributes:
-        format: Of the plan.
-        run: Its name.
-        recipe: The whole recipe.
-        dataset: `s3://.../NAME@VERSION`.
-        weights: What the encoder began with.
-        group: What it belongs to, such as a sweep.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-    format: int = PLAN_FORMAT
-    run: str
-    recipe: dict[str, Any]
-    dataset: str
-    weights: EncoderWeightsOrigin
-    group: str | None = None
-
-    @field_validator("recipe")
-    @classmethod
-    def _names_a_model(cls, recipe: dict[str, Any]) -> dict[str, Any]:
-        check_name(str(recipe.get("model")), "model")
-        return recipe
 
 
 @dataclass(frozen=True)
@@ -81,49 +48,50 @@ class StoredRun:
     """A run.
 
     Attributes:
-        outline: What it was to do.
+        plan: What it is to do; its recipe may be one of another version of this package, and is not checked.
         begun: When its plan was written.
         written: When an object directly in its folder was last written; each checkpoint writes some.
         folders: Names of the folders in it.
-        history: What is known of each epoch that is done.
+        history: Metrics of each epoch that is done.
         record: What it left at its end; None if it has not ended, or ended before runs left records.
-        manifest: Of the version that it published, where there is no record to tell.
+        manifest: Manifest of the version that it published, where there is no record.
+        reported: Where it stands as its driver says; of no account once there is a record or a version.
     """
 
-    outline: RunOutline
+    plan: RunPlan
     begun: datetime
     written: datetime
     folders: tuple[str, ...]
     history: list[EpochMetrics]
     record: RunRecord | None = None
     manifest: ModelManifest | None = None
+    reported: Status = UNKNOWN
 
     @property
     def run(self) -> str:
         """Its name."""
-        return self.outline.run
+        return self.plan.run
 
     @property
     def model(self) -> str:
-        """Under which name its recipe publishes."""
-        return str(self.outline.recipe["model"])
+        """Name under which it publishes."""
+        return self.plan.model
 
     @property
     def published(self) -> str | None:
         """NAME@N, the version that it published, if it did."""
-        if self.record is not None and self.record.version is not None:
-            return f"{self.record.model}@{self.record.version}"
-        return f"{self.manifest.model}@{self.manifest.version}" if self.manifest else None
+        return self.status.version
 
     @property
-    def state(self) -> str:
-        """`published as NAME@N`, `finished` (a trial that was not), or `no record`.
-
-        The bucket does not tell whether a run without a record goes on, was stopped or has failed; `written` may.
-        """
-        if self.published:
-            return f"published as {self.published}"
-        return "finished" if self.record else "no record"
+    def status(self) -> Status:
+        """Where it stands: by its record, else by the version that it published, else as its driver says."""
+        if self.record is not None and self.record.version is not None:
+            version = f"{self.record.model}@{self.record.version}"
+            return Status("published", since=self.record.ended, version=version)
+        if self.manifest is not None:
+            version = f"{self.manifest.model}@{self.manifest.version}"
+            return Status("published", since=self.manifest.created, version=version)
+        return Status("finished", since=self.record.ended) if self.record else self.reported
 
     @property
     def metrics(self) -> dict[str, dict[str, dict[str, float]]]:
@@ -135,17 +103,17 @@ class StoredRun:
     @property
     def epochs(self) -> tuple[int, int | None]:
         """How many are done, and how many the recipe asks for."""
-        return len(self.history), setting(self.outline.recipe, "optimizer.epochs")
+        return len(self.history), setting(self.plan.settings, "optimizer.epochs")
 
     @property
     def monitor(self) -> str:
         """The validation metric that chooses the best weights."""
-        return monitor_of(self.outline.recipe)
+        return monitor_of(self.plan.settings)
 
     @property
     def best(self) -> EpochMetrics | None:
         """The epoch whose weights were best."""
-        return best_epoch(self.history, self.outline.recipe)
+        return best_epoch(self.history, self.plan.settings)
 
 
 @dataclass(frozen=True)
@@ -157,14 +125,14 @@ class DamagedRun:
         begun: When its plan was written.
         written: When an object directly in its folder was last written.
         problem: Names the document.
-        outline: What it was to do, if that can be read.
+        plan: What it was to do, if that can be read.
     """
 
     run: str
     begun: datetime
     written: datetime
     problem: str
-    outline: RunOutline | None
+    plan: RunPlan | None
 
 
 def setting(recipe: dict[str, Any], key: str) -> Any:
@@ -186,8 +154,6 @@ def best_epoch(history: Sequence[EpochMetrics], recipe: dict[str, Any]) -> Epoch
     return max((epoch for epoch in history if monitor in epoch), key=lambda epoch: epoch[monitor], default=None)
 
 
-_PLAN_FILE = "run.json"
-_METRICS_FILE = "metrics.json"
 _AT_ONCE = 8
 _CHUNK = 64
 
@@ -228,12 +194,13 @@ def list_runs(
         limit: At most so many.
         warn: Is told of documents that cannot be read; a run whose plan cannot be is listed whatever is asked for.
     """
+    now = server_time(bucket)
     with ThreadPoolExecutor(_AT_ONCE) as pool:
-        folders = [folder for folder in pool.map(partial(_look, bucket), bucket.folders("runs")) if folder]
-        folders.sort(key=lambda folder: (folder.written[_PLAN_FILE], folder.run), reverse=True)
+        folders = [folder for folder in pool.map(partial(_look, bucket), bucket.folders(RUNS)) if folder]
+        folders.sort(key=lambda folder: (folder.written[PLAN_FILE], folder.run), reverse=True)
         found: list[StoredRun | DamagedRun] = []
         for chunk in _chunks(folders, max(_AT_ONCE, min(limit or _CHUNK, _CHUNK))):
-            read = pool.map(partial(_read, bucket, model, group), chunk)
+            read = pool.map(partial(_read, bucket, model, group, now), chunk)
             found += [run for run in read if run is not None]
             if limit is not None and len(found) >= limit:
                 break
@@ -259,8 +226,9 @@ def find_runs(bucket: Bucket, names: Sequence[str], warn: Callable[[str], None] 
     """
     for name in names:
         check_name(name, "run")
+    now = server_time(bucket)
     with ThreadPoolExecutor(_AT_ONCE) as pool:
-        found = list(pool.map(partial(_read_named, bucket), names))
+        found = list(pool.map(partial(_read_named, bucket, now), names))
         publishers = _publishers(bucket, found, pool, warn)
         runs = list(pool.map(partial(_with_manifest, bucket, publishers), found))
     damaged = next((run for run in runs if isinstance(run, DamagedRun)), None)
@@ -269,9 +237,9 @@ def find_runs(bucket: Bucket, names: Sequence[str], warn: Callable[[str], None] 
     return [run for run in runs if isinstance(run, StoredRun)]
 
 
-def _read_named(bucket: Bucket, run: str) -> StoredRun | DamagedRun:
+def _read_named(bucket: Bucket, now: datetime, run: str) -> StoredRun | DamagedRun:
     folder = _look(bucket, run)
-    found = _read(bucket, None, None, folder) if folder else None
+    found = _read(bucket, None, None, now, folder) if folder else None
     if found is None:
         raise JobError(_missing(bucket, run))
     return found
@@ -284,12 +252,13 @@ def history_of_version(bucket: Bucket, manifest: ModelManifest) -> list[EpochMet
         IntegrityError: The file has another sum than the manifest gives, or is missing.
         ModelError: It cannot be read.
     """
-    if _METRICS_FILE not in manifest.files:
+    name = nucleus.model.METRICS_FILE
+    if name not in manifest.files:
         return []
-    key = f"{version_prefix(manifest.model, manifest.version)}/{_METRICS_FILE}"
+    key = f"{version_prefix(manifest.model, manifest.version)}/{name}"
     file = io.BytesIO()
     try:
-        bucket.read_into(key, file, sha256=manifest.files[_METRICS_FILE].sha256)
+        bucket.read_into(key, file, sha256=manifest.files[name].sha256)
         return _VersionMetrics.model_validate_json(file.getvalue()).history
     except ObjectNotFoundError as error:
         raise IntegrityError(
@@ -301,43 +270,38 @@ def history_of_version(bucket: Bucket, manifest: ModelManifest) -> list[EpochMet
 
 def _look(bucket: Bucket, run: str) -> _Folder | None:
     """The top of a run's folder; None for one that has no plan."""
-    objects, folders = bucket.children(f"runs/{run}")
+    objects, folders = bucket.children(RunFolder(bucket, run).key())
     written = {item.key.rpartition("/")[2]: item.modified for item in objects}
-    return _Folder(run, written, tuple(folders)) if _PLAN_FILE in written else None
+    return _Folder(run, written, tuple(folders)) if PLAN_FILE in written else None
 
 
-def _read(bucket: Bucket, model: str | None, group: str | None, folder: _Folder) -> StoredRun | DamagedRun | None:
+def _read(
+    bucket: Bucket, model: str | None, group: str | None, now: datetime, folder: _Folder
+) -> StoredRun | DamagedRun | None:
     """A run by its own documents; None if it is not of the model and group that are wanted."""
-    outline = None
-    begun, written = folder.written[_PLAN_FILE], max(folder.written.values())
+    plan = None
+    begun, written = folder.written[PLAN_FILE], max(folder.written.values())
     try:
-        outline = _outline(bucket, folder.run)
-        if model not in {None, outline.recipe.get("model")} or group not in {None, outline.group}:
+        plan = read_plan(bucket, folder.run)
+        if model not in {None, plan.model} or group not in {None, plan.group}:
             return None
         record = _record(bucket, folder.run) if REPORT_FOLDER in folder.folders else None
-        history = record.history if record else _history(bucket, folder)
-        return StoredRun(outline, begun, written, folder.folders, history, record)
+        if record is not None:
+            return StoredRun(plan, begun, written, folder.folders, record.history, record)
+        heard = folder.written.get(STATE_FILE)
+        state = read_state(RunFolder(bucket, folder.run)) if heard else None
+        history, reported = _history(bucket, folder), status_of(state, heard, now)
+        return StoredRun(plan, begun, written, folder.folders, history, reported=reported)
     except ObjectNotFoundError:  # it is being removed
         return None
     except StorageError:
         raise
     except NucleusError as error:
-        return DamagedRun(folder.run, begun, written, str(error), outline)
-
-
-def _outline(bucket: Bucket, run: str) -> RunOutline:
-    key = f"runs/{run}/{_PLAN_FILE}"
-    where = str(bucket.uri / key)
-    outline = read_document(
-        RunOutline, bucket.get(key), what="a run's plan", where=where, newest=PLAN_FORMAT, error=JobError
-    )
-    if outline.run != run:
-        raise JobError(f"Expected the plan of the run {run!r} at {where}; found that of {outline.run!r}.")
-    return outline
+        return DamagedRun(folder.run, begun, written, str(error), plan)
 
 
 def _record(bucket: Bucket, run: str) -> RunRecord | None:
-    key = f"runs/{run}/{REPORT_FOLDER}/{RECORD_FILE}"
+    key = RunFolder(bucket, run).key(REPORT_FOLDER, RECORD_FILE)
     try:
         return read_record(bucket.get(key), str(bucket.uri / key))
     except ObjectNotFoundError:
@@ -347,7 +311,7 @@ def _record(bucket: Bucket, run: str) -> RunRecord | None:
 def _history(bucket: Bucket, folder: _Folder) -> list[EpochMetrics]:
     if HISTORY_FILE not in folder.written:
         return []
-    key = f"runs/{folder.run}/{HISTORY_FILE}"
+    key = RunFolder(bucket, folder.run).key(HISTORY_FILE)
     return read_history(bucket.get(key), str(bucket.uri / key))
 
 
@@ -384,20 +348,20 @@ def _with_manifest(
     try:
         history = run.history or history_of_version(bucket, manifest)
     except (ModelError, IntegrityError) as error:
-        return DamagedRun(run.run, run.begun, run.written, str(error), run.outline)
+        return DamagedRun(run.run, run.begun, run.written, str(error), run.plan)
     return replace(run, history=history, manifest=manifest)
 
 
 def _missing(bucket: Bucket, run: str) -> str:
-    names = bucket.folders("runs")
+    names = bucket.folders(RUNS)
     if run in names:
         return (
-            f"Expected a run at {bucket.uri / f'runs/{run}'}; no {_PLAN_FILE} is there, so it is a sweep's own folder, "
-            f"or an old run that expired in part. Run: nucleus runs list --group {run}"
+            f"Expected a run at {RunFolder(bucket, run).uri()}; no {PLAN_FILE} is there, so it is a sweep's own "
+            f"folder, or an old run that expired in part. Run: nucleus runs list --group {run}"
         )
     near = difflib.get_close_matches(run, names, n=3)
     meant = f" (did you mean {' or '.join(map(repr, near))}?)" if near else ""
-    return f"Expected a run in {bucket.uri / 'runs'}; there is none called {run!r}{meant}. Run: nucleus runs list"
+    return f"Expected a run in {bucket.uri / RUNS}; there is none called {run!r}{meant}. Run: nucleus runs list"
 
 
 def _chunks(items: Sequence[_Folder], size: int) -> Iterator[list[_Folder]]:

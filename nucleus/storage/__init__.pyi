@@ -7,9 +7,11 @@ from .bulk import UNREACHABLE as UNREACHABLE
 from .bulk import BulkReader as BulkReader
 from .bulk import Refusal as Refusal
 from .bulk import obstore_error as obstore_error
+from .files import SUMS_FILE as SUMS_FILE
 from .files import atomic_path as atomic_path
 from .files import check_sums as check_sums
 from .files import read_document as read_document
+from .files import read_sums as read_sums
 from .files import sha256_of as sha256_of
 from .files import write_atomic as write_atomic
 from .files import write_sums as write_sums

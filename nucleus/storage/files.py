@@ -9,12 +9,21 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
-from pydantic import BaseModel
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from nucleus import __version__
 from nucleus.errors import IntegrityError, NucleusError
 
-__all__ = ["atomic_path", "check_sums", "read_document", "sha256_of", "write_atomic", "write_sums"]
+__all__ = [
+    "SUMS_FILE",
+    "atomic_path",
+    "check_sums",
+    "read_document",
+    "read_sums",
+    "sha256_of",
+    "write_atomic",
+    "write_sums",
+]
 
 
 _BLOCK = 1 << 20
@@ -51,12 +60,13 @@ def write_atomic(path: Path, data: bytes | str) -> None:
         beside.write_bytes(data.encode() if isinstance(data, str) else data)
 
 
-_SUMS_FILE = "sums.json"
+SUMS_FILE = "sums.json"
+_SUMS = TypeAdapter(dict[str, str])
 
 
 def write_sums(folder: Path) -> None:
     """Write the sums of all files below a folder."""
-    (folder / _SUMS_FILE).write_text(json.dumps(_sums(folder), indent=1))
+    (folder / SUMS_FILE).write_text(json.dumps(_sums(folder), indent=1))
 
 
 def check_sums(folder: Path, where: str) -> None:
@@ -70,22 +80,33 @@ def check_sums(folder: Path, where: str) -> None:
         IntegrityError: A file is missing, is not what it was, or was not there.
     """
     try:
-        expected = json.loads((folder / _SUMS_FILE).read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
+        data = (folder / SUMS_FILE).read_bytes()
+    except OSError as error:
         raise IntegrityError(f"Expected the sums of the files in {where}; they cannot be read: {error}.") from error
+    expected = read_sums(data, where)
     found = _sums(folder)
-    if found == expected:
-        return
-    names = expected if isinstance(expected, dict) else {}
-    wrong = sorted(name for name in {*found, *names} if found.get(name) != names.get(name))
-    raise IntegrityError(
-        f"Expected the files in {where} to have the SHA-256 that {_SUMS_FILE} says; these have not, or are missing: "
-        f"{', '.join(wrong) or _SUMS_FILE}."
-    )
+    wrong = sorted(name for name in {*found, *expected} if found.get(name) != expected.get(name))
+    if wrong:
+        raise IntegrityError(
+            f"Expected the files in {where} to have the SHA-256 that {SUMS_FILE} says; these have not, or are missing: "
+            f"{', '.join(wrong)}."
+        )
+
+
+def read_sums(data: bytes, where: str) -> dict[str, str]:
+    """SHA-256 of each file of a folder, by its path there, from what `write_sums` wrote.
+
+    Raises:
+        IntegrityError: It is damaged.
+    """
+    try:
+        return _SUMS.validate_json(data)
+    except ValidationError as error:
+        raise IntegrityError(f"Expected the sums of the files in {where}; they cannot be read: {error}") from error
 
 
 def _sums(folder: Path) -> dict[str, str]:
-    files = (path for path in folder.rglob("*") if path.is_file() and path != folder / _SUMS_FILE)
+    files = (path for path in folder.rglob("*") if path.is_file() and path != folder / SUMS_FILE)
     return {path.relative_to(folder).as_posix(): sha256_of(path) for path in sorted(files)}
 
 

@@ -77,10 +77,10 @@ def kept_files(folder: Path, run: str) -> dict[str, Path]:
     }
 
 
-def keep_files(bucket: Bucket, run: str, files: Mapping[str, Path]) -> None:
-    """Put what `kept_files` gives beside a run in the project's bucket, in `runs/<run>/wandb/`."""
+def keep_files(folder: Bucket, files: Mapping[str, Path]) -> None:
+    """Put what `kept_files` gives into a folder of the run in the project's bucket."""
     for name, path in files.items():
-        bucket.put(f"runs/{run}/wandb/{name}", path)
+        folder.put(name, path)
 
 
 def logged_rows(path: Path) -> Iterator[dict[str, Any]]:

@@ -19,7 +19,7 @@ from nucleus.cli.main import cli
 from nucleus.registry.manifest import EncoderWeightsOrigin, Origin
 from nucleus.registry.publish import publish
 from nucleus.report.comparison_figure import draw_curves, encode_figure
-from nucleus.runs.comparison import Contender, flat_recipe, recipe_differences, score_rows, scored_apart
+from nucleus.runs.comparison import ComparedRun, datasets_warning, flat_recipe, recipe_differences, score_rows
 from nucleus.runs.listing import best_epoch, find_run, list_runs
 from nucleus.runs.record import NetworkFacts, RunRecord, Stage
 from nucleus.storage.bucket import Bucket
@@ -202,16 +202,21 @@ def test_list_tells_where_each_run_stands(all_sorts: Bucket) -> None:
     assert set(rows) == {"old", "stopped", "trial", "won"}
     states = {name: row["state"] for name, row in rows.items()}
     assert states == {
-        "old": "published as m@1",
-        "stopped": "no record",
+        "old": "published",
+        "stopped": "unknown",
         "trial": "finished",
-        "won": "published as other@7",
+        "won": "published",
     }
-    told = ("epochs", "epochs_asked", "monitor", "best_epoch", "val_map", "test_map", "group")
-    assert [rows["stopped"][key] for key in told] == [3, 9, "val_iou", 1, 0.5, None, "s"]
-    assert [rows["old"][key] for key in told] == [4, 4, "val_map", 1, 0.4, 0.4, None]
-    assert [rows["won"][key] for key in told] == [4, 4, "val_map", 1, 0.5, 0.5, None]
-    assert rows["won"]["version"] == "other@7"
+    assert {name: row["version"] for name, row in rows.items()} == {
+        "old": "m@1",
+        "stopped": None,
+        "trial": None,
+        "won": "other@7",
+    }
+    told = ("epochs", "epochs_asked", "monitor", "best_epoch", "best_epoch_map", "val_map", "test_map", "group")
+    assert [rows["stopped"][key] for key in told] == [3, 9, "val_iou", 1, 0.5, None, None, "s"]
+    assert [rows["old"][key] for key in told] == [4, 4, "val_map", 1, 0.4, 0.4, 0.4, None]
+    assert [rows["won"][key] for key in told] == [4, 4, "val_map", 1, 0.5, 0.5, 0.5, None]
     assert rows["stopped"]["last_write"] >= rows["stopped"]["begun"]
     written = all_sorts.find("runs/stopped/history.json")
     assert written is not None
@@ -238,9 +243,10 @@ def test_list_to_a_pipe_is_separated_by_tabs(all_sorts: Bucket) -> None:  # noqa
     run = invoke("runs", "list")
     assert run.exit_code == 0
     head, *lines = run.stdout.splitlines()
-    assert head.split("\t")[:6] == ["run", "model", "state", "epochs", "val mAP", "test mAP"]
+    assert head.split("\t")[:7] == ["run", "model", "state", "epochs", "epoch mAP", "val mAP", "test mAP"]
     cells = {line.split("\t")[0]: line.split("\t") for line in lines}
-    assert cells["stopped"][1:7] == ["m", "no record", "3/9", "0.5000", DASH, "d@0123456789ab"]
+    assert cells["stopped"][1:8] == ["m", "unknown", "3/9", "0.5000", DASH, DASH, "d@0123456789ab"]
+    assert (cells["won"][2], cells["won"][-1]) == ("other@7", "published as other@7")
 
 
 @pytest.mark.usefixtures("here")
@@ -250,7 +256,7 @@ def test_no_runs() -> None:
     assert (run.exit_code, run.stderr) == (0, "No runs.\n")
 
 
-@pytest.mark.parametrize("document", ["run.json", "history.json", "report/record.json"])
+@pytest.mark.parametrize("document", ["run.json", "state.json", "history.json", "report/record.json"])
 @pytest.mark.parametrize("damage", [b"[" * 100_000, b'{"format": 1}', b"\xff"])
 def test_a_damaged_document_is_named_and_does_not_break_the_list(
     document: str, damage: bytes, bucket: Bucket, here: Path
@@ -261,7 +267,7 @@ def test_a_damaged_document_is_named_and_does_not_break_the_list(
     run = invoke("runs", "list", "--json")
     assert run.exit_code == 0, run.output
     states = {row["run"]: row["state"] for row in json.loads(run.stdout)}
-    assert states == {"good": "no record", "bad": "damaged"}
+    assert states == {"good": "unknown", "bad": "damaged"}
     where = str(bucket.uri / f"runs/bad/{document}")
     assert where in run.stderr
     assert invoke("runs", "list").exit_code == 0
@@ -286,7 +292,7 @@ def test_a_damaged_version_leaves_the_runs_of_others(bucket: Bucket, here: Path)
     bucket.put("models/m/versions/000001/manifest.json", b"{")
     run = invoke("runs", "list", "--json")
     states = {row["run"]: row["state"] for row in json.loads(run.stdout)}
-    assert states == {"one": "no record", "two": "published as m@2"}
+    assert states == {"one": "unknown", "two": "published"}
     assert "models/m/versions/000001/manifest.json" in run.stderr
     bucket.put("models/m/versions/000002/metrics.json", b"{")
     assert {row["run"]: row["state"] for row in said("runs", "list")}["two"] == "damaged"
@@ -382,7 +388,7 @@ def test_compare_runs(bucket: Bucket, here: Path) -> None:
     assert rows["test", "all", "map"]["values"] == [0.5, 0.625]
     assert rows["test", "all", "map"]["differences"] == [0.0, 0.125]
     assert document["test_scores_compare"]
-    assert [one["gpu_seconds"] for one in document["contenders"]] == [0.0, 7200.0]
+    assert [one["gpu_seconds"] for one in document["compared"]] == [0.0, 7200.0]
     run = invoke("runs", "compare", "a", "b", "--out", "curves.png")
     assert run.exit_code == 0, run.output
     parts = [[line.split("\t") for line in part.splitlines()] for part in run.stdout.split("\n\n")]
@@ -441,8 +447,8 @@ def test_compare_versions(bucket: Bucket, here: Path) -> None:
     old = {split: {"all": {"map": 0.25}} for split in ("val", "test")}
     published(bucket, here / "model", "c", metrics=old, epochs=None, model="other", dataset="s3://b/datasets/d@feed")
     document = said("models", "compare", "m@1", "m")
-    assert [one["name"] for one in document["contenders"]] == ["m@1", "m@2"]
-    assert [one["epochs"] for one in document["contenders"]] == [4, 4]
+    assert [one["name"] for one in document["compared"]] == ["m@1", "m@2"]
+    assert [one["epochs"] for one in document["compared"]] == [4, 4]
     assert document["recipe"] == {"seed": {"m@1": 1, "m@2": 2}}
     run = invoke("models", "compare", "m@1", "m@2", "other", "--out", here / "c.png")
     assert run.exit_code == 0, run.output
@@ -459,7 +465,7 @@ def test_compare_versions(bucket: Bucket, here: Path) -> None:
     assert "metrics.json to have SHA-256" in run.stderr
 
 
-def contender(name: str, **changes: Any) -> Contender:
+def compared(name: str, **changes: Any) -> ComparedRun:
     values: dict[str, Any] = {
         "name": name,
         "run": name,
@@ -470,12 +476,12 @@ def contender(name: str, **changes: Any) -> Contender:
         "metrics": scores(0.5),
         "history": history(4),
     }
-    return Contender(**(values | changes))
+    return ComparedRun(**(values | changes))
 
 
 def test_the_picture_has_the_curves_of_all_runs() -> None:
-    contenders = [contender(f"run-{i}") for i in range(10)] + [contender("without", history=[])]
-    figure = draw_curves(contenders)
+    runs = [compared(f"run-{i}") for i in range(10)] + [compared("without", history=[])]
+    figure = draw_curves(runs)
     drawn = [{(line.get_gid(), line.get_label()) for line in axes.get_lines()} for axes in figure.axes[:5]]
     names = {f"run-{i}" for i in range(10)}
     metrics = [("loss", "val_loss"), ("val_iou",), ("val_dice",), ("val_map",), ("learning_rate",)]
@@ -495,23 +501,23 @@ def test_the_picture_has_the_curves_of_all_runs() -> None:
 
 def test_the_picture_enlarges_what_people_compare() -> None:
     late = [{"epoch": float(i), "loss": 1.0, "val_map": 0.6 + 0.001 * i if i else 0.0} for i in range(20)]
-    bottom, top = draw_curves([contender("a", history=late)]).axes[3].get_ylim()
+    bottom, top = draw_curves([compared("a", history=late)]).axes[3].get_ylim()
     assert 0.5 < bottom < 0.61  # the first validation, at 0, is left out
     assert top > 0.619
     flat = [{"epoch": float(i), "loss": 1.0, "val_map": 0.5} for i in range(3)]
-    bottom, top = draw_curves([contender("a", history=flat)]).axes[3].get_ylim()
+    bottom, top = draw_curves([compared("a", history=flat)]).axes[3].get_ylim()
     assert bottom < 0.5 < top
 
 
 def test_values_of_a_comparison() -> None:
     assert flat_recipe({"a": {"b": {"c": 1}, "d": {}}, "e": [1, 2]}) == {"a.b.c": 1, "e": [1, 2]}
-    same = [contender("a"), contender("b", dataset="s3://other/place/e@0123456789ab")]
+    same = [compared("a"), compared("b", dataset="s3://other/place/e@0123456789ab")]
     assert recipe_differences(same) == {}
-    assert scored_apart(same) is None  # the same content elsewhere
-    other = contender("c", dataset="s3://b/datasets/d@feed")
-    assert "c on s3://b/datasets/d@feed" in (scored_apart([*same, other]) or "")
-    assert scored_apart([*same, contender("c", dataset="s3://b/datasets/d@feed", metrics={})]) is None
-    rows = score_rows([contender("a", metrics={}), contender("b", metrics={"val": {"all": {"map": 0.5}}})])
+    assert datasets_warning(same) is None  # the same content elsewhere
+    other = compared("c", dataset="s3://b/datasets/d@feed")
+    assert "c on s3://b/datasets/d@feed" in (datasets_warning([*same, other]) or "")
+    assert datasets_warning([*same, compared("c", dataset="s3://b/datasets/d@feed", metrics={})]) is None
+    rows = score_rows([compared("a", metrics={}), compared("b", metrics={"val": {"all": {"map": 0.5}}})])
     assert [(row.values, row.differences) for row in rows] == [((None, 0.5), (None, None))]
     assert best_epoch([{"epoch": 0.0, "loss": 1.0}], recipe()) is None
     assert best_epoch(history(6), recipe()) == history(6)[1]
@@ -539,7 +545,7 @@ def test_two_hundred_runs_take_seconds(bucket: Bucket, here: Path) -> None:
 
 @pytest.mark.usefixtures("here")
 def test_names_stay_whole_on_a_terminal(bucket: Bucket) -> None:
-    """What has no room goes, and is told of; nothing is cut."""
+    """A terminal gets fewer columns, and is told which are left out; a pipe gets all."""
     names = [*(f"dsb2018-20261123-17581{i}-ab{i:02}" for i in range(5)), "m" * 36]
     for i, name in enumerate(names):
         begin(bucket, name, recipe=recipe(model="dsb2018", seed=i))
@@ -549,17 +555,22 @@ def test_names_stay_whole_on_a_terminal(bucket: Bucket) -> None:
         assert all(name in listed for name in names)
         assert "dsb2018@10" in listed
         assert "test mAP" in listed
-        assert "Without room for: " in listed
+        assert "Left out: model, val mAP, dataset, begun (UTC), last write, details" in listed
         compared = on_terminal(columns, "runs", "compare", *names)
         assert all(name in compared for name in names)
-        assert "C-A" in compared
-        assert compared.count("split") == (2 if columns == 80 else 1)  # the first is in each table
-        for text in (listed, compared):
-            table = [line.rstrip() for line in text.splitlines() if not line.startswith("Without room")]
+        assert all(f"{0.5 + i / 100:.4f}" in compared for i in range(6))
+        assert compared.count("split") == 1
+        three = on_terminal(columns, "runs", "compare", *names[:3])
+        assert "C-A" in three
+        assert "+0.0200" in three
+        for text in (listed, compared, three):
+            table = [line.rstrip() for line in text.splitlines() if not line.startswith("Left out")]
             assert max(map(len, table)) <= columns, text
         for text in (listed, compared, on_terminal(columns, "runs", "show", names[0])):
             assert "\u2026" not in text
-    assert "published as dsb2018@10" in on_terminal(200, "runs", "list")
+    assert "published as dsb2018@10" in on_terminal(120, "runs", "show", names[0])
+    piped = invoke("runs", "compare", *names).stdout
+    assert "F-A" in piped
 
 
 def on_terminal(columns: int, *arguments: str) -> str:

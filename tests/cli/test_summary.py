@@ -1,18 +1,22 @@
 """The table at the end of a run: each row is where something is, or what to type."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from job.ray_internals import is_submitted_job
+from job.reporting import report_published
 from nucleus.cli.train import print_published
 from nucleus.config.settings import parse_recipe
 from nucleus.metrics.scores import HEADLINES
 from nucleus.registry.aliases import pass_gate
 from nucleus.registry.manifest import EncoderWeightsOrigin, ModelManifest, Origin
 from nucleus.registry.publish import publish
-from nucleus.runs.plan import RunPlan, save_plan
+from nucleus.runs.plan import RunPlan, load_plan, save_plan
 from nucleus.storage.bucket import Bucket
 from nucleus.tracking.tensorboard import EVENTS_FILE
 
@@ -31,7 +35,7 @@ def published(bucket: Bucket, model_files: Path, tmp_path: Path, monkeypatch: py
         plan = RunPlan(
             run=run,
             bucket=str(bucket.uri),
-            recipe=content,
+            recipe=content.model_dump(mode="json"),
             dataset=dataset,
             weights_uri=None,
             weights=WEIGHTS,
@@ -92,7 +96,7 @@ def test_why_an_alias_did_not_move(published: Published, bucket: Bucket, capsys:
 
 def test_curves_that_are_not_there(published: Published, bucket: Bucket, capsys: pytest.CaptureFixture[str]) -> None:
     told = rows(published(), bucket, capsys)["TensorBoard"]
-    assert told.startswith(f"{bucket.uri}/runs/r/{EVENTS_FILE} (not brought here: ")
+    assert told.startswith(f"{bucket.uri}/runs/r/{EVENTS_FILE} (not downloaded: ")
 
 
 def test_tracking(
@@ -112,3 +116,74 @@ def test_tracking(
     folder.mkdir(parents=True)
     (folder / "run-s.wandb").touch()
     assert rows(offline, bucket, capsys)["W&B"] == "wandb sync w/wandb/offline-run-20260101_000000-s"
+
+
+def test_a_job_names_places_that_exist_for_who_reads_its_log(
+    published: Published,
+    bucket: Bucket,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    manifest = published("offline")
+    bucket.put(f"runs/r/{EVENTS_FILE}", b"events")
+    folder = tmp_path / "w" / "wandb" / "offline-run-20260101_000000-r"
+    folder.mkdir(parents=True)
+    (folder / "run-r.wandb").touch()
+    assert not is_submitted_job()
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", '{"metadata": {"job_submission_id": "r"}}')
+    found = rows(manifest, bucket, capsys)
+    assert found["report"] == f"{bucket.uri}/runs/r/report/report.html"
+    assert found["TensorBoard"] == f"{bucket.uri}/runs/r/tensorboard"
+    assert found["W&B"] == "nucleus runs show r --out DIR; wandb sync DIR/wandb/offline-run-*"
+    assert found["download"] == "nucleus runs show r --out DIR"
+    assert str(tmp_path) not in "".join(found.values())
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_folder_that_vanishes_after_publishing_costs_no_place(
+    published: Published, bucket: Bucket, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Ray unpacks a job's folder again where two raylets share a session folder, while the driver stands in it."""
+    manifest, runs = published(), tmp_path / "elsewhere"
+    bucket.put(f"runs/r/{EVENTS_FILE}", b"events")
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    os.chdir(gone)  # the fixture's `monkeypatch.chdir` goes back
+    gone.rmdir()
+    with pytest.raises(FileNotFoundError):
+        Path.cwd()
+    print_published(manifest, runs, str(bucket.uri))
+    out = capsys.readouterr().out
+    assert f"report\t{runs}/r/report/report.html" in out
+    assert f"tensorboard --logdir {runs}/r/tensorboard" in out
+
+
+def test_a_bucket_that_fails_after_publishing_is_a_warning(
+    published: Published, bucket: Bucket, capsys: pytest.CaptureFixture[str]
+) -> None:
+    manifest = published()
+    bucket.delete("runs/r/run.json")
+    print_published(manifest, Path("runs").absolute(), str(bucket.uri))
+    said = capsys.readouterr()
+    assert f"published\tm@1 at {bucket.uri}/models/m/versions/000001" in said.out
+    assert "Warning: m@1 is published" in said.err
+
+
+def test_a_report_that_cannot_be_written_is_a_warning(
+    published: Published, bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = published()
+    plan = load_plan(bucket, "r")
+
+    def fail(*_: object) -> None:
+        raise FileNotFoundError(2, "No such file or directory")
+
+    monkeypatch.setattr("job.reporting.report_run", fail)
+    warnings: list[str] = []
+    heard = SimpleNamespace(warn=warnings.append, on_warning=warnings.append)
+    report_published(plan, manifest, bucket, heard, {})  # type: ignore[arg-type]
+    assert len(warnings) == 1
+    assert "m@1 is published" in warnings[0]
+    assert "--resume r" in warnings[0]
+    assert list(tmp_path.glob("runs/*")) == []

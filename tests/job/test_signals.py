@@ -18,7 +18,7 @@ def test_the_second_sigterm_ends_a_run_that_does_not_hear() -> None:
     plan = RunPlan(
         run="deaf",
         bucket="s3://b",
-        recipe=parse_recipe({"model": "m", "dataset": "d"}, "r.toml"),
+        recipe=parse_recipe({"model": "m", "dataset": "d"}, "r.toml").model_dump(mode="json"),
         dataset="s3://b/datasets/d@0123456789ab",
         weights_uri=None,
         weights=EncoderWeightsOrigin(source="none", sha256=None),

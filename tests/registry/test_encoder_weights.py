@@ -52,7 +52,7 @@ def test_added_once_and_found_as_imagenet(weights: Path, bucket: Bucket, tmp_pat
     assert added.uri.name == f"{sha256_of(weights)[:12]}.weights.h5"
     add_weights(weights, "mobilenet_v2", bucket)
     assert len(list_weights(bucket)) == 1
-    assert provide_weights("imagenet", "mobilenet_v2", bucket, "run") == added
+    assert provide_weights("imagenet", "mobilenet_v2", bucket, "runs/run") == added
     path = fetch_weights(added, tmp_path)
     assert path.read_bytes() == weights.read_bytes()
     path.write_bytes(b"damaged")
@@ -60,23 +60,23 @@ def test_added_once_and_found_as_imagenet(weights: Path, bucket: Bucket, tmp_pat
 
 
 def test_local_and_s3_paths(weights: Path, bucket: Bucket) -> None:
-    local = provide_weights(str(weights), "mobilenet_v2", bucket, "run-1")
+    local = provide_weights(str(weights), "mobilenet_v2", bucket, "runs/run-1")
     assert local is not None
     assert str(local.uri) == f"{bucket.uri}/runs/run-1/encoder-{sha256_of(weights)[:12]}.weights.h5"
     assert local.origin.source == "file"
     assert list_weights(bucket) == []  # a private file is nobody else's imagenet
-    remote = provide_weights(str(local.uri), "mobilenet_v2", bucket, "run-2")
+    remote = provide_weights(str(local.uri), "mobilenet_v2", bucket, "runs/run-2")
     assert remote is not None
     assert (remote.uri, remote.origin.sha256) == (local.uri, local.origin.sha256)
     assert remote.origin.source == "s3"
-    assert provide_weights("none", "mobilenet_v2", bucket, "run-3") is None
+    assert provide_weights("none", "mobilenet_v2", bucket, "runs/run-3") is None
 
 
 def test_old_format_is_rewritten(weights: Path, bucket: Bucket, tmp_path: Path) -> None:
     write_old_format(weights, tmp_path / "old.h5")
     added = add_weights(tmp_path / "old.h5", "mobilenet_v2", bucket)
     bucket.put("mine/old.h5", tmp_path / "old.h5")
-    remote = provide_weights(f"{bucket.uri}/mine/old.h5", "mobilenet_v2", bucket, "run")
+    remote = provide_weights(f"{bucket.uri}/mine/old.h5", "mobilenet_v2", bucket, "runs/run")
     assert remote is not None
     assert remote.origin.source == "s3"
     model, again = build_encoder("mobilenet_v2"), build_encoder("mobilenet_v2")
@@ -96,11 +96,11 @@ from nucleus.storage.uri import parse_uri
 
 bucket = Bucket(parse_uri(sys.argv[1]))
 try:
-    provide_weights("imagenet", "mobilenet_v2", bucket, "run")
+    provide_weights("imagenet", "mobilenet_v2", bucket, "runs/run")
 except WeightsError as error:
     print(error)
 Path(sys.argv[2]).rename(sys.argv[3])
-print(provide_weights("imagenet", "mobilenet_v2", bucket, "run").uri)
+print(provide_weights("imagenet", "mobilenet_v2", bucket, "runs/run").uri)
 """
 
 
@@ -128,12 +128,12 @@ def test_files_that_do_not_fit(weights: Path, bucket: Bucket, tmp_path: Path) ->
         with pytest.raises(WeightsError, match="do not fit"):
             add_weights(tmp_path / name, "mobilenet_v2", bucket)
     with pytest.raises(WeightsError, match="nothing is there"):
-        provide_weights(str(tmp_path / "none.h5"), "mobilenet_v2", bucket, "run")
+        provide_weights(str(tmp_path / "none.h5"), "mobilenet_v2", bucket, "runs/run")
     assert list(bucket.objects("")) == []
     added = add_weights(weights, "mobilenet_v2", bucket)
     Bucket(added.uri.parent).put(added.uri.name, b"replaced")
     with pytest.raises(WeightsError, match="nucleus weights add FILE"):
-        provide_weights("imagenet", "mobilenet_v2", bucket, "run")
+        provide_weights("imagenet", "mobilenet_v2", bucket, "runs/run")
     with pytest.raises(IntegrityError):
         fetch_weights(added, tmp_path / "cache")
 
