@@ -39,7 +39,7 @@ from nucleus.storage.files import write_sums
 from nucleus.storage.uri import parse_uri
 from nucleus.tracking.tensorboard import EVENTS_FILE, TENSORBOARD_FOLDER, StepProfile, events_of, graph_of, write_events
 from nucleus.tracking.wandb_artifacts import summary_of
-from nucleus.tracking.wandb_run import Tracker
+from nucleus.tracking.wandb_run import WandbRun
 from nucleus.training.callbacks import Augmented, Finished
 from nucleus.training.checkpoint import History
 from nucleus.training.validation import Extreme, PredictedImage
@@ -222,7 +222,9 @@ class RayReporter:
         local: Folder on this machine for what people look at while the run goes on.
     """
 
-    def __init__(self, plan: RunPlan, tracker: Tracker, demands: Demands, events: Any | None, local: Path) -> None:
+    def __init__(
+        self, plan: RunPlan, tracker: WandbRun | None, demands: Demands, events: Any | None, local: Path
+    ) -> None:
         self._plan = plan
         self._epochs = plan.recipe.optimizer.epochs
         self._tracker = tracker
@@ -255,7 +257,8 @@ class RayReporter:
     def resumed(self, history: History, where: str) -> None:
         self._epochs_done = len(history)
         for metrics in history:  # those that another machine tracked, which is gone, with what it had not sent
-            self._tracker.log(metrics)
+            if self._tracker:
+                self._tracker.log(metrics)
         if self._events is not None:
             self._drawn = {
                 done: {f"{_PREDICTIONS}/{name}": picture for name, picture in drawn.items()}
@@ -265,14 +268,16 @@ class RayReporter:
 
     def epoch(self, metrics: dict[str, float]) -> None:
         self._epochs_done = int(metrics["epoch"]) + 1
-        self._tracker.log(metrics)
+        if self._tracker:
+            self._tracker.log(metrics)
         self._send("epoch", metrics)
 
     def predictions(self, epochs_done: int | None, images: list[PredictedImage]) -> None:
         drawn = self._pictures.predictions(epochs_done, images)
         when, tag = (self._epochs_done, _BEST) if epochs_done is None else (epochs_done, _PREDICTIONS)
         self._drawn.setdefault(when, {}).update({f"{tag}/{name}": picture for name, picture in drawn.items()})
-        self._tracker.predictions(epochs_done, images)
+        if self._tracker:
+            self._tracker.predictions(epochs_done, images)
 
     def extremes(self, images: list[Extreme]) -> None:
         self._pictures.extremes(images)
@@ -293,8 +298,9 @@ class RayReporter:
         if self._events is not None:
             self._graph = graph_of(finished.model)
             self._report_folder.put(FACTS_FILE, self._facts(finished).model_dump_json(indent=1).encode())
-        self._tracker.finish(summary_of(finished.metrics))
-        told = {"wandb_run": self._tracker.run_path, "metrics": finished.metrics}
+        if self._tracker:
+            self._tracker.finish(summary_of(finished.metrics))
+        told = {"wandb_run": self._tracker.run_path if self._tracker else None, "metrics": finished.metrics}
         self._report(finished.progress.history, told, save_all)
 
     def _facts(self, finished: Finished) -> Facts:

@@ -18,7 +18,7 @@ from nucleus.storage.files import check_sums
 from nucleus.versions import installed_versions
 
 if TYPE_CHECKING:
-    from nucleus.tracking.wandb_run import Tracker
+    from nucleus.tracking.wandb_run import WandbRun
 
 __all__ = ["limit_devices", "train_worker"]
 
@@ -58,11 +58,12 @@ def train_worker(config: dict[str, Any]) -> None:
     try:
         with _checkpoint() as folder:
             finished = nucleus.training.train(plan.recipe, given, workers, reporter, folder)
-        if finished is None:
+        if finished is None and tracker:
             tracker.abort()
     except BaseException:
         with suppress(Exception):  # or it would hide why
-            tracker.abort()
+            if tracker:
+                tracker.abort()
             _keep_offline_files(plan, tracker)
         raise
     finally:
@@ -100,10 +101,10 @@ def _reach_workers_directly() -> None:
     os.environ["no_grpc_proxy"] = hosts  # noqa: SIM112  gRPC knows it in lower case only
 
 
-def _tracker(plan: RunPlan, cache_dir: Path, *, first: bool) -> Tracker:
+def _tracker(plan: RunPlan, cache_dir: Path, *, first: bool) -> WandbRun | None:
 
-    if not first:
-        return nucleus.tracking.NoTracker()
+    if not first or plan.wandb_mode == "disabled":
+        return None
     config = {
         **plan.recipe.model_dump(mode="json"),
         "dataset_version": plan.dataset,
@@ -112,7 +113,7 @@ def _tracker(plan: RunPlan, cache_dir: Path, *, first: bool) -> Tracker:
         "versions": installed_versions(),
     }
     folder = _usable(Path(plan.wandb_dir), cache_dir)
-    return nucleus.tracking.make_tracker(
+    return nucleus.tracking.WandbRun(
         plan.run, plan.recipe.tracking, plan.wandb_mode, folder, config, plan.group, plan.commit
     )
 
@@ -122,9 +123,9 @@ def _usable(folder: Path, otherwise: Path) -> Path:
     return folder if folder.is_dir() and os.access(folder, os.W_OK) else otherwise
 
 
-def _keep_offline_files(plan: RunPlan, tracker: Tracker) -> None:
+def _keep_offline_files(plan: RunPlan, tracker: WandbRun | None) -> None:
     """Put what W&B has not been sent beside the run: this machine, or a job's folder on it, may be gone tomorrow."""
 
-    nucleus.tracking.keep_files(
-        nucleus.storage.Bucket(nucleus.storage.parse_uri(plan.bucket)), plan.run, tracker.kept_files
-    )
+    if tracker:
+        folder = nucleus.storage.parse_uri(plan.bucket) / "runs" / plan.run / "wandb"
+        nucleus.tracking.keep_files(nucleus.storage.Bucket(folder), tracker.kept_files)
