@@ -14,6 +14,7 @@ from nucleus.errors import JobError
 from nucleus.registry.aliases import GateDecision, read_decision
 from nucleus.registry.manifest import ModelManifest, version_prefix
 from nucleus.report.page import write_report
+from nucleus.report.page_pictures import mistakes_in_words
 from nucleus.runs.download import names_below
 from nucleus.runs.plan import WANDB_FOLDER, RunFolder, RunPlan
 from nucleus.runs.record import (
@@ -34,13 +35,15 @@ from nucleus.runs.record import (
 )
 from nucleus.storage.bucket import Bucket
 from nucleus.storage.files import write_atomic
-from nucleus.tracking.offline_runs import keep_files, kept_files
 from nucleus.tracking.wandb_artifacts import note_published
+from nucleus.tracking.wandb_run import WorstImage, keep_files, kept_files
 from nucleus.training.callbacks import Callback
 
 __all__ = ["has_facts", "report_folder", "report_published", "report_run"]
 
 _CONNECTIONS = 8
+_SHOWN = {"mAP": "map", "AP.5": "ap_50", "IoU": "iou"}
+"""Scores of the worst images in W&B."""
 
 
 def report_folder(plan: RunPlan) -> Path:
@@ -84,8 +87,7 @@ def _report_published(
         manifest=manifest,
         uri=bucket.uri / version_prefix(manifest.model, manifest.version),
         history=record.history,
-        worst=[image for image in record.test_images if image.group == "worst"],
-        pictures=report_folder(plan) / PICTURES / "test",
+        worst=[_worst_image(plan, image) for image in record.test_images if image.group == "worst"],
         alias=decision.alias if decision and decision.passed else None,
         commit=plan.commit,
     )
@@ -93,6 +95,14 @@ def _report_published(
         callback.on_warning(problem)
     if plan.wandb_mode == "offline":
         keep_files(RunFolder(bucket, plan.run).below(WANDB_FOLDER), kept_files(Path(plan.wandb_dir), plan.run))
+
+
+def _worst_image(plan: RunPlan, image: TestImage) -> WorstImage:
+    pictures = report_folder(plan) / PICTURES / "test" / image.name
+    scores = ", ".join(f"{title} {image.scores[name]:.3f}" for title, name in _SHOWN.items())
+    nuclei = f"{image.nuclei} nuclei, {image.predicted} predicted: {mistakes_in_words(image)}"
+    caption = f"{image.name} ({image.kind}): {scores}; {nuclei}"
+    return WorstImage(image.name, caption, pictures / "image.png", pictures / "mistakes.png")
 
 
 def report_run(

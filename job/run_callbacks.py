@@ -33,10 +33,9 @@ from nucleus.runs.record import (
 from nucleus.storage.bucket import Bucket
 from nucleus.storage.files import write_sums
 from nucleus.storage.uri import parse_uri
-from nucleus.tracking.offline_runs import keep_files
 from nucleus.tracking.tensorboard import EVENTS_FILE, TENSORBOARD_FOLDER, StepProfile, events_of, graph_of, write_events
 from nucleus.tracking.wandb_artifacts import summary_of
-from nucleus.tracking.wandb_run import WandbTracker
+from nucleus.tracking.wandb_run import WandbRun, keep_files
 from nucleus.training.callbacks import AugmentedImage, Callback, CallbackList, TrainingResult
 from nucleus.training.checkpoint import History
 from nucleus.training.validation import PredictedImage, RankedImage
@@ -78,7 +77,7 @@ def worker_callbacks(plan: RunPlan, events: Any | None, local: Path, wandb_dir: 
     )
 
 
-def _wandb_run(plan: RunPlan, folder: Path) -> WandbTracker:
+def _wandb_run(plan: RunPlan, folder: Path) -> WandbRun:
     config = {
         **plan.recipe.model_dump(mode="json"),
         "dataset_version": plan.dataset,
@@ -86,7 +85,7 @@ def _wandb_run(plan: RunPlan, folder: Path) -> WandbTracker:
         "commit": plan.commit,
         "versions": installed_versions(),
     }
-    return WandbTracker(plan.run, plan.recipe.tracking, plan.wandb_mode, folder, config, plan.group, plan.commit)
+    return WandbRun(plan.run, plan.recipe.tracking, plan.wandb_mode, folder, config, plan.group, plan.commit)
 
 
 class ProfileCallback(Callback):
@@ -295,7 +294,7 @@ class WandbCallback(Callback):
         folder: Where the bucket keeps the files of an offline run.
     """
 
-    def __init__(self, tracked: WandbTracker, folder: Bucket) -> None:
+    def __init__(self, tracked: WandbRun, folder: Bucket) -> None:
         self._tracked = tracked
         self._folder = folder
         self._finished = False

@@ -9,7 +9,6 @@ from nucleus.progress import Advance, no_progress
 from nucleus.runs.plan import WANDB_FOLDER, RunFolder
 from nucleus.runs.record import REPORT_FOLDER
 from nucleus.storage.bucket import Bucket
-from nucleus.tracking.offline_runs import settle
 
 __all__ = ["download_report", "names_below"]
 
@@ -50,7 +49,6 @@ def download_report(bucket: Bucket, run: str, folder: Path, advance: Advance = n
         downloads = pool.map(lambda path: bucket.download(keys[path], path), keys)
         for done, _ in enumerate(downloads, start=1):
             advance(done, len(keys))
-    settle(folder, run)
     return list(keys)
 
 

@@ -1,4 +1,4 @@
-"""Where a run's numbers are sent while it trains."""
+"""What a run shows in W&B and TensorBoard."""
 
 import lazy_loader
 

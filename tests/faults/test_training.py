@@ -17,6 +17,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from nucleus.tracking.offline_runs import kept_files, logged_rows, offline_files
 
 from nucleus.config.names import Reference
 from nucleus.data.importing import SplitOptions, import_dataset
@@ -25,7 +26,6 @@ from nucleus.registry.versions import list_versions, pull
 from nucleus.storage import local_server as server
 from nucleus.storage.bucket import Bucket
 from nucleus.storage.uri import parse_uri
-from nucleus.tracking.offline_runs import kept_files, logged_rows, offline_files
 from nucleus.tracking.tensorboard import EVENTS_FILE
 from tests.conftest import SECRET
 from tests.faults.proxy import Proxy, seldom

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from nucleus.tracking.offline_runs import records
 
 from nucleus.cli.main import cli
 from nucleus.data.importing import SplitOptions, import_dataset
 from nucleus.registry.versions import list_versions
 from nucleus.runs.record import read_record
 from nucleus.storage.bucket import Bucket
-from nucleus.tracking.offline_runs import records
 from tests.whole_way import recipe_for
 
 pytestmark = [

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from nucleus.tracking.offline_runs import logged_artifacts, records
 
 from job.publishing import judge
 from job.train import RunOptions, resume, train
@@ -28,7 +29,6 @@ from nucleus.registry.manifest import version_prefix
 from nucleus.registry.publish import publish
 from nucleus.registry.versions import list_versions
 from nucleus.runs.plan import load_plan
-from nucleus.tracking.offline_runs import logged_artifacts, records
 from tests.whole_way import Recorder, Trained, recipe_for
 
 pytestmark = [
