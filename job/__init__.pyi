@@ -1,4 +1,4 @@
-from .actor_pool import spread as spread
+from .actor_pool import map_on_cluster as map_on_cluster
 from .capacity import Room as Room
 from .capacity import check_room as check_room
 from .capacity import check_total as check_total
@@ -16,10 +16,10 @@ from .events import SilentListener as SilentListener
 from .events import beside_driver as beside_driver
 from .events import forwarded as forwarded
 from .filesystem import run_storage as run_storage
+from .inference import BucketPrediction as BucketPrediction
 from .inference import EvaluationPlan as EvaluationPlan
-from .inference import StoredResult as StoredResult
-from .inference import evaluate_spread as evaluate_spread
-from .inference import predict_stored as predict_stored
+from .inference import evaluate_on_cluster as evaluate_on_cluster
+from .inference import predict_bucket as predict_bucket
 from .job_api import DEFAULT_ADDRESS as DEFAULT_ADDRESS
 from .job_api import STOP_SECONDS as STOP_SECONDS
 from .job_api import Job as Job

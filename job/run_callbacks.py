@@ -22,6 +22,7 @@ from nucleus.metrics.scores import AP_NAMES
 from nucleus.model.architecture import ModelConfig
 from nucleus.model.unet import encoder_of
 from nucleus.pictures import CYAN, YELLOW, brightened, draw_mistakes, draw_outlines
+from nucleus.predict.evaluation import PredictedImage
 from nucleus.runs.plan import RunPlan
 from nucleus.runs.record import (
     EPOCH_PICTURE,
@@ -42,7 +43,7 @@ from nucleus.tracking.wandb_artifacts import summary_of
 from nucleus.tracking.wandb_run import Tracker
 from nucleus.training.callbacks import Augmented, Finished
 from nucleus.training.checkpoint import History
-from nucleus.training.validation import Extreme, PredictedImage
+from nucleus.training.validation import Extreme
 from nucleus.versions import installed_versions
 
 if TYPE_CHECKING:
@@ -89,12 +90,10 @@ def _preview(finished: Finished) -> Any:
     """Image, truth and prediction side by side for a few images of the test split."""
 
     config = finished.config
-    network = nucleus.model.TiledNetwork(finished.model, config)
+    segmenter = nucleus.predict.Model(finished.model, config)
     rows = []
     for example in finished.examples:
-        labels = nucleus.model.label_nuclei(
-            nucleus.model.maps_of(network(example.image), config.heads), config.instances
-        )
+        labels = segmenter.segment(example.image).labels
         rows.append(
             [
                 example.image,

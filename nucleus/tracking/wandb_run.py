@@ -16,8 +16,8 @@ from nucleus.data.images import RgbImage
 from nucleus.data.normalization import histogram_of, normalization_table
 from nucleus.errors import UsageError
 from nucleus.lazy import wandb
+from nucleus.predict.evaluation import PredictedImage
 from nucleus.tracking.offline_runs import kept_files, logged_steps, offline_files, wait_until_written
-from nucleus.training.validation import PredictedImage
 
 __all__ = [
     "CLASSES",

@@ -27,7 +27,4 @@ from .tuning import tune_instances as tune_instances
 from .validation import EXTREMES as EXTREMES
 from .validation import Extreme as Extreme
 from .validation import Extremes as Extremes
-from .validation import PredictedImage as PredictedImage
-from .validation import predict_images as predict_images
-from .validation import score_image as score_image
 from .validation import score_images as score_images

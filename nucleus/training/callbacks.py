@@ -20,8 +20,9 @@ from nucleus.data.reader import LabelledImage, example_records
 from nucleus.data.shards import decode_record
 from nucleus.lazy import keras, tf
 from nucleus.model.architecture import ModelConfig
+from nucleus.predict.evaluation import PredictedImage
 from nucleus.training.checkpoint import History, Progress
-from nucleus.training.validation import Extreme, PredictedImage
+from nucleus.training.validation import Extreme
 
 __all__ = ["Augmented", "Demand", "Finished", "Reporter", "Watch", "augmented_examples", "example_images"]
 

@@ -20,6 +20,7 @@ from nucleus.config.recipe import TrackingOptions
 from nucleus.data.images import encode_png
 from nucleus.data.reader import LabelledImage
 from nucleus.metrics.scores import score_labels
+from nucleus.predict.evaluation import PredictedImage
 from nucleus.registry.manifest import ModelManifest, version_prefix
 from nucleus.registry.publish import publish
 from nucleus.storage.bucket import Bucket
@@ -37,7 +38,6 @@ from nucleus.tracking.offline_runs import (
 from nucleus.tracking.tensorboard import EVENTS_FILE, StepProfile, events_of, graph_of, write_events
 from nucleus.tracking.wandb_artifacts import TABLE, note_published
 from nucleus.tracking.wandb_run import CLASSES, LARGEST_SIDE, Tracker, class_mask, make_tracker, shown_image
-from nucleus.training.validation import PredictedImage
 from tests.conftest import SECRET
 from tests.small_model import origin
 from tests.tracking.wandb_server import WandbServer, wandb_server

@@ -13,9 +13,10 @@ from nucleus.data.images import Kind
 from nucleus.data.reader import LabelledImage, example_positions
 from nucleus.data.sampling import stored_order
 from nucleus.metrics.scores import count_pixels, score_labels
+from nucleus.predict.evaluation import PredictedImage
 from nucleus.training.callbacks import Watch
 from nucleus.training.distributed import mask_measure
-from nucleus.training.validation import EXTREMES, Extremes, PredictedImage
+from nucleus.training.validation import EXTREMES, Extremes
 
 
 class Alone:
