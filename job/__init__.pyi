@@ -1,4 +1,4 @@
-from .actor_pool import spread as spread
+from .actor_pool import map_on_cluster as map_on_cluster
 from .capacity import Capacity as Capacity
 from .capacity import check_capacity as check_capacity
 from .capacity import check_resources as check_resources
@@ -19,10 +19,10 @@ from .final_model import FINAL_FOLDER as FINAL_FOLDER
 from .final_model import network_facts as network_facts
 from .final_model import run_facts as run_facts
 from .final_model import save_model as save_model
+from .inference import BucketPrediction as BucketPrediction
 from .inference import EvaluationPlan as EvaluationPlan
-from .inference import StoredResult as StoredResult
-from .inference import evaluate_spread as evaluate_spread
-from .inference import predict_stored as predict_stored
+from .inference import evaluate_on_cluster as evaluate_on_cluster
+from .inference import predict_bucket as predict_bucket
 from .job_api import DEFAULT_ADDRESS as DEFAULT_ADDRESS
 from .job_api import STOP_SECONDS as STOP_SECONDS
 from .job_api import Job as Job

@@ -1,4 +1,4 @@
-"""Work that needs no order, spread over a cluster by Ray Data: actors that each hold what they work with."""
+"""Actors on a Ray cluster that work on independent items (`map_on_cluster`), by Ray Data."""
 
 import logging
 import os
@@ -15,7 +15,7 @@ from job.worker import limit_devices
 from nucleus.errors import JobError, NucleusError
 from nucleus.storage.retries import set_storage_timeout, storage_timeout
 
-__all__ = ["spread"]
+__all__ = ["map_on_cluster"]
 
 
 Item = TypeVar("Item")
@@ -26,20 +26,20 @@ _NUMBER, _ANSWER = "number", "answer"
 
 
 @dataclass(frozen=True)
-class _Crew:
-    """The actors.
+class _ActorPlan:
+    """The actors to start.
 
     Attributes:
-        workers: How many.
-        gpus: Of each, 0 or 1; each takes one CPU besides.
+        count: Number of actors.
+        gpus: GPUs per actor, 0 or 1; each also takes one CPU.
     """
 
-    workers: int
+    count: int
     gpus: int
 
 
-class _Worker(Generic[Item, Answer]):
-    """An actor. This project's errors are answers too: Ray Data takes what an actor raises for a fault of its own."""
+class _Actor(Generic[Item, Answer]):
+    """An actor. It returns this project's errors as answers: Ray Data takes a raised error for a failure of its own."""
 
     def __init__(
         self, items: Sequence[Item], make: Callable[[], Callable[[Item], Answer]], timeout: float, gpus: int
@@ -67,7 +67,7 @@ class _Worker(Generic[Item, Answer]):
             return error
 
 
-def spread(
+def map_on_cluster(
     items: Sequence[Item],
     make: Callable[[], Callable[[Item], Answer]],
     *,
@@ -75,24 +75,24 @@ def spread(
     waiting: Callable[[str], None],
     verbose: bool = False,
 ) -> Iterator[Answer]:
-    """Work on each item somewhere on the cluster at hand; give the answers as they come.
+    """Apply a function to each item on the cluster at hand; yield the answers as they arrive.
 
-    An actor that is lost with its machine is replaced and its item done again.
+    An actor that is lost with its machine is replaced, and its item is done again.
 
     Args:
-        items: What is to be worked on, the longest work first.
-        make: Called once in each actor, gives what works on an item.
-        workers: How many actors; without it as many as the cluster has GPUs, or else CPUs.
-        waiting: Told what has to be waited for, if there is no room at the beginning.
+        items: The items, those that take longest first.
+        make: Called once in each actor; returns the function.
+        workers: Number of actors; by default, one per GPU of the cluster, or one per CPU if it has no GPU.
+        waiting: Called with what the actors have to wait for, if the cluster is busy at the beginning.
         verbose: Whether to show Ray's logs.
 
     Raises:
-        NucleusError: What `make` or the work raised.
-        JobError: There are not so many GPUs or CPUs, or Ray failed.
+        NucleusError: An error of `make` or of the function.
+        JobError: The cluster has fewer GPUs or CPUs, or Ray failed.
     """
     with nullcontext() if verbose else _silent_core(), connection(verbose=verbose):
-        crew = _crew(workers, len(items), waiting)
-        for answer in _answers(items, make, crew, verbose=verbose):
+        actors = _plan_actors(workers, len(items), waiting)
+        for answer in _answers(items, make, actors, verbose=verbose):
             if isinstance(answer, NucleusError):
                 raise answer
             yield answer
@@ -100,7 +100,7 @@ def spread(
 
 @contextmanager
 def _silent_core() -> Iterator[None]:
-    """Keep Ray's core from warning of how Ray Data makes its actors, unless the user has set how much it tells."""
+    """Silence the warnings of Ray's core about how Ray Data makes its actors, unless the user has set a log level."""
     if _LOG_LEVEL in os.environ:
         yield
         return
@@ -111,8 +111,8 @@ def _silent_core() -> Iterator[None]:
         del os.environ[_LOG_LEVEL]
 
 
-def _crew(workers: int | None, items: int, waiting: Callable[[str], None]) -> _Crew:
-    """Actors for so many items on the cluster that this process is connected to."""
+def _plan_actors(workers: int | None, items: int, waiting: Callable[[str], None]) -> _ActorPlan:
+    """Plan the actors for a number of items on the cluster that this process is connected to."""
     found = capacities()
     gpus = 1 if found["GPU"].most else 0
     count = min(items, workers or int(found["GPU" if gpus else "CPU"].most) or 1)
@@ -121,11 +121,11 @@ def _crew(workers: int | None, items: int, waiting: Callable[[str], None]) -> _C
     wait = shortage({"CPU": 1, "GPU": gpus}, found)
     if wait:
         waiting(f"Waiting for {wait}")
-    return _Crew(count, gpus)
+    return _ActorPlan(count, gpus)
 
 
 def _answers(
-    items: Sequence[Item], make: Callable[[], Callable[[Item], Answer]], crew: _Crew, *, verbose: bool
+    items: Sequence[Item], make: Callable[[], Callable[[Item], Answer]], actors: _ActorPlan, *, verbose: bool
 ) -> Iterator[Answer | NucleusError]:
     import ray.data
     from ray.exceptions import RayError
@@ -134,19 +134,19 @@ def _answers(
     context.enable_progress_bars = False
     if not verbose:
         logging.getLogger("ray.data").setLevel(logging.ERROR)
-    numbers = [{_NUMBER: number} for number in range(len(items))]  # Ray Data warns of columns of any object
+    numbers = [{_NUMBER: number} for number in range(len(items))]  # Ray Data warns about columns of arbitrary objects
     answers = ray.data.from_items(numbers, override_num_blocks=len(items)).map_batches(
-        _Worker,
+        _Actor,
         batch_size=1,
         batch_format="numpy",
-        fn_constructor_args=(items, make, storage_timeout(), crew.gpus),
-        compute=ray.data.ActorPoolStrategy(size=crew.workers),
+        fn_constructor_args=(items, make, storage_timeout(), actors.gpus),
+        compute=ray.data.ActorPoolStrategy(size=actors.count),
         num_cpus=1,
-        num_gpus=crew.gpus,
+        num_gpus=actors.gpus,
     )
     try:
         for row in answers.iter_rows():
             yield row[_ANSWER]
     except RayError as error:
-        told = (str(error).strip().splitlines() or [type(error).__name__])[-1]
-        raise JobError(f"Expected the workers to finish; Ray Data failed: {told} Run it again with --debug.") from error
+        message = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+        raise JobError(f"Expected the workers to finish; Ray Data failed: {message} Run again with --debug.") from error

@@ -40,16 +40,15 @@ def save_model(folder: Path, result: TrainingResult) -> None:
 
 def _preview(result: TrainingResult) -> Any:
     """Draw image, truth and prediction side by side for a few images of the test split."""
-    config = result.config
-    network = nucleus.model.TiledNetwork(result.model, config)
+    segmenter = nucleus.predict.Model(result.model, result.config)
     rows = []
     for example in result.examples:
-        maps = nucleus.model.maps_of(network(example.image), config.heads)
+        labels = segmenter.segment(example.image).labels
         rows.append(
             [
                 example.image,
                 nucleus.pictures.draw_outlines(example.image, example.labels, nucleus.pictures.CYAN),
-                nucleus.pictures.draw_outlines(example.image, nucleus.model.label_nuclei(maps, config.instances)),
+                nucleus.pictures.draw_outlines(example.image, labels),
             ]
         )
     return nucleus.pictures.contact_sheet(rows, _PREVIEW_SIDE)

@@ -1,46 +1,49 @@
-"""Predict the images of a bucket on a Ray cluster."""
+"""Prediction and evaluation on a Ray cluster: the images of a bucket, and the splits of a dataset."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
 
-import nucleus
-from job.actor_pool import spread
+from job.actor_pool import map_on_cluster
 from nucleus.config.names import Reference
-from nucleus.config.recipe import LossOptions
 from nucleus.data.cache import ShardCache, default_cache_dir
 from nucleus.data.dataset import Dataset
 from nucleus.predict.bucket_images import (
+    BatchPredictor,
+    BucketImage,
     ImageOutcome,
     PredictionSettings,
-    StoredImage,
     batches_of,
     claim_output,
     find_images,
     join_tables,
     not_done,
 )
-from nucleus.predict.model import PredictionOptions
+from nucleus.predict.evaluation import (
+    Evaluation,
+    EvaluationPart,
+    PartScores,
+    combined_scores,
+    evaluate_part,
+    parts_of,
+)
+from nucleus.predict.model import PredictionOptions, load_pulled
 from nucleus.progress import Advance, no_progress
 from nucleus.registry.versions import pull_cached
 from nucleus.storage.bucket import Bucket
 from nucleus.storage.uri import S3Uri, parse_uri
 
-if TYPE_CHECKING:
-    from nucleus.predict.evaluation import Evaluation
-
-__all__ = ["EvaluationPlan", "StoredResult", "evaluate_spread", "predict_stored"]
+__all__ = ["BucketPrediction", "EvaluationPlan", "evaluate_on_cluster", "predict_bucket"]
 
 
 @dataclass(frozen=True)
-class StoredResult:
-    """What a prediction left in the bucket.
+class BucketPrediction:
+    """The outcome of a prediction in a bucket.
 
     Attributes:
-        counts: Nuclei in each image that was predicted now, by key.
-        failures: Message for each image that could not be read, by key.
-        done_before: How many images were done already.
+        counts: Number of nuclei per image that was predicted now, by key.
+        failures: Error message per image that could not be read, by key.
+        done_before: Number of images that were done already.
     """
 
     counts: dict[str, int]
@@ -48,7 +51,7 @@ class StoredResult:
     done_before: int
 
 
-def predict_stored(
+def predict_bucket(
     settings: PredictionSettings,
     *,
     workers: int | None = None,
@@ -56,16 +59,16 @@ def predict_stored(
     verbose: bool = False,
     advance: Advance = no_progress,
     waiting: Callable[[str], None] = lambda _: None,
-) -> StoredResult:
-    """Predict what is not done yet, then join the tables of all that is.
+) -> BucketPrediction:
+    """Predict the images that are not done yet, then join the tables of all that are.
 
     Args:
-        settings: What and where to.
-        workers: How many actors; without it as many as the cluster has GPUs, or else CPUs.
-        overwrite: Whether to do all again, in place of results with other settings too.
+        settings: The images, the model and its options, and the place of the results.
+        workers: Number of actors; by default, one per GPU of the cluster, or one per CPU if it has no GPU.
+        overwrite: Whether to predict all images again, and to replace results with other settings.
         verbose: Whether to show Ray's logs.
-        advance: Told of each image.
-        waiting: Told what has to be waited for.
+        advance: Called after each image.
+        waiting: Called with what the actors have to wait for.
 
     Raises:
         UsageError: There are no images, or results with other settings.
@@ -79,7 +82,7 @@ def predict_stored(
     batches = batches_of(wanted)
     if batches:
         make = partial(_batch_predictor, settings)
-        for outcomes in spread(batches, make, workers=workers, waiting=waiting, verbose=verbose):
+        for outcomes in map_on_cluster(batches, make, workers=workers, waiting=waiting, verbose=verbose):
             for outcome in outcomes:
                 if outcome.nuclei is None:
                     failures[outcome.key] = str(outcome.failure)
@@ -89,31 +92,23 @@ def predict_stored(
     done = [image for image in images if image.key not in failures]
     if done:
         join_tables(settings, done)
-    return StoredResult(dict(sorted(counts.items())), dict(sorted(failures.items())), len(images) - len(wanted))
+    return BucketPrediction(dict(sorted(counts.items())), dict(sorted(failures.items())), len(images) - len(wanted))
 
 
-def _batch_predictor(settings: PredictionSettings) -> Callable[[Sequence[StoredImage]], list[ImageOutcome]]:
-    """In an actor: the model, and what predicts batches with it."""
-
-    folder = pull_cached(Bucket(parse_uri(settings.registry)), settings.reference)
-    return nucleus.predict.BatchPredictor(settings, nucleus.predict.load_predictor(folder, settings.options)).predict
-
-
-_IMAGES_AT_ONCE = 16
-
-_Item = tuple[str, tuple[int, int]]
-"""A split, and which part of how many."""
+def _batch_predictor(settings: PredictionSettings) -> Callable[[Sequence[BucketImage]], list[ImageOutcome]]:
+    """In an actor: load the model, and return the function that predicts a batch."""
+    pulled = pull_cached(Bucket(parse_uri(settings.registry)), settings.reference)
+    return BatchPredictor(settings, load_pulled(pulled, settings.options)).predict
 
 
 @dataclass(frozen=True)
 class EvaluationPlan:
-    """What is scored.
+    """A model and the images that it is scored on.
 
     Attributes:
         registry: The bucket that holds the model.
-        model: Its version.
-        loss: The training loss.
-        dataset: On which.
+        model: The model's version.
+        dataset: The dataset.
         splits: Of `train`, `val` and `test`.
         options: How images are segmented.
         worst: How many of the worst images to keep.
@@ -121,49 +116,42 @@ class EvaluationPlan:
 
     registry: S3Uri
     model: Reference
-    loss: LossOptions
     dataset: Dataset
     splits: tuple[str, ...]
     options: PredictionOptions
     worst: int
 
 
-def evaluate_spread(
+def evaluate_on_cluster(
     plan: EvaluationPlan,
     *,
     workers: int | None,
     verbose: bool = False,
     advance: Advance = no_progress,
     waiting: Callable[[str], None] = lambda _: None,
-) -> "Evaluation":
-    """What `nucleus.predict.evaluation.evaluate` gives, computed by actors that each take parts of the split.
+) -> Evaluation:
+    """Evaluate a model like `nucleus.predict.evaluation.evaluate`, by actors that each take parts of the splits.
+
+    The images are computed in the same batches and their scores are added up in the same order. Where labels are equal,
+    everything that is counted is equal (nuclei, matches, pixels), and so are the scores made of the counts. The loss,
+    and labels where a probability is within rounding of a threshold, also depend on the machine: its kind of CPU or GPU
+    and the number of threads change the last bits of a convolution.
 
     Raises:
         NucleusError: The dataset, the model or the cluster cannot be used.
     """
-
-    items: list[_Item] = []
-    images = 0
-    for split in plan.splits:
-        nucleus.predict.check_split(plan.dataset, split)
-        here = len(plan.dataset.manifest.split_samples(split))
-        count = -(-here // _IMAGES_AT_ONCE)
-        items += [(split, (number, count)) for number in range(count)]
-        images += here
-    parts = []
-    done = 0
-    for part in spread(items, partial(_part_evaluator, plan), workers=workers, waiting=waiting, verbose=verbose):
-        parts.append(part)
-        done += len(part.images)
-        advance(done, images)
-    return nucleus.predict.joined(parts, plan.worst)
+    parts = [part for split in plan.splits for part in parts_of(plan.dataset, split)]
+    images = sum(len(part.positions) for part in parts)
+    found: list[PartScores] = []
+    make = partial(_part_evaluator, plan)
+    for scores in map_on_cluster(parts, make, workers=workers, waiting=waiting, verbose=verbose):
+        found.append(scores)
+        advance(sum(len(each.scores) for each in found), images)
+    return combined_scores(found, plan.worst)
 
 
-def _part_evaluator(plan: EvaluationPlan) -> Callable[[_Item], "Evaluation"]:
-    """In an actor: the model and the dataset, and what scores a part with them."""
-
-    predictor = nucleus.predict.load_predictor(pull_cached(Bucket(plan.registry), plan.model), plan.options)
+def _part_evaluator(plan: EvaluationPlan) -> Callable[[EvaluationPart], PartScores]:
+    """In an actor: load the model, and return the function that scores a part."""
+    model = load_pulled(pull_cached(Bucket(plan.registry), plan.model), plan.options)
     cache = ShardCache(default_cache_dir())
-    return lambda item: nucleus.predict.evaluate_part(
-        predictor, plan.loss, plan.dataset, item[0], cache, item[1], worst=plan.worst
-    )
+    return lambda part: evaluate_part(model, plan.dataset, part, cache, model.loss, worst=plan.worst)

@@ -67,10 +67,15 @@ def _score_on_test(bucket: Bucket, manifest: ModelManifest, plan: RunPlan, callb
         folder = Path(temporary) / "model"
         with callback.progress(f"pull {manifest.model}@{manifest.version}", "bytes") as advance:
             pull(bucket, Reference(manifest.model, str(manifest.version)), folder, advance)
-        predictor = nucleus.predict.load_predictor(folder)
-        with callback.progress(f"evaluate {manifest.model}@{manifest.version}") as advance:
-            found = nucleus.predict.evaluate(predictor, plan.recipe.loss, dataset, "test", cache, advance)
-        return found.overall["all"][plan.recipe.gate.metric]
+        found = nucleus.predict.evaluate(
+            nucleus.predict.load_model_folder(folder),
+            dataset,
+            ("test",),
+            cache,
+            loss=plan.recipe.loss,
+            progress=lambda _: callback.progress(f"evaluate {manifest.model}@{manifest.version}"),
+        )
+        return found["all"][plan.recipe.gate.metric]
 
 
 def publish_fitted(plan: RunPlan, fitted: Fitted, bucket: Bucket, callback: Callback) -> ModelManifest:

@@ -20,6 +20,7 @@ from nucleus.config.recipe import Recipe
 from nucleus.data.images import RgbImage, encode_png
 from nucleus.metrics.scores import AP_NAMES
 from nucleus.pictures import CYAN, YELLOW, brightened, draw_mistakes, draw_outlines
+from nucleus.predict.evaluation import PredictedImage
 from nucleus.runs.plan import WANDB_FOLDER, RunFolder, RunPlan
 from nucleus.runs.record import (
     EPOCH_PICTURE,
@@ -38,7 +39,7 @@ from nucleus.tracking.wandb_artifacts import summary_of
 from nucleus.tracking.wandb_run import WandbRun, keep_files
 from nucleus.training.callbacks import AugmentedImage, Callback, CallbackList, TrainingResult
 from nucleus.training.checkpoint import History
-from nucleus.training.validation import PredictedImage, RankedImage
+from nucleus.training.validation import RankedImage
 from nucleus.versions import installed_versions
 
 __all__ = [

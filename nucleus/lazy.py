@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import keras
+    import pandas
     import tensorflow as tf
     import wandb
 
-__all__ = ["keras", "stderr_without", "tf", "wandb"]
+__all__ = ["keras", "pandas", "stderr_without", "tf", "wandb"]
 
 _REMARKS = rb"^(WARNING: All log messages before absl|[IW]0000 |To enable the following instructions)"
 
@@ -67,4 +68,4 @@ def stderr_without(remark: bytes) -> Iterator[None]:
 
 
 if not TYPE_CHECKING:
-    keras, tf, wandb = _LazyModule("keras"), _LazyModule("tensorflow"), _LazyModule("wandb")
+    keras, pandas, tf, wandb = (_LazyModule(name) for name in ("keras", "pandas", "tensorflow", "wandb"))

@@ -166,7 +166,7 @@ class _Demo:
                 files.append(self.workdir / "unseen" / folder.name / f"{sample.name}.png")
                 nucleus.storage.write_atomic(files[-1], nucleus.data.encode_png(sample.image))
             found = nucleus.predict.predict_files(
-                nucleus.predict.load_predictor(folder),
+                nucleus.predict.load_model_folder(folder),
                 files,
                 self.workdir / "predictions" / folder.name,
                 advance=advance,

@@ -1,4 +1,4 @@
-"""`nucleus evaluate`: score a published model."""
+"""`nucleus evaluate`: scores of a published model on a dataset."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -8,28 +8,27 @@ import click
 
 import job
 import nucleus
-from nucleus.cli.options import is_pulled, model_folder, workers_option
+from nucleus.cli.options import is_pulled, pulled_model, workers_option
 from nucleus.cli.output import note, print_json, print_scores, print_table
 from nucleus.cli.progress_bars import show_progress
 from nucleus.errors import UsageError
 
 if TYPE_CHECKING:
-    from nucleus.config.recipe import LossOptions
     from nucleus.data.dataset import Dataset
     from nucleus.predict.evaluation import Evaluation
+    from nucleus.predict.model import PredictionOptions
     from nucleus.registry.manifest import ModelManifest
 
 __all__ = ["evaluate"]
 
 _IMAGE_SCORES = (("ap_50", "AP.5"), ("map", "mAP"), ("iou", "IoU"), ("dice", "Dice"), ("accuracy", "accuracy"))
 _WORST = 12
-_SPLITS = ("train", "val", "test")
 
 
 @click.command()
 @click.argument("model", metavar="NAME[@REF]")
 @click.argument("dataset")
-@click.option("--split", type=click.Choice([*_SPLITS, "all"]), default="test", show_default=True)
+@click.option("--split", type=click.Choice(["train", "val", "test", "all"]), default="test", show_default=True)
 @click.option("--tta", is_flag=True, help="Average over flips and quarter turns: better, eight times slower.")
 @click.option("--gallery", type=click.Path(path_type=Path), metavar="FILE.png", help="Draw the twelve worst images.")
 @workers_option("this process does all")
@@ -42,67 +41,59 @@ def evaluate(
     if workers is not None and is_pulled(model):
         raise UsageError(f"Expected NAME[@REF], which every worker can pull, for --workers; found {model}.")
     opened = nucleus.data.open_dataset(nucleus.data.locate_dataset(dataset))
-    folder = model_folder(model)
-
-    manifest = nucleus.predict.read_pulled(folder)
-    loss = nucleus.config.LossOptions.model_validate(manifest.origin.recipe.get("loss", {}))
-    splits = tuple(name for name in _SPLITS if split in {name, "all"})
+    pulled = pulled_model(model)
+    splits = nucleus.predict.splits_named(split)
+    options = nucleus.predict.PredictionOptions(turns=tta)
     if workers is None:
-        found = _evaluate_here(folder, loss, opened, splits, tta=tta)
+        found = nucleus.predict.evaluate(
+            nucleus.predict.load_pulled(pulled, options),
+            opened,
+            splits,
+            nucleus.data.ShardCache(nucleus.data.default_cache_dir()),
+            progress=show_progress,
+            worst=_WORST,
+        )
     else:
-        found = _evaluate_spread(manifest, loss, opened, splits, workers, tta=tta)
+        found = _evaluate_on_cluster(pulled.manifest, opened, splits, options, workers)
     if gallery is not None:
         nucleus.storage.write_atomic(gallery, nucleus.data.encode_png(nucleus.pictures.draw_gallery(found.worst)))
     if as_json:
-        version = f"{manifest.model}@{manifest.version}"
         images = [{**asdict(row), "ap_50": row.ap_50} for row in found.images]
         print_json(
-            {"model": version, "dataset": str(opened), "split": split, "overall": found.overall, "images": images}
+            {
+                "model": str(pulled.manifest),
+                "dataset": str(opened),
+                "split": split,
+                "overall": found.overall,
+                "images": images,
+            }
         )
         return
     _print_images(found)
     print_scores({split: found.overall})
 
 
-def _evaluate_here(
-    folder: Path, loss: "LossOptions", dataset: "Dataset", splits: tuple[str, ...], *, tta: bool
-) -> "Evaluation":
-
-    predictor = nucleus.predict.load_predictor(folder, nucleus.predict.PredictionOptions(turns=tta))
-    cache = nucleus.data.ShardCache(nucleus.data.default_cache_dir())
-    parts = []
-    for split in splits:
-        with show_progress(f"evaluate {split}") as advance:
-            parts.append(nucleus.predict.evaluate(predictor, loss, dataset, split, cache, advance, worst=_WORST))
-    return nucleus.predict.joined(parts, _WORST)
-
-
-def _evaluate_spread(
+def _evaluate_on_cluster(
     manifest: "ModelManifest",
-    loss: "LossOptions",
     dataset: "Dataset",
     splits: tuple[str, ...],
+    options: "PredictionOptions",
     workers: int,
-    *,
-    tta: bool,
 ) -> "Evaluation":
-
     plan = job.EvaluationPlan(
         registry=nucleus.storage.bucket_from_environment(),
         model=nucleus.config.Reference(manifest.model, str(manifest.version)),
-        loss=loss,
         dataset=dataset,
         splits=splits,
-        options=nucleus.predict.PredictionOptions(turns=tta),
+        options=options,
         worst=_WORST,
     )
     verbose = click.get_current_context().find_root().params["debug"]
     with show_progress(f"evaluate {' '.join(splits)}") as advance:
-        return job.evaluate_spread(plan, workers=workers, verbose=verbose, advance=advance, waiting=note)
+        return job.evaluate_on_cluster(plan, workers=workers, verbose=verbose, advance=advance, waiting=note)
 
 
 def _print_images(found: "Evaluation") -> None:
-
     print_table(
         ("image", "kind", *(title for _, title in _IMAGE_SCORES), "nuclei", "found"),
         [

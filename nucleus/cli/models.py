@@ -8,7 +8,7 @@ import click
 
 import nucleus
 from nucleus.cli.compare import compare_models
-from nucleus.cli.options import json_option, model_folder, project_bucket, single_writer_option
+from nucleus.cli.options import json_option, project_bucket, pulled_model, single_writer_option
 from nucleus.cli.output import print_json, print_markdown, print_table, warn
 from nucleus.cli.progress_bars import show_progress
 from nucleus.config.encoders import ENCODER_NAMES, EncoderName
@@ -131,11 +131,11 @@ def export(model: str, dest: Path, kind: Any, as_json: bool) -> None:
     h5 and keras load with Keras 3, savedmodel (a folder) with TensorFlow, onnx with ONNX Runtime. DEST.json describes
     the input, the output and their processing.
     """
-    folder = model_folder(model)
 
-    manifest = nucleus.predict.read_pulled(folder)
+    pulled = pulled_model(model)
+    manifest = pulled.manifest
     about = {"model": manifest.model, "version": manifest.version}
-    usage = nucleus.model.export_model(folder, kind, dest, about)
+    usage = nucleus.model.export_model(pulled.folder, kind, dest, about)
     if as_json:
         print_json({**about, "format": kind, "path": str(dest.absolute()), "usage": str(usage.absolute())})
     else:

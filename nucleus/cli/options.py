@@ -10,6 +10,7 @@ import nucleus
 from nucleus.cli.progress_bars import show_progress
 
 if TYPE_CHECKING:
+    from nucleus.registry.versions import PulledModel
     from nucleus.storage.bucket import Bucket
 
 __all__ = [
@@ -17,9 +18,9 @@ __all__ = [
     "cluster_options",
     "is_pulled",
     "json_option",
-    "model_folder",
     "out_option",
     "project_bucket",
+    "pulled_model",
     "run_options",
     "single_writer_option",
     "workers_option",
@@ -122,16 +123,21 @@ def project_bucket(below: str, *, single_writer: bool = False) -> "Bucket":
 
 
 def is_pulled(model: str) -> bool:
-    """Whether `model` is the folder of a pulled model."""
+    """Return whether a model is given as the folder that it was pulled to."""
     return (Path(model) / nucleus.registry.MANIFEST_FILE).is_file()
 
 
-def model_folder(model: str) -> Path:
-    """Return the folder of the model NAME[@REF], pulled into the cache with a progress bar; or `model`, if pulled."""
+def pulled_model(model: str, bucket: str | None = None) -> "PulledModel":
+    """Return a verified model: NAME[@REF], pulled into the cache (with a progress bar), or a pulled folder.
+
+    Args:
+        model: NAME[@REF] or the folder.
+        bucket: URI of the bucket; by default, that of NUCLEUS_BUCKET.
+    """
     if is_pulled(model):
-        return Path(model)
+        return nucleus.registry.read_pulled(Path(model))
     reference = nucleus.config.parse_reference(model, "model")
-    bucket = nucleus.storage.Bucket(nucleus.storage.bucket_from_environment())
-    bucket.check(nucleus.registry.MODELS)
+    registry = nucleus.storage.Bucket(nucleus.storage.bucket_from_environment(bucket))
+    registry.check(nucleus.registry.MODELS)
     with show_progress(f"download {model}", "bytes") as advance:
-        return nucleus.registry.pull_cached(bucket, reference, advance)
+        return nucleus.registry.pull_cached(registry, reference, advance)

@@ -1,4 +1,4 @@
-"""`nucleus predict`: segment, count and measure with a published model."""
+"""`nucleus predict`: nuclei segmented, counted and measured by a published model."""
 
 import time
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ import click
 
 import job
 import nucleus
-from nucleus.cli.options import is_pulled, json_option, model_folder, workers_option
+from nucleus.cli.options import is_pulled, json_option, pulled_model, workers_option
 from nucleus.cli.output import note, print_facts, print_json, print_table, warn
 from nucleus.cli.progress_bars import show_progress
 from nucleus.errors import NucleusError, UsageError
@@ -24,7 +24,7 @@ _BUCKET = "s3://"
 
 @dataclass(frozen=True)
 class _Choices:
-    """The options that mean the same for files and for images in a bucket."""
+    """The options that files and images in a bucket share."""
 
     diameter: float | None
     pixel_size: float | None
@@ -38,11 +38,13 @@ class _Choices:
 @click.argument("inputs", nargs=-1, required=True)
 @click.option("--model", required=True, metavar="NAME[@REF]", help="A model in the bucket, or a pulled folder.")
 @click.option("--out", required=True, metavar="FOLDER", help="For the results: a folder, or s3://bucket/prefix.")
-@click.option("--diameter", type=_POSITIVE, metavar="PX", help="Typical diameter of the nuclei, px: rescales.")
+@click.option(
+    "--diameter", type=_POSITIVE, metavar="PX", help="Typical diameter of the nuclei, px: rescales the images."
+)
 @click.option(
     "--pixel-size", type=_POSITIVE, metavar="UM", help="Side of a pixel in micrometres.  [default: the file's]"
 )
-@click.option("--channel", type=click.IntRange(0), metavar="N", help="Take one channel only, from 0.")
+@click.option("--channel", type=click.IntRange(0), metavar="N", help="Segment this channel, counted from 0.")
 @click.option("--tta", is_flag=True, help="Average over flips and quarter turns: better, eight times slower.")
 @click.option("--overwrite", is_flag=True, help="Replace the results of an earlier prediction.")
 @workers_option("its GPUs, or else CPUs")
@@ -56,42 +58,39 @@ def predict(
 ) -> None:
     """Segment images (files or folders: PNG, TIFF, OME-TIFF, JPEG, BMP, WebP; any depth, any size).
 
-    Writes for each <stem>.labels.tif (integer labels, 0 background) and <stem>.overlay.png, and one nuclei.csv (a row a
-    nucleus) and images.csv (a row an image).
+    Writes <stem>.labels.tif (integer labels, 0 background) and <stem>.overlay.png per image, and one nuclei.csv (a row
+    per nucleus) and images.csv (a row per image).
 
-    Images below s3://bucket/prefix are spread over the Ray cluster at hand; --out is then such a prefix too, and the
-    tables are nuclei.parquet and images.parquet. What is done already is left out when it is run again.
+    Images below s3://bucket/prefix are spread over the Ray cluster at hand; --out is then a prefix too, and the tables
+    are nuclei.parquet and images.parquet. Images that are done already are skipped when the command runs again.
     """
     given = _Choices(**choices)
-    stored = [text.startswith(_BUCKET) for text in (*inputs, out)]
-    if not any(stored):
+    in_bucket = [text.startswith(_BUCKET) for text in (*inputs, out)]
+    if not any(in_bucket):
         if workers is not None:
             raise UsageError("Expected images in a bucket for --workers; files are segmented by this process.")
         _predict_files(inputs, model, Path(out), given)
         return
-    if not all(stored) or len(inputs) > 1:
+    if not all(in_bucket) or len(inputs) > 1:
         raise UsageError(
             f"Expected one prefix {_BUCKET}bucket/images and one for --out, or files and a folder; found "
             f"{' '.join(inputs)} and --out {out}."
         )
-    _predict_stored(inputs[0], model, out, workers, given)
+    _predict_bucket(inputs[0], model, out, workers, given)
 
 
 def _predict_files(inputs: tuple[str, ...], model: str, out: Path, given: _Choices) -> None:
-
     files = nucleus.predict.find_inputs([Path(text) for text in inputs])
     if not given.overwrite:
         nucleus.predict.check_outputs(files, out)
-    folder = model_folder(model)
-
-    manifest = nucleus.predict.read_pulled(folder)
-    predictor = nucleus.predict.load_predictor(
-        folder, nucleus.predict.PredictionOptions(diameter=given.diameter, pixel_size=given.pixel_size, turns=given.tta)
+    pulled = pulled_model(model)
+    segmenter = nucleus.predict.load_pulled(
+        pulled, nucleus.predict.PredictionOptions(diameter=given.diameter, pixel_size=given.pixel_size, turns=given.tta)
     )
     started = time.monotonic()
     with show_progress("segment images") as advance:
-        found = nucleus.predict.predict_files(predictor, files, out, given.channel, advance)
-    version = f"{manifest.model}@{manifest.version}"
+        found = nucleus.predict.predict_files(segmenter, files, out, given.channel, advance)
+    version = str(pulled.manifest)
     if given.as_json:
         _print_json(version, str(out.absolute()), found.counts, found.failures)
     else:
@@ -99,8 +98,7 @@ def _predict_files(inputs: tuple[str, ...], model: str, out: Path, given: _Choic
     _check(found.failures, len(files))
 
 
-def _predict_stored(images: str, model: str, out: str, workers: int | None, given: _Choices) -> None:
-
+def _predict_bucket(images: str, model: str, out: str, workers: int | None, given: _Choices) -> None:
     if is_pulled(model):
         raise UsageError(f"Expected NAME[@REF], which every worker can pull, for images in a bucket; found {model}.")
     reference = nucleus.config.parse_reference(model, "model")
@@ -119,19 +117,18 @@ def _predict_stored(images: str, model: str, out: str, workers: int | None, give
     verbose = click.get_current_context().find_root().params["debug"]
     started = time.monotonic()
     with show_progress("segment images") as advance:
-        found = job.predict_stored(
+        found = job.predict_bucket(
             settings, workers=workers, overwrite=given.overwrite, verbose=verbose, advance=advance, waiting=note
         )
     if given.as_json:
         _print_json(settings.model, settings.out, found.counts, found.failures, done_before=found.done_before)
     else:
-        more = {"done before": f"{found.done_before} (--overwrite does them again)"} if found.done_before else {}
+        more = {"done before": f"{found.done_before} (--overwrite predicts them again)"} if found.done_before else {}
         _print(settings.model, settings.out, found.counts, found.failures, time.monotonic() - started, more)
     _check(found.failures, len(found.counts) + len(found.failures))
 
 
 def _print_json(model: str, out: str, counts: Mapping[str, int], failures: Mapping[str, str], **more: int) -> None:
-
     print_json({"model": model, "out": out, "nuclei": counts, "failures": failures, **more})
 
 
@@ -143,7 +140,6 @@ def _print(
     seconds: float,
     more: Mapping[str, object] = MappingProxyType({}),
 ) -> None:
-
     for message in failures.values():
         warn(message)
     print_table(("image", "nuclei"), list(counts.items()))

@@ -53,6 +53,7 @@ from .reader import SplitReader as SplitReader
 from .reader import cached_split as cached_split
 from .reader import example_positions as example_positions
 from .reader import example_records as example_records
+from .reader import images_of_range as images_of_range
 from .reader import images_of_split as images_of_split
 from .reader import images_of_worker as images_of_worker
 from .reader import split_reader as split_reader

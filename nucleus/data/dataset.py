@@ -174,6 +174,10 @@ class Dataset:
     def __str__(self) -> str:
         return f"{self.uri}@{self.manifest.version}"
 
+    def __repr__(self) -> str:
+        counts = ", ".join(f"{split} {len(self.manifest.split_samples(split))}" for split in SPLITS)
+        return f"<Dataset {self}: images {counts}>"
+
 
 def locate_dataset(text: str, bucket: str | None = None) -> DatasetLocation:
     """Read `NAME[@VERSION]`, in `bucket` or NUCLEUS_BUCKET, or `s3://bucket/prefix/NAME[@VERSION]`.

@@ -1,8 +1,8 @@
-"""One worker's records of a split in their order: block after block, the next one fetched meanwhile."""
+"""Readers of a split's records in order: block by block, while the next block is fetched."""
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Protocol
@@ -24,6 +24,7 @@ __all__ = [
     "cached_split",
     "example_positions",
     "example_records",
+    "images_of_range",
     "images_of_split",
     "images_of_worker",
     "split_reader",
@@ -34,21 +35,21 @@ _CONNECTIONS = 4
 
 
 class OpenShard(Protocol):
-    """Opens a shard of the split by its number, fetched first where needed."""
+    """Opens a shard of the split by its number; downloads it first if needed."""
 
     def __call__(self, number: int) -> ShardFile:
-        """The shard."""
+        """Return the shard."""
 
 
 class SplitReader:
-    """Reads a split by a plan.
+    """Reads a split in the order of a plan.
 
     Args:
         open_shard: Opens a shard; called from several threads.
-        plan: The worker's order in an epoch.
+        plan: Returns the worker's plan of an epoch.
 
     Attributes:
-        failure: Why the last read failed; TensorFlow, which calls from its own threads, keeps only the text.
+        failure: Error of the last read that failed; TensorFlow, which calls from its own threads, keeps only its text.
     """
 
     def __init__(self, open_shard: OpenShard, plan: Callable[[int], EpochPlan]) -> None:
@@ -59,27 +60,27 @@ class SplitReader:
         self.failure: NucleusError | None = None
 
     def prefetch(self, epoch: int, block: int) -> None:
-        """Begin to fetch what a block needs."""
+        """Begin to fetch the shards of a block."""
         for shard in self._plan(epoch).shards_of_block(block):
             if shard not in self._shards:
                 self._pool.submit(self._fetch, shard)
 
     def blocks(self, epoch: int) -> int:
-        """How many blocks an epoch has."""
+        """Return the number of blocks of an epoch."""
         return len(self._plan(epoch).blocks)
 
     def enter(self, epoch: int, block: int) -> NDArray[np.int64]:
-        """Have a block's shards open and no others, and begin to fetch the next block.
+        """Open the shards of a block, close all others, and begin to fetch the next block.
 
         Returns:
-            A row for each of the worker's samples in the block: position in the epoch, shard, record.
+            A row per sample of the worker in the block: position in the epoch, shard, record.
         """
         plan = self._plan(epoch)
         numbers = plan.shards_of_block(block)
         held = self._shards
         missing = [number for number in numbers if number not in held]
         self._shards = {number: held[number] for number in numbers if number in held}
-        del held  # what the last block needed may now make room
+        del held  # lets the cache remove the shards of the last block
         with self._noted():
             self._shards |= dict(zip(missing, self._pool.map(self._open_shard, missing), strict=True))
         following = (epoch, block + 1) if block + 1 < len(plan.blocks) else (epoch + 1, 0)
@@ -88,19 +89,19 @@ class SplitReader:
         return np.stack([plan.positions[rows], plan.shards[rows], plan.records[rows]], axis=1)
 
     def read(self, shard: int, record: int) -> bytes:
-        """The bytes of one record; those still asked for after their block was left are opened again."""
+        """Return the bytes of one record; a shard whose block was left is opened again."""
         number = int(shard)
         with self._noted():
             return (self._shards.get(number) or self._open_shard(number)).read(int(record))
 
     def records(self, epoch: int = 0) -> Iterator[bytes]:
-        """The records of an epoch in order."""
+        """Yield the records of an epoch in order."""
         for block in range(self.blocks(epoch)):
             for _, shard, record in self.enter(epoch, block):
                 yield self.read(shard, record)
 
     def close(self) -> None:
-        """Let go of the shards and stop fetching ahead."""
+        """Close the shards and stop fetching ahead."""
         self._pool.shutdown(cancel_futures=True)
         self._shards = {}
 
@@ -115,26 +116,26 @@ class SplitReader:
     def _fetch(self, shard: int) -> None:
         try:
             self._open_shard(shard)
-        except CacheFullError:  # then it waits until the block before it is done
+        except CacheFullError:  # fetched once the block before it is done
             return
 
 
 def cached_split(dataset: Dataset, split: str, cache: ShardCache, plan: Callable[[int], EpochPlan]) -> SplitReader:
-    """Reads a split of a dataset through the cache."""
+    """Return a reader of a split through the cache."""
     shards = dataset.manifest.split_shards(split)
     return SplitReader(lambda number: cache.open(dataset, shards[number]), plan)
 
 
-_LOOKED_AT = 256
+_MOST_CANDIDATES = 256
 
 
 def example_positions(manifest: DatasetManifest, split: str, count: int) -> list[int]:
-    """Places in a split's stored order, which is a random one: of each kind the first image, then the next ones.
+    """Return positions of example images in a split's stored order, which is random: one image per kind, then a second.
 
-    Images without nuclei, which show little, come last. The same for the same dataset.
+    Images without nuclei come last. The same dataset gives the same examples.
     """
     samples = manifest.split_samples(split)
-    places = list(enumerate(samples[i] for i in stored_order(len(samples))[:_LOOKED_AT]))
+    places = list(enumerate(samples[i] for i in stored_order(len(samples))[:_MOST_CANDIDATES]))
     seen: dict[object, int] = {}
     ranked = []
     for place, sample in places:
@@ -144,7 +145,7 @@ def example_positions(manifest: DatasetManifest, split: str, count: int) -> list
 
 
 def example_records(dataset: Dataset, split: str, cache: ShardCache, count: int) -> list[bytes]:
-    """The records of these images; only their shards are fetched."""
+    """Return the records of the example images; only their shards are fetched."""
     shards = dataset.manifest.split_shards(split)
     return [
         cache.open(dataset, shards[place % len(shards)]).read(place // len(shards))
@@ -170,7 +171,7 @@ class LabelledImage:
 
 
 def images_of_worker(manifest: DatasetManifest, split: str, reader: SplitReader) -> Iterator[LabelledImage]:
-    """The images of a split that are one worker's, in stored order; over all workers each image once."""
+    """Yield the images of one worker's reader, in stored order."""
     kinds = {sample.name: sample.kind for sample in manifest.split_samples(split)}
     for record in reader.records():
         name, image, labels = decode_record(record)
@@ -178,16 +179,33 @@ def images_of_worker(manifest: DatasetManifest, split: str, reader: SplitReader)
 
 
 def images_of_split(dataset: Dataset, split: str, cache: ShardCache) -> Iterator[LabelledImage]:
-    """All images of a split, in stored order, from shards that are fetched into the cache."""
-    return images_of_worker(dataset.manifest, split, split_reader(dataset, split, cache))
+    """Yield all images of a split in stored order, from shards that are fetched into the cache."""
+    yield from images_of_range(dataset, split, cache, range(len(dataset.manifest.split_samples(split))))
+
+
+def images_of_range(dataset: Dataset, split: str, cache: ShardCache, positions: range) -> Iterator[LabelledImage]:
+    """Yield the images at consecutive positions of a split's stored order; only their shards are fetched."""
+    counts = _records(dataset, split)
+
+    def plan(_: int) -> EpochPlan:
+        whole = epoch_plan(counts, seed=0, epoch=0, rank=0, world=1, global_batch=0, shuffle=False)
+        return whole.cut(positions)
+
+    with closing(cached_split(dataset, split, cache, plan)) as reader:
+        yield from images_of_worker(dataset.manifest, split, reader)
 
 
 def split_reader(dataset: Dataset, split: str, cache: ShardCache, rank: int = 0, world: int = 1) -> SplitReader:
-    """Reads a worker's images of a split in stored order."""
-    counts = [shard.records for shard in dataset.manifest.split_shards(split)]
+    """Return a reader of a worker's images in stored order; over all workers, each image once."""
+    counts = _records(dataset, split)
     return cached_split(
         dataset,
         split,
         cache,
         lambda _: epoch_plan(counts, seed=0, epoch=0, rank=rank, world=world, global_batch=0, shuffle=False),
     )
+
+
+def _records(dataset: Dataset, split: str) -> list[int]:
+    """Return the number of records of each shard of a split."""
+    return [shard.records for shard in dataset.manifest.split_shards(split)]

@@ -42,6 +42,13 @@ class EpochPlan:
     blocks: list[slice]
     dropped: int
 
+    def cut(self, places: range) -> "EpochPlan":
+        """Return the plan of a part of the samples: consecutive places in these arrays."""
+        part = slice(places.start, places.stop)
+        ends = [(max(block.start, part.start), min(block.stop, part.stop)) for block in self.blocks]
+        blocks = [slice(first - part.start, last - part.start) for first, last in ends if first < last]
+        return EpochPlan(self.positions[part], self.shards[part], self.records[part], blocks, self.dropped)
+
     def shards_of_block(self, block: int) -> list[int]:
         """The shards that the worker needs in a block."""
         return [int(shard) for shard in np.unique(self.shards[self.blocks[block]])]

@@ -19,7 +19,7 @@ from .losses import distance_targets as distance_targets
 from .losses import image_losses as image_losses
 from .losses import pixel_classes as pixel_classes
 from .tiling import Axis as Axis
-from .tiling import Picture as Picture
+from .tiling import NetworkImage as NetworkImage
 from .tiling import Region as Region
 from .tiling import TiledNetwork as TiledNetwork
 from .tiling import axis_tiles as axis_tiles

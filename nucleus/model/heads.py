@@ -1,4 +1,4 @@
-"""What the network's output channels mean, by the heads that a recipe chooses.
+"""Output channels of the network, by the heads that a recipe chooses, and the two maps that labels are made of.
 
 - `border`: softmax over background, body and border (Caicedo et al. 2019, https://doi.org/10.1002/cyto.a.23863).
 - `distance`: sigmoid of nucleus, and sigmoid of the distance to the nucleus's edge, 1 where the nucleus has its largest
@@ -27,11 +27,11 @@ _SMALLEST = 1e-7
 
 @dataclass(frozen=True)
 class Maps:
-    """What labels are made of.
+    """The two maps that labels are made of.
 
     Attributes:
-        mask: H x W, float32, 0 to 1: probability of a nucleus.
-        interior: H x W, float32, 0 to 1: how far inside.
+        mask: H x W, float32, 0 to 1: probability that a pixel is in a nucleus.
+        interior: H x W, float32, 0 to 1: high in the middle of a nucleus.
     """
 
     mask: NDArray[np.float32]
@@ -39,7 +39,7 @@ class Maps:
 
 
 def activations(logits: tf.Tensor, heads: Heads) -> tf.Tensor:
-    """Values from 0 to 1 of each channel (N x H x W x C) from the network's logits."""
+    """Return the values of each channel, 0 to 1 (N x H x W x C), from the network's logits."""
     if heads == "distance":
         return tf.sigmoid(logits)
     classes = tf.nn.softmax(logits[..., :3])
@@ -47,14 +47,14 @@ def activations(logits: tf.Tensor, heads: Heads) -> tf.Tensor:
 
 
 def mask_of_logits(logits: tf.Tensor, heads: Heads) -> tf.Tensor:
-    """Where a nucleus is more probable than the ground: N x H x W, bool, from logits (N x H x W x C)."""
+    """Return where a nucleus is more probable than the background: N x H x W, bool, from logits (N x H x W x C)."""
     if heads == "distance":
         return logits[..., 0] > 0
     return tf.reduce_logsumexp(logits[..., 1:3], axis=-1) > logits[..., 0]
 
 
 def logits_of(values: NDArray[np.float32], heads: Heads) -> tf.Tensor:
-    """Logits (N x H x W x C) whose activations are `values`, away from 0 and 1."""
+    """Return logits (N x H x W x C) whose activations are `values`, clipped away from 0 and 1."""
     clipped = tf.clip_by_value(tf.constant(values), _SMALLEST, 1 - _SMALLEST)
     sigmoids = tf.math.log(clipped) - tf.math.log1p(-clipped)
     if heads == "distance":
@@ -64,7 +64,7 @@ def logits_of(values: NDArray[np.float32], heads: Heads) -> tf.Tensor:
 
 
 def maps_of(values: NDArray[Any], heads: Heads) -> Maps:
-    """The two maps from activations (H x W x C)."""
+    """Return the two maps from activations (H x W x C)."""
     if heads == "distance":
         return Maps(values[..., 0], values[..., 1])
     mask = 1 - values[..., 0]

@@ -13,7 +13,7 @@ __all__ = ["kept_labels", "label_nuclei", "nucleus_mask"]
 
 
 def nucleus_mask(maps: Maps, settings: InstanceSettings) -> NDArray[np.bool_]:
-    """Pixels (H x W) that belong to nuclei."""
+    """Return the pixels (H x W) that belong to nuclei."""
     return np.asarray(maps.mask > settings.mask_threshold)
 
 
@@ -22,9 +22,9 @@ def label_nuclei(maps: Maps, settings: InstanceSettings) -> NDArray[np.int32]:
 
     Seeds are the connected components (4 neighbours) of the interior map above `seed_threshold`. A component of the
     mask with one seed is a nucleus; one with several is divided among them by the watershed (Beucher & Lantuéjoul 1979)
-    of the falling interior map; one without is a nucleus too, so that small ones are not lost. Holes inside one nucleus
-    are filled; ground that several nuclei enclose stays ground. What is smaller than `min_area`, or so uncertain that
-    the mask's mean over it is below `min_score`, is dropped.
+    of the negative interior map; one without is a nucleus too, so that small ones are not lost. Holes inside a nucleus
+    are filled; background that several nuclei enclose stays background. Nuclei smaller than `min_area`, and nuclei over
+    which the mean of the mask is below `min_score`, are dropped.
 
     Args:
         maps: H x W each.
@@ -47,7 +47,7 @@ def kept_labels(labels: NDArray[np.int32], keep: NDArray[np.bool_]) -> NDArray[n
 
     Args:
         labels: Any shape, 0 background.
-        keep: Of each label, from 0: whether it stays. Background is no label, whatever is said of it.
+        keep: Whether each label, from 0, is kept. The entry of the background is ignored.
 
     Returns:
         The same shape.
@@ -66,7 +66,7 @@ def _components(mask: NDArray[np.bool_], neighbours: int) -> NDArray[np.int32]:
 def _divided(
     components: NDArray[np.int32], seeds: NDArray[np.int32], interior: NDArray[np.float32]
 ) -> NDArray[np.int32]:
-    """The components, those with several seeds divided among them."""
+    """Return the components; those with several seeds are divided among the seeds."""
     numbers, first = np.unique(seeds[seeds > 0], return_index=True)
     several = np.bincount(components[seeds > 0][first], minlength=int(components.max()) + 1) > 1
     if not several.any():
@@ -78,13 +78,13 @@ def _divided(
 
 
 def _fill_holes(labels: NDArray[np.int32]) -> None:
-    """Fill, in place, ground that one nucleus alone encloses."""
+    """Fill, in place, background that a single nucleus encloses."""
     count, ground, stats, _ = cv2.connectedComponentsWithStats((labels == 0).astype(np.uint8), connectivity=8)
     height, width = labels.shape
     for number in range(1, count):
         x, y, w, h = (int(value) for value in stats[number, :4])
         if x == 0 or y == 0 or x + w == width or y + h == height:
-            continue  # goes on beyond the image, as far as anyone knows
+            continue  # may extend beyond the image
         around = np.s_[y - 1 : y + h + 1, x - 1 : x + w + 1]
         hole = ground[around] == number
         ring = ndimage.binary_dilation(hole) & ~hole
@@ -94,12 +94,12 @@ def _fill_holes(labels: NDArray[np.int32]) -> None:
 
 
 def _likely(labels: NDArray[np.int32], mask: NDArray[np.float32], score: float) -> NDArray[np.bool_]:
-    """Of each label (from 0): whether the mask's mean over it is at least `score`."""
+    """Return whether the mean of the mask over each label (from 0) is at least `score`."""
     areas = np.bincount(labels.ravel())
     sums = np.bincount(labels.ravel(), mask.ravel())
     return np.asarray(sums >= score * areas)
 
 
 def _large(labels: NDArray[np.int32], area: int) -> NDArray[np.bool_]:
-    """Of each label (from 0): whether it has at least `area` pixels."""
+    """Return whether each label (from 0) has at least `area` pixels."""
     return np.asarray(np.bincount(labels.ravel()) >= max(area, 1))

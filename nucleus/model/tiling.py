@@ -1,8 +1,8 @@
-"""From an image of any size to the network's values at its pixels, tile by tile.
+"""A network applied to images of any size, tile by tile.
 
-The tiles of an image are all of one shape and lie on a grid that its size alone decides, so a part of the image gets
-the same values whether it is asked for alone or with the rest. Tiles start at multiples of the encoder's stride, so
-that a pixel lies in each as it lies in the untiled image, and are blended over their overlap.
+All tiles of an image have one shape and lie on a grid that depends on the image's size alone, so a part of the image
+gets the same values whether it is computed alone or with the rest. Tiles start at multiples of the encoder's stride, so
+that a pixel has the same position relative to the stride as in the untiled image, and are blended over their overlap.
 """
 
 from __future__ import annotations
@@ -11,27 +11,24 @@ from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice, product
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nucleus.config.recipe import STRIDE
 from nucleus.data.images import RgbImage
-from nucleus.data.normalization import normalize
 from nucleus.lazy import tf
 from nucleus.model.architecture import ModelConfig
 from nucleus.model.heads import activations
 
-__all__ = ["Axis", "Picture", "Region", "TiledNetwork", "axis_tiles", "reflect_indices"]
+__all__ = ["Axis", "NetworkImage", "Region", "TiledNetwork", "axis_tiles", "reflect_indices"]
 
 _BATCH_PIXELS = 1 << 19
-"""Pixels of one call of the network: enough to keep the cores busy, little memory (about 0.5 GiB)."""
+"""Pixels per call of the network: enough to keep the cores busy, in about 0.5 GiB of memory."""
 _KEPT_BYTES = 512 << 20
-_IMAGES_AT_ONCE = 8
 
 ReadPixels = Callable[[slice, slice], RgbImage]
-"""Reads rows and columns of an image, h x w x 3, uint8, already normalised."""
 
 
 @dataclass(frozen=True)
@@ -39,9 +36,9 @@ class Axis:
     """The tiles along an axis.
 
     Attributes:
-        length: Of the image, px.
-        tile: Of a tile, a multiple of 32, px.
-        starts: Where tiles start.
+        length: Length of the image, px.
+        tile: Length of a tile, px, a multiple of 32.
+        starts: First pixel of each tile.
     """
 
     length: int
@@ -49,7 +46,7 @@ class Axis:
     starts: tuple[int, ...]
 
     def touching(self, part: slice) -> list[int]:
-        """Starts of the tiles that share pixels with a part of the axis."""
+        """Return the starts of the tiles that share pixels with a part of the axis."""
         return [start for start in self.starts if start < part.stop and start + self.tile > part.start]
 
 
@@ -66,22 +63,15 @@ class Region:
         return self.rows.stop - self.rows.start, self.columns.stop - self.columns.start
 
 
-@dataclass(frozen=True)
-class Picture:
-    """An image that can be read by parts.
-
-    Attributes:
-        read: Reads normalised pixels.
-        shape: Height and width, px.
-    """
-
-    read: ReadPixels
-    shape: tuple[int, int]
+class NetworkImage(Protocol):
+    """An image in the network's pixels that is read in parts (`nucleus.predict.source.ScaledImage`)."""
 
     @property
-    def whole(self) -> Region:
-        """All of it."""
-        return Region(slice(0, self.shape[0]), slice(0, self.shape[1]))
+    def shape(self) -> tuple[int, int]:
+        """Height and width, px."""
+
+    def read(self, rows: slice, columns: slice) -> RgbImage:
+        """Return normalised pixels, h x w x 3, uint8."""
 
 
 class TiledNetwork:
@@ -91,73 +81,60 @@ class TiledNetwork:
         model: A network of `build_unet`.
         config: Its configuration.
         turns: Whether to average over the eight flips and quarter turns of each tile (test-time augmentation); eight
-            times the work.
+            times slower.
     """
 
     def __init__(self, model: Any, config: ModelConfig, *, turns: bool = False) -> None:
         self._config = config
         self._orientations = tuple(product(range(4), (False, True))) if turns else ((0, False),)
 
-        # One graph for all shapes: tracing another one for each takes seconds.
+        # One graph for all shapes: tracing one per shape takes seconds.
         @tf.function(input_signature=[tf.TensorSpec((None, None, None, 3), tf.uint8)])
         def values(tiles: tf.Tensor) -> tf.Tensor:
             return activations(model(tf.cast(tiles, tf.float32), training=False), config.heads)
 
         self._values = values
 
-    def __call__(self, image: RgbImage) -> NDArray[np.float32]:
-        """Values, H x W x channels, at the pixels of an image, H x W x 3, as it is stored."""
-        return next(self.images([image]))
+    def whole_images(self, images: Sequence[NetworkImage]) -> list[NDArray[np.float32]]:
+        """Return the values, H x W x channels, of whole images.
 
-    def images(self, images: Iterable[RgbImage]) -> Iterator[NDArray[np.float32]]:
-        """The same for many, one after the other; small ones of like size are computed together."""
-        remaining = iter(images)
-        while chunk := list(islice(remaining, _IMAGES_AT_ONCE)):
-            yield from self.pictures([self._picture(image) for image in chunk])
-
-    def _picture(self, image: RgbImage) -> Picture:
-        normalized = normalize(image, self._config.normalization)
-        return Picture(lambda rows, columns: normalized[rows, columns], image.shape[:2])
-
-    def pictures(self, pictures: Sequence[Picture]) -> list[NDArray[np.float32]]:
-        """Values, H x W x channels, of whole images; those of one tile whose tiles are of one shape are batched."""
+        Images of one tile are computed together where their tiles have the same shape. On some CPUs (without AVX-512)
+        the last bits of the values depend on which images share a batch, so the same sequence gives the same values.
+        """
         found: dict[int, NDArray[np.float32]] = {}
         alike: dict[tuple[int, int], list[int]] = defaultdict(list)
-        for number, picture in enumerate(pictures):
-            rows, columns = self._axes(picture.shape)
+        for number, image in enumerate(images):
+            rows, columns = self._axes(image.shape)
             if len(rows.starts) == len(columns.starts) == 1:
                 alike[rows.tile, columns.tile].append(number)
             else:
-                found[number] = next(self.regions(picture, [picture.whole]))
+                whole = Region(slice(0, image.shape[0]), slice(0, image.shape[1]))
+                found[number] = next(self.regions(image, [whole]))
         for shape, numbers in alike.items():
             at_once = _tiles_at_once(*shape)
             for batch in (numbers[i : i + at_once] for i in range(0, len(numbers), at_once)):
-                tiles = np.stack([_read_tile(pictures[i].read, *self._axes(pictures[i].shape), 0, 0) for i in batch])
+                tiles = np.stack([_read_tile(images[i].read, *self._axes(images[i].shape), 0, 0) for i in batch])
                 for number, values in zip(batch, self._tiles(tiles), strict=True):
-                    height, width = pictures[number].shape
+                    height, width = images[number].shape
                     found[number] = values[:height, :width]
-        return [found[number] for number in range(len(pictures))]
+        return [found[number] for number in range(len(images))]
 
     def _axes(self, shape: tuple[int, int]) -> tuple[Axis, Axis]:
         down, across = (axis_tiles(length, self._config.tile, self._config.overlap) for length in shape)
         return down, across
 
-    def regions(self, picture: Picture, regions: Iterable[Region]) -> Iterator[NDArray[np.float32]]:
-        """Values, h x w x channels, at regions of an image, one after the other.
+    def regions(self, image: NetworkImage, regions: Iterable[Region]) -> Iterator[NDArray[np.float32]]:
+        """Yield the values, h x w x channels, of regions of an image, one after the other.
 
-        Tiles that the next regions share are kept, up to 512 MiB.
-
-        Args:
-            picture: The image.
-            regions: Which parts of it.
+        Tiles that later regions share are kept, up to 512 MiB.
         """
-        rows, columns = self._axes(picture.shape)
+        rows, columns = self._axes(image.shape)
         window = _blend_window(rows.tile, columns.tile, self._config.overlap)
         kept: OrderedDict[tuple[int, int], NDArray[np.float32]] = OrderedDict()
         for region in regions:
             summed = np.zeros((*region.shape, len(self._config.channels)), np.float32)
             weight = np.zeros((*region.shape, 1), np.float32)
-            for (y, x), values in self._tiles_of(region, picture.read, rows, columns, kept):
+            for (y, x), values in self._tiles_of(region, image.read, rows, columns, kept):
                 inside, part = _common(y, rows.tile, region.rows), _common(x, columns.tile, region.columns)
                 summed[inside[0], part[0]] += (values * window)[inside[1], part[1]]
                 weight[inside[0], part[0]] += window[inside[1], part[1]]
@@ -171,7 +148,7 @@ class TiledNetwork:
         columns: Axis,
         kept: OrderedDict[tuple[int, int], NDArray[np.float32]],
     ) -> Iterator[tuple[tuple[int, int], NDArray[np.float32]]]:
-        """The tiles that share pixels with a region, row by row, in batches of which only new ones are computed."""
+        """Yield the tiles that share pixels with a region, row by row; only new ones are computed, in batches."""
         places = product(rows.touching(region.rows), columns.touching(region.columns))
         at_once = _tiles_at_once(rows.tile, columns.tile)
         while batch := list(islice(places, at_once)):
@@ -186,7 +163,7 @@ class TiledNetwork:
                 kept.popitem(last=False)
 
     def _tiles(self, tiles: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Values of tiles, mean over the orientations."""
+        """Return the values of tiles, averaged over the orientations."""
         found = [
             _turned_back(self._values(_turned(tiles, quarter, flip)).numpy(), quarter, flip)
             for quarter, flip in self._orientations
@@ -199,7 +176,7 @@ def _tiles_at_once(height: int, width: int) -> int:
 
 
 def axis_tiles(length: int, largest: int, overlap: int) -> Axis:
-    """Tiles of one size, at most `largest` px, that cover `length` evenly and share at least `overlap` pixels.
+    """Return tiles of one size, at most `largest` px, that cover `length` evenly and overlap by at least `overlap` px.
 
     The last one may reach beyond the end, by less than 32 px.
 
@@ -214,7 +191,7 @@ def axis_tiles(length: int, largest: int, overlap: int) -> Axis:
 
 
 def reflect_indices(length: int, padded: int) -> NDArray[np.int64]:
-    """Indices that continue an axis of `length` to `padded` by mirroring, as often as needed.
+    """Return indices that extend an axis of `length` to `padded` by mirroring, as often as needed.
 
     >>> reflect_indices(3, 8).tolist()
     [0, 1, 2, 1, 0, 1, 2, 1]
@@ -225,7 +202,7 @@ def reflect_indices(length: int, padded: int) -> NDArray[np.int64]:
 
 
 def _read_tile(read: ReadPixels, rows: Axis, columns: Axis, y: int, x: int) -> RgbImage:
-    """A tile, mirrored where the image is smaller."""
+    """Read a tile, mirrored where the image is smaller."""
     pixels = read(slice(y, min(y + rows.tile, rows.length)), slice(x, min(x + columns.tile, columns.length)))
     if pixels.shape[:2] == (rows.tile, columns.tile):
         return pixels
@@ -233,7 +210,7 @@ def _read_tile(read: ReadPixels, rows: Axis, columns: Axis, y: int, x: int) -> R
 
 
 def _common(start: int, tile: int, part: slice) -> tuple[slice, slice]:
-    """Where a tile and a part of an axis meet: in the part's pixels, and in the tile's."""
+    """Return the overlap of a tile and a part of an axis: in the part's pixels, and in the tile's."""
     first, last = max(start, part.start), min(start + tile, part.stop)
     return slice(first - part.start, last - part.start), slice(first - start, last - start)
 
@@ -248,9 +225,9 @@ def _turned_back(values: NDArray[Any], quarter: int, flip: bool) -> NDArray[Any]
 
 
 def _blend_window(height: int, width: int, overlap: int) -> NDArray[np.float32]:
-    """Weights of a tile's pixels, height x width x 1: rising over the overlap, never zero.
+    """Return the weights of a tile's pixels, height x width x 1: rising over the overlap, never zero.
 
-    They rise with the third power: at a tile's edge, where the network sees no further, they hardly count.
+    They rise with the third power: pixels at a tile's edge, where the network sees little context, hardly count.
     """
     down, across = (
         np.minimum(np.minimum(np.arange(side) + 1, np.arange(side)[::-1] + 1) / (overlap + 1), 1.0) ** 3

@@ -1,7 +1,8 @@
-"""Large images in blocks: each nucleus is labelled in the one block that its centroid lies in.
+"""Blocks of large images, and the labels of a whole image assembled from them.
 
-A block is labelled together with a margin around it, so that the nuclei whose centroid is in the block are seen whole.
-Neighbouring blocks see the same values in the pixels that they share, so they agree on the nuclei there.
+A block is labelled together with a margin around it, so that nuclei whose centroid is in the block are seen whole; each
+nucleus belongs to the block that its centroid lies in. Neighbouring blocks see the same values in the pixels that they
+share, so they agree on the nuclei there.
 """
 
 import mmap
@@ -11,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tifffile
@@ -20,7 +22,15 @@ from nucleus.model.instances import kept_labels
 from nucleus.model.tiling import Region
 from nucleus.storage.files import atomic_path
 
-__all__ = ["Block", "LabelCanvas", "cuts_nuclei", "label_canvas", "nuclei_of_block", "plan_blocks"]
+__all__ = [
+    "AssembledLabels",
+    "Block",
+    "LabelledBlock",
+    "assembled_labels",
+    "cuts_nuclei",
+    "nuclei_of_block",
+    "plan_blocks",
+]
 
 
 @dataclass(frozen=True)
@@ -28,9 +38,9 @@ class Block:
     """A part of an image.
 
     Attributes:
-        core: The pixels whose nuclei are this block's.
+        core: The pixels whose nuclei belong to this block.
         seen: The core with its margin.
-        margin: Of the core, px; less at the edges of the image.
+        margin: Width of the margin, px; less at the edges of the image.
     """
 
     core: Region
@@ -38,18 +48,33 @@ class Block:
     margin: int
 
     def widened(self, shape: tuple[int, int]) -> "Block":
-        """The same with twice the margin, in an image (height, width)."""
+        """Return the block with twice the margin, in an image (height, width)."""
         return _block(self.core, 2 * self.margin, shape)
 
 
+@dataclass(frozen=True)
+class LabelledBlock:
+    """The nuclei of one block of an image.
+
+    Attributes:
+        region: The part of the image that `labels` and `channels` show.
+        labels: h x w, int32: 0 background and nuclei of other blocks, 1..k.
+        channels: h x w x C, all channels as they are stored.
+    """
+
+    region: Region
+    labels: NDArray[np.int32]
+    channels: NDArray[Any]
+
+
 def plan_blocks(shape: tuple[int, int], side: int, margin: int) -> list[Block]:
-    """Blocks of `side` px with margins of `margin` px that cover an image (height, width), row by row."""
+    """Return blocks of `side` px with margins of `margin` px that cover an image (height, width), row by row."""
     rows, columns = (_parts(length, side) for length in shape)
     return [_block(Region(row, column), margin, shape) for row in rows for column in columns]
 
 
 def nuclei_of_block(labels: NDArray[np.int32], block: Block) -> NDArray[np.int32]:
-    """The labels of `block.seen` (h x w) whose centroid is in `block.core`, numbered 1..K."""
+    """Return the labels of `block.seen` (h x w) whose centroid is in `block.core`, numbered 1..K."""
     if block.core == block.seen or not labels.any():
         return labels
     flat = labels.ravel()
@@ -62,7 +87,7 @@ def nuclei_of_block(labels: NDArray[np.int32], block: Block) -> NDArray[np.int32
 
 
 def cuts_nuclei(labels: NDArray[np.int32], block: Block, shape: tuple[int, int]) -> bool:
-    """Whether a nucleus of the block (`labels` of `nuclei_of_block`) may go on beyond what is seen of the image."""
+    """Return whether a nucleus of the block (`labels` of `nuclei_of_block`) may extend beyond `block.seen`."""
     rows, columns = block.seen.rows, block.seen.columns
     return bool(
         (rows.start > 0 and labels[0].any())
@@ -73,7 +98,7 @@ def cuts_nuclei(labels: NDArray[np.int32], block: Block, shape: tuple[int, int])
 
 
 def _block(core: Region, margin: int, shape: tuple[int, int]) -> Block:
-    """A block with as much of its margin as the image has."""
+    """Return a block whose margin ends at the edges of the image."""
     rows, columns = (
         slice(max(0, part.start - margin), min(length, part.stop + margin))
         for part, length in zip((core.rows, core.columns), shape, strict=True)
@@ -82,13 +107,13 @@ def _block(core: Region, margin: int, shape: tuple[int, int]) -> Block:
 
 
 def _parts(length: int, side: int) -> list[slice]:
-    """Even parts of an axis of at most `side` px."""
+    """Divide an axis evenly into parts of at most `side` px."""
     ends = np.linspace(0, length, max(1, -(-length // side)) + 1).round().astype(int).tolist()
     return [slice(first, last) for first, last in pairwise(ends)]
 
 
 def _within(values: NDArray[np.float64], part: slice) -> NDArray[np.bool_]:
-    """Which centroids lie in a part of an axis: pixel i reaches from i - 0.5 to i + 0.5."""
+    """Return which centroids lie in a part of an axis: pixel i reaches from i - 0.5 to i + 0.5."""
     return np.asarray((values >= part.start - 0.5) & (values < part.stop - 0.5))
 
 
@@ -96,24 +121,26 @@ _IN_MEMORY_BYTES = 256 << 20
 _TILE = 512
 
 
-class LabelCanvas:
-    """Labels of a whole image, filled block by block.
+class AssembledLabels:
+    """The labels of a whole image, assembled block by block.
 
     Attributes:
         labels: H x W, int32: 0 background, 1..K nuclei.
         count: K.
+        pixels: Number of pixels in nuclei.
     """
 
     def __init__(self, labels: NDArray[np.int32], backing: mmap.mmap | None = None) -> None:
         self.labels = labels
         self.count = 0
+        self.pixels = 0
         self._backing = backing
 
-    def paste(self, labels: NDArray[np.int32], region: Region) -> tuple[NDArray[np.int32], int]:
-        """Add labels of a region, numbered on from those that are there; pixels that have a label keep it.
+    def add(self, labels: NDArray[np.int32], region: Region) -> tuple[NDArray[np.int32], int]:
+        """Add the labels of a region, numbered from `count` + 1; pixels that have a label keep it.
 
         Returns:
-            What of them was added, h x w, numbered 1..k, and what was added to their numbers on the canvas.
+            The labels that were added, h x w, numbered 1..k, and the number to add to them for those in the image.
         """
         before = self.count
         here = self.labels[region.rows, region.columns]
@@ -121,16 +148,17 @@ class LabelCanvas:
         added = kept_labels(free, np.bincount(free.ravel(), minlength=1) > 0)
         np.add(here, added + before, out=here, where=added > 0)
         self.count += int(added.max(initial=0))
+        self.pixels += int(np.count_nonzero(added))
         self.release()
         return added, before
 
     def release(self) -> None:
-        """Let go of the memory, not of the labels."""
+        """Free the memory; the labels stay in the temporary file."""
         if self._backing is not None:
             self._backing.madvise(mmap.MADV_DONTNEED)
 
     def write(self, path: Path) -> None:
-        """Write a TIFF of 16 bits, or of 32 where there are more than 65,535 nuclei; large images in tiles."""
+        """Write a TIFF of 16 bits, or of 32 bits if there are more than 65,535 nuclei; tiled if the image is large."""
         kind = np.uint16 if self.count <= np.iinfo(np.uint16).max else np.uint32
         with atomic_path(path) as beside:
             if self._backing is None:
@@ -158,13 +186,13 @@ class LabelCanvas:
 
 
 @contextmanager
-def label_canvas(shape: tuple[int, int], folder: Path) -> Iterator[LabelCanvas]:
-    """An empty canvas: in memory, or in a temporary file in `folder` if it is large."""
+def assembled_labels(shape: tuple[int, int], folder: Path) -> Iterator[AssembledLabels]:
+    """Provide empty labels: in memory, or in a temporary file in `folder` if they are large."""
     size = 4 * shape[0] * shape[1]
     if size <= _IN_MEMORY_BYTES:
-        yield LabelCanvas(np.zeros(shape, np.int32))
+        yield AssembledLabels(np.zeros(shape, np.int32))
         return
     with tempfile.TemporaryFile(dir=folder, prefix=".nucleus-labels-") as file:
         file.truncate(size)
         backing = mmap.mmap(file.fileno(), size)
-        yield LabelCanvas(np.frombuffer(backing, np.int32).reshape(shape), backing)
+        yield AssembledLabels(np.frombuffer(backing, np.int32).reshape(shape), backing)

@@ -1,9 +1,9 @@
-"""Predict images that lie in a bucket: which there are, which are done, and what each leaves there.
+"""Images in a bucket: which there are, which are done, and the prediction of a batch of them.
 
-Below the output's prefix lie `<image>.labels.tif` and `<image>.overlay.png` for each image, its measurements at
-`parts/<settings>/<image>.<etag>.parquet`, and at the end `nuclei.parquet` and `images.parquet`, joined from them. An
-image is done when its part exists, which is written last; the part's key names the settings and the image's bytes, so
-that a changed image or another model is not taken for done.
+Below the output's prefix are `<image>.labels.tif` and `<image>.overlay.png` for each image, its table at
+`parts/<settings>/<image>.<etag>.parquet`, and at the end `nuclei.parquet` and `images.parquet`, joined from those
+tables. An image is done when its table exists, which is written last. The table's key contains the settings and the
+image's ETag, so a changed image or another model is predicted again.
 """
 
 import hashlib
@@ -18,26 +18,20 @@ from pydantic import BaseModel, ConfigDict
 from nucleus.config.names import Reference
 from nucleus.data.images import IMAGE_SUFFIXES
 from nucleus.errors import DataError, ImageError, ObjectNotFoundError, UsageError
-from nucleus.predict.image_files import (
-    FILES_AT_ONCE,
-    LABELS_ENDING,
-    OUTPUT_ENDINGS,
-    OVERLAY_ENDING,
-    check_stems,
-    write_image,
-)
-from nucleus.predict.model import LabelledBlock, PredictionOptions, Predictor
-from nucleus.predict.nuclei_tables import new_part, write_tables
-from nucleus.predict.source import NetworkView, channel_count, open_source
+from nucleus.predict.blocks import LabelledBlock
+from nucleus.predict.image_files import LABELS_ENDING, OUTPUT_ENDINGS, OVERLAY_ENDING, check_stems, write_image
+from nucleus.predict.model import IMAGES_AT_ONCE, Model, PredictionOptions
+from nucleus.predict.nuclei_tables import image_table, write_tables
+from nucleus.predict.source import ScaledImage, channel_count, open_source
 from nucleus.storage.bucket import Bucket
 from nucleus.storage.files import read_document
 from nucleus.storage.uri import S3Uri, parse_uri
 
 __all__ = [
     "BatchPredictor",
+    "BucketImage",
     "ImageOutcome",
     "PredictionSettings",
-    "StoredImage",
     "batches_of",
     "claim_output",
     "find_images",
@@ -54,18 +48,18 @@ _DIGITS = 12
 
 
 class PredictionSettings(BaseModel):
-    """What the results depend on, kept beside them.
+    """The settings of a prediction, stored beside its results.
 
     Attributes:
-        format: Of this document.
+        format: Format of this document.
         images: URI of the images.
         out: URI of the results.
         model: NAME@VERSION.
         registry: URI of the bucket that holds the model.
-        diameter: As `PredictionOptions` has it.
-        pixel_size: As `PredictionOptions` has it.
-        turns: As `PredictionOptions` has it.
-        channel: The channel taken; None takes grey and RGB images whole.
+        diameter: See `PredictionOptions`.
+        pixel_size: See `PredictionOptions`.
+        turns: See `PredictionOptions`.
+        channel: The channel to segment; None takes grey and RGB images whole.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -87,27 +81,27 @@ class PredictionSettings(BaseModel):
 
     @property
     def options(self) -> PredictionOptions:
-        """For the predictor."""
+        """The options of the model."""
         return PredictionOptions(diameter=self.diameter, pixel_size=self.pixel_size, turns=self.turns)
 
     @property
-    def parts(self) -> str:
-        """Where the parts of results with these settings lie, below the output."""
+    def tables(self) -> str:
+        """Prefix, below the output, of the tables of images with these settings."""
         return f"parts/{hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:_DIGITS]}"
 
-    def part(self, image: "StoredImage") -> str:
-        """Key of an image's part."""
-        return f"{self.parts}/{image.key}.{image.etag}.parquet"
+    def table(self, image: "BucketImage") -> str:
+        """Return the key of an image's table."""
+        return f"{self.tables}/{image.key}.{image.etag}.parquet"
 
 
 @dataclass(frozen=True)
-class StoredImage:
+class BucketImage:
     """An image in a bucket.
 
     Attributes:
-        key: Below the URI of the images.
-        etag: Letters and digits that change with its bytes.
-        size: Bytes.
+        key: Its key below the URI of the images.
+        etag: Letters and digits of its ETag, which change with its bytes.
+        size: Size, bytes.
     """
 
     key: str
@@ -122,12 +116,12 @@ class StoredImage:
 
 @dataclass(frozen=True)
 class ImageOutcome:
-    """What became of an image.
+    """The outcome of one image.
 
     Attributes:
         key: Its key.
-        nuclei: How many were found; None if it failed.
-        failure: Why it failed.
+        nuclei: Number of nuclei; None if it failed.
+        failure: Error message if it failed.
     """
 
     key: str
@@ -135,14 +129,14 @@ class ImageOutcome:
     failure: str | None = None
 
 
-def find_images(uri: S3Uri) -> list[StoredImage]:
-    """The images below a prefix, however deep, by key.
+def find_images(uri: S3Uri) -> list[BucketImage]:
+    """Return the images below a prefix, at any depth, sorted by key.
 
     Raises:
-        UsageError: There are none, or two would write the same output.
+        UsageError: There are no images, or two would write the same output.
     """
     found = [
-        StoredImage(item.key, "".join(filter(str.isalnum, item.etag)), item.size)
+        BucketImage(item.key, "".join(filter(str.isalnum, item.etag)), item.size)
         for item in Bucket(uri).objects("")
         if PurePosixPath(item.key).suffix.lower() in IMAGE_SUFFIXES and not item.key.endswith(OUTPUT_ENDINGS)
     ]
@@ -153,14 +147,14 @@ def find_images(uri: S3Uri) -> list[StoredImage]:
 
 
 def claim_output(settings: PredictionSettings, *, overwrite: bool) -> None:
-    """Note the settings at the output.
+    """Store the settings at the output.
 
     Args:
-        settings: Of this prediction.
+        settings: The settings of this prediction.
         overwrite: Whether results with other settings may be replaced.
 
     Raises:
-        UsageError: There are such results.
+        UsageError: There are results with other settings, and `overwrite` is false.
         ObjectExistsError: Another prediction has begun there at the same moment.
     """
     out = Bucket(parse_uri(settings.out))
@@ -168,14 +162,14 @@ def claim_output(settings: PredictionSettings, *, overwrite: bool) -> None:
     if there not in {None, settings} and not overwrite:
         raise UsageError(
             f"Expected results of {settings.model} for {settings.images} with the same options at {out.uri}; found "
-            f"those of {there.model} for {there.images}. Name another --out, or add --overwrite."
+            f"those of {there.model} for {there.images}. Choose another --out, or add --overwrite."
         )
     if there != settings:
         out.put(_SETTINGS_FILE, settings.model_dump_json(indent=1).encode(), if_absent=there is None)
 
 
 def _settings_at(out: Bucket) -> PredictionSettings | None:
-    """The settings of the results that are there, if there are any."""
+    """Return the settings of the results at the output; None if there are no results."""
     try:
         data = out.get(_SETTINGS_FILE)
     except ObjectNotFoundError:
@@ -190,18 +184,18 @@ def _settings_at(out: Bucket) -> PredictionSettings | None:
     )
 
 
-def not_done(settings: PredictionSettings, images: Iterable[StoredImage]) -> list[StoredImage]:
-    """The images that have no results with these settings yet."""
-    done = {item.key for item in Bucket(parse_uri(settings.out)).objects(f"{settings.parts}/")}
-    return [image for image in images if settings.part(image) not in done]
+def not_done(settings: PredictionSettings, images: Iterable[BucketImage]) -> list[BucketImage]:
+    """Return the images that have no results with these settings yet."""
+    done = {item.key for item in Bucket(parse_uri(settings.out)).objects(f"{settings.tables}/")}
+    return [image for image in images if settings.table(image) not in done]
 
 
-def batches_of(images: Iterable[StoredImage]) -> list[list[StoredImage]]:
-    """Images to be worked on together: a few of like size, large ones alone; the largest first, for they take long."""
-    batches: list[list[StoredImage]] = []
+def batches_of(images: Iterable[BucketImage]) -> list[list[BucketImage]]:
+    """Divide images into batches: a few of similar size, large ones alone; the largest, which take longest, first."""
+    batches: list[list[BucketImage]] = []
     size = 0
     for image in sorted(images, key=lambda image: (-image.size, image.key)):
-        if not batches or len(batches[-1]) == FILES_AT_ONCE or size + image.size > _BYTES_AT_ONCE:
+        if not batches or len(batches[-1]) == IMAGES_AT_ONCE or size + image.size > _BYTES_AT_ONCE:
             batches.append([])
             size = 0
         batches[-1].append(image)
@@ -209,21 +203,21 @@ def batches_of(images: Iterable[StoredImage]) -> list[list[StoredImage]]:
     return batches
 
 
-def join_tables(settings: PredictionSettings, images: Sequence[StoredImage]) -> None:
-    """Write `nuclei.parquet` and `images.parquet` from the parts of images that are done."""
+def join_tables(settings: PredictionSettings, images: Sequence[BucketImage]) -> None:
+    """Write `nuclei.parquet` and `images.parquet` from the tables of images that are done."""
     out = Bucket(parse_uri(settings.out))
     with tempfile.TemporaryDirectory(prefix="nucleus-tables-") as temporary:
         tables = [Path(temporary) / name for name in (NUCLEI_TABLE, IMAGES_TABLE)]
-        write_tables(out, [settings.part(image) for image in sorted(images, key=lambda image: image.key)], *tables)
+        write_tables(out, [settings.table(image) for image in sorted(images, key=lambda image: image.key)], *tables)
         for table in tables:
             out.put(table.name, table)
 
 
 @dataclass(frozen=True)
-class _Work:
-    """An image with the folder that it is worked on in."""
+class _ImageFiles:
+    """The local files of an image, in a folder of its own."""
 
-    image: StoredImage
+    image: BucketImage
     folder: Path
 
     @property
@@ -231,87 +225,88 @@ class _Work:
         return self.folder / f"image{PurePosixPath(self.image.key).suffix}"
 
     @property
-    def part(self) -> Path:
+    def table(self) -> Path:
         return self.folder / "nuclei.parquet"
 
 
 class BatchPredictor:
-    """Predicts batches of images.
+    """Predicts batches of images in a bucket.
 
     Args:
-        settings: Where the images are and where their results go.
-        predictor: Of the settings' model and options.
+        settings: The places of the images and of their results.
+        model: The model, with the options of the settings.
     """
 
-    def __init__(self, settings: PredictionSettings, predictor: Predictor) -> None:
+    def __init__(self, settings: PredictionSettings, model: Model) -> None:
         self._settings = settings
-        self._predictor = predictor
+        self._model = model
         self._images = Bucket(parse_uri(settings.images))
         self._out = Bucket(parse_uri(settings.out))
 
-    def predict(self, images: Sequence[StoredImage]) -> list[ImageOutcome]:
-        """Predict a batch; images that cannot be read are told, and the others go on.
+    def predict(self, images: Sequence[BucketImage]) -> list[ImageOutcome]:
+        """Predict a batch; an image that cannot be read is reported, and the others are still predicted.
 
         Raises:
             StorageError: The bucket cannot be read or written.
         """
         with tempfile.TemporaryDirectory(prefix="nucleus-batch-") as temporary, ThreadPoolExecutor() as pool:
-            works = [_Work(image, Path(temporary) / str(number)) for number, image in enumerate(images)]
-            fetched = list(pool.map(self._fetch, works))
+            files = [_ImageFiles(image, Path(temporary) / str(number)) for number, image in enumerate(images)]
+            failures = list(pool.map(self._fetch, files))
             opened = [
-                self._view(work) if failure is None else failure for work, failure in zip(works, fetched, strict=True)
+                self._open(each) if failure is None else failure for each, failure in zip(files, failures, strict=True)
             ]
-            segmented = self._predictor.segment([view for view in opened if isinstance(view, NetworkView)])
+            segmented = self._model.segment_blocks([image for image in opened if isinstance(image, ScaledImage)])
             uploads: list[Future[None]] = []
             outcomes = [
-                ImageOutcome(work.image.key, failure=found)
+                ImageOutcome(each.image.key, failure=found)
                 if isinstance(found, str)
-                else self._write(work, found, next(segmented), pool, uploads)
-                for work, found in zip(works, opened, strict=True)
+                else self._write(each, found, next(segmented), pool, uploads)
+                for each, found in zip(files, opened, strict=True)
             ]
             for upload in uploads:
                 upload.result()
         return outcomes
 
-    def _fetch(self, work: _Work) -> str | None:
-        """Bring an image here; a message if it is gone."""
+    def _fetch(self, files: _ImageFiles) -> str | None:
+        """Download an image; return an error message if it is gone."""
         try:
-            self._images.download(work.image.key, work.file)
+            self._images.download(files.image.key, files.file)
         except ObjectNotFoundError as error:
             return str(error)
         return None
 
-    def _view(self, work: _Work) -> NetworkView | str:
-        """An image as the network sees it, or a message."""
+    def _open(self, files: _ImageFiles) -> ScaledImage | str:
+        """Open an image; return an error message if it cannot be read."""
         try:
-            source = replace(open_source(work.file, self._settings.channel), name=work.image.key)
-            return self._predictor.view(source)
+            source = replace(open_source(files.file, self._settings.channel), name=files.image.key)
+            return self._model.scaled_image(source)
         except ImageError as error:
-            return self._told(error, work)
+            return self._message(error, files)
 
     def _write(
         self,
-        work: _Work,
-        view: NetworkView,
+        files: _ImageFiles,
+        image: ScaledImage,
         blocks: Iterable[LabelledBlock],
         pool: Executor,
         uploads: list[Future[None]],
     ) -> ImageOutcome:
-        """Write an image's files and begin to upload them."""
+        """Write the outputs of an image and begin to upload them."""
         try:
-            with new_part(work.part, channel_count(work.file)) as part:
-                row = write_image(self._predictor, view, blocks, work.folder / "image", part)
-                part.set_image(row)
+            with image_table(files.table, channel_count(files.file)) as table:
+                row = write_image(image, blocks, files.folder / "image", table)
+                table.set_image(row)
         except ImageError as error:  # a part of a large image may be damaged
-            return ImageOutcome(work.image.key, failure=self._told(error, work))
-        uploads.append(pool.submit(self._upload, work))
-        return ImageOutcome(work.image.key, row["nuclei"])
+            return ImageOutcome(files.image.key, failure=self._message(error, files))
+        uploads.append(pool.submit(self._upload, files))
+        return ImageOutcome(files.image.key, row["nuclei"])
 
-    def _upload(self, work: _Work) -> None:
-        """Upload an image's files; last the part, with which it is done."""
+    def _upload(self, files: _ImageFiles) -> None:
+        """Upload the outputs of an image; last the table, which marks it as done."""
         for ending in (LABELS_ENDING, OVERLAY_ENDING):
-            self._out.put(f"{work.image.stem}{ending}", work.folder / f"image{ending}")
-        self._out.put(self._settings.part(work.image), work.part)
+            self._out.put(f"{files.image.stem}{ending}", files.folder / f"image{ending}")
+        self._out.put(self._settings.table(files.image), files.table)
 
-    def _told(self, error: ImageError, work: _Work) -> str:
-        return str(error).replace(str(work.file), str(self._images.uri / work.image.key))
+    def _message(self, error: ImageError, files: _ImageFiles) -> str:
+        """Return an error's message with the image's place in the bucket instead of the local file."""
+        return str(error).replace(str(files.file), str(self._images.uri / files.image.key))

@@ -1,41 +1,104 @@
-"""The metrics of a pulled model on a split of a dataset, per image and overall."""
+"""Scores of a model on labelled images: one image after the other (`predict_images`), and of whole splits (`evaluate`).
 
-from collections.abc import Iterable
-from dataclasses import dataclass
-from itertools import tee
+The order is fixed: images are computed `IMAGES_AT_ONCE` at a time in the stored order of their split, and their scores
+are added up in that order. A part of a split begins at a multiple of that number. So an evaluation in parts, anywhere
+on machines of one kind, gives the same numbers as one in a single process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass
+from itertools import groupby, tee
 
 import numpy as np
+from numpy.typing import NDArray
 
-from nucleus.config.recipe import LossOptions
+from nucleus.config.recipe import Heads, LossOptions
 from nucleus.data.cache import ShardCache
-from nucleus.data.dataset import Dataset
-from nucleus.data.reader import LabelledImage, images_of_worker, split_reader
-from nucleus.errors import DataError
-from nucleus.metrics.scores import ImageScores, ScoreSums
+from nucleus.data.dataset import SPLITS, Dataset
+from nucleus.data.images import Kind, LabelImage
+from nucleus.data.reader import LabelledImage, images_of_range
+from nucleus.errors import DataError, UsageError
+from nucleus.lazy import pandas, tf
+from nucleus.metrics.scores import HEADLINES, ImageScores, ScoreSums, score_labels
+from nucleus.model.heads import logits_of
+from nucleus.model.losses import image_losses
 from nucleus.pictures import GalleryImage
-from nucleus.predict.model import Predictor
+from nucleus.predict.model import IMAGES_AT_ONCE, Model
+from nucleus.predict.source import array_source
 from nucleus.progress import Advance, no_progress
-from nucleus.training.validation import score_image
 
-__all__ = ["Evaluation", "ImageRow", "check_split", "evaluate", "evaluate_part", "joined"]
+__all__ = [
+    "Evaluation",
+    "EvaluationPart",
+    "ImageRow",
+    "PartScores",
+    "PredictedImage",
+    "combined_scores",
+    "evaluate",
+    "evaluate_part",
+    "parts_of",
+    "predict_images",
+    "splits_named",
+]
+
+_IMAGES_PER_PART = 2 * IMAGES_AT_ONCE
+
+
+@dataclass(frozen=True)
+class PredictedImage:
+    """A labelled image and its prediction.
+
+    Attributes:
+        sample: The image with its true labels.
+        labels: H x W, int32, the predicted labels, 0 background.
+        scores: The scores of the prediction.
+    """
+
+    sample: LabelledImage
+    labels: NDArray[np.int32]
+    scores: ImageScores
+
+
+def predict_images(model: Model, images: Iterable[LabelledImage], loss: LossOptions) -> Iterator[PredictedImage]:
+    """Predict labelled images that fit into memory, and score them against their labels; in order.
+
+    Args:
+        model: The model.
+        images: The images.
+        loss: The training loss, taken over the whole image from the network's values.
+    """
+    samples, again = tee(images)
+    found = model.values(array_source(sample.image, sample.name) for sample in again)
+    for sample, values in zip(samples, found, strict=True):
+        labels = model.label(values)
+        whole_loss = _image_loss(values.values, sample.labels, model.config.heads, loss)
+        yield PredictedImage(sample, labels, score_labels(sample.labels, labels, whole_loss))
+
+
+def _image_loss(values: NDArray[np.float32], labels: LabelImage, heads: Heads, options: LossOptions) -> float:
+    truth = tf.constant(labels[np.newaxis].astype(np.int32))
+    return float(image_losses(logits_of(values[np.newaxis], heads), truth, heads, options)[0])
 
 
 @dataclass(frozen=True)
 class ImageRow:
-    """Scores of one image, with its true and predicted number of nuclei.
+    """The scores of one image.
 
     Attributes:
-        name: The image's.
-        kind: Its kind.
-        iou: Of the mask.
-        dice: Of the mask.
-        accuracy: Of the mask's pixels.
+        name: Name of the image.
+        kind: Kind of the image.
+        iou: IoU of the mask.
+        dice: Dice coefficient of the mask.
+        accuracy: Fraction of the mask's pixels that are right.
         ap: AP at IoU 0.50, 0.55, ..., 0.95.
-        map: Their mean.
+        map: Mean of `ap`.
         f1_50: F1 of the nuclei at IoU 0.5.
-        pq_50: Their panoptic quality at IoU 0.5.
-        nuclei_true: How many there are.
-        nuclei_predicted: How many were found.
+        pq_50: Panoptic quality of the nuclei at IoU 0.5.
+        nuclei_true: Number of true nuclei.
+        nuclei_predicted: Number of predicted nuclei.
     """
 
     name: str
@@ -56,99 +119,186 @@ class ImageRow:
         return self.ap[0]
 
 
-@dataclass(frozen=True)
-class Evaluation:
-    """Scores of images, and what they add up to.
+class Evaluation(Mapping[str, dict[str, float]]):
+    """The scores of a model on images: `scores["all"]["map"]`, or of a kind of image `scores["stain"]["iou"]`.
+
+    A mapping from "all" and each kind of image to the scores by name: `map`, `ap_50`, `iou`, `dice`, `accuracy`,
+    `nuclei_missed` and so on (means over images, or sums).
 
     Attributes:
-        images: Of each image, by name.
-        sums: Of all images.
-        worst: The images with the lowest mAP, the worst first.
+        images: The scores of each image, sorted by name.
+        sums: The sums over all images.
+        worst: The images with the lowest mAP, the worst first, if they were asked for.
+
+    Examples:
+        >>> scores = nucleus.evaluate(model, dataset, split="test")
+        >>> round(scores["all"]["map"], 3)
+        0.412
+        >>> scores.table.sort_values("map").head()
     """
 
-    images: list[ImageRow]
-    sums: ScoreSums
-    worst: list[GalleryImage]
+    def __init__(self, images: list[ImageRow], sums: ScoreSums, worst: list[GalleryImage]) -> None:
+        self.images = images
+        self.sums = sums
+        self.worst = worst
+        self._report = sums.report()
 
     @property
     def overall(self) -> dict[str, dict[str, float]]:
-        """Metrics over all images, and by kind of image."""
-        return self.sums.report()
+        """The scores over all images ("all"), and by kind of image."""
+        return self._report
+
+    @property
+    def table(self) -> pandas.DataFrame:
+        """pandas DataFrame, a row per image."""
+        return pandas.DataFrame([{**asdict(row), "ap_50": row.ap_50} for row in self.images]).drop(columns="ap")
+
+    def __getitem__(self, kind: str) -> dict[str, float]:
+        return self._report[kind]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._report)
+
+    def __len__(self) -> int:
+        return len(self._report)
+
+    def __repr__(self) -> str:
+        rows = {
+            kind: {"images": round(scores["images"]), **{title: round(scores[name], 4) for name, title in HEADLINES}}
+            for kind, scores in self.items()
+        }
+        return str(pandas.DataFrame.from_dict(rows, orient="index").to_string())
 
 
-def joined(parts: Iterable[Evaluation], worst: int = 0) -> Evaluation:
-    """The evaluation of all images, from those of parts of them; keeps the worst of the parts' worst."""
-    parts = sorted(parts, key=lambda part: part.images[0].name)  # the same sums in whatever order they come
-    rows = sorted((row for part in parts for row in part.images), key=lambda row: row.name)
-    pictures = sorted((picture for part in parts for picture in part.worst), key=lambda picture: picture.score)
-    return Evaluation(rows, ScoreSums(np.sum([part.sums.array for part in parts], axis=0)), pictures[:worst])
+@dataclass(frozen=True)
+class EvaluationPart:
+    """Consecutive images of a split.
+
+    Attributes:
+        split: `train`, `val` or `test`.
+        positions: Their positions in the split's stored order.
+    """
+
+    split: str
+    positions: range
+
+
+@dataclass(frozen=True)
+class PartScores:
+    """The scores of a part of a split.
+
+    Attributes:
+        part: The part.
+        scores: Name, kind and scores of each image, in stored order.
+        worst: Its images with the lowest mAP, the worst first.
+    """
+
+    part: EvaluationPart
+    scores: list[tuple[str, Kind, ImageScores]]
+    worst: list[GalleryImage]
+
+
+def splits_named(split: str) -> tuple[str, ...]:
+    """Return the splits that a name stands for: itself, or all for "all". Raises `UsageError`."""
+    if split not in {*SPLITS, "all"}:
+        raise UsageError(f"Expected a split of {', '.join(SPLITS)} or all; found {split!r}.")
+    return SPLITS if split == "all" else (split,)
+
+
+def parts_of(dataset: Dataset, split: str) -> list[EvaluationPart]:
+    """Divide a split into parts of 16 images. Raises `DataError` if it has no images."""
+    count = len(dataset.manifest.split_samples(split))
+    if not count:
+        raise DataError(f"Expected images in the split {split!r} of {dataset}; it has none.")
+    return [
+        EvaluationPart(split, range(first, min(first + _IMAGES_PER_PART, count)))
+        for first in range(0, count, _IMAGES_PER_PART)
+    ]
 
 
 def evaluate(
-    predictor: Predictor,
-    loss: LossOptions,
+    model: Model,
     dataset: Dataset,
-    split: str,
+    splits: Sequence[str],
     cache: ShardCache,
-    advance: Advance = no_progress,
+    *,
+    loss: LossOptions | None = None,
+    progress: Callable[[str], AbstractContextManager[Advance]] = lambda _: nullcontext(no_progress),
     worst: int = 0,
 ) -> Evaluation:
-    """Predict every image of a split and compare it with its labels.
+    """Predict every image of some splits and score it against its labels.
 
     Args:
-        predictor: The model.
-        loss: The training loss.
+        model: The model.
         dataset: The dataset.
-        split: `train`, `val` or `test`.
-        cache: Where its shards are cached.
-        advance: Told of each image.
+        splits: Of `train`, `val` and `test`.
+        cache: The cache of the dataset's shards.
+        loss: The loss that is reported; by default, the one that the model was trained with.
+        progress: Shows the progress of a split, given a title.
         worst: How many of the images with the lowest mAP to keep for a gallery.
 
     Raises:
-        DataError: The split has no images.
+        DataError: A split has no images.
     """
-    check_split(dataset, split)
-    return evaluate_part(predictor, loss, dataset, split, cache, (0, 1), advance, worst)
-
-
-def check_split(dataset: Dataset, split: str) -> None:
-    """Raise `DataError` if a split has no images."""
-    if not dataset.manifest.split_shards(split):
-        raise DataError(f"Expected images in the split {split!r} of {dataset}; it has none.")
+    found = []
+    for split in splits:
+        whole = EvaluationPart(split, range(parts_of(dataset, split)[-1].positions.stop))
+        with progress(f"evaluate {split}") as advance:
+            found.append(evaluate_part(model, dataset, whole, cache, loss or model.loss, advance, worst))
+    return combined_scores(found, worst)
 
 
 def evaluate_part(
-    predictor: Predictor,
-    loss: LossOptions,
+    model: Model,
     dataset: Dataset,
-    split: str,
+    part: EvaluationPart,
     cache: ShardCache,
-    part: tuple[int, int],
+    loss: LossOptions,
     advance: Advance = no_progress,
     worst: int = 0,
-) -> Evaluation:
-    """The same for part `number` of `count` of a split; the parts together hold each image once."""
-    sums = ScoreSums()
-    rows: list[ImageRow] = []
+) -> PartScores:
+    """Predict and score the images of a part; see `evaluate`."""
+    scores: list[tuple[str, Kind, ImageScores]] = []
     kept: list[GalleryImage] = []
-    reader = split_reader(dataset, split, cache, *part)
-    samples, again = tee(images_of_worker(dataset.manifest, split, reader))
-    predictions = predictor.images(sample.image for sample in again)
-    for sample, found in zip(samples, predictions, strict=True):
-        scores = score_image(found.values, found.labels, sample.labels, predictor.config, loss)
-        sums.add(sample.kind, scores)
-        rows.append(_row(sample, scores))
-        title = f"{sample.name[:12]} ({sample.kind.value}): mAP {rows[-1].map:.2f}"
-        picture = GalleryImage(title, rows[-1].map, sample.image, sample.labels, found.labels)
-        kept = sorted([*kept, picture], key=lambda picture: picture.score)[:worst]
-        advance(len(rows), len(dataset.manifest.split_samples(split)))
-    return Evaluation(sorted(rows, key=lambda row: row.name), sums, kept)
+    for image in predict_images(model, images_of_range(dataset, part.split, cache, part.positions), loss):
+        sample, mean_ap = image.sample, image.scores.nuclei.mean_ap
+        scores.append((sample.name, sample.kind, image.scores))
+        title = f"{sample.name[:12]} ({sample.kind.value}): mAP {mean_ap:.2f}"
+        picture = GalleryImage(title, mean_ap, sample.image, sample.labels, image.labels)
+        kept = _worst([*kept, picture], worst)
+        advance(len(scores), len(part.positions))
+    return PartScores(part, scores, kept)
 
 
-def _row(sample: LabelledImage, scores: ImageScores) -> ImageRow:
+def combined_scores(parts: Iterable[PartScores], worst: int = 0) -> Evaluation:
+    """Return the evaluation of all images from the scores of parts, in whatever order these come."""
+    in_order = sorted(parts, key=lambda found: (found.part.split, found.part.positions.start))
+    splits = [list(group) for _, group in groupby(in_order, key=lambda found: found.part.split)]
+    splits.sort(key=lambda split: min(name for found in split for name, _, _ in found.scores))
+    rows = [_row(*score) for found in in_order for score in found.scores]
+    sums = np.sum([_sums(found.scores for found in split).array for split in splits], axis=0)
+    pictures = [picture for split in splits for found in split for picture in found.worst]
+    return Evaluation(sorted(rows, key=lambda row: row.name), ScoreSums(sums), _worst(pictures, worst))
+
+
+def _sums(parts: Iterable[list[tuple[str, Kind, ImageScores]]]) -> ScoreSums:
+    """Add up the scores of a split's images in stored order."""
+    sums = ScoreSums()
+    for part in parts:
+        for _, kind, scores in part:
+            sums.add(kind, scores)
+    return sums
+
+
+def _worst(pictures: Iterable[GalleryImage], count: int) -> list[GalleryImage]:
+    """Return the images with the lowest mAP, the worst first; of equal ones those that come first."""
+    return sorted(pictures, key=lambda picture: picture.score)[:count]
+
+
+def _row(name: str, kind: Kind, scores: ImageScores) -> ImageRow:
     return ImageRow(
-        name=sample.name,
-        kind=sample.kind.value,
+        name=name,
+        kind=kind.value,
         iou=scores.pixels.iou,
         dice=scores.pixels.dice,
         accuracy=scores.pixels.accuracy,

@@ -1,8 +1,8 @@
-"""Pictures for people: nuclei outlined on their image."""
+"""Image files in, files out: labels, overlays and tables of nuclei."""
 
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -14,16 +14,15 @@ from numpy.typing import NDArray
 from nucleus.data.images import IMAGE_SUFFIXES, RgbImage, encode_png
 from nucleus.errors import ImageError, UsageError
 from nucleus.pictures import draw_outlines
-from nucleus.predict.blocks import label_canvas
-from nucleus.predict.measurement import IMAGE_COLUMNS, Frame, image_row, measure_nuclei, nucleus_columns
-from nucleus.predict.model import LabelledBlock, Predictor
+from nucleus.predict.blocks import LabelledBlock, assembled_labels
+from nucleus.predict.measurement import IMAGE_COLUMNS, frame_of, image_row, measure_blocks, nucleus_columns
+from nucleus.predict.model import IMAGES_AT_ONCE, Model
 from nucleus.predict.nuclei_tables import RowWriter, csv_table
-from nucleus.predict.source import NetworkView, channel_count, open_source
+from nucleus.predict.source import ScaledImage, channel_count, open_source
 from nucleus.progress import Advance, no_progress
 from nucleus.storage.files import write_atomic
 
 __all__ = [
-    "FILES_AT_ONCE",
     "IMAGES_TABLE",
     "LABELS_ENDING",
     "NUCLEI_TABLE",
@@ -41,20 +40,20 @@ __all__ = [
 _LARGEST_SIDE = 4096
 
 
-def draw_overlay(view: NetworkView, labels: NDArray[np.integer]) -> RgbImage:
-    """The image with its nuclei outlined, reduced by a whole number to at most 4,096 px a side, read band by band."""
-    source = view.source
+def draw_overlay(image: ScaledImage, labels: NDArray[np.integer]) -> RgbImage:
+    """Return the image with its nuclei outlined, reduced by a whole factor to at most 4,096 px per side.
+
+    The image is read band by band.
+    """
+    source = image.source
     every = -(-max(source.height, source.width) // _LARGEST_SIDE)
     bands = []
     for rows in source.bands(every):
-        pixels = view.rgb(rows, slice(0, source.width))
+        pixels = image.rgb(rows, slice(0, source.width))
         size = (-(-source.width // every), -(-pixels.shape[0] // every))
         bands.append(pixels if every == 1 else cv2.resize(pixels, size, interpolation=cv2.INTER_AREA))
     return draw_outlines(np.concatenate(bands), labels[::every, ::every])
 
-
-FILES_AT_ONCE = 8
-"""Images that are opened together, so that small ones are computed together."""
 
 LABELS_ENDING = ".labels.tif"
 OVERLAY_ENDING = ".overlay.png"
@@ -64,7 +63,7 @@ IMAGES_TABLE = "images.csv"
 
 
 def find_inputs(inputs: Sequence[Path]) -> list[Path]:
-    """The image files that arguments name: files as they are, and those directly in folders.
+    """Return the image files that arguments name: files, and the image files directly in folders.
 
     Raises:
         UsageError: A path does not exist, there are no images, or two would write the same output.
@@ -84,7 +83,7 @@ def find_inputs(inputs: Sequence[Path]) -> list[Path]:
 
 
 def check_stems(images: Iterable[tuple[str, str]]) -> None:
-    """Raise `UsageError` if two images, each a stem and a full name, would write the same output."""
+    """Raise `UsageError` if two images, given as (stem, full name), would write the same output."""
     stems: dict[str, str] = {}
     for number, (stem, name) in enumerate(images):
         other = stems.setdefault(stem, name)
@@ -96,29 +95,29 @@ def check_stems(images: Iterable[tuple[str, str]]) -> None:
 
 
 def check_outputs(files: Sequence[Path], out: Path) -> None:
-    """Raise `UsageError` if a prediction of these files into `out` would replace files that are there."""
+    """Raise `UsageError` if predicting these files would replace files in `out`."""
     names = [f"{file.stem}{ending}" for file in files for ending in OUTPUT_ENDINGS]
     there = [name for name in (NUCLEI_TABLE, IMAGES_TABLE, *names) if (out / name).exists()]
     if there:
         more = f" and {len(there) - 1} more" if len(there) > 1 else ""
         raise UsageError(
-            f"Expected nothing in {out} that would be replaced; found {there[0]}{more}. Name another --out, or add "
-            "--overwrite."
+            f"Expected no results in {out} that would be replaced; found {there[0]}{more}. Choose another --out, or "
+            "add --overwrite."
         )
 
 
 def _is_input(path: Path) -> bool:
-    """Whether a file of a folder is an image, and none that an earlier prediction wrote there."""
+    """Return whether a file in a folder is an image, and not the output of an earlier prediction."""
     return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.endswith(OUTPUT_ENDINGS)
 
 
 @dataclass(frozen=True)
 class PredictedFiles:
-    """What a prediction left.
+    """The outcome of a prediction.
 
     Attributes:
-        counts: Nuclei in each image, by file name.
-        failures: Message for each image that could not be read, by file name.
+        counts: Number of nuclei per image, by file name.
+        failures: Error message per image that could not be read, by file name.
     """
 
     counts: dict[str, int]
@@ -126,7 +125,7 @@ class PredictedFiles:
 
 
 def predict_files(
-    predictor: Predictor,
+    model: Model,
     files: Sequence[Path],
     out: Path,
     channel: int | None = None,
@@ -134,8 +133,8 @@ def predict_files(
 ) -> PredictedFiles:
     """Segment each file; write `<stem>.labels.tif` and `<stem>.overlay.png`, and one `nuclei.csv` and `images.csv`.
 
-    An image that cannot be read is reported and the others go on. `nuclei.csv` has columns for as many channels as the
-    image with the most of them has; they are empty for images that have fewer.
+    An image that cannot be read is reported, and the others are still segmented. `nuclei.csv` has columns for as many
+    channels as the image with the most channels; they are empty for images that have fewer.
     """
     out.mkdir(parents=True, exist_ok=True)
     counts: dict[str, int] = {}
@@ -145,12 +144,12 @@ def predict_files(
         csv_table(out / IMAGES_TABLE, IMAGE_COLUMNS) as images,
     ):
         remaining = iter(files)
-        while chunk := list(islice(remaining, FILES_AT_ONCE)):
-            views = _open_all(predictor, chunk, channel, failures)
-            for (file, view), blocks in zip(views.items(), predictor.segment(list(views.values())), strict=True):
+        while chunk := list(islice(remaining, IMAGES_AT_ONCE)):
+            opened = _open_all(model, chunk, channel, failures)
+            for (file, image), blocks in zip(opened.items(), model.segment_blocks(list(opened.values())), strict=True):
                 try:
                     with nuclei.rows() as rows:
-                        row = write_image(predictor, view, blocks, out / file.stem, rows)
+                        row = write_image(image, blocks, out / file.stem, rows)
                 except ImageError as error:  # a channel that is only measured may be damaged
                     failures[file.name] = str(error)
                 else:
@@ -162,7 +161,7 @@ def predict_files(
 
 
 def _most_channels(files: Sequence[Path]) -> int:
-    """The largest number of channels, at least one; files that cannot be read are reported when their turn comes."""
+    """Return the largest number of channels, at least 1; files that cannot be read are reported later."""
     found = [1]
     for file in files:
         with suppress(ImageError):
@@ -171,47 +170,35 @@ def _most_channels(files: Sequence[Path]) -> int:
 
 
 def _open_all(
-    predictor: Predictor, files: Sequence[Path], channel: int | None, failures: dict[str, str]
-) -> dict[Path, NetworkView]:
-    """The files that can be read; messages for the others go to `failures`."""
-    views = {}
+    model: Model, files: Sequence[Path], channel: int | None, failures: dict[str, str]
+) -> dict[Path, ScaledImage]:
+    """Open the files that can be read; messages for the others go to `failures`."""
+    opened = {}
     for file in files:
         try:
-            views[file] = predictor.view(open_source(file, channel))
+            opened[file] = model.scaled_image(open_source(file, channel))
         except ImageError as error:
             failures[file.name] = str(error)
-    return views
+    return opened
 
 
-def write_image(
-    predictor: Predictor,
-    view: NetworkView,
-    blocks: Iterable[LabelledBlock],
-    stem: Path,
-    table: RowWriter,
-) -> dict[str, Any]:
-    """Write an image's labels, overlay and nuclei, block by block; return its row.
+def write_image(image: ScaledImage, blocks: Iterable[LabelledBlock], stem: Path, table: RowWriter) -> dict[str, Any]:
+    """Write the labels, the overlay and the nuclei of an image, block by block; return the image's own row.
 
     Args:
-        predictor: Has segmented the image.
-        view: The image.
-        blocks: Its nuclei.
+        image: The image.
+        blocks: Its nuclei, from `Model.segment_blocks`.
         stem: The files are `<stem>.labels.tif` and `<stem>.overlay.png`.
-        table: Is given the nuclei.
+        table: The table that the nuclei are added to.
 
     Raises:
         ImageError: A part of the image is damaged.
     """
-    source = view.source
-    whole = Frame(source.name, (source.height, source.width), pixel_size=predictor.pixel_size(source))
-    pixels = 0
-    with label_canvas(whole.shape, stem.parent) as canvas:
-        for block in blocks:
-            labels, first = canvas.paste(block.labels, block.region)
-            pixels += int(np.count_nonzero(labels))
-            frame = replace(whole, top=block.region.rows.start, left=block.region.columns.start)
-            table.writerows(measure_nuclei(frame, block.channels, labels, first))
-        canvas.write(stem.with_name(f"{stem.name}{LABELS_ENDING}"))
-        overlay = draw_overlay(view, canvas.labels)
+    frame = frame_of(image.source)
+    with assembled_labels(frame.shape, stem.parent) as labels:
+        for rows in measure_blocks(frame, blocks, labels):
+            table.writerows(rows)
+        labels.write(stem.with_name(f"{stem.name}{LABELS_ENDING}"))
+        overlay = draw_overlay(image, labels.labels)
         write_atomic(stem.with_name(f"{stem.name}{OVERLAY_ENDING}"), encode_png(overlay))
-        return image_row(whole, canvas.count, pixels)
+        return image_row(frame, labels.count, labels.pixels)

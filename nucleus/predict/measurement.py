@@ -1,13 +1,17 @@
-"""Measurements: a row for each nucleus, and one for each image."""
+"""Measurements: a row per nucleus, and a row per image."""
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from skimage.measure import regionprops_table
 
-__all__ = ["IMAGE_COLUMNS", "Frame", "image_row", "measure_nuclei", "nucleus_columns"]
+from nucleus.predict.blocks import AssembledLabels, LabelledBlock
+from nucleus.predict.source import ImageSource
+
+__all__ = ["IMAGE_COLUMNS", "Frame", "frame_of", "image_row", "measure_blocks", "measure_nuclei", "nucleus_columns"]
 
 _PROPERTIES = {
     "label": "label",
@@ -27,14 +31,14 @@ IMAGE_COLUMNS = (
 
 @dataclass(frozen=True)
 class Frame:
-    """Where a part of an image lies.
+    """The position of a part in its image.
 
     Attributes:
         image: The image's name.
-        shape: Its height and width, px.
+        shape: The image's height and width, px.
         top: First row of the part.
         left: First column of the part.
-        pixel_size: Side of a pixel in micrometres, or None.
+        pixel_size: Side of a pixel, micrometres, or None.
     """
 
     image: str
@@ -45,9 +49,24 @@ class Frame:
 
 
 def nucleus_columns(channels: int) -> tuple[str, ...]:
-    """The columns of a table of nuclei in images of up to so many channels."""
+    """Return the columns of a table of nuclei in images of up to `channels` channels."""
     intensities = (f"{what}_{channel}" for channel in range(channels) for what in ("mean", "integrated"))
     return ("image", *_PROPERTIES.values(), "touches_edge", *_PHYSICAL, *intensities)
+
+
+def frame_of(source: ImageSource) -> Frame:
+    """Return the frame of a whole image."""
+    return Frame(source.name, (source.height, source.width), pixel_size=source.pixel_size)
+
+
+def measure_blocks(
+    image: Frame, blocks: Iterable[LabelledBlock], labels: AssembledLabels
+) -> Iterator[list[dict[str, Any]]]:
+    """Add the blocks of an image to its labels; yield the rows of each block's nuclei (`measure_nuclei`)."""
+    for block in blocks:
+        added, before = labels.add(block.labels, block.region)
+        frame = replace(image, top=block.region.rows.start, left=block.region.columns.start)
+        yield measure_nuclei(frame, block.channels, added, before)
 
 
 def measure_nuclei(
@@ -56,18 +75,18 @@ def measure_nuclei(
     """Measure each nucleus of a part of an image.
 
     Args:
-        frame: Where the part lies.
-        pixels: h x w x C, grey values as they are in the file.
+        frame: The position of the part.
+        pixels: h x w x C, grey values as they are stored.
         labels: h x w.
-        first: Added to the labels in the table.
+        first: Number that is added to the labels in the table.
 
     Returns:
-        One dictionary with the keys `nucleus_columns(C)` a nucleus. Lengths in pixels, centroids in pixels of the whole
-        image (the first pixel's centre is 0, 0); `diameter` is that of the circle of the same area, `eccentricity` that
-        of the ellipse with the same second moments, `solidity` the area over that of the convex hull, `mean_0` and
-        `integrated_0` the mean and the sum of the grey values in channel 0 (red, of an RGB image), and so on;
-        `touches_edge` says that the image cuts the nucleus. Columns in micrometres are None where the pixel size is
-        not known.
+        A dictionary per nucleus with the keys `nucleus_columns(C)`. Lengths are in pixels, centroids in pixels of the
+        whole image (the centre of the first pixel is 0, 0); `diameter` is that of the circle of the same area,
+        `eccentricity` that of the ellipse with the same second moments, `solidity` the area divided by that of the
+        convex hull, `mean_0` and `integrated_0` the mean and the sum of the grey values in channel 0 (red in an RGB
+        image), and so on; `touches_edge` is true where the edge of the image cuts the nucleus. Columns in micrometres
+        are None if the pixel size is unknown.
     """
     properties = sorted({key.partition("-")[0] for key in _PROPERTIES})
     table = regionprops_table(labels, properties=properties)
@@ -94,12 +113,12 @@ def measure_nuclei(
 
 
 def image_row(frame: Frame, nuclei: int, nucleus_pixels: int) -> dict[str, Any]:
-    """Measurements of a whole image: a dictionary with the keys `IMAGE_COLUMNS`.
+    """Return the measurements of a whole image: a dictionary with the keys `IMAGE_COLUMNS`.
 
     Args:
         frame: The image.
-        nuclei: How many there are.
-        nucleus_pixels: Pixels in nuclei.
+        nuclei: Number of nuclei.
+        nucleus_pixels: Number of pixels in nuclei.
     """
     height, width = frame.shape
     pixels = height * width
@@ -118,13 +137,13 @@ def image_row(frame: Frame, nuclei: int, nucleus_pixels: int) -> dict[str, Any]:
 
 
 def _integrated(pixels: NDArray[Any], labels: NDArray[np.int32]) -> NDArray[np.float64]:
-    """Sum of the grey values of each label (from 0) in each channel."""
+    """Return the sum of the grey values of each label (from 0) in each channel."""
     flat = labels.ravel()
     return np.stack([np.bincount(flat, pixels[..., c].ravel()) for c in range(pixels.shape[2])], axis=1)
 
 
 def _labels_at_edge(frame: Frame, labels: NDArray[np.int32]) -> set[int]:
-    """Labels that touch the edge of the whole image."""
+    """Return the labels that touch the edge of the whole image."""
     height, width = labels.shape
     lines = {
         0: (frame.top == 0, labels[0]),

@@ -1,28 +1,53 @@
-"""How images are segmented, as opposed to with what model."""
+"""`Model`: a network with its settings, which segments images; `Segmentation`: the nuclei of one image."""
 
+from __future__ import annotations
+
+import copy
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
+from nucleus.config.recipe import LossOptions
 from nucleus.data.images import RgbImage
-from nucleus.errors import ImageError, IntegrityError, ModelError
-from nucleus.model.architecture import ModelConfig
+from nucleus.errors import ImageError, ModelError
+from nucleus.lazy import pandas
+from nucleus.model.architecture import InstanceSettings, ModelConfig
 from nucleus.model.heads import maps_of
 from nucleus.model.instances import label_nuclei
-from nucleus.model.tiling import Picture, Region, TiledNetwork
+from nucleus.model.tiling import Region, TiledNetwork
 from nucleus.model.weight_files import load_model
-from nucleus.predict.blocks import Block, cuts_nuclei, nuclei_of_block, plan_blocks
-from nucleus.predict.source import ImageSource, NetworkView
-from nucleus.registry.manifest import MANIFEST_FILE, ModelManifest, read_model_manifest
-from nucleus.registry.versions import is_whole
+from nucleus.pictures import draw_outlines
+from nucleus.predict.blocks import (
+    AssembledLabels,
+    Block,
+    LabelledBlock,
+    cuts_nuclei,
+    nuclei_of_block,
+    plan_blocks,
+)
+from nucleus.predict.measurement import frame_of, measure_blocks, nucleus_columns
+from nucleus.predict.source import ImageSource, ScaledImage, image_source
+from nucleus.registry.manifest import ModelManifest
+from nucleus.registry.versions import PulledModel, read_pulled
 
-__all__ = ["LabelledBlock", "Prediction", "PredictionOptions", "Predictor", "load_predictor", "read_pulled"]
+__all__ = [
+    "IMAGES_AT_ONCE",
+    "ImageValues",
+    "Model",
+    "PredictionOptions",
+    "Segmentation",
+    "load_model_folder",
+    "load_pulled",
+]
 
 
+IMAGES_AT_ONCE = 8
+"""Images that are opened together, so that small ones are computed together."""
 _BLOCK_SIDE = 2048
 
 
@@ -31,10 +56,11 @@ class PredictionOptions:
     """How images are segmented.
 
     Attributes:
-        diameter: Typical diameter of the nuclei in the images, px; they are rescaled to what the model was trained on.
-        pixel_size: Side of the images' pixels, micrometres, instead of what their files say. Where the model knows that
-            of its training images and no diameter is given, images are rescaled by it, or by what their file says.
-        turns: Whether to average over the eight flips and quarter turns; eight times the work.
+        diameter: Typical diameter of the nuclei in the images, px; images are rescaled to the diameter that the model
+            was trained on.
+        pixel_size: Side of the images' pixels, micrometres, instead of what their files say. If the model knows the
+            pixel size of its training images and no diameter is given, images are rescaled by it.
+        turns: Whether to average over the eight flips and quarter turns; eight times slower.
         block_side: Side of the blocks in which large images are labelled, px.
     """
 
@@ -47,128 +73,217 @@ class PredictionOptions:
 _SMALLEST_MARGIN = 128
 _DIAMETERS_OF_MARGIN = 4
 _LARGEST_MARGIN = 512
-"""Pixels of the network, as the smallest one."""
+"""In network pixels, as the smallest margin."""
 _PIXELS_AT_ONCE = 1 << 22
 _LARGEST_SCALE = 16.0
 
 
 @dataclass(frozen=True)
-class Prediction:
-    """What a model makes of an image in memory.
+class ImageValues:
+    """The network's values at the pixels of a whole image.
 
     Attributes:
-        values: H x W x channels, float32, as `nucleus.model.heads` says.
-        labels: H x W, int32: 0 background, 1..K nuclei.
+        values: H x W x channels, float32, as `nucleus.model.heads` describes them.
+        scale: Network pixels per image pixel.
     """
 
     values: NDArray[np.float32]
-    labels: NDArray[np.int32]
+    scale: float
 
 
-@dataclass(frozen=True)
-class LabelledBlock:
-    """The nuclei of one block of an image.
+class Segmentation:
+    """The nuclei of one image.
 
     Attributes:
-        region: What part of the image `labels` and `channels` show.
-        labels: h x w, int32: 0 background and other blocks' nuclei, 1..k.
-        channels: h x w x C, all channels as the file has them.
+        labels: H x W, int32: 0 background, 1..K nuclei.
+        table: pandas DataFrame, a row per nucleus, with the columns of `nuclei.csv`: lengths in px, centroids in px
+            from the centre of the first pixel, grey values as they are stored. Columns in micrometres are NaN if the
+            pixel size is unknown.
+
+    Examples:
+        >>> found = model.segment("cells.png")
+        >>> found
+        <Segmentation of cells.png: 512 x 512 px, 23 nuclei>
+        >>> found.table[["label", "area", "diameter"]].mean()
     """
 
-    region: Region
-    labels: NDArray[np.int32]
-    channels: NDArray[Any]
+    def __init__(self, image: ScaledImage, labels: NDArray[np.int32], table: pandas.DataFrame) -> None:
+        self.labels = labels
+        self.table = table
+        self._image = image
+
+    @property
+    def count(self) -> int:
+        """Number of nuclei."""
+        return len(self.table)
+
+    def overlay(self) -> RgbImage:
+        """Return the image, H x W x 3, uint8, with each nucleus outlined in yellow."""
+        whole = self._image.whole
+        return draw_outlines(self._image.rgb(whole.rows, whole.columns), self.labels)
+
+    def __repr__(self) -> str:
+        height, width = self.labels.shape
+        nuclei = "1 nucleus" if self.count == 1 else f"{self.count} nuclei"
+        return f"<Segmentation of {self._image.source.name}: {width} x {height} px, {nuclei}>"
 
 
-class Predictor:
-    """A network with its settings.
+class Model:
+    """A network with its settings: segments images of any size.
+
+    Every image takes the same way, be it a file, an array or an image of a dataset: opened (`ImageSource`), normalised
+    and rescaled (`ScaledImage`), through the network tile by tile, its values brought back to the image's pixels, and
+    labelled there. So `options` have the same effect everywhere.
 
     Args:
-        model: A network of `build_unet`.
-        config: What it is.
+        network: A network of `build_unet`.
+        config: Its configuration.
         options: How images are segmented.
+        manifest: The published version that the network is from; None while it is in training.
+
+    Attributes:
+        config: The network's configuration.
+        options: How images are segmented.
+        manifest: The published version, or None.
 
     Raises:
-        ModelError: A diameter is given and the model knows none.
+        ModelError: `options` has a diameter and the model knows none.
     """
 
-    def __init__(self, model: Any, config: ModelConfig, options: PredictionOptions | None = None) -> None:
+    def __init__(
+        self,
+        network: Any,
+        config: ModelConfig,
+        options: PredictionOptions | None = None,
+        manifest: ModelManifest | None = None,
+    ) -> None:
         self.config = config
-        self._options = options or PredictionOptions()
-        self._network = TiledNetwork(model, config, turns=self._options.turns)
-        if self._options.diameter is not None and config.nucleus_diameter is None:
+        self.options = options or PredictionOptions()
+        self.manifest = manifest
+        self._network = TiledNetwork(network, config, turns=self.options.turns)
+        if self.options.diameter is not None and config.nucleus_diameter is None:
             raise ModelError(
-                "Expected a model that knows the diameter of its nuclei; this one does not, so --diameter says "
-                "nothing to it. Leave it out."
+                "Expected a model that knows the diameter of its nuclei; this one does not, so --diameter has no "
+                "effect. Leave it out."
             )
 
-    def images(self, images: Iterable[RgbImage]) -> Iterator[Prediction]:
-        """Segment images in memory, each in one piece, H x W x 3, RGB of 8 bits, at the scale that they have."""
-        for values in self._network.images(images):
-            yield Prediction(values, label_nuclei(maps_of(values, self.config.heads), self.config.instances))
+    def __repr__(self) -> str:
+        version = "in training" if self.manifest is None else f"{self.manifest.model}@{self.manifest.version}"
+        return f"<Model {version}: {self.config.encoder}, {self.options}>"
 
-    def view(self, source: ImageSource) -> NetworkView:
-        """An image as the network sees it, read once for it. Raises `ImageError` if it is damaged or out of scale."""
-        return NetworkView(source, self.config.normalization, self._scale(source))
+    @property
+    def loss(self) -> LossOptions:
+        """The loss that the model was trained with."""
+        return LossOptions.model_validate(self.manifest.origin.recipe.get("loss", {}) if self.manifest else {})
 
-    def pixel_size(self, source: ImageSource) -> float | None:
-        """Side of an image's pixels in micrometres, as the user or the file says."""
-        return self._options.pixel_size or source.pixel_size
+    def with_labelling(self, instances: InstanceSettings, nucleus_diameter: float | None) -> Model:
+        """Return the same network with other settings for labels."""
+        other = copy.copy(self)
+        other.config = self.config.model_copy(update={"instances": instances, "nucleus_diameter": nucleus_diameter})
+        return other
 
-    def segment(self, views: Sequence[NetworkView]) -> Iterator[Iterator[LabelledBlock]]:
-        """Segment images of any size; each nucleus comes in one block, whole.
+    def segment(self, image: str | Path | ArrayLike, *, channel: int | None = None) -> Segmentation:
+        """Find the nuclei of an image.
 
-        Small images of like size are computed together, so several at once are faster than one after the other.
+        Args:
+            image: A file (PNG, TIFF, OME-TIFF, JPEG, BMP, WebP), or an array H x W (grey) or H x W x C of any depth,
+                with C = 1 (grey), 3 (RGB), 4 (RGB and alpha), or several channels of which `channel` names one.
+            channel: The channel to segment, from 0. All channels are measured.
+
+        Returns:
+            Labels, table and overlay. In the table, the column `image` is the file's name, or "image" for an array.
+
+        Raises:
+            ImageError: Not an image, a damaged one, or several channels and no choice among them.
+
+        Examples:
+            >>> found = model.segment("cells.png")
+            >>> found.labels.shape, found.labels.dtype
+            ((512, 512), dtype('int32'))
+        """
+        scaled = self.scaled_image(image_source(image, channel))
+        labels = AssembledLabels(np.zeros(scaled.source_shape, np.int32))
+        (blocks,) = self.segment_blocks([scaled])
+        rows = [row for part in measure_blocks(frame_of(scaled.source), blocks, labels) for row in part]
+        channels = scaled.source.read_channels(slice(0, 1), slice(0, 1)).shape[2]
+        return Segmentation(scaled, labels.labels, _table(rows, channels))
+
+    def scaled_image(self, source: ImageSource) -> ScaledImage:
+        """Normalise and rescale an image for the network. Raises `ImageError` if it is damaged or out of scale."""
+        known = replace(source, pixel_size=self.options.pixel_size or source.pixel_size)
+        return ScaledImage(known, self.config.normalization, self._scale(known))
+
+    def segment_blocks(self, images: Sequence[ScaledImage]) -> Iterator[Iterator[LabelledBlock]]:
+        """Segment images of any size in blocks; each nucleus is whole in one block.
+
+        Small images of similar size are computed together, so several at once are faster than one after the other.
+        The memory needed does not depend on the size of the images.
 
         Yields:
-            For each image, in order, its blocks.
+            The blocks of each image, in order.
         """
-        for group in _groups(views):
-            plans = [self._plan(view) for view in group]
+        for group in _groups(images):
+            plans = [self._plan(image) for image in group]
             small = [number for number, blocks in enumerate(plans) if len(blocks) == 1]
-            pictures = [Picture(view.read, view.shape) for view in group]
-            values = dict(zip(small, self._network.pictures([pictures[number] for number in small]), strict=True))
-            for number, (view, blocks) in enumerate(zip(group, plans, strict=True)):
-                regions = [view.covering(block.seen) for block in blocks]
-                at_once = number in values
-                found = iter([values.pop(number)]) if at_once else self._network.regions(pictures[number], regions)
-                yield self._labelled(view, blocks, regions, found)
+            values = dict(zip(small, self._network.whole_images([group[number] for number in small]), strict=True))
+            for number, (image, blocks) in enumerate(zip(group, plans, strict=True)):
+                regions = [image.covering(block.seen) for block in blocks]
+                whole = number in values
+                found = iter([values.pop(number)]) if whole else self._network.regions(image, regions)
+                yield self._labelled(image, blocks, regions, found)
 
-    def _plan(self, view: NetworkView) -> list[Block]:
-        """Blocks that are no larger in the network's pixels than in the image's."""
+    def values(self, sources: Iterable[ImageSource]) -> Iterator[ImageValues]:
+        """Yield the network's values of whole images that fit into memory, in order.
+
+        They are computed `IMAGES_AT_ONCE` at a time, so the same sequence, or a part of it that begins at a multiple
+        of that number, has the same values to the bit on the same machine.
+        """
+        remaining = iter(sources)
+        while chunk := [self.scaled_image(source) for source in islice(remaining, IMAGES_AT_ONCE)]:
+            for image, values in zip(chunk, self._network.whole_images(chunk), strict=True):
+                yield ImageValues(image.back(values, image.covering(image.whole), image.whole), image.scale)
+
+    def label(self, found: ImageValues, instances: InstanceSettings | None = None) -> NDArray[np.int32]:
+        """Return the labels, H x W, of an image from its values; `instances` replaces the settings of the model."""
+        settings = (instances or self.config.instances).scaled(1 / found.scale)
+        return label_nuclei(maps_of(found.values, self.config.heads), settings)
+
+    def _plan(self, image: ScaledImage) -> list[Block]:
+        """Return blocks that have at most `block_side` px a side in image pixels and in network pixels."""
         margin = max(_SMALLEST_MARGIN, round(_DIAMETERS_OF_MARGIN * (self.config.nucleus_diameter or 0.0)))
-        side = max(1, round(self._options.block_side / max(1.0, view.scale)))
-        return plan_blocks((view.source.height, view.source.width), side, max(1, round(margin / view.scale)))
+        side = max(1, round(self.options.block_side / max(1.0, image.scale)))
+        return plan_blocks(image.source_shape, side, max(1, round(margin / image.scale)))
 
     def _labelled(
         self,
-        view: NetworkView,
+        image: ScaledImage,
         blocks: Sequence[Block],
         regions: Sequence[Region],
         found: Iterator[NDArray[np.float32]],
     ) -> Iterator[LabelledBlock]:
-        """Blocks from the network's values at their regions."""
+        """Yield labelled blocks from the network's values in their regions."""
         for planned, region, values in zip(blocks, regions, found, strict=True):
-            block, labels = planned, self._label(view, planned, region, values)
-            while cuts_nuclei(labels, block, view.source_shape) and block.margin * view.scale < _LARGEST_MARGIN:
-                block = block.widened(view.source_shape)  # for a nucleus larger than the margin foresees
-                wider = view.covering(block.seen)
-                (more,) = self._network.regions(Picture(view.read, view.shape), [wider])
-                labels = self._label(view, block, wider, more)
-            yield LabelledBlock(block.seen, labels, view.source.read_channels(block.seen.rows, block.seen.columns))
+            block, labels = planned, self._label_block(image, planned, region, values)
+            while cuts_nuclei(labels, block, image.source_shape) and block.margin * image.scale < _LARGEST_MARGIN:
+                block = block.widened(image.source_shape)  # for a nucleus larger than the margin
+                wider = image.covering(block.seen)
+                (more,) = self._network.regions(image, [wider])
+                labels = self._label_block(image, block, wider, more)
+            yield LabelledBlock(block.seen, labels, image.source.read_channels(block.seen.rows, block.seen.columns))
 
-    def _label(self, view: NetworkView, block: Block, region: Region, values: NDArray[np.float32]) -> NDArray[np.int32]:
-        maps = maps_of(view.back(values, region, block.seen), self.config.heads)
-        return nuclei_of_block(label_nuclei(maps, self.config.instances.scaled(1 / view.scale)), block)
+    def _label_block(
+        self, image: ScaledImage, block: Block, region: Region, values: NDArray[np.float32]
+    ) -> NDArray[np.int32]:
+        found = ImageValues(image.back(values, region, block.seen), image.scale)
+        return nuclei_of_block(self.label(found), block)
 
     def _scale(self, source: ImageSource) -> float:
-        """Pixels of the network a pixel of an image. Raises `ImageError` if it is absurd."""
+        """Return the network pixels per image pixel. Raises `ImageError` if the number is absurd."""
         scale = 1.0
-        pixel_size = self.pixel_size(source)
-        if self._options.diameter is not None and self.config.nucleus_diameter is not None:
-            scale = self.config.nucleus_diameter / self._options.diameter
-        elif pixel_size is not None and self.config.pixel_size is not None:
-            scale = pixel_size / self.config.pixel_size
+        if self.options.diameter is not None and self.config.nucleus_diameter is not None:
+            scale = self.config.nucleus_diameter / self.options.diameter
+        elif source.pixel_size is not None and self.config.pixel_size is not None:
+            scale = source.pixel_size / self.config.pixel_size
         if not 1 / _LARGEST_SCALE <= scale <= _LARGEST_SCALE:
             raise ImageError(
                 f"Expected {source.name} to be rescaled by 1/{_LARGEST_SCALE:g} to {_LARGEST_SCALE:g}; its diameter or "
@@ -177,43 +292,38 @@ class Predictor:
         return scale
 
 
-def _groups(views: Sequence[NetworkView]) -> Iterator[list[NetworkView]]:
-    """Neighbouring images that are together small enough to be computed at once, larger ones alone."""
-    group: list[NetworkView] = []
+def _groups(images: Sequence[ScaledImage]) -> Iterator[list[ScaledImage]]:
+    """Yield neighbouring images that are together small enough to be computed at once, larger ones alone."""
+    group: list[ScaledImage] = []
     pixels = 0
-    for view in views:
-        size = view.shape[0] * view.shape[1]
+    for image in images:
+        size = image.shape[0] * image.shape[1]
         if group and pixels + size > _PIXELS_AT_ONCE:
             yield group
             group, pixels = [], 0
-        group.append(view)
+        group.append(image)
         pixels += size
     if group:
         yield group
 
 
-def load_predictor(folder: Path, options: PredictionOptions | None = None) -> Predictor:
-    """A predictor from a folder that `nucleus models pull` made.
+def _table(rows: Sequence[dict[str, Any]], channels: int) -> pandas.DataFrame:
+    """Return a table of `measure_nuclei`'s rows; the types of its columns do not depend on the rows."""
+    columns = nucleus_columns(channels)
+    kinds = {"image": "object", "label": "int64", "area": "int64", "touches_edge": "bool"}
+    return pandas.DataFrame(rows, columns=columns).astype({name: kinds.get(name, "float64") for name in columns})
+
+
+def load_model_folder(folder: Path, options: PredictionOptions | None = None) -> Model:
+    """Load a model from a folder that `nucleus models pull` made.
 
     Raises:
-        IntegrityError: A file of the folder does not have its sum.
+        IntegrityError: A file of the folder does not match its SHA-256.
         ModelError: This version cannot rebuild the network, or the options do not fit it.
     """
-    read_pulled(folder)
-    return Predictor(*load_model(folder), options)
+    return load_pulled(read_pulled(folder), options)
 
 
-def read_pulled(folder: Path) -> ModelManifest:
-    """The manifest of a pulled model whose files all have their sums."""
-    try:
-        manifest = read_model_manifest((folder / MANIFEST_FILE).read_bytes(), str(folder / MANIFEST_FILE))
-    except OSError as error:
-        raise IntegrityError(
-            f"Expected a pulled model in {folder}; it has no {MANIFEST_FILE}. Run: nucleus models pull NAME {folder}"
-        ) from error
-    if not is_whole(folder, manifest):
-        raise IntegrityError(
-            f"Expected the files in {folder} to have the sums of their manifest; some do not. "
-            f"Remove the folder and run: nucleus models pull {manifest.model}@{manifest.version} {folder}"
-        )
-    return manifest
+def load_pulled(pulled: PulledModel, options: PredictionOptions | None = None) -> Model:
+    """Load a model whose files are verified already. Raises `ModelError`."""
+    return Model(*load_model(pulled.folder), options, pulled.manifest)

@@ -1,4 +1,4 @@
-"""Tables of nuclei as Parquet: one part for each image, and all parts as one table."""
+"""Tables of nuclei: CSV for image files; for images in a bucket, Parquet per image, joined into one at the end."""
 
 import csv
 import json
@@ -18,7 +18,7 @@ from nucleus.predict.measurement import IMAGE_COLUMNS, nucleus_columns
 from nucleus.storage.bucket import Bucket
 from nucleus.storage.files import atomic_path
 
-__all__ = ["Part", "RowWriter", "new_part", "write_tables"]
+__all__ = ["CsvTable", "ImageTable", "RowWriter", "csv_table", "image_table", "write_tables"]
 
 
 _IMAGE_ROW = "image"
@@ -27,46 +27,46 @@ _SMALLEST_GROUP, _LARGEST_GROUP = 1 << 16, 1 << 20
 _AT_ONCE = 16
 
 
-class Part:
-    """The nuclei of one image in a Parquet file, its row of the table of images in the file's metadata."""
+class ImageTable:
+    """A Parquet file of the nuclei of one image; the image's own row is in the file's metadata."""
 
     def __init__(self, writer: pq.ParquetWriter, schema: pa.Schema) -> None:
         self._writer = writer
         self._schema = schema
 
     def writerows(self, rows: Iterable[dict[str, Any]], /) -> None:
-        """Add nuclei, as `measure_nuclei` gives them."""
+        """Add rows of `measure_nuclei`."""
         self._writer.write_table(pa.Table.from_pylist(list(rows), schema=self._schema))
 
     def set_image(self, row: dict[str, Any]) -> None:
-        """Note the image's own row, as `image_row` gives it."""
+        """Store the image's own row, of `image_row`."""
         self._writer.add_key_value_metadata({_IMAGE_ROW: json.dumps(row)})
 
 
 @contextmanager
-def new_part(path: Path, channels: int) -> Iterator[Part]:
-    """A part of an image of so many channels, whole when the block has ended."""
+def image_table(path: Path, channels: int) -> Iterator[ImageTable]:
+    """Provide a new table for an image of `channels` channels, complete when the block ends."""
     schema = _schema(nucleus_columns(channels))
     with pq.ParquetWriter(path, schema, compression="zstd") as writer:
-        yield Part(writer, schema)
+        yield ImageTable(writer, schema)
 
 
-def write_tables(parts: Bucket, keys: Sequence[str], nuclei: Path, images: Path) -> None:
-    """Join parts to a table of nuclei and one of images, in the order of their keys.
+def write_tables(bucket: Bucket, keys: Sequence[str], nuclei: Path, images: Path) -> None:
+    """Join the tables of images into a table of all nuclei and a table of all images, in the order of the keys.
 
-    The table of nuclei has columns for as many channels as the image with the most of them; they are null for images
+    The table of nuclei has columns for as many channels as the image with the most channels; they are null for images
     that have fewer.
 
     Args:
-        parts: Where they lie.
-        keys: Which.
-        nuclei: Parquet file to be written.
-        images: Parquet file to be written.
+        bucket: The bucket that holds the tables of the images.
+        keys: Their keys.
+        nuclei: Parquet file to write, a row per nucleus.
+        images: Parquet file to write, a row per image.
     """
-    with tempfile.TemporaryDirectory(prefix="nucleus-parts-") as temporary:
+    with tempfile.TemporaryDirectory(prefix="nucleus-tables-") as temporary:
         paths = [Path(temporary) / f"{number:07d}.parquet" for number in range(len(keys))]
         with ThreadPoolExecutor(_AT_ONCE) as pool:
-            list(pool.map(parts.download, keys, paths))
+            list(pool.map(bucket.download, keys, paths))
         found = [pq.read_metadata(path) for path in paths]
         rows = [json.loads(metadata.metadata[_IMAGE_ROW.encode()]) for metadata in found]
         pq.write_table(pa.Table.from_pylist(rows, schema=_schema(IMAGE_COLUMNS)), images, compression="zstd")
@@ -98,14 +98,14 @@ def _type(column: str) -> pa.DataType:
 
 
 class RowWriter(Protocol):
-    """Takes rows of a table, as `csv.DictWriter` does."""
+    """A table that takes rows, as `csv.DictWriter` does."""
 
     def writerows(self, rowdicts: Iterable[dict[str, Any]], /) -> None:
         """Add rows."""
 
 
 class CsvTable:
-    """A CSV file with a row of column names."""
+    """A CSV file with a header of column names."""
 
     def __init__(self, file: TextIO, columns: Sequence[str]) -> None:
         self._file = file
@@ -118,7 +118,7 @@ class CsvTable:
 
     @contextmanager
     def rows(self) -> Iterator["csv.DictWriter[str]"]:
-        """Takes the rows of an image, which are added when the block ends well; memory does not grow with them."""
+        """Provide a writer for the rows of an image, kept on disk and added if the block ends without error."""
         with tempfile.TemporaryFile("w+", newline="", encoding="utf-8") as spooled:
             yield self._writer(spooled)
             spooled.seek(0)
@@ -130,6 +130,6 @@ class CsvTable:
 
 @contextmanager
 def csv_table(path: Path, columns: Sequence[str]) -> Iterator[CsvTable]:
-    """A CSV file that appears when the block ends well."""
+    """Provide a CSV file that appears under its name if the block ends without error."""
     with atomic_path(path) as beside, beside.open("w", newline="", encoding="utf-8") as file:
         yield CsvTable(file, columns)

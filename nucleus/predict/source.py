@@ -1,4 +1,4 @@
-"""Image files of any size, read by parts: their pixels in the depth that they have."""
+"""Images in files and arrays, read in parts (`ImageSource`), and at the network's scale (`ScaledImage`)."""
 
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -9,7 +9,7 @@ from typing import Any
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from nucleus.config.recipe import NormalizationOptions
 from nucleus.data.images import RgbImage, colours_of, decode_raw, rgb8, stretch_of
@@ -21,7 +21,7 @@ from nucleus.model.tiling import Region
 os.environ.setdefault("VIPS_BLOCK_UNTRUSTED", "1")  # formats whose decoders are not hardened against bad files
 import pyvips
 
-__all__ = ["ImageSource", "NetworkView", "array_source", "channel_count", "open_source"]
+__all__ = ["ImageSource", "ScaledImage", "array_source", "channel_count", "image_source", "open_source"]
 
 
 _WHOLE_PIXELS = 1 << 24
@@ -42,15 +42,15 @@ ReadPart = Callable[[slice, slice], NDArray[Any]]
 
 @dataclass(frozen=True)
 class ImageSource:
-    """An image that can be read by parts.
+    """An image that can be read in parts.
 
     Attributes:
-        name: Names it in tables and messages.
-        height: Pixels.
-        width: Pixels.
-        read: Gives rows and columns, h x w x 1 (grey) or 3 (RGB), in the depth of the file.
-        read_channels: Gives the same with all channels of the file, of which `read` may give one.
-        pixel_size: Side of a pixel in micrometres, if the file says so.
+        name: Its name in tables and messages.
+        height: Height, px.
+        width: Width, px.
+        read: Reads rows and columns, h x w x 1 (grey) or 3 (RGB), in the image's own depth.
+        read_channels: Reads the same part with all channels, also where `read` gives one of them.
+        pixel_size: Side of a pixel, micrometres, if known.
     """
 
     name: str
@@ -61,29 +61,61 @@ class ImageSource:
     pixel_size: float | None = None
 
     def bands(self, multiple: int) -> Iterator[slice]:
-        """Rows of the image from the top, some 16 million pixels at a time; each but the last a multiple of rows."""
+        """Yield the rows of the image from the top, about 16 million pixels at a time, in multiples of `multiple`."""
         band = max(1, _BAND_PIXELS // self.width // multiple) * multiple
         return (slice(top, min(top + band, self.height)) for top in range(0, self.height, band))
 
 
-def array_source(pixels: NDArray[Any], name: str = "image") -> ImageSource:
-    """An image in memory, H x W x 1 or 3."""
+def image_source(image: str | Path | ArrayLike, channel: int | None = None) -> ImageSource:
+    """Open an image: a file (`open_source`) or an array (`array_source`). Raises `ImageError`."""
+    return open_source(Path(image), channel) if isinstance(image, str | Path) else array_source(image, channel=channel)
+
+
+def array_source(pixels: ArrayLike, name: str = "image", channel: int | None = None) -> ImageSource:
+    """Return an image in memory.
+
+    Args:
+        pixels: H x W (grey), or H x W x C with C = 1 (grey), 3 (RGB) or 4 (RGB and alpha, which is dropped); with any
+            other C, `channel` says which one to segment. Integers or floats of any depth, or bool.
+        name: Its name in tables and messages.
+        channel: The channel to segment, from 0; without it, grey and RGB images are taken whole.
+
+    Raises:
+        ImageError: Not such an array, or several channels and no choice among them.
+    """
+    array = np.asarray(pixels)
+    if array.dtype.kind not in "buif" or array.ndim not in {2, 3} or 0 in array.shape:
+        raise ImageError(
+            f"Expected {name} to be an array of numbers, H x W or H x W x C; found shape {array.shape} of {array.dtype}"
+            + (". Pass one plane of it." if array.ndim > 3 else ".")
+        )
+    if array.dtype == np.float16:
+        array = array.astype(np.float32)  # percentiles need more digits
+    stored = array if array.ndim == 3 else array[..., np.newaxis]
+    stored = stored[..., :3] if stored.shape[2] == 4 else stored
+    if channel is None and stored.shape[2] not in {1, 3}:
+        hint = " If its channels come first, pass np.moveaxis(image, 0, -1)." if array.shape[0] < array.shape[2] else ""
+        raise ImageError(
+            f"Expected one channel of {name}, which has {stored.shape[2]} (shape {array.shape}, read as H x W x C); "
+            f"found no choice among them. Add: channel=0.{hint}"
+        )
 
     def read(rows: slice, columns: slice) -> NDArray[Any]:
-        return pixels[rows, columns]
+        return stored[rows, columns]
 
-    return ImageSource(name, pixels.shape[0], pixels.shape[1], read, read)
+    source = ImageSource(name, stored.shape[0], stored.shape[1], read, read)
+    return source if channel is None else _one_channel(source, channel)
 
 
 def open_source(path: Path, channel: int | None = None) -> ImageSource:
     """Open an image file.
 
-    Small images are decoded at once; of larger ones only what is asked for is (tiled TIFF), or libvips unpacks them to
-    a temporary file.
+    Small images are decoded at once. Of larger ones, libvips decodes the parts that are read (tiled TIFF), or unpacks
+    the image to a temporary file.
 
     Args:
         path: PNG, TIFF, OME-TIFF, JPEG, BMP or WebP.
-        channel: Which channel to take, from 0; without it, grey and RGB images are taken whole.
+        channel: The channel to segment, from 0; without it, grey and RGB images are taken whole.
 
     Raises:
         ImageError: No image, a damaged one, or one with several channels, planes or times and no choice among them.
@@ -101,7 +133,7 @@ def open_source(path: Path, channel: int | None = None) -> ImageSource:
 
 
 def channel_count(path: Path) -> int:
-    """How many channels `read_channels` of a file gives, from its header. Raises `ImageError`."""
+    """Return how many channels `read_channels` of a file gives, from its header. Raises `ImageError`."""
     with _readable(path):
         pages = _facts_of(path).channel_pages
         header = _header(path)
@@ -130,7 +162,9 @@ def _choice(facts: TiffFacts, channel: int | None, path: Path) -> int:
     count = len(facts.channel_pages)
     if channel is None or not 0 <= channel < count:
         found = "no choice among them" if channel is None else f"the choice {channel}"
-        raise ImageError(f"Expected one channel of {path}, which has {count}; found {found}. Add: --channel 0")
+        raise ImageError(
+            f"Expected one channel of {path}, which has {count}; found {found}. Add: --channel 0 (in Python: channel=0)"
+        )
     return channel
 
 
@@ -144,7 +178,7 @@ def _is_small(path: Path) -> bool:
 
 
 def _whole(path: Path) -> ImageSource:
-    """An image that is decoded at once."""
+    """Decode an image at once."""
     return array_source(colours_of(decode_raw(path.read_bytes(), str(path)), str(path)), path.name)
 
 
@@ -156,7 +190,7 @@ def _one_channel(source: ImageSource, channel: int) -> ImageSource:
 
 
 def _header(path: Path) -> Any | None:
-    """The image as libvips sees it, nothing decoded yet; None for formats that only OpenCV knows."""
+    """Return the image opened by libvips, nothing decoded yet; None for formats that only OpenCV reads."""
     try:
         return pyvips.Image.new_from_file(str(path))
     except pyvips.Error:
@@ -164,7 +198,7 @@ def _header(path: Path) -> Any | None:
 
 
 def _large(path: Path, page: int) -> ImageSource:
-    """An image read by parts through libvips."""
+    """Open an image that libvips reads in parts."""
     tiff = path.suffix.lower() in TIFF_SUFFIXES
     # A TIFF's missing tiles are only a warning to libvips.
     options = {"fail_on": "warning", "page": page} if tiff else {"fail_on": "truncated"}
@@ -193,7 +227,7 @@ def _channels(source: ImageSource) -> int:
 
 
 def _bands(image: Any) -> int:
-    """Channels without alpha."""
+    """Return the number of channels without alpha."""
     return 3 if image.bands >= 3 else 1
 
 
@@ -202,21 +236,28 @@ def _reason(error: Exception) -> str:
 
 
 _SAMPLE_PIXELS = 1 << 22
-"""Percentiles of larger images are taken from about as many pixels, every k-th by row and column."""
+"""Percentiles of larger images are taken from about this many pixels, every k-th by row and column."""
 
 
-class NetworkView:
-    """What the network sees of an image.
+class ScaledImage:
+    """An image as the network sees it: normalised, and at the network's scale.
+
+    Grey values are stretched by percentiles of the whole image, which is read once for them. Of 8-bit RGB images that
+    is what `nucleus.data.normalization.normalize` does in training, to the bit, below 4096 x 4096 px; of larger images
+    the percentiles are those of a sample.
 
     Args:
         source: The image.
-        normalization: How its grey values are stretched; decided by the whole image, read once for it.
-        scale: Pixels of the network a pixel of the image.
+        normalization: How its grey values are stretched.
+        scale: Network pixels per image pixel.
 
     Attributes:
         source: The image.
-        scale: Pixels of the network a pixel of the image.
-        shape: Height and width in the network's pixels.
+        scale: Network pixels per image pixel.
+        shape: Height and width in network pixels.
+
+    Raises:
+        ImageError: A damaged image, or values that are not finite.
     """
 
     def __init__(self, source: ImageSource, normalization: NormalizationOptions, scale: float = 1.0) -> None:
@@ -229,31 +270,36 @@ class NetworkView:
 
     @property
     def source_shape(self) -> tuple[int, int]:
-        """Height and width of the image."""
+        """Height and width of the image, px."""
         return self.source.height, self.source.width
 
+    @property
+    def whole(self) -> Region:
+        """All of the image, in its own pixels."""
+        return Region(slice(0, self.source.height), slice(0, self.source.width))
+
     def rgb(self, rows: slice, columns: slice) -> RgbImage:
-        """Pixels of the image itself, h x w x 3, of 8 bits but not normalised: for pictures."""
+        """Return pixels of the image itself, h x w x 3, 8 bits, not normalised: for pictures."""
         return rgb8(self.source.read(rows, columns), self._stretch)
 
     def read(self, rows: slice, columns: slice) -> RgbImage:
-        """Pixels as the network sees them, h x w x 3."""
+        """Return network pixels, h x w x 3, uint8, normalised."""
         if self.scale == 1:
             return np.asarray(self._table[self.rgb(rows, columns)])
         first, last = self._needed(rows, self.source.height), self._needed(columns, self.source.width)
         pixels = self._table[self.rgb(first, last)]
-        if self.scale < 1:  # what is finer than the new pixels would become noise
+        if self.scale < 1:  # detail finer than the new pixels would become noise
             pixels = cv2.GaussianBlur(pixels, (0, 0), 0.5 / self.scale)
         shape = rows.stop - rows.start, columns.stop - columns.start
         offset = rows.start / self.scale - first.start, columns.start / self.scale - last.start
         return np.asarray(_resampled(pixels, shape, 1 / self.scale, offset), np.uint8)
 
     def back(self, values: NDArray[np.float32], covering: Region, wanted: Region) -> NDArray[np.float32]:
-        """The network's values at the image's own pixels.
+        """Return the network's values at the image's own pixels.
 
         Args:
-            values: h x w x C, at `covering`.
-            covering: The region in the network's pixels, from `covering`.
+            values: h x w x C, of `covering`.
+            covering: A region in network pixels, from the method `covering`.
             wanted: The region of the image.
         """
         if self.scale == 1:
@@ -263,7 +309,7 @@ class NetworkView:
         return np.asarray(_resampled(values, wanted.shape, self.scale, (down, across)), np.float32)
 
     def covering(self, wanted: Region) -> Region:
-        """The region of the network's pixels that covers one of the image."""
+        """Return the region in network pixels that covers a region of the image."""
         if self.scale == 1:
             return wanted
         return Region(self._cover(wanted.rows, self.shape[0]), self._cover(wanted.columns, self.shape[1]))
@@ -281,7 +327,7 @@ class NetworkView:
 def _resampled(
     pixels: NDArray[np.generic], shape: tuple[int, int], step: float, offset: tuple[float, float]
 ) -> NDArray[np.generic]:
-    """Sample pixels (h x w x C) on another grid, bilinearly; beyond the edge they go on as they end.
+    """Sample pixels (h x w x C) on another grid, bilinearly; beyond the edges the outermost pixels are repeated.
 
     Pixel i of the result has its centre at (i + 0.5) * step + offset - 0.5 of the input, by rows and by columns.
     """
@@ -293,7 +339,7 @@ def _resampled(
 
 
 def _sample_of(source: ImageSource) -> NDArray[np.generic]:
-    """Every k-th pixel by row and column, h x w x channels; every pixel of small images."""
+    """Return every k-th pixel by row and column, h x w x channels; every pixel of small images."""
     every = max(1, int(np.sqrt(source.height * source.width / _SAMPLE_PIXELS)))
     columns = slice(0, source.width)
     return np.concatenate([source.read(rows, columns)[::every, ::every] for rows in source.bands(every)])

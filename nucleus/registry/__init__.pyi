@@ -46,10 +46,12 @@ from .publish import leftovers as leftovers
 from .publish import publish as publish
 from .publish import remove_leftover as remove_leftover
 from .publish import run_of_claim as run_of_claim
+from .versions import PulledModel as PulledModel
 from .versions import is_whole as is_whole
 from .versions import list_models as list_models
 from .versions import list_versions as list_versions
 from .versions import pull as pull
 from .versions import pull_cached as pull_cached
+from .versions import read_pulled as read_pulled
 from .versions import resolve_version as resolve_version
 from .versions import version_of_run as version_of_run

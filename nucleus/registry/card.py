@@ -417,11 +417,11 @@ def _use_lines(name: str) -> list[str]:
         ),
         "",
         "```python",
-        "from pathlib import Path",
-        "from nucleus.data.images import decode_image",
-        "from nucleus.predict.model import load_predictor",
-        'image = decode_image(Path("image.png").read_bytes(), "image.png")',
-        'labels = next(load_predictor(Path("model")).images([image])).labels',
+        "import nucleus",
+        'found = nucleus.load("model").segment("image.png")',
+        "labels = found.labels",
+        "table = found.table",
+        "overlay = found.overlay()",
         "```",
     ]
 

@@ -88,6 +88,14 @@ class ModelManifest(_Frozen):
     files: dict[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")], StoredFile]
     origin: Origin
 
+    def __str__(self) -> str:
+        return f"{self.model}@{self.version}"
+
+    def __repr__(self) -> str:
+        test = self.origin.metrics.get("test", {}).get("all", {})
+        scores = ", ".join(f"{name} {test[name]:.4f}" for name in ("map", "iou") if name in test)
+        return f"<ModelManifest {self}: run {self.origin.run} on {self.origin.dataset}; test {scores or 'not scored'}>"
+
 
 def model_key(name: str, *names: str) -> str:
     """Key of something of a model, below the bucket's prefix."""

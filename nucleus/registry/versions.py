@@ -6,6 +6,7 @@ with it does the version exist.
 
 import secrets
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
 from filelock import FileLock
@@ -29,7 +30,25 @@ from nucleus.registry.publish import run_of_claim
 from nucleus.storage.bucket import Bucket
 from nucleus.storage.files import sha256_of, write_atomic
 
-__all__ = ["is_whole", "list_models", "list_versions", "pull", "pull_cached", "resolve_version", "version_of_run"]
+__all__ = [
+    "PulledModel",
+    "is_whole",
+    "list_models",
+    "list_versions",
+    "pull",
+    "pull_cached",
+    "read_pulled",
+    "resolve_version",
+    "version_of_run",
+]
+
+
+@dataclass(frozen=True)
+class PulledModel:
+    """A model version on this machine, verified: its files match the SHA-256 of its manifest."""
+
+    folder: Path
+    manifest: ModelManifest
 
 
 def list_models(bucket: Bucket) -> list[str]:
@@ -105,22 +124,43 @@ def pull(bucket: Bucket, reference: Reference, folder: Path, advance: Advance = 
         IntegrityError: A stored file does not have its sum.
         UsageError: The folder holds something else.
     """
-    version = resolve_version(bucket, reference)
-    manifest = read_version(bucket, reference.name, version)
+    manifest = read_version(bucket, reference.name, resolve_version(bucket, reference))
+    _bring(bucket, manifest, folder, advance)
+    return manifest
+
+
+def pull_cached(bucket: Bucket, reference: Reference, advance: Advance = no_progress) -> PulledModel:
+    """Return a version in the cache, downloaded if it is not there yet. Raises the errors of `pull`."""
+    manifest = read_version(bucket, reference.name, resolve_version(bucket, reference))
+    models = default_cache_dir() / "models" / bucket.uri.bucket / bucket.uri.key
+    folder = models / manifest.model / f"{manifest.version:06d}"
+    _bring(bucket, manifest, folder, advance)
+    return PulledModel(folder, manifest)
+
+
+def read_pulled(folder: Path) -> PulledModel:
+    """Verify a folder that `nucleus models pull` made. Raises `IntegrityError` or `ModelError`."""
+    try:
+        manifest = read_model_manifest((folder / MANIFEST_FILE).read_bytes(), str(folder / MANIFEST_FILE))
+    except OSError as error:
+        raise IntegrityError(
+            f"Expected a pulled model in {folder}; it has no {MANIFEST_FILE}. Run: nucleus models pull NAME {folder}"
+        ) from error
+    if not is_whole(folder, manifest):
+        raise IntegrityError(
+            f"Expected the files in {folder} to match the SHA-256 in their manifest; some do not. "
+            f"Remove the folder and run: nucleus models pull {manifest.model}@{manifest.version} {folder}"
+        )
+    return PulledModel(folder, manifest)
+
+
+def _bring(bucket: Bucket, manifest: ModelManifest, folder: Path, advance: Advance) -> None:
+    """Download a version into `folder`, unless it is there already and whole."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_name(f".{folder.name}.lock")):
         if not is_whole(folder, manifest):
             _check_replaceable(folder, manifest)
             _replace(bucket, manifest, folder, advance)
-    return manifest
-
-
-def pull_cached(bucket: Bucket, reference: Reference, advance: Advance = no_progress) -> Path:
-    """The folder in the cache that holds a version, brought there if need be, as by `pull`, whose errors it raises."""
-    version = resolve_version(bucket, reference)
-    folder = default_cache_dir() / MODELS / bucket.uri.bucket / bucket.uri.key / reference.name / f"{version:06d}"
-    pull(bucket, Reference(reference.name, str(version)), folder, advance)
-    return folder
 
 
 def _replace(bucket: Bucket, manifest: ModelManifest, folder: Path, advance: Advance) -> None:

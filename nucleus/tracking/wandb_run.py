@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import Any, Literal, cast
 
 import cv2
 import numpy as np
@@ -26,11 +26,9 @@ from nucleus.data.images import RgbImage
 from nucleus.data.normalization import histogram_of, normalization_table
 from nucleus.errors import UsageError
 from nucleus.lazy import wandb
+from nucleus.predict.evaluation import PredictedImage
 from nucleus.storage.bucket import Bucket
 from nucleus.storage.files import write_atomic
-
-if TYPE_CHECKING:
-    from nucleus.training.validation import PredictedImage  # imports TensorFlow
 
 __all__ = [
     "CLASSES",

@@ -28,8 +28,5 @@ from .trainer import train as train
 from .tuning import tune_instances as tune_instances
 from .validation import RANKED_IMAGES as RANKED_IMAGES
 from .validation import ImageRanking as ImageRanking
-from .validation import PredictedImage as PredictedImage
 from .validation import RankedImage as RankedImage
-from .validation import predict_images as predict_images
-from .validation import score_image as score_image
 from .validation import score_images as score_images

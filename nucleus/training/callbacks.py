@@ -23,8 +23,9 @@ if TYPE_CHECKING:
     from nucleus.data.dataset import Dataset
     from nucleus.data.reader import LabelledImage
     from nucleus.model.architecture import ModelConfig
+    from nucleus.predict.evaluation import PredictedImage
     from nucleus.training.checkpoint import History, Progress
-    from nucleus.training.validation import PredictedImage, RankedImage
+    from nucleus.training.validation import RankedImage
 
 __all__ = [
     "AugmentedImage",

@@ -26,9 +26,10 @@ from nucleus.errors import JobError
 from nucleus.lazy import keras, tf
 from nucleus.model.architecture import config_of_recipe
 from nucleus.model.losses import image_losses
-from nucleus.model.tiling import TiledNetwork
 from nucleus.model.unet import build_unet, calibrate_encoder, encoder_of
 from nucleus.model.weight_files import load_encoder_weights, load_weights
+from nucleus.predict.evaluation import PredictedImage, predict_images
+from nucleus.predict.model import Model
 from nucleus.text import plural
 from nucleus.training.callbacks import (
     Callback,
@@ -43,7 +44,7 @@ from nucleus.training.checkpoint import Progress, load_checkpoint, save_checkpoi
 from nucleus.training.distributed import TrainingStep, Workers, mask_scores
 from nucleus.training.optimizer import active_groups, averaged, parameter_groups
 from nucleus.training.tuning import tune_instances
-from nucleus.training.validation import ImageRanking, PredictedImage, predict_images, score_images
+from nucleus.training.validation import ImageRanking, score_images
 
 __all__ = ["TrainingInput", "TrainingRun", "train"]
 
@@ -133,7 +134,7 @@ class TrainingRun:
         self.groups = parameter_groups(self.model, recipe, self.steps_per_epoch)
         self.steps: dict[int, TrainingStep] = {}
         self.progress = Progress()
-        self.network = TiledNetwork(self.model, self.config)
+        self.segmenter = Model(self.model, self.config)
 
     def _build(self, encoder_weights: Path | None) -> keras.Model:
         recipe = self.recipe
@@ -230,7 +231,7 @@ class TrainingRun:
         return example_images(self.given.dataset, self.given.cache, "val")
 
     def _predict_watched(self) -> list[PredictedImage]:
-        return list(predict_images(self.network, self._watched, self.config, self.recipe.loss))
+        return list(predict_images(self.segmenter, self._watched, self.recipe.loss))
 
     def _epoch(self, batches: Iterator[Any], watch: Watch | None) -> bool:
         """Train the rest of an epoch, and validate if it is time; return whether to continue."""
@@ -356,13 +357,14 @@ class TrainingRun:
 
     def predicted(self, split: str) -> Iterator[PredictedImage]:
         """Predict this worker's images of a split with the model's current weights."""
-        return predict_images(self.network, self.images(split), self.config, self.recipe.loss)
+        return predict_images(self.segmenter, self.images(split), self.recipe.loss)
 
     def _tune(self) -> None:
         """Tune the thresholds that make labels from the maps, on the validation split."""
         self.callback.on_stage("Tuning the thresholds on the validation split")
-        settings, diameter = tune_instances(self.network, lambda: self.images("val"), self.config, self.workers)
-        self.config = self.config.model_copy(update={"instances": settings, "nucleus_diameter": diameter})
+        settings, diameter = tune_instances(self.segmenter, lambda: self.images("val"), self.workers)
+        self.segmenter = self.segmenter.with_labelling(settings, diameter)
+        self.config = self.segmenter.config
 
     def images(self, split: str) -> Iterator[LabelledImage]:
         """Return this worker's images of a split."""

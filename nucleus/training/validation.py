@@ -1,93 +1,26 @@
-"""What a network makes of labelled images."""
+"""Validation over all workers: the sums of their scores, and the best and worst images among all."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import tee
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
-from nucleus.config.recipe import Heads, LossOptions
-from nucleus.data.images import LabelImage
-from nucleus.data.reader import LabelledImage
-from nucleus.lazy import tf
-from nucleus.metrics.scores import ImageScores, ScoreSums, score_labels
-from nucleus.model.architecture import ModelConfig
-from nucleus.model.heads import logits_of, maps_of
-from nucleus.model.instances import label_nuclei
-from nucleus.model.losses import image_losses
-from nucleus.model.tiling import TiledNetwork
+from nucleus.metrics.scores import ScoreSums
+from nucleus.predict.evaluation import PredictedImage
 from nucleus.training.distributed import Workers
 
-__all__ = [
-    "RANKED_IMAGES",
-    "ImageRanking",
-    "PredictedImage",
-    "RankedImage",
-    "predict_images",
-    "score_image",
-    "score_images",
-]
-
-
-@dataclass(frozen=True)
-class PredictedImage:
-    """A labelled image, and what a network makes of it.
-
-    Attributes:
-        sample: The image with its true labels.
-        labels: H x W, the predicted labels, 0 background.
-        scores: The prediction against the truth.
-    """
-
-    sample: LabelledImage
-    labels: NDArray[np.int32]
-    scores: ImageScores
-
-
-def predict_images(
-    network: TiledNetwork, images: Iterable[LabelledImage], config: ModelConfig, loss: LossOptions
-) -> Iterator[PredictedImage]:
-    """Predict labelled images, and compare with the truth; one at a time, in their order."""
-    samples, again = tee(images)
-    for sample, values in zip(samples, network.images(sample.image for sample in again), strict=True):
-        labels = label_nuclei(maps_of(values, config.heads), config.instances)
-        yield PredictedImage(sample, labels, score_image(values, labels, sample.labels, config, loss))
+__all__ = ["RANKED_IMAGES", "ImageRanking", "RankedImage", "score_images"]
 
 
 def score_images(predicted: Iterable[PredictedImage], workers: Workers) -> ScoreSums:
-    """Add up the scores of this worker's images and those of all others, in float64; each gets the same."""
+    """Return the sums of the scores over the images of all workers, in float64; each worker gets the same."""
     sums = ScoreSums()
     for image in predicted:
         sums.add(image.sample.kind, image.scores)
     return ScoreSums(workers.sum(sums.array))
-
-
-def score_image(
-    values: NDArray[np.float32],
-    predicted: NDArray[np.int32],
-    truth: LabelImage,
-    config: ModelConfig,
-    loss: LossOptions,
-) -> ImageScores:
-    """Compare a prediction with the truth.
-
-    Args:
-        values: H x W x channels, from the network.
-        predicted: H x W, made from them.
-        truth: H x W.
-        config: The network.
-        loss: The training loss, taken over the whole image.
-    """
-    return score_labels(truth, predicted, _image_loss(values, truth, config.heads, loss))
-
-
-def _image_loss(values: NDArray[np.float32], labels: LabelImage, heads: Heads, options: LossOptions) -> float:
-    truth = tf.constant(labels[np.newaxis].astype(np.int32))
-    return float(image_losses(logits_of(values[np.newaxis], heads), truth, heads, options)[0])
 
 
 RANKED_IMAGES = 12

@@ -80,18 +80,18 @@ def _other_uses(bucket: Bucket, manifest: ModelManifest, recipe: Recipe, dataset
     """The same weights with untuned thresholds, and averaged over flips and turns."""
     from nucleus.model.weight_files import load_model
     from nucleus.predict.evaluation import evaluate
-    from nucleus.predict.model import PredictionOptions, Predictor
+    from nucleus.predict.model import Model, PredictionOptions
 
     folder = root / "pulled"
     pull(bucket, Reference(manifest.model, str(manifest.version)), folder)
     model, config = load_model(folder)
     untuned = config.model_copy(update={"instances": InstanceSettings()})
-    for line, predictor in {
-        "recipe, thresholds not tuned": Predictor(model, untuned),
-        "recipe, flips and turns averaged": Predictor(model, config, PredictionOptions(turns=True)),
+    for line, segmenter in {
+        "recipe, thresholds not tuned": Model(model, untuned),
+        "recipe, flips and turns averaged": Model(model, config, PredictionOptions(turns=True)),
     }.items():
         started = time.monotonic()
-        found = evaluate(predictor, recipe.loss, dataset, "val", ShardCache(root / "cache"))
+        found = evaluate(segmenter, dataset, ("val",), ShardCache(root / "cache"), loss=recipe.loss)
         _tell(line, found.overall, recipe, seconds=time.monotonic() - started)
 
 

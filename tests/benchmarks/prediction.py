@@ -26,7 +26,7 @@ def predict_rate() -> None:
     from nucleus.model.instances import label_nuclei
     from nucleus.predict.source import array_source
 
-    predictor, model = _predictor()
+    segmenter, model = _segmenter()
     image = np.tile(generated_image(0, 512, 512)[0], (4, 4, 1))
     truth = np.tile(generated_image(0, 512, 512)[1] > 0, (4, 4))
     tiles = tf.constant(image.reshape(4, 512, 4, 512, 3).swapaxes(1, 2).reshape(8, 2, 512, 512, 3), tf.float32)
@@ -39,11 +39,11 @@ def predict_rate() -> None:
             network(batch)
 
     def ours() -> None:
-        for blocks in predictor.segment([predictor.view(array_source(image))]):
+        for blocks in segmenter.segment_blocks([segmenter.scaled_image(array_source(image))]):
             list(blocks)
 
     def labels() -> None:
-        label_nuclei(maps, predictor.config.instances)
+        label_nuclei(maps, segmenter.config.instances)
 
     found = in_turn({"bare": bare, "ours": ours, "labels": labels}, rounds=5, warm_up=True)
     megapixels = image.shape[0] * image.shape[1] / 1e6
@@ -75,15 +75,15 @@ def large_image() -> None:
     report("large_image", large["peak_mib"] / small["peak_mib"], **{f"px_{side}": found[side] for side in _SIDES})
 
 
-def _predictor() -> tuple[Any, Any]:
-    """The recipe's network, untrained, whose output is drowned by a threshold: its time, and sensible nuclei."""
+def _segmenter() -> tuple[Any, Any]:
+    """The recipe's network, untrained, its output drowned by a simple threshold: the same time, and sensible nuclei."""
     import keras
     from keras import layers
 
     from nucleus.config.settings import parse_recipe
     from nucleus.model.architecture import config_of_recipe
     from nucleus.model.unet import build_unet
-    from nucleus.predict.model import Predictor
+    from nucleus.predict.model import Model
 
     config = config_of_recipe(parse_recipe({**RECIPE, "network": {"heads": "distance"}}, "bench"))
     image = keras.Input((None, None, 3))
@@ -91,7 +91,7 @@ def _predictor() -> tuple[Any, Any]:
     bright = layers.Concatenate()([grey, layers.AveragePooling2D(5, 1, padding="same")(grey)])
     drowned = layers.Rescaling(1e-6)(build_unet(config)(image))
     model = keras.Model(image, layers.Add()([layers.Rescaling(0.05, -5.0)(bright), drowned]))
-    return Predictor(model, config), model
+    return Model(model, config), model
 
 
 def _blurred(mask: np.ndarray) -> np.ndarray:
@@ -101,7 +101,7 @@ def _blurred(mask: np.ndarray) -> np.ndarray:
 
 
 def _predict_large(side: int, folder: Path) -> None:
-    """In a process of its own: write the image, predict it, print the peak memory of the prediction and its time."""
+    """Write the image, predict it, and print peak memory and seconds; in a process of its own."""
     import tifffile
 
     from nucleus.data.synthetic import generated_image
@@ -116,9 +116,9 @@ def _predict_large(side: int, folder: Path) -> None:
                 yield np.pad(tile, ((0, 12), (0, 12)), mode="reflect")
 
         tifffile.imwrite(path, tiles(), shape=(side, side), dtype=np.uint8, tile=(512, 512), compression="zlib")
-    predictor, _ = _predictor()
+    segmenter, _ = _segmenter()
     started = time.perf_counter()
-    found = predict_files(predictor, [path], folder / "out")
+    found = predict_files(segmenter, [path], folder / "out")
     seconds = time.perf_counter() - started
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(json.dumps({"peak_mib": round(peak), "seconds": round(seconds, 1), "nuclei": sum(found.counts.values())}))

@@ -58,15 +58,18 @@ def robustness(folder: Path, dataset: str) -> dict[str, float]:
     """mAP, mean over the validation images, under each change."""
     from nucleus.data.reader import images_of_split
     from nucleus.metrics.nuclei import match_nuclei
-    from nucleus.predict.model import load_predictor
+    from nucleus.predict.model import load_model_folder
 
-    predictor = load_predictor(folder)
+    model = load_model_folder(folder)
     samples = list(images_of_split(open_dataset(locate_dataset(dataset)), "val", ShardCache(default_cache_dir())))
     found = {}
     for name, change in changes().items():
         images, truths = zip(*(change(sample.image, sample.labels) for sample in samples), strict=True)
-        pairs = zip(truths, predictor.images(images), strict=True)
-        found[name] = float(np.mean([match_nuclei(truth, prediction.labels).mean_ap for truth, prediction in pairs]))
+        scores = [
+            match_nuclei(truth, model.segment(image).labels).mean_ap
+            for image, truth in zip(images, truths, strict=True)
+        ]
+        found[name] = float(np.mean(scores))
     return found
 
 

@@ -15,9 +15,7 @@ from numpy.typing import NDArray
 
 from nucleus.metrics.nuclei import pair_labels
 from nucleus.model.architecture import ModelConfig
-from nucleus.predict.blocks import LabelCanvas
-from nucleus.predict.model import PredictionOptions, Predictor
-from nucleus.predict.source import array_source
+from nucleus.predict.model import Model, PredictionOptions
 
 _BLOCK_SIDE = 256
 """Small, so that images of 500 px have seams of blocks too."""
@@ -28,8 +26,8 @@ def stitching(folder: Path, paths: list[Path]) -> dict[str, Any]:
     from nucleus.data.images import decode_image
     from nucleus.model.weight_files import load_model
 
-    model, config = load_model(folder)
-    stitched = Predictor(model, config, PredictionOptions(block_side=_BLOCK_SIDE))
+    network, config = load_model(folder)
+    stitched = Model(network, config, PredictionOptions(block_side=_BLOCK_SIDE))
     worst: list[float] = []
     images = 0
     for path in paths:
@@ -37,7 +35,7 @@ def stitching(folder: Path, paths: list[Path]) -> dict[str, Any]:
         if max(image.shape[:2]) <= config.tile:
             continue
         images += 1
-        worst += _overlaps(_untiled(model, config, image), _labels(stitched, image))
+        worst += _overlaps(_untiled(network, config, image), stitched.segment(image).labels)
     overlaps = np.array(worst)
     return {
         "images": images,
@@ -48,18 +46,10 @@ def stitching(folder: Path, paths: list[Path]) -> dict[str, Any]:
     }
 
 
-def _untiled(model: Any, config: ModelConfig, image: NDArray[np.uint8]) -> NDArray[np.int32]:
+def _untiled(network: Any, config: ModelConfig, image: NDArray[np.uint8]) -> NDArray[np.int32]:
     side = -(-max(image.shape[:2]) // 32) * 32
-    whole = Predictor(model, config.model_copy(update={"tile": side}), PredictionOptions(block_side=side))
-    return next(whole.images([image])).labels
-
-
-def _labels(predictor: Predictor, image: NDArray[np.uint8]) -> NDArray[np.int32]:
-    canvas = LabelCanvas(np.zeros(image.shape[:2], np.int32))
-    for blocks in predictor.segment([predictor.view(array_source(image))]):
-        for block in blocks:
-            canvas.paste(block.labels, block.region)
-    return canvas.labels
+    whole = Model(network, config.model_copy(update={"tile": side}), PredictionOptions(block_side=side))
+    return whole.segment(image).labels
 
 
 def _overlaps(truth: NDArray[np.int32], labels: NDArray[np.int32]) -> list[float]:

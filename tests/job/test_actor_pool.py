@@ -1,33 +1,35 @@
-"""How many actors work, and on what."""
+"""The number of actors, and the devices that each takes."""
 
 import pytest
 
-from job import actor_pool as spread
+from job import actor_pool
 from job.capacity import Capacity
 from nucleus.errors import JobError
 
 
-def crew(monkeypatch: pytest.MonkeyPatch, workers: int | None, items: int, **free: float) -> tuple[int, int, list[str]]:
-    """Workers, GPUs of each, and what is said, on a cluster of four CPUs and `GPU` GPUs, of which some are free."""
+def actors(
+    monkeypatch: pytest.MonkeyPatch, workers: int | None, items: int, **free: float
+) -> tuple[int, int, list[str]]:
+    """Number of actors, GPUs per actor and messages, on a cluster of four CPUs and `GPU` GPUs, some of them free."""
     total = {"CPU": 4.0, "GPU": free.pop("gpus", 0.0)}
     found = {name: Capacity(count, free.get(name, count), count) for name, count in total.items()}
-    monkeypatch.setattr(spread, "capacities", lambda: found)
+    monkeypatch.setattr(actor_pool, "capacities", lambda: found)
     said: list[str] = []
-    made = spread._crew(workers, items, said.append)
-    return made.workers, made.gpus, said
+    planned = actor_pool._plan_actors(workers, items, said.append)
+    return planned.count, planned.gpus, said
 
 
 def test_one_a_gpu_or_else_one_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert crew(monkeypatch, None, 99) == (4, 0, [])
-    assert crew(monkeypatch, None, 99, gpus=2) == (2, 1, [])
-    assert crew(monkeypatch, None, 3) == (3, 0, [])
-    assert crew(monkeypatch, 2, 99) == (2, 0, [])
+    assert actors(monkeypatch, None, 99) == (4, 0, [])
+    assert actors(monkeypatch, None, 99, gpus=2) == (2, 1, [])
+    assert actors(monkeypatch, None, 3) == (3, 0, [])
+    assert actors(monkeypatch, 2, 99) == (2, 0, [])
 
 
 def test_too_many_and_too_early(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(JobError, match=r"5 CPUs \(found 4\) for 5 workers.*--workers 1"):
-        crew(monkeypatch, 5, 99)
+        actors(monkeypatch, 5, 99)
     with pytest.raises(JobError, match=r"3 GPUs \(found 2\)"):
-        crew(monkeypatch, 3, 99, gpus=2)
-    assert crew(monkeypatch, None, 99, CPU=0.0) == (4, 0, ["Waiting for 1 CPU (0 of 4 are free)"])
-    assert crew(monkeypatch, None, 99, gpus=1, GPU=0.0) == (1, 1, ["Waiting for 1 GPU (0 of 1 are free)"])
+        actors(monkeypatch, 3, 99, gpus=2)
+    assert actors(monkeypatch, None, 99, CPU=0.0) == (4, 0, ["Waiting for 1 CPU (0 of 4 are free)"])
+    assert actors(monkeypatch, None, 99, gpus=1, GPU=0.0) == (1, 1, ["Waiting for 1 GPU (0 of 1 are free)"])

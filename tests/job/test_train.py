@@ -23,7 +23,7 @@ from nucleus.data.synthetic import generated_image
 from nucleus.errors import DataError, JobError, WeightsError
 from nucleus.model.weight_files import load_model
 from nucleus.predict.evaluation import evaluate
-from nucleus.predict.model import load_predictor
+from nucleus.predict.model import load_model_folder
 from nucleus.registry.aliases import move_alias, read_decision
 from nucleus.registry.manifest import version_prefix
 from nucleus.registry.publish import publish
@@ -72,7 +72,7 @@ def test_the_cards_five_lines_of_python(trained: Trained, monkeypatch: pytest.Mo
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {}
     exec(compile(code, "card.md", "exec"), names)
-    (expected,) = load_predictor(trained.folder).images([image])
+    expected = load_model_folder(trained.folder).segment(image)
     assert names["labels"].shape == (96, 80)
     assert (names["labels"] == expected.labels).all()
 
@@ -91,10 +91,10 @@ def test_the_cards_commands(trained: Trained, monkeypatch: pytest.MonkeyPatch, t
 
 
 def test_pulled_weights_predict_what_the_trainer_predicted(trained: Trained) -> None:
-    predictor = load_predictor(trained.folder)
+    model = load_model_folder(trained.folder)
     for split in ("val", "test"):
         cache = ShardCache(trained.folder.parent / "cache")
-        found = evaluate(predictor, trained.recipe.loss, trained.dataset, split, cache).overall
+        found = evaluate(model, trained.dataset, (split,), cache)
         told = trained.manifest.origin.metrics[split]
         assert found.keys() == told.keys()
         for kind, scores in told.items():
@@ -173,9 +173,9 @@ def test_predict_and_evaluate_as_typed(trained: Trained, tmp_path: Path, monkeyp
     answer = json.loads(run.stdout)
     assert answer["model"] == "tiny@1"
     assert set(answer["nuclei"]) == {"rgb.png", "grey.tif", "deep.tiff", "rgba.png", "tiny.png"}
-    predictor = load_predictor(trained.folder)
+    model = load_model_folder(trained.folder)
     labels = tifffile.imread(out / "rgb.labels.tif")
-    assert np.array_equal(labels, next(predictor.images([rgb])).labels)
+    assert np.array_equal(labels, model.segment(rgb).labels)
     assert np.array_equal(labels, tifffile.imread(out / "rgba.labels.tif"))
     assert tifffile.imread(out / "tiny.labels.tif").shape == (1, 1)
     lines = (out / "nuclei.csv").read_text().splitlines()

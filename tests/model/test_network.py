@@ -20,9 +20,10 @@ from nucleus.errors import IntegrityError, ModelError, WeightsError
 from nucleus.model.architecture import ModelConfig, read_model_config
 from nucleus.model.heads import activations, logits_of, maps_of
 from nucleus.model.losses import distance_targets, image_losses, pixel_classes
-from nucleus.model.tiling import Picture, Region, TiledNetwork, axis_tiles, reflect_indices
+from nucleus.model.tiling import Region, TiledNetwork, axis_tiles, reflect_indices
 from nucleus.model.unet import build_unet, calibrate_encoder, decoder_variables, encoder_of, encoder_variables
 from nucleus.model.weight_files import load_encoder_weights, load_model
+from nucleus.predict.source import ScaledImage, array_source
 
 PLAIN = NormalizationOptions(method="none")
 CONFIG = ModelConfig(
@@ -133,16 +134,22 @@ def test_tiles_cover_evenly() -> None:
     assert reflect_indices(1, 4).tolist() == [0, 0, 0, 0]
 
 
+def values_of(network: TiledNetwork, image: np.ndarray) -> np.ndarray:
+    """The values of an image (H x W x 3) that is not normalised."""
+    (values,) = network.whole_images([ScaledImage(array_source(image), PLAIN)])
+    return values
+
+
 def test_tiles_blend(model: keras.Model) -> None:
     network = TiledNetwork(model, CONFIG)
     for shape in ((64, 64), (1, 1), (30, 200), (100, 70)):
         image = np.random.default_rng(0).integers(0, 255, (*shape, 3)).astype(np.uint8)
-        values = network(image)
+        values = values_of(network, image)
         assert values.shape == (*shape, 4)
         assert values[..., :3].sum(axis=-1) == pytest.approx(1, abs=1e-4)
     whole = np.random.default_rng(0).integers(0, 255, (64, 64, 3)).astype(np.uint8)
     direct = activations(model(whole[np.newaxis].astype(np.float32), training=False), "both")[0].numpy()
-    assert network(whole) == pytest.approx(direct, abs=1e-6)
+    assert values_of(network, whole) == pytest.approx(direct, abs=1e-6)
 
 
 def test_tiles_lie_on_the_grid_of_the_untiled_image() -> None:
@@ -152,7 +159,8 @@ def test_tiles_lie_on_the_grid_of_the_untiled_image() -> None:
     cellular = keras.Model(image, keras.layers.Conv2D(4, 1)(cells))
     pixels = np.random.default_rng(3).integers(0, 255, (150, 333, 3)).astype(np.uint8)
     tiled, untiled = (
-        TiledNetwork(cellular, CONFIG.model_copy(update={"tile": tile, "overlap": 32}))(pixels) for tile in (96, 352)
+        values_of(TiledNetwork(cellular, CONFIG.model_copy(update={"tile": tile, "overlap": 32})), pixels)
+        for tile in (96, 352)
     )
     assert tiled == pytest.approx(untiled, abs=1e-5)
 
@@ -160,16 +168,19 @@ def test_tiles_lie_on_the_grid_of_the_untiled_image() -> None:
 def test_parts_of_an_image_have_the_values_of_the_whole(model: keras.Model) -> None:
     network = TiledNetwork(model, CONFIG)
     image = np.random.default_rng(1).integers(0, 255, (150, 170, 3)).astype(np.uint8)
-    whole = network(image)
+    whole = values_of(network, image)
     rows = (slice(0, 70), slice(50, 120), slice(149, 150))
     regions = [Region(r, c) for r in rows for c in (slice(0, 60), slice(40, 170))]
     asked = []
 
-    def read(rows: slice, columns: slice) -> np.ndarray:
-        asked.append((rows.start, columns.start))
-        return image[rows, columns]
+    class Read:
+        shape = image.shape[:2]
 
-    for region, values in zip(regions, network.regions(Picture(read, image.shape[:2]), regions), strict=True):
+        def read(self, rows: slice, columns: slice) -> np.ndarray:
+            asked.append((rows.start, columns.start))
+            return image[rows, columns]
+
+    for region, values in zip(regions, network.regions(Read(), regions), strict=True):
         assert values == pytest.approx(whole[region.rows, region.columns], abs=1e-6)
     assert len(asked) == len(set(asked)), "a tile that two regions share is computed once"
 
@@ -177,11 +188,11 @@ def test_parts_of_an_image_have_the_values_of_the_whole(model: keras.Model) -> N
 def test_turns_are_averaged(model: keras.Model) -> None:
     image = np.random.default_rng(2).integers(0, 255, (64, 96, 3)).astype(np.uint8)
     plain, turned = TiledNetwork(model, CONFIG), TiledNetwork(model, CONFIG, turns=True)
-    values = turned(image)
+    values = values_of(turned, image)
     views = [(np.rot90(image, k)[:, :: -1 if f else 1], k, f) for k in range(4) for f in (False, True)]
-    back = [np.rot90(plain(np.ascontiguousarray(v))[:, :: -1 if f else 1], -k) for v, k, f in views]
+    back = [np.rot90(values_of(plain, np.ascontiguousarray(v))[:, :: -1 if f else 1], -k) for v, k, f in views]
     assert values == pytest.approx(np.mean(back, axis=0), abs=1e-5)
-    again = turned(np.ascontiguousarray(np.rot90(image)))
+    again = values_of(turned, np.ascontiguousarray(np.rot90(image)))
     assert again == pytest.approx(np.rot90(values), abs=1e-5)
 
 

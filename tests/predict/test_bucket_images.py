@@ -11,8 +11,8 @@ from nucleus.data.images import encode_png
 from nucleus.errors import UsageError
 from nucleus.predict.bucket_images import (
     BatchPredictor,
+    BucketImage,
     PredictionSettings,
-    StoredImage,
     batches_of,
     claim_output,
     find_images,
@@ -23,7 +23,7 @@ from nucleus.predict.image_files import predict_files
 from nucleus.predict.measurement import IMAGE_COLUMNS, nucleus_columns
 from nucleus.storage.bucket import Bucket
 from nucleus.storage.uri import parse_uri
-from tests.predict.test_predict import predictor, rows_of, spots
+from tests.predict.test_predict import rows_of, small_model, spots
 
 
 def settings_for(bucket: Bucket, **changes: object) -> PredictionSettings:
@@ -34,7 +34,7 @@ def settings_for(bucket: Bucket, **changes: object) -> PredictionSettings:
 def predicted(settings: PredictionSettings) -> list[str]:
     """Predict what is not done yet; the keys of what was."""
     images = find_images(parse_uri(settings.images))
-    worker = BatchPredictor(settings, predictor(settings.options))
+    worker = BatchPredictor(settings, small_model(settings.options))
     outcomes = [outcome for batch in batches_of(not_done(settings, images)) for outcome in worker.predict(batch)]
     failed = {outcome.key: outcome.failure for outcome in outcomes if outcome.failure}
     join_tables(settings, [image for image in images if image.key not in failed])
@@ -58,7 +58,7 @@ def test_the_same_as_from_files(bucket: Bucket, pictures: Path, tmp_path: Path) 
         bucket.put(f"images/{file.name}", file)
     assert predicted(settings_for(bucket)) == ["a.png", "b.tif", "c.png"]
     out = tmp_path / "out"
-    predict_files(predictor(), sorted(pictures.iterdir()), out)
+    predict_files(small_model(), sorted(pictures.iterdir()), out)
     for name in ("a.labels.tif", "a.overlay.png", "b.labels.tif", "b.overlay.png", "c.labels.tif", "c.overlay.png"):
         assert bucket.get(f"labels/{name}") == (out / name).read_bytes()
     for table, columns in (("nuclei", nucleus_columns(3)), ("images", IMAGE_COLUMNS)):
@@ -92,8 +92,8 @@ def test_damaged_images_are_named_as_in_the_bucket(bucket: Bucket, pictures: Pat
     bucket.put("images/a.png", pictures / "a.png")
     bucket.put("images/cut.png", (pictures / "a.png").read_bytes()[:300])
     settings = settings_for(bucket)
-    images = [*find_images(bucket.uri / "images"), StoredImage("gone.png", "0", 1)]
-    good, *bad = BatchPredictor(settings, predictor()).predict(images)
+    images = [*find_images(bucket.uri / "images"), BucketImage("gone.png", "0", 1)]
+    good, *bad = BatchPredictor(settings, small_model()).predict(images)
     assert (good.key, good.failure) == ("a.png", None)
     assert good.nuclei
     assert [outcome.key for outcome in bad] == ["cut.png", "gone.png"]
@@ -127,7 +127,7 @@ def test_images_that_cannot_be_told_apart(bucket: Bucket) -> None:
 def test_batches_begin_with_the_largest() -> None:
     mebi = 1 << 20
     sizes = [1, 70 * mebi, 20 * mebi, 5 * mebi, 30 * mebi, *[2] * 20]
-    batches = batches_of(StoredImage(f"{number}.png", "0", size) for number, size in enumerate(sizes))
+    batches = batches_of(BucketImage(f"{number}.png", "0", size) for number, size in enumerate(sizes))
     assert [image.size for batch in batches for image in batch] == sorted(sizes, reverse=True)
     assert [len(batch) for batch in batches] == [1, 1, 8, 8, 7]
     assert all(len(batch) == 1 or sum(image.size for image in batch) <= 32 * mebi for batch in batches)

@@ -19,13 +19,13 @@ from nucleus.data.normalization import normalize
 from nucleus.errors import ImageError, ModelError
 from nucleus.model.architecture import InstanceSettings, ModelConfig
 from nucleus.model.tiling import Region
-from nucleus.predict import blocks as canvas_module
+from nucleus.predict import blocks as blocks_module
 from nucleus.predict import source as sources
-from nucleus.predict.blocks import label_canvas, nuclei_of_block, plan_blocks
+from nucleus.predict.blocks import assembled_labels, nuclei_of_block, plan_blocks
 from nucleus.predict.image_files import predict_files
 from nucleus.predict.measurement import IMAGE_COLUMNS, Frame, image_row, measure_nuclei, nucleus_columns
-from nucleus.predict.model import PredictionOptions, Predictor
-from nucleus.predict.source import NetworkView, array_source, channel_count, open_source
+from nucleus.predict.model import Model, PredictionOptions
+from nucleus.predict.source import ScaledImage, array_source, channel_count, open_source
 
 PLAIN = NormalizationOptions(method="none")
 CONFIG = ModelConfig(
@@ -49,8 +49,8 @@ def bright_pixels() -> keras.Model:
     return keras.Model(image, keras.layers.Rescaling(0.05, -5.0)(both))
 
 
-def predictor(options: PredictionOptions | None = None, **changes: object) -> Predictor:
-    return Predictor(bright_pixels(), CONFIG.model_copy(update=changes), options)
+def small_model(options: PredictionOptions | None = None, **changes: object) -> Model:
+    return Model(bright_pixels(), CONFIG.model_copy(update=changes), options)
 
 
 def spots(height: int, width: int, seed: int = 0, count: int = 40, radius: float = 6) -> NDArray[np.uint8]:
@@ -68,10 +68,10 @@ def rows_of(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def whole_labels(found: Predictor, pixels: NDArray[np.uint8]) -> NDArray[np.int32]:
+def whole_labels(model: Model, pixels: NDArray[np.uint8]) -> NDArray[np.int32]:
     """Labels of an image, put together from its blocks."""
     labels = np.zeros(pixels.shape[:2], np.int32)
-    (blocks,) = found.segment([found.view(array_source(pixels[..., np.newaxis]))])
+    (blocks,) = model.segment_blocks([model.scaled_image(array_source(pixels[..., np.newaxis]))])
     for block in blocks:
         part = labels[block.region.rows, block.region.columns]
         new = block.labels > 0
@@ -90,8 +90,8 @@ def same_partition(one: NDArray[np.int32], two: NDArray[np.int32]) -> int:
 @pytest.mark.parametrize(("side", "seed"), [(150, 0), (210, 1), (97, 2)])
 def test_blocks_give_the_labels_of_the_whole_image(side: int, seed: int) -> None:
     pixels = spots(500, 430, seed, count=300)
-    whole = whole_labels(predictor(), pixels)
-    parts = whole_labels(predictor(PredictionOptions(block_side=side)), pixels)
+    whole = whole_labels(small_model(), pixels)
+    parts = whole_labels(small_model(PredictionOptions(block_side=side)), pixels)
     assert whole.max() > 100
     assert parts.max() == whole.max()
     assert same_partition(whole, parts) == whole.max()
@@ -104,7 +104,7 @@ def test_nuclei_larger_than_the_margin_are_whole(radius: int, tmp_path: Path) ->
     cv2.circle(image, (680 + radius, 350), radius, 200, -1)
     (tmp_path / "disc.png").write_bytes(encode_png(image))
     found = predict_files(
-        predictor(PredictionOptions(block_side=700), tile=256), [tmp_path / "disc.png"], tmp_path / "o"
+        small_model(PredictionOptions(block_side=700), tile=256), [tmp_path / "disc.png"], tmp_path / "o"
     )
     assert found.counts == {"disc.png": 1}
     (row,) = rows_of(tmp_path / "o" / "nuclei.csv")
@@ -114,8 +114,8 @@ def test_nuclei_larger_than_the_margin_are_whole(radius: int, tmp_path: Path) ->
 
 def test_enlarged_images_are_planned_in_the_pixels_of_the_network() -> None:
     pixels = spots(300, 300, 3)
-    labels = whole_labels(predictor(PredictionOptions(diameter=4.0, block_side=150)), pixels)
-    whole = whole_labels(predictor(PredictionOptions(diameter=4.0)), pixels)
+    labels = whole_labels(small_model(PredictionOptions(diameter=4.0, block_side=150)), pixels)
+    whole = whole_labels(small_model(PredictionOptions(diameter=4.0)), pixels)
     assert labels.max() == whole.max() > 10
     assert same_partition(whole, labels) == whole.max()
 
@@ -136,7 +136,7 @@ def test_each_nucleus_belongs_to_one_block() -> None:
     assert owners[1:].tolist() == [1] * 6
 
 
-def test_canvas_in_a_file_is_the_canvas_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_labels_in_a_file_are_the_labels_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(0)
     pasted = [
         (rng.integers(0, 4, (h, w)).astype(np.int32), place)
@@ -144,15 +144,15 @@ def test_canvas_in_a_file_is_the_canvas_in_memory(tmp_path: Path, monkeypatch: p
     ]
     written = []
     for limit in (1 << 30, 0):
-        monkeypatch.setattr(canvas_module, "_IN_MEMORY_BYTES", limit)
-        with label_canvas((610, 701), tmp_path) as canvas:
+        monkeypatch.setattr(blocks_module, "_IN_MEMORY_BYTES", limit)
+        with assembled_labels((610, 701), tmp_path) as assembled:
             for labels, (y, x) in pasted:
                 rows, columns = slice(y, y + labels.shape[0]), slice(x, x + labels.shape[1])
-                before = canvas.count
-                added, first = canvas.paste(labels, Region(rows, columns))
+                before = assembled.count
+                added, first = assembled.add(labels, Region(rows, columns))
                 assert first == before
-                assert (canvas.labels[rows, columns][added > 0] == added[added > 0] + first).all()
-            canvas.write(tmp_path / f"{limit}.tif")
+                assert (assembled.labels[rows, columns][added > 0] == added[added > 0] + first).all()
+            assembled.write(tmp_path / f"{limit}.tif")
         written.append(tifffile.imread(tmp_path / f"{limit}.tif"))
         with tifffile.TiffFile(tmp_path / f"{limit}.tif") as file:
             assert file.pages.first.is_tiled == (limit == 0)
@@ -163,19 +163,19 @@ def test_canvas_in_a_file_is_the_canvas_in_memory(tmp_path: Path, monkeypatch: p
 
 
 def test_labels_that_are_hidden_are_not_counted(tmp_path: Path) -> None:
-    with label_canvas((4, 6), tmp_path) as canvas:
-        canvas.paste(np.ones((4, 3), np.int32), Region(slice(0, 4), slice(0, 3)))
+    with assembled_labels((4, 6), tmp_path) as assembled:
+        assembled.add(np.ones((4, 3), np.int32), Region(slice(0, 4), slice(0, 3)))
         hidden = np.zeros((4, 6), np.int32)
         hidden[:2, :2], hidden[2:, 2:] = 1, 2
-        added, first = canvas.paste(hidden, Region(slice(0, 4), slice(0, 6)))
-        assert (canvas.count, first, added.max(), (added > 0).sum()) == (2, 1, 1, 6)
-        assert (canvas.labels == 2).sum() == 6
+        added, first = assembled.add(hidden, Region(slice(0, 4), slice(0, 6)))
+        assert (assembled.count, first, added.max(), (added > 0).sum()) == (2, 1, 1, 6)
+        assert (assembled.labels == 2).sum() == 6
 
 
 def test_many_nuclei_need_32_bits(tmp_path: Path) -> None:
-    with label_canvas((300, 300), tmp_path) as canvas:
-        canvas.paste(np.arange(1, 90001, dtype=np.int32).reshape(300, 300), Region(slice(0, 300), slice(0, 300)))
-        canvas.write(tmp_path / "x.tif")
+    with assembled_labels((300, 300), tmp_path) as assembled:
+        assembled.add(np.arange(1, 90001, dtype=np.int32).reshape(300, 300), Region(slice(0, 300), slice(0, 300)))
+        assembled.write(tmp_path / "x.tif")
     assert tifffile.imread(tmp_path / "x.tif").max() == 90000
 
 
@@ -272,7 +272,7 @@ def test_pixel_sizes_of_ome_files(ome: str, expected: float | None, tmp_path: Pa
         f'SizeZ="1" SizeT="1" {ome}><TiffData/></Pixels></Image></OME>'
     )
     tifffile.imwrite(path, spots(30, 40), description=description.encode(), metadata=None)
-    found = predict_files(predictor(), [path], tmp_path / "out")
+    found = predict_files(small_model(), [path], tmp_path / "out")
     assert not found.failures
     assert open_source(path).pixel_size == expected
     escaped = tmp_path / "ij.tif"
@@ -316,13 +316,13 @@ def test_damaged_headers_and_names_end_no_batch(tmp_path: Path) -> None:
             damaged[place] = rng.integers(0, 256)
         (tmp_path / "damaged.ome.tif").write_bytes(damaged)
         with suppress(ImageError):
-            NetworkView(open_source(tmp_path / "damaged.ome.tif"), PLAIN)
+            ScaledImage(open_source(tmp_path / "damaged.ome.tif"), PLAIN)
             channel_count(tmp_path / "damaged.ome.tif")
     odd = Path(os.fsdecode(os.fsencode(tmp_path) + b"/odd\xb5.png"))
     odd.write_bytes(encode_png(grey))
     good = tmp_path / "good.png"
     good.write_bytes(encode_png(grey))
-    found = predict_files(predictor(), [odd, good], tmp_path / "out")
+    found = predict_files(small_model(), [odd, good], tmp_path / "out")
     assert list(found.counts) == ["good.png"]
     assert "odd\\udcb5.png" in next(iter(found.failures.values()))
 
@@ -338,56 +338,59 @@ def test_damaged_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("no.tif", "half.tif", "half.png", "nowhere.png", "nowhere.tif"):
         with pytest.raises(ImageError, match=name):  # noqa: PT012  the damage may show only where it is read
             source = open_source(tmp_path / name)
-            NetworkView(source, PLAIN)
+            ScaledImage(source, PLAIN)
 
 
-def test_views_normalise_by_the_whole_image() -> None:
+def test_scaled_images_are_normalised_by_the_whole_image() -> None:
     pixels = np.random.default_rng(0).integers(20, 60, (90, 80, 3)).astype(np.uint8)
     options = NormalizationOptions()
-    view = NetworkView(array_source(pixels), options)
-    assert (view.read(slice(10, 40), slice(5, 60)) == normalize(pixels, options)[10:40, 5:60]).all()
-    assert (view.rgb(slice(0, 9), slice(0, 9)) == pixels[:9, :9]).all()
-    deep = NetworkView(array_source(pixels[..., :1].astype(np.uint16) * 100), options)
+    image = ScaledImage(array_source(pixels), options)
+    assert (image.read(slice(10, 40), slice(5, 60)) == normalize(pixels, options)[10:40, 5:60]).all()
+    assert (image.rgb(slice(0, 9), slice(0, 9)) == pixels[:9, :9]).all()
+    deep = ScaledImage(array_source(pixels[..., :1].astype(np.uint16) * 100), options)
     assert deep.read(slice(0, 90), slice(0, 80)).max() == 255
 
 
 @pytest.mark.parametrize("scale", [0.5, 0.37, 1.0, 1.7, 2.0])
-def test_scaled_views_and_back(scale: float) -> None:
+def test_scaled_images_and_back(scale: float) -> None:
     """A smooth picture, seen at another scale and brought back, is the same picture at the same place."""
     y, x = np.mgrid[:200, :240]
     pixels = (127 + 60 * np.sin(y / 17) + 60 * np.cos(x / 23)).astype(np.uint8)
-    view = NetworkView(array_source(pixels[..., np.newaxis]), PLAIN, scale)
-    assert view.shape == (round(200 * scale), round(240 * scale))
+    image = ScaledImage(array_source(pixels[..., np.newaxis]), PLAIN, scale)
+    assert image.shape == (round(200 * scale), round(240 * scale))
     for rows, columns in ((slice(0, 200), slice(0, 240)), (slice(53, 120), slice(101, 199))):
         wanted = Region(rows, columns)
-        covering = view.covering(wanted)
-        seen = view.read(covering.rows, covering.columns).astype(np.float32)
-        back = view.back(seen, covering, wanted)[..., 0]
+        covering = image.covering(wanted)
+        seen = image.read(covering.rows, covering.columns).astype(np.float32)
+        back = image.back(seen, covering, wanted)[..., 0]
         inner = np.s_[4:-4, 4:-4]
         assert np.abs(back[inner] - pixels[rows, columns][inner]).max() < 6
     half = np.s_[20:60]
-    whole = view.read(slice(0, view.shape[0]), slice(0, view.shape[1]))
-    assert np.abs(view.read(slice(20, 60), slice(20, 60)).astype(int) - whole[half, half]).max() <= 1
+    whole = image.read(slice(0, image.shape[0]), slice(0, image.shape[1]))
+    assert np.abs(image.read(slice(20, 60), slice(20, 60)).astype(int) - whole[half, half]).max() <= 1
 
 
 def test_diameter_rescales() -> None:
     small, large = spots(200, 200, 4, 25, radius=6), None
     large = cv2.resize(small, (600, 600), interpolation=cv2.INTER_CUBIC)
-    plain = whole_labels(predictor(), small)
-    scaled = whole_labels(predictor(PredictionOptions(diameter=36.0)), large)
+    plain = whole_labels(small_model(), small)
+    scaled = whole_labels(small_model(PredictionOptions(diameter=36.0)), large)
     assert scaled.shape == (600, 600)
     assert scaled.max() == plain.max()
     shrunk = scaled[1::3, 1::3]
     assert np.mean((shrunk > 0) == (plain > 0)) > 0.99
     with pytest.raises(ImageError, match=r"asks for 120\. Correct --diameter"):
-        predictor(PredictionOptions(diameter=0.1)).view(array_source(large[..., np.newaxis]))
-    by_pixel_size = predictor(PredictionOptions(pixel_size=0.1), pixel_size=0.3)
+        small_model(PredictionOptions(diameter=0.1)).scaled_image(array_source(large[..., np.newaxis]))
+    by_pixel_size = small_model(PredictionOptions(pixel_size=0.1), pixel_size=0.3)
     assert (whole_labels(by_pixel_size, large) == scaled).all()
-    assert predictor(PredictionOptions(pixel_size=0.1)).view(array_source(large[..., np.newaxis])).shape == (600, 600)
+    assert small_model(PredictionOptions(pixel_size=0.1)).scaled_image(array_source(large[..., np.newaxis])).shape == (
+        600,
+        600,
+    )
     of_the_file = replace(array_source(large[..., np.newaxis]), pixel_size=0.1)
-    assert predictor(pixel_size=0.3).view(of_the_file).shape == (200, 200)
-    with pytest.raises(ModelError, match="--diameter says nothing"):
-        predictor(PredictionOptions(diameter=36.0), nucleus_diameter=None)
+    assert small_model(pixel_size=0.3).scaled_image(of_the_file).shape == (200, 200)
+    with pytest.raises(ModelError, match="--diameter has no effect"):
+        small_model(PredictionOptions(diameter=36.0), nucleus_diameter=None)
 
 
 def test_measurements_of_squares() -> None:
@@ -439,7 +442,7 @@ def test_files_to_labels_and_tables(tmp_path: Path) -> None:
     (tmp_path / "c.png").write_bytes(b"")
     files = [tmp_path / name for name in ("a.png", "b.tif", "c.png")]
     out = tmp_path / "out"
-    found = predict_files(predictor(PredictionOptions(block_side=128)), files, out)
+    found = predict_files(small_model(PredictionOptions(block_side=128)), files, out)
     assert list(found.failures) == ["c.png"]
     assert sorted(path.name for path in out.iterdir()) == [
         *("a.labels.tif", "a.overlay.png", "b.labels.tif", "b.overlay.png", "images.csv", "nuclei.csv"),
@@ -478,7 +481,7 @@ def test_files_to_labels_and_tables(tmp_path: Path) -> None:
 def test_images_without_content(pixels: NDArray[np.integer], nuclei: int, tmp_path: Path) -> None:
     path = tmp_path / "x.png"
     path.write_bytes(encode_png(pixels))
-    found = predict_files(predictor(), [path], tmp_path / "out")
+    found = predict_files(small_model(), [path], tmp_path / "out")
     assert found.counts == {"x.png": nuclei}
     labels = tifffile.imread(tmp_path / "out" / "x.labels.tif").reshape(pixels.shape)
     assert labels.max() == nuclei

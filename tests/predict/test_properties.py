@@ -17,7 +17,8 @@ from nucleus.errors import IntegrityError, ModelError
 from nucleus.model.architecture import ModelConfig, read_model_config
 from nucleus.model.tiling import TiledNetwork, axis_tiles, reflect_indices
 from nucleus.model.weight_files import load_arrays, load_weights, save_arrays
-from nucleus.predict.blocks import LabelCanvas, nuclei_of_block, plan_blocks
+from nucleus.predict.blocks import AssembledLabels, nuclei_of_block, plan_blocks
+from nucleus.predict.source import ScaledImage, array_source
 from nucleus.training.checkpoint import Progress
 
 CONFIG = ModelConfig(
@@ -62,7 +63,8 @@ def test_tiles_leave_no_seam(height: int, width: int, seed: int) -> None:
     """Of a network that looks at single pixels only."""
     image = np.random.default_rng(seed).integers(0, 255, (height, width, 3), np.uint8)
     expected = tf.sigmoid(image[..., :2].astype(np.float32) / 64.0).numpy()
-    np.testing.assert_allclose(_pointwise(image), expected, atol=1e-6)
+    (values,) = _pointwise.whole_images([ScaledImage(array_source(image), CONFIG.normalization)])
+    np.testing.assert_allclose(values, expected, atol=1e-6)
 
 
 @settings(max_examples=50)
@@ -75,13 +77,13 @@ def test_blocks_leave_no_seam(height: int, width: int, side: int, seed: int) -> 
         centre = int(rng.integers(0, width)), int(rng.integers(0, height))
         cv2.circle(drawn, centre, int(rng.integers(1, 9)), 1, -1)
     labels = cv2.connectedComponents(drawn, connectivity=4, ltype=cv2.CV_32S)[1]
-    canvas = LabelCanvas(np.zeros((height, width), np.int32))
+    assembled = AssembledLabels(np.zeros((height, width), np.int32))
     for block in plan_blocks((height, width), side, margin=200):
         region = block.seen
-        canvas.paste(nuclei_of_block(labels[region.rows, region.columns], block), region)
-    assert canvas.count == labels.max()
-    assert np.array_equal(canvas.labels > 0, labels > 0)
-    pairs = {(int(a), int(b)) for a, b in zip(labels.ravel(), canvas.labels.ravel(), strict=True)}
+        assembled.add(nuclei_of_block(labels[region.rows, region.columns], block), region)
+    assert assembled.count == labels.max()
+    assert np.array_equal(assembled.labels > 0, labels > 0)
+    pairs = {(int(a), int(b)) for a, b in zip(labels.ravel(), assembled.labels.ravel(), strict=True)}
     assert len(pairs) == len(np.unique(labels))
 
 

@@ -20,6 +20,7 @@ from nucleus.config.recipe import TrackingOptions
 from nucleus.data.images import encode_png
 from nucleus.data.reader import LabelledImage
 from nucleus.metrics.scores import score_labels
+from nucleus.predict.evaluation import PredictedImage
 from nucleus.registry.manifest import ModelManifest, version_prefix
 from nucleus.registry.publish import publish
 from nucleus.storage.bucket import Bucket
@@ -36,7 +37,6 @@ from nucleus.tracking.wandb_run import (
     offline_files,
     shown_image,
 )
-from nucleus.training.validation import PredictedImage
 from tests.conftest import SECRET
 from tests.small_model import origin
 from tests.tracking.offline_log import logged_artifacts, logged_rows, records, rows_of_run

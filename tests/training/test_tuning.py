@@ -1,4 +1,4 @@
-"""Thresholds that the validation images ask for, the same on any number of workers."""
+"""Thresholds chosen on the validation images: the same on any number of workers."""
 
 from collections.abc import Callable, Iterator
 
@@ -11,6 +11,8 @@ from nucleus.data.images import Kind
 from nucleus.data.reader import LabelledImage
 from nucleus.data.synthetic import generated_image
 from nucleus.model.architecture import InstanceSettings, ModelConfig
+from nucleus.predict.model import ImageValues, Model
+from nucleus.predict.source import ImageSource
 from nucleus.training.tuning import tune_instances
 
 CONFIG = ModelConfig(
@@ -24,14 +26,18 @@ CONFIG = ModelConfig(
 IMAGES = [LabelledImage(f"n{seed}", Kind.STAIN, *generated_image(seed, 96, 96)) for seed in range(6)]
 
 
-class Fake:
-    """Stands for a network."""
+class Fake(Model):
+    """A model with given values in the place of a network's."""
 
-    def __init__(self, values: Callable[[NDArray[np.uint8]], NDArray[np.float32]]) -> None:
-        self._values = values
+    def __init__(
+        self, values: Callable[[NDArray[np.uint8]], NDArray[np.float32]], config: ModelConfig = CONFIG
+    ) -> None:
+        super().__init__(None, config)
+        self._given = values
 
-    def images(self, images: Iterator[NDArray[np.uint8]]) -> Iterator[NDArray[np.float32]]:
-        return map(self._values, images)
+    def values(self, sources: Iterator[ImageSource]) -> Iterator[ImageValues]:
+        whole = (source.read(slice(0, source.height), slice(0, source.width)) for source in sources)
+        return (ImageValues(self._given(image), 1.0) for image in whole)
 
 
 class Threads:
@@ -47,7 +53,7 @@ class Threads:
         return values + next(self._others, np.zeros_like(values))
 
 
-def network(too_large: float) -> object:
+def model(too_large: float) -> Fake:
     """Values of 0.9 in nuclei, of `too_large` in a ring of 3 px around them, else 0.05."""
     import cv2
 
@@ -67,8 +73,8 @@ def images() -> Iterator[LabelledImage]:
 
 
 @pytest.mark.parametrize(("ring", "at_least"), [(0.58, 0.6), (0.47, 0.5), (0.63, 0.65)])
-def test_the_mask_threshold_follows_the_network(ring: float, at_least: float) -> None:
-    settings, diameter = tune_instances(network(ring), images, CONFIG, Threads(1, []))
+def test_the_mask_threshold_follows_the_model(ring: float, at_least: float) -> None:
+    settings, diameter = tune_instances(model(ring), images, Threads(1, []))
     assert settings.mask_threshold >= at_least
     areas = np.concatenate([np.bincount(sample.labels.ravel())[1:] for sample in IMAGES])
     assert diameter == pytest.approx(np.median(np.sqrt(4 * areas[areas > 0] / np.pi)), abs=1)
@@ -76,9 +82,8 @@ def test_the_mask_threshold_follows_the_network(ring: float, at_least: float) ->
 
 def test_ties_keep_the_settings() -> None:
     config = CONFIG.model_copy(update={"instances": InstanceSettings(min_area=20)})
-    settings, _ = tune_instances(
-        Fake(lambda image: np.zeros((*image.shape[:2], 2), np.float32)), images, config, Threads(1, [])
-    )
+    blank = Fake(lambda image: np.zeros((*image.shape[:2], 2), np.float32), config)
+    settings, _ = tune_instances(blank, images, Threads(1, []))
     assert (settings.mask_threshold, settings.seed_threshold, settings.min_area) == (0.5, 0.5, 20)
     assert settings.min_score == InstanceSettings().min_score
 
@@ -86,12 +91,12 @@ def test_ties_keep_the_settings() -> None:
 def test_workers_agree() -> None:
     """A worker with half of the images, told the sums of the other half, decides what one with all of them decides."""
     alone, one, other = Threads(1, []), Threads(2, []), Threads(2, [])
-    settings, diameter = tune_instances(network(0.58), images, CONFIG, alone)
+    settings, diameter = tune_instances(model(0.58), images, alone)
     for half, worker in ((IMAGES[::2], one), (IMAGES[1::2], other)):
-        tune_instances(network(0.58), lambda half=half: iter(half), CONFIG, worker)
+        tune_instances(model(0.58), lambda half=half: iter(half), worker)
     assert one.given[0] + other.given[0] == pytest.approx(alone.given[0], abs=1e-12)
     told = Threads(2, other.given)
-    found = tune_instances(network(0.58), lambda: iter(IMAGES[::2]), CONFIG, told)
+    found = tune_instances(model(0.58), lambda: iter(IMAGES[::2]), told)
     assert (found[0].mask_threshold, found[1]) == (settings.mask_threshold, diameter)
 
 
@@ -105,9 +110,8 @@ def test_of_settings_as_good_by_map_the_mask_decides() -> None:
     values = np.where(pale, 0.82, np.where(labels > 0, 0.99, 0.01)).astype(np.float32)
     config = CONFIG.model_copy(update={"instances": InstanceSettings(min_score=0.9)})
     settings, _ = tune_instances(
-        Fake(lambda _: np.stack([values, values], axis=-1)),
+        Fake(lambda _: np.stack([values, values], axis=-1), config),
         lambda: iter([LabelledImage("n", Kind.STAIN, image, labels)]),
-        config,
         Threads(1, []),
     )
     assert settings.min_score <= 0.8

@@ -16,9 +16,10 @@ from nucleus.data.images import Kind
 from nucleus.data.reader import LabelledImage, example_positions
 from nucleus.data.sampling import stored_order
 from nucleus.metrics.scores import count_pixels, score_labels
+from nucleus.predict.evaluation import PredictedImage
 from nucleus.training.callbacks import Callback, CallbackList, Signal, Signals, Watch
 from nucleus.training.distributed import mask_scores
-from nucleus.training.validation import RANKED_IMAGES, ImageRanking, PredictedImage
+from nucleus.training.validation import RANKED_IMAGES, ImageRanking
 
 
 class Alone:

@@ -22,12 +22,13 @@ from nucleus.data.dataset import locate_dataset, open_dataset
 from nucleus.data.synthetic import generated_image
 from nucleus.model.heads import activations
 from nucleus.model.unet import decoder_variables
+from nucleus.predict.evaluation import PredictedImage
 from nucleus.training.callbacks import AugmentedImage, Callback, Signal, Signals
 from nucleus.training.checkpoint import History
 from nucleus.training.distributed import TrainingStep, Workers
 from nucleus.training.optimizer import ParameterGroup, parameter_groups
 from nucleus.training.trainer import TrainingInput, TrainingRun
-from nucleus.training.validation import PredictedImage, RankedImage, score_images
+from nucleus.training.validation import RankedImage, score_images
 
 rank, world, out = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
 task = json.loads((out / "task.json").read_text())

@@ -1,0 +1,251 @@
+"""Python API: `nucleus.load`, `evaluate`, `train`, `import_dataset`, `open_dataset` and `read_recipe`.
+
+Progress is shown as the commands show it: a bar on a terminal, else a line at the end, on stderr.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import job
+from nucleus.cli.options import pulled_model
+from nucleus.cli.output import warn
+from nucleus.cli.progress_bars import TrainingDisplay, show_progress
+from nucleus.config.names import check_name
+from nucleus.config.recipe import Recipe
+from nucleus.config.settings import read_recipe as read_recipe_file
+from nucleus.config.settings import recipe_path
+from nucleus.data.cache import ShardCache, default_cache_dir
+from nucleus.data.dataset import Dataset, locate_dataset
+from nucleus.data.dataset import open_dataset as open_located
+from nucleus.data.importing import SplitOptions
+from nucleus.data.importing import import_dataset as import_source
+from nucleus.errors import UsageError
+from nucleus.predict.evaluation import Evaluation, splits_named
+from nucleus.predict.evaluation import evaluate as evaluate_splits
+from nucleus.predict.model import Model, PredictionOptions, Segmentation, load_pulled
+from nucleus.registry.manifest import ModelManifest
+
+__all__ = [
+    "Dataset",
+    "Evaluation",
+    "Model",
+    "ModelManifest",
+    "Recipe",
+    "Segmentation",
+    "evaluate",
+    "import_dataset",
+    "load",
+    "open_dataset",
+    "read_recipe",
+    "train",
+]
+
+
+def load(
+    model: str | Path,
+    *,
+    bucket: str | None = None,
+    diameter: float | None = None,
+    pixel_size: float | None = None,
+    tta: bool = False,
+) -> Model:
+    """Load a published model.
+
+    Args:
+        model: "NAME" (its newest version), "NAME@7" or "NAME@production" in the bucket; it is downloaded into the cache
+            once, and verified. Or the folder of a model that `nucleus models pull` made.
+        bucket: URI of the bucket, "s3://..."; by default, that of the environment variable NUCLEUS_BUCKET.
+        diameter: Typical diameter of the nuclei in your images, px. The images are rescaled to the diameter that the
+            model was trained on.
+        pixel_size: Side of a pixel in your images, micrometres; by default, what an image file says. Images are
+            rescaled by it if the model knows the pixel size of its training images and no diameter is given.
+        tta: Whether to average over flips and quarter turns: better, eight times slower.
+
+    Returns:
+        The model; see `Model.segment`.
+
+    Raises:
+        ModelError: No such model or version, or it knows no diameter and `diameter` is given.
+        IntegrityError: A file of the model is damaged.
+
+    Examples:
+        >>> model = nucleus.load("cells@production")
+        >>> found = model.segment("image.png")
+        >>> found
+        <Segmentation of image.png: 80 x 96 px, 9 nuclei>
+        >>> found.labels.shape
+        (96, 80)
+        >>> list(found.table.columns[:5])
+        ['image', 'label', 'centroid_x', 'centroid_y', 'area']
+        >>> found.overlay().shape
+        (96, 80, 3)
+    """
+    options = PredictionOptions(diameter=diameter, pixel_size=pixel_size, turns=tta)
+    return load_pulled(pulled_model(str(model), bucket), options)
+
+
+def evaluate(model: Model | str | Path, dataset: Dataset | str, split: str = "test") -> Evaluation:
+    """Score a model on the images of a dataset.
+
+    Args:
+        model: A model of `nucleus.load`, or what that takes.
+        dataset: A dataset of `nucleus.open_dataset`, or what that takes.
+        split: "train", "val", "test" or "all".
+
+    Returns:
+        The scores: a mapping from "all" and each kind of image to scores by name, with a table of all images.
+
+    Raises:
+        DataError: No such dataset, or the split has no images.
+
+    Examples:
+        >>> dataset = nucleus.open_dataset("cells")
+        >>> scores = nucleus.evaluate("cells@production", dataset, split="test")
+        >>> sorted(scores)[0]
+        'all'
+        >>> 0 <= scores["all"]["map"] <= 1
+        True
+        >>> len(scores.table) == scores["all"]["images"]
+        True
+    """
+    loaded = model if isinstance(model, Model) else load(model)
+    opened = open_dataset(dataset) if isinstance(dataset, str) else dataset
+    return evaluate_splits(loaded, opened, splits_named(split), ShardCache(default_cache_dir()), progress=show_progress)
+
+
+def import_dataset(
+    source: str | Path,
+    name: str,
+    *,
+    seed: int = 0,
+    val: float = 0.1,
+    test: float = 0.1,
+    group_by: str | None = None,
+) -> Dataset:
+    """Import images with their masks as a dataset version in the bucket.
+
+    Images are checked, grouped (images that show the same place stay in one split), divided and packed. The version
+    follows from the content: importing the same images again changes nothing.
+
+    Args:
+        source: A folder or zip: `<id>/images/*.png` + `<id>/masks/*.png`, `inputs/` + `masks/`, or `images/` +
+            `labels/`.
+        name: Name of the dataset in the bucket of NUCLEUS_BUCKET, or "s3://bucket/datasets/NAME".
+        seed: Decides the splits.
+        val: Fraction of the images for validation.
+        test: Fraction of the images for testing.
+        group_by: Regular expression; images whose names give the same match stay in one split.
+
+    Returns:
+        The dataset version.
+
+    Raises:
+        DataError: No usable images, or too few to divide.
+
+    Examples:
+        >>> dataset = nucleus.import_dataset("folder", "cells")
+        >>> len(dataset.manifest.samples)
+        12
+    """
+    try:
+        pattern = re.compile(group_by) if group_by else None
+    except re.error as error:
+        raise UsageError(f"Expected a regular expression for group_by; found {group_by!r}: {error}.") from error
+    location = locate_dataset(name)
+    if location.ref != "latest":
+        raise UsageError(f"Expected a dataset without a version, which follows from the content; found {name!r}.")
+    options = SplitOptions(seed=seed, val=val, test=test, group_by=pattern)
+    with show_progress("read images") as advance, show_progress("upload shards", "bytes") as upload:
+        dataset = import_source(Path(source), location.uri, options, advance, upload).dataset
+    for item in dataset.manifest.left_out:
+        warn(f"left out {item.title}: {item.reason}")
+    return dataset
+
+
+def open_dataset(name: str) -> Dataset:
+    """Open a dataset version.
+
+    Args:
+        name: "NAME" (the version imported last) or "NAME@VERSION" in the bucket of NUCLEUS_BUCKET, or
+            "s3://bucket/datasets/NAME[@VERSION]".
+
+    Raises:
+        DataError: No such dataset or version.
+
+    Examples:
+        >>> dataset = nucleus.open_dataset("cells")
+        >>> sorted({sample.split for sample in dataset.manifest.samples})
+        ['test', 'train', 'val']
+    """
+    return open_located(locate_dataset(name))
+
+
+def read_recipe(recipe: str | Path, settings: Sequence[str] = ()) -> Recipe:
+    """Read a recipe.
+
+    Args:
+        recipe: A TOML file, or the name of a recipe that is installed: "demo", "dsb2018-cpu", "dsb2018-long",
+            "dsb2018-gpu".
+        settings: Changes, as "optimizer.epochs=3".
+
+    Raises:
+        RecipeError: An unknown key or a value that is not allowed.
+
+    Examples:
+        >>> recipe = nucleus.read_recipe("dsb2018-cpu", ["optimizer.epochs=3"])
+        >>> recipe.optimizer.epochs
+        3
+    """
+    return read_recipe_file(recipe_path(str(recipe)), settings)
+
+
+def train(
+    recipe: Recipe | str | Path | None = None,
+    settings: Sequence[str] = (),
+    *,
+    run: str | None = None,
+    resume: str | None = None,
+    out: str | Path | None = None,
+) -> ModelManifest:
+    """Train by a recipe and publish the model.
+
+    Uses the Ray cluster of RAY_ADDRESS or of this machine, or starts one for the run.
+
+    Args:
+        recipe: A recipe of `nucleus.read_recipe`, or what that takes. Not needed with `resume`.
+        settings: Changes, as "optimizer.epochs=3".
+        run: Name of the run; by default, the model's name and the time.
+        resume: Name of a run to continue from its last checkpoint, by the recipe that it began with.
+        out: Folder for reports and TensorBoard's events, in `<out>/<run>/`; by default, `runs`.
+
+    Returns:
+        The manifest of the published version: `str(version)` is "NAME@7", which `nucleus.load` takes.
+
+    Raises:
+        NucleusError: Whatever prevents training, before it starts if that can be known.
+
+    Examples:
+        >>> version = nucleus.train("recipe.toml")
+        >>> print(version)
+        cells@1
+        >>> sorted(version.origin.metrics)
+        ['test', 'val']
+    """
+    if resume and (run or settings):
+        raise UsageError("Expected resume alone: a resumed run keeps its name and its recipe; found run or settings.")
+    if recipe is None and not resume:
+        raise UsageError('Expected a recipe, as nucleus.train("recipe.toml"), or resume="RUN"; found neither.')
+    for name in filter(None, (run, resume)):
+        check_name(name, "run")
+    if isinstance(recipe, Recipe) and settings:
+        raise UsageError("Expected settings with the file or name of a recipe; found a recipe that is read already.")
+    content = read_recipe(recipe, settings) if isinstance(recipe, str | Path) else recipe
+    options = job.RunOptions(run=run, folder=None if out is None else Path(out))
+    with TrainingDisplay() as display:
+        if resume:
+            return job.resume(resume, content.bucket if content else None, options, display)
+        assert content is not None
+        return job.train(content, options, display)
