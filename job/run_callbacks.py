@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import cv2
 import numpy as np
 import ray.train
 from numpy.typing import NDArray
@@ -21,7 +20,7 @@ from nucleus.lazy import keras, tf
 from nucleus.metrics.scores import AP_NAMES
 from nucleus.model.architecture import ModelConfig
 from nucleus.model.unet import encoder_of
-from nucleus.pictures import CYAN, YELLOW, brightened, draw_mistakes, draw_outlines
+from nucleus.pictures import CYAN, YELLOW, brightened, draw_mistakes, draw_outlines, resize_to_side
 from nucleus.runs.plan import RunPlan
 from nucleus.runs.record import (
     EPOCH_PICTURE,
@@ -151,6 +150,7 @@ class RunPictures:
             small = _small(sample.image, sample.labels, predicted.labels)
             mistakes = predicted.scores.mistakes
             self._keep(f"{place}/image", small.image)
+            self._keep(f"{place}/truth", draw_outlines(small.image, small.truth, CYAN))
             self._keep(f"{place}/mistakes", draw_mistakes(small.image, small.truth, small.found, mistakes))
             pixels, nuclei = predicted.scores.pixels, predicted.scores.nuclei
             ap = dict(zip(AP_NAMES, nuclei.ap.tolist(), strict=True))
@@ -162,10 +162,7 @@ class RunPictures:
                 scores={"map": nuclei.mean_ap, **ap, **mask},
                 nuclei=nuclei.true_nuclei,
                 predicted=nuclei.predicted_nuclei,
-                missed=len(mistakes.missed),
-                extra=len(mistakes.extra),
-                merged=len(mistakes.merged),
-                split=len(mistakes.split),
+                **mistakes.counts,
             )
             self._report.put(f"{PICTURES}/{place}/{FACTS_FILE}", facts.model_dump_json(indent=1).encode())
 
@@ -197,12 +194,11 @@ class _Small:
 
 def _small(image: RgbImage, truth: NDArray[np.integer], found: NDArray[np.integer]) -> _Small:
     """Reduced before anything is drawn on it: lines that are reduced fade."""
-    height, width = image.shape[:2]
-    scale = min(1.0, _MOST_PIXELS / max(height, width))
-    size = max(1, round(width * scale)), max(1, round(height * scale))
-    rows, columns = (np.arange(n) * full // n for n, full in ((size[1], height), (size[0], width)))
-    shown = np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA))
-    return _Small(brightened(shown), truth[np.ix_(rows, columns)], found[np.ix_(rows, columns)])
+    return _Small(
+        image=brightened(resize_to_side(image, _MOST_PIXELS)),
+        truth=resize_to_side(truth, _MOST_PIXELS, nearest=True),
+        found=resize_to_side(found, _MOST_PIXELS, nearest=True),
+    )
 
 
 _PREDICTIONS, _BEST = "predictions", "best"

@@ -9,9 +9,9 @@ import click
 
 import nucleus
 from nucleus.cli.options import json_option, project_bucket
-from nucleus.cli.output import Column, note, print_in_blocks, print_json, print_table, warn
+from nucleus.cli.output import note, print_json, print_table, warn
 from nucleus.errors import UsageError
-from nucleus.text import NONE, commit_text, epochs_text, score_text, time_text, value_text
+from nucleus.text import MISSING, commit_text, epochs_text, score_text, time_text, value_text
 
 if TYPE_CHECKING:
     from nucleus.runs.comparison import Contender
@@ -165,17 +165,17 @@ def _print_metrics(contenders: "Sequence[Contender]") -> None:
         note("No scores: none has ended.")
         return
     first, *others = _letters(contenders)
-    groups = [[Column(first, [score_text(row.values[0]) for row in rows])]]
-    for place, letter in enumerate(others, start=1):
-        values = Column(letter, [score_text(row.values[place]) for row in rows])
-        groups.append([values, Column(f"{letter}-{first}", [score_text(row.differences[place], "+") for row in rows])])
-    fixed = [
-        Column("split", [row.split for row in rows]),
-        Column("kind", [row.kind for row in rows]),
-        Column("metric", [row.title for row in rows]),
-    ]
+    columns = ["split", "kind", "metric", first]
+    for letter in others:
+        columns += [letter, f"{letter}-{first}"]
+    cells = []
+    for row in rows:
+        line = [row.split, row.kind, row.title, score_text(row.values[0])]
+        for value, difference in zip(row.values[1:], row.differences[1:], strict=True):
+            line += [score_text(value), score_text(difference, "+")]
+        cells.append(line)
     click.echo()
-    print_in_blocks(fixed, groups, title="Mean over images, by the best weights")
+    print_table(columns, cells, title="Mean over images, by the best weights")
 
 
 def _print_recipes(contenders: "Sequence[Contender]") -> None:
@@ -185,7 +185,7 @@ def _print_recipes(contenders: "Sequence[Contender]") -> None:
         note("The recipes are the same.")
         return
     places = range(len(contenders))
-    values = [[found.get(place, NONE) for place in places] for found in different.values()]
+    values = [[found.get(place, MISSING) for place in places] for found in different.values()]
     click.echo()
     _print_beside(contenders, "recipe", list(different), values, title="Where the recipes differ")
 
@@ -199,11 +199,8 @@ def _print_beside(
 ) -> None:
     """A row for each key, with the value of each contender."""
 
-    groups = [
-        [Column(letter, [value_text(row[place]) for row in values])]
-        for place, letter in enumerate(_letters(contenders))
-    ]
-    print_in_blocks([Column(what, keys)], groups, title=title)
+    rows = [[key, *map(value_text, row)] for key, row in zip(keys, values, strict=True)]
+    print_table([what, *_letters(contenders)], rows, title=title)
 
 
 def _write_picture(contenders: "Sequence[Contender]", out: Path) -> None:

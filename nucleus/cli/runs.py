@@ -9,9 +9,9 @@ import click
 import nucleus
 from nucleus.cli.compare import check_contenders, picture_option, show_comparison
 from nucleus.cli.options import json_option, project_bucket
-from nucleus.cli.output import Column, columns_that_fit, note, print_columns, print_json, print_table, warn
+from nucleus.cli.output import note, print_json, print_scores, print_table, warn
 from nucleus.cli.progress_bars import show_progress
-from nucleus.text import NONE, commit_text, epochs_text, moment_text, score_text, time_text, value_text
+from nucleus.text import MISSING, commit_text, epochs_text, moment_text, score_text, time_text, value_text
 
 if TYPE_CHECKING:
     from nucleus.runs.listing import DamagedRun, StoredRun
@@ -37,13 +37,11 @@ _CELLS: "tuple[tuple[str, Callable[[StoredRun | DamagedRun, dict[str, Any]], str
     ("epochs", lambda _, row: epochs_text(row["epochs"] or 0, row["epochs_asked"])),
     ("val mAP", lambda _, row: score_text(row["val_map"])),
     ("test mAP", lambda _, row: score_text(row["test_map"])),
-    ("dataset", lambda _, row: row["dataset"].rpartition("/")[2] if row["dataset"] else NONE),
+    ("dataset", lambda _, row: row["dataset"].rpartition("/")[2] if row["dataset"] else MISSING),
     ("begun (UTC)", lambda run, _: moment_text(run.begun)),
     ("last write", lambda run, _: moment_text(run.written)),
 )
 """The columns of the list."""
-_IMPORTANCE = ("run", "state", "epochs", "val mAP", "test mAP", "last write", "dataset", "begun (UTC)", "model")
-_SCORE_IMPORTANCE = ("split", "kind", "mAP", "AP.5", "IoU", "Dice", "images", "AP.7", "AP.9", "accuracy")
 
 
 @click.group()
@@ -59,7 +57,7 @@ def runs() -> None:
 def list_(model: str | None, group: str | None, limit: int | None, as_json: bool) -> None:
     """List the runs, the newest first.
 
-    State: `published as NAME@N` (in a narrow terminal NAME@N); `finished` is a sweep's trial that was not published;
+    State: `published as NAME@N`; `finished` is a sweep's trial that was not published;
     `no record`: it goes on, was stopped or failed, or ended before runs left records; its last write may tell.
     `val mAP` is that of the epoch whose weights were best by the recipe's monitor, before the thresholds were tuned.
     """
@@ -71,16 +69,8 @@ def list_(model: str | None, group: str | None, limit: int | None, as_json: bool
         return
     if not rows:
         note("No runs." if model is None and group is None else "No such runs.")
-    columns = [Column(title, [cell(run, row) for run, row in zip(found, rows, strict=True)]) for title, cell in _CELLS]
-    shown = columns_that_fit(columns, _IMPORTANCE)
-    if len(shown) < len(columns):  # NAME@N says it too, and leaves room for others
-        states = Column("state", [row["version"] or row["state"] for row in rows])
-        columns = [states if column.title == "state" else column for column in columns]
-        shown = columns_that_fit(columns, _IMPORTANCE)
-    print_columns(shown)
-    if len(shown) < len(columns):
-        left_out = ", ".join(column.title for column in columns if column not in shown)
-        note(f"Without room for: {left_out}. A wider terminal, a pipe or --json has all.")
+    cells = [[cell(run, row) for _, cell in _CELLS] for run, row in zip(found, rows, strict=True)]
+    print_table([title for title, _ in _CELLS], cells)
 
 
 @runs.command()
@@ -186,18 +176,8 @@ def _print_run(bucket: "Bucket", run: "StoredRun") -> None:
     known = [(title, value) for title, value in _facts(run) if value is not None]
     print_table(("what", "value"), [(title, value_text(value)) for title, value in known])
     if run.metrics:
-        scored = [(split, kind, scores) for split, kinds in run.metrics.items() for kind, scores in kinds.items()]
-        columns = [
-            Column("split", [split for split, _, _ in scored]),
-            Column("kind", [kind for _, kind, _ in scored]),
-            Column("images", [f"{scores['images']:.0f}" if "images" in scores else NONE for *_, scores in scored]),
-            *(
-                Column(title, [score_text(scores.get(metric)) for *_, scores in scored])
-                for metric, title in nucleus.metrics.HEADLINES
-            ),
-        ]
         click.echo()
-        print_columns(columns_that_fit(columns, _SCORE_IMPORTANCE))
+        print_scores(run.metrics)
     if run.record is not None:
         click.echo()
         print_table(("stage", "time"), [(stage.name, time_text(stage.seconds)) for stage in run.record.stages])
