@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import ray.train
 from numpy.typing import NDArray
@@ -19,7 +18,7 @@ from job.final_model import FINAL_FOLDER, run_facts, save_model
 from nucleus.config.recipe import Recipe
 from nucleus.data.images import RgbImage, encode_png
 from nucleus.metrics.scores import AP_NAMES
-from nucleus.pictures import CYAN, YELLOW, brightened, draw_mistakes, draw_outlines
+from nucleus.pictures import CYAN, YELLOW, brightened, draw_mistakes, draw_outlines, resize_to_side
 from nucleus.predict.evaluation import PredictedImage
 from nucleus.runs.plan import WANDB_FOLDER, RunFolder, RunPlan
 from nucleus.runs.record import (
@@ -166,6 +165,7 @@ class PictureCallback(Callback):
             sample, place = predicted.sample, f"test/{predicted.sample.name}"
             small = _scaled(sample.image, sample.labels, predicted.labels)
             self._upload(f"{place}/image", small.image)
+            self._upload(f"{place}/truth", draw_outlines(small.image, small.truth, CYAN))
             mistakes = draw_mistakes(small.image, small.truth, small.found, predicted.scores.mistakes)
             self._upload(f"{place}/mistakes", mistakes)
             facts = _image_facts(ranked).model_dump_json(indent=1)
@@ -199,10 +199,7 @@ def _image_facts(ranked: RankedImage) -> TestImage:
         scores={"map": nuclei.mean_ap, **ap, **mask},
         nuclei=nuclei.true_nuclei,
         predicted=nuclei.predicted_nuclei,
-        missed=len(mistakes.missed),
-        extra=len(mistakes.extra),
-        merged=len(mistakes.merged),
-        split=len(mistakes.split),
+        **mistakes.counts,
     )
 
 
@@ -217,12 +214,11 @@ class _ScaledImage:
 
 def _scaled(image: RgbImage, truth: NDArray[np.integer], found: NDArray[np.integer]) -> _ScaledImage:
     """Scale image and labels before anything is drawn on them: outlines would fade if they were scaled."""
-    height, width = image.shape[:2]
-    scale = min(1.0, _LONGEST_SIDE / max(height, width))
-    size = max(1, round(width * scale)), max(1, round(height * scale))
-    rows, columns = (np.arange(n) * full // n for n, full in ((size[1], height), (size[0], width)))
-    shown = np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA))
-    return _ScaledImage(brightened(shown), truth[np.ix_(rows, columns)], found[np.ix_(rows, columns)])
+    return _ScaledImage(
+        image=brightened(resize_to_side(image, _LONGEST_SIDE)),
+        truth=resize_to_side(truth, _LONGEST_SIDE, nearest=True),
+        found=resize_to_side(found, _LONGEST_SIDE, nearest=True),
+    )
 
 
 class TensorBoardCallback(Callback):

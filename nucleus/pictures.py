@@ -1,7 +1,8 @@
-"""The colours of outlines."""
+"""Pictures of images and their nuclei: outlines, mistakes, sheets and galleries; resizing to a longest side."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
@@ -25,7 +26,7 @@ __all__ = [
     "draw_mistakes",
     "draw_outlines",
     "example_sheet",
-    "fitted",
+    "resize_to_side",
 ]
 
 
@@ -36,10 +37,10 @@ MISTAKE_COLOURS = {
     "merged": (255, 0, 190),
     "split": (0, 64, 255),
 }
-"""RGB by what became of a nucleus; see `nucleus.metrics.nuclei`.
+"""RGB colours of outlines by what became of a nucleus; see `nucleus.metrics.nuclei.Mistakes`.
 
-Any two are at least 41 apart in CIELAB, also as people see them who confuse red with green or blue with yellow
-(simulated after Machado et al. 2009, https://doi.org/10.1109/TVCG.2009.113).
+Any two differ by at least 41 in CIELAB, also for people who confuse red with green or blue with yellow (simulated
+after Machado et al. 2009, https://doi.org/10.1109/TVCG.2009.113).
 """
 
 
@@ -56,34 +57,45 @@ def draw_outlines(image: RgbImage, labels: NDArray[np.integer], colour: tuple[in
 
 
 def contact_sheet(rows: list[list[RgbImage]], side: int = 256) -> RgbImage:
-    """Pictures in rows, each fitted into a square of `side` pixels on white."""
+    """Pictures in rows, each resized to a longest side of `side` pixels, on white."""
     columns = max(len(row) for row in rows)
     step = side + _SHEET_GAP
     sheet = np.full((len(rows) * step + _SHEET_GAP, columns * step + _SHEET_GAP, 3), 255, np.uint8)
     for r, row in enumerate(rows):
         for c, picture in enumerate(row):
-            small = fitted(picture, side)
+            small = resize_to_side(picture, side, enlarge=True)
             top, left = _SHEET_GAP + r * step, _SHEET_GAP + c * step
             sheet[top : top + small.shape[0], left : left + small.shape[1]] = small
     return sheet
 
 
 def brightened(image: RgbImage) -> RgbImage:
-    """Dark images stretched to the full range, so that a person sees what is there."""
+    """The image, stretched to the full range if it is dark, for people to look at."""
     high = max(1.0, float(np.percentile(image, 99.8)))
     return np.asarray(np.clip(image * max(1.0, 255 / high), 0, 255), np.uint8)
 
 
-def fitted(picture: RgbImage, side: int) -> RgbImage:
-    """The picture (H x W x 3), its longer side brought to `side` pixels."""
-    scale = side / max(picture.shape[:2])
-    size = (max(1, round(picture.shape[1] * scale)), max(1, round(picture.shape[0] * scale)))
-    way = cv2.INTER_AREA if scale < 1 else cv2.INTER_NEAREST
-    return np.asarray(cv2.resize(picture, size, interpolation=way))
+def resize_to_side(pixels: NDArray[Any], side: int, *, enlarge: bool = False, nearest: bool = False) -> NDArray[Any]:
+    """The picture (H x W x 3) or labels (H x W), the longer side brought to `side` pixels.
+
+    Args:
+        pixels: Of any depth; returned as it is if it need not change.
+        side: Pixels.
+        enlarge: Whether to enlarge what is smaller; pixels then become squares with sharp edges.
+        nearest: Take the nearest pixel, as labels need, instead of the mean of those that fall together.
+    """
+    height, width = pixels.shape[:2]
+    longest = max(height, width)
+    if longest == side or (longest < side and not enlarge):
+        return pixels
+    rows, columns = (max(1, round(length * side / longest)) for length in (height, width))
+    if nearest or longest < side:
+        return pixels[np.ix_(np.arange(rows) * height // rows, np.arange(columns) * width // columns)]
+    return np.asarray(cv2.resize(pixels, (columns, rows), interpolation=cv2.INTER_AREA))
 
 
 def example_sheet(dataset: Dataset, cache: ShardCache, per_kind: int = 2) -> RgbImage:
-    """Training images of each kind, beside them the same with their labels outlined."""
+    """Up to `per_kind` training images of each kind, each beside a copy with its labels outlined."""
     found: dict[Kind, int] = {}
     rows = []
     for sample in images_of_split(dataset, "train", cache):
@@ -107,7 +119,7 @@ class GalleryImage:
     """An image of the gallery.
 
     Attributes:
-        title: What stands over it, before its mistakes.
+        title: Text above it, before its mistakes.
         score: Its mAP.
         image: H x W x 3, uint8.
         truth: H x W, labels.
@@ -124,10 +136,9 @@ class GalleryImage:
 def draw_mistakes(
     image: RgbImage, truth: NDArray[np.integer], predicted: NDArray[np.integer], mistakes: Mistakes
 ) -> RgbImage:
-    """A copy of the image with outlines.
+    """A copy of the image with outlines in `MISTAKE_COLOURS`.
 
-    Of the predicted nuclei those that were found, the extra and the merged; of the true ones, the missed and the split:
-    in `MISTAKE_COLOURS`.
+    Predicted nuclei are outlined as found, extra or merged; true ones as missed or split.
     """
     drawn = image.copy()
     for labels, chosen, name in (
@@ -143,7 +154,7 @@ def draw_mistakes(
 
 
 def draw_gallery(images: Sequence[GalleryImage]) -> RgbImage:
-    """Pairs of image and mistakes, two pairs a row, with a line of text over each and a legend at the top."""
+    """Pairs of image and mistakes, two pairs per row, each under a line of text, with a legend at the top."""
     cell_width, cell_height = 2 * _GALLERY_SIDE + _GALLERY_GAP, _GALLERY_SIDE + _TEXT_LINE
     rows = -(-len(images) // _ACROSS)
     sheet = np.full(
@@ -163,14 +174,14 @@ def draw_gallery(images: Sequence[GalleryImage]) -> RgbImage:
         _write(sheet, title, (left, top + _TEXT_LINE - 6), (0, 0, 0))
         bright = brightened(item.image)
         for i, picture in enumerate((bright, draw_mistakes(bright, item.truth, item.predicted, mistakes))):
-            small = fitted(picture, _GALLERY_SIDE)
+            small = resize_to_side(picture, _GALLERY_SIDE, enlarge=True)
             place = (top + _TEXT_LINE, left + i * (_GALLERY_SIDE + _GALLERY_GAP))
             sheet[place[0] : place[0] + small.shape[0], place[1] : place[1] + small.shape[1]] = small
     return sheet
 
 
 def _write(sheet: RgbImage, text: str, place: tuple[int, int], colour: tuple[int, int, int]) -> int:
-    """Write a line; return its width, px."""
+    """Write a line; return its width in pixels."""
     font, size = cv2.FONT_HERSHEY_SIMPLEX, 0.45
     cv2.putText(sheet, text, place, font, size, colour, 1, cv2.LINE_AA)
     return int(cv2.getTextSize(text, font, size, 1)[0][0])

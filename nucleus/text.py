@@ -1,23 +1,19 @@
-"""The curves of a run: each metric over the epochs, on the training and on the validation split."""
+"""Numbers, times and names as people read them, in the terminal, the report and the model card."""
 
-from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, overload
 
 __all__ = [
     "KINDS",
     "MISSING",
-    "NONE",
     "SPLIT_NAMES",
     "commit_text",
     "count",
-    "date_of",
-    "duration",
     "epochs_text",
     "moment_text",
+    "percent",
     "plain",
     "plural",
-    "score",
     "score_text",
     "seconds_between",
     "short",
@@ -26,11 +22,10 @@ __all__ = [
 ]
 
 
-SPLIT_NAMES = {"train": "training", "val": "validation", "test": "test"}
-
-
 MISSING = "–"
-"""In the place of a number that is not there."""
+"""In place of a value that is not known."""
+
+SPLIT_NAMES = {"train": "training", "val": "validation", "test": "test"}
 
 KINDS = {
     "all": "all kinds",
@@ -41,9 +36,11 @@ KINDS = {
 """Kinds of images, in words."""
 
 
-def score(scores: Mapping[str, float], key: str, digits: int = 3) -> str:
-    """A score from 0 to 1, or `MISSING`."""
-    return f"{scores[key]:.{digits}f}" if key in scores else MISSING
+def value_text(value: Any) -> str:
+    """Any value: None is a dash, and a truth value is written as in a recipe."""
+    if value is None:
+        return MISSING
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def count(value: float) -> str:
@@ -64,48 +61,59 @@ def plural(number: float, one: str, more: str | None = None) -> str:
     return f"{count(number)} {one if number == 1 else more or one + 's'}"
 
 
-def duration(seconds: float) -> str:
-    """A time in its two largest units.
+def score_text(value: float | None, sign: str = "", digits: int = 4) -> str:
+    """A score or, with the sign `+`, a difference of two.
 
-    >>> duration(7.25), duration(75), duration(3700)
-    ('7.2 s', '1 min 15 s', '1 h 2 min')
+    >>> score_text(0.61), score_text(0.0234, "+"), score_text(-0.00001, "+")
+    ('0.6100', '+0.0234', '0.0000')
     """
+    if value is None:
+        return MISSING
+    text = f"{value:{sign}.{digits}f}"
+    return text if float(text) else f"{0:.{digits}f}"
+
+
+def percent(part: float, whole: float, digits: int = 1) -> str:
+    """The part in percent of the whole.
+
+    >>> percent(1, 8), percent(1, 8, digits=0), percent(0, 0)
+    ('12.5 %', '12 %', '–')
+    """
+    return f"{100 * part / whole:.{digits}f} %" if whole else MISSING
+
+
+@overload
+def time_text(seconds: float) -> str: ...
+@overload
+def time_text(seconds: float | None) -> str | None: ...
+def time_text(seconds: float | None) -> str | None:
+    """A length of time in its two largest units; None if it is not known.
+
+    >>> time_text(7.25), time_text(75), time_text(5554)
+    ('7.2 s', '1 min 15 s', '1 h 32 min')
+    """
+    if seconds is None:
+        return None
     if seconds < 59.95:
         return f"{seconds:.1f} s"
-    if seconds < 3599.5:
-        return f"{round(seconds) // 60} min {round(seconds) % 60} s"
-    minutes = round(seconds / 60)
-    return f"{minutes // 60:,} h {minutes % 60} min"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60:,} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min {rest} s"
 
 
-def date_of(moment: str) -> str:
-    """A moment as date and time, UTC; the text itself if it is no ISO 8601.
+def moment_text(moment: datetime | str) -> str:
+    """A moment in UTC, to the minute; text that is not ISO 8601 is returned as it is.
 
-    >>> date_of("2026-11-23T17:58:06+00:00")
-    '23 November 2026, 17:58 UTC'
+    >>> moment_text("2026-11-23T18:58:06+01:00")
+    '2026-11-23 17:58'
     """
-    parsed = _parsed(moment)
-    if parsed is None:
-        return moment
-    return f"{parsed.day} {parsed:%B %Y, %H:%M} UTC"
+    parsed = _parsed(moment) if isinstance(moment, str) else moment.astimezone(UTC)
+    return str(moment) if parsed is None else f"{parsed:%Y-%m-%d %H:%M}"
 
 
 def seconds_between(begun: str, ended: str) -> float | None:
-    """Seconds from one moment to a later one; None if either cannot be read."""
+    """Seconds from one moment to a later one, both ISO 8601; None if either cannot be read."""
     first, last = _parsed(begun), _parsed(ended)
     return None if first is None or last is None else max(0.0, (last - first).total_seconds())
-
-
-def short(text: str, most: int = 40) -> str:
-    """The text, its middle left out if it is longer than that."""
-    text = plain(text)
-    half = (most - 1) // 2
-    return text if len(text) <= most else f"{text[: most - 1 - half]}…{text[-half:]}"
-
-
-def plain(text: str) -> str:
-    """The text in one line, for figures: other characters than printable ones become a sign for them."""
-    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)
 
 
 def _parsed(moment: str) -> datetime | None:
@@ -116,55 +124,13 @@ def _parsed(moment: str) -> datetime | None:
     return parsed.replace(tzinfo=UTC) if parsed.tzinfo is None else parsed.astimezone(UTC)
 
 
-NONE = "\u2013"
-"""Stands for what is not known."""
-
-
-def value_text(value: Any) -> str:
-    """Any value: None is a dash, and a truth value is written as in a recipe."""
-    if value is None:
-        return NONE
-    return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def score_text(value: float | None, sign: str = "") -> str:
-    """A score or, with the sign `+`, a difference of two.
-
-    >>> score_text(-0.00001, "+")
-    '0.0000'
-    """
-    if value is None:
-        return NONE
-    text = f"{value:{sign}.4f}"
-    return text if float(text) else f"{0:.4f}"
-
-
-def time_text(seconds: float | None) -> str | None:
-    """Seconds as people say them.
-
-    >>> time_text(5554)
-    '1 h 32 min'
-    """
-    if seconds is None:
-        return None
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes >= 60:
-        return f"{minutes // 60} h {minutes % 60} min"
-    return f"{minutes} min {rest} s" if minutes else f"{seconds:.1f} s"
-
-
 def epochs_text(done: int, asked: int | None) -> str:
-    """Epochs that are done, of those that the recipe asks for; where no epoch is known, nobody knows whether one is.
+    """Epochs done of those that the recipe asks for; a dash where a number is not known.
 
     >>> epochs_text(12, 74)
     '12/74'
     """
-    return f"{done or NONE}/{NONE if asked is None else asked}"
-
-
-def moment_text(moment: datetime) -> str:
-    """A moment in UTC, to the minute."""
-    return f"{moment.astimezone(UTC):%Y-%m-%d %H:%M}"
+    return f"{done or MISSING}/{MISSING if asked is None else asked}"
 
 
 def commit_text(commit: str | None) -> str | None:
@@ -177,3 +143,19 @@ def commit_text(commit: str | None) -> str | None:
         return None
     name, dash, remark = commit.partition("-")
     return f"{name[:12]}{dash}{remark}"
+
+
+def short(text: str, most: int = 40) -> str:
+    """The text in one line, its middle left out if it has more than `most` characters.
+
+    >>> short("cells-sweep-0123456789-trial-7", 20)
+    'cells-swee…9-trial-7'
+    """
+    text = plain(text)
+    half = (most - 1) // 2
+    return text if len(text) <= most else f"{text[: most - 1 - half]}…{text[-half:]}"
+
+
+def plain(text: str) -> str:
+    """The text in one line; characters that cannot be printed become a replacement character."""
+    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)

@@ -108,7 +108,7 @@ def write_pictures(folder: Path, record: RunRecord, noise: bool = False, side: i
     for image in record.watched:
         parts = ["image", "truth", "best", *(f"epoch-{epoch:05d}" for epoch in image.epochs)]
         keys += [f"watched/{image.name}/{part}" for part in parts]
-    keys += [f"test/{image.name}/{part}" for image in record.test_images for part in ("image", "mistakes")]
+    keys += [f"test/{image.name}/{part}" for image in record.test_images for part in ("image", "truth", "mistakes")]
     for seed, key in enumerate(keys):
         path = folder / "pictures" / f"{key}.png"
         path.parent.mkdir(parents=True, exist_ok=True)

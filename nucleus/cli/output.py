@@ -1,9 +1,8 @@
-"""What people and machines read: progress and remarks on stderr, results on stdout."""
+"""Output of the commands: notes and warnings on stderr; tables, Markdown and JSON on stdout."""
 
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import click
@@ -11,15 +10,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from nucleus.metrics.scores import HEADLINES
+from nucleus.metrics.scores import SCORE_COLUMNS, Metrics, score_cells
 
 __all__ = [
-    "Column",
-    "columns_that_fit",
     "note",
-    "print_columns",
     "print_facts",
-    "print_in_blocks",
     "print_json",
     "print_markdown",
     "print_scores",
@@ -28,12 +23,13 @@ __all__ = [
 ]
 
 
-_ROOM = 1 << 16
+_ENDLESS = 1 << 16
+"""Characters in a line that nothing fills."""
 
 
 def note(text: str) -> None:
-    """A remark on stderr."""
-    click.echo(text, file=sys.stderr)  # which a bar has replaced meanwhile; `err=True` would find the one before
+    """A line on stderr."""
+    click.echo(text, file=sys.stderr)  # a progress bar replaces it; `err=True` would write to the original
 
 
 def warn(text: str) -> None:
@@ -47,7 +43,7 @@ def print_json(value: Any) -> None:
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, title: str | None = None) -> None:
-    """A table on stdout, under its title; to a pipe, lines of tab-separated values under a line of names."""
+    """A table on stdout, under its title; in a pipe, tab-separated values under a line of column names."""
     if not sys.stdout.isatty():
         for row in [columns, *rows]:
             click.echo("\t".join(str(cell) for cell in row))
@@ -60,7 +56,7 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, title:
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[Any]], gap: int) -> Table:
-    """A table without lines, so many blanks between its columns; what has no room is folded, not cut off."""
+    """A table without lines, `gap` blanks between its columns; cells that do not fit are wrapped, not cut."""
     table = Table(box=None, pad_edge=False, padding=(0, gap, 0, 0), header_style="dim")
     for column in columns:
         table.add_column(column, overflow="fold")
@@ -70,12 +66,12 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[Any]], gap: int) -> T
 
 
 def _width(table: Table, console: Console) -> int:
-    """How many columns a table takes where there is room."""
-    return console.measure(table, options=console.options.update(width=_ROOM)).maximum
+    """The width of a table whose cells are not wrapped, in characters."""
+    return console.measure(table, options=console.options.update(width=_ENDLESS)).maximum
 
 
 def print_markdown(text: str) -> None:
-    """Markdown, rendered on a terminal and as it stands elsewhere."""
+    """Markdown on stdout: rendered on a terminal, unchanged elsewhere."""
     console = Console()
     if console.is_terminal:
         from rich.markdown import Markdown
@@ -85,20 +81,13 @@ def print_markdown(text: str) -> None:
         click.echo(text)
 
 
-def print_scores(metrics: Mapping[str, Mapping[str, Mapping[str, float]]]) -> None:
-    """The headline metrics by split and kind of image."""
-    print_table(
-        ("split", "kind", "images", *(title for _, title in HEADLINES)),
-        [
-            (split, kind, f"{scores['images']:.0f}", *(f"{scores[name]:.4f}" for name, _ in HEADLINES))
-            for split, kinds in metrics.items()
-            for kind, scores in kinds.items()
-        ],
-    )
+def print_scores(metrics: Metrics) -> None:
+    """A table of the headline scores by split and kind of image."""
+    print_table(SCORE_COLUMNS, score_cells(metrics))
 
 
 def print_facts(rows: Mapping[str, object], columns: tuple[str, str] = ("what", "value")) -> None:
-    """A table of two columns on stdout; addresses and commands stay whole on a narrow terminal, to be copied."""
+    """A table of two columns on stdout, whose lines are never wrapped: addresses and commands can be copied."""
     if not sys.stdout.isatty():
         print_table(columns, list(rows.items()))
         return
@@ -106,74 +95,3 @@ def print_facts(rows: Mapping[str, object], columns: tuple[str, str] = ("what", 
     console = Console(highlight=False)
     console.width = _width(table, console)
     console.print(table, soft_wrap=True)
-
-
-_GAP = 1
-"""Between columns, where `nucleus.cli.output.print_table` has little room."""
-
-
-@dataclass(frozen=True)
-class Column:
-    """A column of a table: its title, and a cell for each row."""
-
-    title: str
-    cells: Sequence[str]
-
-    @property
-    def width(self) -> int:
-        """Characters that it takes."""
-        return max(len(self.title), *map(len, self.cells), 0)
-
-
-def columns_that_fit(columns: Sequence[Column], importance: Sequence[str]) -> list[Column]:
-    """The columns that a terminal has room for, in their order; all of them where stdout is none.
-
-    Args:
-        columns: In the order in which they are shown.
-        importance: Titles, that of the column which goes last first; the first stays whatever its width is.
-    """
-    room = _room()
-    if room is None:
-        return list(columns)
-    kept: list[Column] = []
-    by_title = {column.title: column for column in columns}
-    for title in importance:
-        if not kept or _columns_width([*kept, by_title[title]]) <= room:
-            kept.append(by_title[title])
-    return [column for column in columns if column in kept]
-
-
-def print_columns(columns: Sequence[Column], *, title: str | None = None) -> None:
-    """A table as `nucleus.cli.output.print_table` prints it."""
-
-    rows = list(zip(*(column.cells for column in columns), strict=True))
-    print_table([column.title for column in columns], rows, title=title)
-
-
-def print_in_blocks(fixed: Sequence[Column], groups: Sequence[Sequence[Column]], *, title: str | None = None) -> None:
-    """A table, or several below each other where a terminal has no room for all columns side by side.
-
-    Args:
-        fixed: Stand in each table.
-        groups: Columns that stay together; the first group stands in each table too.
-        title: Of the first table.
-    """
-    room = _room()
-    head = [*fixed, *groups[0]]
-    block = list(head)
-    for group in groups[1:]:
-        if room is not None and len(block) > len(head) and _columns_width([*block, *group]) > room:
-            print_columns(block, title=title)
-            block, title = list(head), None
-        block += group
-    print_columns(block, title=title)
-
-
-def _columns_width(columns: Sequence[Column]) -> int:
-    return sum(column.width for column in columns) + _GAP * (len(columns) - 1)
-
-
-def _room() -> int | None:
-    """Characters in a line of the terminal that stdout is; None if it is none."""
-    console = Console()
-    return console.width if console.is_terminal else None

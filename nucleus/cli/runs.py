@@ -12,7 +12,7 @@ import click
 import nucleus
 from nucleus.cli.compare import check_compared, picture_option, show_comparison
 from nucleus.cli.options import json_option, project_bucket
-from nucleus.cli.output import note, print_json, print_table, warn
+from nucleus.cli.output import note, print_json, print_scores, print_table, warn
 from nucleus.cli.progress_bars import show_progress
 from nucleus.text import MISSING, commit_text, epochs_text, moment_text, score_text, time_text, value_text
 
@@ -196,10 +196,8 @@ def _print_run(bucket: "Bucket", run: "StoredRun") -> None:
     known = [(title, value) for title, value in _facts(run) if value is not None]
     print_table(("what", "value"), [(title, value_text(value)) for title, value in known])
     if run.metrics:
-        columns = ("split", "kind", "images", *(title for _, title in nucleus.metrics.HEADLINES))
-        rows = [_scores(split, kind, scores) for split, kinds in run.metrics.items() for kind, scores in kinds.items()]
         click.echo()
-        print_table(columns, rows)
+        print_scores(run.metrics)
     if run.record is not None:
         click.echo()
         print_table(("stage", "time"), [(stage.name, time_text(stage.seconds)) for stage in run.record.stages])

@@ -1,3 +1,4 @@
+from .nuclei import SIZE_TITLES as SIZE_TITLES
 from .nuclei import SIZES as SIZES
 from .nuclei import THRESHOLDS as THRESHOLDS
 from .nuclei import LabelPairs as LabelPairs
@@ -13,8 +14,14 @@ from .nuclei import mistakes_in as mistakes_in
 from .nuclei import pair_labels as pair_labels
 from .scores import AP_NAMES as AP_NAMES
 from .scores import HEADLINES as HEADLINES
+from .scores import MISTAKES as MISTAKES
+from .scores import SCORE_COLUMNS as SCORE_COLUMNS
 from .scores import ImageScores as ImageScores
+from .scores import Metrics as Metrics
 from .scores import PixelCounts as PixelCounts
+from .scores import Scores as Scores
 from .scores import ScoreSums as ScoreSums
 from .scores import count_pixels as count_pixels
+from .scores import found_one_for_one as found_one_for_one
+from .scores import score_cells as score_cells
 from .scores import score_labels as score_labels

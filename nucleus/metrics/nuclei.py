@@ -1,4 +1,4 @@
-"""Metrics of nuclei: which predicted label is which true one.
+"""Metrics of nuclei: AP, F1, PQ, and the mistakes of a prediction, from matched labels.
 
 A true and a predicted label match at a threshold t if their IoU is at least t; t from 0.5 up, so that a label has one
 partner at most (two candidates can only be the halves of one label, both at exactly 0.5, and then one of them counts).
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 __all__ = [
     "SIZES",
+    "SIZE_TITLES",
     "THRESHOLDS",
     "LabelPairs",
     "MatchCounts",
@@ -84,11 +85,11 @@ class LabelPairs:
     """Labels that share pixels, background left out.
 
     Attributes:
-        true_areas: Of each true label from 0, 0 where it does not occur.
-        predicted_areas: Of each predicted one.
+        true_areas: Area of each true label, from label 0 on; 0 if it does not occur.
+        predicted_areas: Area of each predicted label, likewise.
         true: The true label of each pair.
-        predicted: The predicted one.
-        shared: Pixels that they share.
+        predicted: The predicted label of each pair.
+        shared: Pixels that both labels of a pair cover.
     """
 
     true_areas: NDArray[np.int64]
@@ -99,7 +100,7 @@ class LabelPairs:
 
     @property
     def iou(self) -> NDArray[np.float64]:
-        """Of each pair."""
+        """Intersection over union of each pair."""
         union = self.true_areas[self.true] + self.predicted_areas[self.predicted] - self.shared
         return np.asarray(self.shared / union)
 
@@ -110,7 +111,7 @@ def match_nuclei(truth: NDArray[np.integer], predicted: NDArray[np.integer]) -> 
 
 
 def match_pairs(pairs: LabelPairs) -> MatchCounts:
-    """The same from pairs that are known."""
+    """Match the labels of one image, given their pairs."""
     _, best = matched_labels(pairs)
     reached = best[:, np.newaxis] >= np.array(THRESHOLDS)
     return MatchCounts(
@@ -172,8 +173,14 @@ def _ratio(part: NDArray[np.number], whole: NDArray[np.number]) -> NDArray[np.fl
 
 
 _BOUNDS = np.array((12.0, 24.0, 48.0))
-SIZES = ("under_12px", "12_to_24px", "24_to_48px", "over_48px")
-"""Ranges of a nucleus's diameter, that of the circle of its area."""
+SIZE_TITLES = {
+    "under_12px": "under 12 px",
+    "12_to_24px": "12 to 24 px",
+    "24_to_48px": "24 to 48 px",
+    "over_48px": "over 48 px",
+}
+"""Ranges of a nucleus's diameter (of the circle of the same area), in words."""
+SIZES = tuple(SIZE_TITLES)
 
 
 @dataclass(frozen=True)
@@ -205,14 +212,14 @@ _MOST = 0.5
 
 @dataclass(frozen=True)
 class Mistakes:
-    """Labels of one image by what happened to them, at IoU 0.5.
+    """Labels of one image by what went wrong with them, at IoU 0.5.
 
     Attributes:
         missed: True labels that no predicted one matches, and that are not merged or split.
-        extra: Predicted labels that match no true one, and that are not merged or split.
+        extra: Predicted labels that match no true one, are not merged, and are no part of a split one.
         merged: Predicted labels that hold most of two or more true ones.
         split: True labels that hold most of two or more predicted ones.
-        in_merged: True labels most of which a merged one holds.
+        in_merged: True labels most of which lies in a merged one.
     """
 
     missed: frozenset[int]
@@ -221,9 +228,21 @@ class Mistakes:
     split: frozenset[int]
     in_merged: frozenset[int]
 
+    @property
+    def counts(self) -> dict[str, int]:
+        """Number of nuclei by mistake: true nuclei `missed`, `merged` with another and `split`; predicted ones `extra`.
+
+        Each true nucleus counts once: one that is merged and split is merged.
+        """
+        return {
+            "missed": len(self.missed),
+            "extra": len(self.extra),
+            "merged": len(self.in_merged),
+            "split": len(self.split - self.in_merged),
+        }
+
     def __str__(self) -> str:
-        parts = {"missed": self.missed, "extra": self.extra, "merged": self.merged, "split": self.split}
-        return ", ".join(f"{len(labels)} {name}" for name, labels in parts.items() if labels) or "none"
+        return ", ".join(f"{number} {name}" for name, number in self.counts.items() if number) or "none"
 
 
 def find_mistakes(truth: NDArray[np.integer], predicted: NDArray[np.integer]) -> Mistakes:
@@ -232,7 +251,7 @@ def find_mistakes(truth: NDArray[np.integer], predicted: NDArray[np.integer]) ->
 
 
 def mistakes_in(pairs: LabelPairs) -> Mistakes:
-    """The same from pairs that are known."""
+    """Compare the labels of one image, given their pairs."""
     rows, columns = pairs.true, pairs.predicted
     matches = pairs.iou >= THRESHOLDS[0]
     inside = pairs.shared > _MOST * pairs.true_areas[rows]

@@ -1,9 +1,10 @@
-"""Metrics of the nucleus mask, from pixel counts.
+"""Scores of predicted images: metrics of the mask, of nuclei, and sums over many images and workers.
 
-With TP, FP, FN, TN pixels of nuclei and ground: IoU (Jaccard) = TP / (TP + FP + FN); Dice = 2 TP / (2 TP + FP + FN);
-accuracy = (TP + TN) / all. An image with neither true nor predicted nuclei has IoU and Dice 1.
+With TP, FP, FN, TN pixels of nuclei and background: IoU (Jaccard) = TP / (TP + FP + FN), Dice =
+2 TP / (2 TP + FP + FN), accuracy = (TP + TN) / all. An image with neither true nor predicted nuclei has IoU and Dice 1.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,8 +22,23 @@ from nucleus.metrics.nuclei import (
     mistakes_in,
     pair_labels,
 )
+from nucleus.text import MISSING, count, score_text
 
-__all__ = ["AP_NAMES", "HEADLINES", "ImageScores", "PixelCounts", "ScoreSums", "count_pixels", "score_labels"]
+__all__ = [
+    "AP_NAMES",
+    "HEADLINES",
+    "MISTAKES",
+    "SCORE_COLUMNS",
+    "ImageScores",
+    "Metrics",
+    "PixelCounts",
+    "ScoreSums",
+    "Scores",
+    "count_pixels",
+    "found_one_for_one",
+    "score_cells",
+    "score_labels",
+]
 
 
 @dataclass(frozen=True)
@@ -70,6 +86,38 @@ HEADLINES = (
     ("accuracy", "accuracy"),
 )
 """Keys of the scores, and their titles; means over images."""
+SCORE_COLUMNS = ("split", "kind", "images", *(title for _, title in HEADLINES))
+"""Titles of `score_cells`."""
+MISTAKES = {"nuclei_missed": "missed", "nuclei_extra": "extra", "nuclei_merged": "merged", "nuclei_split": "split"}
+"""Keys of the numbers of mistakes, and their titles; see `nucleus.metrics.nuclei.Mistakes.counts`."""
+
+Scores = Mapping[str, float]
+"""By metric."""
+Metrics = Mapping[str, Mapping[str, Scores]]
+"""By split, then `all` or kind of image."""
+
+
+def score_cells(metrics: Metrics, digits: int = 4) -> list[tuple[str, ...]]:
+    """The rows of a table of the headline scores: one per split and kind of image, without those of no images."""
+    return [
+        (
+            split,
+            kind,
+            count(scores["images"]) if "images" in scores else MISSING,
+            *(score_text(scores.get(key), digits=digits) for key, _ in HEADLINES),
+        )
+        for split, by_kind in metrics.items()
+        for kind, scores in by_kind.items()
+        if scores.get("images", 1)
+    ]
+
+
+def found_one_for_one(scores: Scores) -> float | None:
+    """Number of true nuclei that are neither missed nor merged nor split; None where mistakes were not counted."""
+    wrong = [scores.get(key) for key in MISTAKES if key != "nuclei_extra"]
+    if None in wrong or "nuclei_true" not in scores:
+        return None
+    return scores["nuclei_true"] - sum(number or 0 for number in wrong)
 
 
 _KINDS = list(Kind)
@@ -77,9 +125,8 @@ _MEANS = ("loss", "iou", "dice", "accuracy", "f1_50", "pq_50", "count_error")
 AP_NAMES = tuple(f"ap_{round(100 * threshold)}" for threshold in THRESHOLDS)
 _PIXELS = 4
 _NUCLEI = 2
-_MISTAKES = ("nuclei_missed", "nuclei_extra", "nuclei_merged", "nuclei_split")
 _PARTS = (
-    len(_MEANS), len(THRESHOLDS), _PIXELS, _NUCLEI, len(THRESHOLDS), len(THRESHOLDS), len(_MISTAKES), len(SIZES),
+    len(_MEANS), len(THRESHOLDS), _PIXELS, _NUCLEI, len(THRESHOLDS), len(THRESHOLDS), len(MISTAKES), len(SIZES),
     len(SIZES),
 )  # fmt: skip
 """Columns of the sums after the number of images."""
@@ -87,7 +134,7 @@ _PARTS = (
 
 @dataclass(frozen=True)
 class ImageScores:
-    """What is known of one predicted image.
+    """Scores of one predicted image.
 
     Attributes:
         loss: The training loss of the whole image.
@@ -115,11 +162,6 @@ class ImageScores:
             float(nuclei.pq[0]),
             float(abs(nuclei.true_nuclei - nuclei.predicted_nuclei)),
         )
-
-    def mistake_counts(self) -> tuple[int, ...]:
-        """How many nuclei went wrong in each way, in the order of `_MISTAKES`; no true nucleus counts twice."""
-        found = self.mistakes
-        return len(found.missed), len(found.extra), len(found.in_merged), len(found.split - found.in_merged)
 
 
 def score_labels(truth: NDArray[np.integer], predicted: NDArray[np.integer], loss: float) -> ImageScores:
@@ -156,7 +198,7 @@ class ScoreSums:
                 (nuclei.true_nuclei, nuclei.predicted_nuclei),
                 nuclei.matches,
                 nuclei.matched_iou,
-                scores.mistake_counts(),
+                tuple(scores.mistakes.counts.values()),
                 scores.sizes.true_nuclei,
                 scores.sizes.matched,
             ]
@@ -164,14 +206,14 @@ class ScoreSums:
 
     @property
     def images(self) -> int:
-        """How many images were added."""
+        """Number of images added."""
         return int(self.array[:, 0].sum())
 
     def scores(self, kind: Kind | None = None) -> dict[str, float]:
         """The metrics over all images, or those of one kind; empty if there are none."""
         row = self.array.sum(axis=0) if kind is None else self.array[_KINDS.index(kind)]
-        count = row[0]
-        if not count:
+        images = row[0]
+        if not images:
             return {}
         means, ap, pixels, nuclei, matches, matched_iou, mistakes, sizes, found = np.split(
             row[1:], np.cumsum(_PARTS[:-1])
@@ -179,9 +221,9 @@ class ScoreSums:
         pooled = MatchCounts(int(nuclei[0]), int(nuclei[1]), matches.astype(np.int64), matched_iou)
         mask = PixelCounts(*(int(value) for value in pixels))
         return {
-            **{name: float(value / count) for name, value in zip(_MEANS, means, strict=True)},
-            **{name: float(value / count) for name, value in zip(AP_NAMES, ap, strict=True)},
-            "map": float(ap.mean() / count),
+            **{name: float(value / images) for name, value in zip(_MEANS, means, strict=True)},
+            **{name: float(value / images) for name, value in zip(AP_NAMES, ap, strict=True)},
+            "map": float(ap.mean() / images),
             "nuclei_true": float(nuclei[0]),
             "nuclei_predicted": float(nuclei[1]),
             "pooled_iou": mask.iou,
@@ -191,13 +233,13 @@ class ScoreSums:
             "pooled_map": pooled.mean_ap,
             "pooled_f1_50": float(pooled.f1[0]),
             "pooled_pq_50": float(pooled.pq[0]),
-            **{name: float(value) for name, value in zip(_MISTAKES, mistakes, strict=True)},
+            **{name: float(value) for name, value in zip(MISTAKES, mistakes, strict=True)},
             **{f"nuclei_true_{size}": float(value) for size, value in zip(SIZES, sizes, strict=True)},
             **{f"recall_50_{size}": float(part / of) for size, part, of in zip(SIZES, found, sizes, strict=True) if of},
         }
 
     def report(self) -> dict[str, dict[str, float]]:
-        """The metrics over all images under `all`, and those of each kind that there is."""
+        """The metrics over all images under `all`, and over those of each kind that occurs."""
         by_kind = {kind.value: {"images": self.array[i, 0], **self.scores(kind)} for i, kind in enumerate(_KINDS)}
         return {
             "all": {"images": float(self.images), **self.scores()},

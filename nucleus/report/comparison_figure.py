@@ -1,4 +1,4 @@
-"""The curves of several runs in one picture, for a slide."""
+"""One figure with the curves of several runs, for a slide."""
 
 import io
 from collections.abc import Sequence
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nucleus.runs.comparison import ComparedRun
+from nucleus.text import short
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -15,8 +16,8 @@ if TYPE_CHECKING:
 
 __all__ = ["draw_curves", "encode_figure"]
 
-# Okabe and Ito (https://jfly.uni-koeln.de/color/), without the yellow that vanishes on white: eyes that see few colours
-# tell these apart. Markers and dashes tell the runs apart without any colour, and after the colours are used up.
+# Okabe and Ito (https://jfly.uni-koeln.de/color/), without the yellow, which is invisible on white: safe for colour
+# blindness. Markers and dashes also distinguish the runs, without colour and when there are more runs than colours.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#56B4E9", "#E69F00")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*", "h")
 _DASHES = ("-", (0, (6, 2)), (0, (2, 1.5)))
@@ -29,20 +30,20 @@ _PANELS = (
     (None, "val_map", "mAP of nuclei"),
     ("learning_rate", None, "learning rate"),
 )
-"""What is drawn thin for every epoch, what bold where it was validated, and the title."""
+"""The metric drawn thin (every epoch), the one drawn bold (validated epochs), and the title."""
 _LONGEST_NAME = 30
 _ENLARGED = 5.0
-"""How many times the range of the runs' later halves a panel shows at most."""
+"""The most that a panel shows, as a multiple of the range of the runs' second halves."""
 _FEW = 4
 
 
 def draw_curves(contenders: Sequence[ComparedRun]) -> "Figure":
     """Loss (training thin, validation bold), IoU, Dice and mAP on the validation split and the learning rate, by epoch.
 
-    Epochs count from 1. Where the first epochs are far off, their part of a panel is cut, so that the later ones, which
-    people compare, can be told apart. A contender without a history has a line in the legend that says so.
+    Epochs count from 1. Where the first epochs are far off, the axis is cut so that differences between the later ones
+    stay visible. The legend marks a run without a history.
     """
-    from matplotlib.figure import Figure  # noqa: PLC0415  only those who draw pay for it
+    from matplotlib.figure import Figure  # noqa: PLC0415  matplotlib is slow to import
 
     figure = Figure(figsize=_SIZE, layout="constrained")
     styles = _styles(len(contenders))
@@ -107,7 +108,7 @@ def _finish(axes: "Axes", title: str, epochs: int) -> None:
 
 
 def _enlarge(axes: "Axes") -> None:
-    """Cut what the first halves of the runs need of the height, as far as it dwarfs what the second halves need."""
+    """Limit the height to `_ENLARGED` times the range of the runs' second halves."""
     values = [np.asarray(line.get_ydata(), float).tolist() for line in axes.get_lines()]
     later = [value for line in values for value in line[len(line) // 2 :]]
     if not later:
@@ -121,25 +122,17 @@ def _enlarge(axes: "Axes") -> None:
 
 
 def _legend(axes: "Axes", contenders: Sequence[ComparedRun], styles: Sequence[dict[str, Any]]) -> None:
-    """Which line is whose, in a panel of its own."""
+    """The names of the runs beside their lines, in a panel of its own."""
     from matplotlib.lines import Line2D  # noqa: PLC0415
 
     axes.set_axis_off()
     lines = []
     for place, (contender, style) in enumerate(zip(contenders, styles, strict=True)):
         remark = "" if contender.history else " (no history)"
-        name = _shortened(contender.name, _LONGEST_NAME - len(remark))
+        name = short(contender.name, _LONGEST_NAME - len(remark))
         lines.append(Line2D([], [], label=f"{chr(ord('A') + place)}  {name}{remark}", **style))
     lines.append(Line2D([], [], linewidth=2.6, color="grey", label="bold: validation; learning rate"))
     lines.append(Line2D([], [], linewidth=0.9, color="grey", label="thin: training"))
     size = 15 if len(contenders) <= _FEW else 13
     legend = axes.legend(handles=lines, loc="upper left", fontsize=size, frameon=False, borderaxespad=0, handlelength=3)
-    legend.set_in_layout(False)  # long names take no room from the curves
-
-
-def _shortened(name: str, longest: int) -> str:
-    """A name without its middle, if it is too long: the trials of a sweep differ at the end."""
-    if len(name) <= longest:
-        return name
-    end = (longest - 1) // 2
-    return f"{name[: longest - 1 - end]}\u2026{name[-end:]}"
+    legend.set_in_layout(False)  # so that long names do not shrink the curves

@@ -1,18 +1,16 @@
-"""Tables of the page: text in rows and columns."""
+"""Tables and figures of the report: rows of text, and matplotlib drawings as SVG that follows light and dark."""
 
 import io
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-from nucleus.storage.files import atomic_path
 from nucleus.text import plain
 
-__all__ = ["GRID", "PANEL", "SERIES", "TEXT", "Panel", "Table", "save_slide", "svg_of", "thinned"]
+__all__ = ["GRID", "SERIES", "TEXT", "Panel", "Table", "svg_of", "thinned"]
 
 
 _MOST_ROWS = 200
@@ -20,13 +18,13 @@ _MOST_ROWS = 200
 
 @dataclass(frozen=True)
 class Table:
-    """A table; the first column names the rows.
+    """A table whose first column names the rows.
 
     Attributes:
-        caption: What it holds.
-        columns: Their titles.
+        caption: Its title.
+        columns: Titles of the columns.
         rows: Cells as text.
-        words: Numbers of the columns, besides the first, that hold words and not numbers.
+        words: Indices of further columns that hold words; the others hold numbers.
     """
 
     caption: str
@@ -36,7 +34,7 @@ class Table:
 
 
 def thinned(rows: Sequence[Sequence[str]], most: int = _MOST_ROWS) -> list[Sequence[str]]:
-    """At most so many of the rows, evenly spread, the first and the last among them."""
+    """At most `most` of the rows, evenly spaced, the first and the last among them."""
     if len(rows) <= most:
         return list(rows)
     return [rows[round(i * (len(rows) - 1) / (most - 1))] for i in range(most)]
@@ -44,16 +42,14 @@ def thinned(rows: Sequence[Sequence[str]], most: int = _MOST_ROWS) -> list[Seque
 
 TEXT = "#1b1f24"
 GRID = "#d0d7de"
-PANEL = "#eef3f8"
 SERIES = ("#0060a8", "#c04a00", "#007a55", "#a03a78", "#8a6200", "#4a4a9c")
-"""Okabe and Ito's hues (https://jfly.uni-koeln.de/color/), darkened: each stands out from white by at least
-4.5 : 1. Lines also differ in dashes and marks."""
+"""Okabe and Ito's hues (https://jfly.uni-koeln.de/color/), darkened to a contrast of at least 4.5 : 1 on white. Lines
+also differ in dashes and marks."""
 
-# What a colour becomes in the page; `page.css` gives the variables for light and for dark.
+# The CSS variable of each colour; `page.css` defines them for light and for dark.
 _VARIABLES = {
     TEXT: "currentColor",
     GRID: "var(--grid)",
-    PANEL: "var(--box)",
     "#ffffff": "var(--ground)",
     **{colour: f"var(--series-{number})" for number, colour in enumerate(SERIES, start=1)},
 }
@@ -93,7 +89,7 @@ _STYLE: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Panel:
-    """A figure, and what it says to those who cannot see it.
+    """A figure, with a description for people who cannot see it.
 
     Attributes:
         key: Unique in the page.
@@ -101,7 +97,7 @@ class Panel:
         description: What the figure shows, with its most important numbers.
         draw: Draws it onto matplotlib's axes.
         table: Its numbers.
-        size: Width and height in the page, inches of 72 px.
+        size: Width and height in inches of 72 px.
     """
 
     key: str
@@ -113,10 +109,10 @@ class Panel:
 
 
 def svg_of(panel: Panel) -> str:
-    """The panel as an `svg` element for the inside of a page.
+    """The panel as an `svg` element of a page.
 
-    It has no styles of its own (a strict Content-Security-Policy forbids them), its ids begin with the panel's key, its
-    text is text in the page's font, and its colours are the page's variables.
+    It has no styles of its own (the Content-Security-Policy forbids them). Its ids begin with the panel's key, its text
+    is in the page's font, and its colours are the page's CSS variables.
     """
     from matplotlib.figure import Figure  # noqa: PLC0415
 
@@ -142,27 +138,6 @@ def svg_of(panel: Panel) -> str:
     return ElementTree.tostring(drawn, encoding="unicode")
 
 
-def save_slide(path: Path, panels: Sequence[Panel], columns: int, title: str) -> None:
-    """Write panels side by side as one PNG of 1,920 px width, on white. Its `title` stands above."""
-    from matplotlib.figure import Figure  # noqa: PLC0415
-
-    rows = -(-len(panels) // columns)
-    width, height = panels[0].size
-    scale = 13 / (columns * width)
-    with _style():
-        figure = Figure(figsize=(13, rows * height * max(scale, 0.75) + 0.6), dpi=1920 / 13, layout="constrained")
-        figure.suptitle(title, fontsize=15, fontweight="bold", x=0.01, ha="left")
-        places = list(figure.subplots(rows, columns, squeeze=False).flat)
-        for place, panel in zip(places, panels, strict=False):
-            panel.draw(place)
-            if len(panels) > 1:
-                place.set_title(panel.title)
-        for place in places[len(panels) :]:
-            place.remove()
-        with atomic_path(path) as beside:
-            figure.savefig(beside, facecolor="white")
-
-
 @contextmanager
 def _style() -> Iterator[None]:
     from matplotlib import rc_context  # noqa: PLC0415
@@ -172,7 +147,7 @@ def _style() -> Iterator[None]:
 
 
 def _keep_ids(drawn: Any) -> None:
-    """Keep only ids that something refers to, each once: matplotlib defines the same mark for a line and its legend."""
+    """Keep ids that something refers to, each once: matplotlib defines a mark for a line and again for its legend."""
     texts = [value for element in drawn.iter() for name, value in element.attrib.items() if name != "id"]
     wanted = {match for text in texts for match in _REFERENCE.findall(text)}
     wanted |= {element.get(_LINK)[1:] for element in drawn.iter() if _LINK in element.attrib}
@@ -184,7 +159,7 @@ def _keep_ids(drawn: Any) -> None:
 
 
 def _adapt(element: Any, key: str) -> None:
-    """Turn an element's `style` into attributes, its colours into variables, and make its ids the panel's own."""
+    """Turn an element's `style` into attributes, its colours into CSS variables, and prefix its ids with the key."""
     for declaration in element.attrib.pop("style", "").split(";"):
         name, _, value = (part.strip() for part in declaration.partition(":"))
         if name and name != "font-family":
@@ -204,7 +179,7 @@ def _adapt(element: Any, key: str) -> None:
 
 
 def _describe(drawn: Any, panel: Panel) -> None:
-    """Give the picture a name and a description, as its first elements."""
+    """Add a title and a description as the first elements of the picture."""
     parts = []
     for place, (tag, text) in enumerate((("title", panel.title), ("desc", panel.description))):
         part = ElementTree.Element(f"{{{_NAMESPACE}}}{tag}", {"id": f"{panel.key}-{tag}"})

@@ -1,4 +1,4 @@
-"""The curves of a run: each metric over the epochs, on the training and on the validation split."""
+"""Figures of the report: curves by epoch, the dataset, AP by IoU threshold, and time by stage."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -8,17 +8,17 @@ from typing import Any
 from nucleus.data.dataset import SPLITS, DatasetManifest
 from nucleus.data.images import Kind
 from nucleus.metrics import nuclei as matching
-from nucleus.report.drawing import GRID, PANEL, SERIES, TEXT, Panel, Table, thinned
+from nucleus.metrics.scores import Scores
+from nucleus.report.drawing import GRID, SERIES, TEXT, Panel, Table, thinned
 from nucleus.report.tables import published_systems
-from nucleus.runs.record import NetworkFacts, Stage
-from nucleus.text import KINDS, MISSING, SPLIT_NAMES, count, duration, plural, score, short
+from nucleus.runs.record import Stage
+from nucleus.text import KINDS, MISSING, SPLIT_NAMES, count, percent, plural, score_text, short, time_text
 
 __all__ = [
     "THRESHOLDS",
     "curve_panels",
     "dataset_panels",
     "history_table",
-    "network_panel",
     "precision_panels",
     "timing_panel",
 ]
@@ -27,12 +27,12 @@ __all__ = [
 History = Sequence[Mapping[str, float]]
 
 _MOST_MARKED = 40
-"""Longer lines have no mark on each point."""
+"""Lines with more points have no marks."""
 
 
 @dataclass(frozen=True)
 class _Line:
-    """A line of a figure: the key in the history, and its name."""
+    """A line of a figure: its key in the history, and its name."""
 
     key: str
     name: str
@@ -40,7 +40,7 @@ class _Line:
 
 @dataclass(frozen=True)
 class _Curve:
-    """A figure: what it is called, its lines, how its values are written, and whether the axis begins at 0."""
+    """A figure: its title, its lines, how its values are written, and whether the axis begins at 0."""
 
     key: str
     title: str
@@ -86,12 +86,12 @@ def curve_panels(history: History, best_epoch: int) -> list[Panel]:
 
     Args:
         history: The metrics of each epoch; `epoch` counts from 0.
-        best_epoch: The one (from 0) whose weights were kept.
+        best_epoch: The epoch (from 0) whose weights were kept.
     """
     panels = []
     for curve in _CURVES:
         lines = [(line, points) for line in curve.lines if (points := _points(history, line.key))]
-        if len(lines) == 2 and lines[0][1] == lines[1][1]:  # one worker is all workers
+        if len(lines) == 2 and lines[0][1] == lines[1][1]:  # there is one worker
             lines = lines[:1]
         if lines:
             panels.append(_panel(curve, lines, best_epoch))
@@ -99,7 +99,7 @@ def curve_panels(history: History, best_epoch: int) -> list[Panel]:
 
 
 def history_table(history: History) -> Table:
-    """The numbers of all curves, epoch by epoch; of long runs some epochs, evenly spread."""
+    """The numbers of all curves by epoch; of a long run, epochs at even intervals."""
     lines = [
         (f"{curve.title}: {line.name}" if len(curve.lines) > 1 else curve.title, line.key, curve.written)
         for curve in _CURVES
@@ -144,7 +144,7 @@ def _panel(curve: _Curve, lines: list[tuple[_Line, list[tuple[float, float]]]], 
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:.5g}")
         if curve.from_zero:
             axes.set_ylim(bottom=0)
-        # Below: a curve may go anywhere inside.
+        # Below the axes: a curve may be anywhere inside.
         axes.legend(loc="upper left", bbox_to_anchor=(-0.05, -0.2), ncols=3, columnspacing=1)
 
     said = [
@@ -157,12 +157,12 @@ def _panel(curve: _Curve, lines: list[tuple[_Line, list[tuple[float, float]]]], 
 
 
 _BINS = (0, 1, 11, 31, 101)
-"""The fewest nuclei of each group of images."""
+"""The fewest nuclei in an image of each bin."""
 _HATCHES = {Kind.DARK_FIELD: "", Kind.BRIGHT_FIELD: "///", Kind.STAIN: "..."}
 
 
 def dataset_panels(dataset: DatasetManifest) -> list[Panel]:
-    """The three figures."""
+    """Three figures: images by split and kind, by number of nuclei, and by size."""
     return [_images(dataset), _nuclei(dataset), _sizes(dataset)]
 
 
@@ -191,16 +191,15 @@ def _nuclei(dataset: DatasetManifest) -> Panel:
 
     def draw(axes: Any) -> None:
         _stack(axes, names, counts)
-        axes.set(xlabel="nuclei in an image", ylabel="images")
+        axes.set(xlabel="nuclei per image", ylabel="images")
 
     nuclei = sorted(sample.nuclei for sample in dataset.samples) or [0]
     description = (
-        f"How many nuclei an image has: from {count(nuclei[0])} to {count(nuclei[-1])}, "
-        f"in the middle image {count(nuclei[len(nuclei) // 2])}."
+        f"Nuclei per image: from {count(nuclei[0])} to {count(nuclei[-1])}, median {count(nuclei[len(nuclei) // 2])}."
     )
     rows = [(name, *(count(counts[kind][i]) for kind in Kind)) for i, name in enumerate(names)]
     table = Table("Images by number of nuclei", ("nuclei", *(KINDS[kind] for kind in Kind)), rows)
-    return Panel("data-nuclei", "Nuclei in an image", description, draw, table, (4.2, 2.7))
+    return Panel("data-nuclei", "Nuclei per image", description, draw, table, (4.2, 2.7))
 
 
 def _sizes(dataset: DatasetManifest) -> Panel:
@@ -218,12 +217,12 @@ def _sizes(dataset: DatasetManifest) -> Panel:
     common = "; ".join(f"{plural(number, 'image')} of {w} × {h} px" for (w, h), number in ordered[:3])
     rows = [(f"{width} × {height}", count(number)) for (width, height), number in ordered]
     table = Table("Images by size, width × height in px", ("size", "images"), thinned(rows, 60))
-    description = f"{plural(len(sizes), 'size')}; larger circles are more images. Most often: {common}."
+    description = f"{plural(len(sizes), 'size')}; larger circles stand for more images. Most common: {common}."
     return Panel("data-sizes", "Sizes of images", description, draw, table, (4.2, 2.7))
 
 
 def _stack(axes: Any, names: list[str], counts: dict[Kind, list[int]]) -> None:
-    """Bars of kinds, one on the other; told apart by colour and by hatching."""
+    """Stacked bars of kinds, which differ in colour and hatching."""
     below = [0] * len(names)
     for number, (kind, values) in enumerate(counts.items()):
         if any(values):
@@ -261,12 +260,13 @@ _SIZE = (4.2, 3.6)
 """Inches of 72 px, with the legend."""
 
 
-def precision_panels(by_kind: Mapping[str, Mapping[str, float]], split: str) -> list[Panel]:
-    """Two figures, or fewer if the scores for them are not there.
+def precision_panels(by_kind: Mapping[str, Scores], split: str, *, published: bool) -> list[Panel]:
+    """AP by kind of image, and beside published figures; without AP, no figure.
 
     Args:
         by_kind: Scores of a split by kind of image.
-        split: Its name.
+        split: The split's name.
+        published: Whether published figures are of the same images.
     """
     curves = {
         kind: [scores[f"ap_{threshold}"] for threshold in THRESHOLDS]
@@ -276,12 +276,12 @@ def precision_panels(by_kind: Mapping[str, Mapping[str, float]], split: str) -> 
     panels = []
     if curves:
         panels.append(_by_kind(curves, by_kind, split))
-    if _COMPARED in curves:
+    if published and _COMPARED in curves:
         panels.append(_beside_published(curves[_COMPARED], split))
     return panels
 
 
-def _by_kind(curves: dict[str, list[float]], by_kind: Mapping[str, Mapping[str, float]], split: str) -> Panel:
+def _by_kind(curves: dict[str, list[float]], by_kind: Mapping[str, Scores], split: str) -> Panel:
     def draw(axes: Any) -> None:
         for number, (kind, values) in enumerate(curves.items()):
             label = f"{KINDS[kind]}, {count(by_kind[kind].get('images', 0))}"
@@ -295,7 +295,7 @@ def _by_kind(curves: dict[str, list[float]], by_kind: Mapping[str, Mapping[str, 
         for kind, values in curves.items()
     )
     rows = [
-        (f"{threshold / 100:.2f}", *(score(by_kind[kind], f"ap_{threshold}") for kind in curves))
+        (f"{threshold / 100:.2f}", *(score_text(by_kind[kind][f"ap_{threshold}"], digits=3) for kind in curves))
         for threshold in THRESHOLDS
     ]
     table = Table(f"AP by IoU threshold, {split} split", ("IoU threshold", *(KINDS[kind] for kind in curves)), rows)
@@ -330,11 +330,11 @@ def _places() -> list[float]:
 
 def _frame(axes: Any) -> None:
     axes.set(xlabel="IoU threshold", ylabel="AP, mean over images", ylim=(0, 1.02), xlim=(0.48, 0.97))
-    axes.legend(loc="upper left", bbox_to_anchor=(0, -0.24), borderaxespad=0)  # below: no corner is free of curves
+    axes.legend(loc="upper left", bbox_to_anchor=(0, -0.24), borderaxespad=0)  # any corner may hold a curve
 
 
 def timing_panel(stages: Sequence[Stage]) -> Panel:
-    """Bars of the stages' times, in order."""
+    """The time of each stage as a bar, in order."""
     names = [short(stage.name, 36) for stage in stages]
     seconds = [stage.seconds for stage in stages]
 
@@ -348,176 +348,15 @@ def timing_panel(stages: Sequence[Stage]) -> Panel:
         axes.grid(visible=False, axis="y")
         for place, value in enumerate(seconds):
             axes.annotate(
-                duration(value), (value, place), xytext=(4, 0), textcoords="offset points", va="center", fontsize=9
+                time_text(value), (value, place), xytext=(4, 0), textcoords="offset points", va="center", fontsize=9
             )
 
     total = sum(seconds)
-    rows = [(stage.name, duration(stage.seconds), f"{stage.seconds / total:.1%}" if total else "–") for stage in stages]
-    rows.append(("all stages", duration(total), "100.0%" if total else "–"))
+    rows = [(stage.name, time_text(stage.seconds), percent(stage.seconds, total)) for stage in stages]
+    rows.append(("all stages", time_text(total), percent(total, total)))
     longest = max(stages, key=lambda stage: stage.seconds, default=None)
-    description = f"Time by stage, {duration(total)} in all" + (
-        f"; the longest is {longest.name} with {duration(longest.seconds)}." if longest else "."
+    description = f"Time by stage, {time_text(total)} in all" + (
+        f"; the longest is {longest.name} with {time_text(longest.seconds)}." if longest else "."
     )
-    table = Table("Time by stage", ("stage", "time", "part"), rows)
+    table = Table("Time by stage", ("stage", "time", "share"), rows)
     return Panel("timing", "Time by stage", description, draw, table, (6.2, 0.9 + 0.42 * max(len(stages), 1)))
-
-
-_BOX_WIDTH = 2.5
-_BOX_HEIGHT = 0.62
-_STEP = 0.55
-"""By how much a level is set inwards from the one above it."""
-_GAP = 1.4
-"""Between the columns at the lowest level."""
-_AROUND = "angle,angleA=0,angleB=90,rad=4"
-"""A line that goes across, then up or down."""
-
-
-def network_panel(network: NetworkFacts) -> Panel:
-    """The figure of a U-Net."""
-    lowest = len(network.skips)
-
-    def draw(axes: Any) -> None:
-        _Diagram(axes, lowest).draw(network)
-
-    skips = ", ".join(f"{channels} channels at {_resolution(i)}" for i, channels in enumerate(network.skips, start=1))
-    levels = ", ".join(
-        f"{channels} channels at {_resolution(lowest - 1 - i)}" for i, channels in enumerate(network.decoder)
-    )
-    description = (
-        f"A U-Net of {count(network.parameters)} parameters. The image goes down through the encoder "
-        f"{network.encoder}: {skips}. From there up through the decoder, which joins what the encoder had at the same "
-        f"resolution: {levels}. "
-        f"Outputs for each pixel: {', '.join(network.outputs)}."
-    )
-    return Panel("diagram", "The network", description, draw, _table(network, lowest), (10.0, 5.0))
-
-
-def _table(network: NetworkFacts, lowest: int) -> Table:
-    rows = []
-    for level in range(lowest + 1):
-        encoder = count(network.skips[level - 1]) if level else "3 (the image)"
-        place = lowest - 1 - level
-        decoder = count(network.decoder[place]) if 0 <= place < len(network.decoder) else "–"
-        rows.append((_resolution(level), encoder, decoder))
-    return Table("Channels by resolution", ("resolution", "encoder", "decoder"), rows)
-
-
-def _resolution(level: int) -> str:
-    return "full resolution" if level <= 0 else f"1/{2**level}"
-
-
-class _Diagram:
-    """Draws onto matplotlib's axes; a unit of the height is a level, and 0 the full resolution."""
-
-    def __init__(self, axes: Any, lowest: int) -> None:
-        self.axes = axes
-        self.lowest = lowest
-        self.width = 2 * (_BOX_WIDTH + lowest * _STEP) + _GAP
-
-    def draw(self, network: NetworkFacts) -> None:
-        """Draw everything."""
-        self.axes.set_axis_off()
-        self.axes.set_xlim(-0.9, self.width + 0.9)
-        self.axes.set_ylim(-self.lowest - 0.75, 1.35)
-        self._box(self._left(0), 0, "image, 3 channels", SERIES[2])
-        for level, channels in enumerate(network.skips, start=1):
-            self._box(self._left(level), level, plural(channels, "channel"), SERIES[0])
-            self._arrow((self._left(level - 1), level - 1), (self._left(level), level), SERIES[0])
-        before = (self._left(self.lowest), self.lowest)
-        for place, channels in enumerate(network.decoder):
-            level = self.lowest - 1 - place
-            centre = (self._right(level), level)
-            self._box(*centre, plural(channels, "channel"), SERIES[1])
-            self._arrow(before, centre, SERIES[1])
-            if level >= 0:
-                self._skip(level)
-            before = centre
-        self._words(network)
-
-    def _words(self, network: NetworkFacts) -> None:
-        for level in range(self.lowest + 1):
-            text = "full" if level == 0 else f"1/{2**level}"
-            self.axes.text(-0.85, -level, text, ha="left", va="center", fontsize=10)
-        self.axes.text(-0.85, 0.62, "resolution", ha="left", va="center", fontsize=9)
-        encoder = f"encoder: {short(network.encoder, 30)}"
-        counts = f"{count(network.encoder_parameters)} parameters"
-        self.axes.text(self._left(0), 0.95, encoder, ha="center", fontweight="bold", fontsize=11)
-        self.axes.text(self._left(0), 0.55, counts, ha="center", fontsize=10)
-        decoder = f"{count(network.parameters - network.encoder_parameters)} parameters"
-        self.axes.text(self._right(0), 0.95, "decoder", ha="center", fontweight="bold", fontsize=11)
-        self.axes.text(self._right(0), 0.55, decoder, ha="center", fontsize=10)
-        middle = self.width / 2
-        self.axes.text(
-            middle, 0.95, f"{count(network.parameters)} parameters", ha="center", fontsize=13, fontweight="bold"
-        )
-        self.axes.text(
-            middle, 0.55, f"{count(network.trained_parameters)} trained at the end", ha="center", fontsize=10
-        )
-        names = "\n".join(short(name, 20) for name in network.outputs)
-        self._outputs()
-        out = f"for each pixel:\n{names}"
-        self.axes.text(self.width + 0.9, -1.1, out, ha="right", va="top", fontsize=10, linespacing=1.5)
-
-    def _outputs(self) -> None:
-        """From the last level to what comes out."""
-        first, last = (self._right(0) + _BOX_WIDTH / 2, 0.0), (self.width + 0.55, -1.0)
-        self._connect(first, last, SERIES[1], _AROUND, "solid", towards=(0, -1))
-
-    def _left(self, level: int) -> float:
-        if level == self.lowest:  # the bottom of the U
-            return self.width / 2
-        return _BOX_WIDTH / 2 + level * _STEP
-
-    def _right(self, level: int) -> float:
-        return self.width - self._left(level)
-
-    def _box(self, x: float, level: float, text: str, colour: str) -> None:
-        from matplotlib.patches import FancyBboxPatch  # noqa: PLC0415
-
-        corner = (x - _BOX_WIDTH / 2, -level - _BOX_HEIGHT / 2)
-        style = "round,pad=0,rounding_size=0.12"
-        self.axes.add_patch(
-            FancyBboxPatch(
-                corner, _BOX_WIDTH, _BOX_HEIGHT, boxstyle=style, facecolor=PANEL, edgecolor=colour, linewidth=1.8
-            )
-        )
-        self.axes.text(x, -level, text, ha="center", va="center", fontsize=10, color=TEXT)
-
-    def _arrow(self, start: tuple[float, float], end: tuple[float, float], colour: str) -> None:
-        """From one level to the next: from box to box, or around the corner to and from the bottom."""
-        half, wide, down = _BOX_HEIGHT / 2, _BOX_WIDTH / 2, end[1] > start[1]
-        if end[1] == self.lowest:
-            first, last = (start[0], -start[1] - half), (end[0] - wide, -end[1])
-            self._connect(first, last, colour, "angle,angleA=90,angleB=0,rad=4", "solid", towards=(1, 0))
-        elif start[1] == self.lowest:
-            first, last = (start[0] + wide, -start[1]), (end[0], -end[1] - half)
-            self._connect(first, last, colour, _AROUND, "solid", towards=(0, 1))
-        else:
-            side = -half if down else half
-            self._connect((start[0], -start[1] + side), (end[0], -end[1] - side), colour, "arc3", "solid")
-
-    def _skip(self, level: int) -> None:
-        first, last = self._left(level) + _BOX_WIDTH / 2, self._right(level) - _BOX_WIDTH / 2
-        self._connect((first, -level), (last, -level), TEXT, "arc3", (0, (4, 3)))
-        if level == 0:
-            self.axes.text((first + last) / 2, 0.08, "3 × 3 convolution", ha="center", va="bottom", fontsize=9)
-        elif level == 1:
-            self.axes.text((first + last) / 2, -0.92, "skip: the same resolution", ha="center", va="bottom", fontsize=9)
-
-    def _connect(
-        self,
-        first: tuple[float, float],
-        last: tuple[float, float],
-        colour: str,
-        line: str,
-        dash: Any,
-        towards: tuple[float, float] | None = None,
-    ) -> None:
-        # A line that ends where the head begins, and a head: the dashes of one arrow would also break its head.
-        shaft = {"arrowstyle": "-", "color": colour, "linewidth": 1.5, "linestyle": dash, "connectionstyle": line}
-        self.axes.annotate("", xy=last, xytext=first, arrowprops={**shaft, "shrinkA": 0, "shrinkB": 4})
-        direction = towards or (last[0] - first[0], last[1] - first[1])
-        length = (direction[0] ** 2 + direction[1] ** 2) ** 0.5 or 1.0
-        tail = (last[0] - 0.12 * direction[0] / length, last[1] - 0.12 * direction[1] / length)
-        head = {"arrowstyle": "-|>", "facecolor": colour, "edgecolor": colour, "linewidth": 1}
-        self.axes.annotate("", xy=last, xytext=tail, arrowprops={**head, "shrinkA": 0, "shrinkB": 0})

@@ -1,10 +1,9 @@
-"""What to type to repeat a run and to use its model."""
+"""The report of a run: one HTML page that loads nothing, and the commands to use the model and repeat the run."""
 
 import base64
 import hashlib
 import shlex
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,31 +15,25 @@ from nucleus.config.settings import parse_recipe
 from nucleus.data.dataset import DatasetManifest
 from nucleus.errors import RecipeError
 from nucleus.pictures import MISTAKE_COLOURS
-from nucleus.report.drawing import Panel, save_slide, svg_of
-from nucleus.report.figures import (
-    curve_panels,
-    dataset_panels,
-    history_table,
-    network_panel,
-    precision_panels,
-    timing_panel,
-)
+from nucleus.report.drawing import Panel, svg_of
+from nucleus.report.figures import curve_panels, dataset_panels, history_table, precision_panels, timing_panel
 from nucleus.report.page_pictures import (
-    Picture,
+    EncodedPicture,
     PictureFolder,
-    Scene,
+    PictureGroup,
     embedded,
-    example_scenes,
-    save_sheet,
-    tested_scenes,
-    watched_scenes,
+    example_groups,
+    tested_groups,
+    watched_groups,
 )
-from nucleus.report.summary import cost_of, scored_split, summarize
+from nucleus.report.summary import cost_of, scored_split, summarize, workers_of
 from nucleus.report.tables import (
     all_scores_table,
     dataset_facts,
     failure_table,
+    has_published_images,
     left_out_tables,
+    network_table,
     published_systems,
     published_table,
     scores_table,
@@ -48,7 +41,7 @@ from nucleus.report.tables import (
 )
 from nucleus.runs.record import PICTURES, REPORT_PAGE, RunRecord
 from nucleus.storage.files import write_atomic
-from nucleus.text import SPLIT_NAMES, date_of
+from nucleus.text import SPLIT_NAMES, moment_text
 
 __all__ = [
     "MOST_BYTES",
@@ -65,7 +58,7 @@ _RECIPE_FILE = "recipe.toml"
 
 
 def commands_to_use(record: RunRecord) -> str:
-    """How to fetch the model and to find nuclei with it."""
+    """Commands that pull the model and find nuclei with it."""
     model = _model(record)
     return "\n".join(
         [
@@ -77,7 +70,7 @@ def commands_to_use(record: RunRecord) -> str:
 
 
 def commands_to_repeat(record: RunRecord, dataset: DatasetManifest) -> str:
-    """How to import the same data, train by the same recipe and score the result."""
+    """Commands that import the same data, train by the same recipe and score the result."""
     name = record.dataset.rpartition("@")[0].rpartition("/")[2] or dataset.name
     lines = [] if record.commit is None else [f"git checkout {_word(record.commit.removesuffix('-dirty'))}"]
     lines += [
@@ -95,7 +88,7 @@ def recipe_toml(record: RunRecord) -> str:
 
 
 def differing_settings(record: RunRecord) -> str:
-    """The recipe's keys whose values are not the defaults, as TOML."""
+    """The recipe's settings that are not the defaults, as TOML."""
     recipe = {**record.recipe, "dataset": record.dataset}
     required = {"model": record.recipe.get("model", record.model), "dataset": record.dataset}
     try:
@@ -118,7 +111,7 @@ def _difference(given: Mapping[str, Any], usual: Mapping[str, Any]) -> dict[str,
 
 
 def _without_none(value: Any) -> Any:
-    """TOML has no null: a key without a value is left out."""
+    """The value without None: TOML has no null."""
     if isinstance(value, Mapping):
         return {str(key): _without_none(item) for key, item in value.items() if item is not None}
     if isinstance(value, list | tuple):
@@ -135,137 +128,118 @@ def _model(record: RunRecord) -> str:
 
 
 def _word(text: str) -> str:
-    """The text as one word of a shell, whatever it holds."""
+    """The text quoted for a shell."""
     return shlex.quote(text)
 
 
 MOST_BYTES = 4_800_000
-"""The page's size at most: pictures are encoded with less quality until it fits."""
+"""The largest page; pictures for which there is no room are left out."""
 
 _HERE = Path(__file__).parent
+_THRESHOLDS = {
+    "seed_threshold": "Seeds: interior map above",
+    "mask_threshold": "Nuclei: mask map above",
+    "min_seed_area": "Smallest seed, px",
+    "min_area": "Smallest nucleus, px",
+    "min_score": "Lowest mean of the mask map in a nucleus",
+}
+"""The settings of `nucleus.model.architecture.InstanceSettings`, in words."""
 
 
 def write_report(folder: Path, record: RunRecord, dataset: DatasetManifest) -> Path:
-    """Write the page, `report.html`, and beside it the PNGs for slides.
+    """Write the page, `report.html`.
 
-    Pictures that were not kept, or are damaged, are named as such in their places. The page loads nothing and runs
-    nothing: a Content-Security-Policy forbids it, whatever the names and texts from the bucket hold.
+    Where a picture was not kept or is damaged, the page says so. The page loads nothing and runs nothing: its
+    Content-Security-Policy forbids it, whatever names and texts the bucket holds.
 
     Args:
-        folder: Holds `pictures/`, as `nucleus.runs.record` says.
-        record: Of the run.
-        dataset: What it was trained on.
+        folder: The folder that holds `pictures/`, as described in `nucleus.runs.record`.
+        record: The run's record.
+        dataset: The dataset that it was trained on.
 
     Returns:
         The page's path.
     """
-    report = _Report(folder, record, dataset)
     path = folder / REPORT_PAGE
-    write_atomic(path, report.page())
-    report.save_slides(folder)
+    write_atomic(path, render_page(folder, record, dataset))
     return path
 
 
 def render_page(folder: Path, record: RunRecord, dataset: DatasetManifest) -> bytes:
-    """The page alone, as `write_report` writes it; nothing is written."""
-    return _Report(folder, record, dataset).page()
+    """The page that `write_report` writes."""
+    content = _content(record, dataset)
+    template = _template()
+    keys = [item.key for groups in content["groups"].values() for group in groups for item in group.pictures]
+    without_bytes = dict.fromkeys(keys, EncodedPicture("", 999, 999))
+    room = MOST_BYTES - len(template.render(**content, pictures=without_bytes).encode())
+    pictures = embedded(PictureFolder(folder / PICTURES), keys, room)
+    return template.render(**content, pictures=pictures).encode()
 
 
-class _Report:
-    """All that the page and the slides show."""
+def _template() -> Template:
+    environment = Environment(
+        loader=FileSystemLoader(_HERE),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("page.html")
 
-    def __init__(self, folder: Path, record: RunRecord, dataset: DatasetManifest) -> None:
-        self.record = record
-        self.dataset = dataset
-        self.folder = PictureFolder(folder / PICTURES)
-        self.split = scored_split(record)
-        by_kind = record.metrics[self.split] if self.split else {}
-        self.by_kind = by_kind
-        self.panels: dict[str, list[Panel]] = {
-            "curves": curve_panels(record.history, record.best_epoch),
-            "precision": precision_panels(by_kind, SPLIT_NAMES.get(self.split or "", "")),
-            "dataset": dataset_panels(dataset),
-            "network": [network_panel(record.network)],
-            "timing": [timing_panel(record.stages)] if record.stages else [],
-        }
-        self.scenes: dict[str, list[Scene]] = {
-            "examples": example_scenes(record),
-            "watched": watched_scenes(record),
-            "best": tested_scenes(record, "best"),
-            "worst": tested_scenes(record, "worst"),
-        }
 
-    def page(self) -> bytes:
-        """The HTML, with pictures as good as its size allows."""
-        render = partial(self._template().render, **self._content())
-        sides = {shot.key: shot.side for scenes in self.scenes.values() for scene in scenes for shot in scene.shots}
+def _content(record: RunRecord, dataset: DatasetManifest) -> dict[str, Any]:
+    """All that the template shows but the encoded pictures."""
+    split = scored_split(record)
+    by_kind = record.metrics[split] if split else {}
+    published = has_published_images(dataset)
+    panels = {
+        "curves": curve_panels(record.history, record.best_epoch),
+        "precision": precision_panels(by_kind, SPLIT_NAMES.get(split or "", ""), published=published),
+        "dataset": dataset_panels(dataset),
+        "timing": [timing_panel(record.stages)] if record.stages else [],
+    }
+    style = (_HERE / "page.css").read_text()
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    return {
+        "style": Markup(style),  # noqa: S704 # nosec B704 - our own file
+        "style_sum": digest,
+        "summary": summarize(record, dataset),
+        "record": record,
+        "dataset": dataset,
+        "split": SPLIT_NAMES.get(split or ""),
+        "groups": _groups(record),
+        "figures": {key: [(panel, _svg(panel)) for panel in shown] for key, shown in panels.items()},
+        "colours": {name: "#{:02x}{:02x}{:02x}".format(*colour) for name, colour in MISTAKE_COLOURS.items()},
+        "scores": scores_table(record.metrics),
+        "all_scores": all_scores_table(record.metrics),
+        "failures": failure_table(by_kind),
+        "published": published_table(record.metrics.get("test", {})) if published else None,
+        "sources": sorted({(system.source, system.url) for system in published_systems()}),
+        "history": history_table(record.history) if record.history else None,
+        "trained_is_scored": any({"iou", "dice", "accuracy"} & set(entry) for entry in record.history),
+        "dataset_facts": dataset_facts(record, dataset),
+        "splits": splits_table(dataset),
+        "left_out": left_out_tables(dataset),
+        "network": network_table(record.network),
+        "thresholds": {_THRESHOLDS.get(name, name): value for name, value in record.thresholds.items()},
+        "cost": cost_of(record),
+        "workers": workers_of(record),
+        "begun": moment_text(record.begun),
+        "use": commands_to_use(record),
+        "repeat": commands_to_repeat(record, dataset),
+        "differing": differing_settings(record),
+        "recipe": recipe_toml(record),
+    }
 
-        def fits(pictures: Mapping[str, Picture]) -> bool:
-            return len(render(pictures=pictures).encode()) <= MOST_BYTES
 
-        return render(pictures=embedded(self.folder, sides, fits)).encode()
-
-    def save_slides(self, folder: Path) -> None:
-        """Write the PNGs."""
-        name = f"{self.record.model}, run {self.record.run}"
-        for file, key, columns, title in (
-            ("curves", "curves", 3, "Training"),
-            ("ap", "precision", 2, "AP of nuclei over IoU thresholds"),
-            ("dataset", "dataset", 3, f"Dataset {self.dataset.name}@{self.dataset.version}"),
-            ("network", "network", 1, "The network"),
-        ):
-            if self.panels[key]:
-                save_slide(folder / f"{file}.png", self.panels[key], columns, f"{title}: {name}")
-        for file, key, across, title in (
-            ("examples", "examples", 2, "Training images, their nuclei, and a crop of each after augmentation"),
-            ("predictions", "watched", 1, "Validation images: predictions while the network learned"),
-            ("best", "best", 3, "The best test images"),
-            ("worst", "worst", 3, "The worst test images"),
-        ):
-            legend = key in {"best", "worst"}
-            save_sheet(folder / f"{file}.png", self.folder, f"{title}: {name}", self.scenes[key], across, legend)
-
-    def _template(self) -> Template:
-        environment = Environment(
-            loader=FileSystemLoader(_HERE),
-            autoescape=True,
-            undefined=StrictUndefined,
-            trim_blocks=True,
-            lstrip_blocks=True,
-        )
-        return environment.get_template("page.html")
-
-    def _content(self) -> Mapping[str, Any]:
-        record, dataset = self.record, self.dataset
-        style = (_HERE / "page.css").read_text()
-        digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
-        return {
-            "style": Markup(style),  # noqa: S704 # nosec B704 - our own file
-            "style_sum": digest,
-            "summary": summarize(record, dataset),
-            "record": record,
-            "dataset": dataset,
-            "split": SPLIT_NAMES.get(self.split or ""),
-            "scenes": self.scenes,
-            "figures": {key: [(panel, _svg(panel)) for panel in panels] for key, panels in self.panels.items()},
-            "colours": {name: "#{:02x}{:02x}{:02x}".format(*colour) for name, colour in MISTAKE_COLOURS.items()},
-            "scores": scores_table(record.metrics),
-            "all_scores": all_scores_table(record.metrics),
-            "failures": failure_table(self.by_kind),
-            "published": published_table(record.metrics.get("test", {})),
-            "sources": sorted({(system.source, system.url) for system in published_systems()}),
-            "history": history_table(record.history) if record.history else None,
-            "trained_is_scored": any({"iou", "dice", "accuracy"} & set(entry) for entry in record.history),
-            "dataset_facts": dataset_facts(record, dataset),
-            "splits": splits_table(dataset),
-            "left_out": left_out_tables(dataset),
-            "cost": cost_of(record),
-            "begun": date_of(record.begun),
-            "use": commands_to_use(record),
-            "repeat": commands_to_repeat(record, dataset),
-            "differing": differing_settings(record),
-            "recipe": recipe_toml(record),
-        }
+def _groups(record: RunRecord) -> dict[str, list[PictureGroup]]:
+    """The images whose pictures the page shows, the most important first."""
+    return {
+        "worst": tested_groups(record, "worst"),
+        "best": tested_groups(record, "best"),
+        "watched": watched_groups(record),
+        "examples": example_groups(record),
+    }
 
 
 def _svg(panel: Panel) -> Markup:

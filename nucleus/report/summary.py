@@ -1,14 +1,15 @@
-"""What stands at the top of the page: whose it is, how good, and what to be careful about."""
+"""Summary at the top of the report: the model, how good it is, what it cost, and what to be careful about."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 
 from nucleus.data.dataset import SPLITS, DatasetManifest
-from nucleus.report.tables import found_of
+from nucleus.metrics.scores import Scores, found_one_for_one
 from nucleus.runs.record import RunRecord
-from nucleus.text import KINDS, SPLIT_NAMES, count, date_of, duration, plural, score, seconds_between
+from nucleus.text import KINDS, SPLIT_NAMES, count, moment_text, percent, plural, score_text, seconds_between, time_text
 
-__all__ = ["Headline", "Summary", "cost_of", "scored_split", "summarize"]
+__all__ = ["Headline", "Summary", "cost_of", "scored_split", "summarize", "workers_of"]
 
 _FEW_IMAGES = 20
 _FEW_OF_KIND = 5
@@ -22,7 +23,7 @@ _HEADLINES = (
 
 @dataclass(frozen=True)
 class Headline:
-    """A number that is read first."""
+    """A score in large type."""
 
     value: str
     name: str
@@ -35,10 +36,10 @@ class Summary:
 
     Attributes:
         title: Model and version, or run.
-        split: Which split the headlines are of; None if no split was scored.
-        headlines: The numbers.
+        split: The split that the headlines are about; None if no split was scored.
+        headlines: The most important scores.
         sentence: The result as a biologist would say it.
-        facts: Term and text.
+        facts: Terms and texts.
         warnings: What to be careful about.
     """
 
@@ -66,7 +67,11 @@ def summarize(record: RunRecord, dataset: DatasetManifest) -> Summary:
     return Summary(
         title=named if record.version is not None else f"{record.model}, run {record.run}",
         split=split and SPLIT_NAMES[split],
-        headlines=[Headline(score(scores, key), name, meaning) for key, name, meaning in _HEADLINES if key in scores],
+        headlines=[
+            Headline(score_text(scores[key], digits=3), name, meaning)
+            for key, name, meaning in _HEADLINES
+            if key in scores
+        ],
         sentence=_sentence(split, scores),
         facts=_facts(record, dataset),
         warnings=_warnings(record, dataset, split),
@@ -74,41 +79,81 @@ def summarize(record: RunRecord, dataset: DatasetManifest) -> Summary:
 
 
 def cost_of(record: RunRecord) -> str:
-    """What the run held, in GPU-seconds and core-seconds."""
+    """GPU-seconds and core-seconds of all workers."""
     cores = f"{count(record.cpu_seconds)} CPU-core-seconds ({record.cpu_seconds / 3600:.2f} core-hours)"
     if not record.gpus_per_worker:
         return f"0 GPU-seconds; {cores}"
     return f"{count(record.gpu_seconds)} GPU-seconds ({record.gpu_seconds / 3600:.2f} GPU-hours); {cores}"
 
 
-def _sentence(split: str | None, scores: Mapping[str, float]) -> str:
+def workers_of(record: RunRecord) -> str:
+    """The number of workers, and how it changed while the run went on, if it did."""
+    numbers = [int(entry["workers"]) for entry in record.history if "workers" in entry]
+    changes = [
+        f"{before} to {after} in epoch {epoch}"
+        for epoch, (before, after) in enumerate(pairwise(numbers), start=2)
+        if before != after
+    ]
+    said = f"{plural(record.workers, 'worker')}, each on {record.device}"
+    return f"{said}; their number changed from {', from '.join(changes)}" if changes else said
+
+
+def _sentence(split: str | None, scores: Scores) -> str:
     if split is None:
         return "This run was scored on no images: nothing is known of how good its model is."
     seen = "that it had not seen in training" if split == "test" else "of the validation split, by which it was chosen"
     images = f"{plural(scores['images'], 'image')} {seen}"
-    found = found_of(scores)
-    if found is None:
+    found = found_one_for_one(scores)
+    if found is not None:
+        return f"In {images}, {_mistakes(scores, found)}"
+    matched = _matched(scores)
+    if matched is None:
         return f"The scores are of {images}."
-    matched, true, predicted = found
-    part = f" ({matched / true:.0%})" if true else ""
+    true, predicted = scores["nuclei_true"], scores["nuclei_predicted"]
     return (
-        f"In {images} the model found {count(matched)} of {plural(true, 'nucleus', 'nuclei')}{part}. "
-        f"Of its {plural(predicted, 'outline')}, {count(predicted - matched)} match no single true nucleus."
+        f"In {images}, the model found {count(matched)} of {plural(true, 'nucleus', 'nuclei')}"
+        f" ({percent(matched, true, digits=0)}). Of the {plural(predicted, 'nucleus', 'nuclei')} that it outlined, "
+        f"{count(predicted - matched)} did not match a true one."
     )
+
+
+def _mistakes(scores: Scores, found: float) -> str:
+    """What was found and what went wrong; the numbers of true nuclei add up."""
+    true = scores["nuclei_true"]
+    missed, merged, split = (count(scores[f"nuclei_{name}"]) for name in ("missed", "merged", "split"))
+    text = (
+        f"the model found {count(found)} of {plural(true, 'nucleus', 'nuclei')} ({percent(found, true, digits=0)}) one "
+        f"for one; {missed} were missed, {merged} merged with a neighbour and {split} split."
+    )
+    if "nuclei_extra" in scores and "nuclei_predicted" in scores:
+        outlined, extra = plural(scores["nuclei_predicted"], "nucleus", "nuclei"), count(scores["nuclei_extra"])
+        text += f" Of the {outlined} that it outlined, {extra} were extra: no true nucleus matches them."
+    return text
+
+
+def _matched(scores: Scores) -> float | None:
+    """Nuclei matched at IoU 0.5; None if that is not known.
+
+    F1 is 2 * matched / (true + predicted), which gives the number.
+    """
+    if not {"nuclei_true", "nuclei_predicted", "pooled_f1_50"} <= scores.keys():
+        return None
+    return round(scores["pooled_f1_50"] * (scores["nuclei_true"] + scores["nuclei_predicted"]) / 2)
 
 
 def _facts(record: RunRecord, dataset: DatasetManifest) -> list[tuple[str, str]]:
     train = dataset.split_samples("train")
-    trained = (
-        f"{plural(len(train), 'image')} with {count(sum(sample.nuclei for sample in train))} nuclei ({dataset.name})"
-    )
+    nuclei = sum(sample.nuclei for sample in train)
     seconds = seconds_between(record.begun, record.ended)
     facts = [
         ("Run", record.run),
-        ("Trained on", trained),
-        ("Ended", date_of(record.ended)),
-        ("Duration", "not known" if seconds is None else duration(seconds)),
-        ("Machine", f"{plural(record.workers, 'worker')}, each on {record.device}"),
+        (
+            "Trained on",
+            f"{plural(len(train), 'image')} with {plural(nuclei, 'nucleus', 'nuclei')} ({dataset.name})",
+        ),
+        ("Ended (UTC)", moment_text(record.ended)),
+        ("Duration", "not known" if seconds is None else time_text(seconds)),
+        ("Machine", workers_of(record)),
         ("Cost", cost_of(record)),
         ("Published", _published(record)),
     ]
@@ -133,14 +178,14 @@ def _warnings(record: RunRecord, dataset: DatasetManifest, split: str | None) ->
     if record.version is None:
         found.append("Not published: this model has no version.")
     if record.commit and record.commit.endswith("-dirty"):
-        found.append("The code had changes that are in no commit, so the run cannot be repeated exactly.")
+        found.append("The code had uncommitted changes, so the run cannot be repeated exactly.")
     empty = [SPLIT_NAMES[name] for name in SPLITS if name != "test" and not dataset.split_samples(name)]
     found += [f"The {name} split is empty." for name in empty]
     return found
 
 
-def _few(by_kind: Mapping[str, Mapping[str, float]]) -> list[str]:
-    """Remarks on scores that rest on few images."""
+def _few(by_kind: Mapping[str, Scores]) -> list[str]:
+    """Warnings about scores from few images."""
     images = by_kind.get("all", {}).get("images", 0)
     if not images:
         return []

@@ -1,27 +1,28 @@
-"""Tables of the page: text in rows and columns."""
+"""Tables of the report: scores, mistakes, the dataset, the network, and published figures."""
 
 import tomllib
 from collections.abc import Mapping, Sequence
 from functools import cache
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from pydantic import BaseModel, ConfigDict
 
 from nucleus.data.dataset import SPLITS, DatasetManifest, LeftOut
 from nucleus.data.images import Kind
-from nucleus.metrics.scores import HEADLINES
+from nucleus.metrics.nuclei import SIZE_TITLES
+from nucleus.metrics.scores import MISTAKES, SCORE_COLUMNS, Metrics, Scores, found_one_for_one, score_cells
 from nucleus.report.drawing import Table
-from nucleus.runs.record import RunRecord
-from nucleus.text import KINDS, MISSING, SPLIT_NAMES, count, date_of, plural, score
+from nucleus.runs.record import NetworkFacts, RunRecord
+from nucleus.text import KINDS, MISSING, SPLIT_NAMES, count, moment_text, percent, plural, score_text
 
 __all__ = [
-    "Metrics",
     "PublishedSystem",
     "all_scores_table",
     "dataset_facts",
     "failure_table",
-    "found_of",
+    "has_published_images",
     "left_out_tables",
+    "network_table",
     "published_systems",
     "published_table",
     "scores_table",
@@ -29,32 +30,14 @@ __all__ = [
 ]
 
 
-Metrics = Mapping[str, Mapping[str, Mapping[str, float]]]
-"""Split, then `all` or kind of image, then metric."""
-
-_MISTAKES = {"nuclei_missed": "missed", "nuclei_extra": "extra", "nuclei_merged": "merged", "nuclei_split": "split"}
-_BY_DIAMETER = {
-    "recall_50_under_12px": "under 12 px",
-    "recall_50_12_to_24px": "12 to 24 px",
-    "recall_50_24_to_48px": "24 to 48 px",
-    "recall_50_over_48px": "over 48 px",
-}
-
-
 def scores_table(metrics: Metrics) -> Table:
-    """The headlines, the test split first."""
+    """The headline scores by split and kind of image, the test split first."""
+    ordered = dict(sorted(metrics.items(), key=lambda item: item[0] != "test"))
     rows = [
-        (
-            SPLIT_NAMES.get(split, split),
-            KINDS.get(kind, kind),
-            count(scores["images"]) if "images" in scores else MISSING,
-            *(score(scores, key) for key, _ in HEADLINES),
-        )
-        for split, by_kind in sorted(metrics.items(), key=lambda item: item[0] != "test")
-        for kind, scores in by_kind.items()
+        (SPLIT_NAMES.get(split, split), KINDS.get(kind, kind), *cells)
+        for split, kind, *cells in score_cells(ordered, digits=3)
     ]
-    columns = ("split", "kind of image", "images", *(title for _, title in HEADLINES))
-    return Table("Scores, mean over images", columns, rows, words=frozenset({1}))
+    return Table("Scores, mean over images", SCORE_COLUMNS, rows, words=frozenset({1}))
 
 
 def all_scores_table(metrics: Metrics) -> Table:
@@ -62,74 +45,73 @@ def all_scores_table(metrics: Metrics) -> Table:
     splits = list(metrics)
     overall = {split: metrics[split].get("all", {}) for split in splits}
     keys = list(dict.fromkeys(key for scores in overall.values() for key in scores))
-    rows = [(key, *(_value(overall[split], key) for split in splits)) for key in keys]
+    rows = [(key, *(_value(overall[split].get(key)) for split in splits)) for key in keys]
     columns = ("metric", *(SPLIT_NAMES.get(split, split) for split in splits))
     return Table("Every metric, over all images of a split", columns, rows)
 
 
-def failure_table(by_kind: Mapping[str, Mapping[str, float]]) -> Table | None:
-    """Mistakes by kind of image, and how many nuclei are found by their diameter; None if that was not counted."""
-    present = [scores for scores in by_kind.values() if scores]
-    mistakes = {key: title for key, title in _MISTAKES.items() if any(key in scores for scores in present)}
-    diameters = {key: title for key, title in _BY_DIAMETER.items() if any(key in scores for scores in present)}
-    if not mistakes and not diameters:
+def _value(value: float | None) -> str:
+    return count(value) if value is not None and value.is_integer() and value > 1 else score_text(value)
+
+
+def failure_table(by_kind: Mapping[str, Scores]) -> Table | None:
+    """Mistakes by kind of image, and nuclei found by their diameter; None if neither was counted."""
+    counted = {kind: scores for kind, scores in by_kind.items() if found_one_for_one(scores) is not None}
+    sizes = {
+        f"recall_50_{size}": title
+        for size, title in SIZE_TITLES.items()
+        if any(f"recall_50_{size}" in scores for scores in by_kind.values())
+    }
+    if not counted and not sizes:
         return None
     rows = [
         (
             KINDS.get(kind, kind),
-            count(scores["nuclei_true"]) if "nuclei_true" in scores else MISSING,
-            *(_with_part(scores, key) for key in mistakes),
-            *(f"{scores[key]:.0%}" if key in scores else MISSING for key in diameters),
+            *(_mistake_cells(scores) if kind in counted else [MISSING] * (2 + len(MISTAKES))),
+            *(percent(scores[key], 1, digits=0) if key in scores else MISSING for key in sizes),
         )
         for kind, scores in by_kind.items()
     ]
-    columns = ("kind of image", "nuclei", *mistakes.values(), *(f"found, {title}" for title in diameters.values()))
+    columns = (
+        "kind",
+        "nuclei",
+        "found one for one",
+        *MISTAKES.values(),
+        *(f"found, {title}" for title in sizes.values()),
+    )
     return Table("Mistakes by kind of image, and nuclei found by diameter", columns, rows)
 
 
-def found_of(scores: Mapping[str, float]) -> tuple[int, int, int] | None:
-    """Nuclei found at IoU 0.5, how many there are, and how many were predicted; None if that is not known.
+def _mistake_cells(scores: Scores) -> list[str]:
+    """True nuclei, and those found, missed, merged and split, with their share; extra ones, of the predicted nuclei."""
+    total = scores["nuclei_true"]
+    found = found_one_for_one(scores) or 0.0
+    wrong = [
+        _with_share(scores.get(key), scores.get("nuclei_predicted", 0) if key == "nuclei_extra" else total)
+        for key in MISTAKES
+    ]
+    return [count(total), _with_share(found, total), *wrong]
 
-    F1 is 2 * found / (there + predicted), so it gives the number found.
-    """
-    if not {"nuclei_true", "nuclei_predicted", "pooled_f1_50"} <= scores.keys():
-        return None
-    true, predicted = round(scores["nuclei_true"]), round(scores["nuclei_predicted"])
-    return round(scores["pooled_f1_50"] * (true + predicted) / 2), true, predicted
 
-
-def _with_part(scores: Mapping[str, float], key: str) -> str:
-    if key not in scores:
+def _with_share(number: float | None, total: float) -> str:
+    if number is None:
         return MISSING
-    nuclei = scores.get("nuclei_true", 0)
-    return count(scores[key]) + (f" ({scores[key] / nuclei:.0%})" if nuclei else "")
-
-
-def _value(scores: Mapping[str, float], key: str) -> str:
-    if key not in scores:
-        return MISSING
-    value = scores[key]
-    return count(value) if value.is_integer() and value > 1 else f"{value:.4f}"
+    return f"{count(number)} ({percent(number, total, digits=0)})" if total else count(number)
 
 
 _MOST_LEFT_OUT = 100
 
 
 def dataset_facts(record: RunRecord, dataset: DatasetManifest) -> list[tuple[str, str]]:
-    """Term and text."""
+    """Terms and texts about the dataset."""
     diameter = record.nucleus_diameter
+    nuclei = sum(sample.nuclei for sample in dataset.samples)
     return [
         ("Dataset", record.dataset),
-        ("Made from", f"{dataset.source} (layout {dataset.layout}, seed {dataset.seed})"),
-        ("Imported", date_of(dataset.created)),
-        (
-            "Images",
-            f"{count(len(dataset.samples))}, with {count(sum(sample.nuclei for sample in dataset.samples))} nuclei",
-        ),
-        (
-            "Diameter of nuclei",
-            "not known" if diameter is None else f"{diameter:.1f} px in the middle (validation split)",
-        ),
+        ("Imported from", f"{dataset.source} (layout {dataset.layout}, seed {dataset.seed})"),
+        ("Imported on (UTC)", moment_text(dataset.created)),
+        ("Images", f"{count(len(dataset.samples))}, with {plural(nuclei, 'nucleus', 'nuclei')}"),
+        ("Diameter of nuclei", "not known" if diameter is None else f"median {diameter:.1f} px (validation split)"),
         ("Removed duplicates", plural(len(dataset.duplicates), "image")),
         ("Left out", plural(len(dataset.left_out), "image")),
     ]
@@ -170,19 +152,37 @@ def _left_out(caption: str, items: Sequence[LeftOut]) -> Table:
     return Table(caption, ("image", "reason"), rows, words=frozenset({1}))
 
 
-_HEADLINES = ("ap_50", "ap_70", "ap_90")
+def network_table(network: NetworkFacts) -> Table:
+    """Channels of encoder and decoder, from the image's own resolution down."""
+    lowest = len(network.skips)
+    rows = []
+    for level in range(lowest + 1):
+        place = lowest - 1 - level
+        rows.append(
+            (
+                f"1/{2**level}" if level else "full",
+                count(network.skips[level - 1]) if level else "3 (the image)",
+                count(network.decoder[place]) if 0 <= place < len(network.decoder) else MISSING,
+            )
+        )
+    return Table("Channels by resolution", ("resolution", "encoder", "decoder"), rows)
+
+
+_PUBLISHED_SOURCES = ("bbbc038", "stage1_train", "dsb2018", "data-science-bowl-2018")
+"""A file or folder that is called so holds images of the Data Science Bowl 2018."""
+_PUBLISHED_APS = ("ap_50", "ap_70", "ap_90")
 _UP_TO_90 = tuple(f"ap_{threshold}" for threshold in range(50, 95, 5))
 
 
 class PublishedSystem(BaseModel):
-    """What a paper reports.
+    """Scores that a paper reports.
 
     Attributes:
-        name: Of the system.
-        source: Who reports it, where and when.
-        url: Of the paper.
-        images: On which images.
-        kind: The kind of image with which it can be compared, or `all`.
+        name: Name of the system.
+        source: Authors, journal and year of the paper.
+        url: The paper's address.
+        images: The images, in words.
+        kind: The kind of image it can be compared on, or `all`.
         ap: AP by IoU threshold in hundredths.
         mean_ap_50_90: The mean over thresholds 0.50, 0.55, ..., 0.90.
         map: The mean over thresholds 0.50, 0.55, ..., 0.95.
@@ -202,20 +202,26 @@ class PublishedSystem(BaseModel):
 
 @cache
 def published_systems() -> tuple[PublishedSystem, ...]:
-    """All of them."""
+    """The systems of `published.toml`."""
     content = tomllib.loads((Path(__file__).parent / "published.toml").read_text())
     return tuple(PublishedSystem.model_validate(system) for system in content["systems"])
 
 
-def published_table(ours: Mapping[str, Mapping[str, float]]) -> Table:
+def has_published_images(dataset: DatasetManifest) -> bool:
+    """Whether the dataset was imported from the images of the Data Science Bowl 2018, judged by the source's name."""
+    name = PurePath(dataset.source.replace("\\", "/")).name.lower()
+    return name.startswith(_PUBLISHED_SOURCES)
+
+
+def published_table(ours: Mapping[str, Scores]) -> Table:
     """This run's test scores, by kind of image, above the published ones."""
     rows = [
         (
             "this run",
-            f"{KINDS[kind]}, {count(ours[kind].get('images', 0))} test images",
-            *(score(ours[kind], key) for key in _HEADLINES),
-            _mean_to_90(ours[kind]),
-            score(ours[kind], "map"),
+            f"{KINDS[kind]}, {plural(ours[kind].get('images', 0), 'test image')}",
+            *(score_text(ours[kind].get(key), digits=3) for key in _PUBLISHED_APS),
+            score_text(_mean_to_90(ours[kind]), digits=3),
+            score_text(ours[kind].get("map"), digits=3),
         )
         for kind in ("dark-field", "all")
         if kind in ours
@@ -224,9 +230,9 @@ def published_table(ours: Mapping[str, Mapping[str, float]]) -> Table:
         (
             f"{system.name} ({system.source})",
             system.images,
-            *(_given(system.ap.get(key.removeprefix("ap_"))) for key in _HEADLINES),
-            _given(system.mean_ap_50_90),
-            _given(system.map),
+            *(score_text(system.ap.get(key.removeprefix("ap_")), digits=3) for key in _PUBLISHED_APS),
+            score_text(system.mean_ap_50_90, digits=3),
+            score_text(system.map, digits=3),
         )
         for system in published_systems()
     ]
@@ -234,11 +240,6 @@ def published_table(ours: Mapping[str, Mapping[str, float]]) -> Table:
     return Table("AP of this run and of published systems", columns, rows, words=frozenset({1}))
 
 
-def _mean_to_90(scores: Mapping[str, float]) -> str:
-    if not all(key in scores for key in _UP_TO_90):
-        return MISSING
-    return f"{sum(scores[key] for key in _UP_TO_90) / len(_UP_TO_90):.3f}"
-
-
-def _given(value: float | None) -> str:
-    return MISSING if value is None else f"{value:.3f}"
+def _mean_to_90(scores: Scores) -> float | None:
+    known = [scores[key] for key in _UP_TO_90 if key in scores]
+    return sum(known) / len(known) if len(known) == len(_UP_TO_90) else None

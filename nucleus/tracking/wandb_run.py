@@ -26,6 +26,7 @@ from nucleus.data.images import RgbImage
 from nucleus.data.normalization import histogram_of, normalization_table
 from nucleus.errors import UsageError
 from nucleus.lazy import wandb
+from nucleus.pictures import resize_to_side
 from nucleus.predict.evaluation import PredictedImage
 from nucleus.storage.bucket import Bucket
 from nucleus.storage.files import write_atomic
@@ -366,7 +367,7 @@ def _pair(place: int, image: WorstImage) -> list[Any]:
 def shown_image(image: RgbImage) -> RgbImage:
     """Return the image (H x W x 3), at most `LARGEST_SIDE` a side, grey values stretched by the default options."""
     table = normalization_table(histogram_of(image), NormalizationOptions())
-    return np.asarray(table[_reduced(image, cv2.INTER_AREA)], np.uint8)
+    return np.asarray(table[resize_to_side(image, LARGEST_SIDE)], np.uint8)
 
 
 def class_mask(labels: NDArray[np.integer]) -> NDArray[np.uint8]:
@@ -374,18 +375,10 @@ def class_mask(labels: NDArray[np.integer]) -> NDArray[np.uint8]:
 
     Labels are reduced (to the nearest) before contacts are looked for: a line of two pixels would be lost.
     """
-    small = _reduced(labels.astype(np.int32), cv2.INTER_NEAREST)
+    small = resize_to_side(labels.astype(np.int32), LARGEST_SIDE, nearest=True)
     around = np.ones((3, 3), np.uint8)
     nucleus = small > 0
     values = small.astype(np.float64)  # exact, and a type that OpenCV's morphology takes
     highest = cv2.dilate(values, around)
     lowest = cv2.erode(np.where(nucleus, values, np.inf), around)  # among nuclei alone
     return np.asarray(nucleus + (nucleus & (highest != lowest)).astype(np.uint8), np.uint8)
-
-
-def _reduced(pixels: NDArray[Any], interpolation: int) -> NDArray[Any]:
-    scale = LARGEST_SIDE / max(pixels.shape[:2])
-    if scale >= 1:
-        return pixels
-    size = (max(1, round(pixels.shape[1] * scale)), max(1, round(pixels.shape[0] * scale)))
-    return np.asarray(cv2.resize(pixels, size, interpolation=interpolation))
