@@ -22,6 +22,7 @@ from nucleus.metrics.scores import AP_NAMES
 from nucleus.model.architecture import ModelConfig
 from nucleus.model.unet import encoder_of
 from nucleus.pictures import CYAN, YELLOW, brightened, draw_mistakes, draw_outlines
+from nucleus.provenance import installed_versions
 from nucleus.runs.plan import RunPlan
 from nucleus.runs.record import (
     EPOCH_PICTURE,
@@ -43,7 +44,6 @@ from nucleus.tracking.wandb_run import Tracker
 from nucleus.training.callbacks import Augmented, Finished
 from nucleus.training.checkpoint import History
 from nucleus.training.validation import Extreme, PredictedImage
-from nucleus.versions import installed_versions
 
 if TYPE_CHECKING:
     from nucleus.training.callbacks import Finished

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 import job
 import nucleus
 from nucleus.lazy import tf
+from nucleus.provenance import installed_versions
 from nucleus.runs.plan import RunPlan
 from nucleus.storage.files import check_sums
-from nucleus.versions import installed_versions
 
 if TYPE_CHECKING:
     from nucleus.tracking.wandb_run import Tracker

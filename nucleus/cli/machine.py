@@ -78,7 +78,7 @@ def _gpus_here() -> "Gpus | NucleusError":
 
 def _printer() -> "Callable[[Finding], None]":
     """What shows a finding: on a terminal with its fix below it, to a pipe in one line."""
-    from rich.console import Console
+    from rich.console import Console  # noqa: PLC0415  only on a terminal
 
     console = Console(highlight=False)
     return (lambda finding: _show_finding(finding, console)) if console.is_terminal else _echo
@@ -90,8 +90,8 @@ def _echo(finding: "Finding") -> None:
 
 
 def _show_finding(finding: "Finding", console: "Console") -> None:
-    from rich.table import Table
-    from rich.text import Text
+    from rich.table import Table  # noqa: PLC0415  only on a terminal
+    from rich.text import Text  # noqa: PLC0415  only on a terminal
 
     grid = Table.grid(padding=(0, 2))
     grid.add_column(width=7)

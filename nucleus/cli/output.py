@@ -78,7 +78,7 @@ def print_markdown(text: str) -> None:
     """Markdown, rendered on a terminal and as it stands elsewhere."""
     console = Console()
     if console.is_terminal:
-        from rich.markdown import Markdown
+        from rich.markdown import Markdown  # noqa: PLC0415  only on a terminal
 
         console.print(Markdown(text))
     else:

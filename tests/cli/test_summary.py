@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from nucleus.cli.train import print_published
+from nucleus.cli.training import print_published
 from nucleus.config.settings import parse_recipe
 from nucleus.metrics.scores import HEADLINES
 from nucleus.registry.aliases import pass_gate

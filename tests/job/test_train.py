@@ -32,7 +32,6 @@ from nucleus.tracking.offline_runs import logged_artifacts, records
 from tests.whole_way import Recorder, Trained, recipe_for
 
 pytestmark = [
-    pytest.mark.ray,
     pytest.mark.usefixtures("ray_cluster"),
     pytest.mark.filterwarnings("default"),  # Ray 2.60 warns of its own deprecations and leaves sockets to the collector
 ]

@@ -1,4 +1,4 @@
-"""The versions of Python, of the packages that a run depends on, and of this code."""
+"""Provenance of a run: the versions of Python, of the packages that it depends on, and of this code."""
 
 import os
 import platform
