@@ -1,12 +1,18 @@
-"""Write the reference of recipes and commands from the code: `python docs/generate.py`.
+"""Generator of what is derived from the code: `python docs/generate.py`, or `--stubs` for the stubs alone.
 
-The recipe's keys come from the models in `nucleus/config/recipe.py` (types and ranges from their schema, texts from
-their docstrings), the shipped recipes from `job/recipes/`, the commands from click's tree.
+The reference of recipes and commands: the recipe's keys come from the models in `nucleus/config/recipe.py` (types and
+ranges from their schema, texts from their docstrings), the shipped recipes from `job/recipes/`, the commands from
+click's tree.
+
+The stubs of the packages (`__init__.pyi`, from which `lazy_loader` takes what a package exposes): the names in
+`__all__` of each module.
 """
 
+import ast
 import inspect
 import json
 import re
+import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import takewhile
@@ -20,8 +26,9 @@ from nucleus.cli.main import cli
 from nucleus.config.recipe import Recipe
 from nucleus.config.settings import read_recipe
 
-FOLDER = Path(__file__).parent / "reference"
-RECIPES = Path(__file__).parents[1] / "job" / "recipes"
+ROOT = Path(__file__).parents[1]
+FOLDER = ROOT / "docs" / "reference"
+RECIPES = ROOT / "job" / "recipes"
 NOTICE = "<!-- Made by `python docs/generate.py`. Do not edit. -->"
 
 _RANGES = (
@@ -239,9 +246,45 @@ def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in cells)
 
 
+def stubs() -> dict[Path, str]:
+    """Return the stub of each package, by its path.
+
+    Raises:
+        ValueError: Two modules of a package have a name in common.
+    """
+    folders = sorted(path.parent for top in ("nucleus", "job") for path in (ROOT / top).rglob("__init__.pyi"))
+    return {folder / "__init__.pyi": _stub(folder) for folder in folders if folder.name != "nucleus"}
+
+
+def _stub(folder: Path) -> str:
+    owners: dict[str, str] = {}
+    for path in sorted(folder.glob("[!_]*.py")):
+        for name in _public_names(path):
+            if name in owners:
+                raise ValueError(f"Expected {name} in one module of {folder}; found it in {owners[name]}, {path.stem}.")
+            owners[name] = path.stem
+    lines = [f"from .{module} import {name} as {name}\n" for name, module in owners.items()]
+    return _in_order("".join(lines))
+
+
+def _in_order(stub: str) -> str:
+    """Return the imports of a stub as ruff sorts them."""
+    command = [sys.executable, "-m", "ruff", "check", "--select=I", "--fix", "--quiet", "--stdin-filename=x.pyi", "-"]
+    done = subprocess.run(command, input=stub, cwd=ROOT, capture_output=True, text=True, check=True)  # noqa: S603
+    return done.stdout
+
+
+def _public_names(path: Path) -> list[str]:
+    """Return what `__all__` of a module lists, in its order; the module is not imported."""
+    found = [node for node in ast.parse(path.read_text()).body if isinstance(node, ast.Assign)]
+    lists = [ast.literal_eval(node.value) for node in found if getattr(node.targets[0], "id", "") == "__all__"]
+    return lists[0] if lists else []
+
+
 def main() -> None:
-    """Write every page."""
-    for path, text in pages().items():
+    """Write every page and stub, or the stubs alone."""
+    made = stubs() if sys.argv[1:] == ["--stubs"] else {**pages(), **stubs()}
+    for path, text in made.items():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
         sys.stderr.write(f"{path}\n")

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import nucleus
 from nucleus.lazy import keras, tf
+from nucleus.provenance import installed_versions
 from nucleus.runs.record import Facts, NetworkFacts
 from nucleus.text import plural
-from nucleus.versions import installed_versions
 
 if TYPE_CHECKING:
     from nucleus.config.recipe import Recipe

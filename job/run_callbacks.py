@@ -20,6 +20,7 @@ from nucleus.data.images import RgbImage, encode_png
 from nucleus.metrics.scores import AP_NAMES
 from nucleus.pictures import CYAN, YELLOW, brightened, draw_mistakes, draw_outlines, resize_to_side
 from nucleus.predict.evaluation import PredictedImage
+from nucleus.provenance import installed_versions
 from nucleus.runs.plan import WANDB_FOLDER, RunFolder, RunPlan
 from nucleus.runs.record import (
     EPOCH_PICTURE,
@@ -39,7 +40,6 @@ from nucleus.tracking.wandb_run import WandbRun, keep_files
 from nucleus.training.callbacks import AugmentedImage, Callback, CallbackList, TrainingResult
 from nucleus.training.checkpoint import History
 from nucleus.training.validation import RankedImage
-from nucleus.versions import installed_versions
 
 __all__ = [
     "CheckpointCallback",

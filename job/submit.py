@@ -17,8 +17,8 @@ from job.job_api import STOP_SECONDS, with_retries
 from nucleus.config.recipe import Recipe
 from nucleus.data.dataset import locate_dataset, open_dataset
 from nucleus.errors import ClusterError, JobError
+from nucleus.provenance import COMMIT_VARIABLE, commit, installed_versions
 from nucleus.storage.uri import bucket_from_environment
-from nucleus.versions import COMMIT_VARIABLE, commit, installed_versions
 
 __all__ = ["DryRun", "Submission", "dry_run", "prepare"]
 

@@ -20,6 +20,7 @@ from job.worker import train_worker
 from nucleus.config.recipe import Recipe
 from nucleus.data.dataset import locate_dataset, open_dataset
 from nucleus.errors import DataError, JobError, NucleusError, RunStoppedError, WeightsError
+from nucleus.provenance import commit
 from nucleus.registry.encoder_weights import provide_weights
 from nucleus.registry.manifest import EncoderWeightsOrigin, ModelManifest
 from nucleus.registry.versions import version_of_run
@@ -30,7 +31,6 @@ from nucleus.storage.retries import storage_timeout
 from nucleus.storage.uri import bucket_from_environment, parse_uri
 from nucleus.tracking.wandb_run import check_tracking, tracking_mode
 from nucleus.training.callbacks import Callback
-from nucleus.versions import commit
 
 __all__ = ["RunOptions", "fit", "fit_trial", "plan_run", "resume", "train"]
 

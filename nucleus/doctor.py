@@ -17,13 +17,13 @@ from nucleus import errors
 from nucleus.config.recipe import NetworkOptions, TrackingOptions
 from nucleus.errors import ClockError, NucleusError, UsageError
 from nucleus.lazy import tf
+from nucleus.provenance import PACKAGES, installed_versions
 from nucleus.registry.encoder_weights import WEIGHTS, list_weights
 from nucleus.registry.manifest import MODELS
 from nucleus.storage.bucket import Bucket, check_conditional_writes
 from nucleus.storage.s3_errors import endpoint
 from nucleus.storage.uri import bucket_from_environment
 from nucleus.tracking.wandb_run import check_tracking, tracking_mode
-from nucleus.versions import PACKAGES, installed_versions
 
 __all__ = [
     "Finding",

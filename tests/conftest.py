@@ -1,4 +1,4 @@
-"""What the tests share: one S3 server and one Ray cluster a session, an empty bucket prefix and generated images."""
+"""Fixtures that tests share: an S3 server, a Ray cluster and a trained run per session; marks set by fixture."""
 
 import os
 import secrets
@@ -35,12 +35,17 @@ SECRET = f"marked{secrets.token_hex(17)}"
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
+LANES = {"ray": {"ray_cluster", "open_cluster"}, "server": {"store", "browser", "jupyter_home"}}
+"""Marks, and the fixtures from which a test gets them, directly or through another fixture."""
+
+
 @pytest.hookimpl(tryfirst=True)  # before `-m` looks at the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark each test that has the Ray cluster, by itself or by another fixture."""
+    """Mark each test that uses the Ray cluster, or a server."""
     for item in items:
-        if "ray_cluster" in getattr(item, "fixturenames", ()):
-            item.add_marker(pytest.mark.ray)
+        for mark, fixtures in LANES.items():
+            if fixtures & set(getattr(item, "fixturenames", ())):
+                item.add_marker(mark)
 
 
 @pytest.fixture(scope="session")
@@ -60,7 +65,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[server.RunningSt
 
 @pytest.fixture(autouse=True)
 def _storage_timeout() -> Iterator[None]:
-    """No test leaves its patience to the next."""
+    """The storage timeout is the default again after each test."""
     yield
     set_storage_timeout(DEFAULT_STORAGE_TIMEOUT)
 

@@ -1,10 +1,14 @@
-"""The tree explains the program: imports go one way, errors cross processes, `--help` loads nothing heavy."""
+"""The shape of the code: layers, sizes and names of modules, stubs, lazy imports, and errors that cross processes."""
 
 import ast
+import os
 import pickle
+import runpy
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
+from statistics import median
 
 import pytest
 
@@ -12,10 +16,17 @@ from nucleus import errors
 
 ROOT = Path(__file__).parents[1]
 LAYERS = [
-    "errors", "progress", "lazy", "text", "versions", "config", "storage", "data", "metrics", "model", "pictures",
+    "errors", "progress", "lazy", "text", "provenance", "config", "storage", "data", "metrics", "model", "pictures",
     "registry", "predict", "training", "tracking", "runs", "report", "doctor", "cli", "api",
 ]  # fmt: skip
 """The modules and packages of `nucleus`; each imports only what stands before it."""
+
+
+MODULES = sorted(path for package in ("nucleus", "job") for path in (ROOT / package).rglob("*.py"))
+"""Every file; the packages' `__init__.py` have a docstring and what `lazy_loader` needs."""
+NAMED = [path for path in MODULES if not path.stem.startswith("__")]
+HEAVY = {"tensorflow", "keras", "wandb"}
+"""Imported by `nucleus/lazy.py` alone; their submodules cannot be reached through it and are imported where used."""
 
 
 def imports_of(path: Path) -> set[str]:
@@ -58,6 +69,53 @@ def test_job_knows_no_command_line() -> None:
     for path in (ROOT / "job").rglob("*.py"):
         for module in imports_of(path):
             assert not module.startswith("nucleus.cli"), f"{path} imports {module}"
+
+
+def test_modules_are_few_and_of_one_size() -> None:
+    lines = {path: len(path.read_text().splitlines()) for path in MODULES}
+    assert len(NAMED) <= 115
+    assert [f"{path}: {count}" for path, count in lines.items() if count > 450] == []
+    assert median(lines[path] for path in NAMED) >= 150
+
+
+def test_each_module_has_a_name_of_its_own() -> None:
+    assert [name for name, count in Counter(path.stem for path in NAMED).items() if count > 1] == []
+
+
+def test_heavy_libraries_are_imported_in_one_place() -> None:
+    for path in set(MODULES) - {ROOT / "nucleus" / "lazy.py"}:
+        found = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Import)]
+        assert not HEAVY & {alias.name for node in found for alias in node.names}, path
+        assert not HEAVY & imports_from(path), path
+
+
+def test_imports_inside_functions_are_of_slow_libraries() -> None:
+    """Ruff asks for a reason elsewhere; in `job` it is that Ray takes a second to import."""
+    for path in (ROOT / "job").rglob("*.py"):
+        functions = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.FunctionDef)]
+        inside = [node for function in functions for node in ast.walk(function)]
+        names = [alias.name for node in inside if isinstance(node, ast.Import) for alias in node.names]
+        names += [node.module or "" for node in inside if isinstance(node, ast.ImportFrom)]
+        assert {name.split(".")[0] for name in names} <= {"ray", "requests", "aiohttp"}, path
+
+
+def imports_from(path: Path) -> set[str]:
+    """The modules `m` of a file's statements `from m import ...`."""
+    return {node.module or "" for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)}
+
+
+def test_stubs_are_those_of_the_modules() -> None:
+    """`lazy_loader` exposes what a package's `__init__.pyi` lists: each name in `__all__` of a module, once."""
+    for path, text in runpy.run_path(str(ROOT / "docs" / "generate.py"))["stubs"]().items():
+        assert path.read_text() == text, f"{path} is not what the modules list. Run: python docs/generate.py --stubs"
+
+
+def test_every_exposed_name_exists() -> None:
+    """`EAGER_IMPORT` has `lazy_loader` import all that the stubs list."""
+    environment = {**os.environ, "EAGER_IMPORT": "1"}
+    command = [sys.executable, "-c", "import nucleus, job"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_errors_survive_pickling() -> None:

@@ -1,12 +1,20 @@
-"""One run of the whole way, on two Ray workers and a dozen images, that many tests look at."""
+"""One run of the whole way, on two Ray workers and a dozen images, that many tests look at.
 
+What is the same by construction is compared exactly: bytes, integers, weights after steps on the same batches with sums
+in the same order. What a network computes for the same image in another batch is the same up to rounding: how images
+share a batch decides the last bits of a convolution on some CPUs. Then a pixel at the threshold may change sides.
+"""
+
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import boto3
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from job.train import RunOptions, train
 from nucleus.config.names import Reference
@@ -23,7 +31,10 @@ from nucleus.training.callbacks import Callback
 from tests.faults.policy import JOB_POLICY, allows
 from tests.faults.proxy import Fault, Proxy, Request
 
-__all__ = ["Recorder", "Trained", "recipe_for", "trained_with_least_rights"]
+__all__ = ["Recorder", "Trained", "assert_same_labels", "assert_same_scores", "recipe_for", "trained_with_least_rights"]
+
+_ROUNDING = 1e-3
+"""What pixels that change sides may do to a score between 0 and 1, and the share of an image that they may be."""
 
 
 class Recorder(Callback):
@@ -120,3 +131,18 @@ def trained_with_least_rights(line: Proxy, dozen: Path, root: Path) -> Trained:
     folder = root / "pulled"
     pull(Bucket(uri), Reference("tiny"), folder)
     return Trained(Bucket(uri), dataset, recipe, manifest, recorder, folder, root / "wandb", requests, denied)
+
+
+def assert_same_scores(found: Mapping[str, Mapping[str, float]], expected: Mapping[str, Mapping[str, float]]) -> None:
+    """The scores of a split by kind of image: the truth exactly, what was predicted up to rounding."""
+    assert found.keys() == expected.keys()
+    for kind, scores in expected.items():
+        assert [found[kind][name] for name in ("images", "nuclei_true")] == [scores["images"], scores["nuclei_true"]]
+        assert found[kind]["loss"] == pytest.approx(scores["loss"], rel=1e-5)
+        assert found[kind] == pytest.approx(scores, abs=_ROUNDING)
+
+
+def assert_same_labels(found: NDArray[np.integer], expected: NDArray[np.integer]) -> None:
+    """Two label images have the same nuclei, up to rounding."""
+    assert found.shape == expected.shape
+    assert np.mean((found > 0) != (expected > 0)) <= _ROUNDING

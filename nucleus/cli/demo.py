@@ -15,7 +15,7 @@ import job
 import nucleus
 from nucleus.cli.output import note, print_table, warn
 from nucleus.cli.progress_bars import TrainingDisplay, show_progress
-from nucleus.cli.train import print_published, short_path
+from nucleus.cli.training import print_published, short_path
 from nucleus.errors import NucleusError, RecipeError
 
 if TYPE_CHECKING:

@@ -8,6 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 import job
 import nucleus
@@ -16,8 +19,6 @@ from nucleus.cli.output import note, print_json
 from nucleus.errors import NucleusError
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from nucleus.doctor import Finding, Gpus
     from nucleus.errors import NucleusError
 
@@ -83,7 +84,6 @@ def _gpus_here() -> "Gpus | NucleusError":
 
 def _printer() -> "Callable[[Finding], None]":
     """Return the function that shows a finding: in a terminal with the fix below it, otherwise in one line."""
-    from rich.console import Console
 
     console = Console(highlight=False)
     return (lambda finding: _show_finding(finding, console)) if console.is_terminal else _echo
@@ -95,8 +95,6 @@ def _echo(finding: "Finding") -> None:
 
 
 def _show_finding(finding: "Finding", console: "Console") -> None:
-    from rich.table import Table
-    from rich.text import Text
 
     grid = Table.grid(padding=(0, 2))
     grid.add_column(width=7)

@@ -74,7 +74,7 @@ def print_markdown(text: str) -> None:
     """Markdown on stdout: rendered on a terminal, unchanged elsewhere."""
     console = Console()
     if console.is_terminal:
-        from rich.markdown import Markdown
+        from rich.markdown import Markdown  # noqa: PLC0415  only on a terminal
 
         console.print(Markdown(text))
     else:

@@ -22,9 +22,11 @@ from .local_server import start as start
 from .local_server import status as status
 from .local_server import stop as stop
 from .retries import DEFAULT_STORAGE_TIMEOUT as DEFAULT_STORAGE_TIMEOUT
+from .retries import Clock as Clock
 from .retries import ask_briefly as ask_briefly
 from .retries import ask_patiently as ask_patiently
 from .retries import seconds_of_silence as seconds_of_silence
+from .retries import set_retry_clock as set_retry_clock
 from .retries import set_storage_timeout as set_storage_timeout
 from .retries import storage_timeout as storage_timeout
 from .s3_errors import endpoint as endpoint

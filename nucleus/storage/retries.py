@@ -1,30 +1,30 @@
-"""How long a request to the bucket is repeated before its error is the answer.
+"""Retries of requests to the bucket: which errors are repeated, how long, and by which clock.
 
-Servers restart, throttle and lose connections; what fails for such a reason is asked again, with growing random waits
-(tenacity), until the storage timeout is over. What fails for good, such as missing rights, fails at once.
+Servers restart, throttle and lose connections. A request that fails for such a reason is repeated, with growing random
+waits (tenacity), until the storage timeout has passed. What fails for good, such as missing rights, fails at once.
 """
 
+import time
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from tenacity import (
     RetryCallState,
     Retrying,
     retry_if_exception_type,
     stop_after_attempt,
-    stop_after_delay,
     wait_random_exponential,
 )
-from tenacity.stop import stop_base
-from tenacity.wait import WaitBaseT
 
 from nucleus.errors import TransientStorageError
 
 __all__ = [
     "DEFAULT_STORAGE_TIMEOUT",
+    "Clock",
     "ask_briefly",
     "ask_patiently",
     "seconds_of_silence",
+    "set_retry_clock",
     "set_storage_timeout",
     "storage_timeout",
 ]
@@ -38,51 +38,79 @@ _LONGEST_SILENCE = 20.0
 
 Answer = TypeVar("Answer")
 
+
+class Clock(Protocol):
+    """What retries wait by: the module `time`, or a clock that a test drives."""
+
+    def monotonic(self) -> float:
+        """Seconds since an arbitrary moment."""
+
+    def sleep(self, seconds: float, /) -> None:
+        """Return when that many seconds have passed."""
+
+
 _timeout = DEFAULT_STORAGE_TIMEOUT
+_clock: Clock = time
 
 
 def storage_timeout() -> float:
-    """Seconds for which this process repeats a request."""
+    """Return the seconds for which this process repeats a request."""
     return _timeout
 
 
 def set_storage_timeout(seconds: float) -> None:
-    """Let this process repeat requests for so long."""
-    global _timeout  # noqa: PLW0603  one setting of the process, as a time zone is
+    """Set how long this process repeats a request."""
+    global _timeout  # noqa: PLW0603  one setting of the process, like the time zone
     _timeout = seconds
 
 
+def set_retry_clock(clock: Clock) -> None:
+    """Set the clock by which this process repeats requests."""
+    global _clock  # noqa: PLW0603  one setting of the process, like the time zone
+    _clock = clock
+
+
 def seconds_of_silence() -> float:
-    """How long a server may say nothing before a request counts as failed: often enough to ask a few times more."""
+    """Return how long a server may send nothing before a request fails: short enough to repeat it a few times."""
     return min(_LONGEST_SILENCE, _timeout / 3)
 
 
 def ask_patiently(request: Callable[[], Answer]) -> Answer:
-    """The answer to a request, repeated until the storage timeout is over.
+    """Return the answer to a request, repeated until the storage timeout has passed.
 
     Raises:
-        TransientStorageError: The last one, with how long it was tried.
+        TransientStorageError: The last one, with how long the request was repeated.
     """
+    clock, began, timeout = _clock, _clock.monotonic(), _timeout
+
+    def left() -> float:
+        return max(0.0, timeout - (clock.monotonic() - began))
+
+    growing = wait_random_exponential(multiplier=0.2, max=_LONGEST_WAIT)
     try:
-        return _repeated(request, _wait_within(_timeout), stop_after_delay(_timeout))
+        return _repeated(
+            request,
+            lambda state: min(growing(state), left()),  # the last request is made when the timeout has passed
+            lambda _: left() == 0.0,
+            clock,
+        )
     except TransientStorageError as error:
         raise type(error)(
-            f"{error} Asked again for {_timeout:g} s; for longer: nucleus --storage-timeout SECONDS ..."
+            f"{error} Asked again for {timeout:g} s; for longer: nucleus --storage-timeout SECONDS ..."
         ) from error
 
 
 def ask_briefly(request: Callable[[], Answer]) -> Answer:
-    """The answer to a first request: repeated a few times within seconds, for a wrong address should show at once."""
-    return _repeated(
-        request, wait_random_exponential(multiplier=0.1, max=_BRIEF_WAIT), stop_after_attempt(_BRIEF_ATTEMPTS)
-    )
+    """Return the answer to a first request, repeated a few times within seconds: a wrong address shows at once."""
+    wait = wait_random_exponential(multiplier=0.1, max=_BRIEF_WAIT)
+    return _repeated(request, wait, stop_after_attempt(_BRIEF_ATTEMPTS), _clock)
 
 
-def _wait_within(timeout: float) -> Callable[[RetryCallState], float]:
-    """Growing random waits, the last of them cut so that the last request is made when the timeout is over."""
-    growing = wait_random_exponential(multiplier=0.2, max=_LONGEST_WAIT)
-    return lambda state: min(growing(state), max(0.0, timeout - (state.seconds_since_start or 0.0)))
-
-
-def _repeated(request: Callable[[], Answer], wait: WaitBaseT, stop: stop_base) -> Answer:
-    return Retrying(retry=retry_if_exception_type(TransientStorageError), wait=wait, stop=stop, reraise=True)(request)
+def _repeated(
+    request: Callable[[], Answer],
+    wait: Callable[[RetryCallState], float],
+    stop: Callable[[RetryCallState], bool],
+    clock: Clock,
+) -> Answer:
+    retry = retry_if_exception_type(TransientStorageError)
+    return Retrying(retry=retry, wait=wait, stop=stop, sleep=clock.sleep, reraise=True)(request)

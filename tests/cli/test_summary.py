@@ -10,7 +10,7 @@ import pytest
 
 from job.ray_internals import is_submitted_job
 from job.reporting import report_published
-from nucleus.cli.train import print_published
+from nucleus.cli.training import print_published
 from nucleus.config.settings import parse_recipe
 from nucleus.metrics.scores import HEADLINES
 from nucleus.registry.aliases import pass_gate

@@ -53,7 +53,6 @@ def test_what_runs_it_instead_is_named(block: Block) -> None:
     assert re.search(r"run by (tests/[\w/]+\.py(::test_\w+)?|\.ci/run)", block.value or ""), f"{block} names no test"
 
 
-@pytest.mark.ray
 @pytest.mark.timeout(1200)  # two runs and a dozen commands: two minutes on a machine that does nothing else
 @pytest.mark.filterwarnings("default")
 @pytest.mark.parametrize("document", ON_A_CLUSTER)
@@ -70,6 +69,7 @@ def test_blocks_on_a_cluster(document: str, ray_cluster: str, bucket_uri: S3Uri,
     follow(document, tmp_path / "here", ROOT, changes, tmp_path)
 
 
+@pytest.mark.server
 @pytest.mark.parametrize("document", IN_A_COPY_OF_THE_TREE)
 def test_blocks_in_a_copy_of_the_tree(document: str, tmp_path: Path) -> None:
     """As a person does who works on the code."""

@@ -60,14 +60,12 @@ def test_what_the_job_has_no_right_to(refused: Request) -> None:
     assert not allows(JOB_POLICY, refused, "b")
 
 
-@pytest.mark.ray
 @pytest.mark.filterwarnings("default")
 def test_a_whole_job_with_the_least_rights(trained: Trained) -> None:
     assert list_versions(trained.bucket, "tiny") == [1]
     assert {item.partition(" ")[0] for item in trained.denied} <= {"DELETE"}  # Ray's attempts to drop old checkpoints
 
 
-@pytest.mark.ray
 @pytest.mark.filterwarnings("default")
 def test_a_whole_job_shows_its_key_nowhere(store: RunningStore, cluster_line: Proxy, trained: Trained) -> None:
     """What it printed is looked through in `test_training.py`."""

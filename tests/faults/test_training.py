@@ -31,7 +31,7 @@ from tests.conftest import SECRET
 from tests.faults.proxy import Proxy, seldom
 from tests.ray_nodes import ray_command, started_node
 
-pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("default")]
+pytestmark = pytest.mark.filterwarnings("default")
 
 RECIPE = """
 model = "{model}"

@@ -31,7 +31,6 @@ def another_cluster(ray_cluster: str) -> Iterator[str]:  # noqa: ARG001
         yield folder
 
 
-@pytest.mark.ray
 def test_demo(dozen: Path, another_cluster: str, tmp_path: Path) -> None:
     names = ("AWS_", "NUCLEUS_", "WANDB_", "RAY_ADDRESS")
     environment = {key: value for key, value in os.environ.items() if not key.startswith(names)}

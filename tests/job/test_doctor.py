@@ -258,14 +258,12 @@ def test_a_driver_without_a_gpu(here: Here) -> None:
     assert states(doctor()[1]) == HEALTHY
 
 
-@pytest.mark.ray
 def test_the_cluster_at_an_address(ray_cluster: str, here: Here) -> None:  # noqa: ARG001
     code, found = doctor("--address", ray_cluster)
     assert (code, states(found)) == (0, {**HEALTHY, "Ray": "ok"})
     assert found["Ray"]["found"].startswith(f"{ray_cluster}: 2 CPUs (")
 
 
-@pytest.mark.ray
 def test_a_cluster_of_another_version(ray_cluster: str, here: Here) -> None:
     """Its dashboard says so; by its head it is found out too."""
     import ray
@@ -284,7 +282,6 @@ def test_a_cluster_of_another_version(ray_cluster: str, here: Here) -> None:
         query_head(head)
 
 
-@pytest.mark.ray
 def test_the_cluster_of_a_head(ray_cluster: str, here: Here) -> None:  # noqa: ARG001
     import ray
 

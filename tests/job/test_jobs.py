@@ -18,7 +18,7 @@ from nucleus.storage.uri import S3Uri
 from tests.faults.proxy import Fault, proxied, seldom
 from tests.job.conftest import BreakingLine
 
-pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("default")]
+pytestmark = pytest.mark.filterwarnings("default")
 
 COMMAND = [sys.executable, "-m", "nucleus"]
 

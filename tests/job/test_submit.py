@@ -25,7 +25,7 @@ from nucleus.storage.uri import S3Uri
 from tests.faults.proxy import Proxy
 from tests.job.conftest import BreakingLine
 
-pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("default")]
+pytestmark = pytest.mark.filterwarnings("default")
 
 
 def submit(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -41,12 +41,12 @@ CONFIG = ModelConfig(
 
 
 def bright_pixels() -> keras.Model:
-    """A network for `distance`: mask above 100, interior as bright as the mean over 5 x 5 pixels."""
+    """A network for `distance`: mask above 100.5 (no pixel), interior as bright as the mean of 5 x 5 pixels."""
     image = keras.Input((None, None, 3))
     grey = keras.layers.Conv2D(1, 1, use_bias=False, kernel_initializer=keras.initializers.Constant(1 / 3))(image)
     soft = keras.layers.AveragePooling2D(5, 1, padding="same")(grey)
     both = keras.layers.Concatenate()([grey, soft])
-    return keras.Model(image, keras.layers.Rescaling(0.05, -5.0)(both))
+    return keras.Model(image, keras.layers.Rescaling(0.05, -5.025)(both))
 
 
 def small_model(options: PredictionOptions | None = None, **changes: object) -> Model:

@@ -1,4 +1,4 @@
-"""Versions of Python, of the main packages, and of this code (its git commit)."""
+"""Provenance of a run: the versions of Python and of the main packages, and the git commit of this code."""
 
 import os
 import platform
