@@ -1,28 +1,61 @@
-"""The README's file map is the tree, and its commands exist."""
+"""The README: short, with commands that exist, and numbers that the documents explain."""
 
 import re
-import subprocess
+import runpy
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
 from nucleus.cli.main import cli
+from tests.docs.blocks import DOCUMENTS, ROOT, blocks_of
 
-ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
+MOST_LINES, MOST_BYTES = 160, 12 * 1024
+COMMANDS = sorted(
+    {
+        match
+        for block in blocks_of("README.md")
+        for match in re.findall(r"^nucleus ((?:[a-z]+)(?: [a-z]+)?)", block.text, flags=re.MULTILINE)
+    }
+)
+NUMBER = re.compile(r"(?<![\w.])\d*\.\d+(?![\w.])")
 
 
-def test_file_map_is_the_tree() -> None:
-    listed = set(
-        re.findall(r"^\| `([^`]+)` \|", README.split("## Files")[1].split("</details>")[0], flags=re.MULTILINE)
-    )
-    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
-    on_disk = {name for name in tracked if (ROOT / name).exists() and not name.endswith(("__init__.py", "py.typed"))}
-    assert listed == on_disk
+def section(document: Path, title: str) -> str:
+    """The text under a heading of any level, up to the next heading of that level or above."""
+    text = document.read_text()
+    found = re.search(rf"^(#+) {re.escape(title)}\n", text, flags=re.MULTILINE)
+    assert found, f"{document.name} has no {title}"
+    return re.split(rf"^#{{1,{len(found[1])}}} ", text[found.end() :], maxsplit=1, flags=re.MULTILINE)[0]
 
 
-COMMANDS = sorted(set(re.findall(r"^nucleus ((?:[a-z]+)(?: [a-z]+)?)", README, flags=re.MULTILINE)))
+def rows(text: str) -> list[str]:
+    """The rows of the tables in a text, without their heads."""
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    heads = {number for number, line in enumerate(lines) if set(line) <= set("|-: ")}
+    return [line for number, line in enumerate(lines) if number not in heads and number + 1 not in heads]
+
+
+def figures(text: str) -> set[str]:
+    """The fractions in a text, each with the stars that make it bold."""
+    plain = re.sub(r"`[^`]*`|\bv?\d+\.\d+\.\d+\b", "", text)  # without code and versions
+    return {
+        f"**{match[0]}**" if plain[: match.start()].endswith("**") else match[0] for match in NUMBER.finditer(plain)
+    }
+
+
+def test_it_is_short() -> None:
+    assert len(README.splitlines()) <= MOST_LINES
+    assert len(README.encode()) <= MOST_BYTES
+
+
+def test_the_first_screen_has_a_picture_the_commands_and_what_they_take() -> None:
+    first = README.partition("\n## ")[0]
+    assert len(first.splitlines()) <= 35
+    assert "![" in first
+    assert {"make demo", "nucleus predict"} <= {" ".join(line.split()[:2]) for line in first.splitlines()}
+    assert re.search(r"GB of disk.*GB of memory", first)
 
 
 @pytest.mark.parametrize("line", COMMANDS)
@@ -34,14 +67,54 @@ def test_commands_exist(line: str) -> None:
     assert run.exit_code == 0, run.output
 
 
+@pytest.mark.parametrize(
+    ("title", "source"),
+    [("Scores", ("docs/segmentation.md", "Scores")), ("Speed", ("docs/performance.md", "Performance"))],
+    ids=["scores", "speed"],
+)
+def test_every_figure_stands_in_the_document_that_explains_it(title: str, source: tuple[str, str]) -> None:
+    """All figures of a row in one line there, with machine, data and command, and bold in both or in neither."""
+    document, heading = source
+    told = section(ROOT / "README.md", title)
+    assert f"]({document}" in told
+    here = [figures(row) for row in rows(told)]
+    there = [figures(line) for line in section(ROOT / document, heading).splitlines()]
+    assert len(here) >= 8
+    assert [row for row in here if not any(row <= line for line in there)] == []
+
+
+@pytest.mark.parametrize("figure", ["0.90", "1 min 35 s", "2 minutes"])
+def test_what_the_commands_take_is_measured(figure: str) -> None:
+    performance = (ROOT / "docs/performance.md").read_text()
+    assert figure in README
+    assert figure.replace("2 minutes", "two minutes") in performance
+
+
 def test_every_benchmark_has_its_number() -> None:
-    names = re.findall(
-        r'^    "(\w+)": "\w+",$', (ROOT / "tests/benchmarks/__main__.py").read_text(), flags=re.MULTILINE
-    )
+    names = runpy.run_path(str(ROOT / "tests/benchmarks/__main__.py"), run_name="benchmarks")["BENCHMARKS"]
     assert len(names) == 14
-    listed = set(re.findall(r"^\| `(\w+)` \| .*\d", README.split("## Fast")[1], flags=re.MULTILINE))
-    assert listed == set(names)
+    table = rows(section(ROOT / "docs/performance.md", "Benchmarks"))
+    measured = {row.split("`")[1] for row in table if re.search(r"\d", row.split("|")[-2])}
+    assert measured == {*names}
 
 
-def test_every_measured_number_is_filled_in() -> None:
-    assert not re.search(r"@[A-Z_]+@", README)
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_every_measured_number_is_filled_in(document: str) -> None:
+    assert not re.search(r"@[A-Z_]+@", (ROOT / document).read_text())
+
+
+def test_every_package_has_a_paragraph() -> None:
+    architecture = ROOT / "docs/architecture.md"
+    packages = [path.parent.relative_to(ROOT) for path in (ROOT / "nucleus").glob("*/__init__.py")]
+    for name in [*map(str, packages), "nucleus", "job", "infra", "tests"]:
+        assert len(section(architecture, name).split()) >= 10, name
+
+
+def test_modules_that_are_named_exist() -> None:
+    """A path in a document leads to a file, unless the document itself makes the file."""
+    for document in DOCUMENTS:
+        made = {block.value for block in blocks_of(document) if block.kind == "file"}
+        text = (ROOT / document).read_text()
+        for name in set(re.findall(r"\b((?:nucleus|job|tests|docs|infra)/[\w/-]+\.(?:py|toml|md|yaml|json))\b", text)):
+            there = (ROOT / name, (ROOT / document).parent / name)
+            assert name in made or any(path.exists() for path in there), f"{document}: {name}"
