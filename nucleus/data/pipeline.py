@@ -14,7 +14,6 @@ from nucleus.lazy import tf
 
 __all__ = ["Feed", "training_batches", "training_sample"]
 
-_RECORD = {name: tf.io.FixedLenFeature([], tf.string) for name in ("image", "labels")}
 _CHOICES = (
     *("scale", "top", "left", "turn", "flip", "invert", "grey", "contrast", "brightness"),
     *("gamma", "stain_0", "stain_1", "stain_2", "blur", "noise"),
@@ -115,7 +114,9 @@ def training_sample(
     Returns:
         Image, crop x crop x 3, uint8, and labels, crop x crop, int32.
     """
-    example = tf.io.parse_single_example(data, _RECORD)
+    example = tf.io.parse_single_example(
+        data, {name: tf.io.FixedLenFeature([], tf.string) for name in ("image", "labels")}
+    )
     image = tf.io.decode_png(example["image"], channels=3)
     image = normalize_tensor(image, normalization)
     labels = tf.cast(tf.io.decode_png(example["labels"], channels=1, dtype=tf.uint16), tf.int32)

@@ -132,7 +132,7 @@ def pull(bucket: Bucket, reference: Reference, folder: Path, advance: Advance = 
 def pull_cached(bucket: Bucket, reference: Reference, advance: Advance = no_progress) -> PulledModel:
     """Return a version in the cache, downloaded if it is not there yet. Raises the errors of `pull`."""
     manifest = read_version(bucket, reference.name, resolve_version(bucket, reference))
-    models = default_cache_dir() / "models" / bucket.uri.bucket / bucket.uri.key
+    models = default_cache_dir() / MODELS / bucket.uri.bucket / bucket.uri.key
     folder = models / manifest.model / f"{manifest.version:06d}"
     _bring(bucket, manifest, folder, advance)
     return PulledModel(folder, manifest)

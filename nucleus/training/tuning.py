@@ -1,7 +1,10 @@
 """Thresholds for labels, chosen on the validation split over all workers."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice, product, tee
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +15,9 @@ from nucleus.metrics.scores import count_pixels
 from nucleus.model.architecture import InstanceSettings
 from nucleus.predict.model import Model
 from nucleus.predict.source import array_source
-from nucleus.training.distributed import Workers
+
+if TYPE_CHECKING:
+    from nucleus.training.distributed import Workers
 
 __all__ = ["tune_instances"]
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from nucleus.metrics.scores import ScoreSums
 from nucleus.predict.evaluation import PredictedImage
-from nucleus.training.distributed import Workers
+
+if TYPE_CHECKING:
+    from nucleus.training.distributed import Workers
 
 __all__ = ["RANKED_IMAGES", "ImageRanking", "RankedImage", "score_images"]
 
