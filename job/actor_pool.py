@@ -10,7 +10,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 
 from job.capacity import check_resources, shortage
-from job.cluster import capacities
+from job.cluster import capacities, connection
 from job.worker import limit_devices
 from nucleus.errors import JobError, NucleusError
 from nucleus.storage.retries import set_storage_timeout, storage_timeout
