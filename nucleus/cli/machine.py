@@ -14,12 +14,12 @@ import nucleus
 from nucleus.cli.options import cluster_options, json_option
 from nucleus.cli.output import note, print_json
 from nucleus.errors import NucleusError
+from nucleus.storage import local_server
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from nucleus.doctor import Finding, Gpus
-    from nucleus.errors import NucleusError
 
 __all__ = ["doctor", "store"]
 
@@ -124,10 +124,10 @@ def start(folder: Path, port: int | None) -> None:
 
     To set them in a shell: eval "$(nucleus store start)"
     """
-    running = nucleus.storage.local_server.start(folder, port)
-    nucleus.storage.local_server.make_bucket(running)
+    running = local_server.start(folder, port)
+    local_server.make_bucket(running)
     note(f"S3 server on {running.endpoint}, data in {running.folder} (to stop it: nucleus store stop --dir {folder})")
-    settings = nucleus.storage.local_server.environment(running)
+    settings = local_server.environment(running)
     endpoint = settings.pop("AWS_ENDPOINT_URL_S3")
     click.echo(f"export AWS_ENDPOINT_URL_S3={endpoint}")
     click.echo("export " + " ".join(f"{name}={value}" for name, value in settings.items()))
@@ -137,7 +137,7 @@ def start(folder: Path, port: int | None) -> None:
 @_DIR
 def stop(folder: Path) -> None:
     """Stop the server; the data stays."""
-    note("S3 server stopped" if nucleus.storage.local_server.stop(folder) else f"No S3 server runs on {folder}")
+    note("S3 server stopped" if local_server.stop(folder) else f"No S3 server runs on {folder}")
 
 
 @store.command()
@@ -146,7 +146,7 @@ def stop(folder: Path) -> None:
 @click.pass_context
 def status(ctx: click.Context, folder: Path, as_json: bool) -> None:
     """Show whether the server runs; the exit status is 1 if not."""
-    running = nucleus.storage.local_server.status(folder)
+    running = local_server.status(folder)
     if as_json:
         print_json({"running": running is not None, **(asdict(running) if running else {})})
     elif running:
