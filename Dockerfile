@@ -3,19 +3,19 @@
 #   docker build --tag nucleus:cpu .
 #   docker build --tag nucleus:gpu --build-arg EXTRA=gpu .
 #
-# EXTRA names the lock in requirements/ that is installed, every package by its hash.
+# EXTRA names the lock file in requirements/ that is installed, with the hash of every package.
 
 FROM python:3.11.16-slim-bookworm@sha256:528257d48c1da0dcecc2e725d1ae34498d60c965f1241e39cd6a85a8859bdf84 AS build
 ARG EXTRA=cpu
 SHELL ["/bin/bash", "-o", "pipefail", "-c"]
 WORKDIR /build
 
-# uv, by the version and the hashes that the lock has for it, installs in seconds what takes pip minutes.
+# uv, with the version and hashes of the lock file, installs in seconds what takes pip minutes.
 COPY requirements/ requirements/
 RUN sed --quiet '/^uv==/,/[^\\]$/p' requirements/dev.txt \
     | python -m pip install --no-cache-dir --disable-pip-version-check --require-hashes --requirement /dev/stdin
 
-# Compiled here, for at run time nobody may write there. TensorFlow's C++ headers are of no use without a compiler.
+# Bytecode is compiled here, because the folder is read-only at run time. TensorFlow's C++ headers need a compiler.
 ENV UV_COMPILE_BYTECODE=1 UV_LINK_MODE=copy UV_PYTHON_DOWNLOADS=never
 RUN --mount=type=cache,target=/var/cache/uv \
     uv venv --python python3.11 /opt/nucleus \
@@ -40,15 +40,15 @@ LABEL org.opencontainers.image.title="nucleus" \
       org.opencontainers.image.base.name="docker.io/library/python:3.11.16-slim-bookworm" \
       nucleus.extra="${EXTRA}"
 
-# tini reaps what Ray leaves behind and passes signals on; KubeRay's probes call wget; Ray's cluster launcher calls
-# rsync in the container, and on the head ssh, to start the other machines.
+# tini reaps orphaned processes of Ray and forwards signals; KubeRay's probes call wget; Ray's cluster launcher calls
+# rsync in the container and, on the head, ssh to start the other machines.
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends \
        "openssh-client=1:9.2*" "rsync=3.*" "tini=0.19.*" "wget=1.21.*" \
     && rm -rf /var/lib/apt/lists/*
 
-# 1000 is the first user of most machines, so that this one reads the files that Ray's cluster launcher mounts from there.
-# Login shells, which that launcher uses, forget PATH.
+# 1000 is the first user on most machines, so that it can read the files that Ray's cluster launcher mounts.
+# Login shells, which the launcher uses, reset PATH.
 RUN useradd --create-home --uid 1000 --user-group --shell /bin/bash nucleus \
     && install --directory --owner=1000 --group=1000 /home/nucleus/.cache /home/nucleus/work \
     && echo "export PATH=/opt/nucleus/bin:\$PATH" > /etc/profile.d/nucleus.sh
@@ -64,10 +64,10 @@ ENV HOME=/home/nucleus \
 USER 1000:1000
 WORKDIR /home/nucleus/work
 
-# A Ray node is healthy while its raylet is; any other container while the command answers.
+# A Ray node is healthy while its raylet runs; any other container while the command line answers.
 HEALTHCHECK --interval=30s --timeout=20s --start-period=60s --retries=3 \
     CMD ["sh", "-c", "if grep -qsx raylet /proc/[0-9]*/comm; then wget -qO- --timeout=10 http://127.0.0.1:52365/api/local_raylet_healthz | grep -qx success; else nucleus --version; fi"]
 
-# No command of its own as entry point: KubeRay and Ray's cluster launcher start a shell in this image.
+# No entry point: KubeRay and Ray's cluster launcher start a shell in this image.
 ENTRYPOINT ["tini", "--"]
 CMD ["nucleus", "--help"]

@@ -1,8 +1,8 @@
 #!/bin/sh
-# Two minutes before AWS takes a spot machine back, its metadata service says so. Ray does not ask for it: this does, on each
-# worker, and tells Ray, which tells the run; it saves and goes on without the machine.
+# AWS announces the end of a spot machine in its metadata service, two minutes ahead. Ray does not read this notice. This
+# script does, on each worker, and drains the node: the run saves a checkpoint and continues without the machine.
 #
-#   spot-notice.sh HEAD:PORT [METADATA [SECONDS]]    address of Ray's head; metadata service; seconds between questions
+#   spot-notice.sh HEAD:PORT [METADATA [SECONDS]]    address of Ray's head; metadata service; seconds between requests
 set -u
 address=$1
 metadata=${2:-http://169.254.169.254}
@@ -11,7 +11,7 @@ ask() { wget --quiet --output-document=- --timeout=2 --tries=1 "$@"; }
 
 while sleep "$seconds"; do
     session=$(ask --method=PUT --header="X-aws-ec2-metadata-token-ttl-seconds: 60" "$metadata/latest/api/token") || continue
-    # Not found until there is a notice.
+    # 404 until there is a notice.
     notice=$(ask --header="X-aws-ec2-metadata-token: $session" "$metadata/latest/meta-data/spot/instance-action") || continue
     echo "$notice"
     ray drain-node --address "$address" --reason DRAIN_NODE_REASON_PREEMPTION \

@@ -21,7 +21,6 @@ from nucleus.storage import local_server
 
 if TYPE_CHECKING:
     from nucleus.doctor import Finding, Gpus
-    from nucleus.errors import NucleusError
 
 __all__ = ["doctor", "store"]
 

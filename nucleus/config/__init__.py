@@ -1,4 +1,4 @@
-"""What a user can set: names and recipes."""
+"""Names, encoders and recipes: everything that a user can set."""
 
 import lazy_loader
 

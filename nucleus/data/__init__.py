@@ -1,4 +1,4 @@
-"""From microscope images and masks to sharded, versioned datasets in a bucket, and from there to batches."""
+"""Datasets: import of images and masks, versions in the bucket, the shard cache, and training batches."""
 
 import lazy_loader
 

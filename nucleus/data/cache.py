@@ -1,8 +1,8 @@
-"""A local cache of dataset shards, shared by the processes of one machine, with a limit.
+"""Local cache of dataset shards with a size limit, shared by the processes of a machine.
 
-A file under its shard's name is whole. Whoever reads a shard holds a shared lock on the file and whoever writes one an
-exclusive lock, so what is not locked may be evicted, the least recently used first; the kernel releases the locks of a
-process that dies. A download reserves its room by making its file as long as it will be.
+A file with the name of a shard is always complete. Readers of a shard hold a shared lock on its file and writers an
+exclusive lock, so files without a lock can be evicted, the least recently used first; the kernel releases the locks of
+a process that dies. A download reserves space by extending its file to the final size.
 """
 
 import fcntl
@@ -26,19 +26,19 @@ from nucleus.storage.files import sha256_of
 __all__ = ["ShardCache", "default_cache_dir"]
 
 _GIB = 1 << 30
-# In this order: a file that is renamed between the two is then counted, if twice.
+# In this order, a file that is renamed between the two searches is found (perhaps twice).
 _PATTERNS = (".*.tfrecord.part", "*.tfrecord")
 _PART = ".part"
 _NOTE_BYTES = 24
 _WAIT_SECONDS = 60.0
 _POLL_SECONDS = 0.2
 
-# Files that this process has compared with their SHA-256, by device, inode and size.
+# Files whose SHA-256 this process has verified, by device, inode and size.
 _verified: set[tuple[int, int, int]] = set()
 
 
 def default_cache_dir() -> Path:
-    """The user's cache folder for this program."""
+    """Return this program's folder in the user's cache directory."""
     return Path(user_cache_path("nucleus"))
 
 
@@ -50,12 +50,12 @@ class _Entry:
 
 
 class ShardCache:
-    """Shards on local disk.
+    """Cache of dataset shards on the local disk.
 
     Args:
-        folder: The cache folder; shards lie below its `datasets`.
-        limit_gib: Upper bound of their size, GiB.
-        wait_seconds: How long to wait for room while everything is in use.
+        folder: Folder of the cache; shards are stored below `datasets` in it.
+        limit_gib: Size limit of the shards, GiB.
+        wait_seconds: How long to wait for space while all shards are in use.
     """
 
     def __init__(
@@ -67,14 +67,13 @@ class ShardCache:
         self._bucket = lru_cache(maxsize=1)(Bucket)  # one client for all shards of a dataset
 
     def open(self, dataset: Dataset, shard: Shard) -> ShardFile:
-        """Open a shard, fetched first if it is not there; one process of the machine fetches, the others wait.
+        """Open a shard, downloading it first if need be. One process of the machine downloads it, the others wait.
 
-        A shard that is there is used if its SHA-256 is right, and fetched anew if not. It stays in the cache as long
-        as it is open.
+        The SHA-256 of a cached shard is verified; a damaged shard is downloaded again. An open shard is not evicted.
 
         Raises:
             IntegrityError: The shard in the bucket is missing or damaged.
-            CacheFullError: There is no room for it.
+            CacheFullError: There is no space for it.
         """
         path = self._folder / dataset.uri.bucket / dataset.uri.key / dataset.manifest.version / shard.file
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -87,7 +86,7 @@ class ShardCache:
     def _fetch(self, dataset: Dataset, shard: Shard, path: Path) -> int | None:
         """Download a shard and return its descriptor, with a shared lock; None if another process was faster.
 
-        The file that is written is also the lock; what a dead process left in it is written over.
+        The partial file also serves as the lock. Data that a dead process left in it is overwritten.
         """
         beside = path.with_name(f".{path.name}{_PART}")
         descriptor = os.open(beside, os.O_RDWR | os.O_CREAT, 0o644)
@@ -103,7 +102,9 @@ class ShardCache:
                 with os.fdopen(os.dup(descriptor), "wb") as file:
                     self._bucket(dataset.version_uri).read_into(shard.file, file, sha256=shard.sha256)
             except ObjectNotFoundError as error:
-                raise IntegrityError(f"{dataset} has lost {shard.file}. Import it again.") from error
+                raise IntegrityError(
+                    f"Expected {shard.file} of {dataset} in the bucket; it is missing. Import the images again."
+                ) from error
             beside.replace(path)
             fcntl.flock(descriptor, fcntl.LOCK_SH)
         except BaseException:
@@ -114,7 +115,7 @@ class ShardCache:
         return descriptor
 
     def _reserve(self, descriptor: int, size: int) -> None:
-        """Make a file as long as it will be, when there is room for it."""
+        """Extend a file to its final size as soon as there is space for it."""
         deadline = time.monotonic() + self._wait_seconds
         while True:
             with _locked(self._folder / ".lock") as note:
@@ -124,16 +125,16 @@ class ShardCache:
                     return
             if time.monotonic() > deadline or size > self._limit:
                 raise CacheFullError(
-                    f"Expected room for {size / _GIB:.3g} GiB in the cache {self._folder}; its limit of "
-                    f"{self._limit / _GIB:.3g} GiB is taken by shards in use. Set cache_limit_gib higher."
+                    f"Expected space for {size / _GIB:.3g} GiB in the cache {self._folder}; its limit of "
+                    f"{self._limit / _GIB:.3g} GiB is taken by shards in use. Raise cache_limit_gib."
                 )
             time.sleep(_POLL_SECONDS)
 
     def _make_room(self, note: int, size: int) -> bool:
-        """Make room for `size` bytes and note that they are taken.
+        """Make space for `size` bytes and record that they are taken; return whether that was possible.
 
-        The file `note` holds an upper bound of the bytes in the cache, so that most calls need not look at its files.
-        What failed downloads gave back is missing from it until files are next looked at.
+        The file `note` contains an upper bound of the bytes in the cache, so that most calls need not list its files.
+        Bytes that failed downloads released count as taken until the files are listed again.
         """
         text = os.pread(note, _NOTE_BYTES, 0)
         total = int(text) if text else self._limit
@@ -144,7 +145,10 @@ class ShardCache:
         return fits
 
     def _evict(self, size: int) -> int:
-        """Remove what dead processes left, then the least recently used, until `size` bytes fit; give the sum left."""
+        """Remove partial files of dead processes, then the least recently used shards, until `size` bytes fit.
+
+        Returns the bytes that remain.
+        """
         entries = sorted(_entries(self._folder).values(), key=lambda entry: entry.used)
         total = sum(entry.size for entry in entries)
         for entry in entries:
@@ -156,9 +160,9 @@ class ShardCache:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[int]:
-    """Hold a lock over threads and processes; gives the file's descriptor.
+    """Hold a lock between threads and processes; yield the descriptor of its file.
 
-    Waits in the kernel: `filelock` looks every 50 ms, which made many short waits slow.
+    Waits in the kernel: `filelock` polls every 50 ms, which made many short waits slow.
     """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
@@ -177,7 +181,7 @@ def _is_at(descriptor: int, path: Path) -> bool:
 
 
 def _entries(folder: Path) -> dict[int, _Entry]:
-    """The files of the cache by inode."""
+    """Return the files of the cache by inode."""
     found = {}
     for path in (path for pattern in _PATTERNS for path in folder.rglob(pattern)):
         try:
@@ -189,14 +193,14 @@ def _entries(folder: Path) -> dict[int, _Entry]:
 
 
 def _remove_unused(path: Path) -> bool:
-    """Remove a file unless a process has it locked; return whether that was done."""
+    """Remove a file unless a process holds a lock on it; return whether it was removed."""
     try:
         descriptor = os.open(path, os.O_RDONLY)
-    except FileNotFoundError:  # renamed, perhaps: its bytes may still be there
+    except FileNotFoundError:  # perhaps renamed: its bytes may still exist
         return False
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if not _is_at(descriptor, path):  # renamed since it was opened, and let go: its bytes are still there
+        if not _is_at(descriptor, path):  # renamed and unlocked since it was opened: its bytes still exist
             return False
         path.unlink()
     except BlockingIOError:
@@ -207,7 +211,7 @@ def _remove_unused(path: Path) -> bool:
 
 
 def _open_verified(path: Path, shard: Shard) -> int | None:
-    """Open a cached shard with a shared lock; None, and nothing at `path`, if it is not there or not right."""
+    """Open a cached shard with a shared lock; None if it is missing or damaged. A damaged file is removed."""
     try:
         descriptor = os.open(path, os.O_RDONLY)
     except FileNotFoundError:

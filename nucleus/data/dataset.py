@@ -1,4 +1,4 @@
-"""The manifest of a dataset version: what it holds, and the sum of every file."""
+"""Datasets in the bucket: the manifest of a version, and how versions are located, listed, opened and verified."""
 
 import hashlib
 import json
@@ -40,8 +40,12 @@ __all__ = [
 
 
 DATASET_FORMAT = 1
-
 SPLITS = ("train", "val", "test")
+
+DATASETS = "datasets/"
+"""Prefix of all datasets in the project's bucket; in the cache, the folder of shards."""
+MANIFEST_FILE = "manifest.json"
+_MANIFEST_KEY = re.compile(rf"[0-9a-f]{{12}}/{re.escape(MANIFEST_FILE)}")
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Count = Annotated[int, Field(ge=0)]
@@ -52,18 +56,18 @@ class _Frozen(BaseModel):
 
 
 class Sample(_Frozen):
-    """One image with its labels.
+    """An image with its labels.
 
     Attributes:
-        name: Unique in the dataset; also the stem of files made from it.
+        name: Unique name in the dataset; also the stem of files made from the image.
         split: `train`, `val` or `test`.
         kind: Kind of image.
-        group: Images of one group are never in different splits.
-        height: Pixels.
-        width: Pixels.
-        nuclei: How many labels it has.
-        image_sha256: Of the RGB pixels.
-        labels_sha256: Of the label pixels.
+        group: Number of the group; images of one group are never in different splits.
+        height: Height, pixels.
+        width: Width, pixels.
+        nuclei: Number of labels.
+        image_sha256: SHA-256 of the RGB pixels.
+        labels_sha256: SHA-256 of the label pixels.
     """
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,79}$")]
@@ -78,7 +82,7 @@ class Sample(_Frozen):
 
 
 class Shard(_Frozen):
-    """One TFRecord file. Record i of shard s is image i * S + s of the split's S shards (see `sampling`)."""
+    """A TFRecord file. Record i of shard s is image i * S + s of a split with S shards (see `sampling`)."""
 
     file: Annotated[str, Field(pattern=r"^(train|val|test)-\d{5}-of-\d{5}\.tfrecord$")]
     split: Annotated[str, Field(pattern=r"^(train|val|test)$")]
@@ -88,14 +92,14 @@ class Shard(_Frozen):
 
 
 class LeftOut(_Frozen):
-    """An image of the source that is not in the dataset, and why."""
+    """An image of the source that is not in the dataset, with the reason."""
 
     title: str
     reason: str
 
 
 class DatasetManifest(_Frozen):
-    """All there is to know of a dataset version without opening a shard."""
+    """Description of a dataset version: its samples, its shards with their SHA-256, and its origin."""
 
     format: int
     name: str
@@ -110,19 +114,19 @@ class DatasetManifest(_Frozen):
     left_out: list[LeftOut]
 
     def split_samples(self, split: str) -> list[Sample]:
-        """The samples of a split."""
+        """Return the samples of a split."""
         return [sample for sample in self.samples if sample.split == split]
 
     def split_shards(self, split: str) -> list[Shard]:
-        """The shards of a split, in the order of their numbers."""
+        """Return the shards of a split, ordered by number."""
         return sorted((shard for shard in self.shards if shard.split == split), key=lambda shard: shard.file)
 
 
 def content_version(samples: list[Sample], shards: list[Shard]) -> str:
-    """The version that a dataset's content gives: 12 hexadecimal digits of a SHA-256.
+    """Return the version of a dataset with this content: 12 hexadecimal digits of a SHA-256.
 
-    It depends on what the samples say (pixels, labels, names, splits, kinds, groups) and on the number of shards;
-    not on the moment of the import, nor on the seed where it leads to the same splits.
+    It depends on the samples (pixels, labels, names, splits, kinds, groups) and on the number of shards, but not on the
+    time of the import, nor on the seed if the splits are the same.
     """
     content = {
         "format": DATASET_FORMAT,
@@ -140,19 +144,13 @@ def read_manifest(data: bytes, where: str) -> DatasetManifest:
     )
 
 
-DATASETS = "datasets/"
-"""Prefix of all datasets in the project's bucket; in the cache, the folder of shards."""
-MANIFEST_FILE = "manifest.json"
-_MANIFEST_KEY = re.compile(rf"[0-9a-f]{{12}}/{re.escape(MANIFEST_FILE)}")
-
-
 @dataclass(frozen=True)
 class DatasetLocation:
-    """Where the versions of a dataset are, and which one is meant.
+    """Address of a dataset and the requested version.
 
     Attributes:
         uri: `s3://bucket/datasets/<name>`.
-        ref: A version, or `latest` for the one that was imported last.
+        ref: A version, or `latest` for the last import.
     """
 
     uri: S3Uri
@@ -161,14 +159,14 @@ class DatasetLocation:
 
 @dataclass(frozen=True)
 class Dataset:
-    """One version of a dataset: its place and its manifest."""
+    """One version of a dataset: its address and its manifest."""
 
     uri: S3Uri
     manifest: DatasetManifest
 
     @property
     def version_uri(self) -> S3Uri:
-        """The folder of this version."""
+        """Folder of this version."""
         return self.uri / self.manifest.version
 
     def __str__(self) -> str:
@@ -180,10 +178,10 @@ class Dataset:
 
 
 def locate_dataset(text: str, bucket: str | None = None) -> DatasetLocation:
-    """Read `NAME[@VERSION]`, in `bucket` or NUCLEUS_BUCKET, or `s3://bucket/prefix/NAME[@VERSION]`.
+    """Parse `NAME[@VERSION]`, in `bucket` or NUCLEUS_BUCKET, or `s3://bucket/prefix/NAME[@VERSION]`.
 
     Raises:
-        UriError: Neither form, or a name that cannot be one.
+        UriError: Neither of these forms, or an invalid name.
     """
     if "://" not in text:
         reference = parse_reference(text, "dataset")
@@ -213,7 +211,7 @@ def open_dataset(location: DatasetLocation) -> Dataset:
 
     Raises:
         DataError: No such dataset or version.
-        IntegrityError: The manifest does not describe the version that it stands for.
+        IntegrityError: The manifest does not match its version.
     """
     if location.ref == "latest":
         versions = list_versions(location.uri)
@@ -233,22 +231,22 @@ def open_dataset(location: DatasetLocation) -> Dataset:
 
 
 def _read(bucket: Bucket, version: str) -> Dataset:
-    """Read the manifest of a version, and compute from what it says of the samples whether it is this version's."""
+    """Read the manifest of a version, and check that its samples give this version."""
     where = f"{bucket.uri}/{version}/{MANIFEST_FILE}"
     manifest = read_manifest(bucket.get(f"{version}/{MANIFEST_FILE}"), where)
     computed = content_version(manifest.samples, manifest.shards)
     if not version == manifest.version == computed:
         raise IntegrityError(
             f"Expected the manifest of version {version} at {where}; its samples are those of {computed}. It was "
-            "damaged or replaced: import the images again, or take another version."
+            "damaged or replaced: import the images again, or use another version."
         )
     return Dataset(bucket.uri, manifest)
 
 
 def verify_dataset(dataset: Dataset, advance: Advance = no_progress) -> list[str]:
-    """Read every shard and compare size and SHA-256 with the manifest; return what is wrong, a line a shard.
+    """Compare the size and SHA-256 of every shard with the manifest; return a line per wrong shard.
 
-    `advance` is told the bytes of the shards that were read, and of all.
+    `advance` is called with the bytes read and the total of all shards.
     """
     bucket = Bucket(dataset.version_uri)
 
@@ -258,7 +256,7 @@ def verify_dataset(dataset: Dataset, advance: Advance = no_progress) -> list[str
         except ObjectNotFoundError:
             return f"{shard.file}: missing"
         if len(data) != shard.size or sha256(data).hexdigest() != shard.sha256:
-            return f"{shard.file}: expected {shard.size} bytes with SHA-256 {shard.sha256}; found others"
+            return f"{shard.file}: expected {shard.size} bytes with SHA-256 {shard.sha256}; found other bytes"
         return None
 
     problems = []

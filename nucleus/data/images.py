@@ -1,4 +1,4 @@
-"""Decode images and masks: any channel count and depth to RGB of 8 bits, any mask to one integer label image."""
+"""Decoding of images and masks: images of any depth to 8-bit RGB, masks to integer labels; and kinds of images."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -33,6 +33,10 @@ IMAGE_SUFFIXES = frozenset({".png", ".tif", ".tiff", ".jpg", ".jpeg", ".bmp", ".
 MAX_LABELS = np.iinfo(np.uint16).max
 
 _FULL_RANGE = 255
+# In DSB2018 the medians of dark-field images are below 50, those of all others above 120; the colourfulness of grey
+# images is 0, that of stained images above 11.
+_BRIGHT_MEDIAN = 90.0
+_COLOURFUL = 6.0
 
 RgbImage = NDArray[np.uint8]
 LabelImage = NDArray[np.uint16]
@@ -40,17 +44,17 @@ LabelImage = NDArray[np.uint16]
 
 @dataclass(frozen=True)
 class Stretch:
-    """Grey values that become 0 and 255."""
+    """Intensities that are mapped to 0 and 255."""
 
     low: float
     high: float
 
 
 def decode_raw(data: bytes, name: str) -> NDArray[Any]:
-    """Decode an image file with OpenCV as it is stored: H x W or H x W x C, channels in OpenCV's order (BGR).
+    """Decode an image file with OpenCV, unchanged: H x W or H x W x C, channels in OpenCV's order (BGR).
 
     Raises:
-        ImageError: The bytes are no image that OpenCV can read, or an image without pixels.
+        ImageError: OpenCV cannot read the bytes as an image, or the image has no pixels.
     """
     if not data:
         raise ImageError(f"Expected an image in {name}; the file is empty (0 bytes).")
@@ -60,8 +64,8 @@ def decode_raw(data: bytes, name: str) -> NDArray[Any]:
         raise ImageError(f"Expected an image in {name}; OpenCV cannot decode it: {error.err}.") from error
     if raw is None or raw.size == 0:
         raise ImageError(
-            f"Expected an image (PNG, TIFF, JPEG, BMP, WebP) in {name}; found {len(data)} bytes that are none, "
-            "or a damaged one. Save it again from its source."
+            f"Expected an image (PNG, TIFF, JPEG, BMP, WebP) in {name}; found {len(data)} bytes of something else, "
+            "or of a damaged image. Save it again from its source."
         )
     return np.asarray(raw)
 
@@ -72,20 +76,24 @@ def decode_image(data: bytes, name: str) -> RgbImage:
 
 
 def to_rgb8(raw: NDArray[Any], name: str = "image") -> RgbImage:
-    """Make RGB of 8 bits, H x W x 3, from what OpenCV decodes.
+    """Convert an image decoded by OpenCV to 8-bit RGB, H x W x 3.
 
-    Grey is repeated over the three channels and an alpha channel dropped. Depths other than 8 bits are stretched, as
-    `stretch_of` says.
+    Grey values are repeated in three channels, and an alpha channel is dropped. Other depths than 8 bits are stretched
+    as described in `stretch_of`.
 
     Raises:
-        ImageError: Another number of dimensions or channels, or values that are not finite.
+        ImageError: Wrong number of dimensions or channels, or values that are not finite.
     """
     colours = colours_of(raw, name)
     return rgb8(colours, stretch_of(colours, name))
 
 
 def colours_of(raw: NDArray[Any], name: str) -> NDArray[Any]:
-    """Grey (H x W x 1) or RGB (H x W x 3) of the depth it has, from what OpenCV decodes. Raises `ImageError`."""
+    """Return the grey (H x W x 1) or RGB (H x W x 3) channels of an image decoded by OpenCV, in its own depth.
+
+    Raises:
+        ImageError: Wrong number of dimensions or channels.
+    """
     if raw.ndim == 2:
         raw = raw[..., np.newaxis]
     if raw.ndim != 3 or not 1 <= raw.shape[2] <= 4:
@@ -94,13 +102,13 @@ def colours_of(raw: NDArray[Any], name: str) -> NDArray[Any]:
 
 
 def stretch_of(pixels: NDArray[Any], name: str = "image") -> Stretch | None:
-    """What brings grey values of any depth to 0..255; None if they fit as they are.
+    """Return the stretch that maps intensities of any depth to 0..255; None if they fit already.
 
-    From the 0.1st to the 99.9th percentile of all channels together, because cameras of 12 or 14 bits fill only the
-    lower part of 16; integers that already fit into 8 bits are kept.
+    It goes from the 0.1st to the 99.9th percentile of all channels together, because cameras of 12 or 14 bits use only
+    the lower part of 16 bits. Integers that fit into 8 bits are kept.
 
     Raises:
-        ImageError: Values that are not finite.
+        ImageError: Some values are not finite.
     """
     if pixels.dtype in (np.uint8, np.bool_):
         return None
@@ -109,13 +117,13 @@ def stretch_of(pixels: NDArray[Any], name: str = "image") -> Stretch | None:
     if np.issubdtype(pixels.dtype, np.integer) and pixels.min() >= 0 and pixels.max() <= _FULL_RANGE:
         return None
     low, high = (float(value) for value in np.percentile(pixels, (0.1, 99.9)))
-    if high <= low:  # all but a few pixels alike: their extremes are all there is
+    if high <= low:  # almost all pixels are equal
         low, high = float(pixels.min()), float(pixels.max())
     return Stretch(low, high)
 
 
 def rgb8(pixels: NDArray[Any], stretch: Stretch | None) -> RgbImage:
-    """RGB of 8 bits, H x W x 3, from grey or RGB of any depth (H x W x 1 or 3)."""
+    """Convert grey or RGB of any depth (H x W x 1 or 3) to 8-bit RGB, H x W x 3."""
     if pixels.dtype == np.bool_:
         pixels = pixels.astype(np.uint8) * _FULL_RANGE
     if stretch is not None:
@@ -127,14 +135,14 @@ def rgb8(pixels: NDArray[Any], stretch: Stretch | None) -> RgbImage:
 
 
 def labels_from_masks(masks: Iterable[tuple[str, bytes]], shape: tuple[int, int]) -> LabelImage:
-    """Merge one binary mask a nucleus into labels 1..K; where masks overlap, the first one keeps the pixel.
+    """Merge one binary mask per nucleus to labels 1..K; where masks overlap, the first one keeps the pixel.
 
     Args:
         masks: Name and file content of each mask, in the order of the labels.
         shape: Height and width of the image.
 
     Raises:
-        ImageError: A mask cannot be read or has another size than the image.
+        ImageError: A mask cannot be read, or has another size than the image.
     """
     labels = np.zeros(shape, np.uint16)
     count = 0
@@ -150,7 +158,7 @@ def labels_from_masks(masks: Iterable[tuple[str, bytes]], shape: tuple[int, int]
 
 
 def labels_from_binary(data: bytes, name: str, shape: tuple[int, int]) -> LabelImage:
-    """Label the connected components (8 neighbours) of a binary mask. Raises `ImageError`."""
+    """Label the connected components (8-connectivity) of a binary mask. Raises `ImageError`."""
     mask = _foreground(_one_channel(decode_raw(data, name), name))
     _check_size(mask, shape, name)
     count, components = cv2.connectedComponents(mask.astype(np.uint8), connectivity=8)
@@ -159,15 +167,15 @@ def labels_from_binary(data: bytes, name: str, shape: tuple[int, int]) -> LabelI
 
 
 def labels_from_label_image(data: bytes, name: str, shape: tuple[int, int]) -> LabelImage:
-    """Read an integer label image and number its labels 1..K in the order of their values.
+    """Read an integer label image and renumber its labels 1..K in the order of their values.
 
     Raises:
-        ImageError: Not one channel, not integers, negative values, or another size than the image.
+        ImageError: More than one channel, values that are not integers or are negative, or another size than the image.
     """
     raw = _one_channel(decode_raw(data, name), name)
     _check_size(raw, shape, name)
     if not np.isfinite(raw).all() or (raw < 0).any() or (raw != np.rint(raw)).any():
-        raise ImageError(f"Expected labels in {name} to be integers from 0; found {raw.dtype} with other values.")
+        raise ImageError(f"Expected integers of at least 0 as labels in {name}; found other values ({raw.dtype}).")
     values, inverse = np.unique(raw, return_inverse=True)
     offset = 0 if values[0] == 0 else 1
     _check_count(len(values) - 1 + offset, name)
@@ -175,11 +183,11 @@ def labels_from_label_image(data: bytes, name: str, shape: tuple[int, int]) -> L
 
 
 def encode_png(pixels: NDArray[Any]) -> bytes:
-    """Encode RGB of 8 bits or labels of 16 bits as PNG."""
+    """Encode 8-bit RGB or 16-bit labels as PNG."""
     stored = pixels[..., ::-1] if pixels.ndim == 3 else pixels
     done, data = cv2.imencode(".png", stored)
     if not done:
-        raise ImageError(f"OpenCV could not encode an array of shape {pixels.shape} and type {pixels.dtype}.")
+        raise ImageError(f"Expected pixels that PNG can store; found shape {pixels.shape} and type {pixels.dtype}.")
     return bytes(data)
 
 
@@ -193,7 +201,7 @@ def _one_channel(raw: NDArray[Any], name: str) -> NDArray[Any]:
 
 
 def _foreground(mask: NDArray[Any]) -> NDArray[np.bool_]:
-    """Pixels above half of the highest value: 0/1 and 0/255 masks alike, also after lossy compression."""
+    """Return the pixels above half of the maximum, which suits 0/1 and 0/255 masks, also after lossy compression."""
     return np.asarray(mask > mask.max() / 2)
 
 
@@ -210,27 +218,21 @@ def _check_count(count: int, name: str) -> None:
         raise ImageError(f"Expected at most {MAX_LABELS} nuclei in one image ({name}). Cut it into tiles first.")
 
 
-# On the DSB2018 images the medians of dark-field images end below 50 and those of the others begin at 120; the
-# colourfulness of grey images is 0 and that of stains begins at 11.
-_BRIGHT_MEDIAN = 90.0
-_COLOURFUL = 6.0
-
-
 class Kind(StrEnum):
-    """The three kinds of images that microscopists bring."""
+    """Kind of microscope image."""
 
     DARK_FIELD = "dark-field"
-    """Bright nuclei on dark ground: fluorescence."""
+    """Bright nuclei on a dark background: fluorescence."""
     BRIGHT_FIELD = "bright-field"
-    """Grey, on bright ground."""
+    """Grey nuclei on a bright background."""
     STAIN = "stain"
-    """Colour on bright ground: H&E and other stains."""
+    """Coloured nuclei on a bright background: H&E and other stains."""
 
 
 def kind_of(image: RgbImage) -> Kind:
-    """Tell the kind of an image (H x W x 3, uint8) from the median of its grey values and its colourfulness.
+    """Return the kind of an image (H x W x 3, uint8), from the median of its grey values and its colourfulness.
 
-    Colourfulness is the mean over the pixels of the largest minus the smallest channel.
+    Colourfulness is the mean over all pixels of the difference between the largest and the smallest channel.
     """
     grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
     if float(np.median(grey)) < _BRIGHT_MEDIAN:

@@ -1,4 +1,4 @@
-"""Turn a folder or zip of annotated images into a dataset version in a bucket."""
+"""Import of a folder or zip of annotated images as a dataset version in a bucket."""
 
 from __future__ import annotations
 
@@ -54,14 +54,14 @@ __all__ = ["Imported", "SplitOptions", "import_dataset"]
 
 @dataclass(frozen=True)
 class SplitOptions:
-    """How images are divided.
+    """Options of the splits.
 
     Attributes:
-        seed: Decides the folds.
+        seed: Seed of the folds.
         val: Fraction of the images for validation, between 0 and 1.
-        test: Fraction for test, between 0 and 1.
-        group_by: Pattern searched in the image's title; images whose first group (or whole match) is the same
-            are kept on one side.
+        test: Fraction of the images for the test split, between 0 and 1.
+        group_by: Pattern that is searched for in the titles of the images. Images with the same first group (or the
+            same whole match, if the pattern has no group) stay in one split.
     """
 
     seed: int = 0
@@ -78,7 +78,7 @@ class SplitOptions:
 
 @dataclass(frozen=True)
 class Imported:
-    """The dataset, and whether this import made it (or found the version there already)."""
+    """The dataset, and whether this import created it (or found that the version exists already)."""
 
     dataset: Dataset
     created: bool
@@ -86,7 +86,7 @@ class Imported:
 
 @dataclass(frozen=True)
 class _Prepared:
-    """An image that was read, checked and spooled to disk; only what is compared stays in memory."""
+    """An image that was read, checked and written to a temporary file; only its fingerprint stays in memory."""
 
     title: str
     given_split: str | None
@@ -106,20 +106,20 @@ def import_dataset(
     advance: Advance = no_progress,
     upload: Advance = no_progress,
 ) -> Imported:
-    """Import a source as a version of the dataset at `uri`.
+    """Import a folder or zip as a version of the dataset at `uri`.
 
-    The version follows from the content, so the same input gives the same version and changes nothing. The
-    manifest is written last: until then no command sees the version.
+    The version is computed from the content, so importing the same images again gives the same version and changes
+    nothing. The manifest is written last, so no command sees an incomplete version.
 
     Args:
         src: Folder or zip in one of the layouts of `nucleus.data.layouts`.
         uri: `s3://bucket/datasets/<name>`.
-        options: How to split.
-        advance: Called with the number of images read so far and their total.
-        upload: Called with the bytes of shards sent so far and their total.
+        options: Options of the splits.
+        advance: Called with the number of images read and their total.
+        upload: Called with the bytes of shards sent and their total.
 
     Raises:
-        DataError: Nothing usable in the source, or too few images to split.
+        DataError: The source contains no usable images, or too few to split.
         StorageError: The bucket cannot be read or written.
     """
     bucket = Bucket(uri)
@@ -184,7 +184,7 @@ def _prepare(source: Source, annotated: Annotated, spooled: Path) -> _Prepared:
     image = decode_image(data, annotated.image)
     height, width = image.shape[:2]
     labels = _labels(source, annotated, (height, width))
-    # The name is not known before all titles are: it is the one field that is filled in later.
+    # The name is unknown until all titles have been read, so it is filled in later.
     spooled.write_bytes(encode_record("", image, labels))
     return _Prepared(
         title=annotated.title,
@@ -200,15 +200,13 @@ def _prepare(source: Source, annotated: Annotated, spooled: Path) -> _Prepared:
 
 
 def _check_tiff(data: bytes, name: str) -> None:
-    """Raise `ImageError` for TIFF files that are no single grey or RGB image."""
+    """Raise `ImageError` for a TIFF file that is not a single grey or RGB image."""
     try:
         pages = tiff_facts(io.BytesIO(data), name).channel_pages
     except OSError as error:
         raise ImageError(f"Cannot read {name}: {error}.") from error
     if pages:
-        raise ImageError(
-            f"Expected a grey or RGB image in {name}; found {len(pages)} channels. Save one of them alone."
-        )
+        raise ImageError(f"Expected a grey or RGB image in {name}; found {len(pages)} channels. Save only one of them.")
 
 
 def _labels(source: Source, annotated: Annotated, shape: tuple[int, int]) -> LabelImage:
@@ -220,14 +218,14 @@ def _labels(source: Source, annotated: Annotated, shape: tuple[int, int]) -> Lab
 
 
 def _pixel_sum(pixels: NDArray[np.generic]) -> str:
-    """SHA-256 of an array's shape and values."""
+    """Return the SHA-256 of an array's shape and values."""
     digest = hashlib.sha256(repr((pixels.shape, pixels.dtype.str)).encode())
     digest.update(np.ascontiguousarray(pixels).data)
     return digest.hexdigest()
 
 
 def _without_duplicates(prepared: list[_Prepared]) -> tuple[list[_Prepared], list[LeftOut]]:
-    """Keep the first image of each content; images given for testing go before the others."""
+    """Keep the first of identical images; images of the source's test folder have priority."""
     first: dict[str, _Prepared] = {}
     duplicates = []
     for image in sorted(prepared, key=lambda image: image.given_split != "test"):
@@ -239,7 +237,7 @@ def _without_duplicates(prepared: list[_Prepared]) -> tuple[list[_Prepared], lis
 
 
 def _samples(images: list[_Prepared], options: SplitOptions) -> list[Sample]:
-    """Describe each image, in the order given."""
+    """Return the samples of a dataset, in the order of the images."""
     groups = group_images([image.fingerprint for image in images], _pictures(images, options.group_by))
     splits = split_images(
         [image.kind for image in images],
@@ -288,7 +286,7 @@ def _unique_names(titles: list[str]) -> list[str]:
 
 
 def _write_shards(samples: list[Sample], images: list[_Prepared], spool: Path) -> list[Shard]:
-    """Write each split's samples, in their stored order, into its shards in turn."""
+    """Write the samples of each split, in their stored order, to its shards in turn."""
     shards = []
     for split in SPLITS:
         members = [i for i, sample in enumerate(samples) if sample.split == split]
@@ -312,7 +310,7 @@ def _write_shards(samples: list[Sample], images: list[_Prepared], spool: Path) -
 
 
 def _named(spooled: Path, name: str) -> bytes:
-
+    """Return a record from its temporary file, with its name filled in."""
     example = tf.train.Example.FromString(spooled.read_bytes())
     example.features.feature["name"].bytes_list.value[0] = name.encode()
     return bytes(example.SerializeToString(deterministic=True))

@@ -1,4 +1,4 @@
-"""Where images come from: a folder or a zip, seen as named entries that are read one at a time."""
+"""Import sources: a folder or zip of image files, and the layouts in which images and masks are recognised."""
 
 import stat
 import threading
@@ -16,18 +16,18 @@ from nucleus.errors import DataError
 
 __all__ = ["Annotated", "Layout", "MaskForm", "Source", "find_images", "open_source"]
 
-
 _MAX_ENTRY_BYTES = 4 << 30
 _BOMB_BYTES = 64 << 20
 _BOMB_RATIO = 200
-"""What unpacks to more than this many times its size is a bomb, if it is large: images do not."""
+"""A large entry that unpacks to more than this multiple of its size is a zip bomb; images never do."""
+_MASK_ENDINGS = ("_mask", "_masks", "_label", "_labels")
 
 
 class Source(ABC):
-    """Image files under one root.
+    """Image files in a folder or zip.
 
     Attributes:
-        title: What the user calls the source.
+        title: Name of the source in messages.
     """
 
     def __init__(self, title: str) -> None:
@@ -35,18 +35,18 @@ class Source(ABC):
 
     @abstractmethod
     def entries(self) -> list[str]:
-        """Relative path with forward slashes of each image file, in order; hidden ones left out."""
+        """Return the relative paths of the image files, with forward slashes, sorted and without hidden files."""
 
     @abstractmethod
     def read(self, entry: str) -> bytes:
-        """The content of one entry. May be called from several threads at once."""
+        """Return the content of an entry. May be called from several threads at once."""
 
 
 def open_source(path: Path) -> Source:
     """Open a folder or a zip file.
 
     Raises:
-        DataError: The path does not exist, or is a file that is no zip.
+        DataError: The path does not exist, or is a file other than a zip.
     """
     if path.is_dir():
         return _Folder(path)
@@ -80,7 +80,7 @@ class _Folder(Source):
 
 
 class _Zip(Source):
-    """A zip is never unpacked: entries are read into memory. What would lead out of it when unpacked is not read."""
+    """A zip file. It is never unpacked to disk; links and entries with paths outside the zip are refused."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(str(path))
@@ -104,7 +104,7 @@ class _Zip(Source):
     def _check(self, info: zipfile.ZipInfo) -> None:
         entry, path = info.filename, PurePosixPath(info.filename)
         if path.is_absolute() or ".." in path.parts or stat.S_ISLNK(info.external_attr >> 16):
-            raise DataError(f"Expected image files in {self.title}; {entry} is a link or leads out of it.")
+            raise DataError(f"Expected image files in {self.title}; {entry} is a link or a path outside the zip.")
         if info.file_size > _MAX_ENTRY_BYTES:
             raise DataError(f"Expected entries of at most 4 GiB in {self.title}; {entry} is larger.")
         if info.file_size > max(_BOMB_BYTES, _BOMB_RATIO * info.compress_size):
@@ -114,14 +114,11 @@ class _Zip(Source):
             )
 
 
-_MASK_ENDINGS = ("_mask", "_masks", "_label", "_labels")
-
-
 class MaskForm(StrEnum):
-    """What the mask files of an image hold."""
+    """Content of the mask files of an image."""
 
     PER_NUCLEUS = "per_nucleus"
-    """One binary mask for each nucleus."""
+    """One binary mask per nucleus."""
     BINARY = "binary"
     """One binary mask for all nuclei."""
     LABELS = "labels"
@@ -130,15 +127,15 @@ class MaskForm(StrEnum):
 
 @dataclass(frozen=True)
 class Annotated:
-    """One image with the entries that annotate it.
+    """An image with the entries of its masks.
 
     Attributes:
-        title: How the user knows the image.
+        title: Name of the image in messages.
         image: Entry of the image.
-        masks: Entries of its masks, in order; empty if there are none.
-        form: What the masks hold.
-        given_split: `train` or `test` if the source's folders say so.
-        problem: Why it cannot be used, if that is known from the names alone.
+        masks: Entries of the masks, in order; empty if there are none.
+        form: Content of the masks.
+        given_split: `train` or `test`, if the source has such folders.
+        problem: Why the image cannot be used, if the names of the entries show it.
     """
 
     title: str
@@ -151,7 +148,7 @@ class Annotated:
 
 @dataclass(frozen=True)
 class Layout:
-    """The layout that was recognised, and its images."""
+    """Name of the recognised layout, and its images."""
 
     name: str
     images: list[Annotated]
@@ -161,7 +158,7 @@ def find_images(source: Source) -> Layout:
     """List the images of a source with their masks.
 
     Raises:
-        DataError: No image files, or none of the layouts.
+        DataError: There are no image files, or they follow none of the layouts.
     """
     entries = source.entries()
     if not entries:
@@ -187,7 +184,7 @@ def _by_folder(entries: list[str]) -> dict[PurePosixPath, list[str]]:
 def _kaggle(entries: list[str]) -> list[Annotated]:
     """`<id>/images/<id>.png` with `<id>/masks/*.png`, at any depth."""
     folders = _by_folder(entries)
-    # Folders that hold at least one whole `<id>`: what else is called `images` below them is meant so too.
+    # Parents of at least one complete `<id>`: other folders called `images` below them belong to the layout too.
     parents = {
         folder.parent.parent
         for folder, images in folders.items()
@@ -208,7 +205,7 @@ def _kaggle(entries: list[str]) -> list[Annotated]:
 
 
 def _paired(entries: list[str]) -> list[Annotated]:
-    """`inputs/*` with `masks/*` of the same stem, plain or under `train/` and `test/`."""
+    """`inputs/*` with `masks/*` of the same stem, at the top or under `train/` and `test/`."""
     found = []
     for images_name in ("inputs", "images"):
         found += _pairs(entries, images_name, "masks", MaskForm.BINARY)
@@ -216,7 +213,7 @@ def _paired(entries: list[str]) -> list[Annotated]:
 
 
 def _labelled(entries: list[str]) -> list[Annotated]:
-    """`images/*` with `labels/*` of the same stem, plain or under `train/` and `test/`."""
+    """`images/*` with `labels/*` of the same stem, at the top or under `train/` and `test/`."""
     return _pairs(entries, "images", "labels", MaskForm.LABELS)
 
 
@@ -237,7 +234,7 @@ def _pairs(entries: list[str], images_name: str, masks_name: str, form: MaskForm
 
 
 def _stem(entry: str) -> str:
-    """The file name without suffix, and without the `_mask` or `_label` that some tools add."""
+    """Return the file name without its suffix and without the `_mask` or `_label` that some tools add."""
     stem = PurePosixPath(entry).stem
     for ending in _MASK_ENDINGS:
         if stem.endswith(ending):

@@ -1,7 +1,7 @@
-"""Bring images of any exposure to the same range of grey values: from percentiles, the same in training and prediction.
+"""Intensity normalization by percentiles, identical in training and prediction.
 
-Fluorescence images often fill a tenth of their range. Values from the `low`-th to the `high`-th percentile of all
-channels together are stretched to 0..255, so colours keep their ratios to each other.
+Fluorescence images often use a tenth of their intensity range. The values between the `low`-th and the `high`-th
+percentile of all channels together are stretched linearly to 0..255, so that colours keep their proportions.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ _LEVELS = 256
 
 
 def histogram_of(image: RgbImage) -> NDArray[np.int64]:
-    """How often each grey value from 0 to 255 occurs in all channels; histograms of parts add up."""
+    """Return the counts of the values 0 to 255 over all channels; histograms of parts of an image can be added."""
     return np.bincount(image.ravel(), minlength=_LEVELS)
 
 
 def normalization_table(histogram: NDArray[np.int64], options: NormalizationOptions) -> NDArray[np.uint8]:
-    """The new grey value for each of the 256, from a histogram of the whole image."""
+    """Return the lookup table from old to new values (256, uint8), from the histogram of the whole image."""
     return np.asarray(_table(tf.constant(histogram, tf.int64), options))
 
 
 def normalize(image: RgbImage, options: NormalizationOptions) -> RgbImage:
-    """Stretch an image (H x W x 3, uint8)."""
+    """Normalize an image (H x W x 3, uint8)."""
     return np.asarray(normalization_table(histogram_of(image), options)[image])
 
 
 def normalize_tensor(image: tf.Tensor, options: NormalizationOptions) -> tf.Tensor:
-    """The same in TensorFlow operations."""
+    """Normalize an image (H x W x 3, uint8) with TensorFlow operations."""
     if options.method == "none":
         return image
     levels = tf.cast(image, tf.int32)
@@ -45,9 +45,9 @@ def normalize_tensor(image: tf.Tensor, options: NormalizationOptions) -> tf.Tens
 
 
 def _table(histogram: tf.Tensor, options: NormalizationOptions) -> Any:
-    """Linear from the low to the high percentile (nearest rank, in integers), clipped and rounded.
+    """Return the linear table from the low to the high percentile (nearest rank, in integers), clipped and rounded.
 
-    The range is at least `smallest_range` grey values, so that the noise of an empty image stays noise.
+    The range is at least `smallest_range`, so that the noise of an empty image is not amplified.
     """
     values = tf.range(_LEVELS, dtype=tf.float32)
     if options.method == "none":

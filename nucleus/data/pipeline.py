@@ -1,4 +1,4 @@
-"""From cached shards to batches for one worker: tf.data, every random choice a function of seed, epoch and sample."""
+"""Input pipeline of a worker (tf.data): cached shards to augmented batches, determined by seed, epoch and sample."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ _CHOICES = (
 _FULL_RANGE = 255.0
 _PREFETCHED_BATCHES = 4
 _READ_AT_ONCE = 16
-_SEEDS_AN_EPOCH = 1 << 31  # seeds are below this: two epochs never share random numbers
+_SEEDS_PER_EPOCH = 1 << 31  # seeds are below this, so two epochs never share random numbers
 
 
 @dataclass(frozen=True)
 class Feed:
-    """What one worker's batches are made of.
+    """Source and options of one worker's batches.
 
     Attributes:
-        reader: This worker's records in their order.
+        reader: Reader of this worker's records, in order.
         crop: Side of the crops, px.
-        normalization: How each image is stretched.
-        batch: Crops of one step on this worker.
-        augment: Random changes.
+        normalization: Intensity normalization.
+        batch: Crops per step on this worker.
+        augment: Augmentation.
         seed: Seed of the run.
-        threads: Samples decoded and augmented at once.
+        threads: Number of samples that are decoded and augmented in parallel.
     """
 
     reader: SplitReader
@@ -48,15 +48,14 @@ class Feed:
 
 
 def training_batches(feed: Feed, epochs: range) -> tf.data.Dataset:
-    """Batches of one worker over epochs: read, decode, crop at native resolution, augment, batch, prefetch.
+    """Return the batches of one worker over several epochs: read, decode, crop, augment, batch, prefetch.
 
-    One dataset serves all epochs, so the next epoch's first batches are ready when it begins. tf.data's autotuning
-    is off: with it, taking the pipeline down at the end was seen to hang for up to 40 s (TensorFlow 2.21).
+    One `tf.data.Dataset` serves all epochs, so the first batches of the next epoch are ready when it starts. Autotuning
+    is off: with it, shutting down the pipeline sometimes took up to 40 s (TensorFlow 2.21).
 
-    Yields:
-        Images, batch x crop x crop x 3, uint8, and labels, batch x crop x crop, int32.
+    Returns:
+        Pairs of images, batch x crop x crop x 3, uint8, and labels, batch x crop x crop, int32.
     """
-
     reader = feed.reader
 
     def blocks(epoch: tf.Tensor) -> tf.data.Dataset:
@@ -77,12 +76,12 @@ def training_batches(feed: Feed, epochs: range) -> tf.data.Dataset:
 
     def samples(epoch: tf.Tensor, block: tf.Tensor) -> tf.data.Dataset:
         rows = tf.ensure_shape(tf.numpy_function(order, [epoch, block], tf.int64), [None, 4])
-        # One call of Python for several records; all of a block are read before the next one is entered.
+        # One Python call reads several records; all records of a block are read before the next block starts.
         return tf.data.Dataset.from_tensor_slices(rows).batch(_READ_AT_ONCE).flat_map(read)
 
     def load(row: tf.Tensor, data: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         epoch, position, _, _ = tf.unstack(row)
-        seeds = tf.stack([epoch * _SEEDS_AN_EPOCH + feed.seed, position])
+        seeds = tf.stack([epoch * _SEEDS_PER_EPOCH + feed.seed, position])
         return training_sample(data, seeds, feed.crop, feed.normalization, feed.augment)
 
     options = tf.data.Options()
@@ -102,21 +101,20 @@ def training_batches(feed: Feed, epochs: range) -> tf.data.Dataset:
 def training_sample(
     data: tf.Tensor, seeds: tf.Tensor, crop: int, normalization: NormalizationOptions, options: AugmentOptions
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Decode a record, cut a crop and change it at random.
+    """Decode a record, normalize it, cut a crop and augment it.
 
     Args:
         data: A record of a shard.
-        seeds: Two integers that decide every random choice.
-        crop: Side of the result, px.
-        normalization: How the image is stretched first.
-        options: What may change, and how far.
+        seeds: Two integers that determine all random choices.
+        crop: Side of the crop, px.
+        normalization: Intensity normalization of the whole image.
+        options: Augmentation.
 
     Returns:
         Image, crop x crop x 3, uint8, and labels, crop x crop, int32.
     """
-    example = tf.io.parse_single_example(
-        data, {name: tf.io.FixedLenFeature([], tf.string) for name in ("image", "labels")}
-    )
+    features = {name: tf.io.FixedLenFeature([], tf.string) for name in ("image", "labels")}
+    example = tf.io.parse_single_example(data, features)
     image = tf.io.decode_png(example["image"], channels=3)
     image = normalize_tensor(image, normalization)
     labels = tf.cast(tf.io.decode_png(example["labels"], channels=1, dtype=tf.uint16), tf.int32)
@@ -131,7 +129,7 @@ def training_sample(
 def _crop(
     image: tf.Tensor, labels: tf.Tensor, choices: dict[str, tf.Tensor], crop: int, scale: float
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Cut a window of crop / 2^u pixels, mirrored where the image is smaller, and resize it to crop x crop."""
+    """Cut a window of crop / 2^u pixels, mirrored if the image is smaller, and resize it to crop x crop."""
     window = tf.cast(tf.round(crop / tf.pow(2.0, scale * (2.0 * choices["scale"] - 1.0))), tf.int32)
     rows = _window_indices(tf.shape(image)[0], window, choices["top"])
     columns = _window_indices(tf.shape(image)[1], window, choices["left"])
@@ -144,7 +142,7 @@ def _crop(
 
 
 def _window_indices(length: tf.Tensor, window: tf.Tensor, choice: tf.Tensor) -> tf.Tensor:
-    """Indices of a window along an axis: at a random place, mirrored beyond the end."""
+    """Return the indices of a window along an axis, at a random position, mirrored beyond the end."""
     free = tf.maximum(length - window + 1, 1)
     start = tf.minimum(tf.cast(choice * tf.cast(free, tf.float32), tf.int32), free - 1)
     period = tf.maximum(2 * (length - 1), 1)
@@ -180,18 +178,18 @@ def _change_colours(
 
 
 def _powers(choices: dict[str, tf.Tensor], options: AugmentOptions) -> tf.Tensor:
-    """The power of each channel."""
+    """Return the exponent of each channel."""
     channels = tf.stack([choices[f"stain_{channel}"] for channel in range(3)])
     return tf.pow(2.0, options.gamma * _centred(choices["gamma"]) + options.stain * _centred(channels))
 
 
 def _centred(choice: tf.Tensor) -> tf.Tensor:
-    """From 0..1 to -1..1."""
+    """Map [0, 1] to [-1, 1]."""
     return 2.0 * choice - 1.0
 
 
 def _blurred(image: tf.Tensor) -> tf.Tensor:
-    """By a binomial kernel of 5 x 5 pixels (standard deviation 1 px)."""
+    """Blur with a binomial kernel of 5 x 5 pixels (standard deviation 1 px)."""
     line = tf.constant([1.0, 4.0, 6.0, 4.0, 1.0]) / 16.0
     for shape in ((5, 1, 1, 1), (1, 5, 1, 1)):
         kernel = tf.tile(tf.reshape(line, shape), (1, 1, 3, 1))

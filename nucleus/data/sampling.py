@@ -1,14 +1,15 @@
-"""Which sample comes at which step on which worker: a function of seed and epoch, not of the number of workers.
+"""Order of the samples in training: a function of seed and epoch, independent of the number of workers.
 
-A split of N samples lies in S shards, sample i as record i // S of shard i % S. 24 neighbouring shards are a block. An
-epoch shuffles the blocks (by seed and epoch) and in each block every shard's records (by seed, epoch and shard), and
-reads the block's shards in turn, which gives one global order. Global batch k is positions k * B to (k + 1) * B - 1 of
-that order, and worker r of W takes those with p % W == r. So the samples of a global batch are the same for any W that
-divides B; a worker has to have one block at hand at a time; and where W divides 24 it only ever needs the shards s
-with s % W == r. For that, the one block whose shards may differ in length comes last.
+A split of N samples is stored in S shards, sample i as record i // S of shard i % S. 24 consecutive shards form a
+block. An epoch shuffles the blocks (by seed and epoch) and, within each block, the records of every shard (by seed,
+epoch and shard), and reads the shards of a block in turn, which gives one global order. Global batch k consists of the
+positions k * B to (k + 1) * B - 1 of this order, of which worker r of W reads the positions p with p % W == r.
+Therefore the samples of a global batch are the same for any W that divides B, a worker needs only one block at a time,
+and if W divides 24 it needs only the shards s with s % W == r. To allow this, the one block whose shards may differ in
+length comes last.
 
-With weights, a shard's records are drawn by systematic resampling instead of all being taken once: still as many as it
-has, each about as often as its share of the shard's weight says.
+With weights, the records of a shard are drawn by systematic resampling: as many as the shard has, each about as often
+as its share of the shard's total weight.
 """
 
 from collections.abc import Sequence
@@ -26,14 +27,14 @@ _BLOCK_SHARDS = _MANY_DIVISORS[0]
 
 @dataclass(frozen=True)
 class EpochPlan:
-    """What one worker reads in one epoch, in order.
+    """The samples that one worker reads in one epoch, in order.
 
     Attributes:
-        positions: Place of each sample in the global order, of all workers.
-        shards: The shard of each sample.
-        records: The record in that shard.
-        blocks: Where each block's samples are in these arrays.
-        dropped: Samples of the ragged last global batch, over all workers, that no worker sees this epoch.
+        positions: Position of each sample in the global order.
+        shards: Shard of each sample.
+        records: Record of each sample in its shard.
+        blocks: Slice of each block in these arrays.
+        dropped: Number of samples, over all workers, in the incomplete last batch, which no worker reads.
     """
 
     positions: NDArray[np.int64]
@@ -50,12 +51,12 @@ class EpochPlan:
         return EpochPlan(self.positions[part], self.shards[part], self.records[part], blocks, self.dropped)
 
     def shards_of_block(self, block: int) -> list[int]:
-        """The shards that the worker needs in a block."""
+        """Return the shards that the worker needs for a block."""
         return [int(shard) for shard in np.unique(self.shards[self.blocks[block]])]
 
 
 def shard_count(samples: int, total_bytes: int) -> int:
-    """How many shards a split gets: a multiple of 24 of at most 64 MiB each, fewer for fewer than 24 samples."""
+    """Return the number of shards of a split: a multiple of 24, at most 64 MiB each; fewer for less than 24 samples."""
     if samples < _MANY_DIVISORS[0]:
         return next(count for count in _MANY_DIVISORS if count <= samples)
     blocks = max(1, -(-total_bytes // (_MANY_DIVISORS[0] * _SHARD_BYTES)))
@@ -63,7 +64,7 @@ def shard_count(samples: int, total_bytes: int) -> int:
 
 
 def stored_order(samples: int) -> NDArray[np.int64]:
-    """Which of a split's samples, in the order of the manifest, lies where: shuffled, by their number alone."""
+    """Return the order in which the samples of a split are stored: shuffled, depending only on their number."""
     return np.random.default_rng(0).permutation(samples)
 
 
@@ -82,17 +83,15 @@ def epoch_plan(
     """Plan one epoch of one worker.
 
     Args:
-        records_by_shard: Records in each of the S shards, as `shard_count` and the import distribute them: shards
-            differ by at most one record, the larger ones first.
+        records_by_shard: Number of records of each of the S shards; they differ by at most one, larger ones first.
         seed: Seed of the run.
         epoch: Epoch, from 0.
-        rank: This worker.
+        rank: Number of this worker, from 0.
         world: Number of workers; divides `global_batch`.
-        global_batch: Samples of one step over all workers; whole batches only, the rest is dropped. 0 keeps all.
+        global_batch: Samples per step over all workers; an incomplete last batch is dropped. 0 keeps all samples.
         shuffle: Whether to shuffle; validation keeps the stored order.
-        weights: How often each sample of the split, in stored order, is drawn, relative to the others; without, each
-            comes once.
-        done: Positions of the global order, from its beginning, that are left out because they were read before.
+        weights: Sampling weight of each sample of the split, in stored order; if None, each sample is read once.
+        done: Number of positions at the start of the global order to leave out because they were read before.
     """
     total = sum(records_by_shard)
     kept = total - total % global_batch if global_batch else total
@@ -112,7 +111,7 @@ def epoch_plan(
 
 
 def _block_order(records_by_shard: list[int], seeds: tuple[int, int] | None) -> list[range]:
-    """The blocks in the order of an epoch."""
+    """Return the blocks in the order of an epoch."""
     count = len(records_by_shard)
     starts = range(0, count, _BLOCK_SHARDS)
     blocks = [range(start, min(start + _BLOCK_SHARDS, count)) for start in starts]
@@ -129,7 +128,7 @@ def _part(
     seeds: tuple[int, int] | None,
     weights: Sequence[float] | None,
 ) -> NDArray[np.int64]:
-    """Positions, shards and records (3 x n) of a worker's places in a block that begins at position `start`."""
+    """Return positions, shards and records (3 x n) of a worker's places in a block that starts at position `start`."""
     shards = block.start + places % len(block)
     records = places // len(block)
     if seeds is not None:

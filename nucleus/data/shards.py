@@ -1,7 +1,7 @@
-"""TFRecord shards of images and labels: the format of a record, writing, and reading at any position.
+"""TFRecord shards of images and labels: the format of a record, writing, and random access.
 
-A record is a `tf.train.Example`: `name`, `image` (PNG, RGB of 8 bits, native size) and `labels` (PNG, one channel
-of 16 bits, 0 background, 1..K nuclei).
+A record is a `tf.train.Example` with `name`, `image` (PNG, 8-bit RGB, original size) and `labels` (PNG, one channel of
+16 bits, 0 background, 1..K nuclei).
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
+from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
 from nucleus.data.images import LabelImage, RgbImage, encode_png
@@ -29,7 +31,7 @@ _FOOTER_BYTES = 4
 
 
 def encode_record(name: str, image: RgbImage, labels: LabelImage) -> bytes:
-    """One record of a shard; the same bytes for the same input."""
+    """Return a record of a shard; the same bytes for the same input."""
 
     def feature(data: bytes) -> Any:
         return tf.train.Feature(bytes_list=tf.train.BytesList(value=[data]))
@@ -43,17 +45,13 @@ def encode_record(name: str, image: RgbImage, labels: LabelImage) -> bytes:
 
 def write_shard(path: Path, records: Iterable[bytes]) -> None:
     """Write records to a TFRecord file."""
-
     with tf.io.TFRecordWriter(str(path)) as writer:
         for record in records:
             writer.write(record)
 
 
 def decode_record(data: bytes) -> tuple[str, RgbImage, LabelImage]:
-    """Name, image and labels of one record. Raises `IntegrityError`."""
-    import cv2  # noqa: PLC0415
-    from google.protobuf.message import DecodeError  # noqa: PLC0415
-
+    """Return name, image (H x W x 3, uint8) and labels (H x W, uint16) of a record. Raises `IntegrityError`."""
     try:
         feature = tf.train.Example.FromString(data).features.feature
         name, image_png, labels_png = (feature[key].bytes_list.value[0] for key in ("name", "image", "labels"))
@@ -61,15 +59,17 @@ def decode_record(data: bytes) -> tuple[str, RgbImage, LabelImage]:
         labels = cv2.imdecode(np.frombuffer(labels_png, np.uint8), cv2.IMREAD_UNCHANGED)
         return name.decode(), np.asarray(image, np.uint8), np.asarray(labels, np.uint16)
     except (DecodeError, IndexError, ValueError, TypeError, cv2.error) as error:
-        raise IntegrityError(f"Expected a record of name, image and labels; it is damaged: {error}.") from error
+        raise IntegrityError(f"Expected a record with name, image and labels; it is damaged: {error}.") from error
 
 
 class ShardFile:
-    """An open shard: its records by number. The file may be unlinked meanwhile; it is closed when nothing refers to it.
+    """An open shard, with random access to its records.
+
+    The file may be unlinked while it is open. It is closed when the object is no longer referenced.
 
     Args:
-        descriptor: Of the file, opened for reading; this object owns it.
-        name: For messages.
+        descriptor: Descriptor of the file, opened for reading, which this object owns.
+        name: Name of the file in error messages.
 
     Raises:
         IntegrityError: The file ends in the middle of a record.
@@ -82,21 +82,21 @@ class ShardFile:
 
     @classmethod
     def open(cls, path: Path) -> ShardFile:
-        """Open a file."""
+        """Open a shard file."""
         return cls(os.open(path, os.O_RDONLY), str(path))
 
     def __len__(self) -> int:
-        """The number of records."""
+        """Return the number of records."""
         return len(self._index)
 
     def read(self, record: int) -> bytes:
-        """The bytes of one record."""
+        """Return the bytes of a record."""
         offset, length = self._index[record]
         return os.pread(self._descriptor, int(length), int(offset))
 
 
 def _index(descriptor: int, name: str) -> NDArray[np.int64]:
-    """Where the records are: N x 2, offset and length in bytes. Reads headers only."""
+    """Return the offset and length of each record in bytes, N x 2. Reads only the headers."""
     size = os.fstat(descriptor).st_size
     found = []
     position = 0
@@ -106,5 +106,5 @@ def _index(descriptor: int, name: str) -> NDArray[np.int64]:
         found.append((position + _HEADER_BYTES, length))
         position += _HEADER_BYTES + length + _FOOTER_BYTES
     if position != size:
-        raise IntegrityError(f"Expected whole records in {name}; it ends inside one. Remove it and run again.")
+        raise IntegrityError(f"Expected complete records in {name}; the last one is cut off. Remove it and run again.")
     return np.array(found, np.int64).reshape(-1, 2)

@@ -1,11 +1,12 @@
-"""Find images that must not fall on both sides of a split: tiles of one picture, overlaps and near-duplicates.
+"""Splits into train, val and test: groups of related images, and their assignment to splits.
 
-Three fingerprints are compared, each cheap:
-- the grey lines along the four borders: where the last line of one image goes on in the first of another,
-  both are neighbouring tiles (their details correlate, and so do their levels: Lin's concordance, 1989);
-- hashes of small patches around local extremes: an exact patch in two images means overlapping tiles or crops;
-- a thumbnail, compared in all eight orientations: the same picture saved again, turned, or with other contrast.
-Images that are linked, directly or over others, form a group.
+Tiles of one picture, overlapping crops and near-duplicates must not be divided between splits. Three fingerprints, each
+cheap to compute, are compared to find them:
+- the grey lines along the four borders: if the last line of one image continues in the first line of another, they are
+  neighbouring tiles (their details correlate, and their levels agree by Lin's concordance, 1989);
+- hashes of small patches around local extrema: an identical patch in two images means overlapping tiles or crops;
+- a thumbnail, compared in all eight orientations: the same picture saved again, rotated, or with another contrast.
+Images that are linked, directly or through others, form a group.
 """
 
 import hashlib
@@ -28,9 +29,9 @@ from nucleus.errors import DataError
 __all__ = ["Fingerprint", "fingerprint", "group_images", "split_images"]
 
 
-# Measured on DSB2018: these find 76 % of the neighbours cut from its large images (the others meet in empty ground)
-# and, of 140,000 pairs of unrelated borders (one reversed), link 9; of 1,600 generated images the largest group has 8.
-# No two of its thumbnails correlate above .7.
+# Measured on DSB2018: these thresholds find 76 % of the neighbours cut from its large images (the others meet in empty
+# background), and link 9 of 140,000 pairs of unrelated borders (one reversed); of 1,600 generated images, the largest
+# group has 8. No two thumbnails of DSB2018 correlate above .7.
 _LINE_CORRELATION = 0.7
 _LINE_CONCORDANCE = 0.9
 _LINE_CONTRAST = 1.0  # standard deviation of the details, grey values
@@ -40,14 +41,15 @@ _THUMBNAIL_CORRELATION = 0.9
 _PATCH = 17
 _PATCH_CONTRAST = 3.0
 _PATCHES = 64
-_ROWS = 1024  # images compared with all others at a time: bounds memory
+_ROWS = 1024  # images that are compared with all others at a time: limits memory
+_FOLDS = 20
 
 Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """What is kept of one image to compare it with others.
+    """Features of an image for comparing it with others.
 
     Attributes:
         borders: Grey values along the borders: top, bottom, left, right.
@@ -61,7 +63,7 @@ class Fingerprint:
 
 
 def fingerprint(image: RgbImage) -> Fingerprint:
-    """Fingerprint an image (H x W x 3, uint8)."""
+    """Return the fingerprint of an image (H x W x 3, uint8)."""
     grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
     small = cv2.resize(grey, (_THUMBNAIL, _THUMBNAIL), interpolation=cv2.INTER_AREA).astype(np.float32)
     lines = (grey[0], grey[-1], grey[:, 0], grey[:, -1])
@@ -70,11 +72,12 @@ def fingerprint(image: RgbImage) -> Fingerprint:
 
 
 def group_images(fingerprints: Sequence[Fingerprint], pictures: Sequence[str | None]) -> list[int]:
-    """Number the groups 0, 1, ... in the order of their first image; one number an image.
+    """Return the group of each image; groups are numbered 0, 1, ... in the order of their first image.
 
     Args:
-        fingerprints: One an image.
-        pictures: What is known of the picture that each image was cut from; equal ones are linked, None is unknown.
+        fingerprints: Fingerprint of each image.
+        pictures: Name of the picture that each image was cut from, or None if unknown; images with the same name are
+            linked.
     """
     links = {
         *_neighbours(fingerprints),
@@ -91,7 +94,7 @@ def group_images(fingerprints: Sequence[Fingerprint], pictures: Sequence[str | N
 
 
 def _unit(values: Floats) -> Floats:
-    """Scale the last axis to norm one; zero stays zero."""
+    """Scale the last axis to norm one; zeros stay zero."""
     norm = np.linalg.norm(values, axis=-1, keepdims=True)
     return np.asarray(values / np.maximum(norm, 1e-6), np.float32)
 
@@ -103,9 +106,9 @@ def _patch_hashes(grey: NDArray[np.uint8]) -> frozenset[int]:
     smooth = cv2.GaussianBlur(grey.astype(np.float32), (0, 0), 2)
     window = np.ones((2 * _PATCH - 1, 2 * _PATCH - 1), np.uint8)
     highest, lowest = cv2.dilate(smooth, window), cv2.erode(smooth, window)
-    # Bright peaks are nuclei in dark-field images, dark ones in stains and bright field.
+    # Bright peaks are nuclei in dark-field images; dark peaks are nuclei in stained and bright-field images.
     peak = ((smooth == highest) | (smooth == lowest)) & (highest - lowest >= _PATCH_CONTRAST)
-    # Peaks near the border depend on what lies outside, so another tile would not find them.
+    # Peaks near the border depend on pixels outside the image, so another tile would not find them.
     peak[: 2 * _PATCH] = peak[-2 * _PATCH :] = False
     peak[:, : 2 * _PATCH] = peak[:, -2 * _PATCH :] = False
     hashes = set()
@@ -113,11 +116,11 @@ def _patch_hashes(grey: NDArray[np.uint8]) -> frozenset[int]:
         patch = grey[y - half : y + half + 1, x - half : x + half + 1]
         if patch.std() >= _PATCH_CONTRAST:
             hashes.add(int.from_bytes(hashlib.blake2b(patch.tobytes(), digest_size=8).digest(), "big"))
-    return frozenset(sorted(hashes)[:_PATCHES])  # the lowest hashes: the same choice in every tile
+    return frozenset(sorted(hashes)[:_PATCHES])  # the lowest hashes, so that every tile makes the same choice
 
 
 def _neighbours(fingerprints: Sequence[Fingerprint]) -> Iterator[tuple[int, int]]:
-    for first, second in ((1, 0), (3, 2)):  # bottom on top, right on left
+    for first, second in ((1, 0), (3, 2)):  # bottom to top, right to left
         by_length = defaultdict(list)
         for index, item in enumerate(fingerprints):
             by_length[item.borders[first].size].append(index)
@@ -128,9 +131,9 @@ def _neighbours(fingerprints: Sequence[Fingerprint]) -> Iterator[tuple[int, int]
 
 
 def _continued(before: Floats, after: Floats, indices: list[int]) -> Iterator[tuple[int, int]]:
-    """Pairs of lines (N x L each) of which the second goes on where the first ends.
+    """Yield pairs of images where the second continues the first, from their border lines (N x L each).
 
-    Only pairs that are each other's best match count: chance matches grow with the square of N, and would chain
+    Only mutual best matches count: the number of chance matches grows with the square of N, and they would chain
     thousands of unrelated images into one group.
     """
     count = len(indices)
@@ -153,13 +156,13 @@ def _continued(before: Floats, after: Floats, indices: list[int]) -> Iterator[tu
 
 
 def _details(lines: Floats) -> Floats:
-    """Lines (N x L) less their local mean, at norm one; zero where there is no contrast."""
+    """Return lines (N x L) minus their local mean, scaled to norm one; zero for lines without contrast."""
     details = lines - cv2.blur(lines, (_LINE_WINDOW, 1), borderType=cv2.BORDER_REFLECT)
     return _unit(details * (details.std(axis=1, keepdims=True) >= _LINE_CONTRAST))
 
 
 def _concordance(a: Floats, b: Floats) -> Floats:
-    """Lin's concordance correlation of each row of `a` with each of `b`: 1 where both are the same line."""
+    """Return Lin's concordance correlation of each row of `a` with each row of `b`; 1 for identical lines."""
     mean_a, mean_b = a.mean(axis=1, keepdims=True), b.mean(axis=1, keepdims=True)
     covariance = (a - mean_a) @ (b - mean_b).T / a.shape[1]
     spread = a.var(axis=1)[:, np.newaxis] + b.var(axis=1)[np.newaxis] + (mean_a - mean_b.T) ** 2
@@ -195,9 +198,6 @@ def _same_picture(pictures: Sequence[str | None]) -> Iterator[tuple[int, int]]:
             yield first_seen[picture], index
 
 
-_FOLDS = 20
-
-
 def split_images(
     kinds: Sequence[str],
     groups: Sequence[int],
@@ -209,19 +209,19 @@ def split_images(
 ) -> list[str]:
     """Assign each image to `train`, `val` or `test`.
 
-    Folds come from scikit-learn's `StratifiedGroupKFold`: whole groups, each kind spread evenly. Where the source
-    itself has a test folder, its images (with their whole groups) are the test split.
+    The folds come from scikit-learn's `StratifiedGroupKFold`: groups are never divided, and the kinds are distributed
+    evenly. If the source has a test folder, its images, with their whole groups, form the test split.
 
     Args:
-        kinds: The kind of each image.
-        groups: The group of each image.
-        given: `train`, `test` or None for each image.
-        seed: Decides the folds.
-        val: Fraction for validation.
-        test: Fraction for test; without effect where the source has a test folder.
+        kinds: Kind of each image.
+        groups: Group of each image.
+        given: Split of each image in the source: `train`, `test` or None.
+        seed: Seed of the folds.
+        val: Fraction of the images for validation.
+        test: Fraction of the images for the test split; ignored if the source has a test folder.
 
     Raises:
-        DataError: Too few independent groups to have all three splits.
+        DataError: There are too few independent groups for three splits.
     """
     held_out = {group for group, split in zip(groups, given, strict=True) if split == "test"}
     open_images = [i for i, group in enumerate(groups) if group not in held_out]
@@ -230,7 +230,7 @@ def split_images(
     if independent <= len(wanted):
         raise DataError(
             f"Expected at least {len(wanted) + 1} independent images to split into train, {', '.join(wanted)}; "
-            f"found {independent} (tiles of one picture and near-duplicates count as one). Add more images."
+            f"found {independent} (tiles of one picture and near-duplicates count as one image). Add more images."
         )
     splits = ["test" if group in held_out else "train" for group in groups]
     folds = _folds([kinds[i] for i in open_images], [groups[i] for i in open_images], seed)
@@ -245,14 +245,14 @@ def split_images(
     if empty:
         raise DataError(
             f"Expected images in every split; {', '.join(empty)} would have none of {independent} independent images "
-            f"at val {val} and test {test}. Set --val and --test lower, or add images."
+            f"at val {val} and test {test}. Lower --val and --test, or add images."
         )
     return splits
 
 
 def _folds(kinds: list[str], groups: list[int], seed: int) -> list[list[int]]:
-    """Cut positions into up to 20 folds of whole groups, each kind spread as evenly as its groups allow."""
-    # scikit-learn wants at least one kind with as many images as folds.
+    """Divide the images into up to 20 folds of whole groups, with the kinds distributed as evenly as possible."""
+    # scikit-learn requires at least one kind with as many images as folds.
     count = min(_FOLDS, len(set(groups)), max(Counter(kinds).values()))
     if count < 3:
         return _fold_per_group(groups, seed)
@@ -264,7 +264,7 @@ def _folds(kinds: list[str], groups: list[int], seed: int) -> list[list[int]]:
 
 
 def _fold_per_group(groups: list[int], seed: int) -> list[list[int]]:
-    """For a handful of images: each group a fold, the largest group last, so that it stays in training."""
+    """For very few images: one group per fold, the largest group last, so that it stays in training."""
     order = np.random.default_rng(seed).permutation(sorted(set(groups)))
     sizes = Counter(groups)
     ordered = sorted((int(group) for group in order), key=lambda group: sizes[group])

@@ -1,4 +1,4 @@
-"""Generated microscope images with exact labels: for the demo, the tests and the calibration of random encoders."""
+"""Synthetic microscope images with exact labels, for the demo, the tests and the calibration of random encoders."""
 
 from pathlib import Path
 
@@ -11,9 +11,9 @@ from nucleus.data.images import Kind, LabelImage, RgbImage, encode_png
 __all__ = ["generated_image", "write_generated"]
 
 
-# Of ten images: six dark-field, two stains, two bright-field.
+# Of ten images, six are dark-field, two stained and two bright-field.
 _KINDS = (Kind.DARK_FIELD,) * 6 + (Kind.STAIN,) * 2 + (Kind.BRIGHT_FIELD,) * 2
-# Ground and nuclei of each kind, RGB from 0 to 1: H&E's violet on pink for stains.
+# Colours of background and nuclei of each kind, RGB from 0 to 1; for stains violet on pink, as in H&E.
 _COLOURS = {
     Kind.DARK_FIELD: ((0.05, 0.05, 0.05), (0.6, 0.6, 0.6)),
     Kind.STAIN: ((0.88, 0.72, 0.83), (0.42, 0.28, 0.58)),
@@ -25,9 +25,9 @@ def generated_image(seed: int, height: int = 256, width: int = 256) -> tuple[Rgb
     """Draw an image and its labels: textured ellipses that touch but do not overlap, blur, shading and noise.
 
     Args:
-        seed: Decides everything; the kind of image goes round with it.
-        height: Pixels.
-        width: Pixels.
+        seed: Determines the image; consecutive seeds cycle through the kinds.
+        height: Height, pixels.
+        width: Width, pixels.
 
     Returns:
         Image, height x width x 3, uint8, and labels, height x width, uint16.
@@ -47,7 +47,7 @@ def generated_image(seed: int, height: int = 256, width: int = 256) -> tuple[Rgb
 
 
 def write_generated(folder: Path, count: int, *, seed: int = 0, side: int = 256) -> None:
-    """Write images in Kaggle's layout: `<id>/images/<id>.png` and one mask a nucleus in `<id>/masks/`."""
+    """Write images in Kaggle's layout: `<id>/images/<id>.png`, and one mask per nucleus in `<id>/masks/`."""
     for number in range(count):
         image, labels = generated_image(seed + number, side, side)
         name = f"generated-{seed + number:05d}"
@@ -72,7 +72,7 @@ def _draw_labels(rng: np.random.Generator, height: int, width: int) -> LabelImag
         cv2.ellipse(shape, centre, axes, float(rng.uniform(0, 180)), 0, 360, 1, cv2.FILLED)
         inside = shape.astype(bool)
         if np.count_nonzero(labels[inside]) > 0.1 * np.count_nonzero(inside):
-            continue  # would hide most of another nucleus
+            continue  # overlaps another nucleus too much
         inside &= labels == 0
         if np.count_nonzero(inside) >= 30:
             count += 1

@@ -1,4 +1,4 @@
-"""What a TIFF file says of itself, and whether it is one image that every decoder reads alike."""
+"""TIFF metadata: channels and pixel size, and the check that a file is a single image that all decoders agree on."""
 
 import html
 import math
@@ -15,24 +15,24 @@ from nucleus.errors import ImageError
 __all__ = ["TIFF_SUFFIXES", "TiffFacts", "tiff_facts"]
 
 TIFF_SUFFIXES = frozenset({".tif", ".tiff"})
-_OME_SIZE = re.compile(r'PhysicalSize([XY])="([^"]*)"')  # enough of its XML, and no parser that a bad file could harm
+_OME_SIZE = re.compile(r'PhysicalSize([XY])="([^"]*)"')  # instead of an XML parser, which a malicious file could harm
 _OME_UNIT = re.compile(r'PhysicalSizeXUnit="([^"]*)"')
 _MICROMETRES = {"µm": 1.0, "um": 1.0, "micron": 1.0, "microns": 1.0, "nm": 1e-3, "mm": 1e3, "cm": 1e4}
 _SQUARE = 0.01
-"""Sides of a pixel that differ by less, as a fraction, are alike."""
+"""Pixels are square if their sides differ by less than this fraction."""
 _SIDE_IMAGES = frozenset({"thumbnail", "label", "macro", "overview"})
-"""What slide scanners add to the image itself."""
+"""Images that slide scanners add to the main one."""
 _WHITE_IS_ZERO, _BLACK_IS_ZERO, _CMYK = 0, 1, 5
 _ALPHA = (1, 2)
 
 
 @dataclass(frozen=True)
 class TiffFacts:
-    """What a TIFF file says of itself.
+    """Metadata of a TIFF file.
 
     Attributes:
-        channel_pages: The page of each channel, where channels have pages of their own; else empty.
-        pixel_size: Micrometres, or None.
+        channel_pages: Page of each channel if the channels are stored in separate pages, else empty.
+        pixel_size: Side of a pixel, micrometres; None if unknown.
     """
 
     channel_pages: tuple[int, ...] = ()
@@ -40,40 +40,41 @@ class TiffFacts:
 
 
 def tiff_facts(source: Path | BinaryIO, name: str) -> TiffFacts:
-    """Read a TIFF file's header.
+    """Read the header of a TIFF file.
 
     Args:
         source: The file, or its content.
-        name: What messages call it.
+        name: Name of the file in error messages.
 
     Raises:
-        ImageError: It is damaged, holds several images, planes or times, or pixels that decoders do not agree on.
-        OSError: It cannot be read.
+        ImageError: The file is damaged, contains several images, planes or time points, or a pixel format that decoders
+            interpret differently.
+        OSError: The file cannot be read.
     """
     try:
         with tifffile.TiffFile(source) as file:
             return TiffFacts(_channel_pages(file, name), _pixel_size(file))
     except (ImageError, OSError):
         raise
-    except Exception as error:  # tifffile raises whatever a damaged header leads it to
+    except Exception as error:  # tifffile raises many kinds of errors for damaged headers
         raise ImageError(f"Expected a TIFF file at {name}; its header cannot be read: {error}.") from error
 
 
 def _channel_pages(file: tifffile.TiffFile, name: str) -> tuple[int, ...]:
-    """The page of each channel where they have pages of their own. Raises `ImageError` for what is no one image."""
+    """Return the page of each channel if they are in separate pages. Raises `ImageError` for more than one image."""
     images = [series for series in file.series if series.name.lower() not in _SIDE_IMAGES]
     if len(images) != 1:
-        raise ImageError(f"Expected one image in {name}; found {len(images)}. Save each as a file of its own.")
+        raise ImageError(f"Expected one image in {name}; found {len(images)}. Save each as a separate file.")
     (series,) = images
     sizes = {axis: size for axis, size in zip(series.axes, series.shape, strict=True) if size > 1}
     if set(sizes) - set("YXSC"):
         raise ImageError(
             f"Expected one image in {name}; found a stack with axes {series.axes} of {series.shape}. "
-            "Save its planes as files of their own."
+            "Save its planes as separate files."
         )
     if any(page is None or page.parent is not file for page in series.pages):
         raise ImageError(
-            f"Expected a whole image in {name}; it is one of several files of an OME-TIFF. Save it as a single file."
+            f"Expected a complete image in {name}; it is one of several files of an OME-TIFF. Save them as one file."
         )
     _check_samples(series.keyframe, name)
     if sizes.get("C", 1) > 1 and len(series.pages) == sizes["C"]:
@@ -82,26 +83,26 @@ def _channel_pages(file: tifffile.TiffFile, name: str) -> tuple[int, ...]:
 
 
 def _check_samples(page: tifffile.TiffPage, name: str) -> None:
-    """Raise `ImageError` for pixels that the decoders do not agree on."""
+    """Raise `ImageError` for a pixel format that decoders interpret differently."""
     grey = page.photometric in {_WHITE_IS_ZERO, _BLACK_IS_ZERO}
     alpha = page.samplesperpixel == 2 and len(page.extrasamples) == 1 and page.extrasamples[0] in _ALPHA
     if (grey and page.samplesperpixel > 1 and not alpha) or page.samplesperpixel > 4:
         raise ImageError(
-            f"Expected grey or RGB pixels in {name}; found {page.samplesperpixel} samples a pixel. Save each channel "
-            "as a page of its own (axes CYX)."
+            f"Expected grey or RGB pixels in {name}; found {page.samplesperpixel} samples per pixel. Save each channel "
+            "as a separate page (axes CYX)."
         )
     if page.photometric == _CMYK:
         raise ImageError(f"Expected grey or RGB pixels in {name}; found CMYK inks. Save it as RGB.")
     if page.photometric == _WHITE_IS_ZERO and page.bitspersample > 8:
         raise ImageError(
-            f"Expected 0 to be black in {name}; found a TIFF of {page.bitspersample} bits where it is white."
+            f"Expected 0 to be black in {name}; found a TIFF of {page.bitspersample} bits where 0 is white."
         )
 
 
 def _pixel_size(file: tifffile.TiffFile) -> float | None:
-    """Micrometres, from OME's or ImageJ's description; plain resolution tags are too often the screen's.
+    """Return the pixel size in micrometres from the metadata of OME or ImageJ; None if unknown or not square.
 
-    None also where pixels are not square.
+    Plain resolution tags are ignored, because they often describe a screen.
     """
     if file.is_ome and file.ome_metadata:
         sizes = dict(_OME_SIZE.findall(file.ome_metadata))
@@ -116,7 +117,7 @@ def _pixel_size(file: tifffile.TiffFile) -> float | None:
 
 
 def _micrometres(sides: Sequence[Any], unit: str) -> float | None:
-    """The side of square pixels from their width and height, if these are numbers above 0 and the unit is known."""
+    """Return the side of square pixels in micrometres; None for other units or invalid numbers."""
     unit = html.unescape(unit).replace("\\u00B5", "µ").replace("\u03bc", "µ")
     try:
         width, height = (float(side) for side in sides)

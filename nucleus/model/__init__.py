@@ -1,4 +1,4 @@
-"""The network, its targets and losses, its files, and what it makes of an image."""
+"""The network: its configuration, targets and losses, files and export, tiles, and labels from its output."""
 
 import lazy_loader
 

@@ -1,4 +1,4 @@
-"""What a network is, as data: the content of `model.json`, from which the network is rebuilt."""
+"""Configuration of a network: the content of `model.json`, from which the network is rebuilt."""
 
 from typing import Annotated, Literal
 
@@ -20,14 +20,14 @@ __all__ = [
 
 MODEL_FORMAT = 2
 _READABLE_SINCE = "0.2.0"
-"""The first version of this package that reads `MODEL_FORMAT`."""
+"""Oldest version of this package that reads `MODEL_FORMAT`."""
 
 CHANNELS: dict[Heads, tuple[str, ...]] = {
     "border": ("background", "body", "border"),
     "distance": ("nucleus", "distance"),
     "both": ("background", "body", "border", "distance"),
 }
-"""Names of the output channels, in order; `nucleus.model.heads` says what they mean."""
+"""Names of the output channels, in order; `nucleus.model.heads` describes them."""
 
 
 class _Frozen(BaseModel):
@@ -35,14 +35,14 @@ class _Frozen(BaseModel):
 
 
 class InstanceSettings(_Frozen):
-    """How labels are made from the network's maps; see `nucleus.model.instances`. Tuned at the end of a run.
+    """Thresholds for the labels, tuned at the end of a run; see `nucleus.model.instances`.
 
     Attributes:
         seed_threshold: Pixels of the interior map above this form the seeds.
-        mask_threshold: Pixels of the mask above this belong to nuclei.
-        min_seed_area: Smaller seeds are dropped, px.
-        min_area: Smaller nuclei are dropped, px.
-        min_score: Nuclei over which the mask's mean is below this are dropped.
+        mask_threshold: Pixels of the mask map above this belong to nuclei.
+        min_seed_area: Minimum area of a seed, px.
+        min_area: Minimum area of a nucleus, px.
+        min_score: Minimum mean of the mask map over a nucleus.
     """
 
     seed_threshold: Annotated[float, Field(gt=0, lt=1)] = 0.5
@@ -52,27 +52,27 @@ class InstanceSettings(_Frozen):
     min_score: Annotated[float, Field(ge=0, lt=1)] = 0.8
 
     def scaled(self, factor: float) -> "InstanceSettings":
-        """The settings for pixels of which `factor` make one of the network's in length."""
+        """Return the settings for an image whose pixels are `factor` times smaller than the network's."""
         areas = {"min_seed_area": self.min_seed_area, "min_area": self.min_area}
         return self.model_copy(update={name: round(area * factor**2) for name, area in areas.items()})
 
 
 class ModelConfig(_Frozen):
-    """A U-Net and how it is used.
+    """A U-Net and its use in prediction.
 
     Attributes:
-        format: Of this file.
-        needs: The oldest version of this package that reads it.
-        architecture: The only one there is.
+        format: Format of this file.
+        needs: Oldest version of this package that reads the file.
+        architecture: Always `unet`.
         encoder: Name of the encoder.
-        decoder_channels: Channels of the decoder's five levels.
-        heads: What the output channels are.
-        normalization: How images are stretched before the network sees them.
-        tile: Side of the largest tile in prediction, px.
-        overlap: Pixels that neighbouring tiles share at least.
-        instances: How labels are made.
-        nucleus_diameter: Median diameter of the nuclei that the network was validated on, px; None if not known.
-        pixel_size: Side of a pixel of the training images, micrometres; None if not known.
+        decoder_channels: Channels of the five decoder levels.
+        heads: Outputs of the network.
+        normalization: Intensity normalization.
+        tile: Largest side of a tile in prediction, px.
+        overlap: Minimum overlap of neighbouring tiles, px.
+        instances: Thresholds for the labels.
+        nucleus_diameter: Median diameter of the nuclei in validation, px; None if unknown.
+        pixel_size: Pixel size of the training images, micrometres; None if unknown.
     """
 
     format: int = MODEL_FORMAT
@@ -95,7 +95,7 @@ class ModelConfig(_Frozen):
 
 
 def config_of_recipe(recipe: Recipe) -> ModelConfig:
-    """The network that a recipe asks for."""
+    """Return the configuration of a recipe's network."""
     return ModelConfig(
         encoder=recipe.network.encoder,
         decoder_channels=recipe.network.decoder_channels,
@@ -108,7 +108,7 @@ def config_of_recipe(recipe: Recipe) -> ModelConfig:
 
 
 def read_model_config(data: bytes, where: str) -> ModelConfig:
-    """Parse `model.json`. Raises `ModelError` if it is damaged or of another format than this package's."""
+    """Parse `model.json`. Raises `ModelError` if it is damaged or of another format."""
     return read_document(
         ModelConfig,
         data,

@@ -1,4 +1,4 @@
-"""A network for use without this package: Keras, TensorFlow or ONNX, and a JSON file that says how to use it."""
+"""Export of a network to Keras, TensorFlow or ONNX, with a JSON file that describes its input and output."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ __all__ = ["EXPORT_FORMATS", "ExportFormat", "export_model"]
 ExportFormat = Literal["h5", "keras", "savedmodel", "onnx"]
 EXPORT_FORMATS: tuple[ExportFormat, ...] = get_args(ExportFormat)
 
+_ONNX_OPSET = 18
 _ACTIVATIONS = {
     "border": "softmax over the three channels",
     "distance": "sigmoid of each channel",
@@ -29,28 +30,28 @@ _ACTIVATIONS = {
 
 
 def export_model(folder: Path, kind: ExportFormat, dest: Path, about: dict[str, Any]) -> Path:
-    """Write a pulled model in another format, and beside it `<dest>.json`.
+    """Write a pulled model in another format, and its description to `<dest>.json`.
 
-    Input: N x H x W x 3, float32, RGB from 0 to 255, normalised as the JSON says; H and W multiples of 32. Output:
-    logits, N x H x W x channels, float32.
+    The input is N x H x W x 3, float32, RGB from 0 to 255, normalized as described in the JSON file; H and W are
+    multiples of 32. The output are logits, N x H x W x channels, float32.
 
     Args:
-        folder: A pulled model.
+        folder: Folder of a pulled model.
         kind: `h5` and `keras` load with Keras 3, `savedmodel` (a folder) with TensorFlow, `onnx` with ONNX Runtime.
         dest: File or folder to write.
-        about: What the JSON says besides, such as where the model comes from.
+        about: Further content of the JSON file, such as the origin of the model.
 
     Returns:
-        The JSON file.
+        The path of the JSON file.
 
     Raises:
-        ModelError: The folder holds no model of this version.
-        UsageError: There is something at `dest` already.
+        ModelError: The folder does not contain a model that this version can read.
+        UsageError: `dest` exists already.
     """
     usage = dest.with_name(f"{dest.name}.json")
     for path in (dest, usage):
         if path.exists():
-            raise UsageError(f"Expected nothing at {path}; something is there. Remove it or name another place.")
+            raise UsageError(f"Expected nothing at {path}; it exists already. Remove it, or choose another path.")
     config = read_model_config((folder / CONFIG_FILE).read_bytes(), str(folder / CONFIG_FILE))
     dest.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".nucleus-export-", dir=dest.parent) as temporary:
@@ -62,7 +63,7 @@ def export_model(folder: Path, kind: ExportFormat, dest: Path, about: dict[str, 
 
 
 def _write_keras(config: ModelConfig, weights: Path, path: Path) -> None:
-    """One file; of Keras's own layers alone, so Keras alone loads it."""
+    """Write a file that contains only Keras's own layers, so that it loads without this package."""
     model = build_unet(config, keras.layers.UpSampling2D)
     load_weights(model, weights)
     model.save(path)
@@ -73,7 +74,7 @@ def _write_savedmodel(config: ModelConfig, weights: Path, path: Path) -> None:
 
 
 def _write_onnx(config: ModelConfig, weights: Path, path: Path) -> None:
-    import tf2onnx  # noqa: PLC0415
+    import tf2onnx  # noqa: PLC0415  slow to import, and only this export needs it
 
     servable = _Servable(config, weights)
     tf2onnx.convert.from_function(
@@ -81,7 +82,6 @@ def _write_onnx(config: ModelConfig, weights: Path, path: Path) -> None:
     )
 
 
-_ONNX_OPSET = 18
 _WRITERS: dict[ExportFormat, Callable[[ModelConfig, Path, Path], None]] = {
     "h5": _write_keras,
     "keras": _write_keras,
@@ -97,16 +97,16 @@ class _Servable(tf.Module):
         super().__init__()
         self._model = build_unet(config)
         load_weights(self._model, weights)
-        self._variables = [variable.value for variable in self._model.variables]  # what `save` must find
+        self._variables = [variable.value for variable in self._model.variables]  # for `tf.saved_model.save`
 
     @tf.function(input_signature=[tf.TensorSpec((None, None, None, 3), tf.float32, name="image")])
     def __call__(self, image: tf.Tensor) -> dict[str, tf.Tensor]:
-        """Logits of images."""
+        """Return the logits of images."""
         return {"logits": self._model(image, training=False)}
 
 
 def _usage(config: ModelConfig) -> dict[str, Any]:
-    """All that is needed to use the network as this package does."""
+    """Describe input, output and thresholds, so that others can use the network as this package does."""
     return {
         "input": {
             "layout": "N x H x W x 3, float32, RGB from 0 to 255",

@@ -1,4 +1,4 @@
-"""What the network learns, from integer labels, in TensorFlow operations."""
+"""Training targets and losses, computed from integer labels with TensorFlow operations."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ __all__ = ["distance_targets", "image_losses", "pixel_classes"]
 
 
 _DISTANCE_STEPS = 24
+_SMOOTH = 1.0
 
 
 def pixel_classes(labels: tf.Tensor) -> tf.Tensor:
-    """Class of each pixel.
+    """Return the class of each pixel: background, body or border.
 
     A pixel of a nucleus is border if any of its eight neighbours has another label (another nucleus or background),
-    else body (the inner boundary of Caicedo et al. 2019, https://doi.org/10.1002/cyto.a.23863). So body and border
-    together are exactly the nuclei, and touching nuclei are two pixels of border apart.
+    else body (the inner boundary of Caicedo et al. 2019, https://doi.org/10.1002/cyto.a.23863). Hence body and border
+    together are exactly the nuclei, and touching nuclei are separated by two pixels of border.
 
     Args:
         labels: N x H x W, integers, 0 background.
@@ -30,11 +31,12 @@ def pixel_classes(labels: tf.Tensor) -> tf.Tensor:
 
 
 def distance_targets(labels: tf.Tensor) -> tf.Tensor:
-    """How far inside its nucleus each pixel is, relative to the nucleus's innermost pixel.
+    """Return the distance of each pixel to the edge of its nucleus, relative to the maximum over the nucleus.
 
-    The octagonal distance d to the nearest pixel of another label (Rosenfeld & Pfaltz 1968,
+    The distance is the octagonal distance to the nearest pixel of another label (Rosenfeld & Pfaltz 1968,
     https://doi.org/10.1016/0031-3203(68)90013-7: erosions by a square and a cross in turn), at most 24 px, divided by
-    its maximum over the nucleus: 1 in the middle of any nucleus, however small. Beyond the crop's edge nuclei go on.
+    its maximum over the nucleus, so that it is 1 in the middle of every nucleus. The edge of the crop does not count as
+    the edge of a nucleus.
 
     Args:
         labels: N x H x W, integers from 0 (background) to 65,535.
@@ -64,7 +66,7 @@ def distance_targets(labels: tf.Tensor) -> tf.Tensor:
 
 
 def _nucleus_and_border(labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Pixels of nuclei, and those of them with a neighbour of another label; N x H x W x 1, bool."""
+    """Return the masks of the nuclei and of their pixels next to another label; N x H x W x 1, bool."""
     values = tf.cast(labels, tf.float32)[..., tf.newaxis]  # exact for integers below 2^24
     highest = tf.nn.max_pool2d(values, 3, 1, "SAME")  # padding never wins: it is minus infinity
     lowest = -tf.nn.max_pool2d(-values, 3, 1, "SAME")
@@ -72,22 +74,19 @@ def _nucleus_and_border(labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     return nucleus, nucleus & (highest != lowest)
 
 
-_SMOOTH = 1.0
-
-
 def image_losses(logits: tf.Tensor, labels: tf.Tensor, heads: Heads, options: LossOptions) -> tf.Tensor:
-    """The loss of each image: that of the classes plus that of the distance, as far as the heads have them.
+    """Return the loss of each image: the class loss plus the distance loss, depending on the heads.
 
-    Classes: mean over pixels of w(c) * -log p(c), with w = 1, 1, border_weight for background, body and border (for
-    `distance`, two classes of weight 1), plus `dice` times the soft Dice loss (Milletari et al. 2016,
-    https://arxiv.org/abs/1606.04797): 1 - (2 sum(p t) + 1) / (sum(p) + sum(t) + 1), mean over the classes but
-    background. Distance t: `distance` times the mean over pixels of -t log p - (1 - t) log(1 - p), less its smallest
-    possible value, which p = t has (so 0 is perfect; the gradient is the same).
+    Class loss: the mean over pixels of w(c) * -log p(c), with w = 1, 1, border_weight for background, body and border
+    (for `distance`, two classes of weight 1), plus `dice` times the soft Dice loss (Milletari et al. 2016,
+    https://arxiv.org/abs/1606.04797): 1 - (2 sum(p t) + 1) / (sum(p) + sum(t) + 1), averaged over the classes except
+    background. Distance loss: `distance` times the mean over pixels of -t log p - (1 - t) log(1 - p) for the target t,
+    minus its minimum, which is reached at p = t (so that 0 is perfect; the gradient is the same).
 
     Args:
-        logits: N x H x W x C, float32; C as `nucleus.model.heads` says.
+        logits: N x H x W x C, float32; the C channels are described in `nucleus.model.heads`.
         labels: N x H x W, integers, 0 background.
-        heads: What the channels are.
+        heads: Outputs of the network.
         options: Weights of the terms.
 
     Returns:

@@ -1,4 +1,4 @@
-"""The U-Net (Ronneberger et al. 2015, https://arxiv.org/abs/1505.04597) over an encoder's features."""
+"""U-Net (Ronneberger et al. 2015, https://arxiv.org/abs/1505.04597) on the features of an encoder."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ _STEM_CHANNELS = 16
 
 @cache
 def _traceable_upsampling() -> type[keras.layers.UpSampling2D]:
-    """Keras's layer, which in 3.15 cannot be traced for unknown heights and widths when it is bilinear."""
+    """Return a replacement of Keras's layer, which (3.15, bilinear) cannot be traced for unknown heights and widths."""
 
     class UpSampling2D(keras.layers.UpSampling2D):
         def call(self, inputs: Any) -> Any:
-            """N x H x W x C to N x 2H x 2W x C."""
+            """Upsample N x H x W x C to N x 2H x 2W x C."""
             shape = tf.shape(inputs)
             return tf.cast(tf.image.resize(inputs, (2 * shape[1], 2 * shape[2])), inputs.dtype)
 
@@ -33,18 +33,18 @@ def _traceable_upsampling() -> type[keras.layers.UpSampling2D]:
 def build_unet(config: ModelConfig, upsampling: type[keras.layers.UpSampling2D] | None = None) -> keras.Model:
     """Build the network with random weights.
 
-    Input: N x H x W x 3, RGB from 0 to 255, H and W multiples of 32. Output: N x H x W x channels, float32 logits of
-    `nucleus.model.heads`.
+    The input is N x H x W x 3, RGB from 0 to 255, H and W multiples of 32. The output is N x H x W x channels, float32,
+    the logits described in `nucleus.model.heads`.
 
-    Each decoder level upsamples, joins the encoder's features and applies two separable convolutions. The decoder has
-    no norm layer, and the encoder's BatchNorm always uses its stored statistics. So no pixel depends on other images of
-    the batch (any number of workers computes the same), nor on pixels outside its receptive field (tiles agree; an
-    encoder with squeeze-and-excitation, such as EfficientNet's, looks at its whole tile, though).
+    Each decoder level upsamples, concatenates the encoder's features and applies two separable convolutions. The
+    decoder has no normalization layer, and the encoder's BatchNorm always uses its stored statistics. Hence no pixel
+    depends on other images of the batch (any number of workers computes the same), nor on pixels outside its receptive
+    field (tiles agree; except with squeeze-and-excitation, as in EfficientNet, which averages over the whole tile).
 
     Args:
-        config: What to build.
-        upsampling: `keras.layers.UpSampling2D` itself for a network that Keras alone loads; by default one like it that
-            can be traced for any height and width.
+        config: Configuration of the network.
+        upsampling: `keras.layers.UpSampling2D` for a network that Keras loads without this package; by default, a
+            replacement that can be traced for any height and width.
     """
     upsampling = upsampling or _traceable_upsampling()
     spec = ENCODERS[config.encoder]
@@ -68,27 +68,27 @@ def build_unet(config: ModelConfig, upsampling: type[keras.layers.UpSampling2D] 
                 3,
                 padding="same",
                 activation="relu",
-                depthwise_initializer=keras.initializers.RandomNormal(stddev=1 / 3),  # 9 taps: keeps the variance
+                depthwise_initializer=keras.initializers.RandomNormal(stddev=1 / 3),  # 9 taps: preserves the variance
                 pointwise_initializer="he_normal",
                 name=f"conv_{level}{part}",
             )(x)
-    # float32 also under mixed precision: the loss needs the range.
+    # float32 even with mixed precision, because the loss needs the range.
     logits = keras.layers.Conv2D(len(config.channels), 1, dtype="float32", name="logits")(x)
     return keras.Model(image, logits, name="unet")
 
 
 def encoder_of(model: keras.Model) -> keras.Model:
-    """The encoder inside a network of `build_unet`."""
+    """Return the encoder of a network made by `build_unet`."""
     return model.get_layer("encoder")
 
 
 def encoder_variables(model: keras.Model) -> list[keras.Variable]:
-    """The encoder's variables that can be trained: all but its BatchNorm's."""
+    """Return the trainable variables of the encoder: all except those of BatchNorm."""
     return list(encoder_of(model).trainable_variables)
 
 
 def decoder_variables(model: keras.Model) -> list[keras.Variable]:
-    """The variables outside the encoder."""
+    """Return the trainable variables outside the encoder."""
     encoder = {variable.path for variable in encoder_variables(model)}
     return [variable for variable in model.trainable_variables if variable.path not in encoder]
 
@@ -96,19 +96,19 @@ def decoder_variables(model: keras.Model) -> list[keras.Variable]:
 def calibrate_encoder(model: keras.Model, images: NDArray[np.uint8]) -> None:
     """Set the BatchNorm statistics of an encoder without pretrained weights from a batch of images.
 
-    With frozen statistics at their defaults (mean 0, variance 1) the activations of a random network fade from layer
-    to layer. One pass that normalises each layer by the batch gives them unit variance (data-dependent initialisation,
-    Mishkin & Matas 2016, https://arxiv.org/abs/1511.06422).
+    With the default statistics (mean 0, variance 1) the activations of a random network vanish from layer to layer. A
+    pass that normalizes each layer by the batch gives them unit variance (data-dependent initialization, Mishkin &
+    Matas 2016, https://arxiv.org/abs/1511.06422).
 
     Args:
-        model: A network of `build_unet`.
+        model: A network made by `build_unet`.
         images: N x H x W x 3, H and W multiples of 32.
     """
     encoder = encoder_of(model)
     norms = [layer for layer in encoder.layers if isinstance(layer, keras.layers.BatchNormalization)]
     momenta = [layer.momentum for layer in norms]
     for layer in norms:
-        layer.trainable = True  # one that is not ignores training=True
+        layer.trainable = True  # a frozen layer ignores training=True
         layer.momentum = 0.0
     encoder(model.get_layer("preprocess")(images.astype(np.float32)), training=True)
     for layer, momentum in zip(norms, momenta, strict=True):
@@ -117,11 +117,11 @@ def calibrate_encoder(model: keras.Model, images: NDArray[np.uint8]) -> None:
 
 
 def _freeze_batch_norm(encoder: keras.Model) -> None:
-    """Freeze an encoder's BatchNorm, also where the encoder is trained.
+    """Freeze the BatchNorm layers of an encoder, even if the encoder is trained.
 
-    A BatchNorm that is not trainable uses its stored statistics whatever `training` says. Passing `training=False` to
-    the encoder would not do: Keras 3 replaces it by the `training` of the outer call, and batches would be normalised
-    by themselves, differently for each number of workers.
+    A BatchNorm layer that is not trainable uses its stored statistics for any value of `training`. Passing
+    `training=False` to the encoder would not suffice: Keras 3 replaces it by the `training` of the outer call, and each
+    batch would be normalized by its own statistics, which depend on the number of workers.
     """
     for layer in encoder.layers:
         if isinstance(layer, keras.layers.BatchNormalization):

@@ -1,4 +1,4 @@
-"""A network on disk: `model.json` (what it is) and `model.weights.h5` (its weights); nothing that can execute."""
+"""Files of a network: `model.json` (configuration) and `model.weights.h5`, neither of which can contain code."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ PREVIEW_FILE = "preview.png"
 
 
 def load_model(folder: Path) -> tuple[keras.Model, ModelConfig]:
-    """Rebuild a network from its folder, by this package's own code.
+    """Rebuild a network from its folder, with this package's own code.
 
     Raises:
-        ModelError: The configuration or the weights do not describe a network of this version.
+        ModelError: This version cannot read the configuration, or the weights do not fit it.
     """
     path = folder / CONFIG_FILE
     config = read_model_config(path.read_bytes(), str(path))
@@ -52,12 +52,12 @@ def load_weights(model: keras.Model, path: Path) -> None:
     """Load a `.weights.h5` file into a network. Raises `ModelError` if it does not fit."""
     try:
         _load(model, path)
-    except Exception as error:  # Keras and HDF5 raise whatever damaged bytes lead them to
+    except Exception as error:  # Keras and HDF5 raise many kinds of errors for damaged files
         raise ModelError(f"Expected weights of this network in {path}; they do not fit: {error}") from error
 
 
 def load_encoder_weights(encoder: keras.Model, path: Path) -> None:
-    """Load encoder weights, `.weights.h5` or Keras's older `.h5`.
+    """Load encoder weights from a file `.weights.h5` or, in Keras's older format, `.h5`.
 
     Raises:
         WeightsError: The file is damaged or belongs to another network.
@@ -67,26 +67,26 @@ def load_encoder_weights(encoder: keras.Model, path: Path) -> None:
     except Exception as error:
         raise WeightsError(
             f"Expected weights of the encoder in {path}; they do not fit: {error}. "
-            "Use the file without top (include_top=False) of the same network."
+            "Use the file without the top (include_top=False) of the same network."
         ) from error
 
 
 def _load(model: keras.Model, path: Path) -> None:
-    """Load weights, all of them: what Keras skips with a warning is an error here."""
+    """Load all weights of a file; weights that Keras would skip with a warning are an error."""
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         model.load_weights(path)
 
 
 def save_arrays(path: Path, arrays: list[NDArray[np.generic]]) -> None:
-    """Write arrays in their order; read them with `load_arrays`."""
+    """Write a list of arrays to a file for `load_arrays`."""
     np.savez(path, **{f"{i:05d}": array for i, array in enumerate(arrays)})  # type: ignore[arg-type]
 
 
 def load_arrays(path: Path) -> list[NDArray[np.generic]]:
-    """Read what `save_arrays` wrote; pickled objects are refused. Raises `IntegrityError`."""
+    """Read the arrays that `save_arrays` wrote; pickled objects are refused. Raises `IntegrityError`."""
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
             return [stored[key] for key in sorted(stored.files)]
-    except Exception as error:  # NumPy and zipfile raise whatever damaged bytes lead them to
+    except Exception as error:  # NumPy and zipfile raise many kinds of errors for damaged files
         raise IntegrityError(f"Expected arrays in {path}; it is damaged: {error}.") from error

@@ -1,4 +1,8 @@
-"""How much of a file has been sent, by boto3's own transfer module: it knows the sending from the summing before."""
+"""A bucket on an S3 server: reading, atomic and conditional writing, listing, and upload progress.
+
+Writes are single requests, so that readers see an object before or after a write but never a part of it. Upload
+progress comes from boto3's transfer module, which tells sending a body from reading it for the signature.
+"""
 
 import hashlib
 import secrets
@@ -34,57 +38,27 @@ if TYPE_CHECKING:
 
 __all__ = ["Bucket", "StoredObject", "body_of", "check_conditional_writes", "watch_uploads"]
 
-
+_CONNECTIONS = 32
+_DOWNLOAD_ATTEMPTS = 2
+_LONGEST_CONNECT = 5.0
 _EVENT = "request-created.s3"
 
+_TEST_KEY = "models/.conditional-writes"
+_TEST_TEXT = "Written by nucleus to find out whether the server honours If-None-Match and If-Match."
+_NO_TAG = '"00000000000000000000000000000000"'
 
-def watch_uploads(client: "S3Client") -> None:
-    """Let a client tell the bodies of its requests when they are signed, and read for it, and when they are sent."""
-    from s3transfer.utils import signal_not_transferring, signal_transferring  # noqa: PLC0415
-
-    client.meta.events.register_first(_EVENT, signal_not_transferring, unique_id="nucleus-upload-signed")
-    client.meta.events.register_last(_EVENT, signal_transferring, unique_id="nucleus-upload-sent")
-
-
-@contextmanager
-def body_of(body: bytes | Path, advance: Advance) -> Iterator[Any]:
-    """What a request sends: the bytes, or the open file, of which `advance` is told how much is sent."""
-    if isinstance(body, bytes):
-        yield body
-        return
-    if advance is no_progress:
-        with body.open("rb") as file:
-            yield file
-        return
-    from s3transfer.utils import ReadFileChunk  # noqa: PLC0415
-
-    size = body.stat().st_size
-    sent = 0
-    advance(sent, size)
-
-    def count(bytes_transferred: int) -> None:
-        nonlocal sent
-        sent += bytes_transferred
-        advance(sent, size)
-
-    with ReadFileChunk.from_filename(str(body), 0, size, callbacks=[count], enable_callbacks=False) as chunk:
-        yield chunk
-
-
-_CONNECTIONS = 32
-_READINGS = 2
-_LONGEST_CONNECT = 5.0
+_honoured: set[str] = set()
 
 
 @dataclass(frozen=True)
 class StoredObject:
-    """What a listing tells of one object.
+    """An object in a listing.
 
     Attributes:
-        key: Its key below the bucket's prefix.
-        size: Bytes.
-        modified: When it was last written, with time zone.
-        etag: Changes with the bytes.
+        key: Key below the bucket's prefix.
+        size: Size in bytes.
+        modified: Time of the last write, with time zone.
+        etag: ETag, which changes with the bytes.
     """
 
     key: str
@@ -94,13 +68,14 @@ class StoredObject:
 
 
 class Bucket:
-    """The objects below one `s3://bucket[/prefix]`. Keys are relative to the prefix.
+    """The objects below `s3://bucket[/prefix]`. Keys are relative to the prefix.
 
-    The client is made at first use and stays out of the pickle: what travels to a worker are the arguments alone.
+    The client is created at first use and is not pickled: only the arguments travel to workers.
 
     Args:
-        uri: Where.
-        single_writer: Whether the user says that nobody else writes meanwhile; then a server may ignore conditions.
+        uri: Address of the bucket or prefix.
+        single_writer: Whether the user guarantees that nobody else writes meanwhile; then the server may ignore
+            conditions.
     """
 
     def __init__(self, uri: S3Uri, *, single_writer: bool = False) -> None:
@@ -112,13 +87,13 @@ class Bucket:
 
     @cached_property
     def _session(self) -> "Session":
-        import boto3.session  # noqa: PLC0415  half a second that `nucleus --help` need not spend
+        import boto3.session  # noqa: PLC0415  takes half a second, which `nucleus --help` need not spend
 
         return boto3.session.Session()
 
     @cached_property
     def _client(self) -> "S3Client":
-        from botocore.config import Config  # noqa: PLC0415
+        from botocore.config import Config  # noqa: PLC0415  as slow as boto3
 
         config = Config(
             max_pool_connections=_CONNECTIONS,
@@ -137,18 +112,17 @@ class Bucket:
         return client
 
     def key(self, key: str) -> str:
-        """The whole key, prefix included."""
+        """Return the full key, including the prefix."""
         return (self.uri / key).key if key else self.uri.key
 
     def check(self, prefix: str = "") -> None:
-        """Raise the error that explains it if what lies below a prefix of the bucket cannot be listed."""
-
+        """Raise an explaining `StorageError` if the objects below a prefix cannot be listed."""
         ask_briefly(lambda: self._page({"Prefix": self._below + prefix, "MaxKeys": 1}))
 
     def seconds_ahead(self, prefix: str = "") -> float | None:
-        """How far this machine's clock is ahead of the server's, to a second; None if the server does not tell its own.
+        """Return by how many seconds this machine's clock is ahead of the server's; None if the server sends no date.
 
-        It is `check` otherwise: the same question, and the same errors.
+        Makes the same request as `check`, and raises the same errors.
         """
 
         def ask() -> tuple[float, Any, float]:
@@ -157,16 +131,15 @@ class Bucket:
             return asked, page, time.time()
 
         asked, page, answered = ask_briefly(ask)
-        told = parsedate_tz(page["ResponseMetadata"]["HTTPHeaders"].get("date", ""))
-        return (asked + answered) / 2 - mktime_tz(told) if told else None
+        date = parsedate_tz(page["ResponseMetadata"]["HTTPHeaders"].get("date", ""))
+        return (asked + answered) / 2 - mktime_tz(date) if date else None
 
     def get(self, key: str) -> bytes:
-        """The object's bytes. Raises `ObjectNotFoundError`."""
+        """Return the bytes of an object. Raises `ObjectNotFoundError`."""
         return self.get_tagged(key)[0]
 
     def get_tagged(self, key: str) -> tuple[bytes, str]:
-        """The object's bytes and the ETag that a compare-and-swap needs. Raises `ObjectNotFoundError`."""
-
+        """Return the bytes of an object, and its ETag for a compare-and-swap. Raises `ObjectNotFoundError`."""
         return ask_patiently(lambda: self._get_once(key))
 
     def _get_once(self, key: str) -> tuple[bytes, str]:
@@ -183,22 +156,22 @@ class Bucket:
         if_match: str | None = None,
         advance: Advance = no_progress,
     ) -> str:
-        """Write an object in one request, so that readers see the old bytes or the new ones; return its ETag.
+        """Write an object in one request, so that readers see either the old or the new bytes; return its ETag.
 
-        A conditional write that has to be repeated may find its own object there, written by a request whose answer
-        was lost. It is told from another writer's by its bytes, so those should differ between writers. For a single
-        writer, whose server may ignore conditions, creating looks first.
+        A repeated conditional write may find its own object, written by a request whose answer was lost. It recognises
+        the object by its bytes, which should therefore differ between writers. With `single_writer`, where the server
+        may ignore conditions, `if_absent` looks for an object before writing.
 
         Args:
             key: Key below the prefix.
-            body: The bytes, or a file that holds them (at most 5 GiB, S3's limit for one request).
-            if_absent: Only create; never replace.
-            if_match: Only replace the object that has this ETag.
-            advance: Told how many bytes of a file are sent, of how many; it may begin anew.
+            body: The bytes, or a file with them (at most 5 GiB, S3's limit for one request).
+            if_absent: Only create the object; never replace one.
+            if_match: Only replace the object with this ETag.
+            advance: Called with the bytes of a file that were sent, and its size; starts over if a request is repeated.
 
         Raises:
             ObjectExistsError: The condition did not hold.
-            UncertainWriteError: The answer to a compare-and-swap was lost, and now another writer's object is there.
+            UncertainWriteError: The answer to a compare-and-swap was lost, and another writer's object is there now.
         """
         if if_absent and self.single_writer and self.find(key):
             raise ObjectExistsError(f"Expected nothing at {self.uri / key}; an object is there.")
@@ -223,8 +196,8 @@ class Bucket:
                 tag = self._tag_of_ours(key, body)
                 if tag is None and if_match is not None:
                     raise UncertainWriteError(
-                        f"Expected to know whether {self.uri / key} was written; the answer was lost, and then another "
-                        "writer came. Look at what is there now, and do it again if need be."
+                        f"Expected an answer to the write of {self.uri / key}; it was lost, and another writer "
+                        "followed. Check what is stored there now, and repeat the command if need be."
                     ) from error
                 if tag is None:
                     raise
@@ -233,10 +206,10 @@ class Bucket:
         return ask_patiently(ask)
 
     def _tag_of_ours(self, key: str, body: bytes | Path) -> str | None:
-        """The ETag of the stored object if it has these bytes."""
+        """Return the ETag of the stored object if it has these bytes, else None."""
         try:
             stored, tag = self._get_once(key)
-        except ObjectNotFoundError as error:  # then the write is asked for again
+        except ObjectNotFoundError as error:  # then the write is repeated
             raise UnavailableError(f"Expected an object at {self.uri / key}; it was removed meanwhile.") from error
         return tag if stored == (body if isinstance(body, bytes) else body.read_bytes()) else None
 
@@ -246,19 +219,19 @@ class Bucket:
             return BulkReader(self._session, self._client, self.uri.bucket, seconds_of_silence())
 
     def download(self, key: str, path: Path, *, sha256: str | None = None, advance: Advance = no_progress) -> str:
-        """Copy an object to `path`, whole or not at all; return its SHA-256.
+        """Download an object to `path`, completely or not at all; return its SHA-256.
 
-        `advance` is told how many bytes have come, of how many; it may begin anew.
+        `advance` is called with the bytes received and the size; it starts over if a request is repeated.
 
         Raises:
-            ObjectNotFoundError: Nothing has this key.
-            IntegrityError: The bytes do not have the sum `sha256`; `path` is left as it was.
+            ObjectNotFoundError: No object has this key.
+            IntegrityError: The bytes have another SHA-256 than `sha256`; `path` is unchanged.
         """
         with atomic_path(path) as beside, beside.open("wb") as file:
             return self.read_into(key, file, sha256=sha256, advance=advance)
 
     def read_into(self, key: str, file: BinaryIO, *, sha256: str | None = None, advance: Advance = no_progress) -> str:
-        """Write an object's bytes to an open file; return their SHA-256. Raises what `download` raises."""
+        """Write the bytes of an object to an open file; return their SHA-256. Raises the errors of `download`."""
         start = file.tell()
 
         def ask() -> str:
@@ -274,17 +247,17 @@ class Bucket:
             file.truncate()
             return digest.hexdigest()
 
-        for _ in range(_READINGS):  # what was damaged on its way is whole the next time
+        for _ in range(_DOWNLOAD_ATTEMPTS):  # bytes that were damaged in transit are right the second time
             found = ask_patiently(ask)
             if sha256 in {None, found}:
                 return found
         raise IntegrityError(
             f"Expected {self.uri / key} to have SHA-256 {sha256}; found {found}. "
-            "The stored object was damaged or replaced: write it again from its source."
+            "The stored object was damaged or replaced: restore it from its source."
         )
 
     def delete(self, key: str) -> None:
-        """Remove an object; nothing happens if there is none."""
+        """Delete an object; do nothing if there is none."""
 
         def ask() -> None:
             with explained(self.uri / key):
@@ -294,26 +267,26 @@ class Bucket:
 
     @property
     def _below(self) -> str:
-        """What the keys of all objects in the bucket's prefix begin with."""
+        """The prefix with a slash at its end, or an empty string."""
         return f"{self.uri.key}/" if self.uri.key else ""
 
     def objects(self, prefix: str) -> Iterator[StoredObject]:
-        """Every object whose key starts with `prefix`, in the order of keys."""
+        """Yield every object whose key starts with `prefix`, ordered by key."""
         for page in self._pages(Prefix=self._below + prefix):
             for item in page.get("Contents", []):
                 yield self._stored(item)
 
     def find(self, key: str) -> StoredObject | None:
-        """The object that has this key, if there is one."""
-        first = next(self.objects(key), None)  # in the order of keys, so the object itself comes before longer ones
+        """Return the object with this key, or None."""
+        first = next(self.objects(key), None)  # ordered by key, so the object itself precedes longer keys
         return first if first is not None and first.key == key else None
 
     def folders(self, prefix: str) -> list[str]:
-        """The names directly below the folder `prefix`, in order."""
+        """Return the names of the folders directly below `prefix`, sorted."""
         return self.children(prefix)[1]
 
     def children(self, folder: str) -> tuple[list[StoredObject], list[str]]:
-        """What lies directly below a folder, in order: its objects, and the names of the folders in it."""
+        """Return the objects directly below a folder, and the names of the folders in it, both sorted."""
         start = f"{self.key(folder)}/".lstrip("/")
         pages = list(self._pages(Prefix=start, Delimiter="/"))
         objects = [self._stored(item) for page in pages for item in page.get("Contents", [])]
@@ -324,7 +297,7 @@ class Bucket:
         return StoredObject(item["Key"].removeprefix(self._below), item["Size"], item["LastModified"], item["ETag"])
 
     def _pages(self, **arguments: Any) -> Iterator[Any]:
-        """The pages of a listing."""
+        """Yield the pages of a listing."""
         following: dict[str, Any] = {}
         while True:
             asked = {**arguments, **following}
@@ -339,37 +312,64 @@ class Bucket:
             return self._client.list_objects_v2(Bucket=self.uri.bucket, **arguments)
 
 
-_KEY = "models/.conditional-writes"
-_TEXT = "Written by nucleus to find out whether the server honours If-None-Match and If-Match."
-_NO_TAG = '"00000000000000000000000000000000"'
-
-_honoured: set[str] = set()
-
-
 def check_conditional_writes(bucket: Bucket) -> None:
-    """Raise `ConditionalWritesError` if the server ignores conditions and others may write too.
+    """Raise `ConditionalWritesError` if the server ignores the conditions of writes and others may write too.
 
-    One object below `models/` is made for it, once; a server is asked once a process.
+    The check creates one small object below `models/`, once; it runs once per process and bucket.
     """
     where = str(bucket.uri)
     if bucket.single_writer or where in _honoured:
         return
-    _writes(bucket, if_absent=True)  # now it is there
+    _writes(bucket, if_absent=True)  # from now on the object exists
     conditions: dict[str, dict[str, Any]] = {"If-None-Match": {"if_absent": True}, "If-Match": {"if_match": _NO_TAG}}
     for header, condition in conditions.items():
         if _writes(bucket, **condition):
             raise ConditionalWritesError(
                 f"Expected a server that honours conditional writes, as AWS and MinIO do; the one behind {bucket.uri} "
-                f"ignores {header}, so two publishers at once would overwrite each other. If nobody else publishes to "
-                "this bucket meanwhile, say so with --single-writer."
+                f"ignores {header}, so two publishers at the same time would overwrite each other. If nobody else "
+                "publishes to this bucket, add --single-writer."
             )
     _honoured.add(where)
 
 
 def _writes(bucket: Bucket, *, if_absent: bool = False, if_match: str | None = None) -> bool:
-    """Whether a conditional write of bytes that were never written before is done."""
+    """Whether the server accepts a conditional write of new bytes."""
+    body = f"{_TEST_TEXT} {secrets.token_hex(8)}\n".encode()
     try:
-        bucket.put(_KEY, f"{_TEXT} {secrets.token_hex(8)}\n".encode(), if_absent=if_absent, if_match=if_match)
+        bucket.put(_TEST_KEY, body, if_absent=if_absent, if_match=if_match)
     except ObjectExistsError:
         return False
     return True
+
+
+def watch_uploads(client: "S3Client") -> None:
+    """Tell the request bodies of a client apart: read for the signature, or sent."""
+    from s3transfer.utils import signal_not_transferring, signal_transferring  # noqa: PLC0415  as slow as boto3
+
+    client.meta.events.register_first(_EVENT, signal_not_transferring, unique_id="nucleus-upload-signed")
+    client.meta.events.register_last(_EVENT, signal_transferring, unique_id="nucleus-upload-sent")
+
+
+@contextmanager
+def body_of(body: bytes | Path, advance: Advance) -> Iterator[Any]:
+    """Yield the body of a request: the bytes, or the open file, whose sending is reported to `advance`."""
+    if isinstance(body, bytes):
+        yield body
+        return
+    if advance is no_progress:
+        with body.open("rb") as file:
+            yield file
+        return
+    from s3transfer.utils import ReadFileChunk  # noqa: PLC0415  as slow as boto3
+
+    size = body.stat().st_size
+    sent = 0
+    advance(sent, size)
+
+    def count(bytes_transferred: int) -> None:
+        nonlocal sent
+        sent += bytes_transferred
+        advance(sent, size)
+
+    with ReadFileChunk.from_filename(str(body), 0, size, callbacks=[count], enable_callbacks=False) as chunk:
+        yield chunk

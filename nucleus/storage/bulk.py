@@ -1,9 +1,9 @@
-"""Bulk reading: large objects, or many, at the speed of the network and not of Python.
+"""Bulk reading of large or many objects with obstore, which is limited by the network rather than by Python.
 
-By obstore (Rust, MIT, by Development Seed, on Apache Arrow's `object_store`). Tried on one server, 3,000 objects of
-20 kB and 8 of 64 MiB, each compared with its SHA-256: obstore 2.5 s and 1.4 s, boto3 in threads 5.4 s and 1.6 s;
-boto3's CRT transfer broke off with closed sockets. Endpoint, region and credentials are those that boto3 found, so
-there is one place that says where and as whom.
+obstore is written in Rust (MIT licence, by Development Seed, on Apache Arrow's `object_store`). Measured on one server
+with 3,000 objects of 20 kB and 8 of 64 MiB, SHA-256 included: obstore 2.5 s and 1.4 s, boto3 in threads 5.4 s and
+1.6 s; boto3's CRT transfer failed with closed sockets. Endpoint, region and credentials are taken from boto3, so they
+are configured in one place.
 """
 
 import os
@@ -22,20 +22,20 @@ if TYPE_CHECKING:
 __all__ = ["UNREACHABLE", "BulkReader", "Refusal", "obstore_error"]
 
 UNREACHABLE = "Unreachable"
-"""A refusal's code where S3 has none, for there was no answer or not the whole of it."""
+"""Code of a refusal without an answer, or with an incomplete one."""
 _BROKEN = ("error sending request", "error decoding response body", "request or response body error", "timed out")
 
 _CHUNK = 1 << 20
 _RETRIES = 4
-"""Of one request, and of a body from where it broke off; after them the whole object is asked for again."""
+"""Retries of a request, or of a body from where it broke off; after these, the whole object is requested again."""
 
 
 class Refusal(NamedTuple):
-    """What a server answered instead of doing what it was asked.
+    """A server's answer that refuses a request.
 
     Attributes:
-        code: S3's, or what stands for it.
-        status: HTTP's, or 0 if it is not known.
+        code: Error code of S3, or a substitute.
+        status: HTTP status, or 0 if it is unknown.
     """
 
     code: str
@@ -43,24 +43,24 @@ class Refusal(NamedTuple):
 
 
 class BulkReader:
-    """Streams the objects of one bucket.
+    """Reader that streams the objects of one bucket.
 
     Args:
-        session: Has the credentials.
-        client: Knows endpoint and region.
-        bucket: Its name.
-        silence: Seconds without a byte after which a request has failed.
+        session: Session with the credentials.
+        client: Client with the endpoint and region.
+        bucket: Name of the bucket.
+        silence: Seconds without data after which a request has failed.
     """
 
     def __init__(self, session: "boto3.session.Session", client: "S3Client", bucket: str, silence: float) -> None:
-        from obstore.auth.boto3 import Boto3CredentialProvider  # noqa: PLC0415  only those who read need it
+        from obstore.auth.boto3 import Boto3CredentialProvider  # noqa: PLC0415  only downloads need obstore
         from obstore.store import S3Store  # noqa: PLC0415
 
         options: dict[str, Any] = {
             "allow_http": client.meta.endpoint_url.startswith("http://"),
             "connect_timeout": timedelta(seconds=5),
             "read_timeout": timedelta(seconds=silence),
-            "timeout": timedelta(hours=6),  # of a whole object; a stalled one ends by read_timeout
+            "timeout": timedelta(hours=6),  # for a whole object; read_timeout ends a stalled one
         }
         bundle = os.environ.get("AWS_CA_BUNDLE")
         if bundle:
@@ -75,14 +75,14 @@ class BulkReader:
         )
 
     def open(self, key: str) -> tuple[int, Iterator[memoryview]]:
-        """The object's size, and its bytes in order. Raises obstore's errors, also while the bytes are read."""
+        """Return the size of an object and an iterator over its bytes. Both raise the errors of obstore."""
         found = self._store.get(key)
         return found.meta["size"], map(memoryview, found.stream(min_chunk_size=_CHUNK))
 
 
 def obstore_error(error: Exception) -> Refusal | None:
-    """What one of obstore's exceptions says; None for any other exception."""
-    import obstore.exceptions as obs  # noqa: PLC0415
+    """Return the refusal that an exception of obstore describes; None for any other exception."""
+    import obstore.exceptions as obs  # noqa: PLC0415  only downloads need obstore
 
     text = str(error)
     code = re.search(r"<Code>(\w+)</Code>", text)

@@ -1,4 +1,4 @@
-"""Files on disk: sums, and writes that either happen whole or not at all."""
+"""Files on disk: SHA-256 sums, atomic writes, and versioned JSON documents."""
 
 import hashlib
 import json
@@ -30,7 +30,7 @@ _BLOCK = 1 << 20
 
 
 def sha256_of(path: Path) -> str:
-    """SHA-256 of a file as 64 hexadecimal digits."""
+    """Return the SHA-256 of a file as 64 hexadecimal digits."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(_BLOCK):
@@ -40,10 +40,10 @@ def sha256_of(path: Path) -> str:
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Give a temporary path beside `path`; move it there when the block ends well, remove it when not.
+    """Yield a temporary path beside `path`; rename it to `path` if the block succeeds, else remove it.
 
-    The name is unique to the process and call, so writers at once never share it; the last one wins whole. Its
-    suffix is that of `path`, because image writers choose the format by it.
+    The name is unique per process and call, so concurrent writers never share it; the last one wins. It has the suffix
+    of `path`, by which image writers choose the format.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{os.getpid()}-{secrets.token_hex(4)}-{path.name}")
@@ -55,7 +55,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 def write_atomic(path: Path, data: bytes | str) -> None:
-    """Write `data` to `path`, which holds either what it held or all of `data`."""
+    """Write `data` to `path`, completely or not at all."""
     with atomic_path(path) as beside:
         beside.write_bytes(data.encode() if isinstance(data, str) else data)
 
@@ -65,44 +65,44 @@ _SUMS = TypeAdapter(dict[str, str])
 
 
 def write_sums(folder: Path) -> None:
-    """Write the sums of all files below a folder."""
+    """Write the SHA-256 of all files below a folder to `sums.json` in it."""
     (folder / SUMS_FILE).write_text(json.dumps(_sums(folder), indent=1))
 
 
 def check_sums(folder: Path, where: str) -> None:
-    """Compare a folder with the sums in it.
+    """Compare the files in a folder with its `sums.json`.
 
     Args:
         folder: A folder for which `write_sums` was called, or a copy of it.
-        where: What the user calls it.
+        where: Name of the folder in error messages.
 
     Raises:
-        IntegrityError: A file is missing, is not what it was, or was not there.
+        IntegrityError: A file is missing, has changed, or was added.
     """
     try:
         data = (folder / SUMS_FILE).read_bytes()
     except OSError as error:
-        raise IntegrityError(f"Expected the sums of the files in {where}; they cannot be read: {error}.") from error
+        raise IntegrityError(f"Expected {SUMS_FILE} in {where}; it cannot be read: {error}.") from error
     expected = read_sums(data, where)
     found = _sums(folder)
     wrong = sorted(name for name in {*found, *expected} if found.get(name) != expected.get(name))
     if wrong:
         raise IntegrityError(
-            f"Expected the files in {where} to have the SHA-256 that {SUMS_FILE} says; these have not, or are missing: "
+            f"Expected the files in {where} to have the SHA-256 in {SUMS_FILE}; these differ or are missing: "
             f"{', '.join(wrong)}."
         )
 
 
 def read_sums(data: bytes, where: str) -> dict[str, str]:
-    """SHA-256 of each file of a folder, by its path there, from what `write_sums` wrote.
+    """Parse what `write_sums` wrote: the SHA-256 of each file of a folder, by its path there.
 
     Raises:
-        IntegrityError: It is damaged.
+        IntegrityError: The document is damaged.
     """
     try:
         return _SUMS.validate_json(data)
     except ValidationError as error:
-        raise IntegrityError(f"Expected the sums of the files in {where}; they cannot be read: {error}") from error
+        raise IntegrityError(f"Expected {SUMS_FILE} in {where}; it cannot be read: {error}") from error
 
 
 def _sums(folder: Path) -> dict[str, str]:
@@ -123,28 +123,29 @@ def read_document(
     error: type[NucleusError],
     oldest: int = 1,
 ) -> Document:
-    """Parse and check a document.
+    """Parse and check a JSON document that states its format.
 
     Args:
-        kind: What it must be; has a field `format`, and may have `needs`, the version of this package that reads it.
-        data: The JSON.
-        what: What the user calls it, such as `a dataset manifest`.
+        kind: Model of the document; has a field `format`, and may have `needs`, the oldest version of this package
+            that reads the format.
+        data: The JSON text.
+        what: Name of the document in error messages, such as `a dataset manifest`.
         where: Its file or URI.
         newest: The newest format that this version of the package reads.
-        error: Raised if the document is damaged, newer or too old.
-        oldest: The oldest format that it reads.
+        error: Class of the error that is raised if the document is damaged, too new or too old.
+        oldest: The oldest format that this version of the package reads.
     """
     try:
         found = json.loads(data)
         stored = found.get("format") if isinstance(found, dict) else None
         if not isinstance(stored, int) or oldest <= stored <= newest:
             return kind.model_validate(found)
-    except (ValueError, RecursionError) as problem:  # also what pydantic and the decoder of UTF-8 raise
+    except (ValueError, RecursionError) as problem:  # includes the errors of pydantic and of the UTF-8 decoder
         raise error(f"Expected {what} at {where}; it is damaged: {problem}") from problem
     if stored < oldest:
         raise error(
             f"Expected {what} of format {oldest} or newer at {where}; found format {stored}, which this version "
-            f"({__version__}) no longer reads. Make it again, or install the version that wrote it."
+            f"({__version__}) no longer reads. Create it again, or install the version that wrote it."
         )
     needs = found.get("needs")
     raise error(

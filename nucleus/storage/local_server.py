@@ -1,7 +1,7 @@
-"""The embedded S3 server: ministack as a child process, on this machine only, with its data in one folder.
+"""Embedded S3 server: ministack as a child process, reachable on this machine only, with its data in one folder.
 
-It stands in for AWS or MinIO where there is neither. Everything else in this project reaches it as it reaches
-those, through `AWS_ENDPOINT_URL_S3`.
+It replaces AWS or MinIO where there is neither. The rest of this project reaches it like any S3 server, through
+`AWS_ENDPOINT_URL_S3`.
 """
 
 import importlib.util
@@ -31,7 +31,7 @@ DEFAULT_BUCKET = "nucleus"
 _START_SECONDS = 60.0
 _STOP_SECONDS = 15.0
 _PORT_SECONDS = 3.0
-# The server checks no keys, but the SDKs insist on having some.
+# The server checks no keys, but the SDKs require some.
 _CREDENTIALS = {
     "AWS_ACCESS_KEY_ID": "nucleus",
     "AWS_SECRET_ACCESS_KEY": "local-only",
@@ -39,19 +39,19 @@ _CREDENTIALS = {
 }
 
 
-# Servers outlive their starter on purpose; kept here so that those which end before it are reaped.
+# Servers outlive the process that started them. They are listed here so that those which end earlier are reaped.
 _children: dict[int, subprocess.Popen[bytes]] = {}
 
 
 @dataclass(frozen=True)
 class RunningStore:
-    """A server that was started and whose process runs.
+    """A running server.
 
     Attributes:
-        folder: Where its data, log and this record are.
-        port: The port on 127.0.0.1.
-        pid: The process.
-        created: When the process began, seconds since the epoch: with `pid` it names one process for good.
+        folder: Folder with its data, its log and this record.
+        port: Port on 127.0.0.1.
+        pid: Process id.
+        created: Start time of the process, seconds since the epoch; with `pid` it identifies the process.
     """
 
     folder: str
@@ -61,12 +61,12 @@ class RunningStore:
 
     @property
     def endpoint(self) -> str:
-        """The URL for AWS_ENDPOINT_URL_S3."""
+        """URL for AWS_ENDPOINT_URL_S3."""
         return f"http://{HOST}:{self.port}"
 
 
 def environment(store: RunningStore) -> dict[str, str]:
-    """The variables with which any S3 client reaches the server."""
+    """Return the environment variables with which S3 clients reach the server."""
     return {
         "AWS_ENDPOINT_URL_S3": store.endpoint,
         **_CREDENTIALS,
@@ -76,19 +76,19 @@ def environment(store: RunningStore) -> dict[str, str]:
 
 
 def _without_proxy() -> dict[str, str]:
-    """Settings with which a machine that has an `http_proxy` still reaches its own server directly."""
+    """Return variables that exempt this machine from its `http_proxy`, if there is one."""
     if not urllib.request.getproxies_environment():
         return {}
-    spared = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
-    if HOST in spared.split(","):
+    exempt = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
+    if HOST in exempt.split(","):
         return {}
-    value = f"{spared},{HOST}".lstrip(",")
+    value = f"{exempt},{HOST}".lstrip(",")
     return {"no_proxy": value, "NO_PROXY": value}
 
 
 def make_bucket(store: RunningStore) -> None:
-    """Make the bucket that `environment` names, unless it exists."""
-    import boto3  # noqa: PLC0415
+    """Create the bucket that `environment` names, unless it exists."""
+    import boto3  # noqa: PLC0415  takes half a second
     from botocore.config import Config  # noqa: PLC0415
     from botocore.exceptions import BotoCoreError, ClientError  # noqa: PLC0415
 
@@ -105,19 +105,19 @@ def make_bucket(store: RunningStore) -> None:
             client.create_bucket(Bucket=DEFAULT_BUCKET)
     except (BotoCoreError, ClientError) as error:
         raise StoreServerError(
-            f"Expected to make the bucket {DEFAULT_BUCKET!r} at {store.endpoint}; {error}"
+            f"Expected to create the bucket {DEFAULT_BUCKET!r} at {store.endpoint}; {error}"
         ) from error
 
 
 def start(folder: Path, port: int | None = None) -> RunningStore:
-    """Start the server on `folder`, or return the one that runs there already.
+    """Start a server for `folder`, or return the one that is running.
 
     Args:
-        folder: Holds the data; made if absent. What earlier servers stored there is there again.
-        port: Port on 127.0.0.1; 0 takes any free one; None takes the last one used with this folder, else 9000.
+        folder: Folder of the data, created if need be. Data that earlier servers stored there is kept.
+        port: Port on 127.0.0.1; 0 for any free one; None for the last one used with this folder, else 9000.
 
     Raises:
-        StoreServerError: ministack is not installed, the port is taken, or the server does not come up.
+        StoreServerError: ministack is not installed, the port is in use, or the server does not start.
     """
     folder = folder.expanduser().absolute()
     folder.mkdir(parents=True, exist_ok=True)
@@ -139,7 +139,7 @@ def start(folder: Path, port: int | None = None) -> RunningStore:
 
 
 def status(folder: Path) -> RunningStore | None:
-    """The server that runs on `folder`, or None."""
+    """Return the server that runs for `folder`, or None."""
     record = _record(folder.expanduser().absolute())
     if record is None or _process(record) is None:
         return None
@@ -147,7 +147,7 @@ def status(folder: Path) -> RunningStore | None:
 
 
 def stop(folder: Path) -> bool:
-    """Stop the server on `folder`, and only a process that `start` began. Return whether one ran."""
+    """Stop the server for `folder`, if it was started by `start`. Return whether one was running."""
     folder = folder.expanduser().absolute()
     record = _record(folder)
     process = _process(record) if record is not None else None
@@ -157,7 +157,7 @@ def stop(folder: Path) -> bool:
     try:
         process.wait(_STOP_SECONDS)
     except psutil.TimeoutExpired:
-        process.kill()  # the data is on disk after each request, so nothing is lost
+        process.kill()  # data is on disk after each request, so nothing is lost
         process.wait(_STOP_SECONDS)
     child = _children.pop(process.pid, None)
     if child is not None:
@@ -179,7 +179,7 @@ def _choose_port(folder: Path, port: int | None) -> int:
                     f"Expected port {port} on {HOST} to be free; it is taken ({error.strerror}). "
                     "Run: nucleus store start --port 0 (any free port)."
                 ) from error
-        time.sleep(0.1)  # a server that was just killed may still be letting go of it
+        time.sleep(0.1)  # a server that was just killed may still hold it
 
 
 def _free_port(port: int) -> int:
@@ -190,7 +190,7 @@ def _free_port(port: int) -> int:
 
 
 def _launch(folder: Path, port: int) -> RunningStore:
-    # IOT_MTLS_ENABLED: ministack otherwise opens an MQTT listener on every interface (port 8883), BIND_HOST or not.
+    # IOT_MTLS_ENABLED: otherwise ministack opens an MQTT listener on every interface (port 8883), despite BIND_HOST.
     settings = {
         "BIND_HOST": HOST,
         "GATEWAY_PORT": str(port),
@@ -235,7 +235,7 @@ def _launch(folder: Path, port: int) -> RunningStore:
 
 def _answers(store: RunningStore) -> bool:
     try:
-        direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # never over an http_proxy
+        direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # without any http_proxy
         with direct.open(f"{store.endpoint}/_ministack/health", timeout=2) as answer:
             return bool(answer.status == 200)
     except (urllib.error.URLError, TimeoutError, ConnectionError):
@@ -249,12 +249,12 @@ def _record(folder: Path) -> RunningStore | None:
         return None
     except (ValueError, TypeError) as error:
         raise StoreServerError(
-            f"Expected {folder / 'store.json'} to describe a server; it is damaged. Remove that file."
+            f"Expected {folder / 'store.json'} to describe a server; it is damaged. Remove this file."
         ) from error
 
 
 def _process(record: RunningStore) -> psutil.Process | None:
-    """The recorded process if it still is the one that `start` began (process ids are used again)."""
+    """Return the recorded process if it is still the one that `start` created (process ids are reused)."""
     try:
         process = psutil.Process(record.pid)
         same = abs(process.create_time() - record.created) < 1.0

@@ -1,4 +1,4 @@
-"""What went wrong with a request to the bucket, as one of our errors: with the fix, and with no credential."""
+"""Errors of requests to the bucket, translated to this project's exceptions: with the fix, without credentials."""
 
 import os
 from collections.abc import Iterator
@@ -32,13 +32,13 @@ _REFUSALS: tuple[tuple[set[str], type[StorageError], str], ...] = (
     (
         {"AccessDenied", "403", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken"},
         AccessDeniedError,
-        "Expected the right to {operation} at {uri}; {endpoint} refused ({code}). Check AWS_ACCESS_KEY_ID, "
-        "AWS_SECRET_ACCESS_KEY and the rights that go with them.",
+        "Expected permission for {operation} at {uri}; {endpoint} refused ({code}). Check AWS_ACCESS_KEY_ID, "
+        "AWS_SECRET_ACCESS_KEY and their permissions.",
     ),
     (
         {"RequestTimeTooSkewed"},
         ClockError,
-        "Expected this machine's clock within 15 minutes of that of {endpoint}; it refused {operation} ({code}). Run: "
+        "Expected this machine's clock to be within 15 minutes of {endpoint}'s; {operation} was refused ({code}). Run: "
         "timedatectl set-ntp true (for a container, on its host).",
     ),
     (
@@ -47,32 +47,32 @@ _REFUSALS: tuple[tuple[set[str], type[StorageError], str], ...] = (
         "Expected to be the only writer of {uri}; another write was first ({code}).",
     ),
 )
-"""S3's codes, and what they mean here."""
+"""Error codes of S3, with the exception and the message for each."""
 _UNAVAILABLE = {
     "BandwidthLimitExceeded",
-    "BadDigest",  # the body was damaged on its way
-    "ConditionalRequestConflict",  # another write of the key is under way: AWS wants the request again
+    "BadDigest",  # the body was damaged in transit
+    "ConditionalRequestConflict",  # another write of the key is in progress: AWS wants the request repeated
     "IncompleteBody",
     "RequestLimitExceeded",
     "RequestTimeout",
     "Throttling",
     "ThrottlingException",
 }
-"""What a server answers with other statuses than 429 and 5xx and may not a moment later."""
+"""Codes of temporary errors with other statuses than 429 and 5xx."""
 _TOO_MANY, _SERVERS_FAULT, _NOT_IMPLEMENTED = 429, 500, 501
 
 
 def endpoint() -> str:
-    """The server that requests go to, as the user named it."""
+    """Return the address of the S3 server from the environment."""
     return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "AWS S3"
 
 
 @contextmanager
 def explained(uri: S3Uri) -> Iterator[None]:
-    """Turn what botocore and obstore raise within the block into `StorageError` and its kin."""
-    import botocore.exceptions as boto  # noqa: PLC0415
+    """Translate the errors that botocore and obstore raise in the block to `StorageError` and its subclasses."""
+    import botocore.exceptions as boto  # noqa: PLC0415  slow to import
     from botocore.parsers import ResponseParserError  # noqa: PLC0415
-    from urllib3.exceptions import ProtocolError  # noqa: PLC0415  botocore leaves it as it is when a body breaks off
+    from urllib3.exceptions import ProtocolError  # noqa: PLC0415  raised through botocore when a body breaks off
 
     try:
         yield
@@ -87,7 +87,7 @@ def explained(uri: S3Uri) -> Iterator[None]:
         raise _unreachable(uri, type(error).__name__) from error
     except (boto.IncompleteReadError, boto.FlexibleChecksumError, ResponseParserError, ProtocolError) as error:
         raise UnavailableError(
-            f"Expected the whole answer of {endpoint()} for {uri}; got a part of it, or damaged bytes."
+            f"Expected the whole answer of {endpoint()} for {uri}; got only a part of it, or damaged bytes."
         ) from error
     except boto.BotoCoreError as error:
         raise StorageError(f"{uri}: {error}") from error

@@ -1,4 +1,4 @@
-"""`s3://bucket/key` as a value."""
+"""S3 URIs: `s3://bucket/key` as a value, and the bucket of NUCLEUS_BUCKET."""
 
 import os
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ BUCKET_VARIABLE = "NUCLEUS_BUCKET"
 
 @dataclass(frozen=True)
 class S3Uri:
-    """A bucket and a key or prefix in it, without slashes at the ends.
+    """A bucket and a key or prefix in it, without leading or trailing slashes.
 
     >>> str(S3Uri("cells", "datasets") / "dsb2018")
     's3://cells/datasets/dsb2018'
@@ -30,7 +30,7 @@ class S3Uri:
 
     @property
     def parent(self) -> "S3Uri":
-        """The prefix that holds this key; the bucket itself at the top."""
+        """The prefix above this key; the bucket itself at the top."""
         return S3Uri(self.bucket, self.key.rpartition("/")[0])
 
     @property
@@ -40,7 +40,7 @@ class S3Uri:
 
 
 def parse_uri(text: str) -> S3Uri:
-    """Read `s3://bucket[/key]`.
+    """Parse `s3://bucket[/key]`.
 
     Raises:
         UriError: Another scheme, or no bucket.
@@ -55,10 +55,10 @@ def parse_uri(text: str) -> S3Uri:
 
 
 def bucket_from_environment(given: str | None = None) -> S3Uri:
-    """The bucket of this project: `given` (a recipe's), else the variable NUCLEUS_BUCKET.
+    """Return the project's bucket: `given` (from a recipe), else the variable NUCLEUS_BUCKET.
 
     Raises:
-        UriError: Neither is set, or it is no `s3://` URI.
+        UriError: Neither is set, or it is not an `s3://` URI.
     """
     text = given or os.environ.get(BUCKET_VARIABLE, "")
     if not text:

@@ -157,7 +157,7 @@ def test_damage_is_found(dozen: Path, bucket_uri: S3Uri, tmp_path: Path) -> None
     kept = good.read_bytes()
     bucket.put(shard.file, kept[:-1] + b"\0")
     assert verify_dataset(dataset) == [
-        f"{shard.file}: expected {shard.size} bytes with SHA-256 {shard.sha256}; found others"
+        f"{shard.file}: expected {shard.size} bytes with SHA-256 {shard.sha256}; found other bytes"
     ]
     assert len(ShardCache(tmp_path / "good").open(dataset, shard)) == shard.records  # the cached copy is right
     with pytest.raises(IntegrityError, match=shard.sha256):

@@ -291,10 +291,10 @@ def test_files_that_hold_more_than_one_image(tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "five.tif", np.dstack([grey] * 5), photometric="rgb")
     for name, message in {
         "scenes.ome.tif": "found 3",
-        "samples.tif": "found 2 samples a pixel",
-        "planes.tif": "found 3 samples a pixel",
+        "samples.tif": "found 2 samples per pixel",
+        "planes.tif": "found 3 samples per pixel",
         "white.tif": "where it is white",
-        "five.tif": "found 5 samples a pixel",
+        "five.tif": "found 5 samples per pixel",
     }.items():
         with pytest.raises(ImageError, match=message):
             open_source(tmp_path / name)
