@@ -1,7 +1,7 @@
-"""TensorBoard: the history of a run as one event file, written anew whenever the run is saved.
+"""TensorBoard's event file, rewritten from the run's history at each checkpoint, and a profile of training steps.
 
-Written from the history and not epoch by epoch, it has each epoch once, however often the run was broken off. The step
-of everything is the epoch, from 0; pictures from before training have -1.
+As it is rewritten and not appended to, it has each epoch once, however often the run is interrupted. Steps are epochs,
+from 0; pictures from before training are at step -1.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ __all__ = ["EVENTS_FILE", "TENSORBOARD_FOLDER", "WARM_UP_STEPS", "StepProfile", 
 
 
 TENSORBOARD_FOLDER = "tensorboard"
-"""In a run's folder."""
+"""Name of its folder in a run's folder."""
 EVENTS_FILE = f"{TENSORBOARD_FOLDER}/events.out.tfevents.0.nucleus"
-"""Name of the file in a run's folder of the bucket."""
+"""Path of the event file in a run's folder."""
 
 _VERSION = "brain.Event:2"
 _COLOURS = 3
 _PNG_SIZE, _PNG_SIZE_AT = struct.Struct(">II"), 16
-"""Width and height stand in the first chunk (https://www.w3.org/TR/png-3/#11IHDR); to decode takes 5 ms a picture."""
+"""Width and height are in the first chunk (https://www.w3.org/TR/png-3/#11IHDR); decoding takes 5 ms per picture."""
 _GRAPH_SIDE = 128
 
 
@@ -37,12 +37,12 @@ def events_of(
     pictures: Mapping[int, Mapping[str, bytes]] | None = None,
     graph: bytes | None = None,
 ) -> bytes:
-    """The content of an event file.
+    """Return the content of an event file.
 
     Args:
-        history: The metrics of each epoch; every one becomes a scalar of its name at the step `epoch`.
-        pictures: Epochs done, then tag, then PNG; after n epochs is the step n - 1.
-        graph: The network, as `graph_of` gives it.
+        history: Metrics of each epoch; each becomes a scalar of its name at the step `epoch`.
+        pictures: PNG by epochs done, then tag; those after n epochs are at the step n - 1.
+        graph: The network, as returned by `graph_of`.
     """
 
     now = time.time()
@@ -69,20 +69,20 @@ def events_of(
 
 
 def write_events(path: Path, events: bytes) -> None:
-    """Put an event file in place as a whole, for a TensorBoard that may be reading it.
+    """Replace an event file as a whole, as TensorBoard may be reading it.
 
     Args:
-        path: `<folder>/runs/<run>/` and `EVENTS_FILE`; folders are made.
-        events: What `events_of` gives.
+        path: `<folder>/runs/<run>/` and `EVENTS_FILE`; missing folders are created.
+        events: Content, as returned by `events_of`.
     """
     write_atomic(path, events)
 
 
 def graph_of(model: Any) -> bytes:
-    """The network as TensorBoard draws it: a serialised GraphDef of one call, without the weights.
+    """Return the network for TensorBoard: a serialised GraphDef of one call, without weights.
 
     Args:
-        model: A Keras model of one input, images.
+        model: A Keras model whose one input is a batch of images.
     """
 
     (given,) = model.inputs
@@ -93,20 +93,20 @@ def graph_of(model: Any) -> bytes:
 
 
 WARM_UP_STEPS = 10
-"""Steps before it: the graph is compiled in the first, and caches fill."""
+"""Steps before a profile begins: the graph is compiled in the first, and caches fill."""
 
 
 class StepProfile:
-    """Records so many steps of a run's first epoch, driven by the calls of `Callback.on_steps_end`.
+    """A profile of some steps of a run's first epoch, driven by calls of `steps`.
 
-    It begins after the first call by which ten steps were taken, and ends with the call by which as many as asked for
-    were recorded, or with the epoch, so that no validation is in it: where a call is for several steps, these numbers
-    are rounded up to calls. If an epoch is over before ten steps, the next ones count too; if each epoch is one call,
-    a whole epoch is recorded, with the validation before it. A process that goes on with a later epoch records nothing.
+    It begins after `WARM_UP_STEPS` steps and ends when `count` steps are recorded, or with the epoch, so that no
+    validation is in it. Both numbers are rounded up to calls, as one call may report several steps. If an epoch has
+    fewer than `WARM_UP_STEPS` steps, those of the next epochs count too; if each epoch is one call, a whole epoch is
+    recorded, with the validation before it. A process that resumes at a later epoch records nothing.
 
     Args:
-        count: How many steps; 0 for no profile, which costs nothing.
-        folder: Local folder of TensorBoard, which gets `plugins/profile/<time>/<machine>.xplane.pb`.
+        count: Number of steps; 0 for no profile, which costs nothing.
+        folder: Local folder of TensorBoard, in which `plugins/profile/<time>/<machine>.xplane.pb` is written.
     """
 
     def __init__(self, count: int, folder: Path) -> None:
@@ -117,7 +117,7 @@ class StepProfile:
         self._recorded: int | None = None
 
     def steps(self, epoch: int, done: int, total: int) -> None:
-        """So many steps of an epoch are done, of so many."""
+        """Count the steps `done` of an epoch of `total`; begin or end the profile."""
         if not self._asked:
             return
         if self._last is None and epoch:
@@ -135,7 +135,7 @@ class StepProfile:
             self._start()
 
     def stop(self) -> None:
-        """End the profile if it is under way, as when the run ends or fails; afterwards there is none."""
+        """End the profile if it is being recorded, as when the run ends or fails; no other begins."""
         if self._recorded is not None:
             self._recorded = None
             tf.profiler.experimental.stop()
@@ -143,7 +143,7 @@ class StepProfile:
 
     @property
     def files(self) -> dict[str, Path]:
-        """Name below TensorBoard's folder, and file, of what was recorded and is written."""
+        """Files of a finished profile, by name below TensorBoard's folder."""
         if self._recorded is not None:
             return {}
         found = sorted(path for path in (self._folder / "plugins" / "profile").rglob("*") if path.is_file())

@@ -17,7 +17,6 @@ from pathlib import Path
 
 import psutil
 import pytest
-from nucleus.tracking.offline_runs import kept_files, logged_rows, offline_files
 
 from nucleus.config.names import Reference
 from nucleus.data.importing import SplitOptions, import_dataset
@@ -27,9 +26,11 @@ from nucleus.storage import local_server as server
 from nucleus.storage.bucket import Bucket
 from nucleus.storage.uri import parse_uri
 from nucleus.tracking.tensorboard import EVENTS_FILE
+from nucleus.tracking.wandb_run import kept_files
 from tests.conftest import SECRET
 from tests.faults.proxy import Proxy, seldom
 from tests.ray_nodes import ray_command, started_node
+from tests.tracking.offline_log import rows_of_run
 
 pytestmark = pytest.mark.filterwarnings("default")
 
@@ -216,8 +217,7 @@ def is_complete(place: Place, run: str) -> None:
 
 def logged(folder: Path, run: str) -> list[int]:
     """Every epoch whose metrics W&B's files of a run hold, in all attempts together."""
-    rows = (row for path in offline_files(folder, run) for row in logged_rows(path))
-    return [int(row["epoch"]) for row in rows if "loss" in row]
+    return [int(row["epoch"]) for row in rows_of_run(folder, run) if "loss" in row]
 
 
 def scalars(events: bytes, tag: str) -> dict[int, float]:

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from nucleus.tracking.offline_runs import records
 
 from nucleus.cli.main import cli
 from nucleus.data.importing import SplitOptions, import_dataset
 from nucleus.registry.versions import list_versions
 from nucleus.runs.record import read_record
 from nucleus.storage.bucket import Bucket
+from tests.tracking.offline_log import records
 from tests.whole_way import recipe_for
 
 pytestmark = [
@@ -67,7 +67,7 @@ def test_only_the_best_is_published(bucket: Bucket, recipe: Path, tmp_path: Path
     assert list_versions(bucket, "tiny") == [1]
     for run in scores:
         paths = list(tmp_path.glob(f"wandb/offline-run-*/run-{run}.wandb"))
-        assert len(paths) == (2 if run == best else 1)  # the second tells of the version
+        assert len(paths) == (2 if run == best else 1)  # the second has the version
         groups = {record.run.run_group for path in paths for record in records(path) if record.HasField("run")}
         assert groups == {"some"}
         told = read_record((tmp_path / "runs" / run / "report" / "record.json").read_bytes(), run)

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from nucleus.tracking.offline_runs import logged_artifacts, records
 
 from job.publishing import judge
 from job.train import RunOptions, resume, train
@@ -29,6 +28,7 @@ from nucleus.registry.manifest import version_prefix
 from nucleus.registry.publish import publish
 from nucleus.registry.versions import list_versions
 from nucleus.runs.plan import load_plan
+from tests.tracking.offline_log import logged_artifacts, records
 from tests.whole_way import Recorder, Trained, assert_same_labels, assert_same_scores, recipe_for
 
 pytestmark = [
@@ -129,11 +129,14 @@ def test_offline_wandb_run_holds_the_history(trained: Trained) -> None:
     rows = [{k: v for k, v in row.items() if not k.startswith("_")} for row in history]
     assert [row for row in rows if "loss" in row] == trained.recorder.epochs
     assert [row["epoch"] for row in rows if "loss" not in row] == [-1, 1, 2, 2]  # pictures; the last of the best
-    assert read_wandb(of_driver)[0] == []
-    (artifact,) = (each for each in logged_artifacts(trained.wandb_dir.parent, "first-run") if each.type == "model")
-    assert artifact.metadata["version"] == 1
+    (worst,) = read_wandb(of_driver)[0]
+    assert worst["epoch"] == 2
+    assert any(key.startswith("worst/") for key in worst)
+    (artifact,) = logged_artifacts(trained.wandb_dir.parent, "first-run")
+    metadata = json.loads(artifact.metadata)
+    assert metadata["version"] == 1
     sums = {name: file.sha256 for name, file in trained.manifest.files.items()}
-    assert {name: file["sha256"] for name, file in artifact.metadata["files"].items()} == sums
+    assert {name: file["sha256"] for name, file in metadata["files"].items()} == sums
     assert config["model"] == "tiny"
     assert config["dataset_version"] == str(trained.dataset)
     assert trained.manifest.origin.wandb_run == "nucleus/first-run"

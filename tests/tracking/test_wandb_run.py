@@ -5,6 +5,7 @@ import math
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections import Counter
@@ -138,6 +139,49 @@ def test_a_resumed_run_adds_what_is_missing(tmp_path: Path) -> None:
     assert {name: last[name] for name in expected} == expected  # sent last, it replaces the others
 
 
+KILLED = """
+import json, sys, time
+from pathlib import Path
+import psutil
+from nucleus.config.recipe import TrackingOptions
+from nucleus.tracking.wandb_run import WandbRun
+
+folder, noted, history = Path(sys.argv[1]), sys.argv[2] == "True", json.loads(sys.argv[3])
+run = WandbRun("r-1", TrackingOptions(), "offline", folder)
+file = next(folder.glob("wandb/*/*.wandb"))
+
+def wait_until_written():
+    given, deadline = time.time() + 0.5, time.monotonic() + 60
+    while file.stat().st_mtime < given and time.monotonic() < deadline:
+        run.wandb_run.summary["waiting"] = time.time()  # or W&B has nothing to write
+        time.sleep(0.1)
+
+run.log(history[0])
+run.log(history[1])
+wait_until_written()
+if not noted:
+    run._write_ledger = lambda: None
+run.log(history[2])
+if not noted:
+    wait_until_written()
+for process in [*psutil.Process().children(), psutil.Process()]:
+    process.kill()
+"""
+
+
+@pytest.mark.parametrize("noted", [True, False])
+def test_a_killed_attempt_is_completed(noted: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With W&B's process, as Ray does: before that has written a row that is in the ledger, or the other way round."""
+    monkeypatch.setenv("WANDB_X_TRANSACTION_LOG_FLUSH_INTERVAL", "1")
+    command = [sys.executable, "-c", KILLED, str(tmp_path), str(noted), json.dumps(HISTORY)]
+    done = subprocess.run(command, check=False)
+    assert done.returncode == -signal.SIGKILL
+    written = HISTORY[: 2 if noted else 3]
+    assert numbers(rows_of_run(tmp_path, RUN)) == written
+    train(tmp_path, range(2, 5), [predicted()], end=True)
+    assert numbers(rows_of_run(tmp_path, RUN)) == [*written, *HISTORY[2:]]
+
+
 def test_predictions_are_overlays_of_w_and_b(tmp_path: Path) -> None:
     small, large = predicted("small"), predicted("large", 600, 1100)
     train(tmp_path, range(1), [small, large], end=True)
@@ -207,6 +251,20 @@ def test_the_commit_and_configuration_are_those_given(tmp_path: Path, monkeypatc
     for path in files:
         assert SECRET.encode() not in path.read_bytes(), path
         assert path.suffix not in {".py", ".patch"}
+
+
+def test_a_run_of_the_users_program_stays_its_own(tmp_path: Path) -> None:
+    import wandb
+
+    settings = wandb.Settings(console="off", silent=True)
+    own = wandb.init(project="own", id="own", mode="offline", dir=str(tmp_path / "own"), settings=settings)
+    train(tmp_path / "a", range(2), [predicted()], end=True)
+    assert wandb.run is own
+    own.log({"mine": 1})
+    own.finish()
+    wandb.teardown()
+    assert [row["mine"] for row in rows_of_run(tmp_path / "own", "own")] == [1]
+    assert numbers(rows_of_run(tmp_path / "a", RUN)) == HISTORY[:2]
 
 
 def test_tracking_that_is_off_loads_nothing(tmp_path: Path) -> None:

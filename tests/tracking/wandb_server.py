@@ -1,7 +1,7 @@
-"""As much of a W&B server as `wandb.init(mode="online")` and `wandb sync` of W&B 0.31 talk to, on this machine.
+"""A stand-in for W&B's server on this machine, for `wandb.init(mode="online")` and `wandb sync` of W&B 0.31.
 
-It keeps what it is sent and answers what the client goes on by. It is no proof of what W&B's own server does: what
-is looked at here is what leaves this project.
+It keeps what it is sent and answers what the client needs. It does not prove what W&B's own server does: tests look at
+what leaves this project.
 """
 
 import json
@@ -18,16 +18,16 @@ __all__ = ["WandbServer", "wandb_server"]
 
 @dataclass
 class WandbServer:
-    """What one run has sent.
+    """What one run has sent to the server.
 
     Attributes:
         url: Its address.
-        history: The rows, as they stand: a client names the place where its own begin.
+        history: All rows so far; a client says at which offset its own begin.
         summary: The last summary.
         config: The last configuration, as the client sends it.
-        runs: The arguments of each time that a run was created or changed.
-        artifacts: The arguments of each artifact that was created.
-        files: What was uploaded, by path.
+        runs: Arguments of each request that created or changed the run.
+        artifacts: Arguments of each request that created an artifact.
+        files: Uploaded files, by path.
         queries: Names of the queries, in order.
     """
 
