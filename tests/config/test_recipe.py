@@ -119,13 +119,13 @@ def test_wrong_recipes_say_which_key(content: dict[str, object], message: str) -
 
 
 def test_files_that_are_no_recipe(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match="nothing is there"):
+    with pytest.raises(RecipeError, match=r"none\.toml"):
         read_recipe(tmp_path / "none.toml")
     (tmp_path / "bad.toml").write_text("= 3")
-    with pytest.raises(RecipeError, match="Expected TOML"):
+    with pytest.raises(RecipeError, match=r"bad\.toml"):
         read_recipe(tmp_path / "bad.toml")
     (tmp_path / "r.toml").write_text('model = "m"\ndataset = "d"\n')
-    with pytest.raises(RecipeError, match="Expected KEY=VALUE"):
+    with pytest.raises(RecipeError, match="KEY=VALUE"):
         read_recipe(tmp_path / "r.toml", ["epochs"])
-    with pytest.raises(RecipeError, match="it is a value"):
+    with pytest.raises(RecipeError, match="model"):
         read_recipe(tmp_path / "r.toml", ["model.x=1"])
