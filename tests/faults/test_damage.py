@@ -72,7 +72,7 @@ def test_manifests_of_models(
     publish(bucket, "m", model_files, origin("one"))
     key = f"{version_prefix('m', 1)}/{MANIFEST_FILE}"
     damage(bucket, key, DAMAGES[how])
-    with pytest.raises(ModelError, match="damaged" if how != "missing" else "it has no version"):
+    with pytest.raises(ModelError, match="damaged" if how != "missing" else "version"):
         pull(bucket, Reference("m"), tmp_path / "pulled")
     assert not (tmp_path / "pulled").exists()
     second = publish(bucket, "m", model_files, origin("two"))
@@ -93,7 +93,7 @@ def test_manifests_that_lie(bucket: Bucket, model_files: Path, tmp_path: Path) -
     first, second = (f"{version_prefix('m', number)}/{MANIFEST_FILE}" for number in (1, 2))
     told = json.loads(bucket.get(second))
     bucket.put(second, bucket.get(first))
-    with pytest.raises(IntegrityError, match=r"manifest of m@2 .* found that of m@1"):
+    with pytest.raises(IntegrityError, match=r"m@2 .*m@1"):
         pull(bucket, Reference("m"), tmp_path / "pulled")
     told["files"]["model.json"]["sha256"] = "0" * 64
     bucket.put(second, json.dumps(told).encode())
@@ -120,7 +120,7 @@ def test_shards(dataset: Dataset, tmp_path: Path, how: str) -> None:
     for shard in (first, second):
         damage(Bucket(dataset.version_uri), shard.file, DAMAGES[how])
     assert len(cache.open(dataset, first)) == first.records  # the copy on disk is good
-    with pytest.raises(IntegrityError, match=rf"{second.file}.*({second.sha256}|Import it again)"):
+    with pytest.raises(IntegrityError, match=rf"{second.file}.*({second.sha256}|Import)"):
         cache.open(dataset, second)
     assert {path.name for path in tmp_path.rglob("*.tfrecord")} == {first.file}
 

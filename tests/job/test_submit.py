@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -36,17 +37,17 @@ def submit(*arguments: str, **environment: str) -> subprocess.CompletedProcess[s
 
 @pytest.mark.parametrize("address", ["http://cluster.example:8265", "http://192.0.2.7", "http://0.0.0.0:8265"])
 def test_plain_http_to_another_machine_is_refused(address: str) -> None:
-    with pytest.raises(UsageError, match=r"Expected HTTPS to another machine.*--insecure"):
+    with pytest.raises(UsageError, match=rf"{re.escape(address)}.*https://.*--insecure"):
         check_address(address, insecure=False)
     check_address(address, insecure=True)
     run = CliRunner().invoke(cli, ["submit", "demo", "--address", address])
     assert run.exit_code == 2
-    assert "sends code and token in plain text" in run.stderr
+    assert address in run.stderr
 
 
 @pytest.mark.parametrize("address", ["ray://cluster:10001", "cluster:8265", "http://", "http://host:port", "auto", ""])
 def test_what_is_no_address(address: str) -> None:
-    with pytest.raises(UsageError, match="Expected an address such as https://"):
+    with pytest.raises(UsageError, match=r"https://.*http://127\.0\.0\.1:8265"):
         check_address(address, insecure=True)
 
 
@@ -60,7 +61,8 @@ def test_nobody_there() -> None:
         port = taken.getsockname()[1]
     done = submit("demo", "--address", f"http://127.0.0.1:{port}")
     assert done.returncode == 1
-    assert "it does not answer" in done.stderr
+    assert f"http://127.0.0.1:{port}" in done.stderr
+    assert "ray start --head" in done.stderr
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +96,8 @@ def open_cluster() -> Iterator[str]:
 def test_a_cluster_that_asks_for_no_token_is_refused(open_cluster: str) -> None:
     done = submit("demo", "--address", open_cluster)
     assert done.returncode == 1
-    assert "it runs code from anybody who can reach it" in done.stderr
+    assert open_cluster in done.stderr
+    assert "RAY_AUTH_MODE=token" in done.stderr
     assert requests.get(f"{open_cluster}/api/jobs/", timeout=10).json() == []
 
 
@@ -111,7 +114,8 @@ def test_a_cluster_whose_head_has_died_is_not_waited_for(monkeypatch: pytest.Mon
 def test_the_token_is_asked_for(ray_cluster: str, tmp_path: Path) -> None:
     done = submit("demo", "--address", ray_cluster, RAY_AUTH_TOKEN="0" * 64, RAY_AUTH_TOKEN_PATH=str(tmp_path / "no"))
     assert done.returncode == 1
-    assert "Expected the token of the Ray cluster" in done.stderr
+    assert ray_cluster in done.stderr
+    assert "RAY_AUTH_TOKEN" in done.stderr
 
 
 def test_a_job_ends_as_its_run_does_and_is_sent_no_key(
@@ -128,7 +132,7 @@ def test_a_job_ends_as_its_run_does_and_is_sent_no_key(
     assert done.returncode == 1, done.stderr
     assert done.stdout, done.stderr
     assert json.loads(done.stdout) == {"job": "sent", "run": "sent", "address": address, "status": "FAILED"}
-    assert "nucleus data import SRC" in done.stderr
+    assert "nucleus data import" in done.stderr
     assert breaking_line.broken
 
     from ray.job_submission import JobSubmissionClient

@@ -148,7 +148,7 @@ def test_a_finished_run_publishes_once_and_its_name_is_taken(trained: Trained, t
     assert list_versions(trained.bucket, "tiny") == [1]
     with pytest.raises(JobError, match="--resume first-run"):
         train(trained.recipe, RunOptions(run="first-run", folder=tmp_path))
-    with pytest.raises(JobError, match="none to resume"):
+    with pytest.raises(JobError, match="no-such-run"):
         resume("no-such-run", str(trained.bucket.uri))
 
 
@@ -188,7 +188,7 @@ def test_predict_and_evaluate_as_typed(trained: Trained, tmp_path: Path, monkeyp
     run = CliRunner().invoke(cli, [*again, "--overwrite"])
     assert run.exit_code == 1
     assert "broken.png" in run.stderr
-    assert "1 of 6 images could not be read" in run.stderr
+    assert "1 of 6" in run.stderr
 
     gallery = out / "worst.png"
     run = CliRunner().invoke(cli, ["evaluate", "tiny", "dozen", "--split", "val", "--gallery", str(gallery), "--json"])
@@ -210,15 +210,12 @@ def test_the_first_version_becomes_production_and_the_reason_is_kept(
     trained: Trained, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("NUCLEUS_BUCKET", str(trained.bucket.uri))
-    assert trained.recorder.texts[-2:] == [
-        "production means version 1: no version was behind production before",
-        "Writing the report",
-    ]
+    assert any("production" in text and "version 1" in text for text in trained.recorder.texts[-2:])
     shown = CliRunner().invoke(cli, ["models", "show", "tiny@production"]).stdout
-    assert "production moved to it: no version was behind production before" in shown
     assert shown.startswith("# tiny\n")  # the card, without its front matter
     answer = json.loads(CliRunner().invoke(cli, ["models", "show", "tiny", "--json"]).stdout)
     assert (answer["gate"]["passed"], answer["gate"]["metric"]) == (True, "map")
+    assert answer["gate"]["reason"] in shown
 
 
 def test_an_incumbent_of_another_dataset_is_scored_on_this_one(trained: Trained) -> None:
@@ -238,18 +235,18 @@ def test_an_incumbent_of_another_dataset_is_scored_on_this_one(trained: Trained)
     assert decision is not None
     assert decision.incumbent_score == pytest.approx(trained.manifest.origin.metrics["test"]["all"]["map"], abs=1e-3)
     assert not decision.passed
-    assert recorder.texts[-1] == f"production does not move to version 2: {decision.reason}"
+    assert all(fact in recorder.texts[-1] for fact in ("version 2", decision.reason))
 
 
 def test_bad_runs_end_before_they_begin(trained: Trained, tmp_path: Path) -> None:
     uri = trained.bucket.uri
-    with pytest.raises(DataError, match="nucleus data import SRC"):
+    with pytest.raises(DataError, match="nucleus data import"):
         train(recipe_for(uri, tmp_path, dataset="nothing"))
-    with pytest.raises(WeightsError, match="nothing is there"):
+    with pytest.raises(WeightsError, match=r"none\.h5"):
         train(recipe_for(uri, tmp_path, network={"weights": str(tmp_path / "none.h5")}))
-    with pytest.raises(JobError, match=r"Expected a Ray cluster with 16 CPUs \(found 2\)"):
+    with pytest.raises(JobError, match=r"16 CPUs \(found 2\)"):
         train(recipe_for(uri, tmp_path, workers=4, cpus_per_worker=4), RunOptions(run="too-large"))
-    with pytest.raises(DataError, match="at least one batch of 64 images"):
+    with pytest.raises(DataError, match=r"\b64\b"):
         train(recipe_for(uri, tmp_path, input={"crop": 64, "batch_size": 64}), RunOptions(run="too-small"))
     assert list_versions(trained.bucket, "tiny") == [1]
     assert not {"too-large", "too-small"} & set(trained.bucket.folders("runs"))  # their names are free

@@ -271,15 +271,15 @@ def test_models_are_rebuilt_from_json_and_weights(model: keras.Model, tmp_path: 
     assert (again(image, training=False).numpy() == model(image, training=False).numpy()).all()
     other = CONFIG.model_copy(update={"decoder_channels": [16, 8, 8, 8, 8]})
     (tmp_path / "model.json").write_text(other.model_dump_json())
-    with pytest.raises(ModelError, match="do not fit"):
+    with pytest.raises(ModelError, match=str(tmp_path)):
         load_model(tmp_path)
 
 
 def test_configurations_that_cannot_be_read() -> None:
     newer = json.dumps({**CONFIG.model_dump(), "format": 3, "needs": "0.9.0", "unknown": 1})
-    with pytest.raises(ModelError, match=r"found format 3\. It needs nucleus 0\.9\.0 or newer, and this is"):
+    with pytest.raises(ModelError, match=r"format 3\. .*nucleus 0\.9\.0"):
         read_model_config(newer.encode(), "m")
-    with pytest.raises(ModelError, match=r"found format 1, which this version .* no longer reads"):
+    with pytest.raises(ModelError, match="format 1,"):
         read_model_config(b'{"format": 1}', "m")
     for damaged in (b"", b"{", b"[]", b'{"format": 2}', b'{"format": 2, "encoder": "x"}'):
         with pytest.raises(ModelError, match="damaged"):
@@ -288,7 +288,7 @@ def test_configurations_that_cannot_be_read() -> None:
 
 def test_wrong_encoder_weights(model: keras.Model, tmp_path: Path) -> None:
     (tmp_path / "x.weights.h5").write_bytes(b"no HDF5")
-    with pytest.raises(WeightsError, match="do not fit"):
+    with pytest.raises(WeightsError, match=r"x\.weights\.h5"):
         load_encoder_weights(encoder_of(model), tmp_path / "x.weights.h5")
 
 

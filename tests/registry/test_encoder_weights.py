@@ -125,14 +125,14 @@ def test_files_that_do_not_fit(weights: Path, bucket: Bucket, tmp_path: Path) ->
     (tmp_path / "x.weights.h5").write_bytes(b"no HDF5")
     keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)]).save_weights(tmp_path / "other.weights.h5")
     for name in ("x.weights.h5", "other.weights.h5"):
-        with pytest.raises(WeightsError, match="do not fit"):
+        with pytest.raises(WeightsError, match=name):
             add_weights(tmp_path / name, "mobilenet_v2", bucket)
-    with pytest.raises(WeightsError, match="nothing is there"):
+    with pytest.raises(WeightsError, match=r"none\.h5"):
         provide_weights(str(tmp_path / "none.h5"), "mobilenet_v2", bucket, "runs/run")
     assert list(bucket.objects("")) == []
     added = add_weights(weights, "mobilenet_v2", bucket)
     Bucket(added.uri.parent).put(added.uri.name, b"replaced")
-    with pytest.raises(WeightsError, match="nucleus weights add FILE"):
+    with pytest.raises(WeightsError, match="nucleus weights add"):
         provide_weights("imagenet", "mobilenet_v2", bucket, "runs/run")
     with pytest.raises(IntegrityError):
         fetch_weights(added, tmp_path / "cache")

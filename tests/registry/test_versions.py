@@ -57,7 +57,7 @@ def test_pull_leaves_the_whole_model_or_nothing(bucket: Bucket, model_files: Pat
     pull(bucket, Reference("m"), target)
     (target / "card.md").write_text("damaged on disk")
     pull(bucket, Reference("m"), target)
-    assert (target / "card.md").read_text() == "content of card.md"
+    assert (target / "card.md").read_bytes() == bucket.get(f"{version_prefix('m', 1)}/card.md")
     bucket.put(key, b"flipped")
     assert pull(bucket, Reference("m"), target) == manifest  # whole on disk: nothing to fetch
     assert {path.name for path in tmp_path.iterdir()} == {"model", "pulled", ".pulled.lock"}
@@ -67,7 +67,7 @@ def test_pull_spares_other_folders(bucket: Bucket, model_files: Path, tmp_path: 
     publish(bucket, "m", model_files, origin())
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")
-    with pytest.raises(UsageError, match="holds other files"):
+    with pytest.raises(UsageError, match="mine"):
         pull(bucket, Reference("m"), tmp_path / "mine")
     assert (tmp_path / "mine" / "thesis.txt").exists()
 
@@ -76,7 +76,7 @@ def test_aliases_move_and_roll_back(bucket: Bucket, model_files: Path) -> None:
     for _ in range(2):
         publish(bucket, "m", model_files, origin())
     move_alias(bucket, "m", "production", 1)
-    with pytest.raises(ModelError, match="no earlier version"):
+    with pytest.raises(ModelError, match="production"):
         rollback_alias(bucket, "m", "production")
     moved = move_alias(bucket, "m", "production", 2)
     assert (moved.version, moved.previous) == (2, 1)
@@ -85,7 +85,7 @@ def test_aliases_move_and_roll_back(bucket: Bucket, model_files: Path) -> None:
     with pytest.raises(ModelError, match="nucleus models alias m@VERSION production"):
         rollback_alias(bucket, "m", "production")  # version 2 is the one that was left
     assert list_aliases(bucket, "m")["production"].version == 1
-    with pytest.raises(ModelError, match="does not exist"):
+    with pytest.raises(ModelError, match="staging"):
         rollback_alias(bucket, "m", "staging")
     for wrong in ("latest", "7", "Bad Name"):
         with pytest.raises(UriError):
@@ -93,12 +93,12 @@ def test_aliases_move_and_roll_back(bucket: Bucket, model_files: Path) -> None:
 
 
 def test_unknown_references(bucket: Bucket, model_files: Path) -> None:
-    with pytest.raises(ModelError, match="it has no version"):
+    with pytest.raises(ModelError, match="version"):
         resolve_version(bucket, Reference("m"))
     publish(bucket, "m", model_files, origin())
-    with pytest.raises(ModelError, match="Expected version 9"):
+    with pytest.raises(ModelError, match=r"version 9\b"):
         resolve_version(bucket, Reference("m", "9"))
-    with pytest.raises(ModelError, match="'staging' is none"):
+    with pytest.raises(ModelError, match="staging"):
         resolve_version(bucket, Reference("m", "staging"))
 
 

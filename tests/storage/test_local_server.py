@@ -58,10 +58,10 @@ def test_starting_twice_is_one_server(own: server.RunningStore) -> None:
 
 
 def test_taken_port_and_damaged_record(own: server.RunningStore, tmp_path: Path) -> None:
-    with pytest.raises(StoreServerError, match="it is taken"):
+    with pytest.raises(StoreServerError, match=str(own.port)):
         server.start(tmp_path / "other", own.port)
     (tmp_path / "other" / "store.json").write_text("{")
-    with pytest.raises(StoreServerError, match="damaged"):
+    with pytest.raises(StoreServerError, match=r"store\.json"):
         server.status(tmp_path / "other")
 
 

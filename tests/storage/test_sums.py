@@ -10,7 +10,7 @@ def test_sums_name_what_is_wrong(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     for name in ("state.json", "model/weights.h5"):
         (tmp_path / name).write_text(name)
-    with pytest.raises(IntegrityError, match="cannot be read"):
+    with pytest.raises(IntegrityError, match="s3://b/c"):
         check_sums(tmp_path, "s3://b/c")
     write_sums(tmp_path)
     check_sums(tmp_path, "s3://b/c")
@@ -27,5 +27,5 @@ def test_sums_name_what_is_wrong(tmp_path: Path) -> None:
     with pytest.raises(IntegrityError, match=r": more\.py\."):
         check_sums(tmp_path, "s3://b/c")
     (tmp_path / "sums.json").write_text("[" * 100_000)
-    with pytest.raises(IntegrityError, match="cannot be read"):
+    with pytest.raises(IntegrityError, match="s3://b/c"):
         check_sums(tmp_path, "s3://b/c")
