@@ -17,7 +17,6 @@ from nucleus.cli.output import note, print_table, warn
 from nucleus.cli.progress_bars import TrainingDisplay, show_progress
 from nucleus.cli.train import print_published, short_path
 from nucleus.errors import NucleusError, RecipeError
-from nucleus.storage import local_server
 
 if TYPE_CHECKING:
     from nucleus.config.recipe import Recipe
@@ -100,17 +99,17 @@ class _Demo:
     def _store(self) -> Iterator[None]:
         """Run the embedded server for the time of the demo, and reach it as any S3 server is reached."""
 
-        was_running = local_server.status(self.workdir / "store") is not None
+        was_running = nucleus.storage.local_server.status(self.workdir / "store") is not None
         try:
             with self._stage("start the S3 server"):
-                store = local_server.start(self.workdir / "store", 0)
-                local_server.make_bucket(store)
-                os.environ.update(local_server.environment(store))
+                store = nucleus.storage.local_server.start(self.workdir / "store", 0)
+                nucleus.storage.local_server.make_bucket(store)
+                os.environ.update(nucleus.storage.local_server.environment(store))
                 os.environ.setdefault("WANDB_DIR", str(self.workdir))
             yield
         finally:
             if not was_running:
-                local_server.stop(self.workdir / "store")
+                nucleus.storage.local_server.stop(self.workdir / "store")
 
     def _import(self, src: Path | None) -> "Dataset":
 

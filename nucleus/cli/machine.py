@@ -14,7 +14,6 @@ import nucleus
 from nucleus.cli.options import cluster_options, json_option
 from nucleus.cli.output import note, print_json
 from nucleus.errors import NucleusError
-from nucleus.storage import local_server
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -126,10 +125,10 @@ def store() -> None:
 def start(folder: Path, port: int | None) -> None:
     """Start it, make the bucket `nucleus`, and print the lines to use it: eval "$(nucleus store start)"."""
 
-    running = local_server.start(folder, port)
-    local_server.make_bucket(running)
+    running = nucleus.storage.local_server.start(folder, port)
+    nucleus.storage.local_server.make_bucket(running)
     note(f"S3 server on {running.endpoint}, data in {running.folder} (nucleus store stop --dir {folder} ends it)")
-    settings = local_server.environment(running)
+    settings = nucleus.storage.local_server.environment(running)
     endpoint = settings.pop("AWS_ENDPOINT_URL_S3")
     click.echo(f"export AWS_ENDPOINT_URL_S3={endpoint}")
     click.echo("export " + " ".join(f"{name}={value}" for name, value in settings.items()))
@@ -140,7 +139,7 @@ def start(folder: Path, port: int | None) -> None:
 def stop(folder: Path) -> None:
     """Stop it; the data stays."""
 
-    note("S3 server stopped" if local_server.stop(folder) else f"No S3 server runs on {folder}")
+    note("S3 server stopped" if nucleus.storage.local_server.stop(folder) else f"No S3 server runs on {folder}")
 
 
 @store.command()
@@ -150,7 +149,7 @@ def stop(folder: Path) -> None:
 def status(ctx: click.Context, folder: Path, as_json: bool) -> None:
     """Tell whether it runs; exit status 1 if not."""
 
-    running = local_server.status(folder)
+    running = nucleus.storage.local_server.status(folder)
     if as_json:
         print_json({"running": running is not None, **(asdict(running) if running else {})})
     elif running:

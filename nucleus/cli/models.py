@@ -106,10 +106,10 @@ def pull(model: str, dest: Path | None, as_json: bool) -> None:
 
     bucket = _bucket()
     reference = nucleus.config.parse_reference(model, "model")
-    version = nucleus.registry.resolve_version(bucket, reference)
+    version = nucleus.registry.versions.resolve_version(bucket, reference)
     folder = dest or Path(f"{reference.name}-{version:06d}")
     with show_progress(f"download {reference.name}@{version}", "bytes") as advance:
-        manifest = nucleus.registry.pull(
+        manifest = nucleus.registry.versions.pull(
             bucket, nucleus.config.Reference(reference.name, str(version)), folder, advance
         )
     if as_json:
