@@ -1,13 +1,13 @@
-"""The fenced blocks of the documents, what is written above each, and a reader who follows them.
+"""Fenced code blocks of the documents, their markers, and a `Reader` that runs them.
 
-A block's marking is a comment on the line above it, which nobody sees when the document is shown:
+A block's marker is a comment on the line above it, which is not rendered:
 
-- `<!-- run -->`: it is carried out. A shell block by bash, a Python block by Python, a `diff` on the files it names.
-- `<!-- file: NAME -->`: it is saved under this name, for the blocks after it.
-- `<!-- output -->`: the block before it prints this, perhaps among other lines; `...` stands for anything.
-- `<!-- not run: REASON -->`: it is not. `run by tests/x/test_y.py::test_z` names a test that does the same.
+- `<!-- run -->`: the block is run. A shell block by bash, a Python block by Python, a `diff` on the files it names.
+- `<!-- file: NAME -->`: the block is saved under this name, for the blocks after it.
+- `<!-- output -->`: the block before it prints this, possibly among other lines; `...` stands for any text.
+- `<!-- not run: REASON -->`: the block is not run. `run by tests/x/test_y.py::test_z` names a test that does the same.
 
-What a program prints or what only draws something (no language, or `text`) needs none.
+A block that shows what a program prints, or a drawing (no language, or `text`), needs no marker.
 """
 
 import os
@@ -29,7 +29,7 @@ DOCUMENTS = sorted(
 """Every document, from the root of the repository."""
 
 _FENCE = re.compile(r"^(?P<indent>\s*)(?P<fence>`{3,})(?P<language>\w*)\s*$")
-_MARKING = re.compile(r"^\s*<!-- (?P<kind>run|output|file|not run)(?:: (?P<value>.+))? -->\s*$")
+_MARKER = re.compile(r"^\s*<!-- (?P<kind>run|output|file|not run)(?:: (?P<value>.+))? -->\s*$")
 _SECONDS = 600
 _ENVIRONMENT, _FOLDER = "environment", "folder"
 
@@ -39,12 +39,12 @@ class Block:
     """One block of a document.
 
     Attributes:
-        document: Its path.
-        line: Where the block's fence is, from 1.
-        language: As the fence says; empty without.
-        kind: `run`, `file`, `output`, `not run`, or None without a marking.
-        value: What stands behind the marking's colon: a file's name or a reason.
-        text: What is between the fences.
+        document: Path of the document.
+        line: Line of the opening fence, from 1.
+        language: Language that the fence names; empty if it names none.
+        kind: `run`, `file`, `output`, `not run`, or None without a marker.
+        value: Text after the colon of the marker: a file's name or a reason.
+        text: Text between the fences.
     """
 
     document: str
@@ -59,7 +59,7 @@ class Block:
 
 
 def blocks_of(document: str) -> list[Block]:
-    """The blocks of a document in order. Raises `ValueError` for one that has no end."""
+    """Return the blocks of a document in order. Raise `ValueError` if one has no end."""
     lines = (ROOT / document).read_text().splitlines()
     found, number = [], 0
     while number < len(lines):
@@ -72,21 +72,21 @@ def blocks_of(document: str) -> list[Block]:
             end = lines.index(closing, number + 1)
         except ValueError:
             raise ValueError(f"Expected an end of the block at {document}:{number + 1}; found none.") from None
-        marking = _MARKING.match(lines[number - 1]) if number else None
+        marker = _MARKER.match(lines[number - 1]) if number else None
         inside = [line.removeprefix(fence["indent"]) for line in lines[number + 1 : end]]
-        kind, value = (marking["kind"], marking["value"]) if marking else (None, None)
+        kind, value = (marker["kind"], marker["value"]) if marker else (None, None)
         found.append(Block(document, number + 1, fence["language"], kind, value, "\n".join(inside) + "\n"))
         number = end + 1
     return found
 
 
 class Reader:
-    """Follows a document: what a block does to folder and environment holds for the blocks after it.
+    """Runs the blocks of a document; changes of folder and environment hold for the blocks after them.
 
     Args:
-        folder: Where it begins.
-        environment: Its variables.
-        notes: Folder for what the reader itself has to remember.
+        folder: Folder to begin in.
+        environment: Environment variables to begin with.
+        notes: Folder for the reader's own files.
     """
 
     def __init__(self, folder: Path, environment: Mapping[str, str], notes: Path) -> None:
@@ -96,7 +96,7 @@ class Reader:
         self._printed = ""
 
     def follow(self, block: Block) -> None:
-        """Do what a block's marking says. Raises `AssertionError` if that fails, with what was printed."""
+        """Do what a block's marker says. Raise `AssertionError`, with what was printed, if that fails."""
         if block.kind == "file":
             assert block.value
             path = self._folder / block.value
@@ -141,7 +141,7 @@ class Reader:
             self._folder = Path((self._notes / _FOLDER).read_text().rstrip("\n"))
 
     def _change(self, block: Block) -> None:
-        """Make the changes of a diff. Its places are found by their lines, which must occur once, not by numbers."""
+        """Apply a diff. The lines of each hunk must occur exactly once in the file; line numbers are not used."""
         for name, old, new in _hunks(block):
             path = self._folder / name
             text = path.read_text()
@@ -150,7 +150,7 @@ class Reader:
 
 
 def _hunks(block: Block) -> Iterator[tuple[str, str, str]]:
-    """File, old lines and new lines of each part of a diff."""
+    """Yield the file, the old lines and the new lines of each hunk of a diff."""
     name = ""
     for part in re.split(r"^(?=\+\+\+ |@@)", block.text, flags=re.MULTILINE):
         first, _, rest = part.partition("\n")

@@ -29,7 +29,7 @@ def test_no_document_is_overlooked() -> None:
 @pytest.mark.parametrize("block", BLOCKS, ids=str)
 def test_every_block_is_run_or_says_why_not(block: Block) -> None:
     if block.kind is None:
-        assert block.language in {"", "text"}, f"{block} has no marking: see tests/docs/blocks.py"
+        assert block.language in {"", "text"}, f"{block} has no marker: see tests/docs/blocks.py"
         commands = [line for line in block.text.splitlines() if line.removeprefix("$ ").split(" ")[0] in PROGRAMS]
         is_usage = block.document == "docs/reference/commands.md"
         assert is_usage or not commands, f"{block} holds commands: name its language, and mark it"
@@ -41,15 +41,15 @@ def test_every_block_is_run_or_says_why_not(block: Block) -> None:
 
 
 @pytest.mark.parametrize("block", BLOCKS, ids=str)
-def test_no_marking_is_misspelt(block: Block) -> None:
-    """A comment above a block that is no marking would leave it out in silence."""
+def test_no_marker_is_misspelt(block: Block) -> None:
+    """A comment above a block that is not a marker would silently exclude the block."""
     above = (ROOT / block.document).read_text().splitlines()[block.line - 2]
     assert block.kind is not None or "<!--" not in above, f"{block}: {above}"
 
 
 @pytest.mark.parametrize("block", [block for block in BLOCKS if "run by " in (block.value or "")], ids=str)
 def test_what_runs_it_instead_is_named(block: Block) -> None:
-    """Whether a test that is named exists, `test_links.py` sees."""
+    """`test_links.py` checks that the named test exists."""
     assert re.search(r"run by (tests/[\w/]+\.py(::test_\w+)?|\.ci/run)", block.value or ""), f"{block} names no test"
 
 
@@ -72,7 +72,7 @@ def test_blocks_on_a_cluster(document: str, ray_cluster: str, bucket_uri: S3Uri,
 @pytest.mark.server
 @pytest.mark.parametrize("document", IN_A_COPY_OF_THE_TREE)
 def test_blocks_in_a_copy_of_the_tree(document: str, tmp_path: Path) -> None:
-    """As a person does who works on the code."""
+    """As a developer would, in a copy of the tree."""
     listed = subprocess.run(
         ["git", "ls-files", "--", "nucleus", "job", "tests", "docs", "pyproject.toml"],
         cwd=ROOT, capture_output=True, text=True, check=True,
@@ -86,7 +86,7 @@ def test_blocks_in_a_copy_of_the_tree(document: str, tmp_path: Path) -> None:
 
 
 def follow(document: str, folder: Path, code: Path, changes: dict[str, str], notes: Path) -> None:
-    """Follow a document in a folder, with the package of `code`."""
+    """Run the blocks of a document in a folder, with the package in `code`."""
     folder.mkdir(exist_ok=True)
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     reader = Reader(folder, {**os.environ, "PYTHONPATH": str(code), "PATH": path, **changes}, notes)

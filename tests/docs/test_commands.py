@@ -1,4 +1,4 @@
-"""Commands in blocks that are not run can at least be typed: they, their options and the files they name exist."""
+"""Commands in blocks that are not run: the command, its options and the files it names exist."""
 
 import re
 import shlex
@@ -15,13 +15,13 @@ OURS = re.compile(r"(?:file://)?((?:infra|docs|tests|requirements)/[\w./-]+)")
 
 
 def lines(block: Block) -> list[str]:
-    """A block's commands, each in one line, without comments."""
+    """Return the commands of a block, one per line, without comments."""
     joined = block.text.replace("\\\n", " ")
     return [shlex.join(words) for line in joined.splitlines() if (words := shlex.split(line, comments=True))]
 
 
 def check(words: list[str]) -> None:
-    """Raise `AssertionError` unless there is such a command with such options."""
+    """Raise `AssertionError` unless the command and its options exist."""
     command: click.Command = cli
     context = click.Context(cli, info_name="nucleus")
     while isinstance(command, click.Group):

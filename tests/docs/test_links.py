@@ -1,4 +1,4 @@
-"""Every relative link of a document leads to a file and a heading that are there; every test that it names exists."""
+"""Links between documents: files and headings exist, and so does every test that is named."""
 
 import re
 from pathlib import Path

@@ -31,7 +31,6 @@ CELL_SECONDS = 400
 PNG = b"\x89PNG\r\n\x1a\n"
 # Cells that the tests add: they write the values of the notebook's variables to files.
 FIRST = """
-store = json.loads(command("store", "status", "--dir", folder / "store", "--json"))
 Path("begun.json").write_text(json.dumps([sys.executable, str(folder), store["pid"]]))
 """
 LAST = """
@@ -72,7 +71,7 @@ def left(jupyter_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path: 
     """The folder in which a clean copy of the notebook was run, with its outputs in `run.ipynb`."""
     here = tmp_path_factory.mktemp("notebook")
     notebook = without_outputs(nbformat.read(NOTEBOOK, as_version=4))
-    after(notebook, "setup", "import json" + FIRST)
+    after(notebook, "setup", FIRST)
     before(notebook, "stop", LAST)
     run_notebook(notebook, here)
     nbformat.write(notebook, here / "run.ipynb")
@@ -185,7 +184,7 @@ def test_model_h5_is_the_model(left: Path, found: dict[str, Any]) -> None:
 
 def test_a_cell_that_raises_ends_it_and_its_server(jupyter_home: Path, tmp_path: Path) -> None:  # noqa: ARG001
     notebook = without_outputs(nbformat.read(NOTEBOOK, as_version=4))
-    after(notebook, "setup", "import json" + FIRST + "raise ValueError('as a cell may')")
+    after(notebook, "setup", FIRST + "raise ValueError('as a cell may')")
     with pytest.raises(CellExecutionError, match="as a cell may"):
         run_notebook(notebook, tmp_path)
     _, folder, pid = json.loads((tmp_path / "begun.json").read_text())

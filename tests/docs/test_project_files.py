@@ -1,4 +1,4 @@
-"""What stands beside the code: licence, citation, changelog, and the version that they share."""
+"""Licence, citation and changelog, and the version that they share."""
 
 import hashlib
 import re

@@ -1,4 +1,4 @@
-"""The reader of documents does as a person would, and notices what goes wrong."""
+"""`blocks.Reader`: folder, variables and files carry over, and failures are reported with their place."""
 
 import os
 from pathlib import Path
@@ -47,7 +47,7 @@ def test_folder_variables_and_files_hold_for_the_blocks_after(reader: Reader, tm
     ],
     ids=lambda wrong: wrong.text[:20],
 )
-def test_what_fails_is_told_with_its_place(reader: Reader, tmp_path: Path, wrong: Block) -> None:
+def test_failures_name_their_place(reader: Reader, tmp_path: Path, wrong: Block) -> None:
     (tmp_path / "here" / "f").write_text("twice\ntwice\n")
     reader.follow(block("echo printed\n"))
     with pytest.raises(AssertionError, match=r"a\.md:3"):
@@ -61,7 +61,7 @@ def test_a_diff_changes_the_lines_it_shows(reader: Reader, tmp_path: Path) -> No
     assert file.read_text() == "one\n2\nthree\n3.5\nfour\n"
 
 
-def test_blocks_are_found_with_their_markings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blocks_are_found_with_their_markers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(blocks, "ROOT", tmp_path)
     shell, text = "<!-- run -->\n```sh\na\n```\n", "\n```\nc\n```\n"
     python = "\n- item\n\n  <!-- not run: no machine -->\n  ```python\n  b\n  ```\n"

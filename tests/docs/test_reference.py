@@ -1,4 +1,4 @@
-"""The reference is what the code says now, and says it of every key and command."""
+"""The generated reference: up to date, with every key and every command."""
 
 import re
 import runpy
