@@ -2,13 +2,13 @@
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import job
-from job.capacity import missing, needed
+from job.capacity import Room, missing, needed
 from job.cluster import connected, rooms
 from job.events import Listener, SilentListener, forwarded
 from job.filesystem import run_storage
@@ -92,7 +92,7 @@ def fit(plan: RunPlan, options: RunOptions, listener: Listener) -> Fitted:
     said: list[str] = []
 
     def no_worker_yet() -> None:
-        text = _waits_for(recipe, [state for group, state in _reservations().items() if group not in others])
+        text = _waits_for(recipe, rooms(), [state for group, state in _reservations().items() if group not in others])
         if text not in said[-1:]:
             said.append(text)
             listener.stage(text)
@@ -144,17 +144,18 @@ def _reservations() -> dict[str, str]:
     return {group: found["state"] for group, found in placement_group_table().items()}
 
 
-def _waits_for(recipe: Recipe, reservations: Sequence[str]) -> str:
-    """What a run without a worker waits for.
+def _waits_for(recipe: Recipe, capacity: Mapping[str, Room], reservations: Sequence[str]) -> str:
+    """What a run without a worker waits for, in words.
 
     Args:
-        recipe: The run's.
+        recipe: The run's recipe.
+        capacity: CPUs and GPUs of the cluster.
         reservations: States of the placement groups that were made since it began. What its own holds is not free, and
             yet not what it waits for.
     """
     if "CREATED" in reservations and "PENDING" not in reservations:
         return "Starting the workers"
-    waits = missing(needed(recipe), rooms())
+    waits = missing(needed(recipe), capacity)
     return f"Waiting for {waits}" if waits else f"Waiting until Ray has placed {recipe.workers}"
 
 

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from job.capacity import Room, check_room, missing, needed
+from job.train import _waits_for
 from nucleus.config.recipe import Recipe
 from nucleus.config.settings import parse_recipe
 from nucleus.errors import JobError
@@ -37,3 +38,12 @@ def test_what_never_comes_is_refused() -> None:
         check_room(recipe(workers=4, cpus_per_worker=4), rooms(total=2, free=2))
     with pytest.raises(JobError, match=r"1 GPU \(found 0\)"):
         check_room(recipe(workers=1, gpus_per_worker=1), rooms(total=2, free=2))
+
+
+def test_what_a_run_holds_itself_is_not_waited_for() -> None:
+    two = recipe(workers=2)
+    assert _waits_for(two, rooms(total=2, free=0), ["CREATED"]) == "Starting the workers"
+    assert _waits_for(two, rooms(total=2, free=0), ["PENDING"]) == "Waiting for 2 CPUs (0 of 2 are free)"
+    assert _waits_for(two, rooms(total=2, free=0), ["REMOVED", "PENDING"]) == "Waiting for 2 CPUs (0 of 2 are free)"
+    elastic = recipe(workers=[1, 4])
+    assert _waits_for(elastic, rooms(total=2, free=2), []) == f"Waiting until Ray has placed {elastic.workers}"

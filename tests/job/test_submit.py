@@ -19,6 +19,7 @@ from click.testing import CliRunner
 
 from job import cluster
 from job.job_api import check_address
+from job.submit import prepare
 from nucleus.cli.main import cli
 from nucleus.errors import JobError, UsageError
 from nucleus.storage.uri import S3Uri
@@ -142,3 +143,9 @@ def test_a_job_ends_as_its_run_does_and_is_sent_no_key(
     passed = {"NUCLEUS_BUCKET": str(bucket_uri), "AWS_ENDPOINT_URL_S3": cluster_line.endpoint}
     assert kept.runtime_env["env_vars"].items() >= passed.items()
     assert not any(text in str(kept) for text in (*secrets.values(), os.environ["AWS_SECRET_ACCESS_KEY"]))
+
+
+def test_a_resumed_run_needs_no_recipe(tmp_path: Path) -> None:
+    found = prepare(None, "again", ["--resume", "first"], tmp_path, verbose=False)
+    assert found.entrypoint == "python -m nucleus train --resume first"
+    assert not (tmp_path / "recipe.toml").exists()
