@@ -3,6 +3,7 @@
 import os
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -92,10 +93,12 @@ def fit(plan: RunPlan, options: RunOptions, listener: Listener) -> Fitted:
     said: list[str] = []
 
     def no_worker_yet() -> None:
-        text = _waits_for(recipe, rooms(), [state for group, state in _reservations().items() if group not in others])
-        if text not in said[-1:]:
-            said.append(text)
-            listener.stage(text)
+        with suppress(Exception):  # whoever calls this has events to pass on, which are worth more
+            ours = [state for group, state in _reservations().items() if group not in others]
+            text = _waits_for(recipe, rooms(), ours)
+            if text not in said[-1:]:
+                said.append(text)
+                listener.stage(text)
 
     with forwarded(listener, no_worker_yet) as events, stops_on_sigterm(stop, plan):
         trainer = job.trainer_class()(
@@ -197,9 +200,9 @@ def resume(
     options = options or RunOptions()
     listener = listener or SilentListener()
     store = options.bucket(bucket)
-    check_conditional_writes(store)
     here = {"folder": str(options.local_folder), "submitted": job.is_submitted_job()}
     plan = load_plan(store, run).model_copy(update=here)
+    check_conditional_writes(store)
     published = version_of_run(store, plan.recipe.model, run)
     if published is None:
         return _execute(plan, options, listener, new=False)
@@ -264,7 +267,7 @@ def plan_run(recipe: Recipe, options: RunOptions, listener: Listener, group: str
 
 def _execute(plan: RunPlan, options: RunOptions, listener: Listener, *, new: bool) -> ModelManifest:
     bucket = options.bucket(plan.bucket)
-    listener.stage(f"{'Training' if new else 'Going on with'} {plan.run} on {plan.recipe.workers}")
+    listener.stage(f"{'Training' if new else 'Resuming'} {plan.run} on {plan.recipe.workers}")
     options.local_folder.mkdir(parents=True, exist_ok=True)  # workers on this machine use it if it is there
     with connected(plan.recipe, own=options.own_cluster, verbose=options.verbose):
         if new:  # only now, so that a run which could not begin leaves its name free
