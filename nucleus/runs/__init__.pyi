@@ -49,6 +49,7 @@ from .record import read_record as read_record
 from .state import HEARTBEAT_SECONDS as HEARTBEAT_SECONDS
 from .state import LOST_SECONDS as LOST_SECONDS
 from .state import STATE_FILE as STATE_FILE
+from .state import UNKNOWN as UNKNOWN
 from .state import RunState as RunState
 from .state import StateWriter as StateWriter
 from .state import Status as Status
