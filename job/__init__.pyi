@@ -33,9 +33,9 @@ from .job_api import job_client as job_client
 from .job_api import job_log as job_log
 from .job_api import rooms_of as rooms_of
 from .job_api import stop_job as stop_job
-from .publishing import Fitted as Fitted
+from .publishing import FinishedRun as FinishedRun
 from .publishing import judge as judge
-from .publishing import publish_fitted as publish_fitted
+from .publishing import publish_run as publish_run
 from .ray_internals import MultiWorkerConfig as MultiWorkerConfig
 from .ray_internals import ask_head as ask_head
 from .ray_internals import autoscaler_limits as autoscaler_limits

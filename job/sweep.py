@@ -10,7 +10,7 @@ from job.capacity import Room, needed
 from job.cluster import connected, rooms
 from job.events import Listener, forwarded
 from job.filesystem import run_storage
-from job.publishing import Fitted, publish_fitted
+from job.publishing import FinishedRun, publish_run
 from job.reporting import report_published, report_run
 from job.train import RunOptions, fit_trial, plan_run
 from nucleus.config.recipe import Recipe
@@ -56,7 +56,7 @@ class Outcome:
 
     run: str
     settings: tuple[str, ...]
-    fitted: Fitted | None
+    fitted: FinishedRun | None
     score: float | None
     error: str | None
 
@@ -159,7 +159,7 @@ def sweep(
             raise JobError(f"Expected a trial of {name} to finish; none did. The first: {best.error}")
         by_run = {plan.run: plan for plan in plans}
         with StateWriter(RunFolder(bucket, best.run)) as state:
-            published = publish_fitted(by_run[best.run], best.fitted, bucket, listener)
+            published = publish_run(by_run[best.run], best.fitted, bucket, listener)
             state.published(f"{published.model}@{published.version}")
     report_published(by_run[best.run], published, bucket, listener, {})
     for outcome in outcomes[1:]:
@@ -235,5 +235,5 @@ def _told(result: Any) -> dict[str, Any]:
 def _outcome(plan: RunPlan, trial: Trial, told: dict[str, Any]) -> Outcome:
     if _ERROR in told:
         return Outcome(plan.run, trial.settings, None, None, told[_ERROR])
-    fitted = Fitted(**told[_FITTED])
+    fitted = FinishedRun(**told[_FITTED])
     return Outcome(plan.run, trial.settings, fitted, fitted.metrics["val"]["all"][plan.recipe.gate.metric], None)

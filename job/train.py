@@ -13,7 +13,7 @@ from job.capacity import Room, missing, needed
 from job.cluster import connected, rooms
 from job.events import Listener, SilentListener, forwarded
 from job.filesystem import run_storage
-from job.publishing import Fitted, judge, publish_fitted
+from job.publishing import FinishedRun, judge, publish_run
 from job.ray_internals import our_error
 from job.reporting import has_facts, report_published
 from job.signals import stop_request, stops_on_sigterm
@@ -41,10 +41,10 @@ class RunOptions:
 
     Attributes:
         run: Name of a new run; None makes one up.
-        weights_optional: Whether to go on with a random encoder when no weights can be had. Only the demo may.
+        weights_optional: Whether to train a random encoder if pretrained weights cannot be had; only the demo may.
         own_cluster: Whether to start a Ray cluster on this machine even if another is at hand.
         verbose: Whether to show the logs of Ray and the workers.
-        folder: Where people find a run's report and TensorBoard's events on this machine, in `<run>/`; None is `runs`.
+        folder: Folder for reports and TensorBoard's events on this machine, in `<run>/`; None is `runs`.
         single_writer: Whether nobody else publishes meanwhile, so that the server may ignore conditional writes.
     """
 
@@ -69,10 +69,10 @@ _CHECKPOINTS_KEPT = 2
 _START_TIMEOUT, _ELASTIC_START_SECONDS = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "10"
 _STALL_TIMEOUT = "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"
 _METRICS = "metrics"
-"""What only a run that has finished reports."""
+"""Key that only the last report of a finished run has."""
 
 
-def fit(plan: RunPlan, options: RunOptions, listener: Listener) -> Fitted:
+def fit(plan: RunPlan, options: RunOptions, listener: Listener) -> FinishedRun:
     """Run the workers of a plan on the cluster that this process is connected to.
 
     Raises:
@@ -129,10 +129,10 @@ def fit(plan: RunPlan, options: RunOptions, listener: Listener) -> Fitted:
             raise _explained(error, plan, options) from error
     if _METRICS not in result.metrics:
         raise RunStoppedError(f"The run {plan.run} was asked to stop and saved a checkpoint. {plan.how_to_go_on}")
-    return Fitted(result.metrics[_METRICS], result.metrics["wandb_run"], result.checkpoint.path)
+    return FinishedRun(result.metrics[_METRICS], result.metrics["wandb_run"], result.checkpoint.path)
 
 
-def fit_trial(plan: RunPlan, options: RunOptions, listener: Listener) -> Fitted:
+def fit_trial(plan: RunPlan, options: RunOptions, listener: Listener) -> FinishedRun:
     """`fit` of a run that is not published by itself, as a sweep's trial, with its state. Raises what `fit` raises."""
     with StateWriter(RunFolder(options.bucket(plan.bucket), plan.run)) as state:
         fitted = fit(plan, options, listener)
@@ -163,7 +163,7 @@ def _waits_for(recipe: Recipe, capacity: Mapping[str, Room], reservations: Seque
 
 
 def _explained(error: BaseException, plan: RunPlan, options: RunOptions) -> NucleusError:
-    """The worker's own error if it is one of ours, else what Ray says with the way to go on."""
+    """The worker's error if it is one of this package, else Ray's message with the command that goes on."""
     causes = list(getattr(error, "worker_failures", {}).values()) or [error]
     for cause in causes:
         found = our_error(cause)
@@ -215,13 +215,13 @@ def resume(
 
 
 def plan_run(recipe: Recipe, options: RunOptions, listener: Listener, group: str | None = None) -> RunPlan:
-    """Find out what can be wrong before a cluster is used.
+    """Check everything that can be checked before a cluster is used, and return the run's plan.
 
     Args:
-        recipe: What to run.
-        options: How to run it.
-        listener: Is warned.
-        group: What the run belongs to, such as a sweep.
+        recipe: The recipe.
+        options: Options of the run.
+        listener: Shows the progress and warnings.
+        group: Group of runs that it belongs to, such as a sweep.
 
     Raises:
         NucleusError: What is wrong.
@@ -276,7 +276,7 @@ def _execute(plan: RunPlan, options: RunOptions, listener: Listener, *, new: boo
         with StateWriter(RunFolder(bucket, plan.run)) as state:
             fitted = fit(plan, options, listener)
             trained = time.monotonic()
-            manifest = publish_fitted(plan, fitted, bucket, listener)
+            manifest = publish_run(plan, fitted, bucket, listener)
             state.published(f"{manifest.model}@{manifest.version}")
     seconds = {"train": trained - begun, "publish": time.monotonic() - trained}
     report_published(plan, manifest, bucket, listener, seconds)
