@@ -7,8 +7,11 @@ import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from ray.train.backend import Backend, BackendConfig
 
 import job
 import nucleus
@@ -20,7 +23,7 @@ from nucleus.versions import installed_versions
 if TYPE_CHECKING:
     from nucleus.tracking.wandb_run import Tracker
 
-__all__ = ["limit_devices", "train_worker"]
+__all__ = ["MultiWorkerConfig", "limit_devices", "train_worker"]
 
 
 def limit_devices(cpus: int, gpus: int) -> None:
@@ -127,3 +130,30 @@ def _keep_offline_files(plan: RunPlan, tracker: Tracker) -> None:
 
     bucket = nucleus.storage.Bucket(nucleus.storage.parse_uri(plan.bucket))
     nucleus.tracking.keep_files(RunFolder(bucket, plan.run).below(WANDB_FOLDER), tracker.kept_files)
+
+
+@dataclass
+class MultiWorkerConfig(BackendConfig):
+    """Workers of `tf.distribute.MultiWorkerMirroredStrategy`."""
+
+    @property
+    def backend_cls(self) -> type[Backend]:
+        return _MultiWorkerBackend
+
+
+class _MultiWorkerBackend(Backend):
+    def on_start(self, worker_group: Any, backend_config: BackendConfig) -> None:  # noqa: ARG002
+        """Set TF_CONFIG on every worker (https://www.tensorflow.org/guide/distributed_training#tf_config)."""
+        import ray
+
+        addresses = worker_group.execute(job.free_address)
+        ray.get(
+            [
+                worker_group.execute_single_async(rank, _set_tf_config, addresses=addresses, index=rank)
+                for rank in range(len(worker_group))
+            ]
+        )
+
+
+def _set_tf_config(addresses: list[str], index: int) -> None:
+    os.environ["TF_CONFIG"] = json.dumps({"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}})
