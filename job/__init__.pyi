@@ -36,12 +36,12 @@ from .job_api import job_client as job_client
 from .job_api import job_log as job_log
 from .job_api import stop_job as stop_job
 from .job_api import with_retries as with_retries
-from .publishing import Fitted as Fitted
+from .publishing import FinishedRun as FinishedRun
 from .publishing import judge as judge
-from .publishing import publish_fitted as publish_fitted
-from .ray_internals import MultiWorkerConfig as MultiWorkerConfig
+from .publishing import publish_run as publish_run
 from .ray_internals import ask_head as ask_head
 from .ray_internals import autoscaler_limits as autoscaler_limits
+from .ray_internals import free_address as free_address
 from .ray_internals import is_submitted_job as is_submitted_job
 from .ray_internals import job_api_answer as job_api_answer
 from .ray_internals import local_addresses as local_addresses
@@ -77,5 +77,6 @@ from .train import fit_trial as fit_trial
 from .train import plan_run as plan_run
 from .train import resume as resume
 from .train import train as train
+from .worker import MultiWorkerConfig as MultiWorkerConfig
 from .worker import limit_devices as limit_devices
 from .worker import train_worker as train_worker

@@ -24,17 +24,17 @@ from nucleus.storage.files import SUMS_FILE, read_sums
 from nucleus.storage.uri import parse_uri
 from nucleus.training.callbacks import Callback
 
-__all__ = ["Fitted", "judge", "publish_fitted"]
+__all__ = ["FinishedRun", "judge", "publish_run"]
 
 
 @dataclass(frozen=True)
-class Fitted:
-    """What a finished run left.
+class FinishedRun:
+    """Result of a run whose workers have finished.
 
     Attributes:
-        metrics: By split, kind of image and name.
-        wandb_run: Its W&B run.
-        checkpoint: `bucket/key` of its last checkpoint, which holds the model.
+        metrics: Scores of the best weights: split, then `all` or kind of image, then metric.
+        wandb_run: W&B's path `[entity/]project/id`; None if tracking was disabled.
+        checkpoint: `bucket/key` of the last checkpoint, which holds the model.
     """
 
     metrics: dict[str, dict[str, dict[str, float]]]
@@ -43,7 +43,7 @@ class Fitted:
 
 
 def judge(bucket: Bucket, manifest: ModelManifest, plan: RunPlan, callback: Callback) -> None:
-    """Let the gate decide, and say what it decided."""
+    """Let the gate decide about the recipe's alias, and show its decision."""
     options = plan.recipe.gate
     if not options.enabled:
         return
@@ -58,7 +58,7 @@ def judge(bucket: Bucket, manifest: ModelManifest, plan: RunPlan, callback: Call
 
 
 def _score_on_test(bucket: Bucket, manifest: ModelManifest, plan: RunPlan, callback: Callback) -> float:
-    """The recipe's metric of another version on this run's test split."""
+    """The gate's metric of another version on this run's test split."""
 
     cache_dir = Path(plan.recipe.cache_dir) if plan.recipe.cache_dir else default_cache_dir()
     cache = ShardCache(cache_dir, plan.recipe.cache_limit_gib)
@@ -78,11 +78,11 @@ def _score_on_test(bucket: Bucket, manifest: ModelManifest, plan: RunPlan, callb
         return found["all"][plan.recipe.gate.metric]
 
 
-def publish_fitted(plan: RunPlan, fitted: Fitted, bucket: Bucket, callback: Callback) -> ModelManifest:
+def publish_run(plan: RunPlan, fitted: FinishedRun, bucket: Bucket, callback: Callback) -> ModelManifest:
     """Publish the model of a finished run, and let the gate decide on the recipe's alias.
 
     Raises:
-        DataError: The dataset is gone, of which the card tells.
+        DataError: The dataset, which the card describes, is gone.
         IntegrityError: The checkpoint or the dataset's manifest is damaged.
         StorageError: The bucket cannot be used.
     """

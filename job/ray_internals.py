@@ -1,19 +1,15 @@
 """Private parts of Ray 2.60: every name that Ray does not promise to keep is used in this file alone."""
 
-import json
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
-
-from ray.train.backend import Backend, BackendConfig
 
 from nucleus.errors import NucleusError
 
 __all__ = [
-    "MultiWorkerConfig",
     "ask_head",
     "autoscaler_limits",
+    "free_address",
     "is_submitted_job",
     "job_api_answer",
     "local_addresses",
@@ -38,38 +34,12 @@ def our_error(error: BaseException | None) -> NucleusError | None:
     return None
 
 
-@dataclass
-class MultiWorkerConfig(BackendConfig):
-    """Workers of `tf.distribute.MultiWorkerMirroredStrategy`."""
-
-    @property
-    def backend_cls(self) -> type[Backend]:
-        return _MultiWorkerBackend
-
-
-class _MultiWorkerBackend(Backend):
-    def on_start(self, worker_group: Any, backend_config: BackendConfig) -> None:  # noqa: ARG002
-        """Set TF_CONFIG on every worker (https://www.tensorflow.org/guide/distributed_training#tf_config)."""
-        import ray
-
-        addresses = worker_group.execute(_free_address)
-        ray.get(
-            [
-                worker_group.execute_single_async(rank, _set_tf_config, addresses=addresses, index=rank)
-                for rank in range(len(worker_group))
-            ]
-        )
-
-
-def _free_address() -> str:
+def free_address() -> str:
+    """`host:port` of this machine with a port that nobody uses, for the other workers of a run."""
     from ray._common.network_utils import build_address
     from ray.train._internal.utils import get_address_and_port
 
     return str(build_address(*get_address_and_port()))
-
-
-def _set_tf_config(addresses: list[str], index: int) -> None:
-    os.environ["TF_CONFIG"] = json.dumps({"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}})
 
 
 _JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"

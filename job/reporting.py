@@ -47,7 +47,7 @@ _SHOWN = {"mAP": "map", "AP.5": "ap_50", "IoU": "iou"}
 
 
 def report_folder(plan: RunPlan) -> Path:
-    """Where a run's report lies on the driver's machine."""
+    """Folder of a run's report on the driver's machine."""
     return Path(plan.folder) / plan.run / REPORT_FOLDER
 
 
@@ -119,13 +119,13 @@ def report_run(
 
     Args:
         plan: The run.
-        metrics: Of its best weights: split, then `all` or kind of image, then metric.
-        wandb_run: Its W&B run.
-        bucket: Its bucket.
-        callback: Is told.
-        manifest: The version that it published, if it did.
-        decision: What the gate decided about that, if it was asked.
-        seconds: What the driver spent on `train` and `publish`, so far as it is known.
+        metrics: Scores of the best weights: split, then `all` or kind of image, then metric.
+        wandb_run: W&B's path `[entity/]project/id`; None if tracking was disabled.
+        bucket: The project's bucket.
+        callback: Shows the progress.
+        manifest: Manifest of the version that the run has published; None if it has published none.
+        decision: The gate's decision about that version; None if it was not asked.
+        seconds: Seconds that the driver spent on `train` and `publish`, as far as they are known.
 
     Raises:
         JobError: The workers left nothing to report, or it is damaged.
@@ -180,7 +180,7 @@ def report_run(
 
 
 def _fetch_pictures(stored: Bucket, folder: Path) -> list[PurePosixPath]:
-    """Bring what the workers drew to this machine; return which files, below the folder of pictures."""
+    """Download the workers' pictures; return their paths below the folder of pictures."""
     names = names_below(stored, f"{PICTURES}/")
 
     def fetch(name: str) -> None:
@@ -254,4 +254,4 @@ def _test_image(path: Path) -> TestImage:
     try:
         return TestImage.model_validate_json(path.read_bytes())
     except ValidationError as error:
-        raise JobError(f"Expected what a worker told of a test image at {path}; it is damaged: {error}") from error
+        raise JobError(f"Expected the facts about a test image at {path}; they are damaged: {error}") from error

@@ -9,7 +9,7 @@ from job.capacity import Capacity, resources_needed
 from job.cluster import capacities, connected
 from job.events import EventCallback, event_queue
 from job.filesystem import run_storage
-from job.publishing import Fitted, publish_fitted
+from job.publishing import FinishedRun, publish_run
 from job.reporting import report_published, report_run
 from job.train import RunOptions, fit_trial, plan_run
 from nucleus.config.recipe import Recipe
@@ -55,7 +55,7 @@ class Outcome:
 
     run: str
     settings: tuple[str, ...]
-    fitted: Fitted | None
+    fitted: FinishedRun | None
     score: float | None
     error: str | None
 
@@ -133,7 +133,7 @@ def sweep(
             raise JobError(f"Expected a trial of {name} to finish; none did. The first: {best.error}")
         by_run = {plan.run: plan for plan in plans}
         with StateWriter(RunFolder(bucket, best.run)) as state:
-            published = publish_fitted(by_run[best.run], best.fitted, bucket, callback)
+            published = publish_run(by_run[best.run], best.fitted, bucket, callback)
             state.published(f"{published.model}@{published.version}")
     report_published(by_run[best.run], published, bucket, callback, {})
     for outcome in outcomes[1:]:
@@ -206,8 +206,8 @@ def _reported(result: Any) -> dict[str, Any]:
     return dict(result.metrics)
 
 
-def _outcome(plan: RunPlan, trial: Trial, reported: dict[str, Any]) -> Outcome:
-    if _ERROR in reported:
-        return Outcome(plan.run, trial.settings, None, None, reported[_ERROR])
-    fitted = Fitted(**reported[_FITTED])
+def _outcome(plan: RunPlan, trial: Trial, told: dict[str, Any]) -> Outcome:
+    if _ERROR in told:
+        return Outcome(plan.run, trial.settings, None, None, told[_ERROR])
+    fitted = FinishedRun(**told[_FITTED])
     return Outcome(plan.run, trial.settings, fitted, fitted.metrics["val"]["all"][plan.recipe.gate.metric], None)

@@ -2,17 +2,18 @@
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import job
-from job.capacity import resources_needed, shortage
+from job.capacity import Capacity, resources_needed, shortage
 from job.cluster import capacities, connected
 from job.events import event_queue
 from job.filesystem import run_storage
-from job.publishing import Fitted, judge, publish_fitted
+from job.publishing import FinishedRun, judge, publish_run
 from job.ray_internals import our_error
 from job.reporting import has_facts, report_published
 from job.signals import stop_request, stops_on_sigterm
@@ -41,10 +42,10 @@ class RunOptions:
 
     Attributes:
         run: Name of a new run; None makes one up.
-        weights_optional: Whether to go on with a random encoder when no weights can be had. Only the demo may.
+        weights_optional: Whether to train a random encoder if pretrained weights cannot be had; only the demo may.
         own_cluster: Whether to start a Ray cluster on this machine even if another is at hand.
         verbose: Whether to show the logs of Ray and the workers.
-        folder: Where people find a run's report and TensorBoard's events on this machine, in `<run>/`; None is `runs`.
+        folder: Folder for reports and TensorBoard's events on this machine, in `<run>/`; None is `runs`.
         single_writer: Whether nobody else publishes meanwhile, so that the server may ignore conditional writes.
     """
 
@@ -69,10 +70,10 @@ _CHECKPOINTS_KEPT = 2
 _START_TIMEOUT, _ELASTIC_START_SECONDS = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "10"
 _STALL_TIMEOUT = "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"
 _METRICS = "metrics"
-"""What only a run that has finished reports."""
+"""Key that only the last report of a finished run has."""
 
 
-def fit(plan: RunPlan, options: RunOptions, callback: Callback) -> Fitted:
+def fit(plan: RunPlan, options: RunOptions, callback: Callback) -> FinishedRun:
     """Run the workers of a plan on the cluster that this process is connected to.
 
     Raises:
@@ -93,10 +94,12 @@ def fit(plan: RunPlan, options: RunOptions, callback: Callback) -> Fitted:
     said: list[str] = []
 
     def no_worker_yet() -> None:
-        text = _waits_for(recipe, [state for group, state in _reservations().items() if group not in others])
-        if text not in said[-1:]:
-            said.append(text)
-            callback.on_stage(text)
+        with suppress(Exception):  # whoever calls this has events to pass on, which are worth more
+            ours = [state for group, state in _reservations().items() if group not in others]
+            text = _waits_for(recipe, capacities(), ours)
+            if text not in said[-1:]:
+                said.append(text)
+                callback.on_stage(text)
 
     with event_queue(callback, no_worker_yet) as events, stops_on_sigterm(stop, plan):
         trainer = job.trainer_class()(
@@ -127,10 +130,10 @@ def fit(plan: RunPlan, options: RunOptions, callback: Callback) -> Fitted:
             raise _explained(error, plan, options) from error
     if _METRICS not in result.metrics:
         raise RunStoppedError(f"The run {plan.run} was asked to stop and saved a checkpoint. {plan.how_to_go_on}")
-    return Fitted(result.metrics[_METRICS], result.metrics["wandb_run"], result.checkpoint.path)
+    return FinishedRun(result.metrics[_METRICS], result.metrics["wandb_run"], result.checkpoint.path)
 
 
-def fit_trial(plan: RunPlan, options: RunOptions, callback: Callback) -> Fitted:
+def fit_trial(plan: RunPlan, options: RunOptions, callback: Callback) -> FinishedRun:
     """`fit` of a run that is not published by itself, as a sweep's trial, with its state. Raises what `fit` raises."""
     with StateWriter(RunFolder(options.bucket(plan.bucket), plan.run)) as state:
         fitted = fit(plan, options, callback)
@@ -145,22 +148,23 @@ def _reservations() -> dict[str, str]:
     return {group: found["state"] for group, found in placement_group_table().items()}
 
 
-def _waits_for(recipe: Recipe, reservations: Sequence[str]) -> str:
-    """What a run without a worker waits for.
+def _waits_for(recipe: Recipe, capacity: Mapping[str, Capacity], reservations: Sequence[str]) -> str:
+    """What a run without a worker waits for, in words.
 
     Args:
-        recipe: The run's.
+        recipe: The run's recipe.
+        capacity: CPUs and GPUs of the cluster.
         reservations: States of the placement groups that were made since it began. What its own holds is not free, and
             yet not what it waits for.
     """
     if "CREATED" in reservations and "PENDING" not in reservations:
         return "Starting the workers"
-    waits = shortage(resources_needed(recipe), capacities())
+    waits = shortage(resources_needed(recipe), capacity)
     return f"Waiting for {waits}" if waits else f"Waiting until Ray has placed {recipe.workers}"
 
 
 def _explained(error: BaseException, plan: RunPlan, options: RunOptions) -> NucleusError:
-    """The worker's own error if it is one of ours, else what Ray says with the way to go on."""
+    """The worker's error if it is one of this package, else Ray's message with the command that goes on."""
     causes = list(getattr(error, "worker_failures", {}).values()) or [error]
     for cause in causes:
         found = our_error(cause)
@@ -197,9 +201,9 @@ def resume(
     options = options or RunOptions()
     callback = callback or Callback()
     store = options.bucket(bucket)
-    check_conditional_writes(store)
     here = {"folder": str(options.local_folder), "submitted": job.is_submitted_job()}
     plan = load_plan(store, run).model_copy(update=here)
+    check_conditional_writes(store)
     published = version_of_run(store, plan.recipe.model, run)
     if published is None:
         return _execute(plan, options, callback, new=False)
@@ -212,13 +216,13 @@ def resume(
 
 
 def plan_run(recipe: Recipe, options: RunOptions, callback: Callback, group: str | None = None) -> RunPlan:
-    """Find out what can be wrong before a cluster is used.
+    """Check everything that can be checked before a cluster is used, and return the run's plan.
 
     Args:
-        recipe: What to run.
-        options: How to run it.
-        callback: Is warned.
-        group: What the run belongs to, such as a sweep.
+        recipe: The recipe.
+        options: Options of the run.
+        callback: Shows the progress and warnings.
+        group: Group of runs that it belongs to, such as a sweep.
 
     Raises:
         NucleusError: What is wrong.
@@ -264,7 +268,7 @@ def plan_run(recipe: Recipe, options: RunOptions, callback: Callback, group: str
 
 def _execute(plan: RunPlan, options: RunOptions, callback: Callback, *, new: bool) -> ModelManifest:
     bucket = options.bucket(plan.bucket)
-    callback.on_stage(f"{'Training' if new else 'Going on with'} {plan.run} on {plan.recipe.workers}")
+    callback.on_stage(f"{'Training' if new else 'Resuming'} {plan.run} on {plan.recipe.workers}")
     options.local_folder.mkdir(parents=True, exist_ok=True)  # workers on this machine use it if it is there
     with connected(plan.recipe, own=options.own_cluster, verbose=options.verbose):
         if new:  # only now, so that a run which could not begin leaves its name free
@@ -273,7 +277,7 @@ def _execute(plan: RunPlan, options: RunOptions, callback: Callback, *, new: boo
         with StateWriter(RunFolder(bucket, plan.run)) as state:
             fitted = fit(plan, options, callback)
             trained = time.monotonic()
-            manifest = publish_fitted(plan, fitted, bucket, callback)
+            manifest = publish_run(plan, fitted, bucket, callback)
             state.published(f"{manifest.model}@{manifest.version}")
     seconds = {"train": trained - begun, "publish": time.monotonic() - trained}
     report_published(plan, manifest, bucket, callback, seconds)

@@ -7,8 +7,11 @@ import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from ray.train.backend import Backend, BackendConfig
 
 import job
 import nucleus
@@ -16,7 +19,7 @@ from nucleus.lazy import tf
 from nucleus.runs.plan import RUNS, RunPlan
 from nucleus.storage.files import check_sums
 
-__all__ = ["limit_devices", "train_worker"]
+__all__ = ["MultiWorkerConfig", "limit_devices", "train_worker"]
 
 
 def limit_devices(cpus: int, gpus: int) -> None:
@@ -103,3 +106,30 @@ def _bypass_proxy() -> None:
 def _writable(folder: Path, otherwise: Path) -> Path:
     """Return a folder of the driver's machine if it exists and is writable on this machine too, else the other one."""
     return folder if folder.is_dir() and os.access(folder, os.W_OK) else otherwise
+
+
+@dataclass
+class MultiWorkerConfig(BackendConfig):
+    """Workers of `tf.distribute.MultiWorkerMirroredStrategy`."""
+
+    @property
+    def backend_cls(self) -> type[Backend]:
+        return _MultiWorkerBackend
+
+
+class _MultiWorkerBackend(Backend):
+    def on_start(self, worker_group: Any, backend_config: BackendConfig) -> None:  # noqa: ARG002
+        """Set TF_CONFIG on every worker (https://www.tensorflow.org/guide/distributed_training#tf_config)."""
+        import ray
+
+        addresses = worker_group.execute(job.free_address)
+        ray.get(
+            [
+                worker_group.execute_single_async(rank, _set_tf_config, addresses=addresses, index=rank)
+                for rank in range(len(worker_group))
+            ]
+        )
+
+
+def _set_tf_config(addresses: list[str], index: int) -> None:
+    os.environ["TF_CONFIG"] = json.dumps({"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}})

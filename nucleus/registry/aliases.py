@@ -29,12 +29,12 @@ _ALIASES, _GATES = "aliases", "gates"
 
 
 class Alias(BaseModel):
-    """What an alias points to.
+    """The version that an alias points to.
 
     Attributes:
-        version: The version it means.
-        previous: The version it meant before; None at first.
-        moved: When it was moved.
+        version: Number of the version.
+        previous: Number of the version that it pointed to before; None at first.
+        moved: When it was moved, UTC, ISO 8601.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -141,19 +141,19 @@ def _now() -> str:
 
 
 class GateDecision(BaseModel):
-    """What the gate decided about a version.
+    """The gate's decision about a version.
 
     Attributes:
-        version: The version.
-        alias: The alias that it wanted.
-        metric: What was compared, mean over the images of the test split.
-        dataset: Whose test split: `s3://.../NAME@VERSION`.
-        score: The version's.
-        incumbent: The version that the alias meant; None if it meant none.
-        incumbent_score: Its score on the same test split; None if there is none.
+        version: Number of the version.
+        alias: Alias that was to move.
+        metric: Metric that was compared, mean over the images of the test split.
+        dataset: Dataset of that test split: `s3://.../NAME@VERSION`.
+        score: Score of the version.
+        incumbent: Version that the alias pointed to; None if it did not exist.
+        incumbent_score: Score of that version on the same test split; None if there is none.
         passed: Whether the alias was moved.
         reason: Why, in words.
-        decided: When.
+        decided: When, UTC, ISO 8601.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -213,7 +213,7 @@ def pass_gate(
 
 
 def read_decision(bucket: Bucket, name: str, version: int) -> GateDecision | None:
-    """What the gate decided about a version; None if it was not asked."""
+    """The gate's decision about a version; None if it was not asked."""
     key = _decision_key(name, version)
     try:
         return GateDecision.model_validate_json(bucket.get(key))

@@ -1,4 +1,4 @@
-"""Who publishes which version number: claims, and what publishers that died left behind.
+"""Publishing of model versions: claims of numbers, uploads, and leftovers of publishers that died.
 
 A publisher takes a number by creating `claim.json` under it (`If-None-Match: *`); no two claims are alike, so one that
 had to be asked for again is known by its bytes. A number whose publisher died stays unused until `remove_leftover`.
@@ -39,8 +39,8 @@ class Claim(BaseModel):
     Attributes:
         version: The number.
         run: The run that publishes.
-        token: Tells this claim from every other.
-        claimed: When.
+        token: Distinguishes this claim from every other.
+        claimed: When it was claimed, UTC, ISO 8601.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -94,7 +94,7 @@ def claim_version(bucket: Bucket, name: str, run: str) -> Claim:
 
 
 def run_of_claim(bucket: Bucket, name: str, version: int) -> str | None:
-    """The run that took a number; None if that is not known."""
+    """The run that claimed a number; None if that is not known."""
     try:
         return Claim.model_validate_json(bucket.get(_claim_key(name, version))).run
     except (ObjectNotFoundError, ValidationError):
@@ -153,7 +153,7 @@ def publish(bucket: Bucket, name: str, folder: Path, origin: Origin, advance: Ad
         name: The model.
         folder: Flat folder with `model.json`, `model.weights.h5` and what goes with them.
         origin: Where the model comes from.
-        advance: Told how many bytes of the files are sent, of how many.
+        advance: Called with the bytes uploaded and their total.
     """
     check_name(name, "model")
     paths = sorted(path for path in folder.iterdir() if path.is_file())

@@ -67,7 +67,7 @@ def list_versions(bucket: Bucket, name: str) -> list[int]:
 
 
 def resolve_version(bucket: Bucket, reference: Reference) -> int:
-    """The number that a reference means: itself, the newest whole version for `latest`, or an alias's.
+    """The version number of a reference: a number itself, the newest version for `latest`, or that of an alias.
 
     Raises:
         ModelError: No such model, version or alias.
@@ -100,7 +100,7 @@ def resolve_version(bucket: Bucket, reference: Reference) -> int:
 
 
 def version_of_run(bucket: Bucket, name: str, run: str) -> ModelManifest | None:
-    """The version that a run has published, if any: a run publishes once."""
+    """The version that a run has published, or None; a run publishes at most once."""
     for version in reversed(list_versions(bucket, name)):
         try:
             manifest = read_version(bucket, name, version)
@@ -114,10 +114,10 @@ def version_of_run(bucket: Bucket, name: str, run: str) -> ModelManifest | None:
 
 
 def pull(bucket: Bucket, reference: Reference, folder: Path, advance: Advance = no_progress) -> ModelManifest:
-    """Bring a version into `folder`, which afterwards holds the whole model or is as it was.
+    """Download a version into `folder`, which afterwards holds the whole model, or is unchanged if that fails.
 
-    A folder that already holds this version whole is left alone; a damaged copy of it is replaced. `advance` is told
-    how many bytes have come, of how many.
+    A folder that already holds this version whole is left alone; a damaged copy of it is replaced. `advance` is called
+    with the bytes downloaded and their total.
 
     Raises:
         ModelError: No such version.
@@ -185,7 +185,7 @@ def _replace(bucket: Bucket, manifest: ModelManifest, folder: Path, advance: Adv
 
 
 def _put_in_place(new: Path, folder: Path, old: Path) -> None:
-    """Let a folder take the place of another, which is kept under the name `old` until it has."""
+    """Replace a folder by another; the replaced one is kept under the name `old` until that is done."""
     if folder.exists():
         folder.rename(old)
     try:

@@ -1,4 +1,4 @@
-"""Runs as values: what each is and where it stands, by what it has left in the bucket."""
+"""Runs in the bucket, listed or found by name: plan, state, history, and record or published version of each."""
 
 import difflib
 import io
@@ -37,10 +37,10 @@ __all__ = [
 
 
 EpochMetrics = dict[str, float]
-"""What is known of one epoch: `epoch` (from 0), `loss`, `learning_rate` and, where it was validated, `val_` metrics."""
+"""Metrics of one epoch: `epoch` (from 0), `loss`, `learning_rate` and, where it was validated, `val_` metrics."""
 
 _DEFAULT_MONITOR = "val_map"
-"""Chooses the best weights where a recipe does not say by what."""
+"""Metric that chooses the best weights in a recipe without `optimizer.monitor`."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ class StoredRun:
 
     @property
     def epochs(self) -> tuple[int, int | None]:
-        """How many are done, and how many the recipe asks for."""
+        """Number of epochs done, and the number in the recipe."""
         return len(self.history), setting(self.plan.settings, "optimizer.epochs")
 
     @property
@@ -124,7 +124,7 @@ class DamagedRun:
         run: Its name.
         begun: When its plan was written.
         written: When an object directly in its folder was last written.
-        problem: Names the document.
+        problem: What is wrong, with the name of the document.
         plan: What it was to do, if that can be read.
     """
 
@@ -181,18 +181,18 @@ def list_runs(
     limit: int | None = None,
     warn: Callable[[str], None] = lambda _: None,
 ) -> list[StoredRun | DamagedRun]:
-    """The runs in the bucket, the one that was begun last first; folders without a plan, as a sweep's own, are none.
+    """Runs in the bucket, newest first; folders without a plan, such as a sweep's own, are no runs.
 
-    Each run costs the listing of the top of its folder, and two small objects: the plan, and the record or else the
-    history. For those without a record (they go on, were stopped, or are old) the versions of their model are asked
-    who published them: a listing, and a manifest each. A run that is left out by `limit` costs its listing alone.
+    Requests: for each run a listing of the top of its folder, and two or three small objects (the plan, and the record
+    or else state and history). For runs without a record, the manifests of their model's versions are read to find out
+    which run published them. A run that is left out by `limit` costs its listing alone.
 
     Args:
-        bucket: The project's.
+        bucket: The project's bucket.
         model: Only runs of this model.
         group: Only runs of this group.
-        limit: At most so many.
-        warn: Is told of documents that cannot be read; a run whose plan cannot be is listed whatever is asked for.
+        limit: The newest of these runs, at most this many.
+        warn: Called for each document that cannot be read; a run with an unreadable plan is always listed.
     """
     now = server_time(bucket)
     with ThreadPoolExecutor(_AT_ONCE) as pool:
@@ -218,7 +218,7 @@ def find_run(bucket: Bucket, run: str, warn: Callable[[str], None] = lambda _: N
 
 
 def find_runs(bucket: Bucket, names: Sequence[str], warn: Callable[[str], None] = lambda _: None) -> list[StoredRun]:
-    """Runs by name, in the order given. `warn` is told of versions that cannot be read.
+    """Runs by name, in the order given. `warn` is called for versions that cannot be read.
 
     Raises:
         UriError: No run can have this name.

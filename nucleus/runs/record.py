@@ -1,4 +1,4 @@
-"""The record of a run: all that its report says, as one document, `runs/<run>/report/record.json`."""
+"""The record of a run, `runs/<run>/report/record.json`: everything that its report says, as one document."""
 
 from typing import Annotated, Any, Literal
 
@@ -34,18 +34,18 @@ __all__ = [
 RECORD_FORMAT = 1
 
 HISTORY_FILE = "history.json"
-"""In a run's folder: a list with the metrics of each epoch that is done, written with every checkpoint."""
+"""File in a run's folder: a list with the metrics of each epoch that is done, written with every checkpoint."""
 REPORT_FOLDER = "report"
-"""In a run's folder: the report and all that it is made of."""
+"""Folder of the report and its data in a run's folder."""
 REPORT_PAGE = "report.html"
 RECORD_FILE = "record.json"
 FACTS_FILE = "facts.json"
-"""In the report's folder what the workers tell of the run (`Facts`), in a test image's folder of the image."""
+"""File in the report's folder with the workers' facts about the run (`Facts`), in a test image's a `TestImage`."""
 PICTURES = "pictures"
-"""Folder beside the report: PNG pictures that the workers drew while they trained."""
+"""Folder in the report's folder with PNG pictures that the workers drew while they trained."""
 
 EPOCH_PICTURE = "epoch-"
-"""Name of a picture of a watched image, before the epochs done, in five digits."""
+"""What the name of a watched image's picture begins with; the number of epochs done follows, in five digits."""
 
 Count = Annotated[int, Field(ge=0)]
 _HISTORY = TypeAdapter(list[dict[str, float]])
@@ -56,21 +56,21 @@ class _Frozen(BaseModel):
 
 
 class Stage(_Frozen):
-    """A part of the work, and the seconds that it took."""
+    """A part of the work and the seconds that it took."""
 
     name: str
     seconds: Annotated[float, Field(ge=0)]
 
 
 class NetworkFacts(_Frozen):
-    """What the network is made of.
+    """Size and structure of a network.
 
     Attributes:
-        encoder: Its name.
-        parameters: Of encoder and decoder.
-        encoder_parameters: Of the encoder.
-        trained_parameters: Those that were trained at the end.
-        skips: Channels that the encoder hands to the decoder, at 1/2, 1/4, 1/8, 1/16 and 1/32 of the resolution.
+        encoder: Name of the encoder.
+        parameters: Number of parameters of encoder and decoder.
+        encoder_parameters: Number of parameters of the encoder.
+        trained_parameters: Number of parameters that were trained at the end.
+        skips: Channels that the encoder passes to the decoder, at 1/2, 1/4, 1/8, 1/16 and 1/32 of the resolution.
         decoder: Channels of the decoder's levels, at 1/16, 1/8, 1/4, 1/2 and the whole resolution.
         outputs: Names of the output channels.
     """
@@ -85,11 +85,11 @@ class NetworkFacts(_Frozen):
 
 
 class Facts(_Frozen):
-    """What only the workers know of a run that has finished; what it means is said at `RunRecord`.
+    """What only the workers of a finished run know; `RunRecord` describes the fields.
 
     Attributes:
-        format: Of this document.
-        seconds: By part of the run: what one worker spent on it; the epochs are in the history.
+        format: Format of this document.
+        seconds: Seconds that one worker spent on each part of the run; those of epochs are in the history.
     """
 
     format: int = RECORD_FORMAT
@@ -112,15 +112,15 @@ class ExampleImage(_Frozen):
 
 
 class WatchedImage(_Frozen):
-    """A validation image that was predicted again and again while the network learned.
+    """A validation image that was predicted after several epochs, to show how the network learns.
 
-    Its pictures in `pictures/watched/<name>/`: `image`, `truth` (outlined on it), the prediction after so many epochs,
-    `epoch-00000` (before training), `epoch-00001` and so on, and `best`, that by the best weights and tuned thresholds.
+    Its pictures in `pictures/watched/<name>/`: `image`, `truth` (outlined on it), the predictions
+    `epoch-00000` (before training), `epoch-00001` and so on, and `best`, with the best weights and tuned thresholds.
 
     Attributes:
-        name: In the dataset.
-        kind: Its kind.
-        epochs: After which epochs it was predicted; 0 is before training.
+        name: Name in the dataset.
+        kind: Kind of image.
+        epochs: Numbers of epochs after which it was predicted; 0 is before training.
     """
 
     name: str
@@ -132,12 +132,12 @@ class TestImage(_Frozen):
     """One of the best or worst test images. Its pictures in `pictures/test/<name>/`: `image` and `mistakes`.
 
     Attributes:
-        name: In the dataset.
-        kind: Its kind.
+        name: Name in the dataset.
+        kind: Kind of image.
         group: Whether it is among the best or the worst.
-        scores: By name: `map`, `ap_50`, `iou`, `dice` and others, of this image.
-        nuclei: How many there are.
-        predicted: How many were found.
+        scores: Scores of this image by name: `map`, `ap_50`, `iou`, `dice` and others.
+        nuclei: Number of true nuclei.
+        predicted: Number of predicted nuclei.
         missed: True nuclei that no prediction matches at IoU 0.5; see `nucleus.metrics.nuclei`.
         extra: Predicted nuclei that match none.
         merged: Predicted nuclei that hold two or more.
@@ -159,40 +159,40 @@ class TestImage(_Frozen):
 
 
 class RunRecord(_Frozen):
-    """What is known of a run that has finished.
+    """Everything known about a run that has finished.
 
     Attributes:
-        format: Of this document.
-        run: Its name.
-        group: What it belongs to, such as a sweep.
+        format: Format of this document.
+        run: Name of the run.
+        group: Group of runs that it belongs to, such as a sweep.
         bucket: `s3://bucket[/prefix]`.
         model: Name of the model.
-        version: The version that it published; None for a trial that was not.
-        gate: What became of the recipe's alias, in words; None where there was nothing to decide.
+        version: Version that it published; None for a trial that was not published.
+        gate: Whether the recipe's alias moved, and why; None where the gate was not asked.
         begun: When its first driver began, UTC, ISO 8601.
-        ended: When it was published or ended.
+        ended: When it was published or ended, UTC, ISO 8601.
         recipe: The whole recipe.
         dataset: `s3://.../NAME@VERSION`.
-        encoder_weights: What the encoder began with.
-        metrics: Of the best weights: split, then `all` or kind of image, then metric.
-        history: The metrics of each epoch; `epoch` counts from 0.
-        best_epoch: The one (from 0) whose weights were best.
-        network: What the network is made of.
-        thresholds: How labels are made from its maps; see `nucleus.model.architecture.InstanceSettings`.
+        encoder_weights: Source of the encoder's first weights.
+        metrics: Scores of the best weights: split, then `all` or kind of image, then metric.
+        history: Metrics of each epoch; `epoch` counts from 0.
+        best_epoch: Epoch (from 0) with the best weights.
+        network: Size and structure of the network.
+        thresholds: Thresholds that make labels of its maps; see `nucleus.model.architecture.InstanceSettings`.
         nucleus_diameter: Median diameter of the validation split's nuclei, px.
-        workers: How many trained, at the end.
-        device: What each of them trained on, in words.
+        workers: Number of workers at the end.
+        device: Device of each worker, in words.
         stages: Parts of the work, in order.
-        worker_seconds: Seconds of all workers together, waiting and lost attempts not counted.
+        worker_seconds: Seconds of all workers together; waiting and attempts that were lost are not counted.
         cpus_per_worker: CPU cores of one worker.
         gpus_per_worker: GPUs of one worker.
-        versions: Of Python and packages.
-        code_version: Of this package.
-        commit: Of the code, if it came from a clone; with `-dirty` where files had been changed.
+        versions: Versions of Python and packages.
+        code_version: Version of this package.
+        commit: Commit of the code, if it came from a clone; with `-dirty` where files had been changed.
         wandb_run: W&B's path `[entity/]project/id`.
-        examples: Training images.
-        watched: Validation images that were predicted again and again.
-        test_images: The best and the worst of the test split, best first and worst first.
+        examples: Training images with pictures.
+        watched: Validation images that were predicted after several epochs.
+        test_images: Best and worst images of the test split, best first and worst first.
     """
 
     format: int = RECORD_FORMAT
@@ -229,12 +229,12 @@ class RunRecord(_Frozen):
 
     @property
     def gpu_seconds(self) -> float:
-        """What the run cost."""
+        """GPU seconds that the run held."""
         return self.worker_seconds * self.gpus_per_worker
 
     @property
     def cpu_seconds(self) -> float:
-        """Seconds of CPU cores that were held."""
+        """CPU core seconds that the run held."""
         return self.worker_seconds * self.cpus_per_worker
 
 
@@ -244,13 +244,13 @@ def read_record(data: bytes, where: str) -> RunRecord:
 
 
 def epochs_of_picture(name: str) -> int | None:
-    """The epochs done when a picture of a watched image was made, from its file's name; None of another picture."""
+    """Number of epochs done when a watched image's picture was made, from its file name; None for another picture."""
     digits = name.removeprefix(EPOCH_PICTURE).removesuffix(".png")
     return int(digits) if name.startswith(EPOCH_PICTURE) and digits.isdecimal() else None
 
 
 def read_facts(data: bytes, where: str) -> Facts:
-    """Parse and check what the workers told. Raises `JobError` if it is damaged or newer than this package."""
+    """Parse and check the workers' facts. Raises `JobError` if it is damaged or newer than this package."""
     return read_document(Facts, data, what="a run's facts", where=where, newest=RECORD_FORMAT, error=JobError)
 
 

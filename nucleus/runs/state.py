@@ -13,7 +13,7 @@ from datetime import UTC, datetime, timedelta
 from types import TracebackType
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import AwareDatetime, BaseModel, ConfigDict
 
 from nucleus.errors import JobError, RunStoppedError
 from nucleus.runs.plan import RUNS, RunFolder
@@ -55,7 +55,7 @@ class RunState(BaseModel):
         format: Format of this document.
         state: `running`; `stopped` (it was asked to, and can go on); `failed`; `published`; or `finished`, as a sweep's
             trial that was not published.
-        since: When the run came into this state, by the driver's clock, UTC, ISO 8601.
+        since: When the run came into this state, by the driver's clock.
         host: The driver's machine.
         process: The driver's process id.
         cause: Why the run failed, in one line.
@@ -66,7 +66,7 @@ class RunState(BaseModel):
 
     format: int = STATE_FORMAT
     state: Literal["running", "stopped", "failed", "published", "finished"]
-    since: str
+    since: AwareDatetime
     host: str
     process: int
     cause: str | None = None
@@ -104,6 +104,8 @@ class Status:
     @property
     def text(self) -> str:
         """The state with what is known of it, in one line."""
+        if self.state in {"published", "finished", "unknown"}:
+            return self.short
         heard = moment_text(self.last_heard) if self.last_heard else ""
         since = f" since {moment_text(datetime.fromisoformat(self.since))}" if self.since else ""
         driver = f" on {self.host} (process {self.process})" if self.host else ""
@@ -111,9 +113,7 @@ class Status:
             return f"running{since}{driver}, last heard of {heard}"
         if self.state == "lost":
             return f"lost: not heard of since {heard}, when it ran{driver}"
-        if self.state == "failed":
-            return f"failed{since}: {self.cause}"
-        return f"stopped{since}, can go on" if self.state == "stopped" else self.short
+        return f"failed{since}: {self.cause}" if self.state == "failed" else f"stopped{since}, can go on"
 
 
 UNKNOWN = Status("unknown")
@@ -129,7 +129,7 @@ def status_of(state: RunState | None, heard: datetime | None, now: datetime) -> 
     """
     if state is None or heard is None:
         return UNKNOWN
-    known = state.model_dump(exclude={"format", "state"})
+    known = {**state.model_dump(exclude={"format", "state"}), "since": state.since.isoformat()}
     if state.state == "running" and now - heard > timedelta(seconds=LOST_SECONDS):
         return Status("lost", **{**known, "since": heard.isoformat()}, last_heard=heard)
     return Status(state.state, **known, last_heard=heard)
@@ -214,8 +214,13 @@ class StateWriter:
 
 
 def _here(state: Literal["running", "stopped", "failed", "published", "finished"], **known: str) -> RunState:
-    since = datetime.now(UTC).isoformat(timespec="seconds")
-    return RunState(state=state, since=since, host=socket.gethostname(), process=os.getpid(), **known)
+    return RunState(
+        state=state,
+        since=datetime.now(UTC).replace(microsecond=0),
+        host=socket.gethostname(),
+        process=os.getpid(),
+        **known,
+    )
 
 
 def _one_line(error: BaseException) -> str:

@@ -22,6 +22,9 @@ from nucleus.config.names import Reference
 from nucleus.data.importing import SplitOptions, import_dataset
 from nucleus.data.synthetic import write_generated
 from nucleus.registry.versions import list_versions, pull
+from nucleus.runs.listing import find_run
+from nucleus.runs.plan import RunFolder
+from nucleus.runs.state import read_state
 from nucleus.storage import local_server as server
 from nucleus.storage.bucket import Bucket
 from nucleus.storage.uri import parse_uri
@@ -259,6 +262,7 @@ def test_a_machine_comes_and_is_taken_away(place: Place, cluster_line: Proxy, cl
     assert stopped_at >= step
     assert place.progress("elastic") == stopped_at
     assert "--resume elastic" in driver.text
+    assert find_run(place.bucket, "elastic").status.state == "stopped"
     assert list_versions(place.bucket, "elastic") == []
     epochs = logged(place.folder, "elastic")
     assert Counter(epochs) == Counter(range(len(epochs)))
@@ -278,8 +282,11 @@ def test_one_run_meets_everything(
     stopped = some_worker(driver)
     stopped.suspend()
     driver.wait_until(lambda: not stopped.is_running())  # a timeout ended it: a stopped process does not end itself
+    assert find_run(place.bucket, "hunted").status.state == "running"
     driver.process.kill()
     driver.process.wait()
+    left = read_state(RunFolder(place.bucket, "hunted"))  # what makes it lost in five minutes
+    assert (left.state, left.process) == ("running", driver.process.pid)
 
     before = cluster_line.met.total()
     monkeypatch.setattr(cluster_line, "decide", seldom(0.1, seed=3))
@@ -296,6 +303,8 @@ def test_one_run_meets_everything(
     assert cluster_line.met.total() > before + 3
     monkeypatch.undo()
     is_complete(place, "hunted")
+    assert find_run(place.bucket, "hunted").status.short == "published as hunted@1"
+    assert read_state(RunFolder(place.bucket, "hunted")).state == "published"
 
 
 def test_no_key_was_printed(place: Place) -> None:

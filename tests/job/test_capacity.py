@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from job.capacity import Capacity, check_capacity, resources_needed, shortage
+from job.train import _waits_for
 from nucleus.config.recipe import Recipe
 from nucleus.config.settings import parse_recipe
 from nucleus.errors import JobError
@@ -37,3 +38,12 @@ def test_what_never_comes_is_refused() -> None:
         check_capacity(recipe(workers=4, cpus_per_worker=4), capacities(total=2, free=2))
     with pytest.raises(JobError, match=r"1 GPU \(found 0\)"):
         check_capacity(recipe(workers=1, gpus_per_worker=1), capacities(total=2, free=2))
+
+
+def test_what_a_run_holds_itself_is_not_waited_for() -> None:
+    two, waiting = recipe(workers=2), "Waiting for 2 CPUs (0 of 2 are free)"
+    assert _waits_for(two, capacities(total=2, free=0), ["CREATED"]) == "Starting the workers"
+    assert _waits_for(two, capacities(total=2, free=0), ["PENDING"]) == waiting
+    assert _waits_for(two, capacities(total=2, free=0), ["REMOVED", "PENDING"]) == waiting
+    elastic = recipe(workers=[1, 4])
+    assert _waits_for(elastic, capacities(total=2, free=2), []) == f"Waiting until Ray has placed {elastic.workers}"

@@ -8,7 +8,10 @@ import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from nucleus.runs.listing import find_run
+from nucleus.runs.plan import RunFolder
 from nucleus.runs.record import RunRecord, read_record
+from nucleus.runs.state import read_state
 from nucleus.tracking.tensorboard import EVENTS_FILE
 from nucleus.training.validation import RANKED_IMAGES
 from tests.whole_way import Trained
@@ -47,6 +50,11 @@ def test_the_record_is_of_this_run(trained: Trained, record: RunRecord) -> None:
     assert record.gate.startswith("production moved to this version")
     validated = [metrics for metrics in record.history if "val_map" in metrics]
     assert record.history[record.best_epoch]["val_map"] == max(metrics["val_map"] for metrics in validated)
+
+
+def test_the_state_is_that_of_a_published_run(trained: Trained) -> None:
+    assert read_state(RunFolder(trained.bucket, "first-run")).version == "tiny@1"
+    assert find_run(trained.bucket, "first-run").status.short == "published as tiny@1"
 
 
 def test_time_and_cost(record: RunRecord) -> None:

@@ -20,6 +20,7 @@ from click.testing import CliRunner
 
 from job import cluster
 from job.job_api import check_address
+from job.submit import prepare
 from nucleus.cli.main import cli
 from nucleus.errors import JobError, UsageError
 from nucleus.storage.uri import S3Uri
@@ -150,3 +151,9 @@ def test_a_job_ends_as_its_run_does_and_is_sent_no_key(
     assert done.returncode == 1
     assert "nucleus submit RECIPE --resume sent" in done.stderr
     assert len(done.stderr.splitlines()) == 1  # and not Ray's traceback
+
+
+def test_a_resumed_run_needs_no_recipe(tmp_path: Path) -> None:
+    found = prepare(None, "again", ["--resume", "first"], tmp_path, verbose=False)
+    assert found.entrypoint == "python -m nucleus train --resume first"
+    assert not (tmp_path / "recipe.toml").exists()

@@ -10,6 +10,7 @@ from click.testing import CliRunner
 from nucleus.cli.main import cli
 from nucleus.data.importing import SplitOptions, import_dataset
 from nucleus.registry.versions import list_versions
+from nucleus.runs.listing import find_run
 from nucleus.runs.record import read_record
 from nucleus.storage.bucket import Bucket
 from tests.tracking.offline_log import records
@@ -76,6 +77,13 @@ def test_only_the_best_is_published(bucket: Bucket, recipe: Path, tmp_path: Path
             1 if run == best else None,
             trials[run]["fitted"]["metrics"],
         )
+    states = {run: find_run(bucket, run).status for run in trials}
+    assert {run: found.state for run, found in states.items()} == {
+        **dict.fromkeys(scores, "finished"),
+        best: "published",
+        "some-02": "failed",
+    }
+    assert "training has diverged" in (states["some-02"].cause or "")
     status, _, said = sweep(recipe, *over)
     assert (status, "in use" in said) == (1, True)
 

@@ -32,7 +32,7 @@ NOON = datetime(2026, 11, 28, 12, tzinfo=UTC)
 
 
 def written(word: Any = "running", **known: Any) -> RunState:
-    return RunState(state=word, since="2026-11-28T11:00:00+00:00", host="node-1", process=42, **known)
+    return RunState(state=word, since=NOON - timedelta(hours=1), host="node-1", process=42, **known)
 
 
 def begin(bucket: Bucket, run: str = "trial", **changes: Any) -> RunPlan:
