@@ -75,7 +75,7 @@ def load(
         >>> model = nucleus.load("cells@production")
         >>> found = model.segment("image.png")
         >>> found
-        <Segmentation of image.png: 80 x 96 px, 9 nuclei>
+        <Segmentation of image.png: 80 x 96 px, ... nuclei>
         >>> found.labels.shape
         (96, 80)
         >>> list(found.table.columns[:5])
@@ -111,9 +111,10 @@ def evaluate(model: Model | str | Path, dataset: Dataset | str, split: str = "te
         >>> len(scores.table) == scores["all"]["images"]
         True
     """
+    splits = splits_named(split)
     loaded = model if isinstance(model, Model) else load(model)
     opened = open_dataset(dataset) if isinstance(dataset, str) else dataset
-    return evaluate_splits(loaded, opened, splits_named(split), ShardCache(default_cache_dir()), progress=show_progress)
+    return evaluate_splits(loaded, opened, splits, ShardCache(default_cache_dir()), progress=show_progress)
 
 
 def import_dataset(
@@ -229,8 +230,9 @@ def train(
 
     Examples:
         >>> version = nucleus.train("recipe.toml")
-        >>> print(version)
-        cells@1
+        >>> version
+        <ModelManifest cells@2: run cells-... on s3://...cells@...; test map ..., iou ...>
+        >>> model = nucleus.load(str(version))
         >>> sorted(version.origin.metrics)
         ['test', 'val']
     """

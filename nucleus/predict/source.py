@@ -94,9 +94,7 @@ def array_source(pixels: ArrayLike, name: str = "image", channel: int | None = N
     stored = array if array.ndim == 3 else array[..., np.newaxis]
     stored = stored[..., :3] if stored.shape[2] == 4 else stored
     if channel is None and stored.shape[2] not in {1, 3}:
-        first = (
-            " If its channels come first, pass np.moveaxis(image, 0, -1)." if array.shape[0] < array.shape[2] else ""
-        )
+        hint = " If its channels come first, pass np.moveaxis(image, 0, -1)." if array.shape[0] < array.shape[2] else ""
         raise ImageError(
             f"Expected one channel of {name}, which has {stored.shape[2]} (shape {array.shape}, read as H x W x C); "
             f"found no choice among them. Add: channel=0.{hint}"

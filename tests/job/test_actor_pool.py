@@ -10,7 +10,7 @@ from nucleus.errors import JobError
 def actors(
     monkeypatch: pytest.MonkeyPatch, workers: int | None, items: int, **free: float
 ) -> tuple[int, int, list[str]]:
-    """Number of actors, GPUs per actor and messages, on a cluster of four CPUs and `GPU` GPUs of which some are free."""
+    """Number of actors, GPUs per actor and messages, on a cluster of four CPUs and `GPU` GPUs, some of them free."""
     total = {"CPU": 4.0, "GPU": free.pop("gpus", 0.0)}
     found = {name: Room(count, free.get(name, count), count) for name, count in total.items()}
     monkeypatch.setattr(actor_pool, "rooms", lambda: found)
