@@ -1,6 +1,7 @@
 """The Python API: its names, its light import, and the examples of its docstrings, run on a small model and data."""
 
 import doctest
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -12,6 +13,7 @@ import keras
 import numpy as np
 import pytest
 import skimage.io
+import tomli_w
 
 import nucleus
 from nucleus import api
@@ -106,15 +108,9 @@ def place(
         move_alias(bucket, name, "production", 1)
     recipe = recipe_for(bucket.uri, tmp_path / "cache").model_dump(mode="json", exclude_none=True)
     changes = {"model": "cells", "dataset": "cells", "workers": 1, "optimizer": {"epochs": 1, "warmup_steps": 1}}
-    (tmp_path / "recipe.toml").write_text(toml(recipe | changes))
+    (tmp_path / "recipe.toml").write_text(tomli_w.dumps(recipe | changes))
     image = skimage.io.imread(tmp_path / "image.png")
     return {"nucleus": nucleus, "skimage": skimage, "image": image}
-
-
-def toml(content: dict[str, Any]) -> str:
-    import tomli_w
-
-    return tomli_w.dumps(content)
 
 
 def run_examples(names: dict[str, Any], *documented: Callable[..., Any]) -> None:
@@ -195,21 +191,16 @@ def test_options_of_a_loaded_model(place: dict[str, Any]) -> None:
     assert scaled.segment(place["image"]).table["area_um2"].notna().all()
     dataset = nucleus.import_dataset("folder", "cells")
     of_model = nucleus.evaluate(scaled, dataset, "all")
-    direct = evaluate_splits(
-        scaled, dataset, ("train", "val", "test"), nucleus.data.ShardCache(Path("other").absolute())
-    )
-    assert of_model == direct
+    cache = nucleus.data.ShardCache(Path("other").absolute())
+    assert of_model == evaluate_splits(scaled, dataset, ("train", "val", "test"), cache)
     assert nucleus.evaluate("cells", "cells", "all") != of_model
 
 
-def test_the_dataset_says_what_was_left_out(
-    place: dict[str, Any], capsys: pytest.CaptureFixture[str], dozen: Path
-) -> None:
-    import shutil
-
+@pytest.mark.usefixtures("place")
+def test_the_dataset_says_what_was_left_out(capsys: pytest.CaptureFixture[str], dozen: Path) -> None:
     shutil.copytree(dozen, "damaged")
     next(Path("damaged").rglob("images/*.png")).write_bytes(b"no image")
-    dataset = place["nucleus"].import_dataset("damaged", "others", seed=1, val=0.2, test=0.2, group_by="^(.*)$")
+    dataset = nucleus.import_dataset("damaged", "others", seed=1, val=0.2, test=0.2, group_by="^(.*)$")
     assert len(dataset.manifest.left_out) == 1
     assert "left out" in capsys.readouterr().err
     assert nucleus.open_dataset("others") == dataset
@@ -223,11 +214,11 @@ def test_the_dataset_says_what_was_left_out(
         (lambda: nucleus.load("nothing"), ModelError, "models list"),
         (lambda: nucleus.load("cells@7"), ModelError, "version 7"),
         (lambda: nucleus.evaluate("cells", "nothing"), DataError, "nothing"),
-        (lambda: nucleus.evaluate("cells", "cells", "tset"), DataError, "cells"),
+        (lambda: nucleus.evaluate("cells", "cells", "tset"), UsageError, "'tset'"),
         (lambda: nucleus.import_dataset("folder", "cells@0123456789ab"), UsageError, "without a version"),
         (lambda: nucleus.import_dataset("folder", "cells", group_by="("), UsageError, "regular expression"),
         (lambda: nucleus.read_recipe("nothing"), RecipeError, "nothing"),
-        (lambda: nucleus.train(), UsageError, "found neither"),
+        (nucleus.train, UsageError, "found neither"),
         (lambda: nucleus.train("recipe.toml", run="a", resume="b"), UsageError, "resume alone"),
         (lambda: nucleus.train("recipe.toml", run="no/name"), UsageError, "run"),
         (lambda: nucleus.train(nucleus.read_recipe("demo"), ["seed=3"]), UsageError, "settings"),
