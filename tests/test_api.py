@@ -185,15 +185,16 @@ def test_a_model_is_verified_and_resolved_once(
 
 
 def test_options_of_a_loaded_model(place: dict[str, Any]) -> None:
-    plain, scaled = nucleus.load("cells"), nucleus.load("cells", diameter=24.0, pixel_size=0.5, tta=True)
-    assert (scaled.options.diameter, scaled.options.pixel_size, scaled.options.turns) == (24.0, 0.5, True)
+    plain, scaled = nucleus.load("cells"), nucleus.load("cells", diameter=24.0, pixel_size=0.5)
+    assert (scaled.options.diameter, scaled.options.pixel_size, scaled.options.turns) == (24.0, 0.5, False)
+    assert nucleus.load("cells", tta=True).options.turns
     assert plain.segment(place["image"]).table["area_um2"].isna().all()
     assert scaled.segment(place["image"]).table["area_um2"].notna().all()
     dataset = nucleus.import_dataset("folder", "cells")
-    of_model = nucleus.evaluate(scaled, dataset, "all")
+    of_model = nucleus.evaluate(scaled, dataset)
     cache = nucleus.data.ShardCache(Path("other").absolute())
-    assert of_model == evaluate_splits(scaled, dataset, ("train", "val", "test"), cache)
-    assert nucleus.evaluate("cells", "cells", "all") != of_model
+    assert of_model == evaluate_splits(scaled, dataset, ("test",), cache)
+    assert nucleus.evaluate("cells", "cells") != of_model
 
 
 @pytest.mark.usefixtures("place")

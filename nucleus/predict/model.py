@@ -102,7 +102,7 @@ class Segmentation:
 
     Examples:
         >>> found = model.segment("image.png")
-        >>> bool((found.table["label"] == range(1, found.count + 1)).all())
+        >>> found.table["label"].tolist() == list(range(1, found.count + 1))
         True
         >>> found.table.to_csv("nuclei.csv", index=False)
     """
