@@ -131,9 +131,9 @@ class Segmentation:
 class Model:
     """A network with its settings: segments images of any size.
 
-    Every image takes the same way, be it a file, an array or an image of a dataset: opened (`ImageSource`), normalised
-    and rescaled (`ScaledImage`), through the network tile by tile, its values brought back to the image's pixels, and
-    labelled there. So `options` have the same effect everywhere.
+    Files, arrays and images of a dataset are processed alike: opened (`ImageSource`), normalised and rescaled
+    (`ScaledImage`), passed through the network tile by tile, and labelled at the image's own pixels. So `options` have
+    the same effect everywhere.
 
     Args:
         network: A network of `build_unet`.
