@@ -132,10 +132,11 @@ def evaluate_on_cluster(
 ) -> Evaluation:
     """Evaluate a model like `nucleus.predict.evaluation.evaluate`, by actors that each take parts of the splits.
 
-    The images are computed in the same batches and their scores are added up in the same order. Where labels are equal,
-    everything that is counted is equal (nuclei, matches, pixels), and so are the scores made of the counts. The loss,
-    and labels where a probability is within rounding of a threshold, also depend on the machine: its kind of CPU or GPU
-    and the number of threads change the last bits of a convolution.
+    The images are computed in the same batches, and their scores are added up in the same order. So all numbers are
+    equal to the bit to those of one process that has as many threads as an actor (TF_NUM_INTRAOP_THREADS=1) on the same
+    kind of machine. Another number of threads, another CPU or a GPU changes the last bits of a convolution: the loss
+    changes by rounding, and the label of a pixel whose probability is that close to a threshold may change. Everything
+    else is counted from labels (nuclei, matches, pixels), and equal where these are.
 
     Raises:
         NucleusError: The dataset, the model or the cluster cannot be used.

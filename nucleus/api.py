@@ -56,7 +56,7 @@ def load(
 
     Args:
         model: "NAME" (its newest version), "NAME@7" or "NAME@production" in the bucket; it is downloaded into the cache
-            once, and verified. Or the folder of a model that `nucleus models pull` made.
+            once, and verified. Or a folder that `nucleus models pull` made.
         bucket: URI of the bucket, "s3://..."; by default, that of the environment variable NUCLEUS_BUCKET.
         diameter: Typical diameter of the nuclei in your images, px. The images are rescaled to the diameter that the
             model was trained on.
@@ -75,7 +75,7 @@ def load(
         >>> model = nucleus.load("cells@production")
         >>> found = model.segment("image.png")
         >>> found
-        <Segmentation of image.png: 80 x 96 px, 9 nuclei>
+        <Segmentation of image.png: 80 x 96 px, ... nuclei>
         >>> found.labels.shape
         (96, 80)
         >>> list(found.table.columns[:5])
@@ -91,8 +91,8 @@ def evaluate(model: Model | str | Path, dataset: Dataset | str, split: str = "te
     """Score a model on the images of a dataset.
 
     Args:
-        model: A model of `nucleus.load`, or what that takes.
-        dataset: A dataset of `nucleus.open_dataset`, or what that takes.
+        model: A model of `nucleus.load`, or a name or folder that it takes.
+        dataset: A dataset of `nucleus.open_dataset`, or a name that it takes.
         split: "train", "val", "test" or "all".
 
     Returns:
@@ -111,9 +111,10 @@ def evaluate(model: Model | str | Path, dataset: Dataset | str, split: str = "te
         >>> len(scores.table) == scores["all"]["images"]
         True
     """
+    splits = splits_named(split)
     loaded = model if isinstance(model, Model) else load(model)
     opened = open_dataset(dataset) if isinstance(dataset, str) else dataset
-    return evaluate_splits(loaded, opened, splits_named(split), ShardCache(default_cache_dir()), progress=show_progress)
+    return evaluate_splits(loaded, opened, splits, ShardCache(default_cache_dir()), progress=show_progress)
 
 
 def import_dataset(
@@ -127,7 +128,7 @@ def import_dataset(
 ) -> Dataset:
     """Import images with their masks as a dataset version in the bucket.
 
-    Images are checked, grouped (images that show the same place stay in one split), divided and packed. The version
+    Images are checked, grouped (images of the same place stay in one split), split and packed. The version
     follows from the content: importing the same images again changes nothing.
 
     Args:
@@ -215,7 +216,7 @@ def train(
     Uses the Ray cluster of RAY_ADDRESS or of this machine, or starts one for the run.
 
     Args:
-        recipe: A recipe of `nucleus.read_recipe`, or what that takes. Not needed with `resume`.
+        recipe: A recipe of `nucleus.read_recipe`, or a file or name that it takes. Not needed with `resume`.
         settings: Changes, as "optimizer.epochs=3".
         run: Name of the run; by default, the model's name and the time.
         resume: Name of a run to continue from its last checkpoint, by the recipe that it began with.
@@ -229,8 +230,9 @@ def train(
 
     Examples:
         >>> version = nucleus.train("recipe.toml")
-        >>> print(version)
-        cells@1
+        >>> version
+        <ModelManifest cells@2: run cells-... on s3://...cells@...; test map ..., iou ...>
+        >>> model = nucleus.load(str(version))
         >>> sorted(version.origin.metrics)
         ['test', 'val']
     """

@@ -31,8 +31,10 @@ from .image_files import NUCLEI_TABLE as NUCLEI_TABLE
 from .image_files import OUTPUT_ENDINGS as OUTPUT_ENDINGS
 from .image_files import OVERLAY_ENDING as OVERLAY_ENDING
 from .image_files import PredictedFiles as PredictedFiles
+from .image_files import RowWriter as RowWriter
 from .image_files import check_outputs as check_outputs
 from .image_files import check_stems as check_stems
+from .image_files import csv_table as csv_table
 from .image_files import draw_overlay as draw_overlay
 from .image_files import find_inputs as find_inputs
 from .image_files import predict_files as predict_files
@@ -51,10 +53,7 @@ from .model import PredictionOptions as PredictionOptions
 from .model import Segmentation as Segmentation
 from .model import load_model_folder as load_model_folder
 from .model import load_pulled as load_pulled
-from .nuclei_tables import CsvTable as CsvTable
 from .nuclei_tables import ImageTable as ImageTable
-from .nuclei_tables import RowWriter as RowWriter
-from .nuclei_tables import csv_table as csv_table
 from .nuclei_tables import image_table as image_table
 from .nuclei_tables import write_tables as write_tables
 from .source import ImageSource as ImageSource

@@ -162,7 +162,7 @@ def claim_output(settings: PredictionSettings, *, overwrite: bool) -> None:
     if there not in {None, settings} and not overwrite:
         raise UsageError(
             f"Expected results of {settings.model} for {settings.images} with the same options at {out.uri}; found "
-            f"those of {there.model} for {there.images}. Choose another --out, or add --overwrite."
+            f"those of {there.model} for {there.images}. Name another --out, or add --overwrite."
         )
     if there != settings:
         out.put(_SETTINGS_FILE, settings.model_dump_json(indent=1).encode(), if_absent=there is None)

@@ -1,11 +1,14 @@
 """Image files in, files out: labels, overlays and tables of nuclei."""
 
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
+import csv
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, Protocol, TextIO
 
 import cv2
 import numpy as np
@@ -17,10 +20,9 @@ from nucleus.pictures import draw_outlines
 from nucleus.predict.blocks import LabelledBlock, assembled_labels
 from nucleus.predict.measurement import IMAGE_COLUMNS, frame_of, image_row, measure_blocks, nucleus_columns
 from nucleus.predict.model import IMAGES_AT_ONCE, Model
-from nucleus.predict.nuclei_tables import RowWriter, csv_table
 from nucleus.predict.source import ScaledImage, channel_count, open_source
 from nucleus.progress import Advance, no_progress
-from nucleus.storage.files import write_atomic
+from nucleus.storage.files import atomic_path, write_atomic
 
 __all__ = [
     "IMAGES_TABLE",
@@ -29,8 +31,10 @@ __all__ = [
     "OUTPUT_ENDINGS",
     "OVERLAY_ENDING",
     "PredictedFiles",
+    "RowWriter",
     "check_outputs",
     "check_stems",
+    "csv_table",
     "draw_overlay",
     "find_inputs",
     "predict_files",
@@ -101,7 +105,7 @@ def check_outputs(files: Sequence[Path], out: Path) -> None:
     if there:
         more = f" and {len(there) - 1} more" if len(there) > 1 else ""
         raise UsageError(
-            f"Expected no results in {out} that would be replaced; found {there[0]}{more}. Choose another --out, or "
+            f"Expected no results in {out} that would be replaced; found {there[0]}{more}. Name another --out, or "
             "add --overwrite."
         )
 
@@ -180,6 +184,44 @@ def _open_all(
         except ImageError as error:
             failures[file.name] = str(error)
     return opened
+
+
+class RowWriter(Protocol):
+    """A table that takes rows, as `csv.DictWriter` does."""
+
+    def writerows(self, rowdicts: Iterable[dict[str, Any]], /) -> None:
+        """Add rows."""
+
+
+class CsvTable:
+    """A CSV file with a header of column names."""
+
+    def __init__(self, file: TextIO, columns: Sequence[str]) -> None:
+        self._file = file
+        self._columns = columns
+        self._writer(file).writeheader()
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Add a row."""
+        self._writer(self._file).writerow(row)
+
+    @contextmanager
+    def rows(self) -> Iterator["csv.DictWriter[str]"]:
+        """Provide a writer for the rows of an image, kept on disk and added if the block ends without error."""
+        with tempfile.TemporaryFile("w+", newline="", encoding="utf-8") as spooled:
+            yield self._writer(spooled)
+            spooled.seek(0)
+            shutil.copyfileobj(spooled, self._file)
+
+    def _writer(self, file: IO[str]) -> "csv.DictWriter[str]":
+        return csv.DictWriter(file, self._columns, restval="", lineterminator="\n")
+
+
+@contextmanager
+def csv_table(path: Path, columns: Sequence[str]) -> Iterator[CsvTable]:
+    """Provide a CSV file that appears under its name if the block ends without error."""
+    with atomic_path(path) as beside, beside.open("w", newline="", encoding="utf-8") as file:
+        yield CsvTable(file, columns)
 
 
 def write_image(image: ScaledImage, blocks: Iterable[LabelledBlock], stem: Path, table: RowWriter) -> dict[str, Any]:

@@ -101,10 +101,10 @@ class Segmentation:
             pixel size is unknown.
 
     Examples:
-        >>> found = model.segment("cells.png")
-        >>> found
-        <Segmentation of cells.png: 512 x 512 px, 23 nuclei>
-        >>> found.table[["label", "area", "diameter"]].mean()
+        >>> found = model.segment("image.png")
+        >>> found.table["label"].tolist() == list(range(1, found.count + 1))
+        True
+        >>> found.table.to_csv("nuclei.csv", index=False)
     """
 
     def __init__(self, image: ScaledImage, labels: NDArray[np.int32], table: pandas.DataFrame) -> None:
@@ -131,9 +131,9 @@ class Segmentation:
 class Model:
     """A network with its settings: segments images of any size.
 
-    Every image takes the same way, be it a file, an array or an image of a dataset: opened (`ImageSource`), normalised
-    and rescaled (`ScaledImage`), through the network tile by tile, its values brought back to the image's pixels, and
-    labelled there. So `options` have the same effect everywhere.
+    Files, arrays and images of a dataset are processed alike: opened (`ImageSource`), normalised and rescaled
+    (`ScaledImage`), passed through the network tile by tile, and labelled at the image's own pixels. So `options` have
+    the same effect everywhere.
 
     Args:
         network: A network of `build_unet`.
@@ -197,9 +197,12 @@ class Model:
             ImageError: Not an image, a damaged one, or several channels and no choice among them.
 
         Examples:
-            >>> found = model.segment("cells.png")
+            >>> found = model.segment("image.png")
             >>> found.labels.shape, found.labels.dtype
-            ((512, 512), dtype('int32'))
+            ((96, 80), dtype('int32'))
+            >>> same = model.segment(skimage.io.imread("image.png"))
+            >>> bool((same.labels == found.labels).all())
+            True
         """
         scaled = self.scaled_image(image_source(image, channel))
         labels = AssembledLabels(np.zeros(scaled.source_shape, np.int32))

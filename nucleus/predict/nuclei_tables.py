@@ -1,14 +1,12 @@
-"""Tables of nuclei: CSV for image files; for images in a bucket, Parquet per image, joined into one at the end."""
+"""Parquet tables of nuclei: one per image in a bucket, joined into one table of all images at the end."""
 
-import csv
 import json
-import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, Protocol, TextIO
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.dataset as pads
@@ -16,9 +14,8 @@ import pyarrow.parquet as pq
 
 from nucleus.predict.measurement import IMAGE_COLUMNS, nucleus_columns
 from nucleus.storage.bucket import Bucket
-from nucleus.storage.files import atomic_path
 
-__all__ = ["CsvTable", "ImageTable", "RowWriter", "csv_table", "image_table", "write_tables"]
+__all__ = ["ImageTable", "image_table", "write_tables"]
 
 
 _IMAGE_ROW = "image"
@@ -95,41 +92,3 @@ def _type(column: str) -> pa.DataType:
     if column == "touches_edge":
         return pa.bool_()
     return pa.int64() if column in _INTEGERS else pa.float64()
-
-
-class RowWriter(Protocol):
-    """A table that takes rows, as `csv.DictWriter` does."""
-
-    def writerows(self, rowdicts: Iterable[dict[str, Any]], /) -> None:
-        """Add rows."""
-
-
-class CsvTable:
-    """A CSV file with a header of column names."""
-
-    def __init__(self, file: TextIO, columns: Sequence[str]) -> None:
-        self._file = file
-        self._columns = columns
-        self._writer(file).writeheader()
-
-    def add(self, row: dict[str, Any]) -> None:
-        """Add a row."""
-        self._writer(self._file).writerow(row)
-
-    @contextmanager
-    def rows(self) -> Iterator["csv.DictWriter[str]"]:
-        """Provide a writer for the rows of an image, kept on disk and added if the block ends without error."""
-        with tempfile.TemporaryFile("w+", newline="", encoding="utf-8") as spooled:
-            yield self._writer(spooled)
-            spooled.seek(0)
-            shutil.copyfileobj(spooled, self._file)
-
-    def _writer(self, file: IO[str]) -> "csv.DictWriter[str]":
-        return csv.DictWriter(file, self._columns, restval="", lineterminator="\n")
-
-
-@contextmanager
-def csv_table(path: Path, columns: Sequence[str]) -> Iterator[CsvTable]:
-    """Provide a CSV file that appears under its name if the block ends without error."""
-    with atomic_path(path) as beside, beside.open("w", newline="", encoding="utf-8") as file:
-        yield CsvTable(file, columns)

@@ -1,6 +1,9 @@
-"""Images and datasets in a bucket, worked on by actors of a real Ray cluster, against one process."""
+"""Prediction and evaluation by the actors of a real Ray cluster, compared with one process."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -30,7 +33,7 @@ def registry(trained: Trained, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
 
 
 @pytest.mark.usefixtures("registry")
-def test_predict_spreads_and_goes_on(bucket: Bucket, dozen: Path, tmp_path: Path) -> None:
+def test_the_cluster_predicts_and_resumes(bucket: Bucket, dozen: Path, tmp_path: Path) -> None:
     files = sorted(dozen.rglob("images/*.png"))
     for file in files:
         bucket.put(f"images/{file.name}", file)
@@ -58,22 +61,32 @@ def test_predict_spreads_and_goes_on(bucket: Bucket, dozen: Path, tmp_path: Path
 
 
 @pytest.mark.usefixtures("registry")
-def test_evaluate_spread_gives_the_same(tmp_path: Path) -> None:
+def test_the_cluster_evaluates_as_one_process_does(tmp_path: Path) -> None:
+    """To the bit with as many threads as an actor has; with another number up to the rounding of convolutions."""
     typed = ("evaluate", "tiny", "dozen", "--split", "all", "--json")
     spread = invoke(*typed, "--workers", 2, "--gallery", tmp_path / "a.png")
-    alone = invoke(*typed, "--gallery", tmp_path / "b.png")
-    assert spread.exit_code == alone.exit_code == 0, spread.output
-    found, expected = json.loads(spread.stdout), json.loads(alone.stdout)
-    assert found["images"] == expected["images"]
+    assert spread.exit_code == 0, spread.output
+    alone = subprocess.run(
+        [sys.executable, "-m", "nucleus", *typed, "--gallery", str(tmp_path / "b.png")],
+        env={**os.environ, "TF_NUM_INTRAOP_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    found = json.loads(spread.stdout)
+    assert found == json.loads(alone.stdout)
     assert len(found["images"]) == 12
-    assert found["overall"].keys() == expected["overall"].keys()
-    for kind, scores in found["overall"].items():
-        assert scores == pytest.approx(expected["overall"][kind], rel=1e-12)  # added up in another order
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+
+    other = json.loads(invoke(*typed).stdout)["overall"]
+    assert found["overall"].keys() == other.keys()
+    for kind, scores in found["overall"].items():
+        assert scores["loss"] == pytest.approx(other[kind]["loss"], rel=1e-4)
+        assert scores["iou"] == pytest.approx(other[kind]["iou"], abs=1e-3)  # pixels at the threshold may change sides
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (["predict", "s3://b/images", "--model", "m", "--out", "{folder}"], "one prefix"),
         (["predict", "{folder}", "--model", "m", "--out", "s3://b/labels"], "one prefix"),
@@ -83,13 +96,13 @@ def test_evaluate_spread_gives_the_same(tmp_path: Path) -> None:
         (["evaluate", "{model}", "d", "--workers", "2"], "NAME"),
     ],
 )
-def test_what_does_not_go_together(trained: Trained, tmp_path: Path, arguments: list[str], told: str) -> None:
+def test_what_does_not_go_together(trained: Trained, tmp_path: Path, arguments: list[str], message: str) -> None:
     run = invoke(*(text.format(folder=tmp_path, model=trained.folder) for text in arguments))
     assert run.exit_code == 2
-    assert told in run.stderr
+    assert message in run.stderr
 
 
-def test_errors_of_actors_are_ours(
+def test_errors_of_actors_are_the_projects_own(
     bucket: Bucket, dozen: Path, model_files: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("NUCLEUS_BUCKET", str(bucket.uri))

@@ -383,11 +383,9 @@ def test_diameter_rescales() -> None:
         small_model(PredictionOptions(diameter=0.1)).scaled_image(array_source(large[..., np.newaxis]))
     by_pixel_size = small_model(PredictionOptions(pixel_size=0.1), pixel_size=0.3)
     assert (whole_labels(by_pixel_size, large) == scaled).all()
-    assert small_model(PredictionOptions(pixel_size=0.1)).scaled_image(array_source(large[..., np.newaxis])).shape == (
-        600,
-        600,
-    )
-    of_the_file = replace(array_source(large[..., np.newaxis]), pixel_size=0.1)
+    source = array_source(large[..., np.newaxis])
+    assert small_model(PredictionOptions(pixel_size=0.1)).scaled_image(source).shape == (600, 600)
+    of_the_file = replace(source, pixel_size=0.1)
     assert small_model(pixel_size=0.3).scaled_image(of_the_file).shape == (200, 200)
     with pytest.raises(ModelError, match="--diameter has no effect"):
         small_model(PredictionOptions(diameter=36.0), nucleus_diameter=None)
