@@ -58,7 +58,12 @@ def test_the_card_tells_of_this_run(trained: Trained) -> None:
     scores = trained.manifest.origin.metrics["test"]["all"]
     assert f"| test | all | {scores['images']:.0f} | {scores['ap_50']:.3f} |" in card
     assert f"Of {scores['nuclei_true']:.0f} true nuclei, " in card
-    for text in (f"`{trained.dataset}`", "`first-run`", "begun with random weights", "not stated (set `card.license`"):
+    for text in (
+        f"`{trained.dataset}`",
+        "`first-run`",
+        "initialised with random weights",
+        "not stated (set `card.license`",
+    ):
         assert text in card
 
 
@@ -73,8 +78,9 @@ def test_the_cards_five_lines_of_python(trained: Trained, monkeypatch: pytest.Mo
     names: dict[str, Any] = {}
     exec(compile(code, "card.md", "exec"), names)
     (expected,) = load_predictor(trained.folder).images([image])
-    assert names["labels"].shape == (96, 80)
-    assert (names["labels"] == expected.labels).all()
+    assert names["found"].labels.shape == (96, 80)
+    assert (names["found"].labels == expected.labels).all()
+    assert len(names["found"].table) == expected.labels.max()
 
 
 def test_the_cards_commands(trained: Trained, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
