@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from nucleus.config.recipe import Recipe
 from nucleus.errors import JobError
+from nucleus.text import plural
 
 __all__ = ["Room", "check_room", "check_total", "missing", "needed"]
 
@@ -46,7 +47,7 @@ def check_total(wanted: Mapping[str, int], rooms: Mapping[str, Room], who: str, 
         instead: What the user may do besides adding nodes.
     """
     short = [
-        f"{_counted(count, name)} (found {rooms[name].most:.0f})"
+        f"{plural(count, name)} (found {rooms[name].most:.0f})"
         for name, count in wanted.items()
         if rooms[name].most < count
     ]
@@ -57,12 +58,8 @@ def check_total(wanted: Mapping[str, int], rooms: Mapping[str, Room], who: str, 
 def missing(wanted: Mapping[str, int], rooms: Mapping[str, Room]) -> str | None:
     """What must be waited for, in words, by those who need so many CPUs and GPUs; None if they can begin at once."""
     waits = [
-        f"{_counted(count, name)} ({rooms[name].free:.0f} of {rooms[name].total:.0f} are free)"
+        f"{plural(count, name)} ({rooms[name].free:.0f} of {rooms[name].total:.0f} are free)"
         for name, count in wanted.items()
         if rooms[name].free < count
     ]
     return " and ".join(waits) or None
-
-
-def _counted(count: int, name: str) -> str:
-    return f"{count} {name}{'' if count == 1 else 's'}"

@@ -36,6 +36,7 @@ from nucleus.runs.record import (
 from nucleus.storage.bucket import Bucket
 from nucleus.storage.files import write_sums
 from nucleus.storage.uri import parse_uri
+from nucleus.text import plural
 from nucleus.tracking.tensorboard import EVENTS_FILE, TENSORBOARD_FOLDER, StepProfile, events_of, graph_of, write_events
 from nucleus.tracking.wandb_artifacts import summary_of
 from nucleus.tracking.wandb_run import Tracker
@@ -360,4 +361,4 @@ def _device(cpus: int) -> str:
     """What this worker computes on, in words."""
     for gpu in tf.config.get_visible_devices("GPU"):
         return str(tf.config.experimental.get_device_details(gpu).get("device_name", gpu.name))
-    return f"{cpus} CPU core" + ("s" if cpus > 1 else "")
+    return plural(cpus, "CPU core")

@@ -29,6 +29,7 @@ from nucleus.model.losses import image_losses
 from nucleus.model.tiling import TiledNetwork
 from nucleus.model.unet import build_unet, calibrate_encoder, encoder_of
 from nucleus.model.weight_files import load_encoder_weights, load_weights
+from nucleus.text import plural
 from nucleus.training.callbacks import Demand, Finished, Reporter, Watch, augmented_examples, example_images
 from nucleus.training.checkpoint import Progress, load_checkpoint, save_checkpoint
 from nucleus.training.distributed import TrainingStep, Workers, mask_measure
@@ -142,7 +143,9 @@ class TrainingRun:
         progress = self.progress
         if resume_from is not None:
             progress = self.progress = load_checkpoint(resume_from, self.model, self.groups, self.best)
-            where = f"epoch {progress.epochs_done}, step {progress.steps_done} on {self.workers.count} workers"
+            where = (
+                f"epoch {progress.epochs_done}, step {progress.steps_done} on {plural(self.workers.count, 'worker')}"
+            )
             self.reporter.resumed(progress.history, where)
         else:
             self.workers.broadcast(list(self.model.weights))
