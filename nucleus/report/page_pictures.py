@@ -27,7 +27,7 @@ __all__ = [
 
 _LONGEST_SIDE = 384
 """Pixels; the workers draw no larger ones."""
-_QUALITY = 80
+_QUALITY = 75
 _MOST_EXAMPLES = 6
 _MOST_WATCHED = 6
 _MOST_EPOCHS = 5
