@@ -57,7 +57,7 @@ class WorstImage(Protocol):
 
     @property
     def merged(self) -> int:
-        """Predicted nuclei that hold two or more."""
+        """True nuclei that lie in one predicted nucleus with others."""
 
     @property
     def split(self) -> int:
