@@ -374,8 +374,8 @@ def test_mistakes_add_up_where_the_metrics_have_them(tmp_path: Path) -> None:
     more = {**mistakes, "recall_50_12_to_24px": 0.91}
     metrics = {"test": {"all": {**record.metrics["test"]["all"], **more}, "stain": record.metrics["test"]["stain"]}}
     text = Page(render_page(tmp_path, make_record(metrics=metrics), make_dataset())).text
-    assert "kind nuclei found one for one missed extra merged split found, 12 to 24 px" in text
-    assert "all kinds 1,000 870 (87 %) 80 (8 %) 19 (2 %) 20 (2 %) 30 (3 %) 91 %" in text
+    assert "kind nuclei found one for one missed merged split extra found, 12 to 24 px" in text
+    assert "all kinds 1,000 870 (87 %) 80 (8 %) 20 (2 %) 30 (3 %) 19 (2 %) 91 %" in text
     assert "stain (H&E and others) – – – – – – –" in text
     assert (
         "found 870 of 1,000 nuclei (87 %) one for one; 80 were missed, 20 merged with a neighbour and 30 split." in text
