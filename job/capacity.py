@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from nucleus.config.recipe import Recipe
 from nucleus.errors import JobError
+from nucleus.text import plural
 
 __all__ = ["Capacity", "check_capacity", "check_resources", "resources_needed", "shortage"]
 
@@ -46,7 +47,7 @@ def check_resources(wanted: Mapping[str, int], capacities: Mapping[str, Capacity
         instead: What the user can do instead of adding nodes.
     """
     short = [
-        f"{_counted(count, name)} (found {capacities[name].most:.0f})"
+        f"{plural(count, name)} (found {capacities[name].most:.0f})"
         for name, count in wanted.items()
         if capacities[name].most < count
     ]
@@ -57,12 +58,8 @@ def check_resources(wanted: Mapping[str, int], capacities: Mapping[str, Capacity
 def shortage(wanted: Mapping[str, int], capacities: Mapping[str, Capacity]) -> str | None:
     """Describe the CPUs and GPUs that are not free at present, such as `2 CPUs (1 of 4 are free)`; None if all are."""
     waits = [
-        f"{_counted(count, name)} ({capacities[name].free:.0f} of {capacities[name].total:.0f} are free)"
+        f"{plural(count, name)} ({capacities[name].free:.0f} of {capacities[name].total:.0f} are free)"
         for name, count in wanted.items()
         if capacities[name].free < count
     ]
     return " and ".join(waits) or None
-
-
-def _counted(count: int, name: str) -> str:
-    return f"{count} {name}{'' if count == 1 else 's'}"

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, PlainValidat
 from nucleus.config.encoders import WITHOUT_IMAGENET, EncoderName
 from nucleus.config.names import check_alias, check_name
 from nucleus.errors import UriError
+from nucleus.text import plural
 
 __all__ = [
     "DEFAULT_CACHE_LIMIT_GIB",
@@ -67,7 +68,7 @@ class WorkerRange(NamedTuple):
     def __str__(self) -> str:
         if self.elastic:
             return f"{self.fewest} to {self.most} workers"
-        return f"{self.most} worker{'s' if self.most > 1 else ''}"
+        return plural(self.most, "worker")
 
 
 def _parse_workers(value: Any) -> WorkerRange:

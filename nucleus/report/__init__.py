@@ -1,4 +1,4 @@
-"""What a run leaves for people to look at."""
+"""The report of a run: an HTML page with scores, figures, pictures and commands; and the figure that compares runs."""
 
 import lazy_loader
 

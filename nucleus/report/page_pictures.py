@@ -27,10 +27,10 @@ __all__ = [
 
 _LONGEST_SIDE = 384
 """Pixels; the workers draw no larger ones."""
-_QUALITY = 80
+_QUALITY = 75
 _MOST_EXAMPLES = 6
 _MOST_WATCHED = 6
-_MOST_EPOCHS = 6
+_MOST_EPOCHS = 5
 _MOST_OF_GROUP = 12
 
 

@@ -54,6 +54,10 @@ def _value(value: float | None) -> str:
     return count(value) if value is not None and value.is_integer() and value > 1 else score_text(value)
 
 
+_ORDER = sorted(MISTAKES, key=lambda key: key == "nuclei_extra")
+"""Those of true nuclei first."""
+
+
 def failure_table(by_kind: Mapping[str, Scores]) -> Table | None:
     """Mistakes by kind of image, and nuclei found by their diameter; None if neither was counted."""
     counted = {kind: scores for kind, scores in by_kind.items() if found_one_for_one(scores) is not None}
@@ -67,7 +71,7 @@ def failure_table(by_kind: Mapping[str, Scores]) -> Table | None:
     rows = [
         (
             KINDS.get(kind, kind),
-            *(_mistake_cells(scores) if kind in counted else [MISSING] * (2 + len(MISTAKES))),
+            *(_mistake_cells(scores) if kind in counted else [MISSING] * (2 + len(_ORDER))),
             *(percent(scores[key], 1, digits=0) if key in scores else MISSING for key in sizes),
         )
         for kind, scores in by_kind.items()
@@ -76,7 +80,7 @@ def failure_table(by_kind: Mapping[str, Scores]) -> Table | None:
         "kind",
         "nuclei",
         "found one for one",
-        *MISTAKES.values(),
+        *(MISTAKES[key] for key in _ORDER),
         *(f"found, {title}" for title in sizes.values()),
     )
     return Table("Mistakes by kind of image, and nuclei found by diameter", columns, rows)
@@ -88,7 +92,7 @@ def _mistake_cells(scores: Scores) -> list[str]:
     found = found_one_for_one(scores) or 0.0
     wrong = [
         _with_share(scores.get(key), scores.get("nuclei_predicted", 0) if key == "nuclei_extra" else total)
-        for key in MISTAKES
+        for key in _ORDER
     ]
     return [count(total), _with_share(found, total), *wrong]
 

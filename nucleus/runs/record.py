@@ -129,7 +129,7 @@ class WatchedImage(_Frozen):
 
 
 class TestImage(_Frozen):
-    """One of the best or worst test images. Its pictures in `pictures/test/<name>/`: `image` and `mistakes`.
+    """One of the best or worst test images. Its pictures in `pictures/test/<name>/`: `image`, `truth`, `mistakes`.
 
     Attributes:
         name: Name in the dataset.
@@ -140,7 +140,7 @@ class TestImage(_Frozen):
         predicted: Number of predicted nuclei.
         missed: True nuclei that no prediction matches at IoU 0.5; see `nucleus.metrics.nuclei`.
         extra: Predicted nuclei that match none.
-        merged: Predicted nuclei that hold two or more.
+        merged: True nuclei that lie in one predicted nucleus with others.
         split: True nuclei that were cut in two or more.
     """
 

@@ -1,5 +1,6 @@
 """What the terminal shows: bars on a pseudo-terminal, a line a stage elsewhere, tables for people and for pipes."""
 
+import doctest
 import fcntl
 import os
 import pty
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+import nucleus.text
 from nucleus.cli.output import print_facts
 from nucleus.cli.progress_bars import TrainingDisplay, clock, show_progress
 from nucleus.progress import no_progress, split_progress
@@ -184,10 +186,17 @@ def test_tables_of_facts(capsys: pytest.CaptureFixture[str]) -> None:
 def test_scores_have_room_on_a_narrow_terminal() -> None:
     names = ("images", "ap_50", "ap_70", "ap_90", "map", "iou", "dice", "accuracy")
     scores = dict.fromkeys(names, 0.1234) | {"images": 531}
-    code = f"from nucleus.cli.output import print_scores\nprint_scores({{'train': {{'bright-field': {scores}}}}})"
+    kinds = {"bright-field": scores, "stain": {"images": 0}}  # of no images there is no row
+    code = f"from nucleus.cli.output import print_scores\nprint_scores({{'train': {kinds}}})"
     head, row = frames(on_terminal(code, 80))
     assert head.split() == ["split", "kind", "images", "AP.5", "AP.7", "AP.9", "mAP", "IoU", "Dice", "accuracy"]
     assert row.split() == ["train", "bright-field", "531", *["0.1234"] * 7]
+
+
+def test_texts_are_as_their_examples_say() -> None:
+    tried = doctest.testmod(nucleus.text)
+    assert tried.attempted > 8
+    assert tried.failed == 0
 
 
 def test_clock() -> None:

@@ -57,7 +57,12 @@ def test_the_card_tells_of_this_run(trained: Trained) -> None:
     scores = trained.manifest.origin.metrics["test"]["all"]
     assert f"| test | all | {scores['images']:.0f} | {scores['ap_50']:.3f} |" in card
     assert f"Of {scores['nuclei_true']:.0f} true nuclei, " in card
-    for text in (f"`{trained.dataset}`", "`first-run`", "begun with random weights", "not stated (set `card.license`"):
+    for text in (
+        f"`{trained.dataset}`",
+        "`first-run`",
+        "initialised with random weights",
+        "not stated (set `card.license`",
+    ):
         assert text in card
 
 
@@ -72,8 +77,9 @@ def test_the_cards_five_lines_of_python(trained: Trained, monkeypatch: pytest.Mo
     names: dict[str, Any] = {}
     exec(compile(code, "card.md", "exec"), names)
     expected = load_model_folder(trained.folder).segment(image)
-    assert names["labels"].shape == (96, 80)
-    assert_same_labels(names["labels"], expected.labels)
+    assert names["found"].labels.shape == (96, 80)
+    assert_same_labels(names["found"].labels, expected.labels)
+    assert len(names["found"].table) == expected.labels.max()
 
 
 def test_the_cards_commands(trained: Trained, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -132,20 +132,20 @@ def test_measured_limits_in_sentences() -> None:
     limits = section(card_of(origin(ALL)), "Where it fails")
     for sentence in (
         "Measured on 30 images of the test split, which training did not use.",
-        "Of 100 true nuclei, 80.0 % were found one for one, 10.0 % were missed, 6.0 % came out merged with a neighbour "
-        "and 4.0 % in pieces.",
-        "Of those that the model reports, 10.0 % are extra",
-        "The count of an image is off by 2.5 nuclei on average.",
+        "Of 100 true nuclei, 80.0 % were found one for one, 10.0 % were missed, 6.0 % were merged with a neighbour "
+        "and 4.0 % were split.",
+        "Of the predicted nuclei, 10.0 % are extra",
+        "The count per image is off by 2.5 nuclei on average.",
         "AP falls from 0.70 at IoU 0.5 to 0.35 at 0.7 and 0.17 at 0.9.",
         # Bright-field is worse, but four images tell nothing.
-        "It is weakest on **stain** images: mAP 0.30, against 0.80 on dark-field ones.",
+        "It is weakest on **stain** images: mAP 0.30, against 0.80 on dark-field images.",
         "Too few images to tell (under 5): bright-field.",
         "nuclei of under 12 px are found least often: 55.0 %, against 90.0 % of those of 12 to 24 px.",
         "| under 12 px | 55.0 % of 40 | 55.0 % of 40 | 55.0 % of 40 | 55.0 % of 40 |",
         "| stain | 6 | 100 | 80.0 % | 10.0 % | 6.0 % | 4.0 % | 10.0 % | 2.5 |",
     ):
         assert sentence in limits
-    assert "No images to tell by" not in limits
+    assert "for lack of images" not in limits
     assert "too few to tell.**" not in limits
 
 
@@ -156,8 +156,8 @@ def test_few_images_and_missing_kinds() -> None:
     assert "**1 image: too few to tell.**" in limits
     assert "weakest" not in limits
     assert "least often" not in limits
-    assert "No images to tell by: dark-field, bright-field." in limits
-    assert "| over 48 px | none there | 100.0 % of 1 |" in limits
+    assert "Not measured, for lack of images: dark-field, bright-field." in limits
+    assert "| over 48 px | – | 100.0 % of 1 |" in limits
     follows = section(card, "Limits that follow from its data")
     assert "Never seen in training: dark-field, bright-field images." in follows
     assert "Seldom seen in training: stain (3) images." in follows
@@ -168,7 +168,7 @@ def test_nothing_found_and_nothing_there() -> None:
     metrics = {"test": {"all": scores(9, ap=0.0, sizes=(0, 0, 0, 0), nuclei_split=0, **empty)}}
     limits = section(card_of(origin(metrics)), "Where it fails")
     assert "These images hold no nuclei." in limits
-    assert "| all | 9 | 0 | none there |" in limits
+    assert "| all | 9 | 0 | – |" in limits
     missed = {"nuclei_predicted": 0, "nuclei_missed": 100, "nuclei_extra": 0, "nuclei_merged": 0, "nuclei_split": 0}
     limits = section(card_of(origin({"test": {"all": scores(9, ap=0.0, **missed)}})), "Where it fails")
     assert "0.0 % were found one for one, 100.0 % were missed" in limits
@@ -181,7 +181,7 @@ def test_nothing_found_and_nothing_there() -> None:
     [
         (
             {"val": {"all": scores(30)}, "test": {"all": {"images": 0.0}}},
-            "30 images of the val split, by which",
+            "30 images of the val split, which also chose the weights and thresholds.",
         ),
         ({"val": {"all": {"images": 0.0}}, "test": {"all": {"images": 0.0}}}, "Not measured: there were no images"),
         (
@@ -207,7 +207,7 @@ def test_data_and_making() -> None:
         "Licence of the images and labels: CC0-1.0",
         "| train | all | 31 | 217 |",
         "| test | stain | 3 | 21 |",
-        "Images are of 100 to 300 px a side. Not used: 3 exact duplicates of others, 0 images",
+        "Images have 100 to 300 px a side. Not used: 3 exact duplicates of others, 0 images",
     ):
         assert text in data
     making = section(card, "How it was made")
@@ -236,19 +236,19 @@ def test_data_and_making() -> None:
 @pytest.mark.parametrize(
     ("weights", "told", "not_told"),
     [
-        ({"source": "none"}, "began with: none, it began at random", "ImageNet"),
-        ({"source": "file", "sha256": "0" * 64}, "unknown: they came from a file that was given", "Apache"),
-        ({"source": "s3", "sha256": "0" * 64}, "unknown: they came from a file that was given", "Apache"),
-        ({"source": "s3", "sha256": KNOWN}, "Apache-2.0; the documentation of Keras", "If somebody put"),
-        ({"source": "imagenet", "sha256": "0" * 64}, "(If somebody put another file in their place", "unknown"),
+        ({"source": "none"}, "initialised with: none, they were random", "ImageNet"),
+        ({"source": "file", "sha256": "0" * 64}, "unknown: the weights came from a user-supplied file", "Apache"),
+        ({"source": "s3", "sha256": "0" * 64}, "unknown: the weights came from a user-supplied file", "Apache"),
+        ({"source": "s3", "sha256": KNOWN}, "Apache-2.0; the documentation of Keras", "If somebody replaced"),
+        ({"source": "imagenet", "sha256": "0" * 64}, "(If somebody replaced the file", "unknown"),
         (
             {"source": "imagenet", "sha256": "0" * 64, "encoder": "efficientnet_v2_b0"},
             "Keras Applications states none",
             "unknown",
         ),
         # The weights of another encoder are not those that are known.
-        ({"source": "file", "sha256": KNOWN, "encoder": "efficientnet_v2_b0"}, "unknown: they came", "Apache"),
-        ({"source": "file", "sha256": "0" * 64, "encoder": "plain"}, "unknown: they came", "Apache"),
+        ({"source": "file", "sha256": KNOWN, "encoder": "efficientnet_v2_b0"}, "unknown: the weights came", "Apache"),
+        ({"source": "file", "sha256": "0" * 64, "encoder": "plain"}, "unknown: the weights came", "Apache"),
     ],
 )
 def test_licence_of_the_encoders_weights(weights: dict[str, Any], told: str, not_told: str) -> None:
@@ -277,7 +277,7 @@ def test_statements_about_other_data_are_not_repeated(source: str) -> None:
     card = card_of(origin(ALL, STATED), dataset(source=source))
     assert "Doe 2020" not in card
     assert "CC0-1.0" not in card
-    assert "the recipe speaks of other images, those imported from `plates`" in words(card)
+    assert "the recipe describes other images, those imported from `plates`" in words(card)
     for same in ("plates", "plates.zip", "plates.tar"):
         assert "CC0-1.0" in card_of(origin(ALL, STATED), dataset(source=same))
 

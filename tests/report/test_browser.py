@@ -80,7 +80,7 @@ def test_it_shows_alone_without_complaint_and_fits_the_screen(
         page.evaluate("for (const part of document.querySelectorAll('details')) part.open = true")
         assert page.evaluate("document.documentElement.scrollWidth") <= width
         sizes = page.evaluate("[...document.images].map(image => image.naturalWidth)")
-        assert len(sizes) == 4 * 3 + 6 * 2 + 2 * 24 - 1
+        assert len(sizes) == 4 * 3 + 6 * 2 + 3 * 23 - 1  # of 24 test images one of the worst has no mistakes
         assert min(sizes) > 0
 
 

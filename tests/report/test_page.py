@@ -18,7 +18,7 @@ from nucleus.config.settings import parse_recipe
 from nucleus.data.images import encode_png
 from nucleus.pictures import MISTAKE_COLOURS
 from nucleus.report.drawing import svg_of
-from nucleus.report.figures import network_panel, timing_panel
+from nucleus.report.figures import timing_panel
 from nucleus.report.page import (
     MOST_BYTES,
     commands_to_repeat,
@@ -28,10 +28,11 @@ from nucleus.report.page import (
     write_report,
 )
 from nucleus.report.page_pictures import PictureFolder
+from nucleus.report.summary import workers_of
+from nucleus.report.tables import has_published_images
 from nucleus.runs.record import RunRecord, Stage
 from tests.report_run import make_dataset, make_record, write_pictures
 
-SLIDES = {"curves", "ap", "dataset", "network", "predictions", "best", "worst", "examples"}
 EVIL = "<script>alert(1)</script><img src=x onerror=alert(2)>\"' $x$ {{ 7*7 }}"
 
 
@@ -67,39 +68,78 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_report(folder, record, make_dataset())
 
 
-def test_the_page_holds_every_picture_and_the_slides_lie_beside_it(written: Path) -> None:
+def test_the_page_holds_every_picture_and_is_the_only_file(written: Path) -> None:
     record, page = make_record(), Page(written.read_bytes())
-    kept = (
-        4 * len(record.examples) + sum(3 + len(image.epochs) for image in record.watched) + 2 * len(record.test_images)
-    )
+    with_mistakes = len(record.test_images) - 1  # the first of the worst has none
+    kept = 4 * len(record.examples) + sum(3 + len(image.epochs) for image in record.watched) + 3 * with_mistakes
     assert written.name == "report.html"
     assert len(page.all("img")) == kept
     assert all((image["src"] or "").startswith("data:image/jpeg;base64,") for image in page.all("img"))
     assert "not kept" not in page.text
-    assert {path.stem for path in written.parent.glob("*.png")} == SLIDES
-    for path in written.parent.glob("*.png"):
-        picture = cv2.imread(str(path))
-        assert picture.shape[1] > 1500, path.name
-        assert (picture[-1, -1] == 255).all(), path.name  # on white
+    assert "left out: page full" not in page.text
+    assert {path.name for path in written.parent.iterdir()} == {"report.html", "pictures"}
 
 
 def test_the_page_says_what_there_is_to_say(written: Path) -> None:
     text = Page(written.read_bytes()).text
     for said in (
         "cells, version 3",
-        "In 24 images that it had not seen in training the model found 880 of 1,000 nuclei (88%).",
-        "Of its 950 outlines, 70 match no single true nucleus.",
+        "In 24 images that it had not seen in training, the model found 880 of 1,000 nuclei (88 %).",
+        "Of the 950 nuclei that it outlined, 70 did not match a true one.",
         "40 images with 5,460 nuclei",
         "32 min 27 s",
         "0 GPU-seconds; 3,600 CPU-core-seconds",
         "mAP 0.35, AP.5 0.95; 20 nuclei, 19 predicted: 11 missed, 1 merged",
-        "StarDist (Schmidt et al., MICCAI 2018)",
-        "of another split",
+        "median 19.5 px (validation split)",
+        "full 3 (the image) 16",
+        "1/32 1,280 –",
+        "background, body, border, distance",
+        "Seeds: interior map above 0.6",
         "nucleus predict IMAGES --model cells@3",
+        "AWS_ENDPOINT_URL_S3",
         "the same pixels as one",
         "production moved from version 2",
     ):
         assert said in text, said
+
+
+@pytest.mark.parametrize(
+    ("source", "published"),
+    [
+        ("stage1_train.zip", True),
+        ("s3://data/BBBC038v1/", True),
+        ("/data/dsb2018", True),
+        ("cells.zip", False),
+        ("dsb2018/images", False),
+        ("generated", False),
+    ],
+)
+def test_which_datasets_hold_the_published_images(source: str, published: bool) -> None:
+    assert has_published_images(make_dataset(source=source)) == published
+
+
+def test_published_figures_stand_beside_the_same_images_only(written: Path, tmp_path: Path) -> None:
+    same = Page(render_page(tmp_path, make_record(), make_dataset(source="stage1_train.zip"))).text
+    other = Page(written.read_bytes()).text
+    for said in ("StarDist (Schmidt et al., MICCAI 2018)", "AP on dark-field images, and", "of another split"):
+        assert said in same, said
+        assert said not in other, said
+    assert "AP by kind of image" in other
+
+
+def test_images_without_mistakes_are_not_among_the_worst(tmp_path: Path) -> None:
+    images = [image.model_dump() for image in make_record().test_images if image.name in {"best-0", "worst-0"}]
+    text = Page(render_page(tmp_path, make_record(test_images=images), make_dataset())).text
+    assert "best-0" in text
+    assert "worst-0" not in text
+    assert "No further test image with mistakes was kept" in text
+
+
+def test_workers_that_came_and_went_are_told() -> None:
+    entry = {"loss": 1.0}
+    history = [{**entry, "epoch": float(epoch), "workers": float(n)} for epoch, n in enumerate((3, 3, 2, 3))]
+    assert workers_of(make_record(history=history)).endswith("changed from 3 to 2 in epoch 3, from 2 to 3 in epoch 4")
+    assert workers_of(make_record(history=history[:2])) == "2 workers, each on one core of a CPU"
 
 
 def test_nothing_is_loaded_and_nothing_runs(written: Path) -> None:
@@ -175,13 +215,19 @@ def test_outlines_of_one_pixel_keep_their_colours(tmp_path: Path, side: int, cou
         assert np.abs(line - colour).max() < 60, (colour, line)
 
 
-def test_noise_that_cannot_be_compressed_still_fits(tmp_path: Path) -> None:
+def test_pictures_that_do_not_fit_are_left_out(tmp_path: Path) -> None:
+    """Noise cannot be compressed: no picture takes more room."""
     record = make_record()
     write_pictures(tmp_path, record, noise=True, side=640)
     assert sum(path.stat().st_size for path in tmp_path.rglob("*.png")) > 10 * MOST_BYTES
-    page = render_page(tmp_path, record, make_dataset())
-    assert MOST_BYTES / 2 < len(page) <= MOST_BYTES  # as good as there is room for
-    assert "not kept" not in Page(page).text
+    content = render_page(tmp_path, record, make_dataset())
+    page = Page(content)
+    assert MOST_BYTES / 2 < len(content) <= MOST_BYTES  # as many as there is room for
+    assert "not kept" not in page.text
+    left_out = page.text.count("left out: page full")
+    assert left_out > 0
+    assert len(page.all("img")) + left_out == 4 * 3 + 6 * 2 + 3 * 23
+    assert "worst-1" in (page.all("img")[0]["alt"] or "")  # the most important are shown
 
 
 def test_a_long_history_is_thinned(tmp_path: Path) -> None:
@@ -228,7 +274,7 @@ def test_names_from_the_bucket_are_only_text(tmp_path: Path) -> None:
     assert page.text.count("<script>alert(1)</script>") > 30
     assert not [image for image in page.all("img") if image.get("src") == "x"]
     assert "49" not in re.findall(r"onerror=alert\(2\)>\S* \S* (\S+)", page.text)
-    assert {path.stem for path in tmp_path.glob("*.png")} == SLIDES
+    assert {path.name for path in tmp_path.iterdir()} == {"report.html"}
 
 
 def test_a_name_does_not_reach_files_elsewhere(tmp_path: Path) -> None:
@@ -295,10 +341,10 @@ def test_missing_and_damaged_pictures_are_named(tmp_path: Path) -> None:
             [
                 "scored on no images",
                 "The test split was not scored",
-                "No epoch was finished",
-                "No predictions were kept while it trained",
+                "No epoch was completed",
+                "No predictions were kept during training",
                 "Times were not kept",
-                "changes that are in no commit",
+                "uncommitted changes",
                 "Duration not known",
                 "3,600 GPU-seconds (1.00 GPU-hours)",
                 "Diameter of nuclei not known",
@@ -321,14 +367,20 @@ def test_few_test_images_are_a_warning(tmp_path: Path) -> None:
     assert "Few test images (4)" in Page(render_page(tmp_path, make_record(metrics=metrics), make_dataset())).text
 
 
-def test_mistakes_are_counted_where_the_metrics_have_them(tmp_path: Path) -> None:
+def test_mistakes_add_up_where_the_metrics_have_them(tmp_path: Path) -> None:
     record = make_record()
     assert "Where it fails" not in Page(render_page(tmp_path, record, make_dataset())).text
-    more = {"nuclei_missed": 80.0, "nuclei_merged": 20.0, "recall_50_12_to_24px": 0.91}
+    mistakes = {"nuclei_missed": 80.0, "nuclei_merged": 20.0, "nuclei_split": 30.0, "nuclei_extra": 19.0}
+    more = {**mistakes, "recall_50_12_to_24px": 0.91}
     metrics = {"test": {"all": {**record.metrics["test"]["all"], **more}, "stain": record.metrics["test"]["stain"]}}
     text = Page(render_page(tmp_path, make_record(metrics=metrics), make_dataset())).text
-    assert "all kinds 1,000 80 (8%) 20 (2%) 91%" in text
-    assert "stain (H&E and others) 1,000 – – –" in text
+    assert "kind nuclei found one for one missed merged split extra found, 12 to 24 px" in text
+    assert "all kinds 1,000 870 (87 %) 80 (8 %) 20 (2 %) 30 (3 %) 19 (2 %) 91 %" in text
+    assert "stain (H&E and others) – – – – – – –" in text
+    assert (
+        "found 870 of 1,000 nuclei (87 %) one for one; 80 were missed, 20 merged with a neighbour and 30 split." in text
+    )
+    assert "Of the 950 nuclei that it outlined, 19 were extra" in text
 
 
 def test_training_scores_are_drawn_if_there_are_any(tmp_path: Path) -> None:
@@ -375,9 +427,8 @@ def test_the_report_needs_neither_tensorflow_nor_ray() -> None:
 
 @pytest.mark.parametrize("text", ["$\\frac$", "a\x00b\x1bc\nd", "ΔΩ é", "x" * 500])
 def test_figures_take_any_text(text: str) -> None:
-    network = make_record().network.model_copy(update={"encoder": text, "outputs": [text]})
-    for panel in (network_panel(network), timing_panel([Stage(name=text, seconds=1.0)])):
+    for panel in (timing_panel([Stage(name=text, seconds=1.0)]), timing_panel([Stage(name=f"a {text}", seconds=1.0)])):
         drawn = ElementTree.fromstring(svg_of(panel))
         words = [element.text or "" for element in drawn.iter() if element.tag.endswith("}text")]
-        assert any(word.startswith(text[0]) for word in words)
+        assert any(word.removeprefix("a ").startswith(text[0]) for word in words)
         assert max(len(word) for word in words) < 60
