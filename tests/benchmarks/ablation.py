@@ -11,10 +11,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from job.train import RunOptions, recipe_path, train
+from job.train import RunOptions, train
 from nucleus.config.names import Reference
 from nucleus.config.recipe import Recipe
-from nucleus.config.settings import read_recipe
+from nucleus.config.settings import read_recipe, recipe_path
 from nucleus.data.cache import ShardCache
 from nucleus.data.dataset import Dataset
 from nucleus.data.importing import SplitOptions, import_dataset

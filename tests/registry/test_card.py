@@ -239,7 +239,7 @@ def test_data_and_making() -> None:
         ({"source": "none"}, "initialised with: none, they were random", "ImageNet"),
         ({"source": "file", "sha256": "0" * 64}, "unknown: the weights came from a user-supplied file", "Apache"),
         ({"source": "s3", "sha256": "0" * 64}, "unknown: the weights came from a user-supplied file", "Apache"),
-        ({"source": "s3", "sha256": KNOWN}, "Apache-2.0; the documentation of Keras", "If somebody replaced"),
+        ({"source": "s3", "sha256": KNOWN}, "Apache-2.0; as the documentation of Keras", "If somebody replaced"),
         ({"source": "imagenet", "sha256": "0" * 64}, "(If somebody replaced the file", "unknown"),
         (
             {"source": "imagenet", "sha256": "0" * 64, "encoder": "efficientnet_v2_b0"},
