@@ -36,7 +36,7 @@ class Tracked:
 
 def wandb_callback(tracked: Tracked, monkeypatch: pytest.MonkeyPatch) -> WandbCallback:
     monkeypatch.setattr("job.run_callbacks.keep_files", lambda *_: tracked.calls.append("kept"))
-    return WandbCallback(tracked, None, "r")  # type: ignore[arg-type]
+    return WandbCallback(tracked, None)  # type: ignore[arg-type]
 
 
 def result() -> TrainingResult:
