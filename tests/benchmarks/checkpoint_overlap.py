@@ -3,39 +3,25 @@
 import os
 import statistics
 import time
-from contextlib import AbstractContextManager, nullcontext
 
 from job.train import RunOptions, train
 from nucleus.config.settings import parse_recipe
-from nucleus.progress import Advance, no_progress
+from nucleus.training.callbacks import Callback
 from tests.benchmarks.measure import RECIPE, generated_dataset, report, temporary_store
 from tests.benchmarks.startup import encoder_weights
 
 _EPOCHS = 15
 
 
-class _Clock:
-    """A listener that notes when each epoch ended, without the time of its validation."""
+class _Clock(Callback):
+    """Notes when each epoch ended, without the time of its validation."""
 
     def __init__(self) -> None:
         self.started = 0.0
         self.seconds: list[tuple[bool, float]] = []
         self._after_checkpoint = False
 
-    def stage(self, text: str) -> None:
-        """Nothing."""
-
-    def warn(self, text: str) -> None:
-        """Nothing."""
-
-    def watch(self, *_: object) -> AbstractContextManager[Advance]:
-        """Nothing."""
-        return nullcontext(no_progress)
-
-    def steps(self, *_: object) -> None:
-        """Nothing."""
-
-    def epoch(self, metrics: dict[str, float]) -> None:
+    def on_epoch_end(self, metrics: dict[str, float]) -> None:
         """The checkpoint of a validated epoch is taken and uploaded after this event, in the next epoch's time."""
         now = time.perf_counter()
         taken = now - self.started - metrics.get("validation_seconds", 0.0)
