@@ -49,7 +49,8 @@ def test_depth_without_range() -> None:
 
 
 @pytest.mark.parametrize(
-    ("data", "message"), [(b"", "empty"), (b"hello", "none, or a damaged one"), (b"\x89PNG\r\n", "damaged")]
+    ("data", "message"),
+    [(b"", "empty"), (b"hello", "something else, or of a damaged image"), (b"\x89PNG\r\n", "damaged")],
 )
 def test_files_that_are_no_image(data: bytes, message: str) -> None:
     with pytest.raises(ImageError, match=message):

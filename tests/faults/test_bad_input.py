@@ -181,7 +181,7 @@ def no_masks(given: Given) -> str:
 # What is handed in, and a part of what is said of it.
 CASES: dict[str, tuple[Case, str]] = {
     "image: zero bytes": (image(".png", b""), "the file is empty (0 bytes)"),
-    "image: truncated PNG": (image(".png", encode_png(IMAGE)[:200]), "a damaged one"),
+    "image: truncated PNG": (image(".png", encode_png(IMAGE)[:200]), "a damaged image"),
     "image: text called PNG": (image(".png", b"hello, microscope"), "bytes of something else"),
     "image: JPEG called PNG": (image(".png", cv2.imencode(".jpg", IMAGE)[1].tobytes()), "taken as odd"),
     "image: PNG called TIFF": (image(".tif", encode_png(IMAGE)), "its header cannot be read"),
