@@ -103,7 +103,7 @@ opened = cache.ShardCache(folder, float(sys.argv[4]))
 files = [opened.open(dataset, shard) for shard in shards[:6]] if mode != "churn" else []
 if mode == "churn":
     import random
-    for _ in range(80):
+    for _ in range(40):
         number = random.randrange(24)
         assert opened.open(dataset, shards[number]).read(1)[:2] == bytes([number, 1])
 print("done", flush=True)
