@@ -11,10 +11,10 @@ IMAGE = $(if $(filter gpu,$(EXTRA)),gpu,cpu)
 
 .DEFAULT_GOAL := help
 
-.PHONY: help install demo test test-ray test-others unit bench check audit lock image clean
+.PHONY: help install demo test test-fast test-ray test-others bench check audit lock image clean
 
 help: ## list the targets
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
 
 install: $(VENV)/.installed-$(EXTRA) ## make .venv with everything (hash-locked)
 
@@ -31,20 +31,20 @@ $(VENV)/.installed-$(EXTRA): requirements/$(EXTRA).txt pyproject.toml
 demo: install ## the whole way on this machine: DATA=zip-or-folder WEIGHTS=file WORKDIR=folder
 	$(BIN)/nucleus demo $(if $(DATA),"$(DATA)") $(if $(WEIGHTS),--weights "$(WEIGHTS)") --workdir "$(WORKDIR)"
 
-test: install ## install, then run every test: those with a Ray cluster beside the others
-	@echo "Two sessions side by side, some 17 minutes; each is shown whole when it has ended (live: make test-ray)."
+test: install ## every test: those that use a Ray cluster beside the others
+	@echo "Two sessions side by side; each is shown whole when it has ended (live: make test-ray)."
 	@$(MAKE) --no-print-directory --jobs 2 --output-sync=target test-ray test-others
 
-# One after the other they take 20 minutes: each waits a good part of its time. Runs on a cluster have timeouts to keep, and
-# Ray starts its workers at niceness 15.
+test-fast: install ## the tests that use no server and no Ray cluster
+	@$(BIN)/python -m pytest tests -m "not ray and not server"
+
+# Side by side, as each waits part of its time. Runs on a cluster have timeouts to keep, and Ray starts its workers at
+# niceness 15.
 test-ray: install
 	@$(BIN)/python -m pytest tests -m ray
 
 test-others: install
 	@nice -n 19 $(BIN)/python -m pytest tests -m "not ray"
-
-unit: install ## the tests that need neither Ray nor TensorFlow nor a server
-	$(BIN)/python -m pytest tests/unit
 
 bench: install ## the benchmarks, one JSON line each: BENCH="step_rate scaling" for some
 	$(BIN)/python -m tests.benchmarks $(BENCH)

@@ -1,4 +1,4 @@
-"""Ray nodes in processes of their own on this machine, started by the commands that a person types."""
+"""Ray nodes in processes of their own on this machine, started by the commands that a user types."""
 
 import os
 import shutil
@@ -15,7 +15,7 @@ import psutil
 
 __all__ = ["ray_command", "started_head", "started_node"]
 
-_START_SECONDS = 60
+_START_SECONDS = 240
 
 
 def ray_command(*arguments: object) -> list[str]:
@@ -25,7 +25,7 @@ def ray_command(*arguments: object) -> list[str]:
 
 @contextmanager
 def started_head(cpus: int, environment: Mapping[str, str]) -> Iterator[tuple[str, str]]:
-    """A cluster of one node; gives the address of its head and that of its dashboard."""
+    """Run a cluster of one node; yield the addresses of its head and of its dashboard."""
     head, dashboard, agent = _free_ports(3)
     folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))  # sockets lie there, whose names may not be long
     ports = ("--port", head, "--dashboard-port", dashboard, "--dashboard-agent-listen-port", agent)
@@ -40,7 +40,7 @@ def started_head(cpus: int, environment: Mapping[str, str]) -> Iterator[tuple[st
 
 @contextmanager
 def started_node(address: str, cpus: int, environment: Mapping[str, str], log: Path) -> Iterator[None]:
-    """One more node of a cluster, gone without farewell when the block ends."""
+    """Run one more node of a cluster; it is killed when the block ends."""
     with _running(ray_command("start", "--address", address, "--num-cpus", cpus), environment, log):
         yield
 
@@ -68,7 +68,7 @@ def _free_ports(count: int) -> list[int]:
 
 
 def _wait_for(port: int, log: Path) -> None:
-    """Wait until somebody listens."""
+    """Wait until a port is listened on."""
     deadline = time.monotonic() + _START_SECONDS
     while True:
         with suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):

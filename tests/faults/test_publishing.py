@@ -133,7 +133,7 @@ def test_sixteen_move_one_alias(bucket: Bucket, model_files: Path, spawn: multip
     processes = [spawn.Process(target=_move, args=(bucket, number, moves)) for number in range(1, 17)]
     for process in processes:
         process.start()
-    answers = {moves.get(timeout=120) for _ in range(64)}  # who finds the alias where it wants it repeats a move
+    answers = {moves.get(timeout=600) for _ in range(64)}  # who finds the alias where it wants it repeats a move
     for process in processes:
         process.join(60)
     chain = sorted((Alias.model_validate_json(answer) for answer in answers), key=lambda alias: alias.moved)

@@ -45,7 +45,7 @@ def test_demo(dozen: Path, another_cluster: str, tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         check=False,
-        timeout=240,
+        timeout=900,
     )
     assert done.returncode == 0, done.stderr
     assert "12 images in s3://nucleus/datasets/demo@" in done.stderr

@@ -70,14 +70,14 @@ def test_ctrl_c_asks_and_stops(
             env=environment, stdin=theirs, stdout=subprocess.PIPE, stderr=theirs, start_new_session=True,
         )  # fmt: skip
         os.close(theirs)
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 240
         while not (proxy.met[Fault.STALL] and breaking_line.broken > 2):  # the job is at work
             assert time.monotonic() < deadline
             time.sleep(0.1)
         process.send_signal(signal.SIGINT)
         assert wait_for(ours, "detach or stop").count("Running entrypoint for job stuck") == 1
         os.write(ours, b"stop\n")
-        out, _ = process.communicate(timeout=60)
+        out, _ = process.communicate(timeout=240)
         os.close(ours)
     assert out.decode() == "stuck STOPPED\n"
     assert process.returncode == 1
@@ -101,7 +101,7 @@ def test_ctrl_c_asks_and_stops(
         assert "nucleus jobs list" in done.stderr
 
 
-def wait_for(terminal: int, text: str, seconds: float = 60) -> str:
+def wait_for(terminal: int, text: str, seconds: float = 240) -> str:
     """Read what is written on a terminal until a text comes; give all of it."""
     os.set_blocking(terminal, False)
     seen, deadline = "", time.monotonic() + seconds

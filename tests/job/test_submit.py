@@ -79,7 +79,7 @@ def open_cluster() -> Iterator[str]:
     environment = {**os.environ, "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
     with (folder / "log").open("wb") as out:
         process = psutil.Popen(command, env=environment, stdout=out, stderr=subprocess.STDOUT)
-    address, deadline = f"http://127.0.0.1:{dashboard}", time.monotonic() + 60
+    address, deadline = f"http://127.0.0.1:{dashboard}", time.monotonic() + 240
     while True:
         with suppress(requests.ConnectionError):
             requests.get(f"{address}/api/version", timeout=5)
@@ -106,10 +106,9 @@ def test_a_cluster_whose_head_has_died_is_not_waited_for(monkeypatch: pytest.Mon
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
     monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{port}")
-    started = time.monotonic()
-    with pytest.raises(JobError, match="none answers"):
+    monkeypatch.setattr("ray.init", lambda **_: pytest.fail("Ray would wait for minutes"))
+    with pytest.raises(JobError, match=str(port)):
         cluster._joined({})
-    assert time.monotonic() - started < 10
 
 
 def test_the_token_is_asked_for(ray_cluster: str, tmp_path: Path) -> None:

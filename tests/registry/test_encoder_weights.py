@@ -1,9 +1,10 @@
-"""The three ways to encoder weights, and the error that names them."""
+"""Encoder weights: added to the bucket, fetched, rewritten from Keras's old format, and errors that name the ways."""
 
 import os
 import subprocess
 import sys
 from contextlib import redirect_stdout
+from functools import cache
 from pathlib import Path
 
 import h5py
@@ -11,6 +12,7 @@ import keras
 import numpy as np
 import pytest
 
+import nucleus.config
 from nucleus.config.encoders import KNOWN_WEIGHTS, build_encoder
 from nucleus.config.settings import parse_recipe
 from nucleus.errors import IntegrityError, WeightsError
@@ -25,20 +27,33 @@ CACHED = "mobilenet_v2_weights_tf_dim_ordering_tf_kernels_1.0_224_no_top.h5"
 
 
 @pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def encoder() -> keras.Model:
+    """One for the whole file: building it takes seconds."""
     keras.utils.set_random_seed(7)
+    return build_encoder("mobilenet_v2")
+
+
+@pytest.fixture(scope="module")
+def weights(encoder: keras.Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("weights") / "encoder.weights.h5"
-    build_encoder("mobilenet_v2").save_weights(path)
+    encoder.save_weights(path)
     return path
 
 
-def write_old_format(source: Path, target: Path) -> None:
-    """Write weights as Keras's downloads have them: one group a layer, the names in attributes."""
-    model = build_encoder("mobilenet_v2")
-    model.load_weights(source)
+_built_once = cache(build_encoder)
+
+
+@pytest.fixture(autouse=True)
+def _checked_in_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files are loaded into one network to see whether they fit, not each into one of its own."""
+    monkeypatch.setattr(nucleus.config, "build_encoder", _built_once)
+
+
+def write_old_format(encoder: keras.Model, target: Path) -> None:
+    """Write weights as Keras's downloads have them: a group per layer, the names in attributes."""
     with h5py.File(target, "w") as file:
-        file.attrs["layer_names"] = [layer.name.encode() for layer in model.layers]
-        for layer in model.layers:
+        file.attrs["layer_names"] = [layer.name.encode() for layer in encoder.layers]
+        for layer in encoder.layers:
             group = file.create_group(layer.name)
             names = [f"{layer.name}/{i}:0".encode() for i in range(len(layer.weights))]
             group.attrs["weight_names"] = names
@@ -72,18 +87,17 @@ def test_local_and_s3_paths(weights: Path, bucket: Bucket) -> None:
     assert provide_weights("none", "mobilenet_v2", bucket, "runs/run-3") is None
 
 
-def test_old_format_is_rewritten(weights: Path, bucket: Bucket, tmp_path: Path) -> None:
-    write_old_format(weights, tmp_path / "old.h5")
+def test_old_format_is_rewritten(encoder: keras.Model, bucket: Bucket, tmp_path: Path) -> None:
+    write_old_format(encoder, tmp_path / "old.h5")
     added = add_weights(tmp_path / "old.h5", "mobilenet_v2", bucket)
     bucket.put("mine/old.h5", tmp_path / "old.h5")
     remote = provide_weights(f"{bucket.uri}/mine/old.h5", "mobilenet_v2", bucket, "runs/run")
     assert remote is not None
     assert remote.origin.source == "s3"
-    model, again = build_encoder("mobilenet_v2"), build_encoder("mobilenet_v2")
-    model.load_weights(weights)
+    again = build_encoder("mobilenet_v2")
     for rewritten in (added, remote):
         again.load_weights(fetch_weights(rewritten, tmp_path))
-        assert all(np.array_equal(a, b) for a, b in zip(model.get_weights(), again.get_weights(), strict=True))
+        assert all(np.array_equal(a, b) for a, b in zip(encoder.get_weights(), again.get_weights(), strict=True))
 
 
 CODE = """
@@ -104,10 +118,12 @@ print(provide_weights("imagenet", "mobilenet_v2", bucket, "runs/run").uri)
 """
 
 
-def test_imagenet_from_the_keras_cache_goes_into_the_bucket(weights: Path, bucket: Bucket, tmp_path: Path) -> None:
+def test_imagenet_from_the_keras_cache_goes_into_the_bucket(
+    encoder: keras.Model, bucket: Bucket, tmp_path: Path
+) -> None:
     """In a process where Keras has its own cache, empty at first, and every download fails."""
     (tmp_path / "models").mkdir()
-    write_old_format(weights, tmp_path / "old.h5")
+    write_old_format(encoder, tmp_path / "old.h5")
     nowhere = "http://127.0.0.1:9"
     environment = {**os.environ, "KERAS_HOME": str(tmp_path), "https_proxy": nowhere, "http_proxy": nowhere}
     environment["no_proxy"] = "127.0.0.1"
@@ -138,9 +154,7 @@ def test_files_that_do_not_fit(weights: Path, bucket: Bucket, tmp_path: Path) ->
         fetch_weights(added, tmp_path / "cache")
 
 
-def test_the_network_takes_every_weight(weights: Path) -> None:
-    encoder = build_encoder("mobilenet_v2")
-    encoder.load_weights(weights)
+def test_the_network_takes_every_weight(encoder: keras.Model, weights: Path) -> None:
     config = config_of_recipe(parse_recipe({"model": "m", "dataset": "d"}, "test"))
     inside = encoder_of(build_unet(config))
     load_encoder_weights(inside, weights)

@@ -123,7 +123,7 @@ def found(store: object, tmp_path_factory: pytest.TempPathFactory) -> Found:  # 
     (root / "task.json").write_text(json.dumps(task))
     started = {world: start_world(world, root) for world in WORLDS}
     for world, processes in started.items():
-        codes = [process.wait(400) for process in processes]
+        codes = [process.wait(1000) for process in processes]
         logs = [(root / f"{world}-{rank}.log").read_text()[-3000:] for rank in range(world)]
         assert codes == [0] * world, "\n".join(logs)
     return Found({w: [json.loads((root / f"{w}-{r}.json").read_text()) for r in range(w)] for w in WORLDS}, root)
