@@ -192,7 +192,7 @@ def names_in(text: str) -> set[str]:
     """The names of `NAMES` that a string uses as a key or a path: text with blanks is prose."""
     if any(letter.isspace() for letter in text):
         return set()
-    return {name for name in NAMES if (text.startswith(name) and name[-1] == "/") or f"/{text}".endswith(f"/{name}")}
+    return {name for name in NAMES if (text.startswith(name) if name[-1] == "/" else f"/{text}".endswith(f"/{name}"))}
 
 
 def strings_of(path: Path) -> set[str]:
