@@ -62,7 +62,7 @@ def demo(
         nucleus.config.recipe_path(chosen), (f'cache_dir="{workdir / "cache"}"', *settings)
     )
     if content.bucket is not None:
-        raise RecipeError("Expected a recipe without the key bucket; the demo has a bucket of its own. Remove it.")
+        raise RecipeError("The demo has a bucket of its own: leave out the recipe's key bucket.")
     _Demo(content, workdir, verbose=bool(ctx.find_root().params.get("debug"))).run(src, weights)
 
 

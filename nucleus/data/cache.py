@@ -103,9 +103,7 @@ class ShardCache:
                 with os.fdopen(os.dup(descriptor), "wb") as file:
                     self._bucket(dataset.version_uri).read_into(shard.file, file, sha256=shard.sha256)
             except ObjectNotFoundError as error:
-                raise IntegrityError(
-                    f"Expected {shard.file} in {dataset}; it is missing. Import the images again."
-                ) from error
+                raise IntegrityError(f"{dataset} has lost {shard.file}. Import it again.") from error
             beside.replace(path)
             fcntl.flock(descriptor, fcntl.LOCK_SH)
         except BaseException:

@@ -179,9 +179,7 @@ def encode_png(pixels: NDArray[Any]) -> bytes:
     stored = pixels[..., ::-1] if pixels.ndim == 3 else pixels
     done, data = cv2.imencode(".png", stored)
     if not done:
-        raise ImageError(
-            f"Expected pixels that PNG can hold; found an array of shape {pixels.shape} and type {pixels.dtype}."
-        )
+        raise ImageError(f"OpenCV could not encode an array of shape {pixels.shape} and type {pixels.dtype}.")
     return bytes(data)
 
 
