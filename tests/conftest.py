@@ -30,18 +30,18 @@ settings.register_profile("suite", deadline=None, derandomize=True, database=Non
 settings.load_profile("suite")
 
 SECRET = f"marked{secrets.token_hex(17)}"
-"""The key to the store and to W&B (40 characters, as those are), which must not be found anywhere."""
+"""The key to the store and to W&B (40 characters, like real ones), which must not appear anywhere."""
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
-LANES = {"ray": {"ray_cluster", "open_cluster"}, "server": {"store", "browser", "jupyter_home"}}
+LANES = {"ray": {"ray_cluster", "open_cluster"}, "server": {"store", "browser", "jupyter_home", "built", "exported"}}
 """Marks, and the fixtures from which a test gets them, directly or through another fixture."""
 
 
 @pytest.hookimpl(tryfirst=True)  # before `-m` looks at the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark each test that uses the Ray cluster, or a server."""
+    """Mark each test that uses a Ray cluster; or a server, a browser, or programs that take long to start."""
     for item in items:
         for mark, fixtures in LANES.items():
             if fixtures & set(getattr(item, "fixturenames", ())):
@@ -50,7 +50,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[server.RunningStore]:
-    """The embedded S3 server, reached through the SDK's variables as any other."""
+    """The embedded S3 server, found by the SDK's variables like any other."""
     folder = tmp_path_factory.mktemp("store")
     running = server.start(folder, 0)
     server.make_bucket(running)
@@ -78,7 +78,7 @@ def bucket_uri(store: server.RunningStore) -> S3Uri:  # noqa: ARG001
 
 @pytest.fixture
 def bucket(bucket_uri: S3Uri) -> Bucket:
-    """The objects below an empty prefix."""
+    """The bucket at an empty prefix."""
     return Bucket(bucket_uri)
 
 
@@ -98,7 +98,7 @@ def dozen(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def cluster_line(store: server.RunningStore) -> Iterator[Proxy]:
-    """What the cluster's requests to the store go through; a test may set its `decide`."""
+    """The proxy between the cluster and the store; a test may set its `decide`."""
     with proxied(store.port, stall_seconds=5.0, secret=SECRET.encode()) as proxy:
         yield proxy
 
@@ -111,7 +111,7 @@ def cluster_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def ray_cluster(cluster_line: Proxy, cluster_cache: Path) -> Iterator[str]:
-    """A Ray cluster of two CPUs that asks for a token, its workers reach the store by `cluster_line`; its dashboard."""
+    """A Ray cluster of two CPUs that asks for a token; its workers reach the store by `cluster_line`. Its dashboard."""
     import ray
 
     settings = {
@@ -132,7 +132,7 @@ def trained(
     dozen: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> "Trained":
-    """One run of the whole way."""
+    """One training run, from import to the pulled version."""
     from tests.whole_way import trained_with_least_rights
 
     return trained_with_least_rights(cluster_line, dozen, tmp_path_factory.mktemp("trained"))
@@ -140,7 +140,7 @@ def trained(
 
 @pytest.fixture(scope="session")
 def real_images() -> Path:
-    """The real images, where they are at hand."""
+    """The real images; the test is skipped without them."""
     path = SHARED / "data" / "dsb2018" / "stage1_train.zip"
     if not path.exists():
         pytest.skip("the DSB2018 images are not at hand (shared/data/dsb2018)")
@@ -149,7 +149,7 @@ def real_images() -> Path:
 
 @pytest.fixture(scope="session")
 def real_weights() -> Path:
-    """Pretrained MobileNetV2 weights, where they are at hand."""
+    """Pretrained MobileNetV2 weights; the test is skipped without them."""
     path = SHARED / "weights" / "mobilenet_v2_1.0_imagenet_no_top.weights.h5"
     if not path.exists():
         pytest.skip("the MobileNetV2 weights are not at hand (shared/weights)")

@@ -1,4 +1,4 @@
-"""Files in the place of a model's, and whence they come: enough for the registry, which does not look into them."""
+"""Files in place of a model's, and their origin: enough for the registry, which does not read them."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ MODEL_FILES = ("card.md", "model.json", "model.weights.h5")
 
 
 def origin(run: str = "r", score: float = 0.5) -> Origin:
-    """Made by a run, with a score on every split."""
+    """The origin of a version made by a run, with a score on every split."""
     return Origin(
         run=run,
         recipe={"network": {"encoder": "mobilenet_v2"}},
@@ -23,7 +23,7 @@ def origin(run: str = "r", score: float = 0.5) -> Origin:
 
 
 def write_model(folder: Path) -> Path:
-    """A new folder with a file of each name."""
+    """Make a folder with a file of each name."""
     folder.mkdir()
     for name in MODEL_FILES:
         (folder / name).write_text(f"content of {name}")

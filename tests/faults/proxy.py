@@ -1,4 +1,4 @@
-"""An HTTP proxy between a client and the S3 server that does to requests what bad networks and busy servers do."""
+"""An HTTP proxy before the S3 server that fails requests as bad networks and busy servers do."""
 
 import http.client
 import random
@@ -49,12 +49,12 @@ _REFUSALS = {
 }
 _LASTING = {fault for fault, (status, _) in _REFUSALS.items() if status == 403}
 PASSING = tuple(fault for fault in Fault if fault not in _LASTING)
-"""What goes away when the request is repeated."""
+"""Faults after which a repeated request succeeds."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """A request as it came: its number, from 0, and its parts; names of headers are in lower case."""
+    """A received request: its number, from 0, and its parts; names of headers in lower case."""
 
     number: int
     method: str
@@ -64,11 +64,11 @@ class Request:
 
 
 Decision = Callable[[Request], Fault | None]
-"""From a request to what happens to it."""
+"""Maps a request to its fault, or to None."""
 
 
 def seldom(rate: float, seed: int, faults: tuple[Fault, ...] = PASSING) -> Decision:
-    """One request in `1 / rate`, at random, meets one of `faults`, each kind in its turn."""
+    """Fail each request with probability `rate`, by the `faults` in turn."""
     chance = random.Random(seed)
     turn = cycle(faults)
 
@@ -79,22 +79,22 @@ def seldom(rate: float, seed: int, faults: tuple[Fault, ...] = PASSING) -> Decis
 
 
 class Proxy(ThreadingHTTPServer):
-    """Passes requests on to 127.0.0.1:`port`, but for those that `decide` wants to go wrong.
+    """Passes requests on to 127.0.0.1:`port`, except those that `decide` gives a fault.
 
     Args:
-        port: The server's.
-        decide: What goes wrong.
+        port: The server's port.
+        decide: Chooses the fault of each request.
         stall_seconds: How long a stalled request is held.
-        done: Called with the number of a request when the server has done it and its answer is not yet passed on.
-        dropped: Headers, in lower case, that do not reach the server.
-        secret: What no request may hold.
+        done: Called with a request's number after the server has done it and before its answer is passed on.
+        dropped: Headers, in lower case, that are removed from requests.
+        secret: Bytes that no request may contain.
 
     Attributes:
-        met: How often each fault happened.
-        requests: How many requests came.
-        shown: Those that held the secret.
-        ahead: Seconds by which the clock that it answers by is ahead.
-        changed: What becomes of the bodies of answers.
+        met: Number of requests by fault.
+        requests: Number of requests.
+        shown: Requests that contained the secret.
+        ahead: Seconds that the clock of its answers is ahead.
+        changed: Changes the bodies of answers.
     """
 
     daemon_threads = True

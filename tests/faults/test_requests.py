@@ -45,7 +45,7 @@ class DrivenClock:
         return getattr(self._of_thread, "now", 0.0)
 
     def sleep(self, seconds: float) -> None:
-        self._of_thread.now = self.monotonic() + seconds
+        self._of_thread.now = self.monotonic() + seconds + 1e-9  # never less than asked, as on a real clock
         self.waits.append(seconds)
 
 

@@ -1,4 +1,4 @@
-"""A run that is killed, stopped, starved and cut off: it finishes, each epoch once, one version."""
+"""Runs that lose a worker, a machine, the driver, the line or the store: each epoch once, one version in the end."""
 
 import json
 import os
@@ -69,7 +69,7 @@ EPOCHS = 14
 
 @dataclass
 class Place:
-    """Where runs of this file live: a bucket with a dataset, a folder for what they leave on disk."""
+    """Where this file's runs happen: a bucket with a dataset, and a folder for what they write to disk."""
 
     bucket: Bucket
     folder: Path
@@ -119,7 +119,7 @@ class Place:
         return self.started[-1]
 
     def latest(self, run: str) -> str | None:
-        """The checkpoint that a run would go on from: the last one that Ray has noted."""
+        """The checkpoint that a run would resume from: the last one that Ray has recorded."""
         key = f"runs/{run}/checkpoint_manager_snapshot.json"
         if not list(self.bucket.objects(key)):
             return None
@@ -127,12 +127,12 @@ class Place:
         return noted[-1]["checkpoint_dir_name"] if noted else None
 
     def progress(self, run: str) -> tuple[int, int]:
-        """Epochs and further steps after which a run would go on."""
+        """The epoch and step that a run would resume after."""
         state = json.loads(self.bucket.get(f"runs/{run}/{self.latest(run)}/state.json"))
         return state["epochs_done"], state["steps_done"]
 
     def history(self, run: str) -> list[dict[str, float]]:
-        """The epochs of a run; one that was not run yet is run now."""
+        """The metrics of each epoch of a run, which is started if it has not been."""
         if not list_versions(self.bucket, run):
             driver = self.train(run)
             assert driver.ended() == 0, driver.text
@@ -153,11 +153,11 @@ class Driver:
         return self.log.read_text()
 
     def ended(self, seconds: float = 600) -> int:
-        """Wait for its end; the exit status."""
+        """Wait for its end; return the exit status."""
         return self.process.wait(seconds)
 
     def wait_until(self, condition: Callable[[], object], seconds: float = 600) -> None:
-        """Look until a condition holds, while the run goes on."""
+        """Poll until a condition holds, while the run goes on."""
         deadline = time.monotonic() + seconds
         while not condition():
             assert self.process.poll() is None, self.text
@@ -179,7 +179,7 @@ def workers() -> list[psutil.Process]:
 
 
 def some_worker(driver: Driver) -> psutil.Process:
-    """One of them, at a moment between two steps or within one."""
+    """One of the workers, at a random moment."""
     driver.wait_until(workers)
     seed = random.randrange(1 << 30)
     sys.stderr.write(f"seed {seed}\n")

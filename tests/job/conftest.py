@@ -1,4 +1,4 @@
-"""A line to a cluster's dashboard on which streams of logs break off."""
+"""A proxy before a cluster's dashboard that breaks off streams of logs."""
 
 import socket
 import socketserver
@@ -11,11 +11,11 @@ import pytest
 
 
 class BreakingLine(socketserver.ThreadingTCPServer):
-    """Passes connections on to a dashboard; where a log is streamed, they break off.
+    """Passes connections on to a dashboard; those that stream a log break off.
 
     Attributes:
-        pieces: How much of such a stream is passed on: its head, and so many pieces less one of the log.
-        broken: How many have broken off.
+        pieces: Pieces of such a stream that are passed on: its head, then the log.
+        broken: Number of streams that have broken off.
     """
 
     daemon_threads = True
@@ -29,7 +29,7 @@ class BreakingLine(socketserver.ThreadingTCPServer):
 
     @property
     def address(self) -> str:
-        """What `--address` takes."""
+        """Its URL, for `--address`."""
         return f"http://127.0.0.1:{self.server_address[1]}"
 
 
@@ -60,7 +60,7 @@ def _pass_on(source: socket.socket, target: socket.socket, pieces: int | None = 
 
 @pytest.fixture
 def breaking_line(ray_cluster: str) -> Iterator[BreakingLine]:
-    """One to the session's cluster."""
+    """A proxy before the session's cluster."""
     line = BreakingLine(int(ray_cluster.rpartition(":")[2]))
     threading.Thread(target=line.serve_forever, args=(0.05,), daemon=True).start()
     yield line
