@@ -67,7 +67,7 @@ class Submission:
             if _TAKEN in str(error):
                 raise ClusterError(
                     f"Expected a new run; the cluster has a job named {self.job} already. Choose another name with "
-                    f"--run, or continue that run: nucleus submit RECIPE --resume {self.job}"
+                    f"--run, or continue that run: nucleus submit --resume {self.job}"
                 ) from error
             raise ClusterError(f"Expected the cluster to accept the job {self.job}; it did not: {error}") from error
 

@@ -101,7 +101,7 @@ def _say_how_to_continue(job: "Job", client: Any, *, insecure: bool) -> None:
     """Print the command that continues the run of a stopped job; the run's name is in the job's command."""
     run = next((run for flag, run in pairwise(shlex.split(job.entrypoint)) if flag in {"--run", "--resume"}), None)
     if job.status == "STOPPED" and run:
-        note(f"to continue: nucleus submit RECIPE --resume {run} {_cluster_flags(client, insecure=insecure)}")
+        note(f"to continue: nucleus submit --resume {run} {_cluster_flags(client, insecure=insecure)}")
 
 
 def _exit_as(job: "Job") -> None:

@@ -124,5 +124,5 @@ def _link(wandb_run: Any, artifact: Any, model: str, aliases: list[str]) -> list
 def _not_noted(manifest: ModelManifest, run: str, error: Exception) -> str:
     return (
         f"Expected to log {manifest.model}@{manifest.version}, which is published, in W&B; {error} "
-        f"To log it again: nucleus train RECIPE --resume {run}"
+        f"To log it again: nucleus train --resume {run}"
     )

@@ -13,7 +13,6 @@ import pytest
 from click.testing import CliRunner, Result
 
 import job.cluster_check
-from job import cluster
 from job.cluster_check import query_head
 from nucleus.cli.main import cli
 from nucleus.doctor import Gpus, call_in_subprocess, check_gpus
@@ -83,7 +82,7 @@ def here(
     for name in ("RAY_ADDRESS", "FORCE_COLOR", "CUDA_VISIBLE_DEVICES"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("RAY_AUTH_MODE", os.environ.get("RAY_AUTH_MODE", "token"))  # as it may be set
-    monkeypatch.setattr(cluster, "_local_addresses", list)  # others run clusters on this machine
+    monkeypatch.setattr(job, "local_addresses", list)  # others run clusters on this machine
     with proxied(store.port) as line:
         monkeypatch.setenv("AWS_ENDPOINT_URL_S3", line.endpoint)
         yield Here(bucket, monkeypatch, tmp_path, line)
@@ -290,7 +289,7 @@ def test_the_cluster_of_a_head(ray_cluster: str, here: Here) -> None:  # noqa: A
     assert (code, states(found)) == (0, {**HEALTHY, "Ray": "ok"})
     assert found["Ray"]["found"].startswith(f"{head}: 2 CPUs (")
     here.patch.delenv("RAY_ADDRESS")
-    here.patch.setattr(cluster, "_local_addresses", lambda: [head])  # the one that runs on this machine
+    here.patch.setattr(job, "local_addresses", lambda: [head])  # the one that runs on this machine
     assert doctor()[1]["Ray"]["found"].startswith(f"{head}: 2 CPUs (")
     here.patch.setenv("RAY_AUTH_TOKEN", "0" * 64)
     code, found = doctor()

@@ -88,7 +88,7 @@ def test_ctrl_c_asks_and_stops(
     assert found["seconds"] > 0
     stopped = nucleus("jobs", "stop", "stuck", "--address", ray_cluster, "--json")
     assert json.loads(stopped.stdout) == found
-    assert stopped.stderr == f"to continue: nucleus submit RECIPE --resume stuck --address {ray_cluster}\n"
+    assert stopped.stderr == f"to continue: nucleus submit --resume stuck --address {ray_cluster}\n"
     rows = {job["job"]: job for job in json.loads(nucleus("jobs", "list", "--address", ray_cluster, "--json").stdout)}
     assert rows["stuck"] == found
     followed = nucleus("jobs", "logs", "stuck", "--follow", "--address", ray_cluster)
