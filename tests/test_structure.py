@@ -25,6 +25,7 @@ LAYERS = [
 MODULES = sorted(path for package in ("nucleus", "job") for path in (ROOT / package).rglob("*.py"))
 """Every file; the packages' `__init__.py` have a docstring and what `lazy_loader` needs."""
 NAMED = [path for path in MODULES if not path.stem.startswith("__")]
+COMMANDS = sorted(path for path in (ROOT / "nucleus" / "cli").glob("*.py") if not path.stem.startswith("__"))
 HEAVY = {"tensorflow", "keras", "wandb"}
 """Imported by `nucleus/lazy.py` alone; their submodules cannot be reached through it and are imported where used."""
 
@@ -116,6 +117,26 @@ def test_every_exposed_name_exists() -> None:
     command = [sys.executable, "-c", "import nucleus, job"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_names_reached_through_a_package_are_exposed_by_it() -> None:
+    """A module that happens to be imported already can be reached too: mypy and most tests would not notice."""
+    for path in MODULES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.Attribute):
+                continue
+            owner = ast.unparse(node.value)
+            package = ROOT / owner.replace(".", "/") / "__init__.pyi"
+            if owner.startswith("nucleus.") and package.exists():
+                assert f" as {node.attr}\n" in package.read_text() + "\n", f"{path}: {owner}.{node.attr}"
+
+
+def test_the_driver_and_the_commands_load_no_tensorflow() -> None:
+    """It takes seconds, and the driver, Ray's controller and most commands never use it."""
+    modules = ["job.train", "job.sweep", "job.inference", "nucleus.api", *(f"nucleus.cli.{p.stem}" for p in COMMANDS)]
+    code = f"import importlib, sys\nfor name in {modules}: importlib.import_module(name)\nprint(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not {"tensorflow", "keras", "wandb", "matplotlib"} & set(done.stdout.split())
 
 
 def test_errors_survive_pickling() -> None:
