@@ -33,7 +33,7 @@ def data() -> None:
 @click.option("--val", default=0.1, show_default=True, help="Fraction of the images for validation.")
 @click.option("--test", default=0.1, show_default=True, help="Fraction of the images for the test split.")
 @click.option(
-    "--group-by", metavar="REGEX", help="Keep images in one split if this matches the same text in their names."
+    "--group-by", metavar="REGEX", help="Keep images in one split if this expression matches the same text in their names."
 )
 @json_option
 def import_(src: Path, uri: str, seed: int, val: float, test: float, group_by: str | None, as_json: bool) -> None:
