@@ -1,7 +1,7 @@
 """A bucket on an S3 server: reading, atomic and conditional writing, listing, and upload progress.
 
 Writes are single requests, so that readers see an object before or after a write but never a part of it. Upload
-progress comes from boto3's transfer module, which tells sending a body from reading it for the signature.
+progress comes from boto3's transfer module, which distinguishes sending a body from reading it for the signature.
 """
 
 import hashlib
@@ -210,7 +210,7 @@ class Bucket:
         try:
             stored, tag = self._get_once(key)
         except ObjectNotFoundError as error:  # makes the caller retry the write
-            raise UnavailableError(f"Expected an object at {self.uri / key}; it was removed meanwhile.") from error
+            raise UnavailableError(f"Expected an object at {self.uri / key}; it was removed just now.") from error
         return tag if stored == (body if isinstance(body, bytes) else body.read_bytes()) else None
 
     @cached_property
