@@ -30,7 +30,7 @@ __all__ = [
 
 
 IMAGE_SUFFIXES = frozenset({".png", ".tif", ".tiff", ".jpg", ".jpeg", ".bmp", ".webp"})
-MAX_LABELS = np.iinfo(np.uint16).max
+_MAX_LABELS = np.iinfo(np.uint16).max
 
 _FULL_RANGE = 255
 # In DSB2018 the medians of dark-field images are below 50, those of all others above 120; the colourfulness of grey
@@ -230,8 +230,8 @@ def _check_size(mask: NDArray[Any], shape: tuple[int, int], name: str) -> None:
 
 
 def _check_count(count: int, name: str) -> None:
-    if count > MAX_LABELS:
-        raise ImageError(f"Expected at most {MAX_LABELS} nuclei in one image ({name}). Cut it into tiles first.")
+    if count > _MAX_LABELS:
+        raise ImageError(f"Expected at most {_MAX_LABELS} nuclei in one image ({name}). Cut it into tiles first.")
 
 
 def kind_of(image: RgbImage) -> Kind:
