@@ -16,7 +16,7 @@ IMAGE = $(if $(filter gpu,$(EXTRA)),gpu,cpu)
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
 
-install: $(VENV)/.installed-$(EXTRA) ## make .venv with everything (hash-locked)
+install: $(VENV)/.installed-$(EXTRA) ## create .venv with all packages (hash-locked)
 
 $(VENV)/.installed-$(EXTRA): requirements/$(EXTRA).txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || \
@@ -28,18 +28,18 @@ $(VENV)/.installed-$(EXTRA): requirements/$(EXTRA).txt pyproject.toml
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 
-demo: install ## the whole way on this machine: DATA=zip-or-folder WEIGHTS=file WORKDIR=folder
+demo: install ## import, train, publish and predict: DATA=zip-or-folder WEIGHTS=file WORKDIR=folder
 	$(BIN)/nucleus demo $(if $(DATA),"$(DATA)") $(if $(WEIGHTS),--weights "$(WEIGHTS)") --workdir "$(WORKDIR)"
 
-test: install ## every test: those that use a Ray cluster beside the others
-	@echo "Two sessions side by side; each is shown whole when it has ended (live: make test-ray)."
+test: install ## every test: test-ray and test-others at the same time
+	@echo "Two sessions at the same time; the output of each appears when it has ended (live: make test-ray)."
 	@$(MAKE) --no-print-directory --jobs 2 --output-sync=target test-ray test-others
 
 test-fast: install ## the tests that use no server and no Ray cluster
 	@$(BIN)/python -m pytest tests -m "not ray and not server"
 
-# Side by side, as each waits part of its time. Runs on a cluster have timeouts to keep, and Ray starts its workers at
-# niceness 15.
+# Both run at the same time, because each waits during part of it. The second has lower priority, because runs on a
+# cluster have timeouts and Ray starts its workers at niceness 15.
 test-ray: install
 	@$(BIN)/python -m pytest tests -m ray
 
@@ -54,11 +54,11 @@ check: install ## lint, format, types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-audit: install ## known holes in the locked packages, and risky calls in this one
+audit: install ## known vulnerabilities in the locked packages, and risky calls in this one
 	for lock in cpu gpu dev; do $(BIN)/pip-audit --strict --disable-pip --require-hashes --requirement requirements/$$lock.txt || exit 1; done
 	$(BIN)/bandit --quiet --recursive --severity-level medium nucleus job
 
-lock: install ## write requirements/*.txt anew
+lock: install ## rewrite requirements/*.txt
 	$(BIN)/python requirements/lock.py
 
 image: ## build the container image nucleus:cpu, or nucleus:gpu with EXTRA=gpu (docker)

@@ -40,8 +40,21 @@ __all__ = [
     "tensorflow_gpus",
 ]
 
-
 State = Literal["ok", "warning", "failed", "skipped"]
+
+_GPU, _WANDB = "GPU", "W&B"
+_BUCKET, _CLOCK, _CONDITIONS, _WEIGHTS = "bucket", "clock", "conditional writes", "weights"
+
+_HIDING = "CUDA_VISIBLE_DEVICES"
+_NVIDIA_SECONDS, _TENSORFLOW_SECONDS, _WANDB_SECONDS = 10.0, 60.0, 20.0
+_CLOCK_WARNING, _CLOCK_FAILURE = 60.0, 300.0
+"""Seconds of difference; S3 refuses requests at 15 minutes, which a drifting clock reaches sooner or later."""
+_SET_THE_CLOCK = "Run: timedatectl set-ntp true (for a container, on its host)."
+_NOT_SENT = {
+    "offline": "offline, set by WANDB_MODE; `wandb sync` uploads runs later",
+    "disabled": "disabled, set by WANDB_MODE",
+}
+_MAX_MESSAGE = 200
 
 
 @dataclass(frozen=True)
@@ -63,7 +76,7 @@ class Finding:
 
 
 def failed(check: str, error: NucleusError) -> Finding:
-    """Return the finding of a check that raised an error: the first sentence is what was found, the rest the fix."""
+    """Return the finding of a check that raised an error: its first sentence is what was found, the rest is the fix."""
     found, _, fix = str(error).partition(". ")
     return Finding(check, "failed", found.rstrip("."), fix or None)
 
@@ -71,12 +84,6 @@ def failed(check: str, error: NucleusError) -> Finding:
 def skipped(check: str, first: str) -> Finding:
     """Return the finding of a check that is not possible before `first` is fixed."""
     return Finding(check, "skipped", f"not checked: fix {first} first")
-
-
-_GPU = "GPU"
-_HIDING = "CUDA_VISIBLE_DEVICES"
-_NVIDIA_SECONDS = 10.0
-_TENSORFLOW_SECONDS = 60.0
 
 
 def check_packages() -> Finding:
@@ -94,7 +101,7 @@ class Gpus:
     """NVIDIA GPUs of this machine.
 
     Attributes:
-        names: Names of the GPUs that the driver lists.
+        names: Names of the GPUs, as the driver lists them.
         seen: Number of GPUs that TensorFlow can use.
         cuda: Whether this TensorFlow is built with CUDA.
     """
@@ -105,7 +112,7 @@ class Gpus:
 
 
 def gpus_here() -> Gpus:
-    """Return the GPUs that the driver lists and, if there are any, what TensorFlow sees of them (takes seconds).
+    """Return the GPUs that the driver lists and, if there are any, how many TensorFlow can use (takes seconds).
 
     Raises:
         NucleusError: The driver or TensorFlow fails.
@@ -126,7 +133,7 @@ def check_gpus(here: Gpus | NucleusError, of_cluster: float) -> Finding:
     """Check whether training can use the GPUs.
 
     Args:
-        here: GPUs of this machine, or the error of looking for them.
+        here: GPUs of this machine, or the error that `gpus_here` raised.
         of_cluster: Number of GPUs of the Ray cluster.
     """
     if isinstance(here, NucleusError):
@@ -169,12 +176,6 @@ def _names_from_driver() -> tuple[str, ...]:
         return ()
     message = (*lines, *done.stderr.splitlines(), f"exit status {done.returncode}")[0].rstrip(".")
     raise NucleusError(f"Expected nvidia-smi to list GPUs; found {message!r}. Reinstall the GPU's driver.")
-
-
-_BUCKET, _CLOCK, _CONDITIONS, _WEIGHTS = "bucket", "clock", "conditional writes", "weights"
-_CLOCK_WARNING, _CLOCK_FAILURE = 60.0, 300.0
-"""Seconds of difference; S3 refuses requests at 15 minutes, which a drifting clock reaches sooner or later."""
-_SET_THE_CLOCK = "Run: timedatectl set-ntp true (for a container, on its host)."
 
 
 def check_storage() -> Iterator[Finding]:
@@ -240,12 +241,6 @@ def _weights(bucket: Bucket) -> Finding:
     )
 
 
-_WANDB = "W&B"
-_SECONDS = 20.0
-_NOT_SENT = {
-    "offline": "offline, set by WANDB_MODE; `wandb sync` uploads runs later",
-    "disabled": "disabled, set by WANDB_MODE",
-}
 _NO_KEY = Finding(
     _WANDB,
     "warning",
@@ -261,7 +256,7 @@ def check_wandb() -> Finding:
         mode = tracking_mode(TrackingOptions())
         if chosen in _NOT_SENT:
             return Finding(_WANDB, "ok", _NOT_SENT[chosen])
-        call_in_subprocess(check_tracking, "online", who="W&B", seconds=_SECONDS)
+        call_in_subprocess(check_tracking, "online", who="W&B", seconds=_WANDB_SECONDS)
     except UsageError as error:
         return failed(_WANDB, error) if chosen else _NO_KEY
     except NucleusError as error:
@@ -269,16 +264,15 @@ def check_wandb() -> Finding:
     return Finding(_WANDB, "ok", f"{mode}; there is a key" + ("" if chosen else ": WANDB_MODE=online uploads runs"))
 
 
-_MAX_MESSAGE = 200
-
-
 def call_in_subprocess(function: Callable[..., Any], *arguments: str, who: str, seconds: float) -> Any:
-    """Call a function in a Python process of its own, with a time limit, and return its result.
+    """Call a function in a separate Python process, with a time limit, and return its result.
+
+    The function may be slow, hang, print or hold memory; none of that affects this process.
 
     Args:
-        function: A function at the top level of a module, whose result can be written as JSON.
+        function: Function at the top level of a module, whose result can be written as JSON.
         arguments: Arguments of the function.
-        who: What the function queries, for error messages.
+        who: Name of the program or service that the function asks, for error messages.
         seconds: Time limit.
 
     Raises:
@@ -293,7 +287,7 @@ def call_in_subprocess(function: Callable[..., Any], *arguments: str, who: str, 
         ) from None
     if done.returncode:
         last = (done.stderr.decode(errors="replace").strip().splitlines() or [f"exit status {done.returncode}"])[-1]
-        raise NucleusError(f"Expected an answer of {who}; found {last[:_MAX_MESSAGE]}")
+        raise NucleusError(f"Expected an answer from {who}; found {last[:_MAX_MESSAGE]}")
     result = json.loads(done.stdout)
     if "error" in result:
         raise getattr(errors, result["kind"])(result["error"])

@@ -1,4 +1,4 @@
-"""Fixtures that tests share: an S3 server, a Ray cluster and a trained run per session; marks set by fixture."""
+"""Shared fixtures: one S3 server, Ray cluster and trained run per session; marks of tests by the fixtures they use."""
 
 import os
 import secrets
@@ -26,22 +26,21 @@ if TYPE_CHECKING:
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ["RAY_AUTH_MODE"] = "token"  # Ray looks at both once, when it is imported
 os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-settings.register_profile("suite", deadline=None, derandomize=True, database=None)  # the same cases on any machine
+settings.register_profile("suite", deadline=None, derandomize=True, database=None)  # the same examples on every machine
 settings.load_profile("suite")
 
 SECRET = f"marked{secrets.token_hex(17)}"
-"""The key to the store and to W&B (40 characters, like real ones), which must not appear anywhere."""
+"""Key of the S3 server and of W&B (40 characters, like real ones), which must not appear anywhere."""
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
-
 LANES = {"ray": {"ray_cluster", "open_cluster"}, "server": {"store", "browser", "jupyter_home", "built", "exported"}}
-"""Marks, and the fixtures from which a test gets them, directly or through another fixture."""
+"""Marks, and the fixtures that give them to a test, directly or through another fixture."""
 
 
 @pytest.hookimpl(tryfirst=True)  # before `-m` looks at the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark each test that uses a Ray cluster; or a server, a browser, or programs that take long to start."""
+    """Mark each test that uses a Ray cluster (`ray`), or a server or a program that takes long to start (`server`)."""
     for item in items:
         for mark, fixtures in LANES.items():
             if fixtures & set(getattr(item, "fixturenames", ())):
@@ -50,7 +49,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[server.RunningStore]:
-    """The embedded S3 server, found by the SDK's variables like any other."""
+    """The embedded S3 server, named by the environment variables of the AWS SDK."""
     folder = tmp_path_factory.mktemp("store")
     running = server.start(folder, 0)
     server.make_bucket(running)
@@ -65,7 +64,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[server.RunningSt
 
 @pytest.fixture(autouse=True)
 def _storage_timeout() -> Iterator[None]:
-    """The storage timeout is the default again after each test."""
+    """Reset the storage timeout after each test."""
     yield
     set_storage_timeout(DEFAULT_STORAGE_TIMEOUT)
 
@@ -98,7 +97,7 @@ def dozen(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def cluster_line(store: server.RunningStore) -> Iterator[Proxy]:
-    """The proxy between the cluster and the store; a test may set its `decide`."""
+    """The proxy between the cluster and the S3 server; a test may set its `decide`."""
     with proxied(store.port, stall_seconds=5.0, secret=SECRET.encode()) as proxy:
         yield proxy
 
@@ -111,7 +110,7 @@ def cluster_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def ray_cluster(cluster_line: Proxy, cluster_cache: Path) -> Iterator[str]:
-    """A Ray cluster of two CPUs that asks for a token; its workers reach the store by `cluster_line`. Its dashboard."""
+    """The dashboard of a Ray cluster of two CPUs that asks for a token and reaches S3 through `cluster_line`."""
     import ray
 
     settings = {
@@ -143,7 +142,7 @@ def real_images() -> Path:
     """The real images; the test is skipped without them."""
     path = SHARED / "data" / "dsb2018" / "stage1_train.zip"
     if not path.exists():
-        pytest.skip("the DSB2018 images are not at hand (shared/data/dsb2018)")
+        pytest.skip("no DSB2018 images in shared/data/dsb2018")
     return path
 
 
@@ -152,5 +151,5 @@ def real_weights() -> Path:
     """Pretrained MobileNetV2 weights; the test is skipped without them."""
     path = SHARED / "weights" / "mobilenet_v2_1.0_imagenet_no_top.weights.h5"
     if not path.exists():
-        pytest.skip("the MobileNetV2 weights are not at hand (shared/weights)")
+        pytest.skip("no MobileNetV2 weights in shared/weights")
     return path

@@ -1,1 +1,1 @@
-"""The command line: one module a group of commands, each importing what is heavy only when it runs."""
+"""Command line: one module per group of commands; heavy libraries are imported when a command needs them."""

@@ -32,9 +32,7 @@ def data() -> None:
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Seed of the splits.")
 @click.option("--val", default=0.1, show_default=True, help="Fraction of the images for validation.")
 @click.option("--test", default=0.1, show_default=True, help="Fraction of the images for the test split.")
-@click.option(
-    "--group-by", metavar="REGEX", help="Keep images in one split if this matches the same text in their names."
-)
+@click.option("--group-by", metavar="REGEX", help="Images in whose names this matches the same text stay in one split.")
 @json_option
 def import_(src: Path, uri: str, seed: int, val: float, test: float, group_by: str | None, as_json: bool) -> None:
     """Import the images of SRC (a folder or zip) as a dataset version at URI: check, group, split and pack them.

@@ -1,4 +1,4 @@
-"""`nucleus demo`: from images to predictions in one go, each step with the code of its own command."""
+"""`nucleus demo`: from images to predictions in one go; each step calls the code of the command for it."""
 
 import os
 import shlex
@@ -65,7 +65,7 @@ def demo(
     )
     if content.bucket is not None:
         raise RecipeError(
-            "Expected a recipe without the key bucket: the demo uses a bucket of its own. Remove the key."
+            "Expected a recipe without the key bucket; the demo uses the bucket of its own server. Remove the key."
         )
     _Demo(content, workdir, verbose=bool(ctx.find_root().params.get("debug"))).run(src, weights)
 
@@ -99,7 +99,7 @@ class _Demo:
 
     @contextmanager
     def _store(self) -> Iterator[None]:
-        """Run the embedded server for the duration of the demo, and set the variables that any S3 server needs."""
+        """Run the embedded server during the demo, and set the environment variables that name it."""
         was_running = local_server.status(self.workdir / "store") is not None
         try:
             with self._stage("start the S3 server"):
@@ -158,7 +158,7 @@ class _Demo:
         return folder
 
     def _predict(self, dataset: "Dataset", folder: Path) -> tuple[int, int]:
-        """Write the images of the test split as files, as a user would have them, and segment these."""
+        """Write the images of the test split to files, which is how users have images, and segment them."""
         with self._stage("predict"), show_progress("segment images") as advance:
             files = []
             for sample in nucleus.data.images_of_split(

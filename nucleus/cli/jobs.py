@@ -34,7 +34,7 @@ def jobs() -> None:
 @cluster_options
 @json_option
 def list_command(address: str | None, insecure: bool, as_json: bool) -> None:
-    """List the jobs that the cluster remembers, newest first."""
+    """List the jobs that the cluster still has a record of, newest first."""
     found = job_api.all_jobs(_open_client(address, insecure=insecure))
     if as_json:
         print_json([asdict(job) for job in found])

@@ -26,7 +26,7 @@ __all__ = ["doctor", "store"]
 
 
 _STORAGE_SECONDS = 6.0
-"""Storage timeout: short, because a person waits for the result."""
+"""Storage timeout of `doctor`: short, because a person waits for the result."""
 _COLOURS = {"ok": "green", "warning": "yellow", "failed": "red", "skipped": "bright_black"}
 _DIR = click.option(
     "--dir",
@@ -84,7 +84,6 @@ def _gpus_here() -> "Gpus | NucleusError":
 
 def _printer() -> "Callable[[Finding], None]":
     """Return the function that shows a finding: in a terminal with the fix below it, otherwise in one line."""
-
     console = Console(highlight=False)
     return (lambda finding: _show_finding(finding, console)) if console.is_terminal else _echo
 
@@ -94,8 +93,7 @@ def _echo(finding: "Finding") -> None:
     click.echo(f"{finding.state:<7}  {finding.check}: {finding.found}{fix}")
 
 
-def _show_finding(finding: "Finding", console: "Console") -> None:
-
+def _show_finding(finding: "Finding", console: Console) -> None:
     grid = Table.grid(padding=(0, 2))
     grid.add_column(width=7)
     grid.add_column(width=18)

@@ -72,7 +72,7 @@ class _Commands(click.Group):
     "--storage-timeout",
     type=click.FloatRange(1, 86_400),
     metavar="SECONDS",
-    help="How long to repeat requests to the bucket that fail temporarily.  [default: 120]",
+    help="How long to retry requests to the bucket that fail temporarily.  [default: 120]",
 )
 def cli(debug: bool, storage_timeout: float | None) -> None:  # noqa: ARG001  debug is read from the context
     """Find cell nuclei in microscope images: datasets in a bucket, training on Ray, versioned models, segmentation."""

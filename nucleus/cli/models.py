@@ -131,7 +131,6 @@ def export(model: str, dest: Path, kind: Any, as_json: bool) -> None:
     h5 and keras load with Keras 3, savedmodel (a folder) with TensorFlow, onnx with ONNX Runtime. DEST.json describes
     the input, the output and their processing.
     """
-
     pulled = pulled_model(model)
     manifest = pulled.manifest
     about = {"model": manifest.model, "version": manifest.version}
@@ -176,12 +175,14 @@ def rollback(name: str, alias: str, single_writer: bool) -> None:
     default=24.0,
     show_default=True,
     metavar="HOURS",
-    help="Keep anything that changed within this time, because it may still be being published.",
+    help="Keep anything that changed within this time, because its publication may still be in progress.",
 )
 @json_option
 def clean(name: str | None, remove: bool, hours: float, as_json: bool) -> None:
-    """List incomplete versions that interrupted runs left behind, of the model NAME or of all; with --remove, delete
-    them."""
+    """List the incomplete versions that interrupted publications left behind, of the model NAME or of all models.
+
+    With --remove, delete them.
+    """
     bucket = _bucket()
     before = datetime.now(UTC) - timedelta(hours=hours)
     rows = []

@@ -321,7 +321,7 @@ class CardOptions(_Options):
 
 
 class Recipe(_Options):
-    """The keys of a training run outside any table.
+    """Keys of a training run that belong to no table.
 
     Attributes:
         model: Name under which the model is published.
@@ -333,7 +333,7 @@ class Recipe(_Options):
         cpus_per_worker: CPU cores, and TensorFlow threads, per worker.
         gpus_per_worker: GPUs per worker: 0 or 1.
         max_failures: How often the run restarts from its last checkpoint after a worker has died.
-        stall_timeout: Seconds without a sign of life after which a worker counts as dead.
+        stall_timeout: Seconds without a sign of life after which a worker is considered dead.
         resize_interval: For a range of workers: seconds between checks for room for more workers, and between
             checkpoints.
         seed: Seed of the initial weights, the order of the images and the augmentation.

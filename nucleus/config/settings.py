@@ -17,7 +17,7 @@ __all__ = ["combinations", "parse_recipe", "read_recipe", "recipe_path"]
 
 _RECIPES = Path(__file__).parents[2] / "job" / "recipes"
 _COMMA = re.compile(r",(?![^\[]*\])")
-"""A comma outside brackets."""
+"""Matches a comma outside brackets."""
 
 
 def read_recipe(path: Path, settings: Sequence[str] = ()) -> Recipe:

@@ -67,7 +67,7 @@ class ShardCache:
         self._bucket = lru_cache(maxsize=1)(Bucket)  # one client for all shards of a dataset
 
     def open(self, dataset: Dataset, shard: Shard) -> ShardFile:
-        """Open a shard, downloading it first if need be. One process of the machine downloads it, the others wait.
+        """Open a shard; if it is missing, one process of the machine downloads it while the others wait.
 
         The SHA-256 of a cached shard is verified; a damaged shard is downloaded again. An open shard is not evicted.
 
@@ -173,7 +173,7 @@ def _locked(path: Path) -> Iterator[int]:
 
 
 def _is_at(descriptor: int, path: Path) -> bool:
-    """Whether the open file is still the one at `path`."""
+    """Return whether the open file is still the one at `path`."""
     try:
         return os.path.samestat(os.fstat(descriptor), path.stat())
     except FileNotFoundError:
@@ -186,7 +186,7 @@ def _entries(folder: Path) -> dict[int, _Entry]:
     for path in (path for pattern in _PATTERNS for path in folder.rglob(pattern)):
         try:
             status = path.stat()
-        except FileNotFoundError:  # renamed or removed meanwhile
+        except FileNotFoundError:  # renamed or removed since it was listed
             continue
         found[status.st_ino] = _Entry(status.st_mtime, status.st_size, path)
     return found

@@ -5,7 +5,6 @@ import json
 import re
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from hashlib import sha256
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -82,7 +81,15 @@ class Sample(_Frozen):
 
 
 class Shard(_Frozen):
-    """A TFRecord file. Record i of shard s is image i * S + s of a split with S shards (see `sampling`)."""
+    """A TFRecord file of a split. Of S shards, shard s stores image i * S + s as record i (see `sampling`).
+
+    Attributes:
+        file: File name, `<split>-<s>-of-<S>.tfrecord`, five digits each.
+        split: `train`, `val` or `test`.
+        records: Number of records.
+        size: Size of the file, bytes.
+        sha256: SHA-256 of the file.
+    """
 
     file: Annotated[str, Field(pattern=r"^(train|val|test)-\d{5}-of-\d{5}\.tfrecord$")]
     split: Annotated[str, Field(pattern=r"^(train|val|test)$")]
@@ -92,14 +99,33 @@ class Shard(_Frozen):
 
 
 class LeftOut(_Frozen):
-    """An image of the source that is not in the dataset, with the reason."""
+    """An image of the source that is not in the dataset, and why.
+
+    Attributes:
+        title: Name of the image in the source.
+        reason: Why it was left out.
+    """
 
     title: str
     reason: str
 
 
 class DatasetManifest(_Frozen):
-    """Description of a dataset version: its samples, its shards with their SHA-256, and its origin."""
+    """Description of a dataset version: its samples, its shards with their SHA-256, and its origin.
+
+    Attributes:
+        format: Format of this document.
+        name: Name of the dataset.
+        version: `content_version` of the samples and shards.
+        created: Time of the import, ISO 8601.
+        source: Name of the imported folder or zip.
+        layout: Name of the layout that was recognised.
+        seed: Seed of the splits.
+        samples: All images.
+        shards: All shards.
+        duplicates: Images with the same pixels as another one, which were removed.
+        left_out: Images that could not be used.
+    """
 
     format: int
     name: str
@@ -194,7 +220,7 @@ def locate_dataset(text: str, bucket: str | None = None) -> DatasetLocation:
 
 def list_datasets(uri: S3Uri) -> list[Dataset]:
     """Return the latest version of every dataset in the bucket at `uri`, ordered by name."""
-    found = (list_versions(uri / "datasets" / name) for name in Bucket(uri).folders("datasets"))
+    found = (list_versions(uri / DATASETS / name) for name in Bucket(uri).folders(DATASETS))
     return [versions[-1] for versions in found if versions]
 
 
@@ -255,7 +281,7 @@ def verify_dataset(dataset: Dataset, advance: Advance = no_progress) -> list[str
             data = bucket.get(shard.file)
         except ObjectNotFoundError:
             return f"{shard.file}: missing"
-        if len(data) != shard.size or sha256(data).hexdigest() != shard.sha256:
+        if len(data) != shard.size or hashlib.sha256(data).hexdigest() != shard.sha256:
             return f"{shard.file}: expected {shard.size} bytes with SHA-256 {shard.sha256}; found other bytes"
         return None
 

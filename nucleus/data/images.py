@@ -30,7 +30,7 @@ __all__ = [
 
 
 IMAGE_SUFFIXES = frozenset({".png", ".tif", ".tiff", ".jpg", ".jpeg", ".bmp", ".webp"})
-MAX_LABELS = np.iinfo(np.uint16).max
+_MAX_LABELS = np.iinfo(np.uint16).max
 
 _FULL_RANGE = 255
 # In DSB2018 the medians of dark-field images are below 50, those of all others above 120; the colourfulness of grey
@@ -42,9 +42,25 @@ RgbImage = NDArray[np.uint8]
 LabelImage = NDArray[np.uint16]
 
 
+class Kind(StrEnum):
+    """Kind of microscope image."""
+
+    DARK_FIELD = "dark-field"
+    """Bright nuclei on a dark background: fluorescence."""
+    BRIGHT_FIELD = "bright-field"
+    """Grey nuclei on a bright background."""
+    STAIN = "stain"
+    """Coloured nuclei on a bright background: H&E and other stains."""
+
+
 @dataclass(frozen=True)
 class Stretch:
-    """Intensities that are mapped to 0 and 255."""
+    """Linear stretch of intensities to 0..255.
+
+    Attributes:
+        low: Intensity that is mapped to 0.
+        high: Intensity that is mapped to 255.
+    """
 
     low: float
     high: float
@@ -183,7 +199,7 @@ def labels_from_label_image(data: bytes, name: str, shape: tuple[int, int]) -> L
 
 
 def encode_png(pixels: NDArray[Any]) -> bytes:
-    """Encode 8-bit RGB or 16-bit labels as PNG."""
+    """Encode 8-bit RGB (H x W x 3) or grey or 16-bit labels (H x W) as PNG. Raises `ImageError` for other pixels."""
     stored = pixels[..., ::-1] if pixels.ndim == 3 else pixels
     done, data = cv2.imencode(".png", stored)
     if not done:
@@ -214,19 +230,8 @@ def _check_size(mask: NDArray[Any], shape: tuple[int, int], name: str) -> None:
 
 
 def _check_count(count: int, name: str) -> None:
-    if count > MAX_LABELS:
-        raise ImageError(f"Expected at most {MAX_LABELS} nuclei in one image ({name}). Cut it into tiles first.")
-
-
-class Kind(StrEnum):
-    """Kind of microscope image."""
-
-    DARK_FIELD = "dark-field"
-    """Bright nuclei on a dark background: fluorescence."""
-    BRIGHT_FIELD = "bright-field"
-    """Grey nuclei on a bright background."""
-    STAIN = "stain"
-    """Coloured nuclei on a bright background: H&E and other stains."""
+    if count > _MAX_LABELS:
+        raise ImageError(f"Expected at most {_MAX_LABELS} nuclei in one image ({name}). Cut it into tiles first.")
 
 
 def kind_of(image: RgbImage) -> Kind:

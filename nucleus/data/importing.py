@@ -78,7 +78,12 @@ class SplitOptions:
 
 @dataclass(frozen=True)
 class Imported:
-    """The dataset, and whether this import created it (or found that the version exists already)."""
+    """Result of an import.
+
+    Attributes:
+        dataset: The dataset version.
+        created: Whether this import created the version; False if it existed already.
+    """
 
     dataset: Dataset
     created: bool
@@ -225,7 +230,7 @@ def _pixel_sum(pixels: NDArray[np.generic]) -> str:
 
 
 def _without_duplicates(prepared: list[_Prepared]) -> tuple[list[_Prepared], list[LeftOut]]:
-    """Keep the first of identical images; images of the source's test folder have priority."""
+    """Keep the first of identical images, but prefer images in the source's test folder."""
     first: dict[str, _Prepared] = {}
     duplicates = []
     for image in sorted(prepared, key=lambda image: image.given_split != "test"):

@@ -19,7 +19,7 @@ __all__ = ["Annotated", "Layout", "MaskForm", "Source", "find_images", "open_sou
 _MAX_ENTRY_BYTES = 4 << 30
 _BOMB_BYTES = 64 << 20
 _BOMB_RATIO = 200
-"""A large entry that unpacks to more than this multiple of its size is a zip bomb; images never do."""
+"""An entry of more than `_BOMB_BYTES` that unpacks to more than this multiple of its size is a zip bomb."""
 _MASK_ENDINGS = ("_mask", "_masks", "_label", "_labels")
 
 
@@ -148,7 +148,12 @@ class Annotated:
 
 @dataclass(frozen=True)
 class Layout:
-    """Name of the recognised layout, and its images."""
+    """A recognised layout.
+
+    Attributes:
+        name: Name of the layout, a key of `_LAYOUTS`.
+        images: Images of the source, with their masks.
+    """
 
     name: str
     images: list[Annotated]
@@ -162,7 +167,7 @@ def find_images(source: Source) -> Layout:
     """
     entries = source.entries()
     if not entries:
-        raise DataError(f"Expected image files (PNG, TIFF, JPEG) in {source.title}; found none.")
+        raise DataError(f"Expected image files (PNG, TIFF, JPEG, BMP, WebP) in {source.title}; found none.")
     for name, recognise in _LAYOUTS.items():
         images = recognise(entries)
         if images:
@@ -205,7 +210,7 @@ def _kaggle(entries: list[str]) -> list[Annotated]:
 
 
 def _paired(entries: list[str]) -> list[Annotated]:
-    """`inputs/*` with `masks/*` of the same stem, at the top or under `train/` and `test/`."""
+    """`inputs/*` or `images/*` with `masks/*` of the same stem, at the top or under `train/` and `test/`."""
     found = []
     for images_name in ("inputs", "images"):
         found += _pairs(entries, images_name, "masks", MaskForm.BINARY)

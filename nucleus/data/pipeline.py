@@ -21,7 +21,7 @@ _CHOICES = (
 _FULL_RANGE = 255.0
 _PREFETCHED_BATCHES = 4
 _READ_AT_ONCE = 16
-_SEEDS_PER_EPOCH = 1 << 31  # seeds are below this, so two epochs never share random numbers
+_SEEDS_PER_EPOCH = 1 << 31  # seeds are smaller than this, so no two epochs share random numbers
 
 
 @dataclass(frozen=True)

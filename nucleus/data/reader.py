@@ -1,4 +1,4 @@
-"""Readers of a split's records in order: block by block, while the next block is fetched."""
+"""Readers of a split: its records block by block, while the next block is fetched; its images; and a few examples."""
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -32,24 +32,27 @@ __all__ = [
 
 
 _CONNECTIONS = 4
+_MOST_CANDIDATES = 256
+"""Number of images among which examples are chosen."""
 
 
 class OpenShard(Protocol):
-    """Opens a shard of the split by its number; downloads it first if needed."""
+    """Function that opens a shard of the split by its number, and downloads it first if it is not cached."""
 
     def __call__(self, number: int) -> ShardFile:
         """Return the shard."""
 
 
 class SplitReader:
-    """Reads a split in the order of a plan.
+    """Reader of a split in the order of a plan.
 
     Args:
         open_shard: Opens a shard; called from several threads.
         plan: Returns the worker's plan of an epoch.
 
     Attributes:
-        failure: Error of the last read that failed; TensorFlow, which calls from its own threads, keeps only its text.
+        failure: Error of the last read that failed, if any; TensorFlow, from whose threads reads are called, keeps only
+            its text.
     """
 
     def __init__(self, open_shard: OpenShard, plan: Callable[[int], EpochPlan]) -> None:
@@ -60,7 +63,7 @@ class SplitReader:
         self.failure: NucleusError | None = None
 
     def prefetch(self, epoch: int, block: int) -> None:
-        """Begin to fetch the shards of a block."""
+        """Start to fetch the shards of a block."""
         for shard in self._plan(epoch).shards_of_block(block):
             if shard not in self._shards:
                 self._pool.submit(self._fetch, shard)
@@ -70,7 +73,7 @@ class SplitReader:
         return len(self._plan(epoch).blocks)
 
     def enter(self, epoch: int, block: int) -> NDArray[np.int64]:
-        """Open the shards of a block, close all others, and begin to fetch the next block.
+        """Open the shards of a block, close all others, and start to fetch the next block.
 
         Returns:
             A row per sample of the worker in the block: position in the epoch, shard, record.
@@ -80,7 +83,7 @@ class SplitReader:
         held = self._shards
         missing = [number for number in numbers if number not in held]
         self._shards = {number: held[number] for number in numbers if number in held}
-        del held  # lets the cache remove the shards of the last block
+        del held  # so that the cache can evict the shards of the previous block
         with self._noted():
             self._shards |= dict(zip(missing, self._pool.map(self._open_shard, missing), strict=True))
         following = (epoch, block + 1) if block + 1 < len(plan.blocks) else (epoch + 1, 0)
@@ -89,7 +92,7 @@ class SplitReader:
         return np.stack([plan.positions[rows], plan.shards[rows], plan.records[rows]], axis=1)
 
     def read(self, shard: int, record: int) -> bytes:
-        """Return the bytes of one record; a shard whose block was left is opened again."""
+        """Return the bytes of a record; a shard of an earlier block is opened again."""
         number = int(shard)
         with self._noted():
             return (self._shards.get(number) or self._open_shard(number)).read(int(record))
@@ -116,7 +119,7 @@ class SplitReader:
     def _fetch(self, shard: int) -> None:
         try:
             self._open_shard(shard)
-        except CacheFullError:  # fetched once the block before it is done
+        except CacheFullError:  # `enter` fetches it when the current block is done
             return
 
 
@@ -124,9 +127,6 @@ def cached_split(dataset: Dataset, split: str, cache: ShardCache, plan: Callable
     """Return a reader of a split through the cache."""
     shards = dataset.manifest.split_shards(split)
     return SplitReader(lambda number: cache.open(dataset, shards[number]), plan)
-
-
-_MOST_CANDIDATES = 256
 
 
 def example_positions(manifest: DatasetManifest, split: str, count: int) -> list[int]:
@@ -155,11 +155,11 @@ def example_records(dataset: Dataset, split: str, cache: ShardCache, count: int)
 
 @dataclass(frozen=True)
 class LabelledImage:
-    """One image of a dataset in memory.
+    """An image of a dataset, with its labels, in memory.
 
     Attributes:
-        name: Its name in the dataset.
-        kind: Its kind.
+        name: Name of the image in the dataset.
+        kind: Kind of the image.
         image: H x W x 3, uint8.
         labels: H x W, uint16.
     """

@@ -8,8 +8,8 @@ Therefore the samples of a global batch are the same for any W that divides B, a
 and if W divides 24 it needs only the shards s with s % W == r. To allow this, the one block whose shards may differ in
 length comes last.
 
-With weights, the records of a shard are drawn by systematic resampling: as many as the shard has, each about as often
-as its share of the shard's total weight.
+With weights, the records of a shard are drawn by systematic resampling: as many draws as the shard has records, each
+record about in proportion to its weight.
 """
 
 from collections.abc import Sequence

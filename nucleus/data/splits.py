@@ -1,7 +1,7 @@
 """Splits into train, val and test: groups of related images, and their assignment to splits.
 
-Tiles of one picture, overlapping crops and near-duplicates must not be divided between splits. Three fingerprints, each
-cheap to compute, are compared to find them:
+Tiles of one picture, overlapping crops and near-duplicates must not be divided between splits. To find them, three
+features of the images, each cheap to compute, are compared:
 - the grey lines along the four borders: if the last line of one image continues in the first line of another, they are
   neighbouring tiles (their details correlate, and their levels agree by Lin's concordance, 1989);
 - hashes of small patches around local extrema: an identical patch in two images means overlapping tiles or crops;
@@ -145,7 +145,7 @@ def _continued(before: Floats, after: Floats, indices: list[int]) -> Iterator[tu
         details, levels = detail_before[rows] @ detail_after.T, _concordance(before[rows], after)
         alike = (details >= _LINE_CORRELATION) & (levels >= _LINE_CONCORDANCE)
         scores = np.where(alike, np.minimum(details, levels), 0)
-        scores[rows - start, rows] = 0  # not its own neighbour
+        scores[rows - start, rows] = 0  # no image is its own neighbour
         best_after[rows], score_after[rows] = scores.argmax(axis=1), scores.max(axis=1)
         better = scores.max(axis=0) > score_before
         best_before[better] = start + scores.argmax(axis=0)[better]

@@ -21,7 +21,7 @@ _MICROMETRES = {"µm": 1.0, "um": 1.0, "micron": 1.0, "microns": 1.0, "nm": 1e-3
 _SQUARE = 0.01
 """Pixels are square if their sides differ by less than this fraction."""
 _SIDE_IMAGES = frozenset({"thumbnail", "label", "macro", "overview"})
-"""Images that slide scanners add to the main one."""
+"""Names of the images that slide scanners add to the main one."""
 _WHITE_IS_ZERO, _BLACK_IS_ZERO, _CMYK = 0, 1, 5
 _ALPHA = (1, 2)
 

@@ -33,7 +33,7 @@ def export_model(folder: Path, kind: ExportFormat, dest: Path, about: dict[str, 
     """Write a pulled model in another format, and its description to `<dest>.json`.
 
     The input is N x H x W x 3, float32, RGB from 0 to 255, normalized as described in the JSON file; H and W are
-    multiples of 32. The output are logits, N x H x W x channels, float32.
+    multiples of 32. The output is N x H x W x channels, float32, logits.
 
     Args:
         folder: Folder of a pulled model.

@@ -1,8 +1,8 @@
-"""Output channels of the network, by the heads that a recipe chooses, and the two maps that labels are made of.
+"""Output channels of the network, by the heads that a recipe chooses, and the two maps from which labels are made.
 
 - `border`: softmax over background, body and border (Caicedo et al. 2019, https://doi.org/10.1002/cyto.a.23863).
-- `distance`: sigmoid of nucleus, and sigmoid of the distance to the nucleus's edge, 1 where the nucleus has its largest
-  (after Schmidt et al. 2018, https://arxiv.org/abs/1806.03535).
+- `distance`: sigmoid of nucleus, and sigmoid of the distance to the nucleus's edge, relative to its maximum over the
+  nucleus (after Schmidt et al. 2018, https://arxiv.org/abs/1806.03535).
 - `both`: the three classes and the distance.
 
 All give the same two maps, from which `nucleus.model.instances` makes labels: `mask`, the probability that a pixel is
@@ -27,7 +27,7 @@ _SMALLEST = 1e-7
 
 @dataclass(frozen=True)
 class Maps:
-    """The two maps that labels are made of.
+    """The two maps from which labels are made.
 
     Attributes:
         mask: H x W, float32, 0 to 1: probability that a pixel is in a nucleus.

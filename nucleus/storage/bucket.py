@@ -1,7 +1,7 @@
 """A bucket on an S3 server: reading, atomic and conditional writing, listing, and upload progress.
 
 Writes are single requests, so that readers see an object before or after a write but never a part of it. Upload
-progress comes from boto3's transfer module, which tells sending a body from reading it for the signature.
+progress comes from boto3's transfer module, which distinguishes sending a body from reading it for the signature.
 """
 
 import hashlib
@@ -68,14 +68,14 @@ class StoredObject:
 
 
 class Bucket:
-    """The objects below `s3://bucket[/prefix]`. Keys are relative to the prefix.
+    """Objects below `s3://bucket[/prefix]`. Keys are relative to the prefix.
 
     The client is created at first use and is not pickled: only the arguments travel to workers.
 
     Args:
         uri: Address of the bucket or prefix.
-        single_writer: Whether the user guarantees that nobody else writes meanwhile; then the server may ignore
-            conditions.
+        single_writer: Whether the user guarantees that nobody else writes at the same time; then the server may
+            ignore conditions.
     """
 
     def __init__(self, uri: S3Uri, *, single_writer: bool = False) -> None:
@@ -99,7 +99,7 @@ class Bucket:
             max_pool_connections=_CONNECTIONS,
             connect_timeout=min(_LONGEST_CONNECT, seconds_of_silence()),
             read_timeout=seconds_of_silence(),
-            retries={"mode": "standard", "total_max_attempts": 1},  # `ask_patiently` repeats, bodies included
+            retries={"mode": "standard", "total_max_attempts": 1},  # `ask_patiently` retries, request bodies included
         )
         try:
             with explained(self.uri):
@@ -116,11 +116,11 @@ class Bucket:
         return (self.uri / key).key if key else self.uri.key
 
     def check(self, prefix: str = "") -> None:
-        """Raise an explaining `StorageError` if the objects below a prefix cannot be listed."""
+        """Raise a `StorageError` with the reason if the objects below a prefix cannot be listed."""
         ask_briefly(lambda: self._page({"Prefix": self._below + prefix, "MaxKeys": 1}))
 
     def seconds_ahead(self, prefix: str = "") -> float | None:
-        """Return by how many seconds this machine's clock is ahead of the server's; None if the server sends no date.
+        """Return how many seconds this machine's clock is ahead of the server's; None if the server sends no date.
 
         Makes the same request as `check`, and raises the same errors.
         """
@@ -158,16 +158,16 @@ class Bucket:
     ) -> str:
         """Write an object in one request, so that readers see either the old or the new bytes; return its ETag.
 
-        A repeated conditional write may find its own object, written by a request whose answer was lost. It recognises
-        the object by its bytes, which should therefore differ between writers. With `single_writer`, where the server
-        may ignore conditions, `if_absent` looks for an object before writing.
+        A retry of a conditional write may find the object that an earlier attempt wrote, whose answer was lost. It
+        recognises the object by its bytes, which should therefore differ between writers. With `single_writer`, where
+        the server may ignore conditions, `if_absent` looks for an object before writing.
 
         Args:
             key: Key below the prefix.
             body: The bytes, or a file with them (at most 5 GiB, S3's limit for one request).
             if_absent: Only create the object; never replace one.
             if_match: Only replace the object with this ETag.
-            advance: Called with the bytes of a file that were sent, and its size; starts over if a request is repeated.
+            advance: Called with the bytes of a file that were sent, and its size; starts again from 0 at each retry.
 
         Raises:
             ObjectExistsError: The condition did not hold.
@@ -197,7 +197,7 @@ class Bucket:
                 if tag is None and if_match is not None:
                     raise UncertainWriteError(
                         f"Expected an answer to the write of {self.uri / key}; it was lost, and another writer "
-                        "followed. Check what is stored there now, and repeat the command if need be."
+                        "followed. Check what is stored there now, and repeat the command if necessary."
                     ) from error
                 if tag is None:
                     raise
@@ -209,8 +209,8 @@ class Bucket:
         """Return the ETag of the stored object if it has these bytes, else None."""
         try:
             stored, tag = self._get_once(key)
-        except ObjectNotFoundError as error:  # then the write is repeated
-            raise UnavailableError(f"Expected an object at {self.uri / key}; it was removed meanwhile.") from error
+        except ObjectNotFoundError as error:  # makes the caller retry the write
+            raise UnavailableError(f"Expected an object at {self.uri / key}; it was removed just now.") from error
         return tag if stored == (body if isinstance(body, bytes) else body.read_bytes()) else None
 
     @cached_property
@@ -221,7 +221,7 @@ class Bucket:
     def download(self, key: str, path: Path, *, sha256: str | None = None, advance: Advance = no_progress) -> str:
         """Download an object to `path`, completely or not at all; return its SHA-256.
 
-        `advance` is called with the bytes received and the size; it starts over if a request is repeated.
+        `advance` is called with the bytes received and the size; it starts again from 0 at each retry.
 
         Raises:
             ObjectNotFoundError: No object has this key.
@@ -247,7 +247,7 @@ class Bucket:
             file.truncate()
             return digest.hexdigest()
 
-        for _ in range(_DOWNLOAD_ATTEMPTS):  # bytes that were damaged in transit are right the second time
+        for _ in range(_DOWNLOAD_ATTEMPTS):  # damage in transit does not happen twice
             found = ask_patiently(ask)
             if sha256 in {None, found}:
                 return found
@@ -313,7 +313,7 @@ class Bucket:
 
 
 def check_conditional_writes(bucket: Bucket) -> None:
-    """Raise `ConditionalWritesError` if the server ignores the conditions of writes and others may write too.
+    """Raise `ConditionalWritesError` if the server ignores the conditions of writes, unless `single_writer` is set.
 
     The check creates one small object below `models/`, once; it runs once per process and bucket.
     """
@@ -333,7 +333,7 @@ def check_conditional_writes(bucket: Bucket) -> None:
 
 
 def _writes(bucket: Bucket, *, if_absent: bool = False, if_match: str | None = None) -> bool:
-    """Whether the server accepts a conditional write of new bytes."""
+    """Return whether the server accepts a conditional write of new bytes."""
     body = f"{_TEST_TEXT} {secrets.token_hex(8)}\n".encode()
     try:
         bucket.put(_TEST_KEY, body, if_absent=if_absent, if_match=if_match)
@@ -343,7 +343,7 @@ def _writes(bucket: Bucket, *, if_absent: bool = False, if_match: str | None = N
 
 
 def watch_uploads(client: "S3Client") -> None:
-    """Tell the request bodies of a client apart: read for the signature, or sent."""
+    """Make a client count only the bytes of a body that are sent, not those read to compute the signature."""
     from s3transfer.utils import signal_not_transferring, signal_transferring  # noqa: PLC0415  as slow as boto3
 
     client.meta.events.register_first(_EVENT, signal_not_transferring, unique_id="nucleus-upload-signed")
@@ -352,7 +352,7 @@ def watch_uploads(client: "S3Client") -> None:
 
 @contextmanager
 def body_of(body: bytes | Path, advance: Advance) -> Iterator[Any]:
-    """Yield the body of a request: the bytes, or the open file, whose sending is reported to `advance`."""
+    """Yield the body of a request: the bytes, or the open file; `advance` is called as the file is sent."""
     if isinstance(body, bytes):
         yield body
         return

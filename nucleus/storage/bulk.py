@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 __all__ = ["UNREACHABLE", "BulkReader", "Refusal", "obstore_error"]
 
 UNREACHABLE = "Unreachable"
-"""Code of a refusal without an answer, or with an incomplete one."""
+"""Code for a request without an answer, or with an incomplete one."""
 _BROKEN = ("error sending request", "error decoding response body", "request or response body error", "timed out")
 
 _CHUNK = 1 << 20
 _RETRIES = 4
-"""Retries of a request, or of a body from where it broke off; after these, the whole object is requested again."""
+"""Retries by obstore of a request, or of the rest of a body; after these, the whole object is requested again."""
 
 
 class Refusal(NamedTuple):

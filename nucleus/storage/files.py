@@ -26,7 +26,11 @@ __all__ = [
 ]
 
 
+SUMS_FILE = "sums.json"
+_SUMS = TypeAdapter(dict[str, str])
 _BLOCK = 1 << 20
+
+Document = TypeVar("Document", bound=BaseModel)
 
 
 def sha256_of(path: Path) -> str:
@@ -60,10 +64,6 @@ def write_atomic(path: Path, data: bytes | str) -> None:
         beside.write_bytes(data.encode() if isinstance(data, str) else data)
 
 
-SUMS_FILE = "sums.json"
-_SUMS = TypeAdapter(dict[str, str])
-
-
 def write_sums(folder: Path) -> None:
     """Write the SHA-256 of all files below a folder to `sums.json` in it."""
     (folder / SUMS_FILE).write_text(json.dumps(_sums(folder), indent=1))
@@ -73,7 +73,7 @@ def check_sums(folder: Path, where: str) -> None:
     """Compare the files in a folder with its `sums.json`.
 
     Args:
-        folder: A folder for which `write_sums` was called, or a copy of it.
+        folder: A folder in which `write_sums` wrote, or a copy of it.
         where: Name of the folder in error messages.
 
     Raises:
@@ -94,7 +94,7 @@ def check_sums(folder: Path, where: str) -> None:
 
 
 def read_sums(data: bytes, where: str) -> dict[str, str]:
-    """Parse what `write_sums` wrote: the SHA-256 of each file of a folder, by its path there.
+    """Parse the content of `sums.json`: the SHA-256 of each file of a folder, by its relative path.
 
     Raises:
         IntegrityError: The document is damaged.
@@ -108,9 +108,6 @@ def read_sums(data: bytes, where: str) -> dict[str, str]:
 def _sums(folder: Path) -> dict[str, str]:
     files = (path for path in folder.rglob("*") if path.is_file() and path != folder / SUMS_FILE)
     return {path.relative_to(folder).as_posix(): sha256_of(path) for path in sorted(files)}
-
-
-Document = TypeVar("Document", bound=BaseModel)
 
 
 def read_document(

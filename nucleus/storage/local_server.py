@@ -39,7 +39,7 @@ _CREDENTIALS = {
 }
 
 
-# Servers outlive the process that started them. They are listed here so that those which end earlier are reaped.
+# Servers started by this process. They normally outlive it; those that end earlier are reaped through this table.
 _children: dict[int, subprocess.Popen[bytes]] = {}
 
 
@@ -113,7 +113,7 @@ def start(folder: Path, port: int | None = None) -> RunningStore:
     """Start a server for `folder`, or return the one that is running.
 
     Args:
-        folder: Folder of the data, created if need be. Data that earlier servers stored there is kept.
+        folder: Folder of the data, created if it does not exist. Data that earlier servers stored there is kept.
         port: Port on 127.0.0.1; 0 for any free one; None for the last one used with this folder, else 9000.
 
     Raises:
@@ -179,7 +179,7 @@ def _choose_port(folder: Path, port: int | None) -> int:
                     f"Expected port {port} on {HOST} to be free; it is taken ({error.strerror}). "
                     "Run: nucleus store start --port 0 (any free port)."
                 ) from error
-        time.sleep(0.1)  # a server that was just killed may still hold it
+        time.sleep(0.1)  # a server that was just killed may still hold the port
 
 
 def _free_port(port: int) -> int:

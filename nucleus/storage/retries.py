@@ -1,7 +1,8 @@
-"""Retries of requests to the bucket: which errors are repeated, how long, and by which clock.
+"""Retries of requests to the bucket: which errors are retried, for how long, and by which clock.
 
-Servers restart, throttle and lose connections. A request that fails for such a reason is repeated, with growing random
-waits (tenacity), until the storage timeout has passed. What fails for good, such as missing rights, fails at once.
+Servers restart, throttle and drop connections. A request that fails for such a reason is retried with random,
+exponentially growing waits (tenacity) until the storage timeout has passed. Permanent errors, such as missing
+permissions, are raised at once.
 """
 
 import time
@@ -30,7 +31,7 @@ __all__ = [
 ]
 
 DEFAULT_STORAGE_TIMEOUT = 120.0
-"""Seconds: longer than a server takes to restart."""
+"""Seconds; longer than a server takes to restart."""
 _BRIEF_ATTEMPTS = 5
 _BRIEF_WAIT = 0.4
 _LONGEST_WAIT = 5.0
@@ -40,13 +41,13 @@ Answer = TypeVar("Answer")
 
 
 class Clock(Protocol):
-    """What retries wait by: the module `time`, or a clock that a test drives."""
+    """Clock of the retries: the module `time`, or a clock that a test controls."""
 
     def monotonic(self) -> float:
-        """Seconds since an arbitrary moment."""
+        """Return the seconds since an arbitrary moment."""
 
     def sleep(self, seconds: float, /) -> None:
-        """Return when that many seconds have passed."""
+        """Wait for a number of seconds."""
 
 
 _timeout = DEFAULT_STORAGE_TIMEOUT
@@ -54,32 +55,32 @@ _clock: Clock = time
 
 
 def storage_timeout() -> float:
-    """Return the seconds for which this process repeats a request."""
+    """Return for how many seconds this process retries a request."""
     return _timeout
 
 
 def set_storage_timeout(seconds: float) -> None:
-    """Set how long this process repeats a request."""
+    """Set for how many seconds this process retries a request."""
     global _timeout  # noqa: PLW0603  one setting of the process, like the time zone
     _timeout = seconds
 
 
 def set_retry_clock(clock: Clock) -> None:
-    """Set the clock by which this process repeats requests."""
+    """Set the clock by which this process waits between retries."""
     global _clock  # noqa: PLW0603  one setting of the process, like the time zone
     _clock = clock
 
 
 def seconds_of_silence() -> float:
-    """Return how long a server may send nothing before a request fails: short enough to repeat it a few times."""
+    """Return for how many seconds a server may send nothing before a request fails: few enough for several retries."""
     return min(_LONGEST_SILENCE, _timeout / 3)
 
 
 def ask_patiently(request: Callable[[], Answer]) -> Answer:
-    """Return the answer to a request, repeated until the storage timeout has passed.
+    """Return the answer to a request, which is retried until the storage timeout has passed.
 
     Raises:
-        TransientStorageError: The last one, with how long the request was repeated.
+        TransientStorageError: The error of the last attempt, with the time for which the request was retried.
     """
     clock, began, timeout = _clock, _clock.monotonic(), _timeout
 
@@ -96,12 +97,12 @@ def ask_patiently(request: Callable[[], Answer]) -> Answer:
         )
     except TransientStorageError as error:
         raise type(error)(
-            f"{error} Asked again for {timeout:g} s; for longer: nucleus --storage-timeout SECONDS ..."
+            f"{error} Retried for {timeout:g} s; to retry for longer: nucleus --storage-timeout SECONDS ..."
         ) from error
 
 
 def ask_briefly(request: Callable[[], Answer]) -> Answer:
-    """Return the answer to a first request, repeated a few times within seconds: a wrong address shows at once."""
+    """Return the answer to a request, which is retried for a few seconds only, so that a wrong address shows soon."""
     wait = wait_random_exponential(multiplier=0.1, max=_BRIEF_WAIT)
     return _repeated(request, wait, stop_after_attempt(_BRIEF_ATTEMPTS), _clock)
 
