@@ -25,7 +25,7 @@ _REMARK = rb"Set ray log level from environment variable"
 
 @contextmanager
 def connected(recipe: Recipe, *, own: bool, verbose: bool) -> Iterator[None]:
-    """Connect to the cluster of RAY_ADDRESS, else to one on this machine, else to a new one for the duration of the block.
+    """Connect to the cluster of RAY_ADDRESS, else to one on this machine, else to a new one, within the block.
 
     With `own`, a new cluster that is large enough for the recipe is started, unless this process is already connected.
 
@@ -77,8 +77,8 @@ def _connect(own_cpus: int | None, *, verbose: bool) -> None:
 def _address_known() -> Iterator[None]:
     """Set RAY_ADDRESS to this cluster for the actors of Ray Train, for the duration of the block.
 
-    The actor that cleans up after a dead controller queries the cluster of RAY_ADDRESS, else the one started last on its
-    machine. A different cluster does not know the controller, so the actor would end the run.
+    The actor that cleans up after a dead controller queries the cluster of RAY_ADDRESS, else the last one started on
+    its machine. A different cluster does not know the controller, so the actor would end the run.
     """
     import ray
 

@@ -60,7 +60,7 @@ def predict_bucket(
     advance: Advance = no_progress,
     waiting: Callable[[str], None] = lambda _: None,
 ) -> BucketPrediction:
-    """Predict the images that have no result yet, then join the tables of all images.
+    """Predict the images that have no result yet, then join the tables of all predicted images.
 
     Args:
         settings: Images, model, prediction options and location of the results.
@@ -134,9 +134,9 @@ def evaluate_on_cluster(
 
     The images are predicted in the same batches, and their scores are added in the same order. All numbers are
     therefore bit-identical to those of a single process with as many threads as an actor (TF_NUM_INTRAOP_THREADS=1) on
-    the same kind of machine. Another number of threads, another CPU or a GPU changes the last bits of a convolution: the
-    loss changes by rounding, and a pixel whose probability is that close to a threshold may change its label. All other
-    numbers are counted from labels (nuclei, matches, pixels), and are equal if the labels are.
+    the same kind of machine. Another number of threads, another CPU or a GPU changes the last bits of a convolution:
+    the loss changes by rounding, and a pixel whose probability is that close to a threshold may change its label. All
+    other numbers are counted from labels (nuclei, matches, pixels), and are equal if the labels are.
 
     Raises:
         NucleusError: The dataset, the model or the cluster cannot be used.

@@ -55,7 +55,7 @@ class RunFolder:
     run: str
 
     def key(self, *names: str) -> str:
-        """Return the key of a file or folder of the run below the bucket's prefix; without names, of the run's folder."""
+        """Return the key of a file or folder of the run, below the bucket's prefix; without names, of the folder."""
         return RUNS + "/".join((self.run, *names))
 
     def uri(self, *names: str) -> S3Uri:
@@ -82,7 +82,7 @@ class RunPlan(BaseModel):
         wandb_mode: `online`, `offline` or `disabled`.
         group: Group of the run in W&B, such as a sweep.
         wandb_dir: Folder for W&B's files on the first worker's machine.
-        folder: Folder on the driver's and the first worker's machine; report and TensorBoard events go to `<run>/` there.
+        folder: Folder on the driver's and the first worker's machine; report and TensorBoard events go to `<run>/`.
         commit: Commit of the code; None if it did not come from a clone.
         begun: Start of the run, UTC, ISO 8601.
         token: Random text that distinguishes this plan from another one with the same name and content.
