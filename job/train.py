@@ -155,8 +155,8 @@ def _waits_for(recipe: Recipe, capacity: Mapping[str, Capacity], reservations: S
     Args:
         recipe: The run's recipe.
         capacity: CPUs and GPUs of the cluster.
-        reservations: States of the placement groups created since the run started. What its own group holds is not free,
-            but the run does not wait for it.
+        reservations: States of the placement groups created since the run started. What its own group holds is not
+            free, but the run does not wait for it.
     """
     if "CREATED" in reservations and "PENDING" not in reservations:
         return "Starting the workers"
