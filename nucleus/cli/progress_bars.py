@@ -110,8 +110,8 @@ def bar_column() -> BarColumn:
 def made_bar(console: Console, *columns: ProgressColumn) -> Progress:
     """Return a bar. Lines that are written to stderr while it is shown appear above it.
 
-    Rich does not redirect stdout, because `job.cluster` redirects it while Ray may write to it, and the two redirections
-    would not be undone in reverse order.
+    Rich does not redirect stdout, because `job.cluster` redirects it while Ray may write to it, and the two would not
+    be undone in reverse order.
     """
     return Progress(*columns, console=console, redirect_stdout=False)
 

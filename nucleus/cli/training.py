@@ -82,7 +82,7 @@ def train(
     "--at-once",
     type=click.IntRange(1),
     metavar="N",
-    help="Parallel trials at most.  [default: all that fit]",
+    help="Parallel trials at most.  [default: as many as fit]",
 )
 @single_writer_option
 @out_option
