@@ -53,7 +53,7 @@ def judge(bucket: Bucket, manifest: ModelManifest, plan: RunPlan, callback: Call
         return _score_on_test(bucket, incumbent, plan, callback)
 
     decision = pass_gate(bucket, manifest, options.alias, options.metric, rescore)
-    verb = "means" if decision.passed else "does not move to"
+    verb = "points to" if decision.passed else "does not move to"
     callback.on_stage(f"{options.alias} {verb} version {manifest.version}: {decision.reason}")
 
 

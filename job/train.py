@@ -94,14 +94,14 @@ def fit(plan: RunPlan, options: RunOptions, callback: Callback) -> FinishedRun:
         os.environ.setdefault(_START_TIMEOUT, _ELASTIC_START_SECONDS)
 
     others = set(_reservations())
-    said: list[str] = []
+    shown: list[str] = []
 
     def no_worker_yet() -> None:
         with suppress(Exception):  # an error here must not end the thread that forwards events
             ours = [state for group, state in _reservations().items() if group not in others]
             text = _waits_for(recipe, capacities(), ours)
-            if text not in said[-1:]:
-                said.append(text)
+            if text not in shown[-1:]:
+                shown.append(text)
                 callback.on_stage(text)
 
     with event_queue(callback, no_worker_yet) as events, stops_on_sigterm(stop, plan):

@@ -12,7 +12,7 @@ import nucleus
 from nucleus.cli.options import json_option, project_bucket
 from nucleus.cli.output import note, print_json, print_table, warn
 from nucleus.errors import UsageError
-from nucleus.text import MISSING, commit_text, epochs_text, score_text, time_text, value_text
+from nucleus.text import MISSING, commit_text, epochs_text, moment_text, score_text, time_text, value_text
 
 if TYPE_CHECKING:
     from nucleus.runs.comparison import ComparedRun
@@ -142,7 +142,7 @@ def _print_facts(runs: "Sequence[ComparedRun]") -> None:
         ("epochs", lambda one: epochs_text(len(one.history), one.epochs_asked)),
         ("best epoch", lambda one: one.best and f"{one.best['epoch'] + 1:.0f}"),
         ("chosen by", lambda one: one.best and f"{one.monitor} {one.best[one.monitor]:.4f}"),
-        ("begun (UTC)", lambda one: one.begun and one.begun[:16].replace("T", " ")),
+        ("begun (UTC)", lambda one: one.begun and moment_text(one.begun)),
         ("time", lambda one: time_text(one.seconds)),
         ("CPU time", lambda one: time_text(one.cpu_seconds)),
         ("GPU time", lambda one: time_text(one.gpu_seconds or None)),

@@ -3,7 +3,6 @@
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,8 +41,8 @@ _COLUMNS: tuple[tuple[str, Callable[[dict[str, Any]], str]], ...] = (
     ("val mAP", lambda row: score_text(row["val_map"])),
     ("test mAP", lambda row: score_text(row["test_map"])),
     ("dataset", lambda row: row["dataset"].rpartition("/")[2] if row["dataset"] else MISSING),
-    ("begun (UTC)", lambda row: _minute(row["begun"])),
-    ("last write", lambda row: _minute(row["last_write"])),
+    ("begun (UTC)", lambda row: moment_text(row["begun"])),
+    ("last write", lambda row: moment_text(row["last_write"])),
     ("details", lambda row: row["details"]),
 )
 """Columns of the list: title, and text of a row's cell."""
@@ -152,10 +151,6 @@ def _row(run: "StoredRun | DamagedRun") -> dict[str, Any]:
     }
 
 
-def _minute(moment: str) -> str:
-    return moment_text(datetime.fromisoformat(moment))
-
-
 def _document(bucket: "Bucket", run: "StoredRun", out: Path | None) -> dict[str, Any]:
     """The JSON document of a run."""
     record = run.record
@@ -216,12 +211,12 @@ def _facts(run: "StoredRun") -> list[tuple[str, Any]]:
         *((key, nucleus.runs.setting(run.plan.settings, key)) for key in _SETTINGS),
         ("epochs", epochs_text(*run.epochs)),
         ("best epoch", best and f"{best['epoch'] + 1:.0f}: {run.monitor} {best[run.monitor]:.4f}"),
-        ("begun (UTC)", record.begun[:16].replace("T", " ") if record else moment_text(run.begun)),
+        ("begun (UTC)", moment_text(record.begun if record else run.begun)),
         ("last write", moment_text(run.written)),
     ]
     if record is not None:
         facts += [
-            ("ended", record.ended[:16].replace("T", " ")),
+            ("ended", moment_text(record.ended)),
             ("workers", f"{record.workers}, each on {record.device}"),
             ("CPU time", time_text(record.cpu_seconds)),
             ("GPU time", time_text(record.gpu_seconds or None)),

@@ -197,13 +197,11 @@ def _alias(manifest: "ModelManifest", bucket: "Bucket", plan: "RunPlan") -> dict
     """The row for the recipe's alias: whether it moved, and why."""
     gate = plan.recipe.gate
     if not gate.enabled:
-        return {gate.alias: "not asked to move: gate.enabled = false"}
+        return {gate.alias: "not moved: gate.enabled = false"}
     decision = nucleus.registry.read_decision(bucket, manifest.model, manifest.version)
     if decision is None:
-        return {
-            gate.alias: f"not judged; move it: nucleus models alias {manifest.model}@{manifest.version} {gate.alias}"
-        }
-    verb = "means" if decision.passed else "does not move to"
+        return {gate.alias: f"not judged. Run: nucleus models alias {manifest.model}@{manifest.version} {gate.alias}"}
+    verb = "points to" if decision.passed else "does not move to"
     return {decision.alias: f"{verb} version {decision.version}: {decision.reason}"}
 
 

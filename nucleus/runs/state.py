@@ -110,7 +110,7 @@ class Status:
         if self.state in {"published", "finished", "unknown"}:
             return self.short
         heard = moment_text(self.last_heard) if self.last_heard else ""
-        since = f" since {moment_text(datetime.fromisoformat(self.since))}" if self.since else ""
+        since = f" since {moment_text(self.since)}" if self.since else ""
         driver = f" on {self.host} (process {self.process})" if self.host else ""
         if self.state == "running":
             return f"running{since}{driver}, last heartbeat {heard}"
