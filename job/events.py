@@ -1,4 +1,4 @@
-"""Events of a run: callback calls that a worker puts into a Ray queue and the driver carries out."""
+"""Events of a run: callback calls that a worker puts into a Ray queue and the driver makes."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class EventCallback(Callback):
 
 @contextmanager
 def event_queue(callback: Callback, on_silence: Callable[[], None]) -> Iterator[Any]:
-    """Yield a Ray queue; a thread takes calls `(method, arguments)` from it and carries them out on `callback`.
+    """Yield a Ray queue; a thread takes calls `(method, arguments)` from it and makes them on `callback`.
 
     Args:
         callback: The driver's callback.

@@ -195,7 +195,7 @@ class Job:
     """A job of a Ray cluster.
 
     Attributes:
-        job: Id of the job: the name of the run that it started with.
+        job: Id of the job; for a new run, the name of the run.
         status: PENDING, RUNNING, STOPPED, SUCCEEDED or FAILED.
         started: Start time in ISO 8601; None if the job has not started.
         seconds: Duration, so far if it runs; None if it has not started.

@@ -370,7 +370,7 @@ class CheckpointCallback(Callback):
         """Return a function that uploads a checkpoint, then the history, then the event file.
 
         Each file is one request of this project's client: with Ray's default, `pyarrow.fs.copy_files`, the embedded
-        server took 2.2 s for 21 MB; so it takes 0.15 s.
+        server took 2.2 s for 21 MB; this takes 0.15 s.
         """
         storage = ray.train.get_context().get_storage()
         upload_events = self._tensorboard.upload(history) if self._tensorboard else None

@@ -30,7 +30,7 @@ _PASSED_ON = (
     "NUCLEUS_BUCKET", "WANDB_MODE", "WANDB_PROJECT", "WANDB_ENTITY",
     "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_REGION", "AWS_DEFAULT_REGION",
 )  # fmt: skip
-"""Environment variables that the job needs. None is secret, because Ray's dashboard shows them to everybody."""
+"""Environment variables that the job needs. None may be secret: Ray's dashboard shows them to everybody."""
 _RECIPE = "recipe.toml"
 _STOP_WAIT = {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS)}
 """By default Ray kills a job 3 s after the request to stop, too soon for a checkpoint."""
