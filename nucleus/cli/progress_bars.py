@@ -42,9 +42,9 @@ __all__ = [
 Unit = Literal["items", "bytes"]
 
 _WIDEST_BAR = 40
-"""Width of a bar at most, columns."""
+"""Largest width of a bar, columns."""
 _WIDE = 100
-"""Width of a terminal from which lines have room for the speed, which the bar shows too, columns."""
+"""Smallest width of a terminal for lines with the speed, which the bar shows too, columns."""
 _SCORES = {"val_loss": "val loss", "val_map": "mAP", "val_iou": "IoU", "val_dice": "Dice"}
 """Metrics in the line of an epoch, besides the loss: key, then title."""
 
@@ -276,7 +276,7 @@ class TrainingDisplay(Callback):
 class _Pace:
     """Estimate of the remaining time of a run from the steps after the first one, including validation.
 
-    The first step, in which TensorFlow compiles, is excluded. It restarts if the run resumes from a checkpoint.
+    The first step, in which TensorFlow compiles, is excluded. A run that resumes gets a new estimate.
     """
 
     def __init__(self) -> None:

@@ -48,8 +48,8 @@ def train(
 ) -> None:
     """Train by RECIPE (a TOML file, or a shipped recipe: demo, dsb2018-cpu, dsb2018-long, dsb2018-gpu).
 
-    Uses the Ray cluster of RAY_ADDRESS or one on this machine, or starts one for the run. --resume needs no RECIPE; of
-    a given one only the bucket is used.
+    Uses the Ray cluster of RAY_ADDRESS or one on this machine, or starts one for the run. --resume needs no RECIPE; if
+    one is given, only its bucket is used.
     """
     check_run_options(recipe, settings, run, resume)
     content = nucleus.config.read_recipe(nucleus.config.recipe_path(recipe), settings) if recipe else None
