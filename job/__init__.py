@@ -1,4 +1,4 @@
-"""How a run happens on Ray: the driver, the loop on each worker, and the recipes."""
+"""Work on Ray: training runs, sweeps, prediction and evaluation on a cluster, submitted jobs, and shipped recipes."""
 
 import lazy_loader
 

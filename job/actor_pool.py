@@ -1,4 +1,4 @@
-"""Actors on a Ray cluster that work on independent items (`map_on_cluster`), by Ray Data."""
+"""A pool of actors on a Ray cluster that applies a function to independent items, by Ray Data."""
 
 import logging
 import os
@@ -39,7 +39,7 @@ class _ActorPlan:
 
 
 class _Actor(Generic[Item, Answer]):
-    """An actor. It returns this project's errors as answers: Ray Data takes a raised error for a failure of its own."""
+    """An actor. It returns this project's errors as answers: Ray Data would treat a raised error as its own failure."""
 
     def __init__(
         self, items: Sequence[Item], make: Callable[[], Callable[[Item], Answer]], timeout: float, gpus: int
@@ -75,20 +75,20 @@ def map_on_cluster(
     waiting: Callable[[str], None],
     verbose: bool = False,
 ) -> Iterator[Answer]:
-    """Apply a function to each item on the cluster at hand; yield the answers as they arrive.
+    """Apply a function to each item on the available Ray cluster; yield the answers in the order of completion.
 
-    An actor that is lost with its machine is replaced, and its item is done again.
+    An actor that is lost with its machine is replaced, and its item is repeated.
 
     Args:
-        items: The items, those that take longest first.
+        items: The items, the slowest first.
         make: Called once in each actor; returns the function.
         workers: Number of actors; by default, one per GPU of the cluster, or one per CPU if it has no GPU.
-        waiting: Called with what the actors have to wait for, if the cluster is busy at the beginning.
+        waiting: Called with a text that says what the actors wait for, if the cluster is busy at the start.
         verbose: Whether to show Ray's logs.
 
     Raises:
         NucleusError: An error of `make` or of the function.
-        JobError: The cluster has fewer GPUs or CPUs, or Ray failed.
+        JobError: The cluster has too few GPUs or CPUs, or Ray failed.
     """
     with nullcontext() if verbose else _silent_core(), connection(verbose=verbose):
         actors = _plan_actors(workers, len(items), waiting)
@@ -100,7 +100,7 @@ def map_on_cluster(
 
 @contextmanager
 def _silent_core() -> Iterator[None]:
-    """Silence the warnings of Ray's core about how Ray Data makes its actors, unless the user has set a log level."""
+    """Suppress warnings of Ray's core about how Ray Data creates actors, unless the user has set a log level."""
     if _LOG_LEVEL in os.environ:
         yield
         return
@@ -117,7 +117,7 @@ def _plan_actors(workers: int | None, items: int, waiting: Callable[[str], None]
     gpus = 1 if found["GPU"].most else 0
     count = min(items, workers or int(found["GPU" if gpus else "CPU"].most) or 1)
     needed = {"CPU": count, "GPU": gpus * count}
-    check_resources(needed, found, f"{count} workers", "say --workers 1")
+    check_resources(needed, found, f"{count} workers", "use --workers 1")
     wait = shortage({"CPU": 1, "GPU": gpus}, found)
     if wait:
         waiting(f"Waiting for {wait}")

@@ -1,4 +1,4 @@
-"""CPUs and GPUs: how many a run needs, how many a cluster has, and what is missing."""
+"""CPUs and GPUs: those that a run needs, those that a cluster has, and the difference."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,9 +15,9 @@ class Capacity:
     """Number of CPUs or of GPUs in a cluster.
 
     Attributes:
-        total: On the machines that are running.
-        free: Of these, not in use.
-        most: With all machines that the autoscaler may still start.
+        total: Number on the running machines.
+        free: Number of these that are not in use.
+        most: Number if the autoscaler starts all machines that it may.
     """
 
     total: float
@@ -26,7 +26,7 @@ class Capacity:
 
 
 def resources_needed(recipe: Recipe) -> dict[str, int]:
-    """Return the CPUs and GPUs of the smallest number of workers that a run may have, by Ray's names."""
+    """Return the CPUs and GPUs that a run needs for its smallest number of workers, by Ray's names."""
     fewest = recipe.workers.fewest
     return {"CPU": fewest * recipe.cpus_per_worker, "GPU": fewest * recipe.gpus_per_worker}
 
@@ -42,9 +42,9 @@ def check_resources(wanted: Mapping[str, int], capacities: Mapping[str, Capacity
 
     Args:
         wanted: Number of CPUs and GPUs, by Ray's names.
-        capacities: The cluster's.
-        who: What needs them, for the error message.
-        instead: What the user can do instead of adding nodes.
+        capacities: CPUs and GPUs of the cluster, by Ray's names.
+        who: The part of the error message that says what needs them.
+        instead: The part of the error message with the alternative to adding nodes.
     """
     short = [
         f"{plural(count, name)} (found {capacities[name].most:.0f})"
@@ -56,7 +56,7 @@ def check_resources(wanted: Mapping[str, int], capacities: Mapping[str, Capacity
 
 
 def shortage(wanted: Mapping[str, int], capacities: Mapping[str, Capacity]) -> str | None:
-    """Describe the CPUs and GPUs that are not free at present, such as `2 CPUs (1 of 4 are free)`; None if all are."""
+    """Return a text with the CPUs and GPUs that are not free, such as `2 CPUs (1 of 4 are free)`; None if all are."""
     waits = [
         f"{plural(count, name)} ({capacities[name].free:.0f} of {capacities[name].total:.0f} are free)"
         for name, count in wanted.items()

@@ -1,4 +1,4 @@
-"""Connection to the Ray cluster that RAY_ADDRESS or this machine offers, or to a new one on this machine."""
+"""Connection to a Ray cluster: that of RAY_ADDRESS, one on this machine, or a new one on this machine."""
 
 import os
 import socket
@@ -18,14 +18,16 @@ __all__ = ["address_at_hand", "capacities", "connected", "connection"]
 
 _ADDRESS = "RAY_ADDRESS"
 _ANSWER_SECONDS = 5.0
+"""Seconds to wait for a server to accept a connection."""
 _REMARK = rb"Set ray log level from environment variable"
+"""Beginning of a line of Ray that is not shown."""
 
 
 @contextmanager
 def connected(recipe: Recipe, *, own: bool, verbose: bool) -> Iterator[None]:
-    """Connect to the cluster that RAY_ADDRESS or this machine offers, or start one for the duration of the block.
+    """Connect to the cluster of RAY_ADDRESS, else to one on this machine, else to a new one, within the block.
 
-    With `own`, a cluster large enough for the recipe is started on this machine, unless this process is connected.
+    With `own`, a new cluster that is large enough for the recipe is started, unless this process is already connected.
 
     Raises:
         JobError: The recipe needs more than the cluster has.
@@ -39,16 +41,16 @@ def connected(recipe: Recipe, *, own: bool, verbose: bool) -> Iterator[None]:
 
 @contextmanager
 def connection(*, own_cpus: int | None = None, verbose: bool = False) -> Iterator[None]:
-    """Keep the existing connection of this process; else connect to RAY_ADDRESS, this machine's cluster or a new one.
+    """Use the existing connection of this process; else connect to RAY_ADDRESS, this machine's cluster or a new one.
 
     Args:
-        own_cpus: Start a cluster on this machine even if another is available, with at least this number of CPUs (more
-            than the machine has, if need be).
+        own_cpus: Start a new cluster on this machine even if another one is available, with at least this number of
+            CPUs, even if the machine has fewer.
         verbose: Whether to show Ray's logs.
     """
     import ray
 
-    with redirect_stdout(sys.stderr):  # Ray prints warnings of its machines; stdout is for results
+    with redirect_stdout(sys.stderr):  # Ray prints warnings of the machines to stdout, which is for results
         if ray.is_initialized():
             yield
             return
@@ -75,13 +77,13 @@ def _connect(own_cpus: int | None, *, verbose: bool) -> None:
 def _address_known() -> Iterator[None]:
     """Set RAY_ADDRESS to this cluster for the actors of Ray Train, for the duration of the block.
 
-    The actor that cleans up after a dead controller asks the cluster of RAY_ADDRESS, else the cluster that was started
-    last on its machine. If that is a different one, it does not know the controller, and the actor ends the run.
+    The actor that cleans up after a dead controller queries the cluster of RAY_ADDRESS, else the last one started on
+    its machine. A different cluster does not know the controller, so the actor would end the run.
     """
     import ray
 
     job.pass_to_controller(_ADDRESS)
-    if ray.util.client.ray.is_connected():  # by ray://, which RAY_ADDRESS has named already
+    if ray.util.client.ray.is_connected():  # by ray://, the value that RAY_ADDRESS already has
         yield
         return
     before = os.environ.get(_ADDRESS)
@@ -96,7 +98,7 @@ def _address_known() -> Iterator[None]:
 
 
 def _joined(settings: dict[str, Any]) -> bool:
-    """Connect to the cluster of RAY_ADDRESS, or to one on this machine. Return whether there is one."""
+    """Connect to the cluster of RAY_ADDRESS, or to one on this machine; return whether there is one."""
     import ray
 
     address = address_at_hand()
@@ -107,13 +109,13 @@ def _joined(settings: dict[str, Any]) -> bool:
     except ConnectionError as error:
         raise JobError(
             f"Expected to connect to the Ray cluster at {address}; that failed, perhaps because of its token. To find "
-            f"out why, run: nucleus doctor. For a cluster on this machine, set {_ADDRESS}=local."
+            f"the cause, run: nucleus doctor. For a cluster on this machine, set {_ADDRESS}=local."
         ) from error
     return True
 
 
 def address_at_hand() -> str | None:
-    """Return the address of the cluster of RAY_ADDRESS, or of one on this machine, or None. Does not connect.
+    """Return the address of the cluster of RAY_ADDRESS, or of one on this machine, or None, without connecting.
 
     Raises:
         JobError: No cluster answers at RAY_ADDRESS.
@@ -132,7 +134,7 @@ def address_at_hand() -> str | None:
 def _answers(address: str) -> bool:
     """Whether a server listens at `[ray://]host:port`. Ray itself would wait for minutes."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
-    if not host or not port.isdecimal():  # "local" and the like: Ray reports what is wrong
+    if not host or not port.isdecimal():  # such as "local"; Ray itself reports a wrong one
         return True
     try:
         socket.create_connection((host.strip("[]"), int(port)), _ANSWER_SECONDS).close()

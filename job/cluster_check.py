@@ -1,4 +1,4 @@
-"""Ray check of `nucleus doctor`: queries the cluster that a run would use, without connecting to it."""
+"""Ray check of `nucleus doctor`: a query of the cluster that a run would use, without joining it."""
 
 import os
 import platform
@@ -27,7 +27,7 @@ class RayCheck:
 
     Attributes:
         finding: The finding to show.
-        gpus: Number of GPUs of the cluster, 0 if none was reached.
+        gpus: Number of GPUs of the cluster; 0 if no cluster was reached.
     """
 
     finding: Finding
@@ -81,7 +81,7 @@ def _reached(address: str, capacities: dict[str, Capacity]) -> RayCheck:
 def query_head(address: str) -> dict[str, tuple[float, float]]:
     """Return the total and free numbers of CPUs and GPUs of the cluster with this head.
 
-    May take 40 s if the head does not answer, so it is called in a process of its own.
+    May take 40 s if the head does not answer, so it is called in a subprocess with a time limit.
 
     Raises:
         ClusterError: The cluster refuses the token, or runs another version of Ray or Python.

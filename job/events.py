@@ -1,4 +1,4 @@
-"""Events of a run: calls of a callback that a worker puts into a Ray queue, and the driver makes."""
+"""Events of a run: callback calls that a worker puts into a Ray queue and the driver makes."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ __all__ = ["EventCallback", "driver_node_options", "event_queue"]
 
 _POLL_SECONDS = 0.5
 _FIRST_SECONDS = 10.0
+"""Seconds between two calls of `on_silence`."""
 
 
 class EventCallback(Callback):
     """Sends stages, warnings, steps and epochs to the driver.
 
     Args:
-        queue: The queue of `event_queue`.
+        queue: A queue from `event_queue`.
     """
 
     def __init__(self, queue: Any) -> None:
@@ -49,11 +50,11 @@ class EventCallback(Callback):
 
 @contextmanager
 def event_queue(callback: Callback, on_silence: Callable[[], None]) -> Iterator[Any]:
-    """Give a Ray queue; calls `(method, arguments)` that workers put into it are made on `callback`, in another thread.
+    """Yield a Ray queue; a thread takes calls `(method, arguments)` from it and makes them on `callback`.
 
     Args:
         callback: The driver's callback.
-        on_silence: Called every ten seconds from the start until something has arrived.
+        on_silence: Called every ten seconds until the first call arrives.
     """
     from ray.util.queue import Empty, Queue
 
@@ -86,7 +87,7 @@ def event_queue(callback: Callback, on_silence: Callable[[], None]) -> Iterator[
 
 
 def driver_node_options() -> dict[str, Any]:
-    """Return the options of a Ray actor that must run on the driver's node, because others may be lost before it."""
+    """Return the options of a Ray actor that must run on the driver's node, because other nodes may be lost earlier."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 

@@ -1,8 +1,8 @@
-"""File system for Ray Train: the run's folder in the bucket, as a pyarrow file system over `Bucket`.
+"""File system for Ray Train: the project's bucket as a pyarrow file system.
 
 Ray's default, `pyarrow.fs.S3FileSystem`, gives up after three attempts within seconds, which ends a run when the server
-restarts, and its pickle contains the access keys. This one repeats requests like all others of this project, and its
-pickle contains only an address.
+restarts, and its pickle contains the access keys. This one repeats requests as the rest of this project does, and its
+pickle contains only the bucket's name and the time limit.
 """
 
 import io
@@ -25,7 +25,7 @@ def run_storage(uri: S3Uri, timeout: float) -> PyFileSystem:
 
     Args:
         uri: A URI in the bucket.
-        timeout: Seconds for which each process that uses the file system repeats failing requests.
+        timeout: Seconds for which each process that uses the file system repeats a failing request.
     """
     return PyFileSystem(_BucketHandler(uri.bucket, timeout))
 
@@ -42,7 +42,7 @@ class _Upload(io.BytesIO):
         if self.closed:
             return
         data = self.getvalue()
-        super().close()  # first: the garbage collector must not repeat a failed upload
+        super().close()  # before the upload, so that the garbage collector does not repeat a failed one
         self._bucket.put(self._key, data)
 
 

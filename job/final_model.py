@@ -1,4 +1,4 @@
-"""The model of a finished run: its files in the run's last checkpoint, and the facts about it for the report."""
+"""The model of a finished run: its files in the run's last checkpoint, and facts for the report."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def save_model(folder: Path, result: TrainingResult) -> None:
 
 
 def _preview(result: TrainingResult) -> Any:
-    """Draw image, truth and prediction side by side for a few images of the test split."""
+    """Draw image, true and predicted outlines side by side for a few images of the test split."""
     segmenter = nucleus.predict.Model(result.model, result.config)
     rows = []
     for example in result.examples:
@@ -55,7 +55,7 @@ def _preview(result: TrainingResult) -> Any:
 
 
 def run_facts(result: TrainingResult, recipe: Recipe) -> Facts:
-    """Return what only the workers know of a finished run."""
+    """Return the facts about a finished run that only its workers know."""
     unfrozen = recipe.network.encoder_trained_from
     encoder_trained = unfrozen is not None and result.progress.epochs_done > unfrozen
     return Facts(
@@ -71,11 +71,11 @@ def run_facts(result: TrainingResult, recipe: Recipe) -> Facts:
 
 
 def network_facts(model: keras.Model, config: ModelConfig, *, encoder_trained: bool) -> NetworkFacts:
-    """Return sizes and channels of a network of `nucleus.model.unet.build_unet`.
+    """Return sizes and channels of a network from `nucleus.model.unet.build_unet`.
 
     Args:
         model: The network.
-        config: Its configuration.
+        config: Configuration of the network.
         encoder_trained: Whether the encoder was trained too.
     """
     encoder = nucleus.model.encoder_of(model)
@@ -93,7 +93,7 @@ def network_facts(model: keras.Model, config: ModelConfig, *, encoder_trained: b
 
 
 def _device(cpus: int) -> str:
-    """Return the name of this worker's GPU, or its number of CPU cores in words."""
+    """Return the name of this worker's GPU, or its number of CPU cores, such as `4 CPU cores`."""
     for gpu in tf.config.get_visible_devices("GPU"):
         return str(tf.config.experimental.get_device_details(gpu).get("device_name", gpu.name))
     return plural(cpus, "CPU core")

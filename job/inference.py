@@ -1,4 +1,4 @@
-"""Prediction and evaluation on a Ray cluster: the images of a bucket, and the splits of a dataset."""
+"""Prediction of a bucket's images, and evaluation on a dataset's splits, on a Ray cluster."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -43,7 +43,7 @@ class BucketPrediction:
     Attributes:
         counts: Number of nuclei per image that was predicted now, by key.
         failures: Error message per image that could not be read, by key.
-        done_before: Number of images that were done already.
+        done_before: Number of images that were predicted earlier.
     """
 
     counts: dict[str, int]
@@ -60,18 +60,18 @@ def predict_bucket(
     advance: Advance = no_progress,
     waiting: Callable[[str], None] = lambda _: None,
 ) -> BucketPrediction:
-    """Predict the images that are not done yet, then join the tables of all that are.
+    """Predict the images that have no result yet, then join the tables of all predicted images.
 
     Args:
-        settings: The images, the model and its options, and the place of the results.
+        settings: Images, model, prediction options and location of the results.
         workers: Number of actors; by default, one per GPU of the cluster, or one per CPU if it has no GPU.
         overwrite: Whether to predict all images again, and to replace results with other settings.
         verbose: Whether to show Ray's logs.
         advance: Called after each image.
-        waiting: Called with what the actors have to wait for.
+        waiting: Called with a text that says what the actors wait for.
 
     Raises:
-        UsageError: There are no images, or results with other settings.
+        UsageError: There are no images, or there are results with other settings.
         NucleusError: The bucket, the model or the cluster cannot be used.
     """
     images = find_images(parse_uri(settings.images))
@@ -96,22 +96,22 @@ def predict_bucket(
 
 
 def _batch_predictor(settings: PredictionSettings) -> Callable[[Sequence[BucketImage]], list[ImageOutcome]]:
-    """In an actor: load the model, and return the function that predicts a batch."""
+    """Load the model, in an actor, and return the function that predicts a batch."""
     pulled = pull_cached(Bucket(parse_uri(settings.registry)), settings.reference)
     return BatchPredictor(settings, load_pulled(pulled, settings.options)).predict
 
 
 @dataclass(frozen=True)
 class EvaluationPlan:
-    """A model and the images that it is scored on.
+    """A model, and the images to score it on.
 
     Attributes:
-        registry: The bucket that holds the model.
-        model: The model's version.
+        registry: Address of the project's bucket with the model.
+        model: The model version.
         dataset: The dataset.
-        splits: Of `train`, `val` and `test`.
-        options: How images are segmented.
-        worst: How many of the worst images to keep.
+        splits: Some of `train`, `val` and `test`.
+        options: Prediction options.
+        worst: Number of worst images to keep.
     """
 
     registry: S3Uri
@@ -130,13 +130,13 @@ def evaluate_on_cluster(
     advance: Advance = no_progress,
     waiting: Callable[[str], None] = lambda _: None,
 ) -> Evaluation:
-    """Evaluate a model like `nucleus.predict.evaluation.evaluate`, by actors that each take parts of the splits.
+    """Evaluate a model as `nucleus.predict.evaluation.evaluate` does, with actors that each score parts of the splits.
 
-    The images are computed in the same batches, and their scores are added up in the same order. So all numbers are
-    equal to the bit to those of one process that has as many threads as an actor (TF_NUM_INTRAOP_THREADS=1) on the same
-    kind of machine. Another number of threads, another CPU or a GPU changes the last bits of a convolution: the loss
-    changes by rounding, and the label of a pixel whose probability is that close to a threshold may change. Everything
-    else is counted from labels (nuclei, matches, pixels), and equal where these are.
+    The images are predicted in the same batches, and their scores are added in the same order. All numbers are
+    therefore bit-identical to those of a single process with as many threads as an actor (TF_NUM_INTRAOP_THREADS=1) on
+    the same kind of machine. Another number of threads, another CPU or a GPU changes the last bits of a convolution:
+    the loss changes by rounding, and a pixel whose probability is that close to a threshold may change its label. All
+    other numbers are counted from labels (nuclei, matches, pixels), and are equal if the labels are.
 
     Raises:
         NucleusError: The dataset, the model or the cluster cannot be used.
@@ -152,7 +152,7 @@ def evaluate_on_cluster(
 
 
 def _part_evaluator(plan: EvaluationPlan) -> Callable[[EvaluationPart], PartScores]:
-    """In an actor: load the model, and return the function that scores a part."""
+    """Load the model, in an actor, and return the function that scores a part."""
     model = load_pulled(pull_cached(Bucket(plan.registry), plan.model), plan.options)
     cache = ShardCache(default_cache_dir())
     return lambda part: evaluate_part(model, plan.dataset, part, cache, model.loss, worst=plan.worst)

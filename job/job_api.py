@@ -1,4 +1,4 @@
-"""Client of Ray's job API: connecting safely to a cluster's dashboard, and listing, following and stopping jobs."""
+"""Client of Ray's job API: a safe connection to a cluster's dashboard, and its jobs: list, log and stop."""
 
 import asyncio
 import logging
@@ -36,19 +36,22 @@ __all__ = [
 
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
+STOP_SECONDS = 120
+"""Seconds that a stopped job has to save a checkpoint before Ray kills it."""
+
 _LOOPBACK = {"127.0.0.1", "localhost", "::1"}
 _ANSWER_SECONDS = 10.0
 _POLL_SECONDS = 1.0
 _PATIENCE_SECONDS = 120.0
-STOP_SECONDS = 120
-"""Time that a stopped job has to save a checkpoint before Ray kills it."""
+"""Seconds for which a request is repeated while the cluster does not answer."""
 _CHATTY_LOGGERS = ("ray", "ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk")
-"""Loggers that report every request; the two modules set their own level."""
+"""Loggers that report every request. The two modules set levels of their own, so the level of `ray` is not enough."""
 _HTTP_OK, _REFUSED = 200, (401, 403)
 _NO_ANSWER = (RuntimeError, OSError)
-"""Exceptions of Ray's client when the cluster does not answer."""
+"""Errors of Ray's client if the cluster does not answer."""
 _TERMINAL = {"STOPPED", "SUCCEEDED", "FAILED"}
 _MISSING = "does not exist"
+"""Part of Ray's message about an unknown job."""
 
 
 def cluster_address(given: str | None) -> str:
@@ -60,14 +63,14 @@ def cluster_address(given: str | None) -> str:
 
 
 def check_address(address: str, *, insecure: bool) -> None:
-    """Raise `UsageError` for an address that would send code and token in plain text over a network.
+    """Check that an address does not send code and token in plain text over a network.
 
     Args:
         address: URL of a cluster's dashboard.
         insecure: Whether the user accepts plain HTTP to another machine.
 
     Raises:
-        UsageError: Not an HTTP URL, or plain HTTP to another machine.
+        UsageError: The address is not an HTTP URL, or is plain HTTP to another machine.
     """
     try:
         parts = urlsplit(address)
@@ -98,13 +101,13 @@ def job_client(address: str, *, insecure: bool) -> Any:
     """
     if _accepts_anybody(address) and not insecure:
         raise ClusterError(
-            f"Expected a Ray cluster that requires a token at {address}; it runs code from anybody who can reach it. "
+            f"Expected a Ray cluster that requires a token at {address}; it runs code of anybody who can reach it. "
             "Start it with RAY_AUTH_MODE=token (ray get-auth-token --generate makes a token), or accept the risk with "
             "--insecure."
         )
     if _has_token():
-        os.environ.setdefault("RAY_AUTH_MODE", "token")  # else Ray's client would not send it
-    os.environ.pop("RAY_ADDRESS", None)  # it would override the address
+        os.environ.setdefault("RAY_AUTH_MODE", "token")  # otherwise Ray's client does not send the token
+    os.environ.pop("RAY_ADDRESS", None)  # it would take precedence over the address
     import ray
     from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient
@@ -131,7 +134,7 @@ def job_client(address: str, *, insecure: bool) -> Any:
 
 
 def capacities_of(client: Any) -> dict[str, Capacity]:
-    """Return the CPUs and GPUs of a cluster, by Ray's names; the numbers are a few seconds old.
+    """Return the CPUs and GPUs of a cluster, by Ray's names, as they were a few seconds ago.
 
     Args:
         client: A client from `job_client`.
@@ -156,14 +159,14 @@ def capacities_of(client: Any) -> dict[str, Capacity]:
 
 
 def _usage(client: Any) -> dict[str, tuple[float, float]]:
-    """How much of each resource is used, and how much there is."""
+    """Return the used and the total amount of each resource; empty if the cluster does not report them."""
     answer = job.job_api_answer(client, "/api/cluster_status")
     status = answer.json().get("data", {}).get("clusterStatus") if answer.status_code == _HTTP_OK else None
     return dict(status["loadMetricsReport"]["usage"]) if status else {}
 
 
 def _accepts_anybody(address: str) -> bool:
-    """Whether the cluster lists its jobs without a token."""
+    """Return whether the cluster lists its jobs without a token."""
     import requests
 
     try:
@@ -196,7 +199,7 @@ class Job:
         status: PENDING, RUNNING, STOPPED, SUCCEEDED or FAILED.
         started: Start time in ISO 8601; None if the job has not started.
         seconds: Duration, so far if it runs; None if it has not started.
-        exit_code: Exit status of the driver; None while it runs, or if it never started.
+        exit_code: Exit status of the driver; None while the driver runs, or if it never started.
         entrypoint: Command of the driver.
         message: Ray's explanation of the status.
     """
@@ -216,7 +219,7 @@ class Job:
 
 
 def all_jobs(client: Any) -> list[Job]:
-    """Return every submitted job that the cluster remembers, newest first."""
+    """Return all submitted jobs that the cluster still knows, newest first."""
     jobs = [_job(details) for details in _ask(client.list_jobs) if details.submission_id]
     return sorted(jobs, key=lambda job: job.started or "9999", reverse=True)
 
@@ -232,10 +235,10 @@ def job_log(client: Any, job: str) -> str:
 
 
 def stop_job(client: Any, job: str) -> Job:
-    """Stop a job, wait for its end and return it. A job that has ended already is returned as it is.
+    """Stop a job, wait for its end and return it. A job that has already ended is returned unchanged.
 
     Raises:
-        ClusterError: The cluster does not know the job, or it does not stop.
+        ClusterError: The cluster does not know the job, or the job does not stop.
     """
     found = find_job(client, job)
     if found.over:
@@ -254,7 +257,7 @@ def stop_job(client: Any, job: str) -> Job:
 def follow(client: Any, job: str, write: Callable[[str], None]) -> Job:
     """Write a job's log as it grows, until the job ends; return the job.
 
-    Ray's log stream may break off while the job runs. It is then opened again, without repeating any text.
+    If Ray's log stream breaks off while the job runs, it is opened again, without repeating any text.
 
     Raises:
         ClusterError: The cluster does not know the job, or has not answered for two minutes.
@@ -285,7 +288,7 @@ async def _tail(client: Any, job: str, seen: int, write: Callable[[str], None]) 
 
 
 def _ask(request: Callable[[], Any]) -> Any:
-    """Return the cluster's answer to a request, which is repeated while the cluster does not answer.
+    """Return the cluster's answer to a request; repeat the request while the cluster does not answer.
 
     Raises:
         ClusterError: The cluster has not answered for two minutes.
@@ -304,7 +307,7 @@ def _ask(request: Callable[[], Any]) -> Any:
 
 
 def with_retries(request: Callable[[], Any], retry: retry_base) -> Any:
-    """Return the answer to a request, repeated for up to two minutes; then raise the last error."""
+    """Return the answer to a request; repeat it for up to two minutes, then raise the last error."""
     return Retrying(
         retry=retry, wait=wait_fixed(_POLL_SECONDS), stop=stop_after_delay(_PATIENCE_SECONDS), reraise=True
     )(request)
@@ -315,7 +318,7 @@ def _ask_about(job: str, request: Callable[[], Any]) -> Any:
         return _ask(request)
     except _NO_ANSWER as error:
         raise ClusterError(
-            f"Expected a job of the cluster; it knows none with the name {job!r}. Run: nucleus jobs list"
+            f"Expected a job of the cluster; found none named {job!r}. Run: nucleus jobs list"
         ) from error
 
 

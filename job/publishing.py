@@ -1,4 +1,4 @@
-"""Publishing of a finished run: its model from the last checkpoint, the card, and the gate's decision."""
+"""Publishing of a finished run: model from the last checkpoint, card, and decision of the gate."""
 
 import tempfile
 from dataclasses import dataclass
@@ -43,7 +43,7 @@ class FinishedRun:
 
 
 def judge(bucket: Bucket, manifest: ModelManifest, plan: RunPlan, callback: Callback) -> None:
-    """Let the gate decide about the recipe's alias, and show its decision."""
+    """Let the gate decide whether the recipe's alias moves to a version, and show the decision."""
     options = plan.recipe.gate
     if not options.enabled:
         return
@@ -53,13 +53,12 @@ def judge(bucket: Bucket, manifest: ModelManifest, plan: RunPlan, callback: Call
         return _score_on_test(bucket, incumbent, plan, callback)
 
     decision = pass_gate(bucket, manifest, options.alias, options.metric, rescore)
-    verb = "means" if decision.passed else "does not move to"
+    verb = "points to" if decision.passed else "does not move to"
     callback.on_stage(f"{options.alias} {verb} version {manifest.version}: {decision.reason}")
 
 
 def _score_on_test(bucket: Bucket, manifest: ModelManifest, plan: RunPlan, callback: Callback) -> float:
-    """The gate's metric of another version on this run's test split."""
-
+    """Return the gate's metric of another version on this run's test split."""
     cache_dir = Path(plan.recipe.cache_dir) if plan.recipe.cache_dir else default_cache_dir()
     cache = ShardCache(cache_dir, plan.recipe.cache_limit_gib)
     dataset = open_dataset(locate_dataset(plan.dataset))
@@ -79,10 +78,10 @@ def _score_on_test(bucket: Bucket, manifest: ModelManifest, plan: RunPlan, callb
 
 
 def publish_run(plan: RunPlan, fitted: FinishedRun, bucket: Bucket, callback: Callback) -> ModelManifest:
-    """Publish the model of a finished run, and let the gate decide on the recipe's alias.
+    """Publish the model of a finished run, and let the gate decide about the recipe's alias.
 
     Raises:
-        DataError: The dataset, which the card describes, is gone.
+        DataError: The dataset, which the card describes, no longer exists.
         IntegrityError: The checkpoint or the dataset's manifest is damaged.
         StorageError: The bucket cannot be used.
     """
@@ -110,7 +109,7 @@ def publish_run(plan: RunPlan, fitted: FinishedRun, bucket: Bucket, callback: Ca
 
 
 def _fetch_model(checkpoint: Bucket, folder: Path) -> None:
-    """Download the model's files of a checkpoint, which holds the optimizer too, each by its sum.
+    """Download the model's files from a checkpoint, which also holds the optimizer, and check their sums.
 
     Raises:
         IntegrityError: A file is missing or damaged.
@@ -121,4 +120,4 @@ def _fetch_model(checkpoint: Bucket, folder: Path) -> None:
         for name in filter(lambda name: name.startswith(prefix), sums):
             checkpoint.download(name, folder / PurePosixPath(name).name, sha256=sums[name])
     except ObjectNotFoundError as error:
-        raise IntegrityError(f"Expected a whole checkpoint at {checkpoint.uri}; a file of it is missing.") from error
+        raise IntegrityError(f"Expected a complete checkpoint at {checkpoint.uri}; a file is missing.") from error

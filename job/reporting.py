@@ -1,4 +1,4 @@
-"""The report of a run, from what its workers left in the bucket: written on disk and into the bucket."""
+"""The report of a run, made from its workers' files in the bucket, and written to disk and to the bucket."""
 
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -43,31 +43,31 @@ __all__ = ["has_facts", "report_folder", "report_published", "report_run"]
 
 _CONNECTIONS = 8
 _SHOWN = {"mAP": "map", "AP.5": "ap_50", "IoU": "iou"}
-"""Scores of the worst images in W&B."""
+"""Scores in the captions of the worst images in W&B: title, then key."""
 
 
 def report_folder(plan: RunPlan) -> Path:
-    """Folder of a run's report on the driver's machine."""
+    """Return the folder of a run's report on the driver's machine."""
     return Path(plan.folder) / plan.run / REPORT_FOLDER
 
 
 def has_facts(bucket: Bucket, run: str) -> bool:
-    """Whether a run's workers have left the facts that its report needs."""
+    """Return whether the bucket has the workers' facts that a run's report needs."""
     return bucket.find(RunFolder(bucket, run).key(REPORT_FOLDER, FACTS_FILE)) is not None
 
 
 def report_published(
     plan: RunPlan, manifest: ModelManifest, bucket: Bucket, callback: Callback, seconds: Mapping[str, float]
 ) -> None:
-    """Write the report of a run that has published a version, and name the version to W&B.
+    """Write the report of a run that has published a version, and log the version in W&B.
 
-    Whatever becomes of that, the version is published and the run has succeeded: problems are warnings.
+    Problems are shown as warnings, because the version is published and the run has succeeded.
     """
     try:
         _report_published(plan, manifest, bucket, callback, seconds)
     except Exception as error:
         callback.on_warning(
-            f"{manifest.model}@{manifest.version} is published; its report was not finished: "
+            f"{manifest.model}@{manifest.version} is published; its report is not complete: "
             f"{str(error) or type(error).__name__} To write it again: {plan.resume_command}"
         )
 
@@ -115,7 +115,7 @@ def report_run(
     decision: GateDecision | None = None,
     seconds: Mapping[str, float] = MappingProxyType({}),
 ) -> RunRecord:
-    """Write the report of a run whose workers have finished, into `report_folder` and `runs/<run>/report/`.
+    """Write the report of a run whose workers have finished, to `report_folder` and `runs/<run>/report/` in the bucket.
 
     Args:
         plan: The run.
@@ -123,12 +123,13 @@ def report_run(
         wandb_run: W&B's path `[entity/]project/id`; None if tracking was disabled.
         bucket: The project's bucket.
         callback: Shows the progress.
-        manifest: Manifest of the version that the run has published; None if it has published none.
+        manifest: Manifest of the version that the run has published; None if there is none.
         decision: The gate's decision about that version; None if it was not asked.
-        seconds: Seconds that the driver spent on `train` and `publish`, as far as they are known.
+        seconds: Seconds that the driver spent on `train` and `publish`; either may be missing.
 
     Raises:
-        JobError: The workers left nothing to report, or it is damaged.
+        JobError: A file of the workers is damaged.
+        ObjectNotFoundError: The workers' facts or the history are missing.
         StorageError: The bucket cannot be used.
     """
     callback.on_stage("Writing the report")
@@ -180,7 +181,7 @@ def report_run(
 
 
 def _fetch_pictures(stored: Bucket, folder: Path) -> list[PurePosixPath]:
-    """Download the workers' pictures; return their paths below the folder of pictures."""
+    """Download the workers' pictures; return their paths below the folder `pictures`."""
     names = names_below(stored, f"{PICTURES}/")
 
     def fetch(name: str) -> None:
@@ -218,7 +219,7 @@ def _worker_seconds(facts: Facts, history: list[dict[str, float]]) -> float:
 
 
 def _named(pictures: Iterable[PurePosixPath], part: str, dataset: DatasetManifest) -> list[tuple[str, str]]:
-    """Name and kind of the images that have pictures of a part, in the dataset's order."""
+    """Return name and kind of the images with pictures in a folder of `pictures`, in the dataset's order."""
     names = {path.parts[1] for path in pictures if path.parts[0] == part}
     return [(sample.name, sample.kind) for sample in dataset.samples if sample.name in names]
 

@@ -52,12 +52,19 @@ __all__ = [
 ]
 
 
+_WATCHED = "watched"
+"""Folder of the watched images' pictures."""
+_LONGEST_SIDE = 384
+"""Longest side of a picture, px; the report shows pictures smaller."""
+
+
 def worker_callbacks(plan: RunPlan, events: Any | None, local: Path, wandb_dir: Path) -> CallbackList:
     """Return the callbacks of one worker.
 
     Args:
-        plan: The run.
-        events: Queue to the driver on the first worker; None on all others, which only draw and report checkpoints.
+        plan: Plan of the run.
+        events: Queue to the driver on the first worker; None on all others, which only draw pictures and report
+            checkpoints.
         local: Folder of the run on this machine, for TensorBoard.
         wandb_dir: Folder on this machine for W&B's files.
     """
@@ -119,19 +126,15 @@ class ProfileCallback(Callback):
         self._profile.stop()
 
 
-_WATCHED = "watched"
-_LONGEST_SIDE = 384
-"""Longest side of a picture, px; pages show them smaller."""
-
-
 class PictureCallback(Callback):
-    """Draws the pictures that `nucleus.runs.record` describes, and uploads them.
+    """Draws and uploads the pictures that `nucleus.runs.record` describes.
 
     Args:
-        report: The run's report in the bucket.
+        report: Folder of the run's report in the bucket.
 
     Attributes:
-        predictions: What this process has drawn: epochs done (None: by the best weights), then image, then PNG.
+        predictions: PNGs of predictions that this process has drawn, by finished epochs (None: best weights), then
+            image.
     """
 
     def __init__(self, report: Bucket) -> None:
@@ -150,7 +153,7 @@ class PictureCallback(Callback):
             drawn[sample.name] = self._upload(f"{place}/{when}", draw_outlines(small.image, small.found, YELLOW))
 
     def uploaded_predictions(self, epochs: int) -> dict[int, dict[str, bytes]]:
-        """Return the predictions that the bucket has of the first epochs: epochs done, then image, then PNG."""
+        """Return the uploaded predictions up to a number of finished epochs: finished epochs, then image, then PNG."""
         found: dict[int, dict[str, bytes]] = {}
         for item in self._report.objects(f"{PICTURES}/{_WATCHED}/"):
             *_, name, file = item.key.split("/")
@@ -205,7 +208,7 @@ def _image_facts(ranked: RankedImage) -> TestImage:
 
 @dataclass(frozen=True)
 class _ScaledImage:
-    """An image at the size and brightness of a picture, with its true and predicted labels."""
+    """An image at the size and brightness of a picture, and its true and predicted labels."""
 
     image: RgbImage
     truth: NDArray[np.integer]
@@ -213,7 +216,7 @@ class _ScaledImage:
 
 
 def _scaled(image: RgbImage, truth: NDArray[np.integer], found: NDArray[np.integer]) -> _ScaledImage:
-    """Scale image and labels before anything is drawn on them: outlines would fade if they were scaled."""
+    """Scale image and labels before drawing, because scaled outlines would fade."""
     return _ScaledImage(
         image=brightened(resize_to_side(image, _LONGEST_SIDE)),
         truth=resize_to_side(truth, _LONGEST_SIDE, nearest=True),
@@ -222,13 +225,13 @@ def _scaled(image: RgbImage, truth: NDArray[np.integer], found: NDArray[np.integ
 
 
 class TensorBoardCallback(Callback):
-    """Writes TensorBoard's event file, on this machine and in the bucket, and uploads the profile's files.
+    """Writes TensorBoard's event file to this machine and to the bucket, and uploads the profile's files.
 
     Args:
         folder: The run's folder in the bucket.
         local: The run's folder on this machine.
-        pictures: Draws the predictions that the event file holds.
-        profile: Writes the profile's files.
+        pictures: Callback with the predictions for the event file.
+        profile: Callback with the profile's files.
     """
 
     def __init__(self, folder: Bucket, local: Path, pictures: PictureCallback, profile: ProfileCallback) -> None:
@@ -246,7 +249,7 @@ class TensorBoardCallback(Callback):
         self._graph = graph_of(result.model)
 
     def upload(self, history: History) -> Callable[[], None]:
-        """Return a function, for another thread, that writes and uploads the event file of a run up to now."""
+        """Return a function, for another thread, that writes and uploads the event file with this history."""
         pictures, graph = self._tagged_pictures(len(history)), self._graph
 
         def upload() -> None:
@@ -259,7 +262,7 @@ class TensorBoardCallback(Callback):
         return upload
 
     def _tagged_pictures(self, epochs_done: int) -> dict[int, dict[str, bytes]]:
-        """Return PNGs by epochs done, then tag; those of the best weights stand at the last epoch."""
+        """Return PNGs by finished epochs, then tag; predictions by the best weights are at the last epoch."""
         tagged: dict[int, dict[str, bytes]] = {}
         for when, drawn in [*self._earlier.items(), *self._pictures.predictions.items()]:
             at, title = (epochs_done, "best") if when is None else (when, "predictions")
@@ -268,10 +271,10 @@ class TensorBoardCallback(Callback):
 
 
 class FactsCallback(Callback):
-    """Uploads the facts of a finished run for its report.
+    """Uploads the facts about a finished run for its report.
 
     Args:
-        report: The run's report in the bucket.
+        report: Folder of the run's report in the bucket.
         recipe: The run's recipe.
     """
 
@@ -288,7 +291,7 @@ class WandbCallback(Callback):
 
     Args:
         tracked: The run in W&B.
-        folder: Where the bucket keeps the files of an offline run.
+        folder: Folder of the run in the bucket for the files of an offline run.
     """
 
     def __init__(self, tracked: WandbRun, folder: Bucket) -> None:
@@ -297,7 +300,7 @@ class WandbCallback(Callback):
         self._finished = False
 
     def on_resume(self, history: History, where: str) -> None:  # noqa: ARG002
-        for metrics in history:  # another machine may have logged them, and be gone with what it had not sent
+        for metrics in history:  # a lost machine may have logged them without sending them
             self._tracked.log(metrics)
 
     def on_epoch_end(self, metrics: dict[str, float]) -> None:
@@ -311,21 +314,21 @@ class WandbCallback(Callback):
         self._finished = True
 
     def on_close(self, *, failed: bool) -> None:  # noqa: ARG002
-        """Close a run that has not finished, and upload what W&B was not sent: this machine may be gone tomorrow."""
+        """Close a run that has not finished, and upload the files of an offline run: this machine may be lost."""
         if not self._finished:
             self._tracked.abort()
         keep_files(self._folder, self._tracked.kept_files)
 
 
 class CheckpointCallback(Callback):
-    """Reports checkpoints to Ray Train, which is a barrier for all workers; the first worker saves and uploads them.
+    """Reports checkpoints to Ray Train, a barrier for all workers; the first worker saves and uploads them.
 
-    Must be the last of a list: a run has finished when its last checkpoint, with the model, is reported.
+    Must be the last callback of a list: a run has finished when its last checkpoint, with the model, is reported.
 
     Args:
         folder: The run's folder in the bucket on the first worker; None on all others.
         tensorboard: Writes the event file, which is uploaded with each checkpoint.
-        wandb_run: W&B's path of the run, for the driver.
+        wandb_run: Path of the run in W&B, which is reported to the driver.
     """
 
     def __init__(
@@ -356,7 +359,7 @@ class CheckpointCallback(Callback):
         local = tempfile.mkdtemp(prefix="nucleus-checkpoint-")
         save(Path(local))
         write_sums(Path(local))
-        ray.train.report(  # Ray uploads in the background, in order, and removes the folder then
+        ray.train.report(  # Ray uploads in the background, in order, then removes the folder
             metrics,
             checkpoint=ray.train.Checkpoint.from_directory(local),
             checkpoint_upload_mode=ray.train.CheckpointUploadMode.ASYNC,
@@ -366,8 +369,8 @@ class CheckpointCallback(Callback):
     def _upload(self, folder: Bucket, history: History) -> Callable[[Any, str], Any]:
         """Return a function that uploads a checkpoint, then the history, then the event file.
 
-        Each file is one request of our own client: Ray's own way, `pyarrow.fs.copy_files`, took 2.2 s of the embedded
-        server's time for 21 MB; this takes 0.15 s.
+        Each file is one request of this project's client: with Ray's default, `pyarrow.fs.copy_files`, the embedded
+        server took 2.2 s for 21 MB; this takes 0.15 s.
         """
         storage = ray.train.get_context().get_storage()
         upload_events = self._tensorboard.upload(history) if self._tensorboard else None

@@ -1,4 +1,4 @@
-"""Signals to a running job: stop, or save a checkpoint because a machine will be lost or one is due."""
+"""Signals to a running job: stop, or save a checkpoint because a machine will be lost or a checkpoint is due."""
 
 import signal
 import threading
@@ -34,7 +34,7 @@ class _StopRequest:
 
 
 def stop_request() -> Any:
-    """Start the actor that records whether a stop was requested; return its handle, for driver and workers."""
+    """Start the actor that records whether a stop was requested; return its handle for the driver and the workers."""
     import ray
 
     return ray.remote(_StopRequest).options(**driver_node_options()).remote()
@@ -42,12 +42,12 @@ def stop_request() -> Any:
 
 @contextmanager
 def stops_on_sigterm(request: Any, plan: RunPlan) -> Iterator[None]:
-    """Within the block, SIGTERM asks the run to save and stop instead of ending this process; a second one ends it.
+    """Make SIGTERM, within the block, ask the run to save and stop instead of ending this process.
 
-    The second one is for a run that cannot answer because it waits for machines.
+    A second SIGTERM ends the process, for a run that cannot save because it waits for machines.
 
     Raises:
-        RunStoppedError: SIGTERM arrived a second time.
+        RunStoppedError: A second SIGTERM arrived.
     """
     if threading.current_thread() is not threading.main_thread():  # Python handles signals in the main thread only
         yield
@@ -73,11 +73,11 @@ def stops_on_sigterm(request: Any, plan: RunPlan) -> Iterator[None]:
 
 
 class RunSignals(Signals):
-    """The signals that one worker receives: the first worker checks now and then, and broadcasts to the others.
+    """Signals that a worker receives: the first worker checks every few seconds, and broadcasts to the others.
 
     Args:
-        request: The driver's `stop_request`.
-        save_every: Seconds between checkpoints for a run that Ray may restart at any time; None for no limit.
+        request: The handle from the driver's `stop_request`.
+        save_every: Seconds between checkpoints, for a run that Ray may restart at any time; None for no such limit.
         first: Whether this is the first worker.
     """
 
@@ -117,11 +117,11 @@ class RunSignals(Signals):
         return Signal.SAVE_BEFORE_LOSS
 
     def saved(self) -> None:
-        """Note that a checkpoint is saved now, for the next one that is due."""
+        """Record that a checkpoint is saved now; the next one is due `save_every` seconds later."""
         self._saved_at = time.monotonic()
 
     def _poll(self) -> None:
-        """Look up the driver's stop request without waiting for the answer."""
+        """Query the driver's stop request without waiting for the answer."""
         import ray
 
         if self._answer is None:

@@ -1,4 +1,4 @@
-"""Submission of a training run as a job: its code, command and environment, and a dry run."""
+"""Submission of a training run as a job: code, command, environment and dry run."""
 
 import os
 import shlex
@@ -30,11 +30,12 @@ _PASSED_ON = (
     "NUCLEUS_BUCKET", "WANDB_MODE", "WANDB_PROJECT", "WANDB_ENTITY",
     "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_REGION", "AWS_DEFAULT_REGION",
 )  # fmt: skip
-"""Environment variables that the job needs. None is secret: Ray shows them to everybody who sees its dashboard."""
+"""Environment variables that the job needs. None may be secret: Ray's dashboard shows them to everybody."""
 _RECIPE = "recipe.toml"
 _STOP_WAIT = {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS)}
 """By default Ray kills a job 3 s after the request to stop, too soon for a checkpoint."""
 _TAKEN = "already exists"
+"""Part of Ray's message about a name in use."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Submission:
         job: Id of the job.
         entrypoint: Shell command of the driver.
         environment: Environment variables of the driver, without secrets.
-        code: Folder that is uploaded.
+        code: Folder to upload.
     """
 
     job: str
@@ -54,10 +55,10 @@ class Submission:
     code: Path
 
     def start(self, client: Any) -> None:
-        """Upload the code and start the job; wait for a cluster that has just started.
+        """Upload the code and start the job; if the cluster has just started, wait until it accepts jobs.
 
         Raises:
-            ClusterError: The cluster has a job of this name, or refuses the job.
+            ClusterError: The cluster has a job with this name, or refuses the job.
         """
         runtime = {"working_dir": str(self.code), "env_vars": self.environment}
         start = partial(client.submit_job, entrypoint=self.entrypoint, runtime_env=runtime, submission_id=self.job)
@@ -66,7 +67,7 @@ class Submission:
         except (RuntimeError, ConnectionError, ValueError) as error:
             if _TAKEN in str(error):
                 raise ClusterError(
-                    f"Expected a new run; the cluster has a job named {self.job} already. Choose another name with "
+                    f"Expected a new run; the cluster already has a job named {self.job}. Choose another name with "
                     f"--run, or continue that run: nucleus submit --resume {self.job}"
                 ) from error
             raise ClusterError(f"Expected the cluster to accept the job {self.job}; it did not: {error}") from error
@@ -112,7 +113,7 @@ def _copy_code(folder: Path) -> None:
 
 
 def _code(root: Path) -> list[Path]:
-    """Return the files of this project: in a clone those that git does not ignore, else all."""
+    """Return the files of this project: those that git does not ignore in a clone, else all."""
     if (root / ".git").exists() and shutil.which("git"):
         command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", *_PACKAGES]
         listed = subprocess.run(command, cwd=root, check=True, capture_output=True, text=True)  # noqa: S603
@@ -124,7 +125,7 @@ def _code(root: Path) -> list[Path]:
 
 @dataclass(frozen=True)
 class DryRun:
-    """What would be submitted, and whether the cluster has room for it.
+    """A job that would be submitted, and whether the cluster has enough CPUs and GPUs for it.
 
     Attributes:
         job: Id of the job.
@@ -132,15 +133,15 @@ class DryRun:
         environment: Environment variables of the driver.
         bucket: Bucket of the run.
         dataset: The dataset with its version.
-        versions: Versions of Python and of the packages on this machine; the cluster runs the same Ray.
-        workers: The recipe's workers, in words.
+        versions: Versions of Python and packages on this machine; the cluster runs the same version of Ray.
+        workers: Number of workers in the recipe, as text.
         needed: CPUs and GPUs of the smallest number of workers.
         free: Free CPUs and GPUs of the cluster.
         total: CPUs and GPUs of the cluster.
-        waits_for: The CPUs and GPUs that the run would wait for; None if it can start at once.
-        images: Images of the training split.
+        waits_for: CPUs and GPUs that the run would wait for; None if it can start at once.
+        images: Number of images in the training split.
         epochs: Number of epochs, unless the run stops early.
-        steps: Training steps in these epochs.
+        steps: Number of training steps in these epochs.
     """
 
     job: str
@@ -160,11 +161,11 @@ class DryRun:
 
 
 def dry_run(recipe: Recipe, dataset: str, submission: Submission, capacities: dict[str, Capacity]) -> DryRun:
-    """Check the dataset in the bucket and the capacity of the cluster, without submitting anything.
+    """Read the dataset's manifest and compare the run's needs with the cluster, without submitting anything.
 
     Args:
         recipe: Recipe of the run.
-        dataset: Its dataset, as named by the recipe or by the run to be resumed.
+        dataset: Dataset of the recipe, or of the run to resume.
         submission: The job that would be submitted.
         capacities: CPUs and GPUs of the cluster, by Ray's names.
 

@@ -1,4 +1,4 @@
-"""Sweeps: runs of one recipe with different settings, as trials of Ray Tune; only the best one is published."""
+"""Sweeps: runs of one recipe with different settings, as trials of Ray Tune; the best one is published."""
 
 import os
 from collections.abc import Sequence
@@ -24,8 +24,9 @@ from nucleus.training.callbacks import Callback
 __all__ = ["Outcome", "SweepResult", "Trial", "sweep"]
 
 _TRIAL_BYTES = 256 << 20
-"""Memory that a trial reserves besides its workers; Ray Tune has no trial without resources."""
+"""Memory that a trial reserves besides its workers, because Ray Tune requires some resource."""
 _NUMBER, _FITTED, _ERROR = "trial", "fitted", "error"
+"""Keys of a trial's configuration and of its report."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Trial:
     """One run of a sweep.
 
     Attributes:
-        settings: The settings that differ from the recipe's, as KEY=VALUE.
+        settings: Settings that differ from the recipe, as KEY=VALUE.
         recipe: The recipe with these settings.
     """
 
@@ -62,16 +63,21 @@ class Outcome:
 
 @dataclass(frozen=True)
 class SweepResult:
-    """All trials, the best one first, and the version that was published from it."""
+    """Result of a sweep.
+
+    Attributes:
+        outcomes: All trials, the best first.
+        published: Manifest of the version that was published from the best one.
+    """
 
     outcomes: list[Outcome]
     published: ModelManifest
 
 
 class _TrialCallback(Callback):
-    """Passes on a trial's stages, warnings and epochs as lines that begin with its number.
+    """Forwards a trial's stages, warnings and epochs as lines that begin with its number.
 
-    Steps are left out, because trials run in parallel.
+    Steps are not forwarded, because trials run in parallel.
 
     Args:
         number: The trial's number, from 1.
@@ -97,11 +103,11 @@ class _TrialCallback(Callback):
 def sweep(
     name: str, trials: Sequence[Trial], options: RunOptions, callback: Callback, at_once: int | None = None
 ) -> SweepResult:
-    """Run every trial, as many in parallel as the cluster has room for, and publish the one that validates best.
+    """Run all trials, as many in parallel as fit on the cluster, and publish the one with the best validation score.
 
     Args:
-        name: Name of the sweep; its runs are `<name>-01` and so on, and it is their group in W&B.
-        trials: The trials; all of one model and dataset.
+        name: Name of the sweep and of its group in W&B; its runs are named `<name>-01` and so on.
+        trials: The trials, all of one model, dataset and bucket.
         options: Options of every run.
         callback: Receives stages, warnings and epochs of all trials as lines.
         at_once: Largest number of trials in parallel.
@@ -109,10 +115,10 @@ def sweep(
     Raises:
         RecipeError: The trials have different models, datasets or buckets.
         JobError: No trial finished, or a name is in use.
-        NucleusError: Whatever prevents all, before anything is started where it can be known.
+        NucleusError: Anything else that prevents the sweep; found before the trials start where possible.
     """
     if len({(trial.recipe.model, trial.recipe.dataset, trial.recipe.bucket) for trial in trials}) > 1:
-        raise RecipeError("Expected trials of one model on one dataset in one bucket; --over changes them.")
+        raise RecipeError("Expected trials of one model on one dataset in one bucket; found --over for one of these.")
     plans = [
         plan_run(trial.recipe, replace(options, run=f"{name}-{number:02d}"), callback, name)
         for number, trial in enumerate(trials, 1)
@@ -120,7 +126,7 @@ def sweep(
     callback.on_stage(f"Sweep {name}: {len(plans)} trials")
     largest = max(plans, key=lambda plan: sum(resources_needed(plan.recipe).values()))
     with connected(largest.recipe, own=False, verbose=options.verbose):
-        most = _trials_in_room(largest.recipe, capacities())
+        most = _parallel_trials(largest.recipe, capacities())
         bucket = options.bucket(largest.bucket)
         options.local_folder.mkdir(parents=True, exist_ok=True)
         for plan in plans:
@@ -143,19 +149,19 @@ def sweep(
     return SweepResult(outcomes, published)
 
 
-def _trials_in_room(recipe: Recipe, room: dict[str, Capacity]) -> int:
-    """Return how many runs of a recipe a cluster has room for, at least one."""
-    return max(1, min(int(room[name].most // count) for name, count in resources_needed(recipe).items() if count))
+def _parallel_trials(recipe: Recipe, capacity: dict[str, Capacity]) -> int:
+    """Return the number of runs of a recipe that fit on a cluster, at least 1."""
+    return max(1, min(int(capacity[name].most // count) for name, count in resources_needed(recipe).items() if count))
 
 
 def _tune(
     name: str, plans: Sequence[RunPlan], options: RunOptions, callback: Callback, at_once: int
 ) -> list[dict[str, Any]]:
-    """Run the trials; return what each one reported, in the order of the plans."""
+    """Run the trials; return the report of each, in the order of the plans."""
     from ray import tune
 
     if not options.verbose:
-        os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the new one prints boxes in spite of verbose=0
+        os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the new output prints boxes despite verbose=0
     home = parse_uri(plans[0].bucket)
     with event_queue(callback, lambda: None) as events:
         trial = tune.with_parameters(
@@ -166,7 +172,7 @@ def _tune(
             events=events,
         )
         tuner = tune.Tuner(
-            tune.with_resources(trial, {"memory": _TRIAL_BYTES}),  # the CPUs are its workers'
+            tune.with_resources(trial, {"memory": _TRIAL_BYTES}),  # the workers reserve the CPUs and GPUs
             param_space={_NUMBER: tune.grid_search(list(range(len(plans))))},
             tune_config=tune.TuneConfig(max_concurrent_trials=at_once),
             run_config=tune.RunConfig(
@@ -181,7 +187,7 @@ def _tune(
 
 
 def _run_trial(config: dict[str, int], plans: list[str], options: RunOptions, timeout: float, events: Any) -> None:
-    """Run one trial, in an actor of Ray Tune: a whole run without publishing."""
+    """Run one trial, in an actor of Ray Tune: a complete run without publishing."""
     from ray import tune
 
     set_storage_timeout(timeout)
@@ -200,14 +206,14 @@ def _run_trial(config: dict[str, int], plans: list[str], options: RunOptions, ti
 
 
 def _reported(result: Any) -> dict[str, Any]:
-    """Return what a trial reported, or the error with which Ray ended it."""
+    """Return a trial's report, or the error with which Ray ended the trial."""
     if result.error is not None:
         return {_ERROR: (str(result.error).strip().splitlines() or [type(result.error).__name__])[-1]}
     return dict(result.metrics)
 
 
-def _outcome(plan: RunPlan, trial: Trial, told: dict[str, Any]) -> Outcome:
-    if _ERROR in told:
-        return Outcome(plan.run, trial.settings, None, None, told[_ERROR])
-    fitted = FinishedRun(**told[_FITTED])
+def _outcome(plan: RunPlan, trial: Trial, report: dict[str, Any]) -> Outcome:
+    if _ERROR in report:
+        return Outcome(plan.run, trial.settings, None, None, report[_ERROR])
+    fitted = FinishedRun(**report[_FITTED])
     return Outcome(plan.run, trial.settings, fitted, fitted.metrics["val"]["all"][plan.recipe.gate.metric], None)

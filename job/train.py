@@ -1,4 +1,4 @@
-"""Training runs on a Ray cluster: plan, train, publish and report; and going on with one that was cut off."""
+"""Training runs on a Ray cluster: plan, train, publish, report and resume."""
 
 import os
 import time
@@ -7,6 +7,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+
+from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.util import placement_group_table
 
 import job
 from job.capacity import Capacity, resources_needed, shortage
@@ -41,12 +44,12 @@ class RunOptions:
     """Options of a run.
 
     Attributes:
-        run: Name of a new run; None makes one up.
-        weights_optional: Whether to train a random encoder if pretrained weights cannot be had; only the demo may.
-        own_cluster: Whether to start a Ray cluster on this machine even if another is at hand.
+        run: Name of a new run; None for a generated name.
+        weights_optional: Whether to train a random encoder if pretrained weights are not available; for the demo only.
+        own_cluster: Whether to start a Ray cluster on this machine even if another one is available.
         verbose: Whether to show the logs of Ray and the workers.
-        folder: Folder for reports and TensorBoard's events on this machine, in `<run>/`; None is `runs`.
-        single_writer: Whether nobody else publishes meanwhile, so that the server may ignore conditional writes.
+        folder: Folder on this machine; report and TensorBoard events go to `<run>/` in it. None is `runs`.
+        single_writer: Whether nobody else publishes at the same time, so that a server may ignore conditional writes.
     """
 
     run: str | None = None
@@ -58,47 +61,47 @@ class RunOptions:
 
     @cached_property
     def local_folder(self) -> Path:
-        """The folder, absolute as seen when it is first asked for: workers are in others, and this one may vanish."""
+        """The folder as an absolute path, computed once: workers run in other folders, and this one may be removed."""
         return (self.folder or Path(RUNS)).absolute()
 
     def bucket(self, uri: str | None) -> Bucket:
-        """The bucket `uri`, or else the environment's."""
+        """Return the bucket `uri`; if None, that of the environment."""
         return Bucket(bucket_from_environment(uri), single_writer=self.single_writer)
 
 
 _CHECKPOINTS_KEPT = 2
+"""Checkpoints of a run that Ray Train does not delete: the last ones."""
 _START_TIMEOUT, _ELASTIC_START_SECONDS = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "10"
 _STALL_TIMEOUT = "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"
+"""Environment variables of Ray Train."""
 _METRICS = "metrics"
-"""Key that only the last report of a finished run has."""
+"""Key that only the last report of a finished run has; the other reports are metrics of an epoch."""
 
 
 def fit(plan: RunPlan, options: RunOptions, callback: Callback) -> FinishedRun:
     """Run the workers of a plan on the cluster that this process is connected to.
 
     Raises:
-        RunStoppedError: The run was asked to stop, and can go on.
-        NucleusError: What a worker raised.
+        RunStoppedError: The run was asked to stop; it can be resumed.
+        NucleusError: An error of this project in a worker.
         JobError: Ray failed.
     """
-    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
-
     recipe = plan.recipe
     resources = {"CPU": recipe.cpus_per_worker, **({"GPU": 1} if recipe.gpus_per_worker else {})}
     stop, home = stop_request(), parse_uri(plan.bucket)
-    os.environ[_STALL_TIMEOUT] = str(recipe.stall_timeout)  # Ray hands both on to its controller
-    if recipe.workers.elastic:  # it may ask for a machine that is going, and then asks for what is there
+    os.environ[_STALL_TIMEOUT] = str(recipe.stall_timeout)  # Ray passes both variables to its controller
+    if recipe.workers.elastic:  # after a request for a machine that is going away, try again soon with those that stay
         os.environ.setdefault(_START_TIMEOUT, _ELASTIC_START_SECONDS)
 
     others = set(_reservations())
-    said: list[str] = []
+    shown: list[str] = []
 
     def no_worker_yet() -> None:
-        with suppress(Exception):  # whoever calls this has events to pass on, which are worth more
+        with suppress(Exception):  # an error here must not end the thread that forwards events
             ours = [state for group, state in _reservations().items() if group not in others]
             text = _waits_for(recipe, capacities(), ours)
-            if text not in said[-1:]:
-                said.append(text)
+            if text not in shown[-1:]:
+                shown.append(text)
                 callback.on_stage(text)
 
     with event_queue(callback, no_worker_yet) as events, stops_on_sigterm(stop, plan):
@@ -126,7 +129,7 @@ def fit(plan: RunPlan, options: RunOptions, callback: Callback) -> FinishedRun:
         )
         try:
             result = trainer.fit()
-        except Exception as error:  # Ray wraps what a worker raised in errors of its own
+        except Exception as error:  # Ray wraps the errors of workers
             raise _explained(error, plan, options) from error
     if _METRICS not in result.metrics:
         raise RunStoppedError(f"The run {plan.run} was asked to stop and saved a checkpoint. {plan.how_to_go_on}")
@@ -134,7 +137,7 @@ def fit(plan: RunPlan, options: RunOptions, callback: Callback) -> FinishedRun:
 
 
 def fit_trial(plan: RunPlan, options: RunOptions, callback: Callback) -> FinishedRun:
-    """`fit` of a run that is not published by itself, as a sweep's trial, with its state. Raises what `fit` raises."""
+    """Run `fit` for a sweep's trial, and write its state; nothing is published. Raises what `fit` raises."""
     with StateWriter(RunFolder(options.bucket(plan.bucket), plan.run)) as state:
         fitted = fit(plan, options, callback)
         state.finished()
@@ -142,20 +145,18 @@ def fit_trial(plan: RunPlan, options: RunOptions, callback: Callback) -> Finishe
 
 
 def _reservations() -> dict[str, str]:
-    """The states of the cluster's placement groups, by their ids."""
-    from ray.util import placement_group_table
-
+    """Return the state of each placement group of the cluster, by its id."""
     return {group: found["state"] for group, found in placement_group_table().items()}
 
 
 def _waits_for(recipe: Recipe, capacity: Mapping[str, Capacity], reservations: Sequence[str]) -> str:
-    """What a run without a worker waits for, in words.
+    """Return a sentence that says what a run without workers waits for.
 
     Args:
         recipe: The run's recipe.
         capacity: CPUs and GPUs of the cluster.
-        reservations: States of the placement groups that were made since it began. What its own holds is not free, and
-            yet not what it waits for.
+        reservations: States of the placement groups created since the run started. What its own group holds is not
+            free, but the run does not wait for it.
     """
     if "CREATED" in reservations and "PENDING" not in reservations:
         return "Starting the workers"
@@ -164,7 +165,7 @@ def _waits_for(recipe: Recipe, capacity: Mapping[str, Capacity], reservations: S
 
 
 def _explained(error: BaseException, plan: RunPlan, options: RunOptions) -> NucleusError:
-    """The worker's error if it is one of this package, else Ray's message with the command that goes on."""
+    """Return a worker's error of this project, else a `JobError` with Ray's message and the command to resume."""
     causes = list(getattr(error, "worker_failures", {}).values()) or [error]
     for cause in causes:
         found = our_error(cause)
@@ -180,10 +181,13 @@ def _explained(error: BaseException, plan: RunPlan, options: RunOptions) -> Nucl
 
 
 def train(recipe: Recipe, options: RunOptions | None = None, callback: Callback | None = None) -> ModelManifest:
-    """Train by a recipe on the Ray cluster at hand and publish the best weights.
+    """Train by a recipe on the available Ray cluster, and publish the best weights.
+
+    Returns:
+        The manifest of the published version.
 
     Raises:
-        NucleusError: Whatever prevents it, before anything is started where it can be known.
+        NucleusError: Anything that prevents the run; found before the workers start where possible.
     """
     options = options or RunOptions()
     callback = callback or Callback()
@@ -193,10 +197,16 @@ def train(recipe: Recipe, options: RunOptions | None = None, callback: Callback 
 def resume(
     run: str, bucket: str | None, options: RunOptions | None = None, callback: Callback | None = None
 ) -> ModelManifest:
-    """Go on with a run from its last checkpoint, by the recipe and data that it began with.
+    """Resume a run from its last checkpoint, with the recipe and the dataset version of its plan.
+
+    For a run that has published its version, only the gate, the report and W&B are repeated.
+
+    Returns:
+        The manifest of the published version.
 
     Raises:
         JobError: There is no such run.
+        NucleusError: Anything else that prevents the run.
     """
     options = options or RunOptions()
     callback = callback or Callback()
@@ -211,21 +221,21 @@ def resume(
     if has_facts(store, run):
         report_published(plan, published, store, callback, {})
     else:
-        callback.on_warning(f"The run {run} has no report: an older version of this package trained it.")
+        callback.on_warning(f"The run {run} has no report, because an older version of this package trained it.")
     return published
 
 
 def plan_run(recipe: Recipe, options: RunOptions, callback: Callback, group: str | None = None) -> RunPlan:
-    """Check everything that can be checked before a cluster is used, and return the run's plan.
+    """Check everything that can be checked without a cluster, and return the run's plan.
 
     Args:
         recipe: The recipe.
         options: Options of the run.
-        callback: Shows the progress and warnings.
-        group: Group of runs that it belongs to, such as a sweep.
+        callback: Shows progress and warnings.
+        group: Group of the run, such as a sweep.
 
     Raises:
-        NucleusError: What is wrong.
+        NucleusError: The bucket, the dataset, the recipe, W&B or the encoder's weights cannot be used.
     """
     bucket = options.bucket(recipe.bucket)
     bucket.check(RUNS)
@@ -249,7 +259,7 @@ def plan_run(recipe: Recipe, options: RunOptions, callback: Callback, group: str
             raise
         weights = None
         recipe = recipe.with_random_encoder()
-        callback.on_warning(f"Going on WITHOUT pretrained encoder weights, so results will be worse. {error}")
+        callback.on_warning(f"Training WITHOUT pretrained encoder weights, so results will be worse. {error}")
     return RunPlan(
         run=run,
         bucket=str(bucket.uri),
@@ -269,9 +279,9 @@ def plan_run(recipe: Recipe, options: RunOptions, callback: Callback, group: str
 def _execute(plan: RunPlan, options: RunOptions, callback: Callback, *, new: bool) -> ModelManifest:
     bucket = options.bucket(plan.bucket)
     callback.on_stage(f"{'Training' if new else 'Resuming'} {plan.run} on {plan.recipe.workers}")
-    options.local_folder.mkdir(parents=True, exist_ok=True)  # workers on this machine use it if it is there
+    options.local_folder.mkdir(parents=True, exist_ok=True)  # workers on this machine use it if it exists
     with connected(plan.recipe, own=options.own_cluster, verbose=options.verbose):
-        if new:  # only now, so that a run which could not begin leaves its name free
+        if new:  # only now, so that the name of a run that could not start stays free
             save_plan(bucket, plan)
         begun = time.monotonic()
         with StateWriter(RunFolder(bucket, plan.run)) as state:

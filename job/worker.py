@@ -1,4 +1,4 @@
-"""The worker of a training run: limits of its process, its input, and the call of the trainer."""
+"""The worker of a training run: limits of its process, its input and callbacks, and the call of the trainer."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import ray
+import ray.train
 from ray.train.backend import Backend, BackendConfig
 
 import job
@@ -23,15 +25,15 @@ __all__ = ["MultiWorkerConfig", "limit_devices", "train_worker"]
 
 
 def limit_devices(cpus: int, gpus: int) -> None:
-    """Limit TensorFlow to what Ray has given this process; must be called before TensorFlow's first operation.
+    """Limit TensorFlow to the CPUs and GPUs of this process; must be called before TensorFlow's first operation.
 
     Args:
-        cpus: CPU cores.
+        cpus: Number of CPU cores.
         gpus: 0, or 1 for the GPU that Ray has left visible.
     """
     tf.config.threading.set_intra_op_parallelism_threads(cpus)
-    tf.config.threading.set_inter_op_parallelism_threads(2)  # one would deadlock with the collectives
-    if not gpus:  # Ray 2.60 leaves all GPUs visible to a worker that asked for none
+    tf.config.threading.set_inter_op_parallelism_threads(2)  # a single thread would deadlock with the collectives
+    if not gpus:  # Ray 2.60 leaves all GPUs visible to a worker without GPUs
         tf.config.set_visible_devices([], "GPU")
     for device in tf.config.get_visible_devices("GPU"):
         tf.config.experimental.set_memory_growth(device, enable=True)
@@ -41,7 +43,7 @@ def train_worker(config: dict[str, Any]) -> None:
     """Train as one of the workers of a run.
 
     Args:
-        config: `plan`, the `RunPlan` as JSON; `events`, the driver's queue; `stop`, the driver's stop request.
+        config: `plan`, the `RunPlan` as JSON; `events`, the queue to the driver; `stop`, the driver's stop request.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     plan = RunPlan.model_validate_json(config["plan"])
@@ -67,15 +69,13 @@ def train_worker(config: dict[str, Any]) -> None:
         with _checkpoint() as folder:
             nucleus.training.train(plan.recipe, given, workers, callback, signals, folder)
     except BaseException:
-        with suppress(Exception):  # it would hide the first error
+        with suppress(Exception):  # a second error would hide the first
             callback.on_close(failed=True)
         raise
     callback.on_close(failed=False)
 
 
 def _announce_start(events: Any) -> None:
-    import ray.train
-
     context = ray.train.get_context()
     if context.get_world_rank() == 0:
         job.EventCallback(events).on_stage(f"Workers started: {context.get_world_size()}")
@@ -83,34 +83,32 @@ def _announce_start(events: Any) -> None:
 
 @contextmanager
 def _checkpoint() -> Iterator[Path | None]:
-    """Give a folder with the checkpoint to resume from, or None. Raises `IntegrityError` if it is damaged."""
-    import ray.train
-
+    """Yield a folder with the checkpoint to resume from, or None. Raises `IntegrityError` if it is damaged."""
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is None:
         yield None
         return
     with tempfile.TemporaryDirectory(prefix="nucleus-checkpoint-") as folder:
-        checkpoint.to_directory(folder)  # `as_directory` is one folder for all workers of a machine, written by each
+        checkpoint.to_directory(folder)  # `as_directory` would be one folder that all workers of a machine write
         check_sums(Path(folder), f"s3://{checkpoint.path}")
         yield Path(folder)
 
 
 def _bypass_proxy() -> None:
-    """Keep TensorFlow's collectives, which use gRPC, from going through an `http_proxy` of this machine."""
+    """Exempt TensorFlow's collectives, which use gRPC, from an `http_proxy` of this machine."""
     addresses = json.loads(os.environ["TF_CONFIG"])["cluster"]["worker"]
     hosts = ",".join(address.rpartition(":")[0] for address in addresses)
     os.environ["no_grpc_proxy"] = hosts  # noqa: SIM112  gRPC reads the lower-case name only
 
 
 def _writable(folder: Path, otherwise: Path) -> Path:
-    """Return a folder of the driver's machine if it exists and is writable on this machine too, else the other one."""
+    """Return the driver's folder if it exists and is writable on this machine too, else the other folder."""
     return folder if folder.is_dir() and os.access(folder, os.W_OK) else otherwise
 
 
 @dataclass
 class MultiWorkerConfig(BackendConfig):
-    """Workers of `tf.distribute.MultiWorkerMirroredStrategy`."""
+    """Ray Train's backend for workers that use `tf.distribute.MultiWorkerMirroredStrategy`."""
 
     @property
     def backend_cls(self) -> type[Backend]:
@@ -120,8 +118,6 @@ class MultiWorkerConfig(BackendConfig):
 class _MultiWorkerBackend(Backend):
     def on_start(self, worker_group: Any, backend_config: BackendConfig) -> None:  # noqa: ARG002
         """Set TF_CONFIG on every worker (https://www.tensorflow.org/guide/distributed_training#tf_config)."""
-        import ray
-
         addresses = worker_group.execute(job.free_address)
         ray.get(
             [

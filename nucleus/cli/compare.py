@@ -1,4 +1,4 @@
-"""`nucleus models compare`, and its tables and picture, which `nucleus runs compare` shows too."""
+"""`nucleus models compare`, and the tables and picture that it shares with `nucleus runs compare`."""
 
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -12,7 +12,7 @@ import nucleus
 from nucleus.cli.options import json_option, project_bucket
 from nucleus.cli.output import note, print_json, print_table, warn
 from nucleus.errors import UsageError
-from nucleus.text import MISSING, commit_text, epochs_text, score_text, time_text, value_text
+from nucleus.text import MISSING, commit_text, epochs_text, moment_text, score_text, time_text, value_text
 
 if TYPE_CHECKING:
     from nucleus.runs.comparison import ComparedRun
@@ -21,18 +21,19 @@ __all__ = ["check_compared", "compare_models", "picture_option", "show_compariso
 
 
 _MOST = 26
-"""Runs at most: the letters of the alphabet."""
-
+"""Largest number of compared runs: one per letter of the alphabet."""
 _MOST_DIFFERENCES = 3
-"""Runs besides the first whose differences to it a terminal of 80 columns has room for."""
+"""Largest number of runs, besides the first, whose differences fit on a terminal of 80 columns."""
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 def picture_option(command: Command) -> Command:
-    """`--out FILE.png`: the curves of all runs."""
+    """The option `--out FILE.png`, for a picture of the curves."""
     option = click.option(
-        "--out", type=click.Path(path_type=Path, dir_okay=False), help="Write a picture of the curves to this PNG."
+        "--out",
+        type=click.Path(path_type=Path, dir_okay=False),
+        help="Write a picture of the curves to this PNG file.",
     )
     return option(command)
 
@@ -42,11 +43,10 @@ def picture_option(command: Command) -> Command:
 @picture_option
 @json_option
 def compare_models(models: tuple[str, ...], out: Path | None, as_json: bool) -> None:
-    """Compare versions, each NAME[@REF]: scores, and what was different about recipe and dataset.
+    """Compare model versions, each NAME[@REF]: scores, recipes and datasets.
 
-    Differences are to the first. Versions of different models compare too.
+    Differences are relative to the first. The versions may be of different models.
     """
-
     references = [nucleus.config.parse_reference(model, "model") for model in models]
     check_compared(models, models, out, "versions, such as dsb2018@1 dsb2018@2")
     bucket = project_bucket(nucleus.registry.MODELS)
@@ -68,13 +68,16 @@ def compare_models(models: tuple[str, ...], out: Path | None, as_json: bool) -> 
 
 
 def check_compared(given: Sequence[str], meant: Sequence[str], out: Path | None, what: str) -> None:
-    """Raise `UsageError` if these cannot be compared.
+    """Check the arguments of a comparison.
 
     Args:
-        given: As they were typed.
-        meant: What each stands for.
-        out: The picture.
-        what: What is compared, in words.
+        given: Names as typed.
+        meant: Full name for each.
+        out: File of the picture; None for no picture.
+        what: Noun for the error messages.
+
+    Raises:
+        UsageError: There are too few or too many names, a name is repeated, or the picture is not a PNG file.
     """
     if len(given) < 2 or len(given) > _MOST:
         raise UsageError(f"Expected two or more {what} (at most {_MOST}); found {len(given)}.")
@@ -82,18 +85,17 @@ def check_compared(given: Sequence[str], meant: Sequence[str], out: Path | None,
     for text, name in zip(given, meant, strict=True):
         if name in first:
             both = f"{text} was given twice" if text == first[name] else f"{first[name]} and {text} are both {name}"
-            raise UsageError(f"Expected different {what}; {both}, and nothing differs from itself.")
+            raise UsageError(f"Expected different {what}; {both}.")
         first[name] = text
     if out is not None and out.suffix.lower() != ".png":
-        raise UsageError(f"Expected --out to name a PNG, such as curves.png; found {out}.")
+        raise UsageError(f"Expected --out to be a PNG file, such as curves.png; found {out}.")
 
 
 def show_comparison(runs: "Sequence[ComparedRun]", out: Path | None, as_json: bool) -> None:
-    """Tables or JSON on stdout, a warning if scores do not compare, and the picture."""
-
-    apart = nucleus.runs.datasets_warning(runs)
-    if apart:
-        warn(apart)
+    """Print tables or JSON, warn if test scores do not compare, and write the picture."""
+    warning = nucleus.runs.datasets_warning(runs)
+    if warning:
+        warn(warning)
     if as_json:
         names = [run.name for run in runs]
         different = nucleus.runs.recipe_differences(runs)
@@ -104,7 +106,7 @@ def show_comparison(runs: "Sequence[ComparedRun]", out: Path | None, as_json: bo
                 "recipe": {
                     key: {names[place]: value for place, value in values.items()} for key, values in different.items()
                 },
-                "test_scores_compare": apart is None,
+                "test_scores_compare": warning is None,
             }
         )
     else:
@@ -117,14 +119,13 @@ def show_comparison(runs: "Sequence[ComparedRun]", out: Path | None, as_json: bo
 
 
 def _document(run: "ComparedRun") -> dict[str, Any]:
-    """A run for machines; its metrics and recipe have places of their own."""
-    said = {key: value for key, value in asdict(run).items() if key not in {"metrics", "recipe", "history"}}
-    return {**said, "epochs": len(run.history), "epochs_asked": run.epochs_asked, "best": run.best}
+    """The JSON document of a run, without the metrics and recipe, which have sections of their own."""
+    values = {key: value for key, value in asdict(run).items() if key not in {"metrics", "recipe", "history"}}
+    return {**values, "epochs": len(run.history), "epochs_asked": run.epochs_asked, "best": run.best}
 
 
 def _print_legend(runs: "Sequence[ComparedRun]") -> None:
-    """The letter of each run: names may be too long for columns beside each other."""
-
+    """Print the letter of each run, which heads the columns because names may be too long."""
     lettered = list(zip(_letters(runs), runs, strict=True))
     if all(run.name == run.run for run in runs):
         print_table(("", "run"), [(letter, run.run) for letter, run in lettered])
@@ -133,7 +134,7 @@ def _print_legend(runs: "Sequence[ComparedRun]") -> None:
 
 
 def _print_facts(runs: "Sequence[ComparedRun]") -> None:
-    """What each is and cost; versions only where those known differ, and only what is known of at least one."""
+    """Print state, settings and cost; commit and package versions only if they differ, and no row without a value."""
     always: list[tuple[str, Callable[[ComparedRun], Any]]] = [
         ("state", lambda one: one.state),
         ("dataset", lambda one: one.dataset.rpartition("/")[2]),
@@ -141,7 +142,7 @@ def _print_facts(runs: "Sequence[ComparedRun]") -> None:
         ("epochs", lambda one: epochs_text(len(one.history), one.epochs_asked)),
         ("best epoch", lambda one: one.best and f"{one.best['epoch'] + 1:.0f}"),
         ("chosen by", lambda one: one.best and f"{one.monitor} {one.best[one.monitor]:.4f}"),
-        ("begun (UTC)", lambda one: one.begun and one.begun[:16].replace("T", " ")),
+        ("begun (UTC)", lambda one: one.begun and moment_text(one.begun)),
         ("time", lambda one: time_text(one.seconds)),
         ("CPU time", lambda one: time_text(one.cpu_seconds)),
         ("GPU time", lambda one: time_text(one.gpu_seconds or None)),
@@ -161,10 +162,9 @@ def _print_facts(runs: "Sequence[ComparedRun]") -> None:
 
 
 def _print_metrics(runs: "Sequence[ComparedRun]") -> None:
-
     rows = nucleus.runs.score_rows(runs)
     if not rows:
-        note("No scores: none has ended.")
+        note("No scores: no run has ended.")
         return
     first, *others = _letters(runs)
     with_differences = len(others) < _MOST_DIFFERENCES or not sys.stdout.isatty()
@@ -179,11 +179,10 @@ def _print_metrics(runs: "Sequence[ComparedRun]") -> None:
     click.echo()
     print_table(columns, cells, title="Mean over images, by the best weights")
     if not with_differences:
-        note(f"Without the differences to {first}; a pipe or --json has them.")
+        note(f"Left out: the differences to {first}. To see them, use a pipe or --json.")
 
 
 def _print_recipes(runs: "Sequence[ComparedRun]") -> None:
-
     different = nucleus.runs.recipe_differences(runs)
     if not different:
         note("The recipes are the same.")
@@ -191,7 +190,7 @@ def _print_recipes(runs: "Sequence[ComparedRun]") -> None:
     places = range(len(runs))
     values = [[found.get(place, MISSING) for place in places] for found in different.values()]
     click.echo()
-    _print_beside(runs, "recipe", list(different), values, title="Where the recipes differ")
+    _print_beside(runs, "recipe", list(different), values, title="Differences of the recipes")
 
 
 def _print_beside(
@@ -201,21 +200,19 @@ def _print_beside(
     values: Sequence[Sequence[Any]],
     title: str | None = None,
 ) -> None:
-    """A row for each key, with the value of each run."""
-
+    """Print a table with one row per key and one column per run."""
     rows = [[key, *map(value_text, row)] for key, row in zip(keys, values, strict=True)]
     print_table([what, *_letters(runs)], rows, title=title)
 
 
 def _write_picture(runs: "Sequence[ComparedRun]", out: Path) -> None:
-
     for run in runs:
         if not run.history:
-            warn(f"{run.name} has no history, and so no curves")
+            warn(f"{run.name} has no history, so its curves are missing")
     nucleus.storage.write_atomic(out, nucleus.report.encode_figure(nucleus.report.draw_curves(runs)))
     note(f"curves: {out}")
 
 
 def _letters(runs: Iterable[object]) -> list[str]:
-    """The letters that stand for runs in tables and in the picture."""
+    """The letters of the runs in the tables and the picture."""
     return [chr(ord("A") + place) for place, _ in enumerate(runs)]

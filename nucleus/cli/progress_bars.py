@@ -1,4 +1,4 @@
-"""Progress bars on a terminal, and one line at the end of the work elsewhere; everything on stderr."""
+"""Progress on stderr: bars on a terminal, elsewhere one line at the end of the work; and the display of a run."""
 
 import os
 import time
@@ -42,10 +42,15 @@ __all__ = [
 Unit = Literal["items", "bytes"]
 
 _WIDEST_BAR = 40
+"""Largest width of a bar, columns."""
+_WIDE = 100
+"""Smallest width of a terminal for lines with the speed, which the bar shows too, columns."""
+_SCORES = {"val_loss": "val loss", "val_map": "mAP", "val_iou": "IoU", "val_dice": "Dice"}
+"""Metrics in the line of an epoch, besides the loss: key, then title."""
 
 
 def progress_console() -> Console:
-    """Return the console for bars and the lines above them."""
+    """Return a console on stderr for bars and the lines above them."""
     return Console(stderr=True, highlight=False)
 
 
@@ -65,10 +70,10 @@ def clock(seconds: float) -> str:
 
 
 class TimeLeftColumn(ProgressColumn):
-    """The time left of a task, and the time that it took when it is done.
+    """Column with the remaining time of a task or, once it is finished, its duration.
 
     Args:
-        left: Returns the seconds left of a task, or None if they are not known.
+        left: Function that returns the remaining seconds of a task, or None if they are unknown.
     """
 
     max_refresh = 0.5
@@ -86,7 +91,7 @@ class TimeLeftColumn(ProgressColumn):
 
 
 class _SpeedColumn(ProgressColumn):
-    """Bytes per second over the whole task; rich's own column is empty if all bytes arrive at once."""
+    """Column with the mean bytes per second; rich's own column is empty if all bytes arrive at once."""
 
     def render(self, task: Task) -> Text:
         """Return the text of the column."""
@@ -103,17 +108,17 @@ def bar_column() -> BarColumn:
 
 
 def made_bar(console: Console, *columns: ProgressColumn) -> Progress:
-    """Return a bar; lines that are written to stderr while it is shown appear above it.
+    """Return a bar. Lines that are written to stderr while it is shown appear above it.
 
-    Stdout is not redirected: `job.cluster` redirects it to stderr while Ray may write to it, and would undo that in
-    another order.
+    Rich does not redirect stdout, because `job.cluster` redirects it while Ray may write to it, and the two would not
+    be undone in reverse order.
     """
     return Progress(*columns, console=console, redirect_stdout=False)
 
 
 def _bar(unit: Unit, console: Console) -> Progress:
     title = TextColumn("[progress.description]{task.description}")
-    whole = Column(no_wrap=True)  # otherwise it would take two lines before the bar shrinks
+    whole = Column(no_wrap=True)  # otherwise these would wrap before the bar shrinks
     items, sizes = MofNCompleteColumn(table_column=whole), DownloadColumn(table_column=whole)
     counts = [items] if unit == "items" else [sizes, _SpeedColumn(whole)]
     return made_bar(console, title, bar_column(), *counts, TimeLeftColumn())
@@ -121,14 +126,14 @@ def _bar(unit: Unit, console: Console) -> Progress:
 
 @contextmanager
 def show_progress(title: str, unit: Unit = "items", console: Console | None = None) -> Iterator[Advance]:
-    """Give a function `advance(done, total)` that shows progress: a bar on a terminal, one line at the end elsewhere.
+    """Yield a function `advance(done, total)` that shows progress: a bar on a terminal, elsewhere one line at the end.
 
     With the unit `bytes`, nothing is shown before the first call, because there may be nothing to transfer.
 
     Args:
         title: Title of the bar.
         unit: Unit of `done` and `total`.
-        console: Console of a display around this one; None for a new one.
+        console: Console of an enclosing display; None for a new one.
     """
     console = console or progress_console()
     if draws_bars(console):
@@ -138,7 +143,7 @@ def show_progress(title: str, unit: Unit = "items", console: Console | None = No
 
 
 def _bar_to_end(title: str, unit: Unit, console: Console) -> Iterator[Advance]:
-    """Give a function that moves a bar. A bar of items ends with the last item; the next bar appears below it."""
+    """Yield a function that moves a bar. A bar of items ends with the last item; the next bar appears below it."""
     progress = _bar(unit, console)
     task: TaskID | None = None
 
@@ -161,7 +166,7 @@ def _bar_to_end(title: str, unit: Unit, console: Console) -> Iterator[Advance]:
 
 
 def _line_at_end(title: str, unit: Unit) -> Iterator[Advance]:
-    """Give a function that records progress; write one line when all is done, or when the block ends."""
+    """Yield a function that records progress; write one line with the last item, or at the end of the block."""
     started = time.monotonic()
     last: tuple[int, int] | None = None
     written = False
@@ -184,13 +189,8 @@ def _line_at_end(title: str, unit: Unit) -> Iterator[Advance]:
         note(f"{title}: {filesize.decimal(last[0])} in {seconds:.1f} s ({_speed(last[0], seconds)})")
 
 
-_WIDE = 100
-"""Columns of a terminal whose lines have room for the speed, which the bar shows too."""
-_SCORES = {"val_loss": "val loss", "val_map": "mAP", "val_iou": "IoU", "val_dice": "Dice"}
-
-
 class TrainingDisplay(Callback):
-    """Shows a run: one line per stage and epoch, and on a terminal one bar for the whole run; epochs from 1."""
+    """Display of a run: one line per stage and epoch (from 1) and, on a terminal, one bar for the whole run."""
 
     def __init__(self) -> None:
         self._console = progress_console()
@@ -274,9 +274,9 @@ class TrainingDisplay(Callback):
 
 
 class _Pace:
-    """The time left of a run, estimated from the steps since the first one, validation included.
+    """Estimate of the remaining time of a run from the steps after the first one, including validation.
 
-    The first step, in which TensorFlow compiles, is not counted. A run that resumes from a checkpoint starts again.
+    The first step, in which TensorFlow compiles, is excluded. A run that resumes gets a new estimate.
     """
 
     def __init__(self) -> None:
@@ -285,13 +285,13 @@ class _Pace:
         self._done = self._total = 0
 
     def record(self, done: int, total: int, epochs: int) -> None:
-        """Record that `done` of the run's `total` steps are done now."""
+        """Record that `done` of the run's `total` steps, in `epochs` epochs, are done now."""
         if self._first is None or done <= self._done:
             self._first = (time.monotonic(), done)
         self.epochs, self._done, self._total = epochs, done, total
 
     def seconds_left(self) -> float | None:
-        """Return the seconds to the end of the last epoch; None while they are not known."""
+        """Return the seconds to the end of the last epoch; None while they are unknown."""
         if self._first is None or self._done <= self._first[1]:
             return None
         moment, done = self._first

@@ -1,9 +1,8 @@
-"""`nucleus runs`: the training runs in the bucket: list, show and compare."""
+"""`nucleus runs`: list, show and compare the training runs in the bucket."""
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,8 +31,8 @@ _SETTINGS = (
     "optimizer.monitor",
     "seed",
 )
-"""Keys of the recipe that `show` prints; `--json` has all of them."""
-_COLUMNS: "tuple[tuple[str, Callable[[dict[str, Any]], str]], ...]" = (
+"""Keys of the recipe that `show` prints; `--json` has all keys."""
+_COLUMNS: tuple[tuple[str, Callable[[dict[str, Any]], str]], ...] = (
     ("run", lambda row: row["run"]),
     ("model", lambda row: value_text(row["model"])),
     ("state", lambda row: row["version"] or row["state"]),
@@ -42,58 +41,58 @@ _COLUMNS: "tuple[tuple[str, Callable[[dict[str, Any]], str]], ...]" = (
     ("val mAP", lambda row: score_text(row["val_map"])),
     ("test mAP", lambda row: score_text(row["test_map"])),
     ("dataset", lambda row: row["dataset"].rpartition("/")[2] if row["dataset"] else MISSING),
-    ("begun (UTC)", lambda row: _minute(row["begun"])),
-    ("last write", lambda row: _minute(row["last_write"])),
+    ("begun (UTC)", lambda row: moment_text(row["begun"])),
+    ("last write", lambda row: moment_text(row["last_write"])),
     ("details", lambda row: row["details"]),
 )
-"""The columns of the list."""
+"""Columns of the list: title, and text of a row's cell."""
 _ON_TERMINAL = ("run", "state", "epochs", "epoch mAP", "test mAP")
-"""Those that a terminal of 80 columns has room for."""
+"""Columns of the list that fit on a terminal of 80 columns."""
 
 
 @click.group()
 def runs() -> None:
-    """Training runs in the bucket NUCLEUS_BUCKET, whatever their state."""
+    """Training runs in the bucket NUCLEUS_BUCKET, in any state."""
 
 
 @runs.command("list")
 @click.option("--model", metavar="NAME", help="Only runs of this model.")
-@click.option("--group", metavar="GROUP", help="Only runs of this group, such as a sweep.")
+@click.option("--group", metavar="GROUP", help="Only runs of this group, such as the name of a sweep.")
 @click.option("--limit", type=click.IntRange(1), metavar="N", help="Only the N newest.")
 @json_option
 def list_(model: str | None, group: str | None, limit: int | None, as_json: bool) -> None:
-    """List the runs, the newest first.
+    """List the runs, newest first.
 
-    State: NAME@N is published as that version; `running`; `stopped`, which can go on; `failed`; `lost`: it ran, and its
-    driver was not heard of for 5 minutes; `finished`, a sweep's trial that is not published; `unknown`: an older
-    version of this package trained it. `epoch mAP` is the validation mAP of the best epoch, `val mAP` that of the same
-    weights after the thresholds were tuned, as `nucleus models list` shows it.
+    The state is NAME@N (published as that version), `running`, `stopped` (can be resumed), `failed`, `lost` (running,
+    but its driver has sent no heartbeat for 5 minutes), `finished` (a sweep's trial that was not published) or
+    `unknown` (trained by an older version of this package). `epoch mAP` is the validation mAP of the best epoch, `val
+    mAP` that of the same weights after the thresholds were tuned, as in `nucleus models list`.
     """
-
     found = nucleus.runs.list_runs(project_bucket(nucleus.runs.RUNS), model=model, group=group, limit=limit, warn=warn)
     rows = [_row(run) for run in found]
     if as_json:
         print_json(rows)
         return
     if not rows:
-        note("No runs." if model is None and group is None else "No such runs.")
+        note("No runs." if model is None and group is None else "No runs of this model or group.")
     terminal = sys.stdout.isatty()
     columns = [(title, cell) for title, cell in _COLUMNS if title in _ON_TERMINAL or not terminal]
     print_table([title for title, _ in columns], [[cell(row) for _, cell in columns] for row in rows])
     if terminal and rows:
         left_out = ", ".join(title for title, _ in _COLUMNS if title not in _ON_TERMINAL)
-        note(f"Left out: {left_out}. A pipe or --json has all; nucleus runs show RUN tells more of one.")
+        note(f"Left out: {left_out}. To see all columns, use a pipe or --json. For one run: nucleus runs show RUN")
 
 
 @runs.command()
 @click.argument("run")
 @click.option(
-    "--out", type=click.Path(path_type=Path, file_okay=False), help="Download its report, and what W&B lacks, to here."
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Download the report and the offline W&B files to this folder.",
 )
 @json_option
 def show(run: str, out: Path | None, as_json: bool) -> None:
-    """Show what RUN is, where it stands, what it reached and cost, and where everything is."""
-
+    """Show the settings, state, scores and cost of RUN, and the locations of its files."""
     bucket = project_bucket(nucleus.runs.RUNS)
     found = nucleus.runs.find_run(bucket, run, warn)
     if out is not None:
@@ -112,16 +111,14 @@ def show(run: str, out: Path | None, as_json: bool) -> None:
 @picture_option
 @json_option
 def compare(runs: tuple[str, ...], out: Path | None, as_json: bool) -> None:
-    """Compare runs: scores, recipes, datasets and cost. Differences are to the first."""
-
+    """Compare runs: scores, recipes, datasets and cost. Differences are relative to the first run."""
     check_compared(runs, runs, out, "runs")
     found = nucleus.runs.find_runs(project_bucket(nucleus.runs.RUNS), runs, warn)
     show_comparison([nucleus.runs.of_run(run) for run in found], out, as_json)
 
 
 def _row(run: "StoredRun | DamagedRun") -> dict[str, Any]:
-    """A run in the list, for machines; None is what is not known."""
-
+    """A run of the list as JSON values; None stands for an unknown one."""
     plan = run.plan
     scores = ("monitor", "best_epoch", "best_score", "best_epoch_map", "val_map", "test_map")
     row: dict[str, Any] = {
@@ -154,12 +151,8 @@ def _row(run: "StoredRun | DamagedRun") -> dict[str, Any]:
     }
 
 
-def _minute(moment: str) -> str:
-    return moment_text(datetime.fromisoformat(moment))
-
-
 def _document(bucket: "Bucket", run: "StoredRun", out: Path | None) -> dict[str, Any]:
-    """Everything known about a run, for machines."""
+    """The JSON document of a run."""
     record = run.record
     return {
         **_row(run),
@@ -174,8 +167,7 @@ def _document(bucket: "Bucket", run: "StoredRun", out: Path | None) -> dict[str,
 
 
 def _places(bucket: "Bucket", run: "StoredRun") -> dict[str, str]:
-    """Places in the bucket of what a run has left; only what is there."""
-
+    """Addresses of a run's files in the bucket, without those that do not exist."""
     home = nucleus.runs.RunFolder(bucket, run.run)
     places = {"dataset": run.plan.dataset, "run": str(home.uri())}
     checkpoints = [name for name in run.folders if name.startswith(nucleus.runs.CHECKPOINT_PREFIX)]
@@ -192,7 +184,6 @@ def _places(bucket: "Bucket", run: "StoredRun") -> dict[str, str]:
 
 
 def _print_run(bucket: "Bucket", run: "StoredRun") -> None:
-
     known = [(title, value) for title, value in _facts(run) if value is not None]
     print_table(("what", "value"), [(title, value_text(value)) for title, value in known])
     if run.metrics:
@@ -202,19 +193,12 @@ def _print_run(bucket: "Bucket", run: "StoredRun") -> None:
         click.echo()
         print_table(("stage", "time"), [(stage.name, time_text(stage.seconds)) for stage in run.record.stages])
     click.echo()
-    for name, place in _places(bucket, run).items():  # in lines, where a table would cut what is too long
+    for name, place in _places(bucket, run).items():  # not a table, which would truncate them
         click.echo(f"{name}: {place}")
 
 
-def _scores(split: str, kind: str, scores: "Mapping[str, float]") -> list[str]:
-    """A row of the table of scores; old runs lack some."""
-    images = f"{scores['images']:.0f}" if "images" in scores else MISSING
-    return [split, kind, images, *(score_text(scores.get(metric)) for metric, _ in nucleus.metrics.HEADLINES)]
-
-
 def _facts(run: "StoredRun") -> list[tuple[str, Any]]:
-    """Facts about a run: what it is, where it stands and what it cost; None is what is not known."""
-
+    """Titles and values of a run's settings, state and cost; None stands for an unknown value."""
     record, best = run.record, run.best
     facts: list[tuple[str, Any]] = [
         ("run", run.run),
@@ -227,12 +211,12 @@ def _facts(run: "StoredRun") -> list[tuple[str, Any]]:
         *((key, nucleus.runs.setting(run.plan.settings, key)) for key in _SETTINGS),
         ("epochs", epochs_text(*run.epochs)),
         ("best epoch", best and f"{best['epoch'] + 1:.0f}: {run.monitor} {best[run.monitor]:.4f}"),
-        ("begun (UTC)", record.begun[:16].replace("T", " ") if record else moment_text(run.begun)),
+        ("begun (UTC)", moment_text(record.begun if record else run.begun)),
         ("last write", moment_text(run.written)),
     ]
     if record is not None:
         facts += [
-            ("ended", record.ended[:16].replace("T", " ")),
+            ("ended", moment_text(record.ended)),
             ("workers", f"{record.workers}, each on {record.device}"),
             ("CPU time", time_text(record.cpu_seconds)),
             ("GPU time", time_text(record.gpu_seconds or None)),

@@ -1,4 +1,4 @@
-"""`nucleus train`: a training run on the Ray cluster at hand."""
+"""`nucleus train` and `nucleus sweep`: training runs on a Ray cluster, and the table of their results."""
 
 import importlib.util
 import os
@@ -27,6 +27,10 @@ if TYPE_CHECKING:
 __all__ = ["print_published", "short_path", "sweep", "train"]
 
 
+_WANDB = "https://wandb.ai"
+"""Address of W&B without WANDB_BASE_URL."""
+
+
 @click.command()
 @run_options
 @out_option
@@ -42,12 +46,11 @@ def train(
     out: Path,
     as_json: bool,
 ) -> None:
-    """Train by RECIPE (a TOML file, or the name of one that comes along: demo, dsb2018-cpu, dsb2018-long, dsb2018-gpu).
+    """Train by RECIPE (a TOML file, or a shipped recipe: demo, dsb2018-cpu, dsb2018-long, dsb2018-gpu).
 
-    Uses the Ray cluster of RAY_ADDRESS or this machine, or starts one for the run. --resume needs no RECIPE: one
-    that is given names the bucket alone.
+    Uses the Ray cluster of RAY_ADDRESS or one on this machine, or starts one for the run. --resume needs no RECIPE; if
+    one is given, only its bucket is used.
     """
-
     check_run_options(recipe, settings, run, resume)
     content = nucleus.config.read_recipe(nucleus.config.recipe_path(recipe), settings) if recipe else None
     bucket = content.bucket if content else None
@@ -71,11 +74,16 @@ def train(
     multiple=True,
     required=True,
     metavar="KEY=V1,V2,...",
-    help="Run with each of these values, as optimizer.learning_rate=1e-4,1e-3; of several keys every combination.",
+    help="Train with each value, such as optimizer.learning_rate=1e-4,1e-3; with several keys, every combination.",
 )
 @click.option("--set", "settings", metavar="KEY=VALUE", multiple=True, help="Change a key for all trials.")
-@click.option("--name", metavar="NAME", help="Name of the sweep.  [default: the model's name and the moment]")
-@click.option("--at-once", type=click.IntRange(1), metavar="N", help="Trials at once.  [default: as there is room]")
+@click.option("--name", metavar="NAME", help="Name of the sweep.  [default: name of the model, date and time]")
+@click.option(
+    "--at-once",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Parallel trials at most.  [default: as many as fit]",
+)
 @single_writer_option
 @out_option
 @click.option("--json", "as_json", is_flag=True, help="One JSON document.")
@@ -91,19 +99,17 @@ def sweep(
     out: Path,
     as_json: bool,
 ) -> None:
-    """Train by RECIPE several times with different settings (Ray Tune), and publish the best alone.
+    """Train by RECIPE several times with different settings (Ray Tune), and publish only the best run.
 
-    The best is the one with the highest gate.metric on the validation split. All are one group in W&B.
+    The best run has the highest gate.metric on the validation split. All runs are one group in W&B.
     """
-
     path = nucleus.config.recipe_path(recipe)
     trials = [
         job.Trial(each, nucleus.config.read_recipe(path, [*settings, *each]))
         for each in nucleus.config.combinations(over)
     ]
-    sweep_name = (
-        nucleus.config.check_name(name, "sweep") if name else nucleus.runs.new_run_name(trials[0].recipe.model[:36])
-    )  # with room for -01
+    generated = nucleus.runs.new_run_name(trials[0].recipe.model[:36])  # short enough for the suffix -01
+    sweep_name = nucleus.config.check_name(name, "sweep") if name else generated
     verbose = bool(ctx.find_root().params.get("debug"))
     options = job.RunOptions(verbose=verbose, single_writer=single_writer, folder=out)
     with TrainingDisplay() as display:
@@ -130,26 +136,22 @@ def _print_sweep(found: "SweepResult", runs: Path, bucket: str | None) -> None:
     print_published(found.published, runs, bucket)
 
 
-_WANDB = "https://wandb.ai"
-
-
 def print_published(
     manifest: "ModelManifest",
     runs: Path,
     bucket_uri: str | None = None,
     more: Mapping[str, object] = MappingProxyType({}),
 ) -> None:
-    """The scores of a version, then one table of where everything is and what to type next.
+    """Print the scores of a published version, then a table of the locations of all results and of the next commands.
 
-    The version is published: what cannot be found out any more is left out, with a warning.
+    Locations that cannot be read are left out with a warning, because the version is published.
 
     Args:
-        manifest: The version that a run has published.
-        runs: Folder that keeps on this machine, in `<run>/`, what runs have left for people.
-        bucket_uri: The recipe's bucket; without it the environment's.
-        more: Rows for what the command has made besides the run.
+        manifest: Manifest of the version.
+        runs: Folder on this machine with the reports of runs, in `<run>/`.
+        bucket_uri: Bucket of the recipe; None for that of the environment.
+        more: Rows for further results of the command.
     """
-
     print_scores(manifest.origin.metrics)
     bucket = nucleus.storage.Bucket(nucleus.storage.bucket_from_environment(bucket_uri))
     version = f"{manifest.model}@{manifest.version}"
@@ -159,17 +161,16 @@ def print_published(
     try:
         rows |= _places(manifest, bucket, runs / manifest.origin.run)
     except (NucleusError, OSError) as error:
-        warn(f"{version} is published; where the run's other results are could not be found out: {error}")
+        warn(f"{version} is published; the locations of the run's other results could not be read: {error}")
     print_facts({**rows, **more, **_commands(manifest)}, ("what", "where"))
 
 
 def _places(manifest: "ModelManifest", bucket: "Bucket", folder: Path) -> dict[str, object]:
-    """A row for each result of the run, with a place that exists for who reads it."""
-
+    """A row per result of the run, with a location that its reader can open."""
     plan = nucleus.runs.load_plan(bucket, manifest.origin.run)
     home = nucleus.runs.RunFolder(bucket, plan.run)
     rows: dict[str, object] = {**_alias(manifest, bucket, plan), "run": str(home.uri())}
-    if job.is_submitted_job():  # the log is read on another machine than this
+    if job.is_submitted_job():  # the log is read on another machine
         return rows | {
             "report": str(home.uri(nucleus.runs.REPORT_FOLDER, nucleus.runs.REPORT_PAGE)),
             "TensorBoard": str(home.uri(nucleus.tracking.TENSORBOARD_FOLDER)),
@@ -184,7 +185,7 @@ def _places(manifest: "ModelManifest", bucket: "Bucket", folder: Path) -> dict[s
 
 
 def _commands(manifest: "ModelManifest") -> dict[str, str]:
-    """Commands to type next."""
+    """Rows with the next commands."""
     version = f"{manifest.model}@{manifest.version}"
     rows = {"predict": f"nucleus predict IMAGES --model {version} --out results/"}
     if manifest.version > 1:
@@ -193,35 +194,30 @@ def _commands(manifest: "ModelManifest") -> dict[str, str]:
 
 
 def _alias(manifest: "ModelManifest", bucket: "Bucket", plan: "RunPlan") -> dict[str, str]:
-    """A row for the recipe's alias: whether it moved, and why."""
-
+    """The row for the recipe's alias: whether it moved, and why."""
     gate = plan.recipe.gate
     if not gate.enabled:
-        return {gate.alias: "not asked to move: gate.enabled = false"}
+        return {gate.alias: "not moved: gate.enabled = false"}
     decision = nucleus.registry.read_decision(bucket, manifest.model, manifest.version)
     if decision is None:
-        return {
-            gate.alias: f"not judged; move it: nucleus models alias {manifest.model}@{manifest.version} {gate.alias}"
-        }
-    verb = "means" if decision.passed else "does not move to"
+        return {gate.alias: f"not judged. Run: nucleus models alias {manifest.model}@{manifest.version} {gate.alias}"}
+    verb = "points to" if decision.passed else "does not move to"
     return {decision.alias: f"{verb} version {decision.version}: {decision.reason}"}
 
 
 def _tensorboard(home: "RunFolder", folder: Path) -> str:
-    """The command that shows the run's curves, whose file is downloaded to this machine."""
-
+    """Download the run's event file to this machine, and return the command that shows it."""
     file = nucleus.tracking.EVENTS_FILE
     try:
         home.bucket.download(home.key(file), folder / file)
-    except (StorageError, OSError) as error:  # the version is published all the same
+    except (StorageError, OSError) as error:  # the version is published
         return f"{home.uri(file)} (not downloaded: {error})"
     missing = "" if importlib.util.find_spec("tensorboard") else "  (pip install tensorboard)"
     return f"tensorboard --logdir {shlex.quote(str(short_path((folder / file).parent)))}{missing}"
 
 
 def _wandb(manifest: "ModelManifest", plan: "RunPlan", *, here: bool) -> str:
-    """Where the run is in W&B, or the command that sends the files that were kept offline, `here` or in the bucket."""
-
+    """The run's page in W&B, or the command that sends its offline files, from this machine (`here`) or the bucket."""
     if plan.wandb_mode == "disabled":
         return "off"
     if plan.wandb_mode == "online":
@@ -234,7 +230,7 @@ def _wandb(manifest: "ModelManifest", plan: "RunPlan", *, here: bool) -> str:
 
 
 def short_path(path: Path) -> Path:
-    """The path relative to the current folder, if it is below; that folder may have been removed meanwhile."""
+    """Return a path relative to the current folder if it is below it, and if that folder still exists."""
     try:
         here = Path.cwd()
     except FileNotFoundError:

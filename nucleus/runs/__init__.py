@@ -1,4 +1,4 @@
-"""Training runs in the bucket: what each is to do, what it left, and how runs compare."""
+"""Training runs in the bucket: their plans, states, records and reports, and comparison of runs."""
 
 import lazy_loader
 

@@ -1,4 +1,4 @@
-"""Comparison of runs or model versions: their scores, and the differences in how they were made."""
+"""Comparison of runs or model versions: scores, and differences of their recipes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -23,21 +23,21 @@ __all__ = [
 
 @dataclass(frozen=True)
 class ComparedRun:
-    """A run or a model version, with what is known of it; None is what is not known.
+    """A run or a model version, as it is compared; None stands for an unknown value.
 
     Attributes:
         name: Name of the run, or NAME@N.
         run: Name of the run.
-        state: What became of the run, in words.
+        state: State of the run, such as `running` or `published as NAME@N`.
         recipe: The whole recipe.
         dataset: `s3://.../NAME@VERSION`.
-        encoder_weights: Source of the encoder's first weights.
-        metrics: Scores of the best weights: split, then `all` or kind of image, then metric; empty before a run's end.
+        encoder_weights: Source of the encoder's initial weights.
+        metrics: Scores of the best weights: split, then `all` or kind of image, then metric; empty until the run ends.
         history: Metrics of each epoch.
-        begun: When the run began, UTC, ISO 8601.
-        seconds: Seconds of all stages together.
-        cpu_seconds: CPU cores times the seconds that they were held.
-        gpu_seconds: GPUs times the seconds that they were held.
+        begun: Start of the run, UTC, ISO 8601.
+        seconds: Total duration of all stages.
+        cpu_seconds: CPU core seconds that the run held.
+        gpu_seconds: GPU seconds that the run held.
         workers: Number of workers at the end.
         device: Device of each worker.
         commit: Commit of the code.
@@ -63,12 +63,12 @@ class ComparedRun:
 
     @property
     def monitor(self) -> str:
-        """The validation metric that chose the best weights."""
+        """Name of the validation metric that chose the best weights."""
         return monitor_of(self.recipe)
 
     @property
     def best(self) -> EpochMetrics | None:
-        """The epoch whose weights were best."""
+        """Metrics of the epoch with the best weights; None before the first validation."""
         return best_epoch(self.history, self.recipe)
 
     @property
@@ -79,7 +79,7 @@ class ComparedRun:
 
     @property
     def dataset_version(self) -> str:
-        """The dataset's version: a sum of its content, whatever its name and place."""
+        """Version of the dataset: a checksum of its content, independent of its name and location."""
         return self.dataset.rpartition("@")[2]
 
 
@@ -91,8 +91,8 @@ class ScoreRow:
         split: `val` or `test`.
         kind: `all`, or a kind of image.
         metric: Key of the metric.
-        title: Its name in tables.
-        values: The value of each run; None where it is not known.
+        title: Name of the metric in tables.
+        values: Value of each run; None where it is unknown.
     """
 
     split: str
@@ -103,13 +103,13 @@ class ScoreRow:
 
     @property
     def differences(self) -> tuple[float | None, ...]:
-        """Each value minus the first."""
+        """Each value minus the first one; None where either is unknown."""
         first = self.values[0]
         return tuple(None if value is None or first is None else value - first for value in self.values)
 
 
 def of_run(run: StoredRun) -> ComparedRun:
-    """What is compared of a run."""
+    """Return a stored run in the form in which it is compared."""
     record = run.record
     return ComparedRun(
         name=run.run,
@@ -132,7 +132,7 @@ def of_run(run: StoredRun) -> ComparedRun:
 
 
 def of_version(manifest: ModelManifest, history: list[EpochMetrics]) -> ComparedRun:
-    """What is compared of the run that published a model version."""
+    """Return a model version, with the history of the run that published it, in the form in which it is compared."""
     origin = manifest.origin
     name = f"{manifest.model}@{manifest.version}"
     return ComparedRun(
@@ -153,7 +153,7 @@ def _versions(code: str, others: dict[str, str]) -> dict[str, str]:
 
 
 def score_rows(runs: Sequence[ComparedRun]) -> list[ScoreRow]:
-    """The headline metrics on val and test, over all images and of each kind that at least two runs have."""
+    """Return the headline metrics on `val` and `test`, over all images and for each kind that two or more runs have."""
     rows = []
     for split in ("val", "test"):
         by_kind = [run.metrics.get(split, {}) for run in runs]
@@ -167,7 +167,7 @@ def score_rows(runs: Sequence[ComparedRun]) -> list[ScoreRow]:
 
 
 def flat_recipe(recipe: dict[str, Any]) -> dict[str, Any]:
-    """A recipe by whole keys.
+    """Return a recipe with dotted keys instead of nested tables.
 
     >>> flat_recipe({"seed": 1, "optimizer": {"epochs": 3}})
     {'seed': 1, 'optimizer.epochs': 3}
@@ -182,9 +182,9 @@ def flat_recipe(recipe: dict[str, Any]) -> dict[str, Any]:
 
 
 def recipe_differences(runs: Sequence[ComparedRun]) -> dict[str, dict[int, Any]]:
-    """The keys whose value is not the same in every recipe: by key, the value of each run by its index.
+    """Return the keys whose values differ: dotted key, then index of the run, then value.
 
-    Recipes of older versions of this package lack some keys.
+    A run whose recipe lacks a key, as one of an older version of this package may, has no entry for it.
     """
     recipes = [flat_recipe(run.recipe) for run in runs]
     keys = dict.fromkeys(key for recipe in recipes for key in recipe)
@@ -197,12 +197,12 @@ def recipe_differences(runs: Sequence[ComparedRun]) -> dict[str, dict[int, Any]]
 
 
 def datasets_warning(runs: Sequence[ComparedRun]) -> str | None:
-    """A warning if test scores do not compare, because the runs were scored on different dataset versions."""
+    """Return a warning if test scores do not compare, because the dataset versions of the runs differ; else None."""
     scored = [run for run in runs if run.metrics]
     if len({run.dataset_version for run in scored}) < 2:
         return None
     places = ", ".join(f"{run.name} on {run.dataset}" for run in scored)
     return (
-        f"test scores do not compare: these were scored on different dataset versions: {places}. Score models on the "
-        "same images: nucleus evaluate NAME@N DATASET"
+        f"test scores do not compare: these were scored on different dataset versions: {places}. To score models on "
+        "the same images, run: nucleus evaluate NAME@N DATASET"
     )

@@ -1,4 +1,4 @@
-"""Download of what a run has left for people: its report, and the files that W&B has not been sent."""
+"""Download of a run's report, and of the W&B files that were kept offline."""
 
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -14,31 +14,32 @@ __all__ = ["download_report", "names_below"]
 
 
 _AT_ONCE = 8
+"""Files that are downloaded in parallel."""
 
 
 def download_report(bucket: Bucket, run: str, folder: Path, advance: Advance = no_progress) -> list[Path]:
-    """Download a run's report into a folder, each file whole or not at all; return the files, in order.
+    """Download a run's report into a folder, each file atomically; return the paths of the files.
 
-    Files that W&B has not been sent go to the folder's `wandb/`, ready for `wandb sync`. Those of an earlier download
-    are replaced.
+    W&B's files that were kept offline go to `wandb/` in the folder, ready for `wandb sync`. Files of an earlier
+    download are replaced.
 
     Args:
         bucket: The project's bucket.
         run: Name of the run.
-        folder: A folder that is absent, empty, or holds nothing but files of this report.
-        advance: Called with how many files are there, of how many.
+        folder: A folder that does not exist, is empty, or holds only files of this report.
+        advance: Called with the number of files downloaded, and their total number.
 
     Raises:
-        JobError: The run has left no report.
-        UsageError: The folder holds other files, which are left as they are.
-        IntegrityError: An object's key does not name a file in the folder.
+        JobError: The run has no report.
+        UsageError: The folder holds other files; nothing is changed.
+        IntegrityError: An object's key would be a file outside the folder.
     """
     home = RunFolder(bucket, run)
     report = f"{home.key(REPORT_FOLDER)}/"
     names = names_below(bucket, report)
     if not names:
         raise JobError(
-            f"Expected a report at {bucket.uri / report}; there is none: a run writes it at its end. "
+            f"Expected a report at {bucket.uri / report}; found none: a run writes it at its end. "
             f"Run: nucleus runs show {run}"
         )
     offline = f"{home.key(WANDB_FOLDER)}/"
@@ -53,10 +54,10 @@ def download_report(bucket: Bucket, run: str, folder: Path, advance: Advance = n
 
 
 def names_below(bucket: Bucket, prefix: str) -> list[str]:
-    """Keys of the objects below a folder, relative to it, checked as names of files for a folder on disk.
+    """Return the keys below a prefix, relative to it, and safe as relative paths of files on disk.
 
     Raises:
-        IntegrityError: A key does not name a file in it.
+        IntegrityError: A key would be a file outside the folder.
     """
     return [_checked(bucket, prefix, item.key.removeprefix(prefix)) for item in bucket.objects(prefix)]
 
@@ -74,6 +75,6 @@ def _check_replaceable(folder: Path, paths: Iterable[Path], run: str) -> None:
     expected = set(paths)
     if not folder.is_dir() or any(not path.is_dir() and path not in expected for path in folder.rglob("*")):
         raise UsageError(
-            f"Expected {folder} to be absent, empty or a copy of the report of {run}; it holds other files. "
-            "Name another folder."
+            f"Expected {folder} to be new, empty or a copy of the report of {run}; it holds other files. "
+            "Choose another folder."
         )

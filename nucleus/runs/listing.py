@@ -1,4 +1,4 @@
-"""Runs in the bucket, listed or found by name: plan, state, history, and record or published version of each."""
+"""Runs in the bucket, listed or found by name: plan, state, history, and record or published version."""
 
 import difflib
 import io
@@ -37,25 +37,29 @@ __all__ = [
 
 
 EpochMetrics = dict[str, float]
-"""Metrics of one epoch: `epoch` (from 0), `loss`, `learning_rate` and, where it was validated, `val_` metrics."""
+"""Metrics of one epoch: `epoch` (from 0), `loss`, `learning_rate` and, if it was validated, `val_` metrics."""
 
 _DEFAULT_MONITOR = "val_map"
 """Metric that chooses the best weights in a recipe without `optimizer.monitor`."""
+_AT_ONCE = 8
+"""Runs that are read in parallel."""
+_CHUNK = 64
+"""Runs that are read before their number is compared with the limit, at most."""
 
 
 @dataclass(frozen=True)
 class StoredRun:
-    """A run.
+    """A run in the bucket, whatever its state.
 
     Attributes:
-        plan: What it is to do; its recipe may be one of another version of this package, and is not checked.
-        begun: When its plan was written.
-        written: When an object directly in its folder was last written; each checkpoint writes some.
-        folders: Names of the folders in it.
-        history: Metrics of each epoch that is done.
-        record: What it left at its end; None if it has not ended, or ended before runs left records.
-        manifest: Manifest of the version that it published, where there is no record.
-        reported: Where it stands as its driver says; of no account once there is a record or a version.
+        plan: The run's plan; its recipe may be one of another version of this package, and is not checked.
+        begun: When the plan was written.
+        written: When an object directly in the run's folder was last written; each checkpoint writes some.
+        folders: Names of the folders in the run's folder.
+        history: Metrics of each finished epoch.
+        record: Record of the run; None if it has not ended, or ended before this package wrote records.
+        manifest: Manifest of the version that a run without a record published; None if there is none.
+        reported: Status by the driver's state file; ignored if there is a record or a published version.
     """
 
     plan: RunPlan
@@ -69,22 +73,22 @@ class StoredRun:
 
     @property
     def run(self) -> str:
-        """Its name."""
+        """Name of the run."""
         return self.plan.run
 
     @property
     def model(self) -> str:
-        """Name under which it publishes."""
+        """Name of the model."""
         return self.plan.model
 
     @property
     def published(self) -> str | None:
-        """NAME@N, the version that it published, if it did."""
+        """The published version, NAME@N; None if there is none."""
         return self.status.version
 
     @property
     def status(self) -> Status:
-        """Where it stands: by its record, else by the version that it published, else as its driver says."""
+        """Status by the record, else by the published version, else by the driver's state file."""
         if self.record is not None and self.record.version is not None:
             version = f"{self.record.model}@{self.record.version}"
             return Status("published", since=self.record.ended, version=version)
@@ -95,24 +99,24 @@ class StoredRun:
 
     @property
     def metrics(self) -> dict[str, dict[str, dict[str, float]]]:
-        """Scores of the best weights: split, then `all` or kind, then metric; empty before the end."""
+        """Scores of the best weights: split, then `all` or kind, then metric; empty until the run ends."""
         if self.record is not None:
             return self.record.metrics
         return self.manifest.origin.metrics if self.manifest else {}
 
     @property
     def epochs(self) -> tuple[int, int | None]:
-        """Number of epochs done, and the number in the recipe."""
+        """Number of finished epochs, and the number in the recipe."""
         return len(self.history), setting(self.plan.settings, "optimizer.epochs")
 
     @property
     def monitor(self) -> str:
-        """The validation metric that chooses the best weights."""
+        """Name of the validation metric that chooses the best weights."""
         return monitor_of(self.plan.settings)
 
     @property
     def best(self) -> EpochMetrics | None:
-        """The epoch whose weights were best."""
+        """Metrics of the epoch with the best weights; None before the first validation."""
         return best_epoch(self.history, self.plan.settings)
 
 
@@ -121,11 +125,11 @@ class DamagedRun:
     """A run with a document that cannot be read.
 
     Attributes:
-        run: Its name.
-        begun: When its plan was written.
-        written: When an object directly in its folder was last written.
-        problem: What is wrong, with the name of the document.
-        plan: What it was to do, if that can be read.
+        run: Name of the run.
+        begun: When the plan was written.
+        written: When an object directly in the run's folder was last written.
+        problem: Error message, with the address of the document.
+        plan: The run's plan; None if it cannot be read.
     """
 
     run: str
@@ -136,7 +140,7 @@ class DamagedRun:
 
 
 def setting(recipe: dict[str, Any], key: str) -> Any:
-    """The value of a key such as `optimizer.epochs`; None if the recipe does not have it."""
+    """Return the value of a dotted key such as `optimizer.epochs`; None if the recipe does not have it."""
     value: Any = recipe
     for part in key.split("."):
         value = value.get(part) if isinstance(value, dict) else None
@@ -144,29 +148,31 @@ def setting(recipe: dict[str, Any], key: str) -> Any:
 
 
 def monitor_of(recipe: dict[str, Any]) -> str:
-    """The validation metric that chooses the best weights."""
+    """Return the name of the validation metric that chooses the best weights."""
     return str(setting(recipe, "optimizer.monitor") or _DEFAULT_MONITOR)
 
 
 def best_epoch(history: Sequence[EpochMetrics], recipe: dict[str, Any]) -> EpochMetrics | None:
-    """The first validated epoch with the largest value of the recipe's monitor; None before the first validation."""
+    """Return the first epoch with the highest value of the recipe's monitor; None before the first validation."""
     monitor = monitor_of(recipe)
     return max((epoch for epoch in history if monitor in epoch), key=lambda epoch: epoch[monitor], default=None)
 
 
-_AT_ONCE = 8
-_CHUNK = 64
-
-
 class _VersionMetrics(BaseModel):
-    """A version's `metrics.json`; its metrics are in the manifest too."""
+    """The part of a version's `metrics.json` that the manifest does not have."""
 
     history: list[EpochMetrics]
 
 
 @dataclass(frozen=True)
 class _Folder:
-    """A run's folder: when the objects directly in it were written, by name, and the folders in it."""
+    """The top level of a run's folder.
+
+    Attributes:
+        run: Name of the run.
+        written: Time of each object directly in the folder, by name.
+        folders: Names of the folders in it.
+    """
 
     run: str
     written: dict[str, datetime]
@@ -181,18 +187,19 @@ def list_runs(
     limit: int | None = None,
     warn: Callable[[str], None] = lambda _: None,
 ) -> list[StoredRun | DamagedRun]:
-    """Runs in the bucket, newest first; folders without a plan, such as a sweep's own, are no runs.
+    """Return the runs in the bucket, newest first. Folders without a plan, such as that of a sweep, are not runs.
 
-    Requests: for each run a listing of the top of its folder, and two or three small objects (the plan, and the record
-    or else state and history). For runs without a record, the manifests of their model's versions are read to find out
-    which run published them. A run that is left out by `limit` costs its listing alone.
+    Requests per run: a listing of its folder's top level, and two or three small objects (the plan, and the record or
+    else state and history). If runs have no record, the manifests of all versions of their models are read too, to find
+    the runs that published them. A run beyond `limit` costs only its listing.
 
     Args:
         bucket: The project's bucket.
         model: Only runs of this model.
         group: Only runs of this group.
-        limit: The newest of these runs, at most this many.
-        warn: Called for each document that cannot be read; a run with an unreadable plan is always listed.
+        limit: Largest number of runs; the newest ones are returned.
+        warn: Called with a message for each document that cannot be read. A run with an unreadable plan is always
+            listed.
     """
     now = server_time(bucket)
     with ThreadPoolExecutor(_AT_ONCE) as pool:
@@ -213,15 +220,15 @@ def list_runs(
 
 
 def find_run(bucket: Bucket, run: str, warn: Callable[[str], None] = lambda _: None) -> StoredRun:
-    """One run. Raises what `find_runs` raises."""
+    """Return a run by name. Raises what `find_runs` raises."""
     return find_runs(bucket, [run], warn)[0]
 
 
 def find_runs(bucket: Bucket, names: Sequence[str], warn: Callable[[str], None] = lambda _: None) -> list[StoredRun]:
-    """Runs by name, in the order given. `warn` is called for versions that cannot be read.
+    """Return runs by name, in the given order. `warn` is called with a message for each version that cannot be read.
 
     Raises:
-        UriError: No run can have this name.
+        UriError: A name is not a valid name of a run.
         JobError: There is no such run, or one of its documents cannot be read.
     """
     for name in names:
@@ -246,11 +253,11 @@ def _read_named(bucket: Bucket, now: datetime, run: str) -> StoredRun | DamagedR
 
 
 def history_of_version(bucket: Bucket, manifest: ModelManifest) -> list[EpochMetrics]:
-    """The epochs of the run that published a version; none if the version does not say.
+    """Return the metrics of each epoch of the run that published a version; an empty list for one without history.
 
     Raises:
-        IntegrityError: The file has another sum than the manifest gives, or is missing.
-        ModelError: It cannot be read.
+        IntegrityError: `metrics.json` is missing, or its checksum differs from the manifest's.
+        ModelError: `metrics.json` cannot be parsed.
     """
     name = nucleus.model.METRICS_FILE
     if name not in manifest.files:
@@ -262,14 +269,14 @@ def history_of_version(bucket: Bucket, manifest: ModelManifest) -> list[EpochMet
         return _VersionMetrics.model_validate_json(file.getvalue()).history
     except ObjectNotFoundError as error:
         raise IntegrityError(
-            f"Expected {bucket.uri / key}, as the manifest says; it is missing. Take another version."
+            f"Expected {bucket.uri / key}, which the manifest lists; it is missing. Choose another version."
         ) from error
     except ValidationError as error:
         raise ModelError(f"Expected a version's metrics at {bucket.uri / key}; they are damaged: {error}") from error
 
 
 def _look(bucket: Bucket, run: str) -> _Folder | None:
-    """The top of a run's folder; None for one that has no plan."""
+    """Return the top level of a run's folder; None if it has no plan."""
     objects, folders = bucket.children(RunFolder(bucket, run).key())
     written = {item.key.rpartition("/")[2]: item.modified for item in objects}
     return _Folder(run, written, tuple(folders)) if PLAN_FILE in written else None
@@ -278,7 +285,7 @@ def _look(bucket: Bucket, run: str) -> _Folder | None:
 def _read(
     bucket: Bucket, model: str | None, group: str | None, now: datetime, folder: _Folder
 ) -> StoredRun | DamagedRun | None:
-    """A run by its own documents; None if it is not of the model and group that are wanted."""
+    """Return a run by the documents in its folder; None if it is of another model or group."""
     plan = None
     begun, written = folder.written[PLAN_FILE], max(folder.written.values())
     try:
@@ -318,7 +325,7 @@ def _history(bucket: Bucket, folder: _Folder) -> list[EpochMetrics]:
 def _publishers(
     bucket: Bucket, runs: Sequence[StoredRun | DamagedRun], pool: ThreadPoolExecutor, warn: Callable[[str], None]
 ) -> dict[str, ModelManifest]:
-    """By run: what it published, for the models of those runs that have no record."""
+    """Return the manifests of the versions of all models of runs without a record, by run."""
     without = [run for run in runs if isinstance(run, StoredRun) and run.record is None]
     models = sorted({run.model for run in without})
     versions = [(model, version) for model in models for version in list_versions(bucket, model)]
@@ -341,7 +348,7 @@ def _manifest(bucket: Bucket, model: str, version: int) -> ModelManifest | Nucle
 def _with_manifest(
     bucket: Bucket, publishers: dict[str, ModelManifest], run: StoredRun | DamagedRun
 ) -> StoredRun | DamagedRun:
-    """A run without a record and with the version that it published, which knows its history too."""
+    """Return the run, with the manifest and history of its published version if it has no record."""
     if isinstance(run, DamagedRun) or run.record is not None or run.run not in publishers:
         return run
     manifest = publishers[run.run]
@@ -356,12 +363,12 @@ def _missing(bucket: Bucket, run: str) -> str:
     names = bucket.folders(RUNS)
     if run in names:
         return (
-            f"Expected a run at {RunFolder(bucket, run).uri()}; no {PLAN_FILE} is there, so it is a sweep's own "
-            f"folder, or an old run that expired in part. Run: nucleus runs list --group {run}"
+            f"Expected a run at {RunFolder(bucket, run).uri()}; found no {PLAN_FILE}: this is the folder of a sweep, "
+            f"or of an old run that has expired in part. Run: nucleus runs list --group {run}"
         )
     near = difflib.get_close_matches(run, names, n=3)
     meant = f" (did you mean {' or '.join(map(repr, near))}?)" if near else ""
-    return f"Expected a run in {bucket.uri / RUNS}; there is none called {run!r}{meant}. Run: nucleus runs list"
+    return f"Expected a run in {bucket.uri / RUNS}; found none named {run!r}{meant}. Run: nucleus runs list"
 
 
 def _chunks(items: Sequence[_Folder], size: int) -> Iterator[list[_Folder]]:

@@ -1,4 +1,4 @@
-"""The plan of a run, `runs/<run>/run.json`, which every worker gets, and the folder of a run in the bucket."""
+"""The folder of a run in the bucket, and its plan, `runs/<run>/run.json`, which every worker receives."""
 
 import json
 import secrets
@@ -33,13 +33,12 @@ __all__ = [
 
 
 RUNS = "runs/"
-"""Prefix of all runs in the project's bucket; the folder of the same name on a machine has their reports."""
+"""Prefix of all runs in the project's bucket, and name of the local folder for their reports."""
 PLAN_FILE = "run.json"
 WANDB_FOLDER = "wandb"
-"""Folder of a run with the files that W&B has not been sent, in the bucket as on disk."""
+"""Folder of a run with W&B's files that were kept offline, in the bucket and on disk."""
 CHECKPOINT_PREFIX = "checkpoint_"
-"""What the names of a run's checkpoint folders begin with; Ray Train chooses them."""
-
+"""Prefix of the names of a run's checkpoint folders, which Ray Train chooses."""
 PLAN_FORMAT = 1
 
 
@@ -56,37 +55,38 @@ class RunFolder:
     run: str
 
     def key(self, *names: str) -> str:
-        """Key, below the bucket's prefix, of a file or folder of the run; without names, of the folder itself."""
+        """Return the key of a file or folder of the run, below the bucket's prefix; without names, of the folder."""
         return RUNS + "/".join((self.run, *names))
 
     def uri(self, *names: str) -> S3Uri:
-        """Address of a file or folder of the run."""
+        """Return the address of a file or folder of the run."""
         return self.bucket.uri / self.key(*names)
 
     def below(self, *names: str) -> Bucket:
-        """A folder of the run as a bucket whose keys begin there."""
+        """Return a folder of the run as a bucket whose keys are relative to it."""
         return Bucket(self.uri(*names))
 
 
 class RunPlan(BaseModel):
-    """A run with all that was found out before it began, so that resuming it means the same run.
+    """Everything that was decided before a run started, so that resuming it continues the same run.
 
     Attributes:
         format: Format of this document.
         run: Name of the run.
         bucket: `s3://bucket[/prefix]`.
-        settings: The recipe as it is stored, under the key `recipe`; one of an older version may have other keys.
+        settings: The recipe as stored under the key `recipe`; one of another version of this package may have other
+            keys.
         dataset: `s3://.../NAME@VERSION`, always with the version.
-        weights_uri: Address of the encoder's weights; None without.
-        weights: Origin of these weights.
+        weights_uri: Address of the encoder's weights; None for random weights.
+        weights: Origin of the encoder's weights.
         wandb_mode: `online`, `offline` or `disabled`.
-        group: What the run belongs to, such as a sweep; its group in W&B.
+        group: Group of the run in W&B, such as a sweep.
         wandb_dir: Folder for W&B's files on the first worker's machine.
-        folder: Folder on the driver's and the first worker's machine, in whose `<run>/` people find report and events.
+        folder: Folder on the driver's and the first worker's machine; report and TensorBoard events go to `<run>/`.
         commit: Commit of the code; None if it did not come from a clone.
-        begun: When, UTC, ISO 8601.
-        token: Distinguishes this plan from another of the same name and content.
-        submitted: Whether the run was begun as a job of a cluster.
+        begun: Start of the run, UTC, ISO 8601.
+        token: Random text that distinguishes this plan from another one with the same name and content.
+        submitted: Whether the run was started as a job of a cluster.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore", serialize_by_alias=True)
@@ -118,34 +118,34 @@ class RunPlan(BaseModel):
 
     @cached_property
     def recipe(self) -> Recipe:
-        """The recipe, checked: pydantic's `ValidationError` if this version of the package does not know its keys."""
+        """The recipe, validated. Raises pydantic's `ValidationError` if this version of the package rejects it."""
         return Recipe.model_validate_json(json.dumps(self.settings))
 
     @property
     def model(self) -> str:
-        """Name under which the run publishes."""
+        """Name of the model."""
         return str(self.settings["model"])
 
     @property
     def resume_command(self) -> str:
-        """The command that goes on with the run."""
+        """Command that resumes the run."""
         command = "submit" if self.submitted else "train"
         recipe = "RECIPE " if self.settings.get("bucket") else ""  # which names the bucket
         return f"nucleus {command} {recipe}--resume {self.run}"
 
     @property
     def how_to_go_on(self) -> str:
-        """What to do when the run did not finish, in words."""
-        return f"Go on from its last checkpoint with: {self.resume_command}"
+        """Sentence for an error message: how to resume a run that did not finish."""
+        return f"To resume from its last checkpoint, run: {self.resume_command}"
 
     @property
     def encoder_weights(self) -> EncoderWeights | None:
-        """The encoder's weights in their bucket."""
+        """Address and origin of the encoder's weights; None for random weights."""
         return EncoderWeights(parse_uri(self.weights_uri), self.weights) if self.weights_uri else None
 
 
 def new_run_name(model: str) -> str:
-    """A name that no other run has: model, moment (UTC) and four random digits."""
+    """Return a name for a new run: model, date and time (UTC) and four random hexadecimal digits."""
     moment = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
     return f"{model[:40]}-{moment}-{secrets.token_hex(2)}"
 
@@ -157,17 +157,17 @@ def save_plan(bucket: Bucket, plan: RunPlan) -> None:
         bucket.put(key, plan.model_dump_json(indent=1).encode(), if_absent=True)
     except ObjectExistsError as error:
         raise JobError(
-            f"Expected a run name that is not in use; {plan.run!r} is. Choose another with --run, or go on with that "
-            f"run: {plan.resume_command}"
+            f"Expected a run name that is not in use; {plan.run!r} is. Choose another with --run, or resume that run: "
+            f"{plan.resume_command}"
         ) from error
 
 
 def read_plan(bucket: Bucket, run: str) -> RunPlan:
-    """The plan of a run, whose recipe is not checked.
+    """Return the plan of a run, without validating its recipe.
 
     Raises:
-        ObjectNotFoundError: There is none.
-        JobError: It is damaged, another run's, or newer than this package.
+        ObjectNotFoundError: The run has no plan.
+        JobError: The plan is damaged, that of another run, or newer than this package.
     """
     folder = RunFolder(bucket, check_name(run, "run"))
     where = str(folder.uri(PLAN_FILE))
@@ -179,19 +179,17 @@ def read_plan(bucket: Bucket, run: str) -> RunPlan:
 
 
 def load_plan(bucket: Bucket, run: str) -> RunPlan:
-    """The plan of a run that is to go on, whose recipe this version of the package knows.
+    """Return the plan of a run to resume, with a valid recipe.
 
     Raises:
-        JobError: There is no such run, or what `read_plan` raises.
+        JobError: There is no such run, its plan is damaged or newer than this package, or its recipe is not valid.
     """
     folder = RunFolder(bucket, run)
     try:
         plan = read_plan(bucket, run)
         _ = plan.recipe
     except ObjectNotFoundError as error:
-        raise JobError(
-            f"Expected a run {run!r} in {bucket.uri / RUNS}; there is none to resume. Run: nucleus runs list"
-        ) from error
+        raise JobError(f"Expected a run {run!r} in {bucket.uri / RUNS}; found none. Run: nucleus runs list") from error
     except ValidationError as error:
         raise JobError(
             f"Expected a recipe of this version of the package in {folder.uri(PLAN_FILE)}; it is damaged, or another "

@@ -1,4 +1,4 @@
-"""The record of a run, `runs/<run>/report/record.json`: everything that its report says, as one document."""
+"""The record of a run, `runs/<run>/report/record.json`: the content of its report as one document."""
 
 from typing import Annotated, Any, Literal
 
@@ -32,20 +32,18 @@ __all__ = [
 
 
 RECORD_FORMAT = 1
-
 HISTORY_FILE = "history.json"
-"""File in a run's folder: a list with the metrics of each epoch that is done, written with every checkpoint."""
+"""File in a run's folder: the metrics of each finished epoch, as a list; written with every checkpoint."""
 REPORT_FOLDER = "report"
-"""Folder of the report and its data in a run's folder."""
+"""Folder in a run's folder: the report and its data."""
 REPORT_PAGE = "report.html"
 RECORD_FILE = "record.json"
 FACTS_FILE = "facts.json"
-"""File in the report's folder with the workers' facts about the run (`Facts`), in a test image's a `TestImage`."""
+"""File in the report's folder with `Facts`, and in the folder of each test image's pictures with a `TestImage`."""
 PICTURES = "pictures"
-"""Folder in the report's folder with PNG pictures that the workers drew while they trained."""
-
+"""Folder in the report's folder: PNG pictures that the workers drew during training."""
 EPOCH_PICTURE = "epoch-"
-"""What the name of a watched image's picture begins with; the number of epochs done follows, in five digits."""
+"""Prefix of the file names of a watched image's pictures; the number of finished epochs follows, in five digits."""
 
 Count = Annotated[int, Field(ge=0)]
 _HISTORY = TypeAdapter(list[dict[str, float]])
@@ -56,7 +54,7 @@ class _Frozen(BaseModel):
 
 
 class Stage(_Frozen):
-    """A part of the work and the seconds that it took."""
+    """A part of the run, and its duration in seconds."""
 
     name: str
     seconds: Annotated[float, Field(ge=0)]
@@ -85,11 +83,11 @@ class NetworkFacts(_Frozen):
 
 
 class Facts(_Frozen):
-    """What only the workers of a finished run know; `RunRecord` describes the fields.
+    """Facts about a finished run that only its workers know. `RunRecord` describes the other fields.
 
     Attributes:
         format: Format of this document.
-        seconds: Seconds that one worker spent on each part of the run; those of epochs are in the history.
+        seconds: Seconds that one worker spent on each part of the run outside the epochs, which are in the history.
     """
 
     format: int = RECORD_FORMAT
@@ -104,23 +102,26 @@ class Facts(_Frozen):
 
 
 class ExampleImage(_Frozen):
-    """A training image. Its pictures in `pictures/examples/<name>/`: `image`, `labels` (outlined on it), and a crop of
-    it after augmentation, `augmented` and `augmented-labels`."""
+    """A training image, before and after augmentation.
+
+    Its pictures in `pictures/examples/<name>/`: `image`, `labels` (outlined on the image), and a crop after
+    augmentation, `augmented` and `augmented-labels`.
+    """
 
     name: str
     kind: Kind
 
 
 class WatchedImage(_Frozen):
-    """A validation image that was predicted after several epochs, to show how the network learns.
+    """A validation image that was predicted at several times, to show how the network learns.
 
-    Its pictures in `pictures/watched/<name>/`: `image`, `truth` (outlined on it), the predictions
+    Its pictures in `pictures/watched/<name>/`: `image`, `truth` (outlined on the image), the predictions
     `epoch-00000` (before training), `epoch-00001` and so on, and `best`, with the best weights and tuned thresholds.
 
     Attributes:
         name: Name in the dataset.
         kind: Kind of image.
-        epochs: Numbers of epochs after which it was predicted; 0 is before training.
+        epochs: Numbers of finished epochs at which it was predicted; 0 is before training.
     """
 
     name: str
@@ -134,17 +135,17 @@ class TestImage(_Frozen):
     Attributes:
         name: Name in the dataset.
         kind: Kind of image.
-        group: Whether it is among the best or the worst.
+        group: `best` or `worst`.
         scores: Scores of this image by name: `map`, `ap_50`, `iou`, `dice` and others.
         nuclei: Number of true nuclei.
         predicted: Number of predicted nuclei.
         missed: True nuclei that no prediction matches at IoU 0.5; see `nucleus.metrics.nuclei`.
-        extra: Predicted nuclei that match none.
-        merged: True nuclei that lie in one predicted nucleus with others.
-        split: True nuclei that were cut in two or more.
+        extra: Predicted nuclei that match no true nucleus.
+        merged: True nuclei that share one predicted nucleus.
+        split: True nuclei that were divided into two or more predicted nuclei.
     """
 
-    __test__ = False  # not a test, whatever pytest takes it for
+    __test__ = False  # pytest would collect it as a test
 
     name: str
     kind: Kind
@@ -159,40 +160,40 @@ class TestImage(_Frozen):
 
 
 class RunRecord(_Frozen):
-    """Everything known about a run that has finished.
+    """Everything about a finished run.
 
     Attributes:
         format: Format of this document.
         run: Name of the run.
-        group: Group of runs that it belongs to, such as a sweep.
+        group: Group of the run, such as a sweep.
         bucket: `s3://bucket[/prefix]`.
         model: Name of the model.
-        version: Version that it published; None for a trial that was not published.
-        gate: Whether the recipe's alias moved, and why; None where the gate was not asked.
-        begun: When its first driver began, UTC, ISO 8601.
-        ended: When it was published or ended, UTC, ISO 8601.
+        version: Number of the published version; None for a trial that was not published.
+        gate: Whether the recipe's alias moved, and why; None if the gate was not asked.
+        begun: Start of the run, UTC, ISO 8601.
+        ended: End of the run, UTC, ISO 8601.
         recipe: The whole recipe.
         dataset: `s3://.../NAME@VERSION`.
-        encoder_weights: Source of the encoder's first weights.
+        encoder_weights: Origin of the encoder's initial weights.
         metrics: Scores of the best weights: split, then `all` or kind of image, then metric.
         history: Metrics of each epoch; `epoch` counts from 0.
         best_epoch: Epoch (from 0) with the best weights.
         network: Size and structure of the network.
-        thresholds: Thresholds that make labels of its maps; see `nucleus.model.architecture.InstanceSettings`.
+        thresholds: Thresholds for turning maps into labels; see `nucleus.model.architecture.InstanceSettings`.
         nucleus_diameter: Median diameter of the validation split's nuclei, px.
         workers: Number of workers at the end.
-        device: Device of each worker, in words.
-        stages: Parts of the work, in order.
-        worker_seconds: Seconds of all workers together; waiting and attempts that were lost are not counted.
+        device: Device of each worker, such as a GPU's name or `4 CPU cores`.
+        stages: Parts of the run, in order.
+        worker_seconds: Seconds, summed over workers; waiting and lost attempts are not counted.
         cpus_per_worker: CPU cores of one worker.
         gpus_per_worker: GPUs of one worker.
         versions: Versions of Python and packages.
         code_version: Version of this package.
-        commit: Commit of the code, if it came from a clone; with `-dirty` where files had been changed.
-        wandb_run: W&B's path `[entity/]project/id`.
+        commit: Commit of the code, with `-dirty` if files were changed; None if the code did not come from a clone.
+        wandb_run: W&B's path `[entity/]project/id`; None if tracking was disabled.
         examples: Training images with pictures.
-        watched: Validation images that were predicted after several epochs.
-        test_images: Best and worst images of the test split, best first and worst first.
+        watched: Validation images that were predicted at several times.
+        test_images: Best images of the test split, best first, then the worst ones, worst first.
     """
 
     format: int = RECORD_FORMAT
@@ -239,24 +240,24 @@ class RunRecord(_Frozen):
 
 
 def read_record(data: bytes, where: str) -> RunRecord:
-    """Parse and check a record. Raises `JobError` if it is damaged or newer than this package."""
+    """Parse and validate a record. Raises `JobError` if it is damaged or newer than this package."""
     return read_document(RunRecord, data, what="a run's record", where=where, newest=RECORD_FORMAT, error=JobError)
 
 
-def epochs_of_picture(name: str) -> int | None:
-    """Number of epochs done when a watched image's picture was made, from its file name; None for another picture."""
-    digits = name.removeprefix(EPOCH_PICTURE).removesuffix(".png")
-    return int(digits) if name.startswith(EPOCH_PICTURE) and digits.isdecimal() else None
-
-
 def read_facts(data: bytes, where: str) -> Facts:
-    """Parse and check the workers' facts. Raises `JobError` if it is damaged or newer than this package."""
+    """Parse and validate the workers' facts. Raises `JobError` if it is damaged or newer than this package."""
     return read_document(Facts, data, what="a run's facts", where=where, newest=RECORD_FORMAT, error=JobError)
 
 
 def read_history(data: bytes, where: str) -> list[dict[str, float]]:
-    """Parse and check the metrics of a run's epochs. Raises `JobError` if they are damaged."""
+    """Parse and validate the metrics of a run's epochs. Raises `JobError` if they are damaged."""
     try:
         return _HISTORY.validate_json(data)
     except ValidationError as error:
         raise JobError(f"Expected a run's history at {where}; it is damaged: {error}") from error
+
+
+def epochs_of_picture(name: str) -> int | None:
+    """Return the number of finished epochs from the file name of a watched image's picture; None for another name."""
+    digits = name.removeprefix(EPOCH_PICTURE).removesuffix(".png")
+    return int(digits) if name.startswith(EPOCH_PICTURE) and digits.isdecimal() else None

@@ -1,7 +1,8 @@
 """The state of a run, `runs/<run>/state.json`: running, stopped, failed, published or finished.
 
-The run's driver writes it when it changes, and again every minute while the run goes on, so the object's time tells
-whether the driver is alive. Nothing of this ends a run or holds it up: writes are made by a thread of their own.
+The run's driver writes the file at each change, and every minute while the run continues (a heartbeat): the time of the
+object shows whether the driver is alive. A separate thread writes it, so that a slow or failing bucket neither ends nor
+delays the run.
 """
 
 import os
@@ -38,28 +39,30 @@ __all__ = [
 STATE_FILE = "state.json"
 STATE_FORMAT = 1
 HEARTBEAT_SECONDS = 60.0
-"""How often a driver writes its run's state again."""
+"""Seconds between two writes of an unchanged state."""
 LOST_SECONDS = 300.0
-"""A run whose state was not written again for so long is lost: its driver was killed, or cannot reach the bucket."""
+"""Seconds without a heartbeat after which a run is lost: its driver was killed, or cannot reach the bucket."""
 
 _LAST_WRITE_SECONDS = 10.0
+"""Seconds to wait for the last write at the end of a run."""
 _LONGEST_CAUSE = 300
+"""Characters of a failed run's cause, at most."""
 
 Word = Literal["running", "lost", "stopped", "failed", "published", "finished", "unknown"]
 
 
 class RunState(BaseModel):
-    """What the driver of a run has written of its state.
+    """The state of a run as its driver writes it.
 
     Attributes:
         format: Format of this document.
-        state: `running`; `stopped` (it was asked to, and can go on); `failed`; `published`; or `finished`, as a sweep's
-            trial that was not published.
-        since: When the run came into this state, by the driver's clock.
+        state: `running`; `stopped` (on request; it can be resumed); `failed`; `published`; or `finished` (a sweep's
+            trial that was not published).
+        since: Start of this state, by the driver's clock.
         host: The driver's machine.
         process: The driver's process id.
         cause: Why the run failed, in one line.
-        version: NAME@N, the version that it published.
+        version: The published version, NAME@N.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -75,17 +78,17 @@ class RunState(BaseModel):
 
 @dataclass(frozen=True)
 class Status:
-    """Where a run stands.
+    """The status of a run, as a reader sees it.
 
     Attributes:
-        state: That of `RunState`; `lost` if it says running and its driver was not heard of; `unknown` for a run that
-            has left neither a state nor a record, as older versions of this package did not.
-        since: When the run came into this state, UTC, ISO 8601; of a lost one, when its driver was last heard of.
+        state: A state of `RunState`; `lost` for a running one without a heartbeat; `unknown` for a run with neither a
+            state nor a record, which older versions of this package did not write.
+        since: Start of this state, UTC, ISO 8601; for a lost run, its last heartbeat.
         host: The driver's machine.
         process: The driver's process id.
-        last_heard: When the state was last written, by the server's clock.
+        last_heard: When the state was last written (the last heartbeat), by the server's clock.
         cause: Why the run failed, in one line.
-        version: NAME@N, the version that it published.
+        version: The published version, NAME@N.
     """
 
     state: Word
@@ -98,34 +101,34 @@ class Status:
 
     @property
     def short(self) -> str:
-        """The state alone: `published as NAME@N`, or its word."""
+        """The state alone: `published as NAME@N`, or `state`."""
         return f"published as {self.version}" if self.version else self.state
 
     @property
     def text(self) -> str:
-        """The state with what is known of it, in one line."""
+        """The state with its time, driver and cause, in one line."""
         if self.state in {"published", "finished", "unknown"}:
             return self.short
         heard = moment_text(self.last_heard) if self.last_heard else ""
-        since = f" since {moment_text(datetime.fromisoformat(self.since))}" if self.since else ""
+        since = f" since {moment_text(self.since)}" if self.since else ""
         driver = f" on {self.host} (process {self.process})" if self.host else ""
         if self.state == "running":
-            return f"running{since}{driver}, last heard of {heard}"
+            return f"running{since}{driver}, last heartbeat {heard}"
         if self.state == "lost":
-            return f"lost: not heard of since {heard}, when it ran{driver}"
-        return f"failed{since}: {self.cause}" if self.state == "failed" else f"stopped{since}, can go on"
+            return f"lost: no heartbeat since {heard}; it ran{driver}"
+        return f"failed{since}: {self.cause}" if self.state == "failed" else f"stopped{since}, can be resumed"
 
 
 UNKNOWN = Status("unknown")
 
 
 def status_of(state: RunState | None, heard: datetime | None, now: datetime) -> Status:
-    """Where a run stands that has published nothing and left no record.
+    """Return the status of a run without a record or a published version.
 
     Args:
-        state: What its driver wrote last; None if it wrote nothing.
-        heard: When the server stored that.
-        now: What the server's clock says now: the driver's and the reader's may differ.
+        state: The last state that the driver wrote; None if it wrote none.
+        heard: When the server stored it.
+        now: Present time by the server's clock: the clocks of driver and reader may differ from it.
     """
     if state is None or heard is None:
         return UNKNOWN
@@ -136,15 +139,15 @@ def status_of(state: RunState | None, heard: datetime | None, now: datetime) -> 
 
 
 def server_time(bucket: Bucket) -> datetime:
-    """What the bucket's server takes the time for, which it writes on objects; this machine's if it does not say."""
+    """Return the time by the server's clock, which objects bear; by this machine's if the server does not report it."""
     return datetime.now(UTC) - timedelta(seconds=bucket.seconds_ahead(RUNS) or 0.0)
 
 
 def read_state(folder: RunFolder) -> RunState:
-    """The state that a run's driver wrote last.
+    """Return the last state that a run's driver wrote.
 
     Raises:
-        ObjectNotFoundError: It wrote none.
+        ObjectNotFoundError: There is none.
         JobError: The document is damaged or newer than this package.
     """
     data, where = folder.bucket.get(folder.key(STATE_FILE)), str(folder.uri(STATE_FILE))
@@ -152,18 +155,18 @@ def read_state(folder: RunFolder) -> RunState:
 
 
 class StateWriter:
-    """Writes the state of a run while the block goes on: running, and at the end what became of it.
+    """Context manager that writes the state of a run: `running` within the block, and its final state at the end.
 
-    `RunStoppedError` and Ctrl-C leave the run stopped, any other exception failed. A block that ends well says before
-    its end what the run came to: `published` or `finished`; else the run stays as it is.
+    `RunStoppedError` and Ctrl-C make the run `stopped`, any other exception `failed`. A block that succeeds must call
+    `published` or `finished` before its end; otherwise the run stays `running`, and is lost later.
 
     Args:
-        folder: The run's.
-        beat_seconds: How often the state is written again.
+        folder: The folder of the run.
+        beat_seconds: Seconds between two writes of an unchanged state.
     """
 
     def __init__(self, folder: RunFolder, beat_seconds: float = HEARTBEAT_SECONDS) -> None:
-        self._files = folder.below()  # with a client of its own: this is used by a thread of its own
+        self._files = folder.below()  # a separate client, for the separate thread
         self._beat_seconds = beat_seconds
         self._state = _here("running")
         self._changed = threading.Condition()
@@ -171,11 +174,11 @@ class StateWriter:
         self._thread = threading.Thread(target=self._write_all, name="run-state", daemon=True)
 
     def published(self, version: str) -> None:
-        """The run has published NAME@N."""
+        """Set the state to `published`, with the version NAME@N."""
         self._set(_here("published", version=version))
 
     def finished(self) -> None:
-        """The run is done and publishes nothing."""
+        """Set the state to `finished`: the run publishes nothing."""
         self._set(_here("finished"))
 
     def __enter__(self) -> "StateWriter":
@@ -185,13 +188,13 @@ class StateWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if error is not None and self._state.state == "running":  # what has been published has not failed
+        if error is not None and self._state.state == "running":  # an error after publishing is not a failed run
             stopped = isinstance(error, RunStoppedError | KeyboardInterrupt)
             self._set(_here("stopped") if stopped else _here("failed", cause=_one_line(error)))
         with self._changed:
             self._over = True
             self._changed.notify()
-        self._thread.join(_LAST_WRITE_SECONDS)  # a bucket that does not answer holds nothing up
+        self._thread.join(_LAST_WRITE_SECONDS)  # a bucket that does not answer must not delay the end
 
     def _set(self, state: RunState) -> None:
         with self._changed:
@@ -206,7 +209,7 @@ class StateWriter:
                     self._changed.wait(self._beat_seconds)
                 state, over = self._state, self._over
             if state is not written or (state.state == "running" and not over):
-                with suppress(Exception):  # a run is worth more than word of it
+                with suppress(Exception):  # an unwritten state must not end the run
                     self._files.put(STATE_FILE, state.model_dump_json(indent=1).encode())
             written = state
             if over:

@@ -1,4 +1,4 @@
-"""What a run shows in W&B and TensorBoard."""
+"""Tracking of runs in W&B and TensorBoard."""
 
 import lazy_loader
 

@@ -1,7 +1,7 @@
 """TensorBoard's event file, rewritten from the run's history at each checkpoint, and a profile of training steps.
 
-As it is rewritten and not appended to, it has each epoch once, however often the run is interrupted. Steps are epochs,
-from 0; pictures from before training are at step -1.
+Because the file is rewritten and not appended to, it has each epoch once, even if the run was interrupted. Steps are
+epochs, from 0; pictures from before training are at step -1.
 """
 
 from __future__ import annotations
@@ -21,15 +21,18 @@ __all__ = ["EVENTS_FILE", "TENSORBOARD_FOLDER", "WARM_UP_STEPS", "StepProfile", 
 
 
 TENSORBOARD_FOLDER = "tensorboard"
-"""Name of its folder in a run's folder."""
+"""Folder of TensorBoard in a run's folder."""
 EVENTS_FILE = f"{TENSORBOARD_FOLDER}/events.out.tfevents.0.nucleus"
 """Path of the event file in a run's folder."""
+WARM_UP_STEPS = 10
+"""Steps before a profile begins, in which the graph is compiled and caches are filled."""
 
 _VERSION = "brain.Event:2"
 _COLOURS = 3
 _PNG_SIZE, _PNG_SIZE_AT = struct.Struct(">II"), 16
 """Width and height are in the first chunk (https://www.w3.org/TR/png-3/#11IHDR); decoding takes 5 ms per picture."""
 _GRAPH_SIDE = 128
+"""Side of the image for which the graph is traced if the network takes any size, px."""
 
 
 def events_of(
@@ -40,11 +43,10 @@ def events_of(
     """Return the content of an event file.
 
     Args:
-        history: Metrics of each epoch; each becomes a scalar of its name at the step `epoch`.
-        pictures: PNG by epochs done, then tag; those after n epochs are at the step n - 1.
+        history: Metrics of each epoch; each becomes a scalar of its name at step `epoch`.
+        pictures: PNGs by number of finished epochs, then tag; those after n epochs are at step n - 1.
         graph: The network, as returned by `graph_of`.
     """
-
     now = time.time()
     summaries: defaultdict[int, Any] = defaultdict(tf.compat.v1.Summary)  # by step: one event holds many values
     for metrics in history:
@@ -69,22 +71,21 @@ def events_of(
 
 
 def write_events(path: Path, events: bytes) -> None:
-    """Replace an event file as a whole, as TensorBoard may be reading it.
+    """Replace an event file atomically, because TensorBoard may be reading it.
 
     Args:
         path: `<folder>/runs/<run>/` and `EVENTS_FILE`; missing folders are created.
-        events: Content, as returned by `events_of`.
+        events: Content of the file, as returned by `events_of`.
     """
     write_atomic(path, events)
 
 
 def graph_of(model: Any) -> bytes:
-    """Return the network for TensorBoard: a serialised GraphDef of one call, without weights.
+    """Return the graph of a network for TensorBoard: a serialised GraphDef of one call, without weights.
 
     Args:
-        model: A Keras model whose one input is a batch of images.
+        model: A Keras model with one input, a batch of images.
     """
-
     (given,) = model.inputs
     shape = (1, *(_GRAPH_SIDE if side is None else side for side in given.shape[1:]))
     called = tf.function(lambda images: model(images, training=False))
@@ -92,21 +93,17 @@ def graph_of(model: Any) -> bytes:
     return bytes(graph.as_graph_def().SerializeToString())
 
 
-WARM_UP_STEPS = 10
-"""Steps before a profile begins: the graph is compiled in the first, and caches fill."""
-
-
 class StepProfile:
-    """A profile of some steps of a run's first epoch, driven by calls of `steps`.
+    """A profile of a few steps of a run's first epoch, driven by calls of `steps`.
 
-    It begins after `WARM_UP_STEPS` steps and ends when `count` steps are recorded, or with the epoch, so that no
-    validation is in it. Both numbers are rounded up to calls, as one call may report several steps. If an epoch has
+    The profile begins after `WARM_UP_STEPS` steps. It ends after `count` more steps or with the epoch, to exclude the
+    validation. Both numbers are rounded up to whole calls, because one call may report several steps. If an epoch has
     fewer than `WARM_UP_STEPS` steps, those of the next epochs count too; if each epoch is one call, a whole epoch is
     recorded, with the validation before it. A process that resumes at a later epoch records nothing.
 
     Args:
-        count: Number of steps; 0 for no profile, which costs nothing.
-        folder: Local folder of TensorBoard, in which `plugins/profile/<time>/<machine>.xplane.pb` is written.
+        count: Number of steps to record; 0 for no profile.
+        folder: Local folder of TensorBoard; the profile is `plugins/profile/<time>/<machine>.xplane.pb` in it.
     """
 
     def __init__(self, count: int, folder: Path) -> None:
@@ -117,7 +114,7 @@ class StepProfile:
         self._recorded: int | None = None
 
     def steps(self, epoch: int, done: int, total: int) -> None:
-        """Count the steps `done` of an epoch of `total`; begin or end the profile."""
+        """Record that `done` of an epoch's `total` steps are done; begin or end the profile if it is time."""
         if not self._asked:
             return
         if self._last is None and epoch:
@@ -135,7 +132,7 @@ class StepProfile:
             self._start()
 
     def stop(self) -> None:
-        """End the profile if it is being recorded, as when the run ends or fails; no other begins."""
+        """End a profile that is being recorded, and begin no other; also called when the run ends or fails."""
         if self._recorded is not None:
             self._recorded = None
             tf.profiler.experimental.stop()
@@ -143,14 +140,13 @@ class StepProfile:
 
     @property
     def files(self) -> dict[str, Path]:
-        """Files of a finished profile, by name below TensorBoard's folder."""
+        """Files of a finished profile, by path below TensorBoard's folder; empty while it is being recorded."""
         if self._recorded is not None:
             return {}
         found = sorted(path for path in (self._folder / "plugins" / "profile").rglob("*") if path.is_file())
         return {path.relative_to(self._folder).as_posix(): path for path in found}
 
     def _start(self) -> None:
-
         self._folder.mkdir(parents=True, exist_ok=True)
         tf.profiler.experimental.start(str(self._folder))
         self._recorded = 0

@@ -1,4 +1,4 @@
-"""A published model version in W&B: an artifact of references to its files, and the worst test images."""
+"""Published model versions in W&B: an artifact of references to the files, and the worst test images."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,7 +15,7 @@ __all__ = ["REGISTRY", "note_published", "summary_of"]
 
 
 REGISTRY = "wandb-registry-model"
-"""W&B's registry of models; each model is a collection there."""
+"""W&B's registry of models, with one collection per model."""
 
 
 def note_published(
@@ -32,30 +32,30 @@ def note_published(
     alias: str | None = None,
     commit: str | None = None,
 ) -> list[str]:
-    """Continue a run in W&B: log its worst test images, and the version as an artifact of references.
+    """Continue a run in W&B: log its worst test images, and the published version as an artifact of references.
 
-    The artifact `<model>` of type `model` has an entry per file of the version's folder, which never changes: address,
-    size and ETag. Our SHA-256 sums are in its metadata. Its aliases in W&B are `version-<number>` (`v<number>` is W&B's
-    own count) and `alias`. Online it is linked to the registry. W&B itself never reads the bucket.
+    The artifact `<model>` of type `model` has one entry per file of the version's folder, which never changes: address,
+    size and ETag. The SHA-256 sums are in its metadata. Its aliases in W&B are `version-<number>` (`v<number>` is W&B's
+    own count) and `alias`. In online mode it is linked to the registry. W&B's server never reads the bucket.
 
-    A second call for the same version adds nothing. If an offline run is killed between logging and its ledger, the
-    next call logs the same artifact again, which W&B recognises by its digest.
+    A second call for the same version adds nothing. If an offline run is killed between logging and writing its ledger,
+    the next call logs the same artifact again, which W&B recognises by its digest.
 
     Args:
         run: Name and id of the run.
         options: Project and entity.
         mode: `online`, `offline` or `disabled`.
-        folder: Folder in which W&B makes its folder `wandb`.
+        folder: Folder in which W&B creates its folder `wandb`.
         group: Group of the run, such as a sweep.
         manifest: Manifest of the version.
         uri: Address of the version's folder.
-        history: Metrics of each epoch, for the summary: `wandb sync` of an attempt replaces that of the one before.
+        history: Metrics of each epoch, for the summary: `wandb sync` of an attempt replaces the previous summary.
         worst: The worst test images, worst first.
-        alias: The recipe's alias, if the gate moved it to this version.
+        alias: The recipe's alias if the gate moved it to this version, else None.
         commit: Commit of this package's code.
 
     Returns:
-        Problems, as messages: the model is published all the same.
+        Messages of problems, which are not raised because the model is published.
     """
     if mode == "disabled":
         return []
@@ -83,7 +83,11 @@ def note_published(
 
 
 def summary_of(metrics: Mapping[str, Mapping[str, Mapping[str, float]]]) -> dict[str, float]:
-    """Return the summary of a finished run, `<split>_<metric>`, from split, then `all` or kind, then metric."""
+    """Return the summary of a finished run, `<split>_<metric>`.
+
+    Args:
+        metrics: Scores: split, then `all` or kind of image, then metric.
+    """
     return {f"{split}_{name}": value for split, kinds in metrics.items() for name, value in kinds["all"].items()}
 
 
@@ -92,7 +96,7 @@ def _last_values(history: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 
 def _artifact(manifest: ModelManifest, uri: S3Uri) -> Any:
-    """Raises `StorageError` if the version's files cannot be looked up."""
+    """Return the artifact of a version. Raises `StorageError` if the version's files cannot be read."""
     origin = manifest.origin
     metadata = {
         "version": manifest.version,
@@ -105,18 +109,18 @@ def _artifact(manifest: ModelManifest, uri: S3Uri) -> Any:
         "files": {name: file.model_dump() for name, file in manifest.files.items()},
     }
     artifact = wandb.Artifact(manifest.model, "model", description=str(uri), metadata=metadata)
-    for name in (*manifest.files, MANIFEST_FILE):  # not the folder: a job may lack the right to list it
+    for name in (*manifest.files, MANIFEST_FILE):  # not the whole folder: a job may lack permission to list it
         with explained(uri / name):
             artifact.add_reference(str(uri / name), name=name)
     return artifact
 
 
 def _link(wandb_run: Any, artifact: Any, model: str, aliases: list[str]) -> list[str]:
-    """Link the artifact to the registry; return the problem, in W&B's words."""
+    """Link the artifact to the registry; return the message of a problem, or an empty list."""
     target = f"{REGISTRY}/{model}"
     try:
         wandb_run.link_artifact(artifact, target, aliases=aliases)
-    except Exception as error:  # W&B has no class for what an account may not do
+    except Exception as error:  # W&B has no error class for missing permissions
         return [f"Expected to link {artifact.name} to W&B's registry as {target}; W&B says: {error}"]
     return []
 

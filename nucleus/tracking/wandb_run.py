@@ -1,8 +1,8 @@
-"""A training run in W&B: each epoch's metrics and predictions once, however often the run is interrupted.
+"""A training run in W&B: metrics and predictions of each epoch are logged once, even if the run is interrupted.
 
-Every row has a step of its own, `4 * epoch` for the metrics of an epoch and the next three for its pictures, so a row
-that is logged again has the step that it had. Online, W&B answers which step comes next. Offline, each attempt writes a
-folder `wandb/offline-run-<time>-<run>/` that `wandb sync` uploads later, and we keep a ledger of our own in it.
+Every row has a fixed step: `4 * epoch` for the metrics of an epoch, and the next three for its pictures. A row that is
+logged again therefore has the same step. In online mode, W&B reports the next step. In offline mode, each attempt
+writes a folder `wandb/offline-run-<time>-<run>/`, which `wandb sync` uploads later and which holds our ledger.
 """
 
 from __future__ import annotations
@@ -47,11 +47,22 @@ __all__ = [
     "tracking_mode",
 ]
 
+
+LARGEST_SIDE = 512
+"""Longest side of a picture, px; larger pictures are reduced."""
+CLASSES = {0: "background", 1: "nucleus", 2: "contact"}
+"""Values of a mask's pixels. `contact` is a pixel of a nucleus with another nucleus among its eight neighbours: W&B
+colours a mask by its classes, so touching nuclei would look like one without this line."""
+
 _MODES = ("online", "offline", "disabled")
+_LEDGER = "nucleus.json"
+"""Name of the ledger in the folder of an offline run."""
+_ROWS = 4
+"""Steps per epoch: metrics, pictures from before training, pictures after the epoch, pictures by the best weights."""
 
 
 def tracking_mode(options: TrackingOptions) -> str:
-    """Return the mode in force: that of WANDB_MODE, else the recipe's. Raise `UsageError` for an unknown one."""
+    """Return the mode of WANDB_MODE, else that of the recipe. Raises `UsageError` for an unknown mode."""
     mode = os.environ.get("WANDB_MODE") or options.wandb
     if mode not in _MODES:
         raise UsageError(
@@ -62,34 +73,27 @@ def tracking_mode(options: TrackingOptions) -> str:
 
 def check_tracking(mode: str) -> None:
     """Raise `UsageError` if the mode is `online` and W&B has no API key."""
-    if mode != "online":
-        return
-
-    if not wandb.api.api_key:
+    if mode == "online" and not wandb.api.api_key:
         raise UsageError(
             "Expected a W&B key for tracking.wandb = 'online'; found none. Run: wandb login, set WANDB_API_KEY, or "
             "choose WANDB_MODE=offline."
         )
 
 
-_LEDGER = "nucleus.json"
-"""Name of the ledger in the folder of an offline run."""
-
-
 class _Ledger(BaseModel):
-    """What one attempt of an offline run has logged.
+    """Record of the rows that one attempt of an offline run has logged.
 
-    It is written after W&B was given the row. If the process is killed between the two, the row is logged again by the
-    next attempt, at the same step: W&B then has the same numbers twice at one epoch, and nothing is missing.
+    The ledger is written after a row was passed to W&B. If the process is killed between the two, the next attempt logs
+    the row again, at the same step: W&B then has the same numbers twice for an epoch, and nothing is missing.
 
-    W&B's own process buffers rows for up to 15 s, and dies with ours. So the ledger says when a row was given to W&B,
-    and unless the attempt was closed, a row counts as logged only if W&B has written its file since then.
+    W&B's process buffers rows for up to 15 s, and dies with ours. The ledger therefore has the time of each row, and
+    unless the attempt was closed, a row counts as logged only if W&B has written its file since then.
 
     Attributes:
-        steps: Step of each row, and when it was given to W&B, in seconds since 1970.
-        closed: Whether the attempt was closed, with everything written.
-        version: Number of the model version that was noted.
-        aliases: Aliases with which it was noted.
+        steps: Step of each row, and when it was passed to W&B, in seconds since 1970.
+        closed: Whether the attempt was closed, with all rows written.
+        version: Number of the model version that was logged; None if none was.
+        aliases: Aliases of the logged version.
     """
 
     steps: dict[int, float] = {}
@@ -99,18 +103,23 @@ class _Ledger(BaseModel):
 
 
 def _read_ledger(folder: Path) -> _Ledger:
-    """Return the ledger of an attempt; an empty one if it was killed before its first row."""
+    """Return the ledger of an attempt; an empty one if the attempt was killed before its first row."""
     path = folder / _LEDGER
     return _Ledger.model_validate_json(path.read_bytes()) if path.exists() else _Ledger()
 
 
 def offline_files(folder: Path, run: str) -> list[Path]:
-    """Return the files that `wandb.init(dir=folder, id=run)` wrote offline, oldest first: one per attempt."""
+    """Return the main files of an offline run, one per attempt, oldest first.
+
+    Args:
+        folder: Argument `dir` of `wandb.init`.
+        run: Id of the run.
+    """
     return sorted(folder.glob(f"wandb/offline-run-*/run-{run}.wandb"))
 
 
 def kept_files(folder: Path, run: str) -> dict[str, Path]:
-    """Return all files that `wandb sync` needs of an offline run, by name (`offline-run-.../...`)."""
+    """Return all files of an offline run that `wandb sync` needs, by name (`offline-run-.../...`)."""
     return {
         f"{main.parent.name}/{path.relative_to(main.parent).as_posix()}": path
         for main in offline_files(folder, run)
@@ -120,13 +129,13 @@ def kept_files(folder: Path, run: str) -> dict[str, Path]:
 
 
 def keep_files(folder: Bucket, files: Mapping[str, Path]) -> None:
-    """Upload what `kept_files` returns into a folder of the run in the project's bucket."""
+    """Upload the files from `kept_files` to a folder of the run in the project's bucket."""
     for name, path in files.items():
         folder.put(name, path)
 
 
 def is_noted(folder: Path, run: str, version: int, aliases: Sequence[str]) -> bool:
-    """Return whether an offline run has noted a model version with all these aliases."""
+    """Return whether an offline run has logged a model version with all these aliases."""
     ledgers = (_read_ledger(path.parent) for path in offline_files(folder, run))
     return any(ledger.version == version and {*aliases} <= {*ledger.aliases} for ledger in ledgers)
 
@@ -146,9 +155,9 @@ class WorstImage:
 
     Attributes:
         name: Name in the dataset.
-        caption: What is shown below the mistakes, such as its scores.
+        caption: Text below the picture of the mistakes, such as scores.
         image: File of the image.
-        mistakes: File of the same image with the mistakes outlined on it, of the same size.
+        mistakes: File of the same image, in the same size, with the mistakes outlined.
     """
 
     name: str
@@ -157,25 +166,21 @@ class WorstImage:
     mistakes: Path
 
 
-_ROWS = 4
-"""Steps per epoch: metrics, pictures from before training, pictures after the epoch, pictures by the best weights."""
-
-
 class WandbRun:
-    """A run in W&B, begun now or continued under the same id.
+    """A run in W&B: a new one, or one that continues under the same id.
 
-    W&B gets the names of packages and hardware, and of this process the program; never its arguments (Ray's hold a
-    password), the environment, the code, or the git repository that happens to be the current directory.
+    W&B receives the names of packages, of the hardware and of this process's program, but never the arguments of the
+    process (those of Ray contain a password), the environment, the code, or the current directory's git repository.
 
     Args:
         run: Name and id of the run.
         options: Project and entity.
         mode: `online` or `offline`.
-        folder: Folder in which W&B makes its folder `wandb`.
-        config: Configuration of the run; None leaves it as it is.
+        folder: Folder in which W&B creates its folder `wandb`.
+        config: Configuration of the run; None for no change.
         group: Group of the run, such as a sweep.
         commit: Commit of this package's code.
-        system: Whether W&B records the load of the machine.
+        system: Whether W&B records the machine's load.
 
     Attributes:
         wandb_run: The `wandb.Run`.
@@ -214,7 +219,7 @@ class WandbRun:
                     silent=True,
                     save_code=False,
                     disable_code=True,
-                    disable_git=True,  # of the current directory, whose remote's address may hold a token
+                    disable_git=True,  # the address of a remote may contain a token
                     git_commit=commit,
                     x_disable_stats=not system,
                 ),
@@ -233,11 +238,11 @@ class WandbRun:
 
     @property
     def kept_files(self) -> dict[str, Path]:
-        """All files that `wandb sync` needs of this attempt and those before it in the folder; none when online."""
+        """Files of this and earlier attempts in the folder that `wandb sync` needs; empty in online mode."""
         return kept_files(self._offline, self.wandb_run.id) if self._offline else {}
 
     def log(self, metrics: dict[str, float]) -> None:
-        """Log the metrics of an epoch, `epoch` among them, unless an earlier attempt has logged them."""
+        """Log the metrics of an epoch, including `epoch`, unless an earlier attempt has logged them."""
         self._epoch = int(metrics["epoch"])
         self._values |= metrics
         self._row(_ROWS * self._epoch, dict(metrics))
@@ -247,9 +252,9 @@ class WandbRun:
         """Log predictions as `predictions/<name>`, or `best/<name>`, once, after the metrics of the current epoch.
 
         Args:
-            epochs_done: Epochs after which they were made; 0 is before training, shown at the epoch -1, and None is
-                with the best weights, at the end.
-            images: Images with their true and predicted labels.
+            epochs_done: Number of finished epochs; 0 is before training, shown at epoch -1; None is at the end, with
+                the best weights.
+            images: Images with true and predicted labels.
         """
         if epochs_done is None:
             step, epoch, title = _ROWS * self._epoch + 3, self._epoch, "best"
@@ -263,22 +268,27 @@ class WandbRun:
         self._log_waiting()
 
     def worst_images(self, epochs: int, images: Sequence[WorstImage]) -> None:
-        """Log each of the worst test images with its mistakes as `worst/<name>`, after a run of so many epochs."""
+        """Log each of the worst test images with its mistakes as `worst/<name>`, after the run's last epoch.
+
+        Args:
+            epochs: Number of epochs of the run.
+            images: The images, worst first.
+        """
         step = _ROWS * epochs
         if images and self._is_free(step):
             row = {f"worst/{image.name}": _pair(place, image) for place, image in enumerate(images, start=1)}
             self._row(step, {"epoch": epochs - 1, **row})
 
     def note_version(self, version: int, aliases: Sequence[str]) -> None:
-        """Keep in the ledger of a closed offline run that it has a model version with these aliases."""
+        """Record in the ledger of a closed offline run that a model version with these aliases was logged."""
         self._ledger.version, self._ledger.aliases = version, list(aliases)
         self._write_ledger()
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Write the summary and close the run.
 
-        The summary has the last value of each metric, also of epochs that an earlier attempt logged: `wandb sync` of an
-        attempt replaces the summary of the one before.
+        The summary has the last value of each metric, also from epochs that an earlier attempt logged, because `wandb
+        sync` of an attempt replaces the previous summary.
         """
         self._log_waiting()
         self.wandb_run.summary.update({**self._values, **summary})
@@ -296,11 +306,11 @@ class WandbRun:
             self._write_ledger()
 
     def _is_free(self, step: int) -> bool:
-        """Return whether a row can still be logged: W&B takes rows in ascending order only."""
+        """Return whether a row can still be logged: W&B accepts only ascending steps."""
         return step >= self._next
 
     def _log_waiting(self) -> None:
-        """Log the pictures of epochs whose metrics are logged."""
+        """Log the waiting pictures of epochs whose metrics have been logged."""
         for step in sorted(step for step in self._waiting if step < _ROWS * (self._epoch + 1)):
             self._row(step, self._waiting.pop(step))
 
@@ -319,7 +329,7 @@ class WandbRun:
 
 @contextmanager
 def _without_arguments() -> Iterator[None]:
-    """Hide the arguments of this process: W&B records `sys.argv[1:]` and has no setting against it."""
+    """Hide the arguments of this process: W&B records `sys.argv[1:]` and has no setting to prevent it."""
     before = sys.argv
     sys.argv = before[:1]
     try:
@@ -331,23 +341,16 @@ def _without_arguments() -> Iterator[None]:
 def _wait_until_written() -> None:
     """Wait until the file of a finished offline run is complete.
 
-    `finish` returns a moment before: its last message to W&B's own process is not answered. The end of that process is
-    what can be waited for. It serves all runs of this process, so it is left alone while the user's program has one.
+    `finish` returns slightly earlier, because W&B's process does not answer its last message. So this waits for the end
+    of that process, unless the user's program has an open run, which the same process serves.
     """
     if wandb.run is None:
-        with suppress(SystemExit):  # W&B exits with its process's status, as when that was killed
+        with suppress(SystemExit):  # W&B exits with the status of its process, which may have been killed
             wandb.teardown()
 
 
-LARGEST_SIDE = 512
-"""Larger pictures are reduced to it, px."""
-CLASSES = {0: "background", 1: "nucleus", 2: "contact"}
-"""Values of a mask's pixels. `contact` are those of a nucleus with a pixel of another one among their eight neighbours:
-W&B colours a mask by its classes, and without that line touching nuclei would look like one."""
-
-
 def overlay_image(predicted: PredictedImage) -> Any:
-    """Return a `wandb.Image` with the masks `truth` and `prediction`, whose pixels are `CLASSES`."""
+    """Return a `wandb.Image` with the masks `truth` and `prediction`, with values from `CLASSES`."""
     masks = {"truth": class_mask(predicted.sample.labels), "prediction": class_mask(predicted.labels)}
     return wandb.Image(
         shown_image(predicted.sample.image),
@@ -359,26 +362,26 @@ def overlay_image(predicted: PredictedImage) -> Any:
 
 
 def _pair(place: int, image: WorstImage) -> list[Any]:
-    """Return the `wandb.Image`s of an image and its mistakes; W&B shows a list of pictures of one size side by side."""
+    """Return an image and its mistakes as `wandb.Image`s; W&B shows a list of images of equal size side by side."""
     captions = {image.image: f"{place}. {image.name}", image.mistakes: image.caption}
     return [wandb.Image(str(path), caption=caption) for path, caption in captions.items()]
 
 
 def shown_image(image: RgbImage) -> RgbImage:
-    """Return the image (H x W x 3), at most `LARGEST_SIDE` a side, grey values stretched by the default options."""
+    """Return an image (H x W x 3), reduced to `LARGEST_SIDE` and normalised with the default options, uint8."""
     table = normalization_table(histogram_of(image), NormalizationOptions())
     return np.asarray(table[resize_to_side(image, LARGEST_SIDE)], np.uint8)
 
 
 def class_mask(labels: NDArray[np.integer]) -> NDArray[np.uint8]:
-    """Return the `CLASSES` of labels (H x W, 0 background), at most `LARGEST_SIDE` a side.
+    """Return the class of each pixel, a key of `CLASSES`, from labels (H x W, 0 background), reduced to `LARGEST_SIDE`.
 
-    Labels are reduced (to the nearest) before contacts are looked for: a line of two pixels would be lost.
+    Labels are reduced (nearest neighbour) before contacts are found, because a line of two pixels could be lost.
     """
     small = resize_to_side(labels.astype(np.int32), LARGEST_SIDE, nearest=True)
     around = np.ones((3, 3), np.uint8)
     nucleus = small > 0
     values = small.astype(np.float64)  # exact, and a type that OpenCV's morphology takes
     highest = cv2.dilate(values, around)
-    lowest = cv2.erode(np.where(nucleus, values, np.inf), around)  # among nuclei alone
+    lowest = cv2.erode(np.where(nucleus, values, np.inf), around)  # of the nuclei alone
     return np.asarray(nucleus + (nucleus & (highest != lowest)).astype(np.uint8), np.uint8)

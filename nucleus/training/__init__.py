@@ -1,4 +1,4 @@
-"""What one worker does in training; `job` decides where the workers run."""
+"""Training on one worker: loop, steps, checkpoints and callbacks. The package `job` starts the workers."""
 
 import lazy_loader
 

@@ -1,4 +1,4 @@
-"""Callbacks of a training run, signals to it, and the example images that show how it learns."""
+"""Callbacks of a training run, signals to it, and example images that show how the network learns."""
 
 from __future__ import annotations
 
@@ -40,14 +40,18 @@ __all__ = [
 ]
 
 
+_EXAMPLES = 4
+"""Number of images that are shown."""
+
+
 @dataclass(frozen=True)
 class AugmentedImage:
     """A training image, and a crop of it after augmentation.
 
     Attributes:
-        sample: The image.
-        image: crop x crop x 3, uint8.
-        labels: crop x crop, int32.
+        sample: The image before augmentation, with its labels.
+        image: The augmented crop, crop x crop x 3, uint8.
+        labels: Labels of the crop, crop x crop, int32.
     """
 
     sample: LabelledImage
@@ -57,12 +61,12 @@ class AugmentedImage:
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """The result of a finished run on one worker; all workers have the same, except for `examples` and `seconds`.
+    """The result of a finished run on one worker; the same on all workers except for `examples` and `seconds`.
 
     Attributes:
         model: The network with the best weights.
-        config: Its configuration, with the tuned thresholds.
-        progress: The progress at the end, with the history.
+        config: Configuration of the network, with the tuned thresholds.
+        progress: Progress at the end of the run, with the history.
         metrics: Scores on `val` and `test`: split, then `all` or kind of image, then metric.
         examples: A few of this worker's test images.
         seconds: Seconds that this worker spent outside the epochs, by part of the run.
@@ -79,63 +83,87 @@ class TrainingResult:
 
 
 class Callback:
-    """What happens beside training while a run goes on. Every method does nothing; override what you need.
+    """Base class of callbacks. Every method does nothing; override those that you need.
 
-    In a worker, the trainer calls all methods except `on_warning`, `progress` and `on_close`. Every worker makes the
-    same calls in the same order, except for `on_predictions` and `on_examples`, which only the first worker makes.
+    In a worker, the trainer calls all methods except `on_warning`, `progress` and `on_close`. The calls and their order
+    are the same on every worker, except for `on_predictions` and `on_examples`, which are called only on the first.
 
-    In the driver, a callback receives `on_stage`, `on_warning` and `progress` of the driver's own work, and what the
-    first worker sends: `on_stage`, `on_steps_end` and `on_epoch_end`.
+    In the driver, `on_stage`, `on_warning` and `progress` are called for the driver's work, and `on_stage`,
+    `on_steps_end` and `on_epoch_end` also for events that the first worker sends.
 
     Epochs count from 0 (`epoch`, and `metrics["epoch"]`); `epochs_done` is a number of epochs.
     """
 
     def on_stage(self, text: str) -> None:
-        """A new part of the work begins."""
+        """Called when a new part of the work begins, with a text that says which."""
 
     def on_warning(self, text: str) -> None:
-        """Something needs a person's attention."""
+        """Called with a message that needs a person's attention."""
 
     def progress(
         self,
         title: str,  # noqa: ARG002
         unit: Literal["items", "bytes"] = "items",  # noqa: ARG002
     ) -> AbstractContextManager[Advance]:
-        """Return a context manager that gives a function `advance(done, total)` for the progress of some work."""
+        """Return a context manager that yields a function `advance(done, total)` for the progress of a task."""
         return nullcontext(no_progress)
 
     def on_resume(self, history: History, where: str) -> None:
-        """The run resumes from a checkpoint: `history` until then, and epoch, step and workers in words."""
+        """Called when the run resumes from a checkpoint.
+
+        Args:
+            history: Metrics of each finished epoch.
+            where: Text with epoch, step and number of workers.
+        """
 
     def on_steps_end(
         self, epoch: int, epochs: int, done: int, total: int, loss: float, images_per_second: float
     ) -> None:
-        """`done` of `total` steps of an epoch are done, with this mean loss and speed, estimated by this worker."""
+        """Called after one or more steps.
+
+        Args:
+            epoch: Epoch, from 0.
+            epochs: Number of epochs in the recipe.
+            done: Number of finished steps of the epoch.
+            total: Number of steps per epoch.
+            loss: Mean loss of the epoch so far, estimated from this worker's losses.
+            images_per_second: Speed in the epoch so far, over all workers.
+        """
 
     def on_epoch_end(self, metrics: dict[str, float]) -> None:
-        """An epoch is done; its metrics over all workers."""
+        """Called at the end of an epoch, with its metrics over all workers."""
 
     def on_predictions(self, epochs_done: int | None, images: Sequence[PredictedImage]) -> None:
-        """Predictions for a few validation images after so many epochs; None: by the best weights, at the end."""
+        """Called with predictions for a few validation images.
+
+        Args:
+            epochs_done: Number of finished epochs; 0 is before training, None is at the end, with the best weights.
+            images: Images with true and predicted labels.
+        """
 
     def on_ranked_images(self, images: Sequence[RankedImage]) -> None:
-        """This worker's part of the best and worst test images."""
+        """Called with this worker's part of the best and worst test images."""
 
     def on_examples(self, images: Sequence[AugmentedImage]) -> None:
-        """A few training images, before and after augmentation."""
+        """Called with a few training images, before and after augmentation."""
 
     def on_checkpoint(self, history: History, save: Callable[[Path], None]) -> None:
-        """A checkpoint is due: `save` writes it into an empty folder."""
+        """Called when a checkpoint is due.
+
+        Args:
+            history: Metrics of each finished epoch.
+            save: Writes the checkpoint into an empty folder.
+        """
 
     def on_train_end(self, result: TrainingResult, save: Callable[[Path], None]) -> None:
-        """The run has finished: its result, and `save` as in `on_checkpoint` for the last checkpoint."""
+        """Called when the run has finished, with its result, and with `save` as in `on_checkpoint`."""
 
     def on_close(self, *, failed: bool) -> None:
-        """No more calls follow. `failed`: an error ended the run; a run that was asked to stop did not fail."""
+        """Called last. `failed` is whether an error ended the run; a run that was asked to stop did not fail."""
 
 
 class CallbackList(Callback):
-    """Several callbacks as one: each call goes to every member, in order.
+    """A list of callbacks as one callback: each call goes to every member, in order.
 
     Args:
         members: The callbacks.
@@ -198,14 +226,14 @@ class CallbackList(Callback):
             member.on_train_end(result, save)
 
     def on_close(self, *, failed: bool) -> None:
-        """Close every member, also after one of them has raised an error, which is raised at the end."""
+        """Close every member, even after one has raised an error, which is raised at the end."""
         with ExitStack() as stack:
             for member in reversed(self._members):  # the stack calls the last one first
                 stack.callback(member.on_close, failed=failed)
 
 
 class Signal(Enum):
-    """What a run must do between two steps; the value is the reason in words."""
+    """What a run must do between two steps. The values are reasons for the user."""
 
     CONTINUE = "no signal"
     SAVE = "a checkpoint is due"
@@ -214,12 +242,12 @@ class Signal(Enum):
 
 
 class Signals:
-    """Signals from outside to a running job, which the trainer checks between steps. This class never gives one."""
+    """External signals to a running job, which the trainer checks between steps. This base class never sends one."""
 
     def pending(self) -> bool:
-        """Return whether all workers must call `read` after the next step; one worker that says so is enough.
+        """Return whether all workers must call `read` after the next step; they do if any worker returns True.
 
-        Called before each step, so it must be cheap and must not wait.
+        Called before each step, so it must be fast and must not block.
         """
         return False
 
@@ -228,19 +256,19 @@ class Signals:
         return Signal.CONTINUE
 
     def saved(self) -> None:
-        """Note that a checkpoint is saved now."""
+        """Record that a checkpoint is saved now."""
 
 
 class Watch:
     """Predictions for a few images before training, after 1, 2, 4, 8, ... validations and at the end.
 
-    The prediction before training is made at the first validation, with a copy of the first weights: the graph for
-    prediction is built then anyway, and the first step does not have to wait for it.
+    The prediction before training is made at the first validation, with a copy of the initial weights: the graph for
+    prediction is built then anyway, so the first step need not wait for it.
 
     Args:
         model: The network.
-        predict: Predicts the images with the model's current weights.
-        on_predictions: Called with the epochs done (None at the end) and the predictions.
+        predict: Function that predicts the images with the model's current weights.
+        on_predictions: Called with the number of finished epochs (None at the end) and the predictions.
     """
 
     def __init__(
@@ -255,7 +283,12 @@ class Watch:
         self._on_predictions = on_predictions
 
     def after_validation(self, count: int, epochs_done: int) -> None:
-        """Predict if it is time, with the weights that the `count`-th validation (from 1) has scored."""
+        """Predict if it is time, with the current weights.
+
+        Args:
+            count: Number of validations so far, including the last.
+            epochs_done: Number of finished epochs.
+        """
         if count == 1 and self._first is not None:
             with self._weights(self._first):
                 self._on_predictions(0, self._predict())
@@ -264,12 +297,12 @@ class Watch:
             self._on_predictions(epochs_done, self._predict())
 
     def at_end(self) -> None:
-        """Predict with the best weights, which the model must have now."""
+        """Predict with the best weights, which must be loaded in the model."""
         self._on_predictions(None, self._predict())
 
     @contextmanager
     def _weights(self, values: list[NDArray[Any]]) -> Iterator[None]:
-        """Give the model other weights within the block."""
+        """Replace the weights of the model within the block."""
         own = [variable.numpy() for variable in self._model.weights]
         self._assign(values)
         try:
@@ -282,17 +315,14 @@ class Watch:
             variable.assign(value)
 
 
-_EXAMPLES = 4
-
-
 def example_images(dataset: Dataset, cache: ShardCache, split: str) -> list[LabelledImage]:
-    """Return a few images of a split; always the same ones of the same dataset."""
+    """Return a few images of a split, always the same for a dataset version."""
     records = nucleus.data.example_records(dataset, split, cache, _EXAMPLES)
     return [_labelled_image(dataset, split, record) for record in records]
 
 
 def augmented_examples(dataset: Dataset, cache: ShardCache, recipe: Recipe) -> list[AugmentedImage]:
-    """Return a few training images, each with a crop of it that is augmented by the recipe."""
+    """Return a few training images, each with a crop that is augmented by the recipe."""
     found = []
     for number, record in enumerate(nucleus.data.example_records(dataset, "train", cache, _EXAMPLES)):
         seeds = tf.constant([recipe.seed, number], tf.int64)

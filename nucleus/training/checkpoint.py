@@ -1,4 +1,4 @@
-"""Checkpoints: the progress of a run, and how its state is written and read."""
+"""Checkpoints of a run: progress, weights and optimizer states, written to and read from a folder."""
 
 from __future__ import annotations
 
@@ -19,23 +19,25 @@ __all__ = ["BEST_WEIGHTS", "History", "Progress", "load_checkpoint", "save_check
 History = list[dict[str, float]]
 """Metrics of each finished epoch."""
 
-_CURRENT_WEIGHTS = "current.npz"
 BEST_WEIGHTS = "best.weights.h5"
+"""File of the best weights so far."""
+_CURRENT_WEIGHTS = "current.npz"
 _STATE = "state.json"
 
 
 class Progress(BaseModel):
-    """Progress of a run: the part of its state that is not arrays.
+    """Progress of a run: the part of its state without arrays.
 
     Attributes:
         epochs_done: Number of finished epochs.
         steps_done: Number of finished steps of the current epoch.
         sums_done: Sums of the loss and of the scores over these steps and all workers; empty before the first step.
         seconds_done: Duration of these steps, seconds.
-        best_epoch: Epoch (from 0) with the best weights, or -1.
+        best_epoch: Epoch (from 0) with the best weights; -1 before the first validation.
         best_score: Value of the monitored metric in that epoch.
-        validations_since_best: Number of validations since then.
-        history: One entry per epoch: epoch, loss, learning rate and, if validated, `val_` metrics.
+        validations_since_best: Number of validations since that epoch.
+        history: Metrics of each finished epoch: `epoch`, `loss`, `learning_rate` and others and, if it was validated,
+            `val_` metrics.
     """
 
     model_config = ConfigDict(extra="forbid", ser_json_inf_nan="strings")  # best_score starts at -inf
@@ -71,30 +73,35 @@ class Progress(BaseModel):
 def save_checkpoint(
     folder: Path, progress: Progress, model: keras.Model, groups: Sequence[ParameterGroup], best: Path
 ) -> None:
-    """Write everything that resuming needs to an empty folder; `best` is the file of the best weights so far.
+    """Write the files of a checkpoint into an empty folder. They are byte-identical on all workers.
 
-    The files are the same, byte by byte, on every worker.
+    Args:
+        folder: The folder.
+        progress: Progress of the run.
+        model: The network.
+        groups: Parameter groups, with their optimizers and averages.
+        best: File of the best weights so far; need not exist.
     """
     save_arrays(folder / _CURRENT_WEIGHTS, [variable.numpy() for variable in model.weights])
     for group in groups:
         save_arrays(folder / f"{group.name}.npz", [variable.numpy() for variable in group.state])
-    if best.exists():  # not before the first validation
+    if best.exists():  # it does not before the first validation
         (folder / BEST_WEIGHTS).write_bytes(best.read_bytes())
     (folder / _STATE).write_text(progress.model_dump_json(indent=1))
 
 
 def load_checkpoint(folder: Path, model: keras.Model, groups: Sequence[ParameterGroup], best: Path) -> Progress:
-    """Restore weights, optimizers and averages, copy the best weights to `best`, and return the progress.
+    """Restore weights, optimizers and averages, copy the best weights to the file `best`, and return the progress.
 
     Raises:
-        IntegrityError: The checkpoint is incomplete or belongs to another network.
+        IntegrityError: The checkpoint is incomplete, damaged or of another network.
     """
     try:
         progress = Progress.model_validate_json((folder / _STATE).read_bytes())
         if progress.best_epoch >= 0:
             best.write_bytes((folder / BEST_WEIGHTS).read_bytes())
     except (OSError, ValidationError) as error:
-        raise IntegrityError(f"Expected a whole checkpoint in {folder}; {error}.") from error
+        raise IntegrityError(f"Expected a complete checkpoint in {folder}; {error}.") from error
     _assign(list(model.weights), load_arrays(folder / _CURRENT_WEIGHTS), folder)
     for group in groups:
         _assign(group.state, load_arrays(folder / f"{group.name}.npz"), folder)
@@ -104,6 +111,6 @@ def load_checkpoint(folder: Path, model: keras.Model, groups: Sequence[Parameter
 def _assign(variables: list[Any], arrays: list[Any], folder: Path) -> None:
     shapes = [tuple(variable.shape) for variable in variables]
     if shapes != [array.shape for array in arrays]:
-        raise IntegrityError(f"Expected the state of this network in {folder}; found another one's.")
+        raise IntegrityError(f"Expected the state of this network in {folder}; found that of another network.")
     for variable, array in zip(variables, arrays, strict=True):
         variable.assign(array)

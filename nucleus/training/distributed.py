@@ -1,4 +1,4 @@
-"""Distributed training steps: sums over all workers, the optimizer steps, and IoU, Dice and accuracy of their crops."""
+"""Distributed training: collective operations over the workers, optimizer steps, and scores of the training crops."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ __all__ = ["NO_SCORES", "ScoreFunction", "StepResult", "TrainingStep", "Workers"
 
 @dataclass(frozen=True)
 class ScoreFunction:
-    """Scores of a training batch, computed from the step's own logits.
+    """Scores of a training batch, computed from the logits of the training step.
 
     Attributes:
         names: Names of the scores.
-        compute: Function of logits (N x H x W x C) and labels (N x H x W) that returns N x scores, float64.
+        compute: Function from logits (N x H x W x C) and labels (N x H x W) to scores (N x number of names), float64.
     """
 
     names: tuple[str, ...]
@@ -32,10 +32,11 @@ class ScoreFunction:
 
 
 NO_SCORES = ScoreFunction((), lambda logits, _: tf.zeros([tf.shape(logits)[0], 0], tf.float64))
+"""No scores."""
 
 
 def mask_scores(heads: Heads) -> ScoreFunction:
-    """Return IoU, Dice and accuracy of the nucleus mask, as defined in `nucleus.metrics.scores`.
+    """Return a function for IoU, Dice and accuracy of the nucleus mask, as defined in `nucleus.metrics.scores`.
 
     The mask contains the pixels where a nucleus is more probable than background; thresholds are tuned only at the end
     of a run.
@@ -80,7 +81,7 @@ class Workers:
         self._sum_one = tf.function(lambda values: self.all_reduce([values])[0], reduce_retracing=True)
 
     def all_reduce(self, tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
-        """Sum tensors over all workers in one message; for use in a `tf.function` that every worker calls."""
+        """Return the sums of tensors over all workers, in one message; for a `tf.function` that every worker calls."""
         if self.count == 1:
             return list(tensors)
 
@@ -127,12 +128,11 @@ class TrainingStep:
         workers: The training processes.
         model: Network from images, N x H x W x 3, float32, to logits.
         groups: Groups of trained variables.
-        losses: Function of logits and labels (N x H x W) that returns N losses.
+        losses: Function from logits and labels (N x H x W) to N losses.
         global_batch: Images per step, over all workers.
-        accumulation: Number of parts in which a worker computes its gradients, one after the other: less memory, the
-            same result.
+        accumulation: Number of parts into which a worker divides its batch to save memory; the result is the same.
         global_clipnorm: Maximum norm of the gradient over all groups (Pascanu et al. 2013,
-            https://arxiv.org/abs/1211.5063), or None.
+            https://arxiv.org/abs/1211.5063); None for no limit.
         score: Scores of the training images.
     """
 
@@ -170,7 +170,7 @@ class TrainingStep:
         self._steps = steps
 
     def run(self, batches: Iterator[Any], count: int, *, flag: bool = False) -> StepResult:
-        """Train on `count` batches of this worker; `flag` asks for the attention of all workers."""
+        """Train on `count` batches of this worker. `flag` sets `StepResult.attention` on all workers."""
         loss, scores, flags = self._steps(batches, tf.constant(count), tf.constant(float(flag)))
         return StepResult(float(loss), bool(flags > 0), np.asarray(scores.numpy()))
 

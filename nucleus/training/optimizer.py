@@ -1,4 +1,4 @@
-"""Parameter groups: decoder and encoder with their optimizers, learning rates, first epochs and moving averages."""
+"""Parameter groups: variables of decoder and encoder, with optimizer, learning rate, first epoch and moving average."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ __all__ = ["ParameterGroup", "active_groups", "averaged", "parameter_groups"]
 
 
 class ParameterGroup:
-    """Variables that are trained together by one optimizer.
+    """Variables that one optimizer trains.
 
     With `ema_momentum`, their exponential moving average is updated after each step n (from 0): a <- m a + (1 - m) w,
-    with m = min(ema_momentum, (1 + n) / (10 + n)), so that the first steps soon lose their weight (as in
+    with m = min(ema_momentum, (1 + n) / (10 + n)), so that early values soon lose their weight (as in
     `tf.train.ExponentialMovingAverage`).
 
     Attributes:
@@ -47,7 +47,7 @@ class ParameterGroup:
         self._ema_momentum = ema_momentum or 0.0
 
     def apply(self, gradients: Sequence[tf.Tensor]) -> None:
-        """Take one step of the optimizer, with gradients that are summed over all workers."""
+        """Take one step of the optimizer, with gradients summed over all workers."""
         steps_before = tf.cast(self.optimizer.iterations.value, tf.float32)
         self.optimizer.apply(gradients, self.variables)
         momentum = tf.minimum(self._ema_momentum, (1.0 + steps_before) / (10.0 + steps_before))
@@ -61,12 +61,12 @@ class ParameterGroup:
 
     @property
     def state(self) -> list[Any]:
-        """The variables that a checkpoint contains besides the weights: those of the optimizer, and the averages."""
+        """Variables in a checkpoint besides the weights: those of the optimizer, and the averages."""
         return [*self.optimizer.variables, *self.averages]
 
 
 def parameter_groups(model: keras.Model, recipe: Recipe, steps_per_epoch: int) -> list[ParameterGroup]:
-    """Return the group of the decoder and, if the recipe trains the encoder, that of the encoder."""
+    """Return the group of the decoder and, if the recipe trains the encoder, the group of the encoder."""
     options = recipe.optimizer
     schedule = _schedule(recipe, steps_per_epoch)
     decoder = keras.optimizers.AdamW(schedule, options.weight_decay)
@@ -115,7 +115,7 @@ def _schedule(recipe: Recipe, steps_per_epoch: int) -> keras.optimizers.schedule
 
 
 class _Delayed(keras.optimizers.schedules.LearningRateSchedule):
-    """The run's schedule for an optimizer that starts later: multiplied by a factor, with a warm-up of its own."""
+    """The run's schedule for an optimizer that starts later: multiplied by a factor, with a separate warm-up."""
 
     def __init__(
         self,
@@ -128,7 +128,7 @@ class _Delayed(keras.optimizers.schedules.LearningRateSchedule):
 
     def __call__(self, step: Any) -> Any:
         rate = self._factor * self._schedule(step + self._first_step)
-        if not (self._first_step and self._warmup_steps):  # an optimizer of the first step has the run's warm-up
+        if not (self._first_step and self._warmup_steps):  # an optimizer that starts at step 0 has the run's warm-up
             return rate
         return rate * tf.minimum(1.0, tf.cast(step, tf.float32) / float(self._warmup_steps))
 

@@ -1,4 +1,4 @@
-"""The training loop of one worker: load, step, validate, save, and score the best weights at the end."""
+"""The training loop of one worker: load, train, validate, save, and score the best weights at the end."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ from nucleus.training.callbacks import (
     augmented_examples,
     example_images,
 )
-from nucleus.training.checkpoint import Progress, load_checkpoint, save_checkpoint
+from nucleus.training.checkpoint import BEST_WEIGHTS, Progress, load_checkpoint, save_checkpoint
 from nucleus.training.distributed import TrainingStep, Workers, mask_scores
 from nucleus.training.optimizer import active_groups, averaged, parameter_groups
 from nucleus.training.tuning import tune_instances
@@ -50,7 +50,9 @@ __all__ = ["TrainingInput", "TrainingRun", "train"]
 
 
 _CALIBRATION_IMAGES = 16
+"""Number of synthetic images that calibrate a random encoder."""
 _EXAMPLES = 4
+"""Number of test images in a result."""
 
 
 @dataclass(frozen=True)
@@ -59,8 +61,8 @@ class TrainingInput:
 
     Attributes:
         dataset: The dataset version to train on.
-        cache: The cache of its shards on this machine.
-        encoder_weights: Local file of the encoder's weights, or None for random ones.
+        cache: Cache of the dataset's shards on this machine.
+        encoder_weights: Local file of the encoder's weights; None for random weights.
     """
 
     dataset: Dataset
@@ -76,7 +78,7 @@ def train(
     signals: Signals | None = None,
     resume_from: Path | None = None,
 ) -> TrainingResult | None:
-    """Train on this worker, together with all others, and score the best weights.
+    """Train on this worker, together with all others, and score the best weights. Every worker must call it.
 
     The training split must have at least one batch of images.
 
@@ -84,23 +86,24 @@ def train(
         recipe: The recipe.
         given: The dataset and the encoder's weights.
         workers: All workers of the run.
-        callback: Receives progress, pictures, checkpoints and the result; it is not closed here.
+        callback: Receives progress, pictures, checkpoints and the result. Its `on_close` is left to the caller.
         signals: Signals to save or stop; None if there are none.
         resume_from: Folder of the checkpoint to resume from; None to start from the beginning.
 
     Returns:
-        The result, or None if a signal stopped the run; then a checkpoint was saved.
+        The result; None if a signal stopped the run, after saving a checkpoint.
 
     Raises:
         JobError: Training has diverged.
+        IntegrityError: The checkpoint is incomplete, damaged or of another network.
     """
     with tempfile.TemporaryDirectory(prefix="nucleus-train-") as folder:
-        run = TrainingRun(recipe, given, workers, callback, signals or Signals(), Path(folder) / "best.weights.h5")
+        run = TrainingRun(recipe, given, workers, callback, signals or Signals(), Path(folder) / BEST_WEIGHTS)
         return run.execute(resume_from)
 
 
 class TrainingRun:
-    """One worker's part of a run; for the arguments see `train`. `best` is the file for the best weights so far."""
+    """One worker's part of a run. Arguments as in `train`; `best` is the file for the best weights so far."""
 
     def __init__(
         self,
@@ -150,7 +153,7 @@ class TrainingRun:
         return model
 
     def losses(self, logits: Any, labels: Any) -> Any:
-        """Return N losses, one per image, from logits (N x H x W x channels) and labels (N x H x W)."""
+        """Return N losses, one per image, for logits (N x H x W x channels) and labels (N x H x W)."""
         return image_losses(logits, labels, self.config.heads, self.recipe.loss)
 
     def step(self, epoch: int) -> TrainingStep:
@@ -170,7 +173,7 @@ class TrainingRun:
         return self.steps[len(groups)]
 
     def execute(self, resume_from: Path | None) -> TrainingResult | None:
-        """Train to the end, or until a signal to stop; arguments and result as in `train`."""
+        """Train to the end or until a signal to stop. Arguments and result are those of `train`."""
         progress = self.progress
         if resume_from is not None:
             progress = self.progress = load_checkpoint(resume_from, self.model, self.groups, self.best)
@@ -193,7 +196,7 @@ class TrainingRun:
         return result
 
     def _finish(self, watch: Watch | None) -> TrainingResult:
-        """Score the best weights, and hand over the pictures of the end."""
+        """Score the best weights, pass the final pictures to the callback, and return the result."""
         self._load_best()
         with self._timed("tune the thresholds"):
             self._tune()
@@ -264,7 +267,7 @@ class TrainingRun:
         return signal is not Signal.STOP
 
     def _checkpoint(self, signal: Signal) -> None:
-        """Save a checkpoint, and announce the signal that asks for it."""
+        """Save a checkpoint; show the signal that asks for it, if any."""
         if signal is not Signal.CONTINUE:
             where = f"epoch {self.progress.epochs_done}, step {self.progress.steps_done}"
             self.callback.on_stage(f"Saving after {where}: {signal.value}")
@@ -287,10 +290,15 @@ class TrainingRun:
         )
 
     def batches(self, first_epoch: int, steps_before: int) -> Iterator[Any]:
-        """Return this worker's batches, from a step of an epoch to the end of the run."""
+        """Return this worker's batches, from a step of an epoch to the end of the run.
+
+        Args:
+            first_epoch: Epoch to start in, from 0.
+            steps_before: Number of finished steps of that epoch.
+        """
         recipe = self.recipe
         self.reader = self.open_reader(partial(self._plan, first_epoch, steps_before))
-        self.reader.enter(first_epoch, 0)  # here, and not in TensorFlow's threads, an error is still itself
+        self.reader.enter(first_epoch, 0)  # an error in TensorFlow's threads would lose its class
         feed = Feed(
             reader=self.reader,
             crop=recipe.input.crop,
@@ -303,7 +311,7 @@ class TrainingRun:
         return iter(training_batches(feed, range(first_epoch, recipe.optimizer.epochs)))
 
     def _train_epoch(self, batches: Iterator[Any]) -> bool:
-        """Take the remaining steps of an epoch, and record them in the progress; return whether to continue."""
+        """Take the remaining steps of an epoch and record them in the progress; return whether the run continues."""
         progress, at_once, total = self.progress, self.recipe.optimizer.steps_per_execution, self.steps_per_epoch
         epoch = progress.epochs_done
         step, sums = self.step(epoch), np.zeros(1 + len(self.score.names))
@@ -339,7 +347,7 @@ class TrainingRun:
         self.callback.on_steps_end(progress.epochs_done, epochs, done, self.steps_per_epoch, mean, speed)
 
     def _epoch_metrics(self) -> dict[str, float]:
-        """Return the metrics of a finished epoch (from 0); IoU, Dice and accuracy are means over its training crops."""
+        """Return the metrics of a finished epoch; IoU, Dice and accuracy are means over its training crops."""
         progress, total, batch = self.progress, self.steps_per_epoch, self.recipe.input.batch_size
         loss, *scores = progress.sums_done
         seconds = max(progress.seconds_done, 1e-9)
@@ -360,7 +368,7 @@ class TrainingRun:
         return predict_images(self.segmenter, self.images(split), self.recipe.loss)
 
     def _tune(self) -> None:
-        """Tune the thresholds that make labels from the maps, on the validation split."""
+        """Tune the thresholds for turning maps into labels, on the validation split."""
         self.callback.on_stage("Tuning the thresholds on the validation split")
         settings, diameter = tune_instances(self.segmenter, lambda: self.images("val"), self.workers)
         self.segmenter = self.segmenter.with_labelling(settings, diameter)

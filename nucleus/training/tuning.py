@@ -1,4 +1,4 @@
-"""Thresholds for labels, chosen on the validation split over all workers."""
+"""Tuning of the thresholds for labels, on the validation split over all workers."""
 
 from __future__ import annotations
 
@@ -25,27 +25,29 @@ _ROUNDS: tuple[dict[str, tuple[float, ...]], ...] = (
     {"mask_threshold": (0.5, 0.4, 0.45, 0.55, 0.6, 0.65), "seed_threshold": (0.5, 0.4, 0.6, 0.7, 0.8)},
     {"min_score": (0.8, 0.0, 0.7, 0.75, 0.85, 0.875, 0.9), "min_area": (20, 10, 15, 30, 45, 60)},
 )
-"""Settings that are chosen together, and the values tried; the first values win ties."""
+"""Settings that are tuned together, and their candidate values; on a tie, earlier values win."""
 _AS_GOOD = 0.005
-"""Training the same recipe twice makes such differences of mAP too: the IoU of the mask decides between them."""
+"""Largest difference of mAP between equally good settings, among which the IoU of the mask decides. Training the same
+recipe twice gives such differences too."""
 _MOST_IMAGES = 256
+"""Number of images to tune on, at most, over all workers."""
 _LARGEST_DIAMETER = 1024
-"""Larger diameters, px, count as this one."""
+"""Number of bins for diameters, px; larger diameters count in the last bin."""
 
 
 def tune_instances(
     model: Model, images: Callable[[], Iterator[LabelledImage]], workers: Workers
 ) -> tuple[InstanceSettings, float | None]:
-    """Choose the settings by mAP, mean over images: first the thresholds, then which nuclei are dropped.
+    """Choose the settings by mAP, mean over images: first the thresholds, then the limits for dropped nuclei.
 
-    Of all settings within 0.005 of the highest mAP, those with the highest IoU of the mask are chosen: dropping more
-    uncertain nuclei can raise the mAP a little while it costs many true pixels.
+    Among the settings within 0.005 of the highest mAP, the one with the highest IoU of the mask is chosen, because
+    dropping more uncertain nuclei can raise the mAP slightly at the cost of many true pixels.
     Of a large split, the first 256 images in stored order, which is random, are used. Every worker must call this.
 
     Args:
-        model: The model; the search begins at its settings.
-        images: Returns this worker's validation images.
-        workers: All workers; each gets the same result.
+        model: The model; the search starts from its settings.
+        images: Function that returns this worker's validation images.
+        workers: All workers; each receives the same result.
 
     Returns:
         The settings, and the median diameter of the true nuclei, px (None if there are no nuclei).
@@ -77,7 +79,7 @@ def _quality(truth: NDArray[np.integer], labels: NDArray[np.int32]) -> tuple[flo
 
 
 def _diameters(labels: NDArray[np.integer]) -> NDArray[np.float64]:
-    """Return how many labels have each diameter (of the circle of the same area), in whole px."""
+    """Return the histogram of the labels' diameters (of circles of the same area), with bins of 1 px."""
     areas = np.bincount(labels.ravel())[1:]
     diameters = np.rint(np.sqrt(4 * areas[areas > 0] / np.pi)).astype(np.int64)
     return np.bincount(np.minimum(diameters, _LARGEST_DIAMETER - 1), minlength=_LARGEST_DIAMETER).astype(np.float64)

@@ -1,4 +1,4 @@
-"""Validation over all workers: the sums of their scores, and the best and worst images among all."""
+"""Validation over all workers: sums of scores, and the best and worst images."""
 
 from __future__ import annotations
 
@@ -17,33 +17,38 @@ if TYPE_CHECKING:
 __all__ = ["RANKED_IMAGES", "ImageRanking", "RankedImage", "score_images"]
 
 
+RANKED_IMAGES = 12
+"""Number of best images, and of worst images, that a run keeps."""
+_IOU_WEIGHT = 1e-3
+"""Weight of the mask's IoU in the ranking, which decides between images of equal mAP, such as 0 or 1."""
+
+
 def score_images(predicted: Iterable[PredictedImage], workers: Workers) -> ScoreSums:
-    """Return the sums of the scores over the images of all workers, in float64; each worker gets the same."""
+    """Return the sums of the scores over the images of all workers, in float64; the same on each worker."""
     sums = ScoreSums()
     for image in predicted:
         sums.add(image.sample.kind, image.scores)
     return ScoreSums(workers.sum(sums.array))
 
 
-RANKED_IMAGES = 12
-"""Number of the best images, and of the worst ones, that a run keeps."""
-_IOU_WEIGHT = 1e-3
-"""Weight of the mask's IoU in the ranking: it decides between images of equal mAP, such as 0 or 1."""
-
-
 @dataclass(frozen=True)
 class RankedImage:
-    """One of the best or worst images of a split."""
+    """One of the best or worst images of a split.
+
+    Attributes:
+        group: `best` or `worst`.
+        predicted: The image, with its prediction and scores.
+    """
 
     group: Literal["best", "worst"]
     predicted: PredictedImage
 
 
 class ImageRanking:
-    """A ranking of a split's images over all workers; keeps only those that may be among the best or worst.
+    """Ranking of a split's images over all workers. Keeps only images that may be among the best or worst.
 
     Args:
-        names: Names of all images of the split, over all workers, in the same order on each.
+        names: Names of all images of the split, in the same order on each worker.
     """
 
     def __init__(self, names: Iterable[str]) -> None:
@@ -52,7 +57,7 @@ class ImageRanking:
         self._kept: dict[int, PredictedImage] = {}
 
     def observe(self, images: Iterable[PredictedImage]) -> Iterator[PredictedImage]:
-        """Yield this worker's images unchanged, and rank them on the way."""
+        """Rank this worker's images; yield them unchanged."""
         for image in images:
             number = self._numbers[image.sample.name]
             self._quality[number] = image.scores.nuclei.mean_ap + _IOU_WEIGHT * image.scores.pixels.iou

@@ -166,7 +166,7 @@ BAD_INPUT: list[tuple[list[Any], int, str]] = [
     (["train", "demo", "--run", "a", "--resume", "b"], 2, "give one of them"),
     (["train"], 2, "Missing argument 'RECIPE'"),
     (["submit"], 2, "Missing argument 'RECIPE'"),
-    (["train", "--resume", "no-such-run"], 1, "there is none to resume"),
+    (["train", "--resume", "no-such-run"], 1, "nucleus runs list"),
     (["train", "demo"], 1, "nucleus data import SRC"),
     (["data", "import", "nothing", "d"], 2, "does not exist"),
     (["data", "import", "empty", "d"], 1, "in empty; found none"),

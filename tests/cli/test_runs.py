@@ -413,14 +413,14 @@ def test_compare_of_runs_that_go_on_and_of_other_datasets(all_sorts: Bucket) -> 
     run = invoke("runs", "compare", "won", "elsewhere", "stopped", "empty", "--out", "c.png")
     assert run.exit_code == 0, run.output
     assert "test scores do not compare" in run.stderr
-    assert "empty has no history, and so no curves" in run.stderr
+    assert "empty has no history, so its curves are missing" in run.stderr
     facts = {line.split("\t")[0]: line.split("\t")[1:] for line in run.stdout.split("\n\n")[1].splitlines()}
     assert facts["epochs"] == ["4/4", "4/4", "3/9", f"{DASH}/4"]
     assert f"test\tall\tmAP\t0.5000\t0.5000\t0.0000\t{DASH}\t{DASH}\t{DASH}\t{DASH}" in run.stdout
     assert not said("runs", "compare", "won", "elsewhere")["test_scores_compare"]
     run = invoke("runs", "compare", "stopped", "empty")
     assert run.exit_code == 0
-    assert "No scores: none has ended." in run.stderr
+    assert "No scores: no run has ended." in run.stderr
 
 
 @pytest.mark.parametrize(

@@ -73,7 +73,7 @@ def test_where_all_is(published: Published, bucket: Bucket, tmp_path: Path, caps
     assert (tmp_path / "runs" / "r" / EVENTS_FILE).read_bytes() == b"events"
     assert found == {
         "published": f"m@1 at {bucket.uri}/models/m/versions/000001",
-        "production": "means version 1: no version was behind production before",
+        "production": "points to version 1: no version was behind production before",
         "run": f"{bucket.uri}/runs/r",
         "report": "runs/r/report/report.html",
         "W&B": "off",
@@ -86,12 +86,12 @@ def test_why_an_alias_did_not_move(published: Published, bucket: Bucket, capsys:
     pass_gate(bucket, published(), "production", "map", lambda _: 0.0)
     second = published(run="s", score=0.25)
     assert rows(second, bucket, capsys)["compare"] == "nucleus models compare m@1 m@2"
-    assert rows(second, bucket, capsys)["production"] == "not judged; move it: nucleus models alias m@2 production"
+    assert rows(second, bucket, capsys)["production"] == "not judged. Run: nucleus models alias m@2 production"
     pass_gate(bucket, second, "production", "map", lambda _: 0.0)
     told = rows(second, bucket, capsys)["production"]
     assert told == "does not move to version 2: test map 0.2500 does not beat 0.5000 of version 1"
     free = published(run="t", gate={"enabled": False})
-    assert rows(free, bucket, capsys)["production"] == "not asked to move: gate.enabled = false"
+    assert rows(free, bucket, capsys)["production"] == "not moved: gate.enabled = false"
 
 
 def test_curves_that_are_not_there(published: Published, bucket: Bucket, capsys: pytest.CaptureFixture[str]) -> None:

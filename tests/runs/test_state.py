@@ -64,11 +64,11 @@ class FakeFolder:
 @pytest.mark.parametrize(
     ("state", "seconds", "word", "text"),
     [
-        (written(), 60.0, "running", "running since 2026-11-28 11:00 on node-1 (process 42), last heard of"),
+        (written(), 60.0, "running", "running since 2026-11-28 11:00 on node-1 (process 42), last heartbeat"),
         (written(), LOST_SECONDS, "running", "running since"),
-        (written(), LOST_SECONDS + 1, "lost", "lost: not heard of since 2026-11-28 11:54, when it ran on node-1"),
+        (written(), LOST_SECONDS + 1, "lost", "lost: no heartbeat since 2026-11-28 11:54; it ran on node-1"),
         (written(), -3600.0, "running", "running since"),  # written after the server was asked for the time
-        (written("stopped"), 1e6, "stopped", "stopped since 2026-11-28 11:00, can go on"),
+        (written("stopped"), 1e6, "stopped", "stopped since 2026-11-28 11:00, can be resumed"),
         (written("failed", cause="no room"), 1e6, "failed", "failed since 2026-11-28 11:00: no room"),
         (written("published", version="m@3"), 1e6, "published", "published as m@3"),
         (written("finished"), 1e6, "finished", "finished"),
@@ -182,7 +182,7 @@ def test_commands_show_the_state(bucket: Bucket, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("nucleus.runs.listing.server_time", lambda _: heard + timedelta(seconds=LOST_SECONDS + 1))
     assert (listed()["alive"]["state"], listed()["broken"]["state"]) == ("lost", "failed")
     shown = CliRunner().invoke(cli, ["runs", "show", "alive"]).stdout
-    assert "lost: not heard of since" in shown
+    assert "lost: no heartbeat since" in shown
     assert "node-1 (process 42)" in shown
     assert find_run(bucket, "broken").status.text.endswith("no room")
 
