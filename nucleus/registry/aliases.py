@@ -249,7 +249,7 @@ def _decide(
     elif incumbent is None:
         passed, reason = True, f"{alias} did not exist before"
     elif other is None:
-        passed, reason = False, f"version {incumbent}, the target of {alias}, could not be scored: {problem}"
+        passed, reason = False, f"version {incumbent} could not be scored: {problem}"
     else:
         passed = score > other
         verb = "beats" if passed else "does not beat"

@@ -1,4 +1,7 @@
-"""Model versions in the bucket: list, resolve and pull. A version exists once its manifest does, which is written last."""
+"""Model versions in the bucket: list, resolve and pull.
+
+A version exists once its manifest does, which its publisher writes last.
+"""
 
 import secrets
 import shutil
