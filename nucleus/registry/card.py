@@ -209,9 +209,7 @@ def _limits(metrics: Metrics) -> dict[str, Any] | None:
         "few_nuclei": _FEW_NUCLEI,
         "few_kinds": few,
         "missing_kinds": [kind.value for kind in Kind if kind.value not in by_kind],
-        "kinds": _lowest_and_highest(
-            {kind: scores["map"] for kind, scores in by_kind.items() if kind not in {"all", *few}}
-        ),
+        "kinds": _lowest_and_highest(compared),
         "mistakes": _mistakes_table(by_kind),
         "sizes": _lowest_and_highest(sizes),
         "by_size": _size_table(by_kind),
