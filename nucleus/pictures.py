@@ -155,7 +155,7 @@ def draw_mistakes(
 
 
 def draw_gallery(images: Sequence[GalleryImage]) -> RgbImage:
-    """Return a sheet of pairs of image and mistakes, two pairs per row, each below a line of text, with a legend on top."""
+    """Return a sheet of pairs of image and mistakes: two pairs per row, each below a title, with a legend on top."""
     cell_width, cell_height = 2 * _GALLERY_SIDE + _GALLERY_GAP, _GALLERY_SIDE + _TEXT_LINE
     rows = -(-len(images) // _ACROSS)
     sheet = np.full(
