@@ -98,8 +98,8 @@ def check_stems(images: Iterable[tuple[str, str]]) -> None:
         other = stems.setdefault(stem, name)
         if len(stems) <= number:
             raise UsageError(
-                f"Expected images of different names; {other} and {name} would both write {stem}{LABELS_ENDING}. "
-                "Run them with different --out folders."
+                f"Expected images with different names; found {other} and {name}, which would both write "
+                f"{stem}{LABELS_ENDING}. Run them with different --out folders."
             )
 
 

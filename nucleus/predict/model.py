@@ -287,7 +287,7 @@ class Model:
         if not 1 / _LARGEST_SCALE <= scale <= _LARGEST_SCALE:
             raise ImageError(
                 f"Expected {source.name} to be rescaled by 1/{_LARGEST_SCALE:g} to {_LARGEST_SCALE:g}; its diameter or "
-                f"pixel size asks for {scale:.3g}. Correct --diameter or --pixel-size."
+                f"pixel size gives {scale:.3g}. Correct --diameter or --pixel-size."
             )
         return scale
 

@@ -57,7 +57,7 @@ def read_alias(bucket: Bucket, name: str, alias: str) -> Alias | None:
 
 
 def move_alias(bucket: Bucket, name: str, alias: str, version: int) -> Alias:
-    """Point an alias to an existing version; return the alias. Raises `ModelError` if others keep moving it."""
+    """Point an alias to an existing version; return it. Raises `ModelError` if other processes keep moving it."""
     key = _alias_key(name, check_alias(alias))
     for _ in range(_ATTEMPTS):
         current, etag = _read(bucket, key)
@@ -133,9 +133,7 @@ def _swap(bucket: Bucket, key: str, alias: Alias, etag: str | None) -> bool:
 
 
 def _busy(name: str, alias: str) -> ModelError:
-    return ModelError(
-        f"Expected to move {alias!r} of {name!r}; others moved it {_ATTEMPTS} times meanwhile. Try again."
-    )
+    return ModelError(f"Expected to move {alias!r} of {name!r}; other processes moved it {_ATTEMPTS} times. Try again.")
 
 
 def _now() -> str:
@@ -193,7 +191,7 @@ def pass_gate(
             version. It may raise `ModelError`, `IntegrityError` or `DataError`, which count as a lack of a score.
 
     Raises:
-        ModelError: Others kept moving the alias.
+        ModelError: Other processes kept moving the alias.
     """
     decided = read_decision(bucket, manifest.model, manifest.version)
     if decided is not None:
@@ -209,7 +207,7 @@ def pass_gate(
         ):
             return _record(bucket, manifest.model, decision)
     raise ModelError(
-        f"Expected to judge {manifest.model}@{manifest.version}; others moved {alias!r} {_ATTEMPTS} times meanwhile. "
+        f"Expected to judge {manifest.model}@{manifest.version}; other processes moved {alias!r} {_ATTEMPTS} times. "
         f"Run: nucleus models alias {manifest.model}@{manifest.version} {alias}"
     )
 

@@ -147,6 +147,6 @@ def read_version(bucket: Bucket, name: str, version: int) -> ModelManifest:
     if (manifest.model, manifest.version) != (name, version):
         raise IntegrityError(
             f"Expected the manifest of {name}@{version} at {bucket.uri / key}; found that of "
-            f"{manifest.model}@{manifest.version}. It was replaced: take another version."
+            f"{manifest.model}@{manifest.version}. It was replaced: use another version."
         )
     return manifest

@@ -86,8 +86,8 @@ def resolve_version(bucket: Bucket, reference: Reference) -> int:
         alias = read_alias(bucket, reference.name, reference.ref)
         if alias is None:
             raise ModelError(
-                f"Expected a version number, latest or an alias in {str(reference)!r}; {reference.ref!r} is none. "
-                f"Run: nucleus models list {reference.name}"
+                f"Expected a version number, latest or an alias in {str(reference)!r}; {reference.ref!r} is none of "
+                f"them. Run: nucleus models list {reference.name}"
             )
         version = alias.version
     if version not in versions:
@@ -182,7 +182,7 @@ def _replace(bucket: Bucket, manifest: ModelManifest, folder: Path, advance: Adv
             except ObjectNotFoundError as error:
                 raise IntegrityError(
                     f"Expected {name} of {manifest.model}@{manifest.version} in the bucket, as its manifest says; it "
-                    "is missing. Take another version."
+                    "is missing. Use another version."
                 ) from error
         write_atomic(beside / MANIFEST_FILE, manifest.model_dump_json(indent=1))
         _put_in_place(beside, folder, old)
@@ -219,6 +219,6 @@ def _check_replaceable(folder: Path, manifest: ModelManifest) -> None:
     expected = {*manifest.files, MANIFEST_FILE}
     if not folder.is_dir() or any(path.name not in expected for path in folder.iterdir()):
         raise UsageError(
-            f"Expected {folder} to be absent, empty or a copy of {manifest.model}; it holds other files. "
+            f"Expected {folder} to be absent, empty or a copy of {manifest.model}; it contains other files. "
             "Name another folder."
         )

@@ -220,7 +220,7 @@ def _content(record: RunRecord, dataset: DatasetManifest) -> dict[str, Any]:
         "thresholds": {_THRESHOLDS.get(name, name): value for name, value in record.thresholds.items()},
         "cost": cost_of(record),
         "workers": workers_of(record),
-        "begun": moment_text(record.begun),
+        "started": moment_text(record.begun),
         "use": commands_to_use(record),
         "repeat": commands_to_repeat(record, dataset),
         "differing": differing_settings(record),
