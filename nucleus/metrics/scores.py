@@ -54,6 +54,8 @@ SCORE_COLUMNS = ("split", "kind", "images", *(title for _, title in HEADLINES))
 """Titles of the columns of `score_cells`."""
 MISTAKES = {"nuclei_missed": "missed", "nuclei_extra": "extra", "nuclei_merged": "merged", "nuclei_split": "split"}
 """Keys and titles of the numbers of mistakes; see `nucleus.metrics.nuclei.Mistakes.counts`."""
+AP_NAMES = tuple(f"ap_{round(100 * threshold)}" for threshold in THRESHOLDS)
+"""Keys of AP at each of `THRESHOLDS`."""
 
 Scores = Mapping[str, float]
 """Scores by metric."""
@@ -62,7 +64,6 @@ Metrics = Mapping[str, Mapping[str, Scores]]
 
 _KINDS = list(Kind)
 _MEANS = ("loss", "iou", "dice", "accuracy", "f1_50", "pq_50", "count_error")
-AP_NAMES = tuple(f"ap_{round(100 * threshold)}" for threshold in THRESHOLDS)
 _PIXELS = 4
 _NUCLEI = 2
 _PARTS = (

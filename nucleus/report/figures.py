@@ -28,7 +28,7 @@ History = Sequence[Mapping[str, float]]
 THRESHOLDS = tuple(round(100 * threshold) for threshold in matching.THRESHOLDS)
 """IoU thresholds, in hundredths."""
 _COMPARED = "dark-field"
-"""Kind of image that the published figures are compared on."""
+"""Kind of image on which published scores are compared."""
 _DASHES = ("solid", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)))
 _MARKS = ("o", "s", "^", "D")
 _MOST_MARKED = 40
