@@ -100,8 +100,8 @@ def rollback_alias(bucket: Bucket, name: str, alias: str) -> Alias:
             )
         if current.previous > current.version:
             raise ModelError(
-                f"Expected {alias!r} of {name!r} to come from an older version; it was moved back from version "
-                f"{current.previous} to {current.version} already. Run: nucleus models alias {name}@VERSION {alias}"
+                f"Expected the last move of {alias!r} of {name!r} to be to a newer version; it was back from version "
+                f"{current.previous} to version {current.version}. Run: nucleus models alias {name}@VERSION {alias}"
             )
         moved = Alias(version=current.previous, previous=current.version, moved=_now())
         if _swap(bucket, key, moved, etag):
