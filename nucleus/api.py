@@ -1,6 +1,6 @@
 """Python API: `nucleus.load`, `evaluate`, `train`, `import_dataset`, `open_dataset` and `read_recipe`.
 
-Progress is shown as the commands show it: a bar on a terminal, else a line at the end, on stderr.
+Progress is shown on stderr as in the commands: a bar on a terminal, otherwise one line at the end.
 """
 
 from __future__ import annotations
@@ -55,20 +55,21 @@ def load(
     """Load a published model.
 
     Args:
-        model: "NAME" (its newest version), "NAME@7" or "NAME@production" in the bucket; it is downloaded into the cache
-            once, and verified. Or a folder that `nucleus models pull` made.
-        bucket: URI of the bucket, "s3://..."; by default, that of the environment variable NUCLEUS_BUCKET.
+        model: "NAME" (its newest version), "NAME@7" or "NAME@production" in the bucket, downloaded to the cache once
+            and verified; or a folder that `nucleus models pull` made.
+        bucket: URI of the bucket, "s3://..."; by default, the value of the environment variable NUCLEUS_BUCKET.
         diameter: Typical diameter of the nuclei in your images, px. The images are rescaled to the diameter that the
             model was trained on.
-        pixel_size: Side of a pixel in your images, micrometres; by default, what an image file says. Images are
-            rescaled by it if the model knows the pixel size of its training images and no diameter is given.
-        tta: Whether to average over flips and quarter turns: better, eight times slower.
+        pixel_size: Side of a pixel in your images, micrometres; by default, the value in the image file. The images are
+            rescaled by it if the model knows the pixel size of its training images and `diameter` is not given.
+        tta: Whether to average predictions over flips and quarter turns: better, but eight times slower.
 
     Returns:
         The model; see `Model.segment`.
 
     Raises:
-        ModelError: No such model or version, or it knows no diameter and `diameter` is given.
+        ModelError: The model or version does not exist, or `diameter` is given and the model does not know the diameter
+            of its training nuclei.
         IntegrityError: A file of the model is damaged.
 
     Examples:
@@ -91,15 +92,16 @@ def evaluate(model: Model | str | Path, dataset: Dataset | str, split: str = "te
     """Score a model on the images of a dataset.
 
     Args:
-        model: A model of `nucleus.load`, or a name or folder that it takes.
-        dataset: A dataset of `nucleus.open_dataset`, or a name that it takes.
+        model: A model from `nucleus.load`, or a name or folder as for `nucleus.load`.
+        dataset: A dataset from `nucleus.open_dataset`, or a name as for `nucleus.open_dataset`.
         split: "train", "val", "test" or "all".
 
     Returns:
-        The scores: a mapping from "all" and each kind of image to scores by name, with a table of all images.
+        A mapping from "all" and each kind of image to scores by name, with a table of the scores of each image.
 
     Raises:
-        DataError: No such dataset, or the split has no images.
+        DataError: The dataset does not exist, or the split has no images.
+        UsageError: There is no such split.
 
     Examples:
         >>> dataset = nucleus.open_dataset("cells")
@@ -128,23 +130,24 @@ def import_dataset(
 ) -> Dataset:
     """Import images with their masks as a dataset version in the bucket.
 
-    Images are checked, grouped (images of the same place stay in one split), split and packed. The version
-    follows from the content: importing the same images again changes nothing.
+    Images are checked, grouped (images of the same place stay in one split), split and packed. The version is
+    determined by the content, so importing the same images again changes nothing.
 
     Args:
         source: A folder or zip: `<id>/images/*.png` + `<id>/masks/*.png`, `inputs/` + `masks/`, or `images/` +
             `labels/`.
         name: Name of the dataset in the bucket of NUCLEUS_BUCKET, or "s3://bucket/datasets/NAME".
-        seed: Decides the splits.
+        seed: Seed of the random split.
         val: Fraction of the images for validation.
         test: Fraction of the images for testing.
-        group_by: Regular expression; images whose names give the same match stay in one split.
+        group_by: Regular expression; images whose names have the same match stay in one split.
 
     Returns:
         The dataset version.
 
     Raises:
-        DataError: No usable images, or too few to divide.
+        DataError: There are no usable images, or too few to split.
+        UsageError: `group_by` is not a regular expression, or `name` has a version.
 
     Examples:
         >>> dataset = nucleus.import_dataset("folder", "cells")
@@ -157,7 +160,9 @@ def import_dataset(
         raise UsageError(f"Expected a regular expression for group_by; found {group_by!r}: {error}.") from error
     location = locate_dataset(name)
     if location.ref != "latest":
-        raise UsageError(f"Expected a dataset without a version, which follows from the content; found {name!r}.")
+        raise UsageError(
+            f"Expected the name of a dataset without a version; found {name!r}. The content determines the version."
+        )
     options = SplitOptions(seed=seed, val=val, test=test, group_by=pattern)
     with show_progress("read images") as advance, show_progress("upload shards", "bytes") as upload:
         dataset = import_source(Path(source), location.uri, options, advance, upload).dataset
@@ -174,7 +179,7 @@ def open_dataset(name: str) -> Dataset:
             "s3://bucket/datasets/NAME[@VERSION]".
 
     Raises:
-        DataError: No such dataset or version.
+        DataError: The dataset or version does not exist.
 
     Examples:
         >>> dataset = nucleus.open_dataset("cells")
@@ -188,12 +193,11 @@ def read_recipe(recipe: str | Path, settings: Sequence[str] = ()) -> Recipe:
     """Read a recipe.
 
     Args:
-        recipe: A TOML file, or the name of a recipe that is installed: "demo", "dsb2018-cpu", "dsb2018-long",
-            "dsb2018-gpu".
-        settings: Changes, as "optimizer.epochs=3".
+        recipe: A TOML file, or the name of a built-in recipe: "demo", "dsb2018-cpu", "dsb2018-long", "dsb2018-gpu".
+        settings: Changes to the recipe, such as "optimizer.epochs=3".
 
     Raises:
-        RecipeError: An unknown key or a value that is not allowed.
+        RecipeError: A key is unknown, or a value is not allowed.
 
     Examples:
         >>> recipe = nucleus.read_recipe("dsb2018-cpu", ["optimizer.epochs=3"])
@@ -211,22 +215,23 @@ def train(
     resume: str | None = None,
     out: str | Path | None = None,
 ) -> ModelManifest:
-    """Train by a recipe and publish the model.
+    """Train a model with a recipe and publish it.
 
     Uses the Ray cluster of RAY_ADDRESS or of this machine, or starts one for the run.
 
     Args:
-        recipe: A recipe of `nucleus.read_recipe`, or a file or name that it takes. Not needed with `resume`.
-        settings: Changes, as "optimizer.epochs=3".
-        run: Name of the run; by default, the model's name and the time.
-        resume: Name of a run to continue from its last checkpoint, by the recipe that it began with.
-        out: Folder for reports and TensorBoard's events, in `<out>/<run>/`; by default, `runs`.
+        recipe: A recipe from `nucleus.read_recipe`, or a file or name as for `nucleus.read_recipe`. Not needed with
+            `resume`.
+        settings: Changes to the recipe, such as "optimizer.epochs=3".
+        run: Name of the run; by default, the name of the model and the time.
+        resume: Name of a run to continue from its last checkpoint, with the recipe that it started with.
+        out: Folder for the report and TensorBoard events, in `<out>/<run>/`; by default, `runs`.
 
     Returns:
-        The manifest of the published version: `str(version)` is "NAME@7", which `nucleus.load` takes.
+        Manifest of the published version; `str(version)` is "NAME@7", an argument for `nucleus.load`.
 
     Raises:
-        NucleusError: Whatever prevents training, before it starts if that can be known.
+        NucleusError: Training is impossible or failed; problems that can be detected early are raised before it starts.
 
     Examples:
         >>> version = nucleus.train("recipe.toml")
@@ -243,7 +248,7 @@ def train(
     for name in filter(None, (run, resume)):
         check_name(name, "run")
     if isinstance(recipe, Recipe) and settings:
-        raise UsageError("Expected settings with the file or name of a recipe; found a recipe that is read already.")
+        raise UsageError("Expected settings with the file or name of a recipe; found a `Recipe`.")
     content = read_recipe(recipe, settings) if isinstance(recipe, str | Path) else recipe
     options = job.RunOptions(run=run, folder=None if out is None else Path(out))
     with TrainingDisplay() as display:

@@ -29,7 +29,6 @@ __all__ = [
     "resize_to_side",
 ]
 
-
 MISTAKE_COLOURS = {
     "found": (64, 255, 190),
     "missed": (255, 0, 0),
@@ -37,27 +36,30 @@ MISTAKE_COLOURS = {
     "merged": (255, 0, 190),
     "split": (0, 64, 255),
 }
-"""RGB colours of outlines by what became of a nucleus; see `nucleus.metrics.nuclei.Mistakes`.
+"""RGB colours of outlines by the result for a nucleus; see `nucleus.metrics.nuclei.Mistakes`.
 
 Any two differ by at least 41 in CIELAB, also for people who confuse red with green or blue with yellow (simulated
 after Machado et al. 2009, https://doi.org/10.1109/TVCG.2009.113).
 """
-
-
 YELLOW = (255, 220, 0)
 CYAN = (0, 220, 255)
 _SHEET_GAP = 4
+_GALLERY_SIDE = 320
+_GALLERY_GAP = 8
+_TEXT_LINE = 22
+_SWATCH = 24
+_ACROSS = 2
 
 
 def draw_outlines(image: RgbImage, labels: NDArray[np.integer], colour: tuple[int, int, int] = YELLOW) -> RgbImage:
-    """A copy of the image (H x W x 3) with the inner outline of each label (H x W) in `colour`, RGB."""
+    """Return a copy of an image (H x W x 3) with the inner outline of each label (H x W) in `colour`, RGB."""
     drawn = image.copy()
     drawn[find_boundaries(labels, mode="inner")] = colour
     return drawn
 
 
 def contact_sheet(rows: list[list[RgbImage]], side: int = 256) -> RgbImage:
-    """Pictures in rows, each resized to a longest side of `side` pixels, on white."""
+    """Return pictures arranged in rows on white, each resized to a longest side of `side` pixels."""
     columns = max(len(row) for row in rows)
     step = side + _SHEET_GAP
     sheet = np.full((len(rows) * step + _SHEET_GAP, columns * step + _SHEET_GAP, 3), 255, np.uint8)
@@ -70,19 +72,19 @@ def contact_sheet(rows: list[list[RgbImage]], side: int = 256) -> RgbImage:
 
 
 def brightened(image: RgbImage) -> RgbImage:
-    """The image, stretched to the full range if it is dark, for people to look at."""
+    """Return the image for display, stretched to the full range if it is dark."""
     high = max(1.0, float(np.percentile(image, 99.8)))
     return np.asarray(np.clip(image * max(1.0, 255 / high), 0, 255), np.uint8)
 
 
 def resize_to_side(pixels: NDArray[Any], side: int, *, enlarge: bool = False, nearest: bool = False) -> NDArray[Any]:
-    """The picture (H x W x 3) or labels (H x W), the longer side brought to `side` pixels.
+    """Return a picture (H x W x 3) or labels (H x W), resized so that the longer side has `side` pixels.
 
     Args:
-        pixels: Of any depth; returned as it is if it need not change.
-        side: Pixels.
-        enlarge: Whether to enlarge what is smaller; pixels then become squares with sharp edges.
-        nearest: Take the nearest pixel, as labels need, instead of the mean of those that fall together.
+        pixels: Picture or labels of any depth; returned itself if its size is right.
+        side: Longer side of the result, px.
+        enlarge: Whether to enlarge smaller pictures; pixels then become squares with sharp edges.
+        nearest: Whether to take the nearest pixel, as labels need, instead of the mean over an area.
     """
     height, width = pixels.shape[:2]
     longest = max(height, width)
@@ -95,7 +97,7 @@ def resize_to_side(pixels: NDArray[Any], side: int, *, enlarge: bool = False, ne
 
 
 def example_sheet(dataset: Dataset, cache: ShardCache, per_kind: int = 2) -> RgbImage:
-    """Up to `per_kind` training images of each kind, each beside a copy with its labels outlined."""
+    """Return a sheet of up to `per_kind` training images of each kind, each beside a copy with its labels outlined."""
     found: dict[Kind, int] = {}
     rows = []
     for sample in images_of_split(dataset, "train", cache):
@@ -107,23 +109,16 @@ def example_sheet(dataset: Dataset, cache: ShardCache, per_kind: int = 2) -> Rgb
     return contact_sheet(rows)
 
 
-_GALLERY_SIDE = 320
-_GALLERY_GAP = 8
-_TEXT_LINE = 22
-_SWATCH = 24
-_ACROSS = 2
-
-
 @dataclass(frozen=True)
 class GalleryImage:
     """An image of the gallery.
 
     Attributes:
-        title: Text above it, before its mistakes.
-        score: Its mAP.
-        image: H x W x 3, uint8.
-        truth: H x W, labels.
-        predicted: H x W, labels.
+        title: Text above the image, followed by its mistakes.
+        score: mAP of the prediction.
+        image: Image, H x W x 3, uint8.
+        truth: True labels, H x W, 0 background.
+        predicted: Predicted labels, H x W, 0 background.
     """
 
     title: str
@@ -136,9 +131,15 @@ class GalleryImage:
 def draw_mistakes(
     image: RgbImage, truth: NDArray[np.integer], predicted: NDArray[np.integer], mistakes: Mistakes
 ) -> RgbImage:
-    """A copy of the image with outlines in `MISTAKE_COLOURS`.
+    """Return a copy of an image with outlines in `MISTAKE_COLOURS`.
 
-    Predicted nuclei are outlined as found, extra or merged; true ones as missed or split.
+    Predicted nuclei are outlined as found, extra or merged, true nuclei as missed or split.
+
+    Args:
+        image: Image, H x W x 3, uint8.
+        truth: True labels, H x W, 0 background.
+        predicted: Predicted labels, H x W, 0 background.
+        mistakes: Mistakes of the prediction, from `find_mistakes`.
     """
     drawn = image.copy()
     for labels, chosen, name in (
@@ -154,7 +155,7 @@ def draw_mistakes(
 
 
 def draw_gallery(images: Sequence[GalleryImage]) -> RgbImage:
-    """Pairs of image and mistakes, two pairs per row, each under a line of text, with a legend at the top."""
+    """Return a sheet of pairs of image and mistakes: two pairs per row, each below a title, with a legend on top."""
     cell_width, cell_height = 2 * _GALLERY_SIDE + _GALLERY_GAP, _GALLERY_SIDE + _TEXT_LINE
     rows = -(-len(images) // _ACROSS)
     sheet = np.full(
@@ -181,7 +182,7 @@ def draw_gallery(images: Sequence[GalleryImage]) -> RgbImage:
 
 
 def _write(sheet: RgbImage, text: str, place: tuple[int, int], colour: tuple[int, int, int]) -> int:
-    """Write a line; return its width in pixels."""
+    """Write a line of text; return its width in pixels."""
     font, size = cv2.FONT_HERSHEY_SIMPLEX, 0.45
     cv2.putText(sheet, text, place, font, size, colour, 1, cv2.LINE_AA)
     return int(cv2.getTextSize(text, font, size, 1)[0][0])

@@ -1,4 +1,4 @@
-"""Numbers, times and names as people read them, in the terminal, the report and the model card."""
+"""Numbers, times and names as text, for the terminal, the report and the model card."""
 
 from datetime import UTC, datetime
 from typing import Any, overload
@@ -21,9 +21,8 @@ __all__ = [
     "value_text",
 ]
 
-
 MISSING = "–"
-"""In place of a value that is not known."""
+"""Stands for an unknown value."""
 
 SPLIT_NAMES = {"train": "training", "val": "validation", "test": "test"}
 
@@ -33,18 +32,18 @@ KINDS = {
     "bright-field": "bright-field",
     "stain": "stain (H&E and others)",
 }
-"""Kinds of images, in words."""
+"""Titles of the kinds of images."""
 
 
 def value_text(value: Any) -> str:
-    """Any value: None is a dash, and a truth value is written as in a recipe."""
+    """Return any value as text: None as a dash, a bool as in a recipe."""
     if value is None:
         return MISSING
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def count(value: float) -> str:
-    """A whole number.
+    """Return a number, rounded, with thousands separators.
 
     >>> count(12345.0)
     '12,345'
@@ -53,7 +52,7 @@ def count(value: float) -> str:
 
 
 def plural(number: float, one: str, more: str | None = None) -> str:
-    """A number with its noun.
+    """Return a number with its noun.
 
     >>> plural(1, "image"), plural(2, "nucleus", "nuclei")
     ('1 image', '2 nuclei')
@@ -62,7 +61,7 @@ def plural(number: float, one: str, more: str | None = None) -> str:
 
 
 def score_text(value: float | None, sign: str = "", digits: int = 4) -> str:
-    """A score or, with the sign `+`, a difference of two.
+    """Return a score or, with `sign="+"`, a difference of scores.
 
     >>> score_text(0.61), score_text(0.0234, "+"), score_text(-0.00001, "+")
     ('0.6100', '+0.0234', '0.0000')
@@ -74,7 +73,7 @@ def score_text(value: float | None, sign: str = "", digits: int = 4) -> str:
 
 
 def percent(part: float, whole: float, digits: int = 1) -> str:
-    """The part in percent of the whole.
+    """Return a part as a percentage of the whole; a dash if the whole is 0.
 
     >>> percent(1, 8), percent(1, 8, digits=0), percent(0, 0)
     ('12.5 %', '12 %', '–')
@@ -87,7 +86,7 @@ def time_text(seconds: float) -> str: ...
 @overload
 def time_text(seconds: float | None) -> str | None: ...
 def time_text(seconds: float | None) -> str | None:
-    """A length of time in its two largest units; None if it is not known.
+    """Return a duration in its two largest units; None if it is unknown.
 
     >>> time_text(7.25), time_text(75), time_text(5554)
     ('7.2 s', '1 min 15 s', '1 h 32 min')
@@ -101,7 +100,7 @@ def time_text(seconds: float | None) -> str | None:
 
 
 def moment_text(moment: datetime | str) -> str:
-    """A moment in UTC, to the minute; text that is not ISO 8601 is returned as it is.
+    """Return a time in UTC, to the minute; text that is not ISO 8601 is returned unchanged.
 
     >>> moment_text("2026-11-23T18:58:06+01:00")
     '2026-11-23 17:58'
@@ -110,9 +109,9 @@ def moment_text(moment: datetime | str) -> str:
     return str(moment) if parsed is None else f"{parsed:%Y-%m-%d %H:%M}"
 
 
-def seconds_between(begun: str, ended: str) -> float | None:
-    """Seconds from one moment to a later one, both ISO 8601; None if either cannot be read."""
-    first, last = _parsed(begun), _parsed(ended)
+def seconds_between(start: str, end: str) -> float | None:
+    """Return the seconds between two ISO 8601 times, at least 0; None if either cannot be parsed."""
+    first, last = _parsed(start), _parsed(end)
     return None if first is None or last is None else max(0.0, (last - first).total_seconds())
 
 
@@ -124,17 +123,17 @@ def _parsed(moment: str) -> datetime | None:
     return parsed.replace(tzinfo=UTC) if parsed.tzinfo is None else parsed.astimezone(UTC)
 
 
-def epochs_text(done: int, asked: int | None) -> str:
-    """Epochs done of those that the recipe asks for; a dash where a number is not known.
+def epochs_text(done: int, total: int | None) -> str:
+    """Return the epochs done and the epochs in the recipe; a dash for 0 done or an unknown number.
 
     >>> epochs_text(12, 74)
     '12/74'
     """
-    return f"{done or MISSING}/{MISSING if asked is None else asked}"
+    return f"{done or MISSING}/{MISSING if total is None else total}"
 
 
 def commit_text(commit: str | None) -> str | None:
-    """A commit, short enough for a table.
+    """Return a commit shortened to 12 digits, with its `-dirty` suffix.
 
     >>> commit_text("0123456789abcdef0123456789abcdef01234567-dirty")
     '0123456789ab-dirty'
@@ -146,7 +145,7 @@ def commit_text(commit: str | None) -> str | None:
 
 
 def short(text: str, most: int = 40) -> str:
-    """The text in one line, its middle left out if it has more than `most` characters.
+    """Return text on one line, its middle replaced by an ellipsis if it has more than `most` characters.
 
     >>> short("cells-sweep-0123456789-trial-7", 20)
     'cells-swee…9-trial-7'
@@ -157,5 +156,5 @@ def short(text: str, most: int = 40) -> str:
 
 
 def plain(text: str) -> str:
-    """The text in one line; characters that cannot be printed become a replacement character."""
+    """Return text on one line; unprintable characters become the replacement character."""
     return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)

@@ -1,4 +1,4 @@
-"""`nucleus evaluate`: scores of a published model on a dataset."""
+"""`nucleus evaluate`: score a published model on a dataset."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -29,17 +29,16 @@ _WORST = 12
 @click.argument("model", metavar="NAME[@REF]")
 @click.argument("dataset")
 @click.option("--split", type=click.Choice(["train", "val", "test", "all"]), default="test", show_default=True)
-@click.option("--tta", is_flag=True, help="Average over flips and quarter turns: better, eight times slower.")
+@click.option("--tta", is_flag=True, help="Average over flips and quarter turns: better, but eight times slower.")
 @click.option("--gallery", type=click.Path(path_type=Path), metavar="FILE.png", help="Draw the twelve worst images.")
-@workers_option("this process does all")
-@click.option("--json", "as_json", is_flag=True, help="One JSON document, with the scores of each image.")
+@workers_option("evaluate in this process")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document, with the scores of each image.")
 def evaluate(
     model: str, dataset: str, split: str, tta: bool, gallery: Path | None, workers: int | None, as_json: bool
 ) -> None:
     """Score a model on a split of DATASET (s3://bucket/datasets/NAME[@VERSION], or NAME in the bucket)."""
-
     if workers is not None and is_pulled(model):
-        raise UsageError(f"Expected NAME[@REF], which every worker can pull, for --workers; found {model}.")
+        raise UsageError(f"Expected NAME[@REF] for --workers, because each worker pulls the model; found {model}.")
     opened = nucleus.data.open_dataset(nucleus.data.locate_dataset(dataset))
     pulled = pulled_model(model)
     splits = nucleus.predict.splits_named(split)

@@ -22,28 +22,27 @@ __all__ = [
     "warn",
 ]
 
-
 _ENDLESS = 1 << 16
-"""Characters in a line that nothing fills."""
+"""Line width in characters, larger than any table."""
 
 
 def note(text: str) -> None:
-    """A line on stderr."""
-    click.echo(text, file=sys.stderr)  # a progress bar replaces it; `err=True` would write to the original
+    """Print a line on stderr."""
+    click.echo(text, file=sys.stderr)  # not `err=True`, which would bypass the stderr of a progress bar
 
 
 def warn(text: str) -> None:
-    """A warning on stderr."""
+    """Print a warning on stderr."""
     click.secho(f"Warning: {text}", file=sys.stderr, fg="yellow")
 
 
 def print_json(value: Any) -> None:
-    """One JSON document on stdout."""
+    """Print one JSON document on stdout."""
     click.echo(json.dumps(value, indent=1, default=str))
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, title: str | None = None) -> None:
-    """A table on stdout, under its title; in a pipe, tab-separated values under a line of column names."""
+    """Print a table on stdout, below its title; in a pipe, tab-separated values below a line of column names."""
     if not sys.stdout.isatty():
         for row in [columns, *rows]:
             click.echo("\t".join(str(cell) for cell in row))
@@ -56,7 +55,7 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, title:
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[Any]], gap: int) -> Table:
-    """A table without lines, `gap` blanks between its columns; cells that do not fit are wrapped, not cut."""
+    """Return a table without lines, with `gap` spaces between columns; cells that do not fit are wrapped, not cut."""
     table = Table(box=None, pad_edge=False, padding=(0, gap, 0, 0), header_style="dim")
     for column in columns:
         table.add_column(column, overflow="fold")
@@ -66,15 +65,15 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[Any]], gap: int) -> T
 
 
 def _width(table: Table, console: Console) -> int:
-    """The width of a table whose cells are not wrapped, in characters."""
+    """Return the width of a table without wrapped cells, in characters."""
     return console.measure(table, options=console.options.update(width=_ENDLESS)).maximum
 
 
 def print_markdown(text: str) -> None:
-    """Markdown on stdout: rendered on a terminal, unchanged elsewhere."""
+    """Print Markdown on stdout: rendered on a terminal, unchanged in a pipe."""
     console = Console()
     if console.is_terminal:
-        from rich.markdown import Markdown  # noqa: PLC0415  only on a terminal
+        from rich.markdown import Markdown  # noqa: PLC0415  needed on a terminal only
 
         console.print(Markdown(text))
     else:
@@ -82,12 +81,12 @@ def print_markdown(text: str) -> None:
 
 
 def print_scores(metrics: Metrics) -> None:
-    """A table of the headline scores by split and kind of image."""
+    """Print a table of the main scores by split and kind of image."""
     print_table(SCORE_COLUMNS, score_cells(metrics))
 
 
 def print_facts(rows: Mapping[str, object], columns: tuple[str, str] = ("what", "value")) -> None:
-    """A table of two columns on stdout, whose lines are never wrapped: addresses and commands can be copied."""
+    """Print a table of two columns on stdout, without wrapping lines, so that URIs and commands can be copied."""
     if not sys.stdout.isatty():
         print_table(columns, list(rows.items()))
         return

@@ -1,4 +1,4 @@
-"""`nucleus predict`: nuclei segmented, counted and measured by a published model."""
+"""`nucleus predict`: segment, count and measure nuclei with a published model."""
 
 import time
 from collections.abc import Mapping
@@ -24,7 +24,7 @@ _BUCKET = "s3://"
 
 @dataclass(frozen=True)
 class _Choices:
-    """The options that files and images in a bucket share."""
+    """Options that apply to both files and images in a bucket."""
 
     diameter: float | None
     pixel_size: float | None
@@ -37,17 +37,20 @@ class _Choices:
 @click.command()
 @click.argument("inputs", nargs=-1, required=True)
 @click.option("--model", required=True, metavar="NAME[@REF]", help="A model in the bucket, or a pulled folder.")
-@click.option("--out", required=True, metavar="FOLDER", help="For the results: a folder, or s3://bucket/prefix.")
+@click.option("--out", required=True, metavar="FOLDER", help="Destination: a folder, or s3://bucket/prefix.")
 @click.option(
-    "--diameter", type=_POSITIVE, metavar="PX", help="Typical diameter of the nuclei, px: rescales the images."
+    "--diameter",
+    type=_POSITIVE,
+    metavar="PX",
+    help="Typical diameter of the nuclei, px. It rescales the images.",
 )
 @click.option(
-    "--pixel-size", type=_POSITIVE, metavar="UM", help="Side of a pixel in micrometres.  [default: the file's]"
+    "--pixel-size", type=_POSITIVE, metavar="UM", help="Side of a pixel in micrometres.  [default: from the file]"
 )
 @click.option("--channel", type=click.IntRange(0), metavar="N", help="Segment this channel, counted from 0.")
-@click.option("--tta", is_flag=True, help="Average over flips and quarter turns: better, eight times slower.")
+@click.option("--tta", is_flag=True, help="Average over flips and quarter turns: better, but eight times slower.")
 @click.option("--overwrite", is_flag=True, help="Replace the results of an earlier prediction.")
-@workers_option("its GPUs, or else CPUs")
+@workers_option("one per GPU, or else per CPU")
 @json_option
 def predict(
     inputs: tuple[str, ...],
@@ -58,22 +61,22 @@ def predict(
 ) -> None:
     """Segment images (files or folders: PNG, TIFF, OME-TIFF, JPEG, BMP, WebP; any depth, any size).
 
-    Writes <stem>.labels.tif (integer labels, 0 background) and <stem>.overlay.png per image, and one nuclei.csv (a row
-    per nucleus) and images.csv (a row per image).
+    Writes <stem>.labels.tif (integer labels, 0 background) and <stem>.overlay.png for each image, and nuclei.csv (one
+    row per nucleus) and images.csv (one row per image).
 
-    Images below s3://bucket/prefix are spread over the Ray cluster at hand; --out is then a prefix too, and the tables
-    are nuclei.parquet and images.parquet. Images that are done already are skipped when the command runs again.
+    Images below s3://bucket/prefix are distributed over a Ray cluster; --out is then also a prefix, and the tables are
+    nuclei.parquet and images.parquet. If you repeat the command, it skips the images that are done.
     """
     given = _Choices(**choices)
     in_bucket = [text.startswith(_BUCKET) for text in (*inputs, out)]
     if not any(in_bucket):
         if workers is not None:
-            raise UsageError("Expected images in a bucket for --workers; files are segmented by this process.")
+            raise UsageError("Expected images in a bucket for --workers; found files, which this process segments.")
         _predict_files(inputs, model, Path(out), given)
         return
     if not all(in_bucket) or len(inputs) > 1:
         raise UsageError(
-            f"Expected one prefix {_BUCKET}bucket/images and one for --out, or files and a folder; found "
+            f"Expected one prefix {_BUCKET}bucket/images and a prefix for --out, or files and a folder; found "
             f"{' '.join(inputs)} and --out {out}."
         )
     _predict_bucket(inputs[0], model, out, workers, given)
@@ -100,7 +103,7 @@ def _predict_files(inputs: tuple[str, ...], model: str, out: Path, given: _Choic
 
 def _predict_bucket(images: str, model: str, out: str, workers: int | None, given: _Choices) -> None:
     if is_pulled(model):
-        raise UsageError(f"Expected NAME[@REF], which every worker can pull, for images in a bucket; found {model}.")
+        raise UsageError(f"Expected NAME[@REF] for images in a bucket, as each worker pulls the model; found {model}.")
     reference = nucleus.config.parse_reference(model, "model")
     registry = nucleus.storage.Bucket(nucleus.storage.bucket_from_environment())
     registry.check(nucleus.registry.MODELS)

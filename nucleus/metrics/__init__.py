@@ -1,4 +1,4 @@
-"""How good predictions are: pixels, nuclei, and sums over images and workers."""
+"""Metrics of predictions: scores of pixels and nuclei, and their sums over images and workers."""
 
 import lazy_loader
 

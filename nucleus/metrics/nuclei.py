@@ -1,15 +1,15 @@
 """Metrics of nuclei: AP, F1, PQ, and the mistakes of a prediction, from matched labels.
 
-A true and a predicted label match at a threshold t if their IoU is at least t; t from 0.5 up, so that a label has one
-partner at most (two candidates can only be the halves of one label, both at exactly 0.5, and then one of them counts).
-With TP matches, FP predicted labels without one and FN true labels without one:
+A true and a predicted label match at a threshold t if their IoU is at least t. As t is at least 0.5, a label has at
+most one match, except that the two halves of a label may both have an IoU of exactly 0.5; then one of them counts.
+With TP matches, FP predicted labels without a match and FN true labels without a match:
 
 - AP = TP / (TP + FP + FN). StarDist and Cellpose call it accuracy or average precision; it is not COCO's.
 - F1 = 2 TP / (2 TP + FP + FN).
 - PQ = sum of the matches' IoU / (TP + FP / 2 + FN / 2) (Kirillov et al. 2019, https://arxiv.org/abs/1801.00868).
 - mAP = mean of AP over t = 0.50, 0.55, ..., 0.95 (Data Science Bowl 2018).
 
-An image with neither true nor predicted nuclei scores 1 in each.
+An image with neither true nor predicted nuclei has the score 1 in each metric.
 """
 
 from dataclasses import dataclass
@@ -34,9 +34,18 @@ __all__ = [
     "pair_labels",
 ]
 
-
 THRESHOLDS = tuple(i / 100 for i in range(50, 100, 5))
-"""The thresholds of mAP."""
+"""IoU thresholds of mAP."""
+SIZE_TITLES = {
+    "under_12px": "under 12 px",
+    "12_to_24px": "12 to 24 px",
+    "24_to_48px": "24 to 48 px",
+    "over_48px": "over 48 px",
+}
+"""Titles of the size classes of nuclei, by the diameter of the circle of the same area."""
+SIZES = tuple(SIZE_TITLES)
+_BOUNDS = np.array((12.0, 24.0, 48.0))
+_MOST = 0.5
 
 
 @dataclass(frozen=True)
@@ -44,10 +53,10 @@ class MatchCounts:
     """Matches at each threshold.
 
     Attributes:
-        true_nuclei: Labels in the truth.
-        predicted_nuclei: Labels in the prediction.
+        true_nuclei: Number of true labels.
+        predicted_nuclei: Number of predicted labels.
         matches: TP at each of `THRESHOLDS`, int64.
-        matched_iou: Sum of the matches' IoU at each of `THRESHOLDS`, float64.
+        matched_iou: Sum of the IoU of the matches at each of `THRESHOLDS`, float64.
     """
 
     true_nuclei: int
@@ -72,7 +81,7 @@ class MatchCounts:
 
     @property
     def mean_ap(self) -> float:
-        """The mean of AP over the thresholds."""
+        """Mean of AP over the thresholds."""
         return float(self.ap.mean())
 
     @property
@@ -82,14 +91,14 @@ class MatchCounts:
 
 @dataclass(frozen=True)
 class LabelPairs:
-    """Labels that share pixels, background left out.
+    """Pairs of true and predicted labels that share pixels, without the background.
 
     Attributes:
-        true_areas: Area of each true label, from label 0 on; 0 if it does not occur.
+        true_areas: Area of each true label, px, indexed by label; 0 for the background and for missing labels.
         predicted_areas: Area of each predicted label, likewise.
-        true: The true label of each pair.
-        predicted: The predicted label of each pair.
-        shared: Pixels that both labels of a pair cover.
+        true: True label of each pair.
+        predicted: Predicted label of each pair.
+        shared: Number of pixels that both labels of a pair cover.
     """
 
     true_areas: NDArray[np.int64]
@@ -123,9 +132,9 @@ def match_pairs(pairs: LabelPairs) -> MatchCounts:
 
 
 def matched_labels(pairs: LabelPairs) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """The true labels that have a match at the lowest threshold, and the IoU of each.
+    """Return the true labels that have a match at the lowest threshold, and the IoU of each.
 
-    Of several partners (all at exactly 0.5) one stays.
+    If a label has several candidates (all at exactly 0.5), one of them is kept.
     """
     iou = pairs.iou
     possible = iou >= THRESHOLDS[0]
@@ -137,9 +146,9 @@ def matched_labels(pairs: LabelPairs) -> tuple[NDArray[np.int64], NDArray[np.flo
 
 
 def pair_labels(truth: NDArray[np.integer], predicted: NDArray[np.integer]) -> LabelPairs:
-    """The pairs of true and predicted labels of one image that share pixels; both H x W, 0 background."""
+    """Return the pairs of true and predicted labels of one image that share pixels; both H x W, 0 background."""
     rows, columns = int(truth.max()) + 1, int(predicted.max()) + 1
-    if rows * columns > truth.size:  # labels with gaps: sorting the pixels costs less than so large a table
+    if rows * columns > truth.size:  # the labels have gaps: sorting the pixels is cheaper than such a large table
         return _pairs_by_sorting(truth, predicted)
     codes = np.multiply(truth, columns, dtype=np.int64)
     codes += predicted
@@ -161,35 +170,24 @@ def _pairs_by_sorting(truth: NDArray[np.integer], predicted: NDArray[np.integer]
 
 
 def _areas(labels: NDArray[np.integer]) -> NDArray[np.int64]:
-    """The area of each label from 0, that of the background as 0."""
+    """Return the area of each label, indexed by label; 0 for the background."""
     areas = np.bincount(labels.ravel())
     areas[0] = 0
     return areas
 
 
 def _ratio(part: NDArray[np.number], whole: NDArray[np.number]) -> NDArray[np.float64]:
-    """part / whole, 1 where there is nothing to find and nothing was found."""
+    """Return part / whole; 1 where there are neither true nor predicted nuclei."""
     return np.asarray(np.divide(part, whole, out=np.ones(len(THRESHOLDS)), where=whole > 0))
-
-
-_BOUNDS = np.array((12.0, 24.0, 48.0))
-SIZE_TITLES = {
-    "under_12px": "under 12 px",
-    "12_to_24px": "12 to 24 px",
-    "24_to_48px": "24 to 48 px",
-    "over_48px": "over 48 px",
-}
-"""Ranges of a nucleus's diameter (of the circle of the same area), in words."""
-SIZES = tuple(SIZE_TITLES)
 
 
 @dataclass(frozen=True)
 class SizeCounts:
-    """True nuclei of one image by size.
+    """Number of true nuclei of one image by size.
 
     Attributes:
-        true_nuclei: How many there are in each of `SIZES`, int64.
-        matched: How many of them a predicted one matches at IoU 0.5, int64.
+        true_nuclei: Number of true nuclei in each of `SIZES`, int64.
+        matched: Number of true nuclei that a predicted one matches at IoU 0.5, in each of `SIZES`, int64.
     """
 
     true_nuclei: NDArray[np.int64]
@@ -197,7 +195,7 @@ class SizeCounts:
 
 
 def count_sizes(pairs: LabelPairs) -> SizeCounts:
-    """Count the true nuclei of one image, and those found, by size."""
+    """Count the true nuclei of one image and the matched ones, by size."""
     matched, _ = matched_labels(pairs)
     return SizeCounts(_by_size(pairs.true_areas[pairs.true_areas > 0]), _by_size(pairs.true_areas[matched]))
 
@@ -207,19 +205,16 @@ def _by_size(areas: NDArray[np.int64]) -> NDArray[np.int64]:
     return np.bincount(np.searchsorted(_BOUNDS, diameters), minlength=len(SIZES))
 
 
-_MOST = 0.5
-
-
 @dataclass(frozen=True)
 class Mistakes:
-    """Labels of one image by what went wrong with them, at IoU 0.5.
+    """Labels of one image by kind of mistake, at IoU 0.5.
 
     Attributes:
-        missed: True labels that no predicted one matches, and that are not merged or split.
-        extra: Predicted labels that match no true one, are not merged, and are no part of a split one.
-        merged: Predicted labels that hold most of two or more true ones.
-        split: True labels that hold most of two or more predicted ones.
-        in_merged: True labels most of which lies in a merged one.
+        missed: True labels without a match that are neither merged nor split.
+        extra: Predicted labels without a match that are neither merged nor a part of a split label.
+        merged: Predicted labels that cover most of two or more true labels.
+        split: True labels that cover most of two or more predicted labels.
+        in_merged: True labels that a merged label covers for the most part.
     """
 
     missed: frozenset[int]
@@ -230,9 +225,9 @@ class Mistakes:
 
     @property
     def counts(self) -> dict[str, int]:
-        """Number of nuclei by mistake: true nuclei `missed`, `merged` with another and `split`; predicted ones `extra`.
+        """Number of nuclei by mistake: true nuclei `missed`, `merged` and `split`; predicted nuclei `extra`.
 
-        Each true nucleus counts once: one that is merged and split is merged.
+        Each true nucleus counts once: one that is both merged and split counts as merged.
         """
         return {
             "missed": len(self.missed),
@@ -246,12 +241,12 @@ class Mistakes:
 
 
 def find_mistakes(truth: NDArray[np.integer], predicted: NDArray[np.integer]) -> Mistakes:
-    """Compare the labels of one image; both H x W, 0 background."""
+    """Return the mistakes of a prediction; both label images H x W, 0 background."""
     return mistakes_in(pair_labels(truth, predicted))
 
 
 def mistakes_in(pairs: LabelPairs) -> Mistakes:
-    """Compare the labels of one image, given their pairs."""
+    """Return the mistakes of a prediction, given the pairs of labels."""
     rows, columns = pairs.true, pairs.predicted
     matches = pairs.iou >= THRESHOLDS[0]
     inside = pairs.shared > _MOST * pairs.true_areas[rows]
@@ -272,6 +267,6 @@ def mistakes_in(pairs: LabelPairs) -> Mistakes:
 
 
 def _twice(labels: NDArray[np.int64]) -> frozenset[int]:
-    """Labels that occur more than once."""
+    """Return the labels that occur more than once."""
     found, counts = np.unique(labels, return_counts=True)
     return frozenset(found[counts > 1].tolist())

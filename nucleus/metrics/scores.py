@@ -1,6 +1,6 @@
-"""Scores of predicted images: metrics of the mask, of nuclei, and sums over many images and workers.
+"""Scores of predicted images: metrics of the mask and of nuclei, and their sums over images and workers.
 
-With TP, FP, FN, TN pixels of nuclei and background: IoU (Jaccard) = TP / (TP + FP + FN), Dice =
+With TP, FP, FN, TN numbers of pixels: IoU (Jaccard) = TP / (TP + FP + FN), Dice =
 2 TP / (2 TP + FP + FN), accuracy = (TP + TN) / all. An image with neither true nor predicted nuclei has IoU and Dice 1.
 """
 
@@ -40,10 +40,42 @@ __all__ = [
     "score_labels",
 ]
 
+HEADLINES = (
+    ("ap_50", "AP.5"),
+    ("ap_70", "AP.7"),
+    ("ap_90", "AP.9"),
+    ("map", "mAP"),
+    ("iou", "IoU"),
+    ("dice", "Dice"),
+    ("accuracy", "accuracy"),
+)
+"""Keys and titles of the main scores, means over images."""
+SCORE_COLUMNS = ("split", "kind", "images", *(title for _, title in HEADLINES))
+"""Titles of the columns of `score_cells`."""
+MISTAKES = {"nuclei_missed": "missed", "nuclei_extra": "extra", "nuclei_merged": "merged", "nuclei_split": "split"}
+"""Keys and titles of the numbers of mistakes; see `nucleus.metrics.nuclei.Mistakes.counts`."""
+AP_NAMES = tuple(f"ap_{round(100 * threshold)}" for threshold in THRESHOLDS)
+"""Keys of AP at each of `THRESHOLDS`."""
+
+Scores = Mapping[str, float]
+"""Scores by metric."""
+Metrics = Mapping[str, Mapping[str, Scores]]
+"""Scores by split, then by `all` or kind of image, then by metric."""
+
+_KINDS = list(Kind)
+_MEANS = ("loss", "iou", "dice", "accuracy", "f1_50", "pq_50", "count_error")
+_PIXELS = 4
+_NUCLEI = 2
+_PARTS = (
+    len(_MEANS), len(THRESHOLDS), _PIXELS, _NUCLEI, len(THRESHOLDS), len(THRESHOLDS), len(MISTAKES), len(SIZES),
+    len(SIZES),
+)  # fmt: skip
+"""Widths of the groups of columns in the sums, after the number of images."""
+
 
 @dataclass(frozen=True)
 class PixelCounts:
-    """Pixels of one image by truth and prediction."""
+    """Number of pixels of one image by truth and prediction."""
 
     true_positive: int
     false_positive: int
@@ -58,13 +90,13 @@ class PixelCounts:
 
     @property
     def dice(self) -> float:
-        """Dice coefficient, also called F1 of the pixels."""
+        """Dice coefficient, which is the F1 of the pixels."""
         total = 2 * self.true_positive + self.false_positive + self.false_negative
         return 2 * self.true_positive / total if total else 1.0
 
     @property
     def accuracy(self) -> float:
-        """Fraction of the pixels that are right."""
+        """Fraction of correctly classified pixels."""
         right = self.true_positive + self.true_negative
         return right / (right + self.false_positive + self.false_negative)
 
@@ -76,29 +108,8 @@ def count_pixels(truth: NDArray[np.bool_], predicted: NDArray[np.bool_]) -> Pixe
     return PixelCounts(both, in_predicted - both, in_truth - both, truth.size - in_truth - in_predicted + both)
 
 
-HEADLINES = (
-    ("ap_50", "AP.5"),
-    ("ap_70", "AP.7"),
-    ("ap_90", "AP.9"),
-    ("map", "mAP"),
-    ("iou", "IoU"),
-    ("dice", "Dice"),
-    ("accuracy", "accuracy"),
-)
-"""Keys of the scores, and their titles; means over images."""
-SCORE_COLUMNS = ("split", "kind", "images", *(title for _, title in HEADLINES))
-"""Titles of `score_cells`."""
-MISTAKES = {"nuclei_missed": "missed", "nuclei_extra": "extra", "nuclei_merged": "merged", "nuclei_split": "split"}
-"""Keys of the numbers of mistakes, and their titles; see `nucleus.metrics.nuclei.Mistakes.counts`."""
-
-Scores = Mapping[str, float]
-"""By metric."""
-Metrics = Mapping[str, Mapping[str, Scores]]
-"""By split, then `all` or kind of image."""
-
-
 def score_cells(metrics: Metrics, digits: int = 4) -> list[tuple[str, ...]]:
-    """The rows of a table of the headline scores: one per split and kind of image, without those of no images."""
+    """Return the rows of a table of the main scores, one per split and kind of image that has images."""
     return [
         (
             split,
@@ -113,23 +124,11 @@ def score_cells(metrics: Metrics, digits: int = 4) -> list[tuple[str, ...]]:
 
 
 def found_one_for_one(scores: Scores) -> float | None:
-    """Number of true nuclei that are neither missed nor merged nor split; None where mistakes were not counted."""
+    """Return the number of true nuclei neither missed, merged nor split; None if mistakes were not counted."""
     wrong = [scores.get(key) for key in MISTAKES if key != "nuclei_extra"]
     if None in wrong or "nuclei_true" not in scores:
         return None
     return scores["nuclei_true"] - sum(number or 0 for number in wrong)
-
-
-_KINDS = list(Kind)
-_MEANS = ("loss", "iou", "dice", "accuracy", "f1_50", "pq_50", "count_error")
-AP_NAMES = tuple(f"ap_{round(100 * threshold)}" for threshold in THRESHOLDS)
-_PIXELS = 4
-_NUCLEI = 2
-_PARTS = (
-    len(_MEANS), len(THRESHOLDS), _PIXELS, _NUCLEI, len(THRESHOLDS), len(THRESHOLDS), len(MISTAKES), len(SIZES),
-    len(SIZES),
-)  # fmt: skip
-"""Columns of the sums after the number of images."""
 
 
 @dataclass(frozen=True)
@@ -137,11 +136,11 @@ class ImageScores:
     """Scores of one predicted image.
 
     Attributes:
-        loss: The training loss of the whole image.
-        pixels: Of the mask.
-        nuclei: Of the labels.
-        mistakes: What is wrong with the labels.
-        sizes: True nuclei and those matched, by size.
+        loss: Training loss over the whole image.
+        pixels: Pixel counts of the mask.
+        nuclei: Matches of the labels.
+        mistakes: Mistakes in the labels.
+        sizes: Number of true and of matched nuclei, by size.
     """
 
     loss: float
@@ -151,7 +150,7 @@ class ImageScores:
     sizes: SizeCounts
 
     def means(self) -> tuple[float, ...]:
-        """The values whose mean over images is reported, in the order of `_MEANS`."""
+        """Return the values whose mean over images is reported, in the order of `_MEANS`."""
         pixels, nuclei = self.pixels, self.nuclei
         return (
             self.loss,
@@ -165,7 +164,7 @@ class ImageScores:
 
 
 def score_labels(truth: NDArray[np.integer], predicted: NDArray[np.integer], loss: float) -> ImageScores:
-    """Compare the labels of one image, H x W, 0 background, with the true ones."""
+    """Score the predicted labels of one image against the true ones; both H x W, 0 background."""
     pairs = pair_labels(truth, predicted)
     return ImageScores(
         loss=loss,
@@ -177,18 +176,19 @@ def score_labels(truth: NDArray[np.integer], predicted: NDArray[np.integer], los
 
 
 class ScoreSums:
-    """Sums over images, by kind of image, as one array: adding the arrays of all workers gives the sums of all.
+    """Sums of scores over images, by kind of image, in one array; arrays of several workers can be added.
 
     Attributes:
-        array: kinds x columns, float64: images, sums of the means and of AP, pixel counts (TP, FP, FN, TN), true and
-            predicted nuclei, matches and their IoU at each threshold, mistakes, and true and matched nuclei by size.
+        array: kinds x columns, float64: number of images, sums of the means and of AP, pixel counts (TP, FP, FN, TN),
+            true and predicted nuclei, matches and their IoU at each threshold, mistakes, and true and matched nuclei
+            by size.
     """
 
     def __init__(self, array: NDArray[np.float64] | None = None) -> None:
         self.array = np.zeros((len(_KINDS), 1 + sum(_PARTS))) if array is None else array
 
     def add(self, kind: Kind, scores: ImageScores) -> None:
-        """Add one image."""
+        """Add the scores of one image."""
         pixels, nuclei = scores.pixels, scores.nuclei
         self.array[_KINDS.index(kind)] += np.concatenate(
             [
@@ -210,7 +210,7 @@ class ScoreSums:
         return int(self.array[:, 0].sum())
 
     def scores(self, kind: Kind | None = None) -> dict[str, float]:
-        """The metrics over all images, or those of one kind; empty if there are none."""
+        """Return the metrics over all images or over those of one kind; empty if there are none."""
         row = self.array.sum(axis=0) if kind is None else self.array[_KINDS.index(kind)]
         images = row[0]
         if not images:
@@ -239,7 +239,7 @@ class ScoreSums:
         }
 
     def report(self) -> dict[str, dict[str, float]]:
-        """The metrics over all images under `all`, and over those of each kind that occurs."""
+        """Return the metrics over all images, under `all`, and over those of each kind that occurs."""
         by_kind = {kind.value: {"images": self.array[i, 0], **self.scores(kind)} for i, kind in enumerate(_KINDS)}
         return {
             "all": {"images": float(self.images), **self.scores()},

@@ -1,4 +1,4 @@
-"""From images to labels, overlays and a table of nuclei."""
+"""Prediction: labels, overlays and measurements of nuclei from images; and evaluation on labelled images."""
 
 import lazy_loader
 

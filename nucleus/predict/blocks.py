@@ -1,8 +1,8 @@
 """Blocks of large images, and the labels of a whole image assembled from them.
 
-A block is labelled together with a margin around it, so that nuclei whose centroid is in the block are seen whole; each
-nucleus belongs to the block that its centroid lies in. Neighbouring blocks see the same values in the pixels that they
-share, so they agree on the nuclei there.
+Each nucleus belongs to the block that contains its centroid. A block is labelled with a margin around it, so that its
+nuclei are complete. Overlapping blocks have the same network values in the pixels that they share, so they find the
+same nuclei there.
 """
 
 import mmap
@@ -32,6 +32,9 @@ __all__ = [
     "plan_blocks",
 ]
 
+_IN_MEMORY_BYTES = 256 << 20
+_TILE = 512
+
 
 @dataclass(frozen=True)
 class Block:
@@ -40,7 +43,7 @@ class Block:
     Attributes:
         core: The pixels whose nuclei belong to this block.
         seen: The core with its margin.
-        margin: Width of the margin, px; less at the edges of the image.
+        margin: Width of the margin, px; smaller at the edges of the image.
     """
 
     core: Region
@@ -48,7 +51,7 @@ class Block:
     margin: int
 
     def widened(self, shape: tuple[int, int]) -> "Block":
-        """Return the block with twice the margin, in an image (height, width)."""
+        """Return the block with twice the margin, in an image of `shape` (height, width)."""
         return _block(self.core, 2 * self.margin, shape)
 
 
@@ -57,9 +60,9 @@ class LabelledBlock:
     """The nuclei of one block of an image.
 
     Attributes:
-        region: The part of the image that `labels` and `channels` show.
-        labels: h x w, int32: 0 background and nuclei of other blocks, 1..k.
-        channels: h x w x C, all channels as they are stored.
+        region: Part of the image that `labels` and `channels` cover.
+        labels: h x w, int32: 0 for background and nuclei of other blocks, 1..k for the nuclei of the block.
+        channels: h x w x C, all channels, in the depth of the file.
     """
 
     region: Region
@@ -74,7 +77,7 @@ def plan_blocks(shape: tuple[int, int], side: int, margin: int) -> list[Block]:
 
 
 def nuclei_of_block(labels: NDArray[np.int32], block: Block) -> NDArray[np.int32]:
-    """Return the labels of `block.seen` (h x w) whose centroid is in `block.core`, numbered 1..K."""
+    """Return the labels (h x w, of `block.seen`) whose centroid is in `block.core`, numbered 1..k."""
     if block.core == block.seen or not labels.any():
         return labels
     flat = labels.ravel()
@@ -117,16 +120,12 @@ def _within(values: NDArray[np.float64], part: slice) -> NDArray[np.bool_]:
     return np.asarray((values >= part.start - 0.5) & (values < part.stop - 0.5))
 
 
-_IN_MEMORY_BYTES = 256 << 20
-_TILE = 512
-
-
 class AssembledLabels:
     """The labels of a whole image, assembled block by block.
 
     Attributes:
         labels: H x W, int32: 0 background, 1..K nuclei.
-        count: K.
+        count: Number of nuclei, K.
         pixels: Number of pixels in nuclei.
     """
 
@@ -137,10 +136,10 @@ class AssembledLabels:
         self._backing = backing
 
     def add(self, labels: NDArray[np.int32], region: Region) -> tuple[NDArray[np.int32], int]:
-        """Add the labels of a region, numbered from `count` + 1; pixels that have a label keep it.
+        """Add the labels of a region, numbered from `count` + 1; pixels that already have a label keep it.
 
         Returns:
-            The labels that were added, h x w, numbered 1..k, and the number to add to them for those in the image.
+            The added labels, h x w, numbered 1..k, and the offset between them and the labels of the image.
         """
         before = self.count
         here = self.labels[region.rows, region.columns]
@@ -153,7 +152,7 @@ class AssembledLabels:
         return added, before
 
     def release(self) -> None:
-        """Free the memory; the labels stay in the temporary file."""
+        """Free the memory of labels in a temporary file; no effect on labels in memory."""
         if self._backing is not None:
             self._backing.madvise(mmap.MADV_DONTNEED)
 

@@ -1,9 +1,9 @@
-"""Images in a bucket: which there are, which are done, and the prediction of a batch of them.
+"""Prediction of images in a bucket: find the images, skip those that are done, predict the others in batches.
 
-Below the output's prefix are `<image>.labels.tif` and `<image>.overlay.png` for each image, its table at
-`parts/<settings>/<image>.<etag>.parquet`, and at the end `nuclei.parquet` and `images.parquet`, joined from those
-tables. An image is done when its table exists, which is written last. The table's key contains the settings and the
-image's ETag, so a changed image or another model is predicted again.
+The output prefix contains, for each image, `<image>.labels.tif`, `<image>.overlay.png` and the table
+`parts/<settings>/<image>.<etag>.parquet`; at the end also `nuclei.parquet` and `images.parquet`, joined from these
+tables. An image is done when its table exists, which is written last. The key of the table contains a hash of the
+settings and the ETag of the image, so an image is predicted again if it, the model or an option changed.
 """
 
 import hashlib
@@ -39,8 +39,7 @@ __all__ = [
     "not_done",
 ]
 
-
-NUCLEI_TABLE, IMAGES_TABLE = "nuclei.parquet", "images.parquet"
+_NUCLEI_TABLE, _IMAGES_TABLE = "nuclei.parquet", "images.parquet"
 _SETTINGS_FILE = "prediction.json"
 _FORMAT = 1
 _BYTES_AT_ONCE = 32 << 20
@@ -48,7 +47,7 @@ _DIGITS = 12
 
 
 class PredictionSettings(BaseModel):
-    """The settings of a prediction, stored beside its results.
+    """Settings of a prediction, stored beside its results.
 
     Attributes:
         format: Format of this document.
@@ -59,7 +58,7 @@ class PredictionSettings(BaseModel):
         diameter: See `PredictionOptions`.
         pixel_size: See `PredictionOptions`.
         turns: See `PredictionOptions`.
-        channel: The channel to segment; None takes grey and RGB images whole.
+        channel: Channel to segment, from 0; None segments grey and RGB images as a whole.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -76,21 +75,21 @@ class PredictionSettings(BaseModel):
 
     @property
     def reference(self) -> Reference:
-        """The model's version."""
+        """Reference to the model version."""
         return Reference(*self.model.split("@"))
 
     @property
     def options(self) -> PredictionOptions:
-        """The options of the model."""
+        """Options of the model."""
         return PredictionOptions(diameter=self.diameter, pixel_size=self.pixel_size, turns=self.turns)
 
     @property
     def tables(self) -> str:
-        """Prefix, below the output, of the tables of images with these settings."""
+        """Prefix of the tables of images with these settings, below the output."""
         return f"parts/{hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:_DIGITS]}"
 
     def table(self, image: "BucketImage") -> str:
-        """Return the key of an image's table."""
+        """Return the key of the table of an image."""
         return f"{self.tables}/{image.key}.{image.etag}.parquet"
 
 
@@ -99,8 +98,8 @@ class BucketImage:
     """An image in a bucket.
 
     Attributes:
-        key: Its key below the URI of the images.
-        etag: Letters and digits of its ETag, which change with its bytes.
+        key: Key below the URI of the images.
+        etag: Letters and digits of the ETag, which changes with the content.
         size: Size, bytes.
     """
 
@@ -119,9 +118,9 @@ class ImageOutcome:
     """The outcome of one image.
 
     Attributes:
-        key: Its key.
-        nuclei: Number of nuclei; None if it failed.
-        failure: Error message if it failed.
+        key: Key of the image.
+        nuclei: Number of nuclei; None if the image failed.
+        failure: Error message if the image failed.
     """
 
     key: str
@@ -133,7 +132,7 @@ def find_images(uri: S3Uri) -> list[BucketImage]:
     """Return the images below a prefix, at any depth, sorted by key.
 
     Raises:
-        UsageError: There are no images, or two would write the same output.
+        UsageError: There are no images, or two images would have the same output.
     """
     found = [
         BucketImage(item.key, "".join(filter(str.isalnum, item.etag)), item.size)
@@ -155,7 +154,7 @@ def claim_output(settings: PredictionSettings, *, overwrite: bool) -> None:
 
     Raises:
         UsageError: There are results with other settings, and `overwrite` is false.
-        ObjectExistsError: Another prediction has begun there at the same moment.
+        ObjectExistsError: Another prediction claimed the output at the same moment.
     """
     out = Bucket(parse_uri(settings.out))
     there = _settings_at(out)
@@ -191,7 +190,10 @@ def not_done(settings: PredictionSettings, images: Iterable[BucketImage]) -> lis
 
 
 def batches_of(images: Iterable[BucketImage]) -> list[list[BucketImage]]:
-    """Divide images into batches: a few of similar size, large ones alone; the largest, which take longest, first."""
+    """Divide images into batches: a few small images of similar size, or one large image.
+
+    The largest images come first, because they take longest.
+    """
     batches: list[list[BucketImage]] = []
     size = 0
     for image in sorted(images, key=lambda image: (-image.size, image.key)):
@@ -207,7 +209,7 @@ def join_tables(settings: PredictionSettings, images: Sequence[BucketImage]) -> 
     """Write `nuclei.parquet` and `images.parquet` from the tables of images that are done."""
     out = Bucket(parse_uri(settings.out))
     with tempfile.TemporaryDirectory(prefix="nucleus-tables-") as temporary:
-        tables = [Path(temporary) / name for name in (NUCLEI_TABLE, IMAGES_TABLE)]
+        tables = [Path(temporary) / name for name in (_NUCLEI_TABLE, _IMAGES_TABLE)]
         write_tables(out, [settings.table(image) for image in sorted(images, key=lambda image: image.key)], *tables)
         for table in tables:
             out.put(table.name, table)
@@ -215,7 +217,7 @@ def join_tables(settings: PredictionSettings, images: Sequence[BucketImage]) -> 
 
 @dataclass(frozen=True)
 class _ImageFiles:
-    """The local files of an image, in a folder of its own."""
+    """Local files of an image, in a separate folder."""
 
     image: BucketImage
     folder: Path
@@ -233,8 +235,8 @@ class BatchPredictor:
     """Predicts batches of images in a bucket.
 
     Args:
-        settings: The places of the images and of their results.
-        model: The model, with the options of the settings.
+        settings: Settings, with the URIs of the images and of the results.
+        model: Model with the options of the settings.
     """
 
     def __init__(self, settings: PredictionSettings, model: Model) -> None:
@@ -244,7 +246,7 @@ class BatchPredictor:
         self._out = Bucket(parse_uri(settings.out))
 
     def predict(self, images: Sequence[BucketImage]) -> list[ImageOutcome]:
-        """Predict a batch; an image that cannot be read is reported, and the others are still predicted.
+        """Predict a batch of images; one that cannot be read gets an error message and does not stop the others.
 
         Raises:
             StorageError: The bucket cannot be read or written.
@@ -268,7 +270,7 @@ class BatchPredictor:
         return outcomes
 
     def _fetch(self, files: _ImageFiles) -> str | None:
-        """Download an image; return an error message if it is gone."""
+        """Download an image; return an error message if it no longer exists."""
         try:
             self._images.download(files.image.key, files.file)
         except ObjectNotFoundError as error:
@@ -291,7 +293,7 @@ class BatchPredictor:
         pool: Executor,
         uploads: list[Future[None]],
     ) -> ImageOutcome:
-        """Write the outputs of an image and begin to upload them."""
+        """Write the outputs of an image and start to upload them."""
         try:
             with image_table(files.table, channel_count(files.file)) as table:
                 row = write_image(image, blocks, files.folder / "image", table)
@@ -302,11 +304,11 @@ class BatchPredictor:
         return ImageOutcome(files.image.key, row["nuclei"])
 
     def _upload(self, files: _ImageFiles) -> None:
-        """Upload the outputs of an image; last the table, which marks it as done."""
+        """Upload the outputs of an image; the table, which marks it as done, comes last."""
         for ending in (LABELS_ENDING, OVERLAY_ENDING):
             self._out.put(f"{files.image.stem}{ending}", files.folder / f"image{ending}")
         self._out.put(self._settings.table(files.image), files.table)
 
     def _message(self, error: ImageError, files: _ImageFiles) -> str:
-        """Return an error's message with the image's place in the bucket instead of the local file."""
+        """Return an error message with the URI of the image in place of the local file."""
         return str(error).replace(str(files.file), str(self._images.uri / files.image.key))

@@ -1,7 +1,7 @@
-"""Scores of a model on labelled images: one image after the other (`predict_images`), and of whole splits (`evaluate`).
+"""Evaluation of a model on labelled images: image by image (`predict_images`), or on whole splits (`evaluate`).
 
 The order is fixed: images are computed `IMAGES_AT_ONCE` at a time in the stored order of their split, and their scores
-are added up in that order. Parts of a split begin at multiples of that number. So an evaluation in parts gives the same
+are added up in that order. Parts of a split start at multiples of that number. So an evaluation in parts gives the same
 numbers, to the bit, as one in a single process with the same number of threads on the same kind of machine.
 """
 
@@ -52,9 +52,9 @@ class PredictedImage:
     """A labelled image and its prediction.
 
     Attributes:
-        sample: The image with its true labels.
-        labels: H x W, int32, the predicted labels, 0 background.
-        scores: The scores of the prediction.
+        sample: Image with its true labels.
+        labels: Predicted labels, H x W, int32, 0 background.
+        scores: Scores of the prediction.
     """
 
     sample: LabelledImage
@@ -63,12 +63,12 @@ class PredictedImage:
 
 
 def predict_images(model: Model, images: Iterable[LabelledImage], loss: LossOptions) -> Iterator[PredictedImage]:
-    """Predict labelled images that fit into memory, and score them against their labels; in order.
+    """Predict labelled images that fit in memory, and score them against their labels, in order.
 
     Args:
         model: The model.
         images: The images.
-        loss: The training loss, taken over the whole image from the network's values.
+        loss: Options of the training loss, which is computed over the whole image.
     """
     samples, again = tee(images)
     found = model.values(array_source(sample.image, sample.name) for sample in again)
@@ -85,7 +85,7 @@ def _image_loss(values: NDArray[np.float32], labels: LabelImage, heads: Heads, o
 
 @dataclass(frozen=True)
 class ImageRow:
-    """The scores of one image.
+    """Scores of one image.
 
     Attributes:
         name: Name of the image.
@@ -120,15 +120,15 @@ class ImageRow:
 
 
 class Evaluation(Mapping[str, dict[str, float]]):
-    """The scores of a model on images: `scores["all"]["map"]`, or of a kind of image `scores["stain"]["iou"]`.
+    """Scores of a model: `scores["all"]["map"]` over all images, `scores["stain"]["iou"]` over those of a kind.
 
     A mapping from "all" and each kind of image to the scores by name: `map`, `ap_50`, `iou`, `dice`, `accuracy`,
     `nuclei_missed` and so on (means over images, or sums).
 
     Attributes:
-        images: The scores of each image, sorted by name.
-        sums: The sums over all images.
-        worst: The images with the lowest mAP, the worst first, if they were asked for.
+        images: Scores of each image, sorted by name.
+        sums: Sums over all images.
+        worst: Images with the lowest mAP, the worst first; as many as were requested.
 
     Examples:
         >>> scores = nucleus.evaluate(model, dataset, split="test")
@@ -145,12 +145,12 @@ class Evaluation(Mapping[str, dict[str, float]]):
 
     @property
     def overall(self) -> dict[str, dict[str, float]]:
-        """The scores over all images ("all"), and by kind of image."""
+        """Scores over all images ("all") and over those of each kind, by name."""
         return self._report
 
     @property
     def table(self) -> pandas.DataFrame:
-        """pandas DataFrame, a row per image."""
+        """Scores of each image: pandas DataFrame, one row per image."""
         return pandas.DataFrame([{**asdict(row), "ap_50": row.ap_50} for row in self.images]).drop(columns="ap")
 
     def __getitem__(self, kind: str) -> dict[str, float]:
@@ -176,7 +176,7 @@ class EvaluationPart:
 
     Attributes:
         split: `train`, `val` or `test`.
-        positions: Their positions in the split's stored order.
+        positions: Positions of the images in the stored order of the split.
     """
 
     split: str
@@ -185,12 +185,12 @@ class EvaluationPart:
 
 @dataclass(frozen=True)
 class PartScores:
-    """The scores of a part of a split.
+    """Scores of a part of a split.
 
     Attributes:
         part: The part.
         scores: Name, kind and scores of each image, in stored order.
-        worst: Its images with the lowest mAP, the worst first.
+        worst: Images of the part with the lowest mAP, the worst first.
     """
 
     part: EvaluationPart
@@ -199,7 +199,7 @@ class PartScores:
 
 
 def splits_named(split: str) -> tuple[str, ...]:
-    """Return the splits that a name stands for: itself, or all for "all". Raises `UsageError`."""
+    """Return the splits of a name: the split itself, or every split for "all". Raises `UsageError` for other names."""
     if split not in {*SPLITS, "all"}:
         raise UsageError(f"Expected a split of {', '.join(SPLITS)} or all; found {split!r}.")
     return SPLITS if split == "all" else (split,)
@@ -226,16 +226,16 @@ def evaluate(
     progress: Callable[[str], AbstractContextManager[Advance]] = lambda _: nullcontext(no_progress),
     worst: int = 0,
 ) -> Evaluation:
-    """Predict every image of some splits and score it against its labels.
+    """Predict every image of the given splits and score it against its labels.
 
     Args:
         model: The model.
         dataset: The dataset.
-        splits: Of `train`, `val` and `test`.
-        cache: The cache of the dataset's shards.
-        loss: The loss that is reported; by default, the one that the model was trained with.
-        progress: Shows the progress of a split, given a title.
-        worst: How many of the images with the lowest mAP to keep for a gallery.
+        splits: Names of splits: `train`, `val`, `test`.
+        cache: Cache of the shards of the dataset.
+        loss: Options of the reported loss; by default, those of the training.
+        progress: Shows the progress of a split; called with a title.
+        worst: Number of images with the lowest mAP to keep for a gallery.
 
     Raises:
         DataError: A split has no images.
@@ -271,7 +271,7 @@ def evaluate_part(
 
 
 def combined_scores(parts: Iterable[PartScores], worst: int = 0) -> Evaluation:
-    """Return the evaluation of all images from the scores of parts, in whatever order these come."""
+    """Combine the scores of parts, in any order, into the evaluation of all images."""
     in_order = sorted(parts, key=lambda found: (found.part.split, found.part.positions.start))
     splits = [list(group) for _, group in groupby(in_order, key=lambda found: found.part.split)]
     splits.sort(key=lambda split: min(name for found in split for name, _, _ in found.scores))
@@ -291,7 +291,7 @@ def _sums(parts: Iterable[list[tuple[str, Kind, ImageScores]]]) -> ScoreSums:
 
 
 def _worst(pictures: Iterable[GalleryImage], count: int) -> list[GalleryImage]:
-    """Return the images with the lowest mAP, the worst first; of equal ones those that come first."""
+    """Return the images with the lowest mAP, the worst first; ties keep their order."""
     return sorted(pictures, key=lambda picture: picture.score)[:count]
 
 

@@ -1,4 +1,4 @@
-"""Image files in, files out: labels, overlays and tables of nuclei."""
+"""Prediction of image files: find the images; write labels, overlays and tables of nuclei."""
 
 import csv
 import shutil
@@ -42,12 +42,24 @@ __all__ = [
 ]
 
 _LARGEST_SIDE = 4096
+LABELS_ENDING = ".labels.tif"
+OVERLAY_ENDING = ".overlay.png"
+OUTPUT_ENDINGS = (LABELS_ENDING, OVERLAY_ENDING)
+NUCLEI_TABLE = "nuclei.csv"
+IMAGES_TABLE = "images.csv"
 
 
 def draw_overlay(image: ScaledImage, labels: NDArray[np.integer]) -> RgbImage:
-    """Return the image with its nuclei outlined, reduced by a whole factor to at most 4,096 px per side.
+    """Return the image with its nuclei outlined, reduced by an integer factor to at most 4,096 px per side.
 
-    The image is read band by band.
+    The image is read band by band, to limit the memory needed.
+
+    Args:
+        image: The image.
+        labels: Labels of the nuclei, H x W, 0 background.
+
+    Returns:
+        h x w x 3, uint8.
     """
     source = image.source
     every = -(-max(source.height, source.width) // _LARGEST_SIDE)
@@ -59,18 +71,11 @@ def draw_overlay(image: ScaledImage, labels: NDArray[np.integer]) -> RgbImage:
     return draw_outlines(np.concatenate(bands), labels[::every, ::every])
 
 
-LABELS_ENDING = ".labels.tif"
-OVERLAY_ENDING = ".overlay.png"
-OUTPUT_ENDINGS = (LABELS_ENDING, OVERLAY_ENDING)
-NUCLEI_TABLE = "nuclei.csv"
-IMAGES_TABLE = "images.csv"
-
-
 def find_inputs(inputs: Sequence[Path]) -> list[Path]:
-    """Return the image files that arguments name: files, and the image files directly in folders.
+    """Return the image files of the arguments: files themselves, and the image files directly in folders.
 
     Raises:
-        UsageError: A path does not exist, there are no images, or two would write the same output.
+        UsageError: A path does not exist, there are no images, or two images would have the same output.
     """
     files: list[Path] = []
     for path in inputs:
@@ -87,14 +92,14 @@ def find_inputs(inputs: Sequence[Path]) -> list[Path]:
 
 
 def check_stems(images: Iterable[tuple[str, str]]) -> None:
-    """Raise `UsageError` if two images, given as (stem, full name), would write the same output."""
+    """Raise `UsageError` if two images, given as (stem, full name), would have the same output."""
     stems: dict[str, str] = {}
     for number, (stem, name) in enumerate(images):
         other = stems.setdefault(stem, name)
         if len(stems) <= number:
             raise UsageError(
-                f"Expected images of different names; {other} and {name} would both write {stem}{LABELS_ENDING}. "
-                "Run them with different --out folders."
+                f"Expected images with different names; found {other} and {name}, which would both write "
+                f"{stem}{LABELS_ENDING}. Run them with different --out folders."
             )
 
 
@@ -111,7 +116,7 @@ def check_outputs(files: Sequence[Path], out: Path) -> None:
 
 
 def _is_input(path: Path) -> bool:
-    """Return whether a file in a folder is an image, and not the output of an earlier prediction."""
+    """Return whether a file in a folder is an image but not the output of an earlier prediction."""
     return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.endswith(OUTPUT_ENDINGS)
 
 
@@ -120,8 +125,8 @@ class PredictedFiles:
     """The outcome of a prediction.
 
     Attributes:
-        counts: Number of nuclei per image, by file name.
-        failures: Error message per image that could not be read, by file name.
+        counts: Number of nuclei of each image, by file name.
+        failures: Error message for each image that could not be read, by file name.
     """
 
     counts: dict[str, int]
@@ -135,10 +140,21 @@ def predict_files(
     channel: int | None = None,
     advance: Advance = no_progress,
 ) -> PredictedFiles:
-    """Segment each file; write `<stem>.labels.tif` and `<stem>.overlay.png`, and one `nuclei.csv` and `images.csv`.
+    """Segment image files and write the results to a folder.
 
-    An image that cannot be read is reported, and the others are still segmented. `nuclei.csv` has columns for as many
-    channels as the image with the most channels; they are empty for images that have fewer.
+    The folder gets `<stem>.labels.tif` and `<stem>.overlay.png` for each image, and one `nuclei.csv` and one
+    `images.csv`. `nuclei.csv` has columns for as many channels as the image with the most channels; they are empty for
+    images with fewer channels. An image that cannot be read does not stop the others.
+
+    Args:
+        model: The model.
+        files: Image files, with different stems.
+        out: Folder for the results.
+        channel: Channel to segment, from 0; None segments grey and RGB images as a whole.
+        advance: Called with the number of images done and their total.
+
+    Returns:
+        Number of nuclei or error message of each image.
     """
     out.mkdir(parents=True, exist_ok=True)
     counts: dict[str, int] = {}
@@ -154,7 +170,7 @@ def predict_files(
                 try:
                     with nuclei.rows() as rows:
                         row = write_image(image, blocks, out / file.stem, rows)
-                except ImageError as error:  # a channel that is only measured may be damaged
+                except ImageError as error:  # a channel that is measured but not segmented may be damaged
                     failures[file.name] = str(error)
                 else:
                     images.add(row)
@@ -165,7 +181,7 @@ def predict_files(
 
 
 def _most_channels(files: Sequence[Path]) -> int:
-    """Return the largest number of channels, at least 1; files that cannot be read are reported later."""
+    """Return the largest number of channels, at least 1; unreadable files are ignored here and reported later."""
     found = [1]
     for file in files:
         with suppress(ImageError):
@@ -176,7 +192,7 @@ def _most_channels(files: Sequence[Path]) -> int:
 def _open_all(
     model: Model, files: Sequence[Path], channel: int | None, failures: dict[str, str]
 ) -> dict[Path, ScaledImage]:
-    """Open the files that can be read; messages for the others go to `failures`."""
+    """Open the readable files; add error messages for the others to `failures`."""
     opened = {}
     for file in files:
         try:
@@ -187,7 +203,7 @@ def _open_all(
 
 
 class RowWriter(Protocol):
-    """A table that takes rows, as `csv.DictWriter` does."""
+    """A table that accepts rows, such as `csv.DictWriter`."""
 
     def writerows(self, rowdicts: Iterable[dict[str, Any]], /) -> None:
         """Add rows."""
@@ -207,7 +223,7 @@ class CsvTable:
 
     @contextmanager
     def rows(self) -> Iterator["csv.DictWriter[str]"]:
-        """Provide a writer for the rows of an image, kept on disk and added if the block ends without error."""
+        """Provide a writer for the rows of an image: kept on disk, and added if the block ends without error."""
         with tempfile.TemporaryFile("w+", newline="", encoding="utf-8") as spooled:
             yield self._writer(spooled)
             spooled.seek(0)
@@ -219,19 +235,19 @@ class CsvTable:
 
 @contextmanager
 def csv_table(path: Path, columns: Sequence[str]) -> Iterator[CsvTable]:
-    """Provide a CSV file that appears under its name if the block ends without error."""
+    """Provide a CSV file that appears at `path` if the block ends without error."""
     with atomic_path(path) as beside, beside.open("w", newline="", encoding="utf-8") as file:
         yield CsvTable(file, columns)
 
 
 def write_image(image: ScaledImage, blocks: Iterable[LabelledBlock], stem: Path, table: RowWriter) -> dict[str, Any]:
-    """Write the labels, the overlay and the nuclei of an image, block by block; return the image's own row.
+    """Write the labels, the overlay and the nuclei of an image, block by block; return the row of the image.
 
     Args:
         image: The image.
-        blocks: Its nuclei, from `Model.segment_blocks`.
-        stem: The files are `<stem>.labels.tif` and `<stem>.overlay.png`.
-        table: The table that the nuclei are added to.
+        blocks: Nuclei of the image, from `Model.segment_blocks`.
+        stem: Path without endings; the files are `<stem>.labels.tif` and `<stem>.overlay.png`.
+        table: Table to which the nuclei are added.
 
     Raises:
         ImageError: A part of the image is damaged.

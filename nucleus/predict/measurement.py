@@ -1,4 +1,4 @@
-"""Measurements: a row per nucleus, and a row per image."""
+"""Measurements of nuclei and images: one row per nucleus, one row per image."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -34,11 +34,11 @@ class Frame:
     """The position of a part in its image.
 
     Attributes:
-        image: The image's name.
-        shape: The image's height and width, px.
+        image: Name of the image.
+        shape: Height and width of the image, px.
         top: First row of the part.
         left: First column of the part.
-        pixel_size: Side of a pixel, micrometres, or None.
+        pixel_size: Side of a pixel, micrometres; None if unknown.
     """
 
     image: str
@@ -49,7 +49,7 @@ class Frame:
 
 
 def nucleus_columns(channels: int) -> tuple[str, ...]:
-    """Return the columns of a table of nuclei in images of up to `channels` channels."""
+    """Return the column names of a table of nuclei, for images of up to `channels` channels."""
     intensities = (f"{what}_{channel}" for channel in range(channels) for what in ("mean", "integrated"))
     return ("image", *_PROPERTIES.values(), "touches_edge", *_PHYSICAL, *intensities)
 
@@ -75,18 +75,18 @@ def measure_nuclei(
     """Measure each nucleus of a part of an image.
 
     Args:
-        frame: The position of the part.
-        pixels: h x w x C, grey values as they are stored.
-        labels: h x w.
+        frame: Position of the part.
+        pixels: Grey values in the depth of the file, h x w x C.
+        labels: Labels of the part, h x w, 0 background.
         first: Number that is added to the labels in the table.
 
     Returns:
-        A dictionary per nucleus with the keys `nucleus_columns(C)`. Lengths are in pixels, centroids in pixels of the
-        whole image (the centre of the first pixel is 0, 0); `diameter` is that of the circle of the same area,
-        `eccentricity` that of the ellipse with the same second moments, `solidity` the area divided by that of the
-        convex hull, `mean_0` and `integrated_0` the mean and the sum of the grey values in channel 0 (red in an RGB
-        image), and so on; `touches_edge` is true where the edge of the image cuts the nucleus. Columns in micrometres
-        are None if the pixel size is unknown.
+        One dictionary per nucleus, with the keys `nucleus_columns(C)`. Lengths are in px, centroids in px of the whole
+        image (the centre of the first pixel is 0, 0). `diameter` is that of the circle of the same area, `eccentricity`
+        that of the ellipse with the same second moments; `solidity` is the area divided by that of the convex hull.
+        `mean_0` and `integrated_0` are the mean and the sum of the grey values in channel 0 (red in an RGB image), and
+        so on. `touches_edge` is true if the nucleus has a pixel at the edge of the image. Columns in micrometres are
+        None if the pixel size is unknown.
     """
     properties = sorted({key.partition("-")[0] for key in _PROPERTIES})
     table = regionprops_table(labels, properties=properties)
@@ -113,10 +113,10 @@ def measure_nuclei(
 
 
 def image_row(frame: Frame, nuclei: int, nucleus_pixels: int) -> dict[str, Any]:
-    """Return the measurements of a whole image: a dictionary with the keys `IMAGE_COLUMNS`.
+    """Return the measurements of a whole image, a dictionary with the keys `IMAGE_COLUMNS`.
 
     Args:
-        frame: The image.
+        frame: Frame of the whole image.
         nuclei: Number of nuclei.
         nucleus_pixels: Number of pixels in nuclei.
     """

@@ -1,4 +1,4 @@
-"""`Model`: a network with its settings, which segments images; `Segmentation`: the nuclei of one image."""
+"""`Model`, a network with its settings that segments images; and `Segmentation`, the nuclei of one image."""
 
 from __future__ import annotations
 
@@ -45,22 +45,27 @@ __all__ = [
     "load_pulled",
 ]
 
-
 IMAGES_AT_ONCE = 8
-"""Images that are opened together, so that small ones are computed together."""
+"""Number of images that are opened together, so that small ones can be computed together."""
 _BLOCK_SIDE = 2048
+_SMALLEST_MARGIN = 128
+"""In network pixels, as the largest margin."""
+_LARGEST_MARGIN = 512
+_DIAMETERS_OF_MARGIN = 4
+_PIXELS_AT_ONCE = 1 << 22
+_LARGEST_SCALE = 16.0
 
 
 @dataclass(frozen=True)
 class PredictionOptions:
-    """How images are segmented.
+    """Options of the segmentation of images.
 
     Attributes:
-        diameter: Typical diameter of the nuclei in the images, px; images are rescaled to the diameter that the model
-            was trained on.
-        pixel_size: Side of the images' pixels, micrometres, instead of what their files say. If the model knows the
-            pixel size of its training images and no diameter is given, images are rescaled by it.
-        turns: Whether to average over the eight flips and quarter turns; eight times slower.
+        diameter: Typical diameter of the nuclei in the images, px. The images are rescaled to the diameter that the
+            model was trained on.
+        pixel_size: Side of a pixel in the images, micrometres; replaces the value in their files. The images are
+            rescaled by it if the model knows the pixel size of its training images and `diameter` is not given.
+        turns: Whether to average predictions over the eight flips and quarter turns; eight times slower.
         block_side: Side of the blocks in which large images are labelled, px.
     """
 
@@ -70,17 +75,9 @@ class PredictionOptions:
     block_side: int = _BLOCK_SIDE
 
 
-_SMALLEST_MARGIN = 128
-_DIAMETERS_OF_MARGIN = 4
-_LARGEST_MARGIN = 512
-"""In network pixels, as the smallest margin."""
-_PIXELS_AT_ONCE = 1 << 22
-_LARGEST_SCALE = 16.0
-
-
 @dataclass(frozen=True)
 class ImageValues:
-    """The network's values at the pixels of a whole image.
+    """Network values at the pixels of a whole image.
 
     Attributes:
         values: H x W x channels, float32, as `nucleus.model.heads` describes them.
@@ -96,9 +93,9 @@ class Segmentation:
 
     Attributes:
         labels: H x W, int32: 0 background, 1..K nuclei.
-        table: pandas DataFrame, a row per nucleus, with the columns of `nuclei.csv`: lengths in px, centroids in px
-            from the centre of the first pixel, grey values as they are stored. Columns in micrometres are NaN if the
-            pixel size is unknown.
+        table: pandas DataFrame with one row per nucleus and the columns of `nuclei.csv`: lengths in px, centroids in px
+            from the centre of the first pixel, grey values in the depth of the image. Columns in micrometres are NaN
+            if the pixel size is unknown.
 
     Examples:
         >>> found = model.segment("image.png")
@@ -129,25 +126,25 @@ class Segmentation:
 
 
 class Model:
-    """A network with its settings: segments images of any size.
+    """A network with its settings, which segments images of any size.
 
     Files, arrays and images of a dataset are processed alike: opened (`ImageSource`), normalised and rescaled
-    (`ScaledImage`), passed through the network tile by tile, and labelled at the image's own pixels. So `options` have
-    the same effect everywhere.
+    (`ScaledImage`), passed through the network tile by tile, and labelled at the resolution of the image. So `options`
+    have the same effect everywhere.
 
     Args:
-        network: A network of `build_unet`.
-        config: Its configuration.
-        options: How images are segmented.
-        manifest: The published version that the network is from; None while it is in training.
+        network: A network from `build_unet`.
+        config: Configuration of the network.
+        options: Options of the segmentation.
+        manifest: Manifest of the published version; None while the network is in training.
 
     Attributes:
-        config: The network's configuration.
-        options: How images are segmented.
-        manifest: The published version, or None.
+        config: Configuration of the network.
+        options: Options of the segmentation.
+        manifest: Manifest of the published version, or None.
 
     Raises:
-        ModelError: `options` has a diameter and the model knows none.
+        ModelError: `options` has a diameter, but the model does not know the diameter of its training nuclei.
     """
 
     def __init__(
@@ -173,11 +170,11 @@ class Model:
 
     @property
     def loss(self) -> LossOptions:
-        """The loss that the model was trained with."""
+        """Options of the loss in training."""
         return LossOptions.model_validate(self.manifest.origin.recipe.get("loss", {}) if self.manifest else {})
 
     def with_labelling(self, instances: InstanceSettings, nucleus_diameter: float | None) -> Model:
-        """Return the same network with other settings for labels."""
+        """Return a model with the same network and other settings for labelling."""
         other = copy.copy(self)
         other.config = self.config.model_copy(update={"instances": instances, "nucleus_diameter": nucleus_diameter})
         return other
@@ -186,15 +183,15 @@ class Model:
         """Find the nuclei of an image.
 
         Args:
-            image: A file (PNG, TIFF, OME-TIFF, JPEG, BMP, WebP), or an array H x W (grey) or H x W x C of any depth,
-                with C = 1 (grey), 3 (RGB), 4 (RGB and alpha), or several channels of which `channel` names one.
-            channel: The channel to segment, from 0. All channels are measured.
+            image: A file (PNG, TIFF, OME-TIFF, JPEG, BMP, WebP), or an array of any depth: H x W (grey), or H x W x C
+                with C = 1 (grey), 3 (RGB), 4 (RGB and alpha, which is dropped), or any other C if `channel` is given.
+            channel: Channel to segment, from 0. All channels are measured.
 
         Returns:
-            Labels, table and overlay. In the table, the column `image` is the file's name, or "image" for an array.
+            Labels, table and overlay. The column `image` of the table is the name of the file, or "image" for an array.
 
         Raises:
-            ImageError: Not an image, a damaged one, or several channels and no choice among them.
+            ImageError: The image is not an image or damaged, or it has several channels and `channel` is not given.
 
         Examples:
             >>> found = model.segment("image.png")
@@ -217,13 +214,13 @@ class Model:
         return ScaledImage(known, self.config.normalization, self._scale(known))
 
     def segment_blocks(self, images: Sequence[ScaledImage]) -> Iterator[Iterator[LabelledBlock]]:
-        """Segment images of any size in blocks; each nucleus is whole in one block.
+        """Segment images of any size in blocks; each nucleus is complete in one block.
 
-        Small images of similar size are computed together, so several at once are faster than one after the other.
-        The memory needed does not depend on the size of the images.
+        Small images are computed together, which is faster than one by one. The memory needed does not depend on the
+        size of the images.
 
         Yields:
-            The blocks of each image, in order.
+            The labelled blocks of each image, in order.
         """
         for group in _groups(images):
             plans = [self._plan(image) for image in group]
@@ -236,9 +233,9 @@ class Model:
                 yield self._labelled(image, blocks, regions, found)
 
     def values(self, sources: Iterable[ImageSource]) -> Iterator[ImageValues]:
-        """Yield the network's values of whole images that fit into memory, in order.
+        """Yield the network values of whole images that fit in memory, in order.
 
-        They are computed `IMAGES_AT_ONCE` at a time, so the same sequence, or a part of it that begins at a multiple
+        Images are computed `IMAGES_AT_ONCE` at a time, so the same sequence, or a part of it that starts at a multiple
         of that number, has the same values to the bit on the same machine.
         """
         remaining = iter(sources)
@@ -247,12 +244,12 @@ class Model:
                 yield ImageValues(image.back(values, image.covering(image.whole), image.whole), image.scale)
 
     def label(self, found: ImageValues, instances: InstanceSettings | None = None) -> NDArray[np.int32]:
-        """Return the labels, H x W, of an image from its values; `instances` replaces the settings of the model."""
+        """Return the labels of an image, H x W, from its network values; `instances` replaces the model's settings."""
         settings = (instances or self.config.instances).scaled(1 / found.scale)
         return label_nuclei(maps_of(found.values, self.config.heads), settings)
 
     def _plan(self, image: ScaledImage) -> list[Block]:
-        """Return blocks that have at most `block_side` px a side in image pixels and in network pixels."""
+        """Return blocks with at most `block_side` px per side, both in image pixels and in network pixels."""
         margin = max(_SMALLEST_MARGIN, round(_DIAMETERS_OF_MARGIN * (self.config.nucleus_diameter or 0.0)))
         side = max(1, round(self.options.block_side / max(1.0, image.scale)))
         return plan_blocks(image.source_shape, side, max(1, round(margin / image.scale)))
@@ -264,7 +261,7 @@ class Model:
         regions: Sequence[Region],
         found: Iterator[NDArray[np.float32]],
     ) -> Iterator[LabelledBlock]:
-        """Yield labelled blocks from the network's values in their regions."""
+        """Yield labelled blocks from the network values in their regions."""
         for planned, region, values in zip(blocks, regions, found, strict=True):
             block, labels = planned, self._label_block(image, planned, region, values)
             while cuts_nuclei(labels, block, image.source_shape) and block.margin * image.scale < _LARGEST_MARGIN:
@@ -281,7 +278,7 @@ class Model:
         return nuclei_of_block(self.label(found), block)
 
     def _scale(self, source: ImageSource) -> float:
-        """Return the network pixels per image pixel. Raises `ImageError` if the number is absurd."""
+        """Return the number of network pixels per image pixel. Raises `ImageError` if it is below 1/16 or above 16."""
         scale = 1.0
         if self.options.diameter is not None and self.config.nucleus_diameter is not None:
             scale = self.config.nucleus_diameter / self.options.diameter
@@ -290,13 +287,13 @@ class Model:
         if not 1 / _LARGEST_SCALE <= scale <= _LARGEST_SCALE:
             raise ImageError(
                 f"Expected {source.name} to be rescaled by 1/{_LARGEST_SCALE:g} to {_LARGEST_SCALE:g}; its diameter or "
-                f"pixel size asks for {scale:.3g}. Correct --diameter or --pixel-size."
+                f"pixel size gives {scale:.3g}. Correct --diameter or --pixel-size."
             )
         return scale
 
 
 def _groups(images: Sequence[ScaledImage]) -> Iterator[list[ScaledImage]]:
-    """Yield neighbouring images that are together small enough to be computed at once, larger ones alone."""
+    """Yield groups of consecutive images that are small enough to be computed together; larger images alone."""
     group: list[ScaledImage] = []
     pixels = 0
     for image in images:
@@ -311,7 +308,7 @@ def _groups(images: Sequence[ScaledImage]) -> Iterator[list[ScaledImage]]:
 
 
 def _table(rows: Sequence[dict[str, Any]], channels: int) -> pandas.DataFrame:
-    """Return a table of `measure_nuclei`'s rows; the types of its columns do not depend on the rows."""
+    """Return rows from `measure_nuclei` as a table whose column types do not depend on the rows."""
     columns = nucleus_columns(channels)
     kinds = {"image": "object", "label": "int64", "area": "int64", "touches_edge": "bool"}
     return pandas.DataFrame(rows, columns=columns).astype({name: kinds.get(name, "float64") for name in columns})
@@ -322,11 +319,11 @@ def load_model_folder(folder: Path, options: PredictionOptions | None = None) ->
 
     Raises:
         IntegrityError: A file of the folder does not match its SHA-256.
-        ModelError: This version cannot rebuild the network, or the options do not fit it.
+        ModelError: This version of the package cannot rebuild the network, or the options do not fit the model.
     """
     return load_pulled(read_pulled(folder), options)
 
 
 def load_pulled(pulled: PulledModel, options: PredictionOptions | None = None) -> Model:
-    """Load a model whose files are verified already. Raises `ModelError`."""
+    """Load a model whose files are already verified. Raises `ModelError`."""
     return Model(*load_model(pulled.folder), options, pulled.manifest)

@@ -1,4 +1,4 @@
-"""Parquet tables of nuclei: one per image in a bucket, joined into one table of all images at the end."""
+"""Parquet tables of nuclei: one per image in a bucket, joined at the end."""
 
 import json
 import tempfile
@@ -17,7 +17,6 @@ from nucleus.storage.bucket import Bucket
 
 __all__ = ["ImageTable", "image_table", "write_tables"]
 
-
 _IMAGE_ROW = "image"
 _INTEGERS = {"label", "area", "width", "height", "nuclei"}
 _SMALLEST_GROUP, _LARGEST_GROUP = 1 << 16, 1 << 20
@@ -25,24 +24,24 @@ _AT_ONCE = 16
 
 
 class ImageTable:
-    """A Parquet file of the nuclei of one image; the image's own row is in the file's metadata."""
+    """Parquet file of the nuclei of one image; its metadata contains the row of the image itself."""
 
     def __init__(self, writer: pq.ParquetWriter, schema: pa.Schema) -> None:
         self._writer = writer
         self._schema = schema
 
     def writerows(self, rows: Iterable[dict[str, Any]], /) -> None:
-        """Add rows of `measure_nuclei`."""
+        """Add rows from `measure_nuclei`."""
         self._writer.write_table(pa.Table.from_pylist(list(rows), schema=self._schema))
 
     def set_image(self, row: dict[str, Any]) -> None:
-        """Store the image's own row, of `image_row`."""
+        """Store the row of the image, from `image_row`, in the metadata."""
         self._writer.add_key_value_metadata({_IMAGE_ROW: json.dumps(row)})
 
 
 @contextmanager
 def image_table(path: Path, channels: int) -> Iterator[ImageTable]:
-    """Provide a new table for an image of `channels` channels, complete when the block ends."""
+    """Provide a new table for an image of `channels` channels; the file is complete when the block ends."""
     schema = _schema(nucleus_columns(channels))
     with pq.ParquetWriter(path, schema, compression="zstd") as writer:
         yield ImageTable(writer, schema)
@@ -52,13 +51,13 @@ def write_tables(bucket: Bucket, keys: Sequence[str], nuclei: Path, images: Path
     """Join the tables of images into a table of all nuclei and a table of all images, in the order of the keys.
 
     The table of nuclei has columns for as many channels as the image with the most channels; they are null for images
-    that have fewer.
+    with fewer channels.
 
     Args:
-        bucket: The bucket that holds the tables of the images.
-        keys: Their keys.
-        nuclei: Parquet file to write, a row per nucleus.
-        images: Parquet file to write, a row per image.
+        bucket: Bucket that contains the tables of the images.
+        keys: Keys of these tables.
+        nuclei: Parquet file to write, with one row per nucleus.
+        images: Parquet file to write, with one row per image.
     """
     with tempfile.TemporaryDirectory(prefix="nucleus-tables-") as temporary:
         paths = [Path(temporary) / f"{number:07d}.parquet" for number in range(len(keys))]

@@ -1,4 +1,4 @@
-"""Images in files and arrays, read in parts (`ImageSource`), and at the network's scale (`ScaledImage`)."""
+"""Images in files and arrays, read in parts (`ImageSource`), and rescaled for the network (`ScaledImage`)."""
 
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -18,15 +18,16 @@ from nucleus.data.tiff import TIFF_SUFFIXES, TiffFacts, tiff_facts
 from nucleus.errors import ImageError
 from nucleus.model.tiling import Region
 
-os.environ.setdefault("VIPS_BLOCK_UNTRUSTED", "1")  # formats whose decoders are not hardened against bad files
+os.environ.setdefault("VIPS_BLOCK_UNTRUSTED", "1")  # formats whose decoders are not safe with malicious files
 import pyvips
 
 __all__ = ["ImageSource", "ScaledImage", "array_source", "channel_count", "image_source", "open_source"]
 
-
 _WHOLE_PIXELS = 1 << 24
-"""Smaller images are decoded at once, by the decoder that the import uses."""
+"""Images of up to this many pixels are decoded whole, by the decoder of the import."""
 _BAND_PIXELS = 1 << 24
+_SAMPLE_PIXELS = 1 << 22
+"""Percentiles of larger images are taken from about this many pixels, every k-th by row and column."""
 _DTYPES = {
     "uchar": np.uint8,
     "char": np.int8,
@@ -45,12 +46,12 @@ class ImageSource:
     """An image that can be read in parts.
 
     Attributes:
-        name: Its name in tables and messages.
+        name: Name of the image in tables and messages.
         height: Height, px.
         width: Width, px.
-        read: Reads rows and columns, h x w x 1 (grey) or 3 (RGB), in the image's own depth.
-        read_channels: Reads the same part with all channels, also where `read` gives one of them.
-        pixel_size: Side of a pixel, micrometres, if known.
+        read: Function that reads rows and columns, h x w x 1 (grey) or h x w x 3 (RGB), in the depth of the image.
+        read_channels: Function that reads the same part with all channels, even if `read` reads only one of them.
+        pixel_size: Side of a pixel, micrometres; None if unknown.
     """
 
     name: str
@@ -72,16 +73,16 @@ def image_source(image: str | Path | ArrayLike, channel: int | None = None) -> I
 
 
 def array_source(pixels: ArrayLike, name: str = "image", channel: int | None = None) -> ImageSource:
-    """Return an image in memory.
+    """Return the source of an image in memory.
 
     Args:
         pixels: H x W (grey), or H x W x C with C = 1 (grey), 3 (RGB) or 4 (RGB and alpha, which is dropped); with any
-            other C, `channel` says which one to segment. Integers or floats of any depth, or bool.
-        name: Its name in tables and messages.
-        channel: The channel to segment, from 0; without it, grey and RGB images are taken whole.
+            other C, `channel` is needed. Integers or floats of any depth, or bool.
+        name: Name of the image in tables and messages.
+        channel: Channel to segment, from 0; None segments grey and RGB images as a whole.
 
     Raises:
-        ImageError: Not such an array, or several channels and no choice among them.
+        ImageError: The array has another shape or type, or it has several channels and `channel` is None.
     """
     array = np.asarray(pixels)
     if array.dtype.kind not in "buif" or array.ndim not in {2, 3} or 0 in array.shape:
@@ -110,15 +111,16 @@ def array_source(pixels: ArrayLike, name: str = "image", channel: int | None = N
 def open_source(path: Path, channel: int | None = None) -> ImageSource:
     """Open an image file.
 
-    Small images are decoded at once. Of larger ones, libvips decodes the parts that are read (tiled TIFF), or unpacks
-    the image to a temporary file.
+    Small images are decoded whole. For larger ones, libvips decodes only the parts that are read (tiled TIFF), or
+    unpacks the image to a temporary file (other formats).
 
     Args:
-        path: PNG, TIFF, OME-TIFF, JPEG, BMP or WebP.
-        channel: The channel to segment, from 0; without it, grey and RGB images are taken whole.
+        path: PNG, TIFF, OME-TIFF, JPEG, BMP or WebP file.
+        channel: Channel to segment, from 0; None segments grey and RGB images as a whole.
 
     Raises:
-        ImageError: No image, a damaged one, or one with several channels, planes or times and no choice among them.
+        ImageError: The file is not an image or damaged, has several planes or times, or has several channels and
+            `channel` is None.
     """
     with _readable(path):
         facts = _facts_of(path)
@@ -133,7 +135,7 @@ def open_source(path: Path, channel: int | None = None) -> ImageSource:
 
 
 def channel_count(path: Path) -> int:
-    """Return how many channels `read_channels` of a file gives, from its header. Raises `ImageError`."""
+    """Return the number of channels that `read_channels` of a file reads, from its header. Raises `ImageError`."""
     with _readable(path):
         pages = _facts_of(path).channel_pages
         header = _header(path)
@@ -146,7 +148,7 @@ def _facts_of(path: Path) -> TiffFacts:
 
 @contextmanager
 def _readable(path: Path) -> Iterator[None]:
-    """Raise `ImageError` for a name that libvips cannot take, and for errors of the file system."""
+    """Raise `ImageError` for a file name that libvips cannot open, and for errors of the file system."""
     try:
         str(path).encode()
     except UnicodeEncodeError as error:
@@ -178,7 +180,7 @@ def _is_small(path: Path) -> bool:
 
 
 def _whole(path: Path) -> ImageSource:
-    """Decode an image at once."""
+    """Decode a whole image."""
     return array_source(colours_of(decode_raw(path.read_bytes(), str(path)), str(path)), path.name)
 
 
@@ -190,7 +192,7 @@ def _one_channel(source: ImageSource, channel: int) -> ImageSource:
 
 
 def _header(path: Path) -> Any | None:
-    """Return the image opened by libvips, nothing decoded yet; None for formats that only OpenCV reads."""
+    """Open an image with libvips, without decoding it; return None for formats that only OpenCV reads."""
     try:
         return pyvips.Image.new_from_file(str(path))
     except pyvips.Error:
@@ -200,7 +202,7 @@ def _header(path: Path) -> Any | None:
 def _large(path: Path, page: int) -> ImageSource:
     """Open an image that libvips reads in parts."""
     tiff = path.suffix.lower() in TIFF_SUFFIXES
-    # A TIFF's missing tiles are only a warning to libvips.
+    # For libvips, missing tiles of a TIFF are only a warning.
     options = {"fail_on": "warning", "page": page} if tiff else {"fail_on": "truncated"}
     try:
         image = pyvips.Image.new_from_file(str(path), access="random", **options)
@@ -235,20 +237,16 @@ def _reason(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
-_SAMPLE_PIXELS = 1 << 22
-"""Percentiles of larger images are taken from about this many pixels, every k-th by row and column."""
-
-
 class ScaledImage:
-    """An image as the network sees it: normalised, and at the network's scale.
+    """An image as the network sees it: normalised and rescaled.
 
-    Grey values are stretched by percentiles of the whole image, which is read once for them. Of 8-bit RGB images that
-    is what `nucleus.data.normalization.normalize` does in training, to the bit, below 4096 x 4096 px; of larger images
-    the percentiles are those of a sample.
+    Grey values are stretched by percentiles of the whole image, which is read once for that purpose. For 8-bit RGB
+    images below 4096 x 4096 px the result is identical, to the bit, to `nucleus.data.normalization.normalize`, which
+    training uses; for larger images the percentiles are those of a sample.
 
     Args:
         source: The image.
-        normalization: How its grey values are stretched.
+        normalization: Options of the stretch of grey values.
         scale: Network pixels per image pixel.
 
     Attributes:
@@ -257,7 +255,7 @@ class ScaledImage:
         shape: Height and width in network pixels.
 
     Raises:
-        ImageError: A damaged image, or values that are not finite.
+        ImageError: The image is damaged, or has values that are not finite.
     """
 
     def __init__(self, source: ImageSource, normalization: NormalizationOptions, scale: float = 1.0) -> None:
@@ -275,11 +273,11 @@ class ScaledImage:
 
     @property
     def whole(self) -> Region:
-        """All of the image, in its own pixels."""
+        """Region of the whole image, in image pixels."""
         return Region(slice(0, self.source.height), slice(0, self.source.width))
 
     def rgb(self, rows: slice, columns: slice) -> RgbImage:
-        """Return pixels of the image itself, h x w x 3, 8 bits, not normalised: for pictures."""
+        """Return image pixels for display, h x w x 3, uint8, not normalised or rescaled."""
         return rgb8(self.source.read(rows, columns), self._stretch)
 
     def read(self, rows: slice, columns: slice) -> RgbImage:
@@ -288,19 +286,22 @@ class ScaledImage:
             return np.asarray(self._table[self.rgb(rows, columns)])
         first, last = self._needed(rows, self.source.height), self._needed(columns, self.source.width)
         pixels = self._table[self.rgb(first, last)]
-        if self.scale < 1:  # detail finer than the new pixels would become noise
+        if self.scale < 1:  # prevents aliasing
             pixels = cv2.GaussianBlur(pixels, (0, 0), 0.5 / self.scale)
         shape = rows.stop - rows.start, columns.stop - columns.start
         offset = rows.start / self.scale - first.start, columns.start / self.scale - last.start
         return np.asarray(_resampled(pixels, shape, 1 / self.scale, offset), np.uint8)
 
     def back(self, values: NDArray[np.float32], covering: Region, wanted: Region) -> NDArray[np.float32]:
-        """Return the network's values at the image's own pixels.
+        """Resample network values to image pixels.
 
         Args:
-            values: h x w x C, of `covering`.
-            covering: A region in network pixels, from the method `covering`.
-            wanted: The region of the image.
+            values: Network values in the region `covering`, h x w x C.
+            covering: Region in network pixels, from the method `covering`.
+            wanted: Region in image pixels.
+
+        Returns:
+            Values in the region `wanted`, float32.
         """
         if self.scale == 1:
             return values
@@ -309,7 +310,7 @@ class ScaledImage:
         return np.asarray(_resampled(values, wanted.shape, self.scale, (down, across)), np.float32)
 
     def covering(self, wanted: Region) -> Region:
-        """Return the region in network pixels that covers a region of the image."""
+        """Return the region in network pixels that covers a region in image pixels."""
         if self.scale == 1:
             return wanted
         return Region(self._cover(wanted.rows, self.shape[0]), self._cover(wanted.columns, self.shape[1]))
@@ -327,7 +328,7 @@ class ScaledImage:
 def _resampled(
     pixels: NDArray[np.generic], shape: tuple[int, int], step: float, offset: tuple[float, float]
 ) -> NDArray[np.generic]:
-    """Sample pixels (h x w x C) on another grid, bilinearly; beyond the edges the outermost pixels are repeated.
+    """Resample pixels (h x w x C) to another grid by bilinear interpolation; edge pixels are repeated outside.
 
     Pixel i of the result has its centre at (i + 0.5) * step + offset - 0.5 of the input, by rows and by columns.
     """
@@ -339,7 +340,7 @@ def _resampled(
 
 
 def _sample_of(source: ImageSource) -> NDArray[np.generic]:
-    """Return every k-th pixel by row and column, h x w x channels; every pixel of small images."""
+    """Return every k-th pixel by row and column, h x w x C; all pixels of small images."""
     every = max(1, int(np.sqrt(source.height * source.width / _SAMPLE_PIXELS)))
     columns = slice(0, source.width)
     return np.concatenate([source.read(rows, columns)[::every, ::every] for rows in source.bands(every)])

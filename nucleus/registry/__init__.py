@@ -1,4 +1,4 @@
-"""Versioned models, aliases and encoder weights in the bucket."""
+"""Registry in the bucket: model versions, aliases, model cards and encoder weights."""
 
 import lazy_loader
 

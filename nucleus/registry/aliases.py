@@ -1,4 +1,4 @@
-"""Aliases of model versions, such as `production`; they move by compare-and-swap, so no move is lost."""
+"""Aliases of model versions, such as `production`, moved by compare-and-swap; and the gate that moves them."""
 
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -23,7 +23,6 @@ __all__ = [
     "rollback_alias",
 ]
 
-
 _ATTEMPTS = 50
 _ALIASES, _GATES = "aliases", "gates"
 
@@ -33,8 +32,8 @@ class Alias(BaseModel):
 
     Attributes:
         version: Number of the version.
-        previous: Number of the version that it pointed to before; None at first.
-        moved: When it was moved, UTC, ISO 8601.
+        previous: Number of the version that the alias pointed to before; None at first.
+        moved: Time of the last move, UTC, ISO 8601.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -45,7 +44,7 @@ class Alias(BaseModel):
 
 
 def list_aliases(bucket: Bucket, name: str) -> dict[str, Alias]:
-    """Every alias of a model."""
+    """Return every alias of a model, by name."""
     prefix = f"{model_key(name, _ALIASES)}/"
     names = [item.key.removeprefix(prefix).removesuffix(".json") for item in bucket.objects(prefix)]
     found = {alias: read_alias(bucket, name, alias) for alias in names}
@@ -53,12 +52,12 @@ def list_aliases(bucket: Bucket, name: str) -> dict[str, Alias]:
 
 
 def read_alias(bucket: Bucket, name: str, alias: str) -> Alias | None:
-    """What an alias points to, or None if there is no such alias."""
+    """Return an alias, or None if it does not exist."""
     return _read(bucket, _alias_key(name, alias))[0]
 
 
 def move_alias(bucket: Bucket, name: str, alias: str, version: int) -> Alias:
-    """Point an alias to a version that exists."""
+    """Point an alias to an existing version; return it. Raises `ModelError` if other processes keep moving it."""
     key = _alias_key(name, check_alias(alias))
     for _ in range(_ATTEMPTS):
         current, etag = _read(bucket, key)
@@ -71,7 +70,11 @@ def move_alias(bucket: Bucket, name: str, alias: str, version: int) -> Alias:
 
 
 def replace_alias(bucket: Bucket, name: str, alias: str, version: int, expected: int | None) -> bool:
-    """Point an alias to a version if it still means `expected` (None: if it does not exist); say whether it did."""
+    """Point an alias to a version if it still points to `expected` (None: if it does not exist yet).
+
+    Returns:
+        Whether the alias was moved.
+    """
     key = _alias_key(name, check_alias(alias))
     current, etag = _read(bucket, key)
     if (current.version if current else None) != expected:
@@ -82,11 +85,10 @@ def replace_alias(bucket: Bucket, name: str, alias: str, version: int, expected:
 def rollback_alias(bucket: Bucket, name: str, alias: str) -> Alias:
     """Point an alias back to the older version that it pointed to before.
 
-    Only the last move is recorded, so an alias can be rolled back once; a second rollback would lead to the version
-    that the first one left.
+    Only the last move is recorded, so an alias can be rolled back once: a second rollback would undo the first.
 
     Raises:
-        ModelError: There is no such alias, it was never moved, or its last move was to an older version.
+        ModelError: The alias does not exist, was never moved, or was last moved to an older version.
     """
     key = _alias_key(name, check_alias(alias))
     for _ in range(_ATTEMPTS):
@@ -98,8 +100,8 @@ def rollback_alias(bucket: Bucket, name: str, alias: str) -> Alias:
             )
         if current.previous > current.version:
             raise ModelError(
-                f"Expected {alias!r} of {name!r} to come from an older version; it was moved back from version "
-                f"{current.previous} to {current.version} already. Run: nucleus models alias {name}@VERSION {alias}"
+                f"Expected the last move of {alias!r} of {name!r} to be to a newer version; it was back from version "
+                f"{current.previous} to version {current.version}. Run: nucleus models alias {name}@VERSION {alias}"
             )
         moved = Alias(version=current.previous, previous=current.version, moved=_now())
         if _swap(bucket, key, moved, etag):
@@ -131,9 +133,7 @@ def _swap(bucket: Bucket, key: str, alias: Alias, etag: str | None) -> bool:
 
 
 def _busy(name: str, alias: str) -> ModelError:
-    return ModelError(
-        f"Expected to move {alias!r} of {name!r}; others moved it {_ATTEMPTS} times meanwhile. Try again."
-    )
+    return ModelError(f"Expected to move {alias!r} of {name!r}; other processes moved it {_ATTEMPTS} times. Try again.")
 
 
 def _now() -> str:
@@ -141,19 +141,19 @@ def _now() -> str:
 
 
 class GateDecision(BaseModel):
-    """The gate's decision about a version.
+    """Decision of the gate about a version.
 
     Attributes:
         version: Number of the version.
-        alias: Alias that was to move.
+        alias: Alias that the gate moves.
         metric: Metric that was compared, mean over the images of the test split.
-        dataset: Dataset of that test split: `s3://.../NAME@VERSION`.
-        score: Score of the version.
-        incumbent: Version that the alias pointed to; None if it did not exist.
-        incumbent_score: Score of that version on the same test split; None if there is none.
-        passed: Whether the alias was moved.
-        reason: Why, in words.
-        decided: When, UTC, ISO 8601.
+        dataset: Dataset of the test split: `s3://.../NAME@VERSION`.
+        score: Score of the version; None if it was not tested.
+        incumbent: Version that the alias pointed to before; None if the alias did not exist.
+        incumbent_score: Score of the incumbent on the same test split; None if it could not be scored.
+        passed: Whether the alias points to the version.
+        reason: Reason for the decision, as text.
+        decided: Time of the decision, UTC, ISO 8601.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -177,21 +177,21 @@ def pass_gate(
     metric: str,
     rescore: Callable[[ModelManifest], float],
 ) -> GateDecision:
-    """Move an alias to a version if it beats the one behind it on the same frozen test split; record why or why not.
+    """Move an alias to a version if it beats the incumbent on the same frozen test split; record the decision.
 
-    A version is judged once: asked again, the first decision is given. An alias that means the version already, because
-    a person moved it there or this process's forerunner died before it could record its decision, stays as it is.
+    A version is judged once: later calls return the first decision. An alias that points to the version already stays
+    as it is: a person moved it there, or an earlier process died before it could record its decision.
 
     Args:
-        bucket: The project's.
-        manifest: The new version.
-        alias: Such as `production`.
-        metric: A metric of the manifest; larger is better.
-        rescore: Scores an incumbent that was tested on another dataset on the new version's test split. Raises
-            `ModelError`, `IntegrityError` or `DataError` if it cannot be.
+        bucket: The project's bucket.
+        manifest: Manifest of the new version.
+        alias: Alias to move, such as `production`.
+        metric: Metric of the manifest; larger is better.
+        rescore: Function that scores an incumbent, which was tested on another dataset, on the test split of the new
+            version. It may raise `ModelError`, `IntegrityError` or `DataError`, which count as a lack of a score.
 
     Raises:
-        ModelError: Others kept moving the alias meanwhile.
+        ModelError: Other processes kept moving the alias.
     """
     decided = read_decision(bucket, manifest.model, manifest.version)
     if decided is not None:
@@ -207,20 +207,20 @@ def pass_gate(
         ):
             return _record(bucket, manifest.model, decision)
     raise ModelError(
-        f"Expected to judge {manifest.model}@{manifest.version}; others moved {alias!r} {_ATTEMPTS} times meanwhile. "
+        f"Expected to judge {manifest.model}@{manifest.version}; other processes moved {alias!r} {_ATTEMPTS} times. "
         f"Run: nucleus models alias {manifest.model}@{manifest.version} {alias}"
     )
 
 
 def read_decision(bucket: Bucket, name: str, version: int) -> GateDecision | None:
-    """The gate's decision about a version; None if it was not asked."""
+    """Return the decision of the gate about a version; None if there is none."""
     key = _decision_key(name, version)
     try:
         return GateDecision.model_validate_json(bucket.get(key))
     except ObjectNotFoundError:
         return None
     except ValidationError as error:
-        raise ModelError(f"Expected a gate's decision at {bucket.uri / key}; it is damaged: {error}") from error
+        raise ModelError(f"Expected a decision of the gate at {bucket.uri / key}; it is damaged: {error}") from error
 
 
 def _decide(
@@ -241,13 +241,13 @@ def _decide(
         except (ModelError, IntegrityError, DataError) as error:
             problem = str(error)
     if there:
-        passed, reason = True, f"{alias} means it already"
+        passed, reason = True, f"{alias} points to it already"
     elif score is None:
         passed, reason = False, "there are no test images to judge it by"
     elif incumbent is None:
-        passed, reason = True, f"no version was behind {alias} before"
+        passed, reason = True, f"{alias} did not exist before"
     elif other is None:
-        passed, reason = False, f"version {incumbent} behind {alias} could not be scored: {problem}"
+        passed, reason = False, f"version {incumbent} could not be scored: {problem}"
     else:
         passed = score > other
         verb = "beats" if passed else "does not beat"
@@ -262,20 +262,20 @@ def _decide(
         incumbent_score=other,
         passed=passed,
         reason=reason,
-        decided=datetime.now(UTC).isoformat(),
+        decided=_now(),
     )
 
 
 def _score_of_incumbent(
     incumbent: ModelManifest, manifest: ModelManifest, metric: str, rescore: Callable[[ModelManifest], float]
 ) -> float:
-    """Its score on the test split of the new version: known if it was tested on that one too."""
+    """Return the score of the incumbent on the test split of the new version; compute it if it is not recorded."""
     known = _score(incumbent, metric) if incumbent.origin.dataset == manifest.origin.dataset else None
     return rescore(incumbent) if known is None else known
 
 
 def _score(manifest: ModelManifest, metric: str) -> float | None:
-    """A version's own score on the test split of its dataset, if it has one."""
+    """Return the recorded score of a version on the test split of its dataset; None if there is none."""
     return manifest.origin.metrics.get("test", {}).get("all", {}).get(metric)
 
 

@@ -1,4 +1,4 @@
-"""The model card: what a person should know before using a published model, as Markdown from `card.md.j2`."""
+"""Model card of a published model: use, scores, limits, data and licences, as Markdown from `card.md.j2`."""
 
 import json
 import re
@@ -22,12 +22,12 @@ from nucleus.text import MISSING, count, percent, plural
 __all__ = ["model_card", "without_front_matter"]
 
 _FENCE = "---"
-"""The line before and after front matter."""
+"""Line before and after the front matter."""
 _WIDTH = 110
 _HELD = "\0"
 _NOT_WRAPPED = (_FENCE, "#", "|", "```")
 _HUB_LICENSE = re.compile(r"[a-z0-9.-]+")
-"""An identifier of a licence, as Hugging Face writes them."""
+"""Identifier of a licence on Hugging Face."""
 _HEADS = {
     "border": "background, body and border of nuclei",
     "distance": "nucleus or not, and the distance to its edge",
@@ -35,19 +35,19 @@ _HEADS = {
 }
 _FEW_TRAINING_IMAGES = 20
 _FEW_IMAGES = 5
-"""A kind with fewer test images is not judged."""
+"""Kinds with fewer test images are not compared."""
 _FEW_NUCLEI = 30
-"""Nor is a size with fewer nuclei."""
+"""Sizes with fewer nuclei are not compared."""
 
 
 def model_card(name: str, origin: Origin, config: ModelConfig, dataset: DatasetManifest) -> str:
-    """The card as Markdown that also reads well unrendered, with YAML front matter for Hugging Face.
+    """Return the card as Markdown that also reads well as plain text, with YAML front matter for Hugging Face.
 
     Args:
-        name: The model's name.
-        origin: Its run, recipe and metrics.
-        config: Its `model.json`.
-        dataset: The manifest of the dataset version that it was trained on.
+        name: Name of the model.
+        origin: Run, recipe and metrics of the model.
+        config: Configuration of the network, as in `model.json`.
+        dataset: Manifest of the dataset version that the model was trained on.
     """
     recipe = Recipe.model_validate_json(json.dumps(origin.recipe))
     tested = origin.metrics.get("test", {}).get("all", {})
@@ -75,7 +75,7 @@ def model_card(name: str, origin: Origin, config: ModelConfig, dataset: DatasetM
 
 
 def without_front_matter(text: str) -> str:
-    """The card as people read it."""
+    """Return the card without its YAML front matter."""
     if not text.startswith(f"{_FENCE}\n"):
         return text
     return text.partition(f"\n{_FENCE}\n")[2].lstrip("\n")
@@ -89,7 +89,7 @@ def _template() -> Template:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters["json"] = json.dumps  # which YAML reads
+    environment.filters["json"] = json.dumps  # JSON is valid YAML
     environment.globals |= {
         "count": count,
         "headlines": HEADLINES,
@@ -101,14 +101,14 @@ def _template() -> Template:
 
 
 def _wrapped(markdown: str) -> str:
-    """Markdown with its paragraphs and items wrapped; front matter, headings, tables and code stay as they are."""
+    """Wrap paragraphs and list items of Markdown; front matter, headings, tables and code stay as they are."""
     blocks = re.split(r"\n\n+", markdown.strip("\n"))
     wrapped = (block if block.startswith(_NOT_WRAPPED) else _wrapped_block(block) for block in blocks)
     return "\n\n".join(wrapped) + "\n"
 
 
 def _wrapped_block(block: str) -> str:
-    """A paragraph or a list; no percent sign begins a line."""
+    """Wrap a paragraph or a list so that no line begins with a percent sign."""
     lines: list[str] = []
     for item in re.split(r"\n(?=- )", block):
         text = " ".join(item.split()).replace(" %", f"{_HELD}%")
@@ -118,7 +118,7 @@ def _wrapped_block(block: str) -> str:
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]], text_columns: int = 1) -> str:
-    """A table with aligned columns; those after the first `text_columns` hold numbers and are aligned right."""
+    """Return a Markdown table: `text_columns` columns aligned left, then columns of numbers aligned right."""
     widths = [max(3, *(len(cells[number]) for cells in (columns, *rows))) for number in range(len(columns))]
 
     def line(cells: Sequence[str]) -> str:
@@ -137,14 +137,14 @@ def _not_stated(key: str) -> str:
 
 
 def _is_about(card: CardOptions, dataset: DatasetManifest) -> bool:
-    """Whether the recipe's statements about data are about this dataset."""
+    """Return whether the statements about data in the recipe are about this dataset."""
     source = dataset.source
     return card.data_import is None or card.data_import in {source, source.rpartition(".")[0]}
 
 
 def _weights_license(encoder: EncoderName, weights: EncoderWeightsOrigin) -> str:
     if weights.source == "none":
-        return "none, they were random"
+        return "none, the weights were random"
     facts = ENCODERS[encoder]
     is_known = KNOWN_WEIGHTS.get(weights.sha256 or "") == encoder
     if facts.weights_license is None or not (is_known or weights.source == "imagenet"):
@@ -161,7 +161,7 @@ def _encoder_training(recipe: Recipe) -> str:
 
 
 def _data_facts(dataset: DatasetManifest) -> dict[str, Any]:
-    """Images by split and kind, kinds that training saw rarely or never, and the range of sizes."""
+    """Return images by split and kind, kinds that are rare or absent in training, and the range of image sizes."""
     rows = []
     for split in SPLITS:
         samples = dataset.split_samples(split)
@@ -184,7 +184,7 @@ def _amounts(samples: list[Sample]) -> tuple[str, str]:
 
 
 def _limits(metrics: Metrics) -> dict[str, Any] | None:
-    """Facts on where the model fails, from the test split or else the val split; None if neither has images."""
+    """Return facts about the mistakes on the test split, or else the val split; None if neither has images."""
     split = next((name for name in ("test", "val") if metrics.get(name, {}).get("all", {}).get("images")), None)
     if split is None:
         return None
@@ -194,6 +194,7 @@ def _limits(metrics: Metrics) -> dict[str, Any] | None:
     if found is None:
         return {"counted": False}
     few = [kind for kind, scores in by_kind.items() if kind != "all" and scores["images"] < _FEW_IMAGES]
+    compared = {kind: scores["map"] for kind, scores in by_kind.items() if kind not in {"all", *few}}
     sizes = {
         title: overall[f"recall_50_{size}"]
         for size, title in SIZE_TITLES.items()
@@ -208,15 +209,15 @@ def _limits(metrics: Metrics) -> dict[str, Any] | None:
         "few_nuclei": _FEW_NUCLEI,
         "few_kinds": few,
         "missing_kinds": [kind.value for kind in Kind if kind.value not in by_kind],
-        "kinds": _extremes({kind: scores["map"] for kind, scores in by_kind.items() if kind not in {"all", *few}}),
+        "kinds": _lowest_and_highest(compared),
         "mistakes": _mistakes_table(by_kind),
-        "sizes": _extremes(sizes),
+        "sizes": _lowest_and_highest(sizes),
         "by_size": _size_table(by_kind),
     }
 
 
-def _extremes(scores: Mapping[str, float]) -> tuple[tuple[str, float], tuple[str, float]] | None:
-    """The lowest and the highest of two or more scores, with their names."""
+def _lowest_and_highest(scores: Mapping[str, float]) -> tuple[tuple[str, float], tuple[str, float]] | None:
+    """Return the lowest and the highest of two or more scores, with their names; None for fewer."""
     if len(scores) < 2:
         return None
     return min(scores.items(), key=lambda item: item[1]), max(scores.items(), key=lambda item: item[1])
@@ -238,7 +239,7 @@ def _mistakes_table(by_kind: Mapping[str, Scores]) -> str:
 
 
 def _size_table(by_kind: Mapping[str, Scores]) -> str:
-    """The share of true nuclei found, by size and kind of image."""
+    """Return the share of true nuclei found, by size and kind of image."""
     rows = [(title, *(_recall(scores, size) for scores in by_kind.values())) for size, title in SIZE_TITLES.items()]
     return _table(("diameter", *by_kind), rows)
 

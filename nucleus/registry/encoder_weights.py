@@ -24,7 +24,7 @@ from nucleus.storage.uri import S3Uri, parse_uri
 __all__ = ["WEIGHTS", "EncoderWeights", "add_weights", "fetch_weights", "list_weights", "provide_weights"]
 
 WEIGHTS = "weights/"
-"""Prefix of encoder weights in the project's bucket: in `<encoder>/` the files that `imagenet` means."""
+"""Prefix of encoder weights in the project's bucket; `imagenet` takes them from its folder `<encoder>/`."""
 _SUFFIX = ".weights.h5"
 _PREFIX_DIGITS = 12
 _DOWNLOAD_TIMEOUT = 10.0

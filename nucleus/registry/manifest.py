@@ -1,4 +1,4 @@
-"""The manifest of a model version: every file with its sum, and where the model comes from."""
+"""Manifest of a model version: its files with their SHA-256, and the origin of the model."""
 
 import re
 from typing import Annotated, Any
@@ -25,9 +25,8 @@ __all__ = [
     "versions_prefix",
 ]
 
-
 MODELS = "models/"
-"""Prefix of all models in the project's bucket: in `<name>/` their versions, aliases and decisions of the gate."""
+"""Prefix of all models in the project's bucket; `<name>/` contains versions, aliases and decisions of the gate."""
 MANIFEST_FORMAT = 1
 MANIFEST_FILE = "manifest.json"
 _VERSION_FOLDER = re.compile(r"\d{6,}", re.ASCII)
@@ -38,18 +37,18 @@ class _Frozen(BaseModel):
 
 
 class StoredFile(_Frozen):
-    """A file of the version."""
+    """Size (bytes) and SHA-256 of a file of a version."""
 
     size: Annotated[int, Field(ge=0)]
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class EncoderWeightsOrigin(_Frozen):
-    """Which weights the encoder began with.
+    """Initial weights of the encoder.
 
     Attributes:
         source: `imagenet`, `file`, `s3` or `none`.
-        sha256: Of the file; None without one.
+        sha256: SHA-256 of the weights file; None for `none`.
     """
 
     source: str
@@ -57,16 +56,16 @@ class EncoderWeightsOrigin(_Frozen):
 
 
 class Origin(_Frozen):
-    """Where a model comes from.
+    """Origin of a model.
 
     Attributes:
-        run: The training run.
+        run: Name of the training run.
         recipe: The whole recipe.
-        dataset: `s3://.../NAME@VERSION`.
-        encoder_weights: What the encoder began with.
-        metrics: Split, then `all` or kind of image, then metric.
+        dataset: Dataset version, `s3://.../NAME@VERSION`.
+        encoder_weights: Initial weights of the encoder.
+        metrics: Scores by split, then by `all` or kind of image, then by metric.
         code_version: Version of this package.
-        wandb_run: W&B's path `[entity/]project/id`; None if tracking was disabled.
+        wandb_run: Path of the W&B run, `[entity/]project/id`; None if tracking was disabled.
     """
 
     run: str
@@ -79,7 +78,16 @@ class Origin(_Frozen):
 
 
 class ModelManifest(_Frozen):
-    """One version of a model. It exists once this file does, and never changes."""
+    """Manifest of one version of a model. The version exists once its manifest does, and never changes.
+
+    Attributes:
+        format: Version of the format of this document.
+        model: Name of the model.
+        version: Number of the version.
+        created: Time of publication, UTC, ISO 8601.
+        files: Files of the version, by name.
+        origin: Origin of the model.
+    """
 
     format: int
     model: str
@@ -98,22 +106,22 @@ class ModelManifest(_Frozen):
 
 
 def model_key(name: str, *names: str) -> str:
-    """Key of something of a model, below the bucket's prefix."""
+    """Return a key in the folder of a model, below the prefix of the bucket."""
     return MODELS + "/".join((name, *names))
 
 
 def versions_prefix(name: str) -> str:
-    """What the keys of all versions of a model begin with."""
+    """Return the common prefix of the keys of all versions of a model."""
     return f"{model_key(name, 'versions')}/"
 
 
 def version_prefix(name: str, version: int) -> str:
-    """Key of a version's folder below the bucket's prefix."""
+    """Return the key of the folder of a version, below the prefix of the bucket."""
     return f"{versions_prefix(name)}{version:06d}"
 
 
 def version_of_folder(folder: str) -> int | None:
-    """The number that the name of a version's folder stands for; None for a folder that is no version's."""
+    """Return the version number of a folder name; None if it is not the folder of a version."""
     return int(folder) if _VERSION_FOLDER.fullmatch(folder) else None
 
 
@@ -125,11 +133,11 @@ def read_model_manifest(data: bytes, where: str) -> ModelManifest:
 
 
 def read_version(bucket: Bucket, name: str, version: int) -> ModelManifest:
-    """The manifest of a version.
+    """Return the manifest of a version.
 
     Raises:
-        ModelError: There is no such version, or its manifest cannot be read.
-        IntegrityError: The manifest is another version's.
+        ModelError: The version does not exist, or its manifest cannot be read.
+        IntegrityError: The manifest belongs to another version.
     """
     key = f"{version_prefix(name, version)}/{MANIFEST_FILE}"
     try:
@@ -139,6 +147,6 @@ def read_version(bucket: Bucket, name: str, version: int) -> ModelManifest:
     if (manifest.model, manifest.version) != (name, version):
         raise IntegrityError(
             f"Expected the manifest of {name}@{version} at {bucket.uri / key}; found that of "
-            f"{manifest.model}@{manifest.version}. It was replaced: take another version."
+            f"{manifest.model}@{manifest.version}. It was replaced: use another version."
         )
     return manifest

@@ -1,7 +1,8 @@
-"""Publishing of model versions: claims of numbers, uploads, and leftovers of publishers that died.
+"""Publishing of model versions: claims on version numbers, uploads, and leftovers of publishers that died.
 
-A publisher takes a number by creating `claim.json` under it (`If-None-Match: *`); no two claims are alike, so one that
-had to be asked for again is known by its bytes. A number whose publisher died stays unused until `remove_leftover`.
+A publisher takes a number by creating its `claim.json` (`If-None-Match: *`). Every claim is unique, so a publisher that
+repeats a request recognises its own claim by the bytes. The number of a publisher that died stays taken until
+`remove_leftover`.
 """
 
 import secrets
@@ -29,18 +30,17 @@ from nucleus.storage.files import sha256_of
 
 __all__ = ["Claim", "Leftover", "claim_version", "leftovers", "publish", "remove_leftover", "run_of_claim"]
 
-
 _CLAIM_FILE = "claim.json"
 
 
 class Claim(BaseModel):
-    """A number that a publisher has taken.
+    """Claim of a publisher on a version number.
 
     Attributes:
-        version: The number.
-        run: The run that publishes.
-        token: Distinguishes this claim from every other.
-        claimed: When it was claimed, UTC, ISO 8601.
+        version: The version number.
+        run: Name of the run that publishes; empty for a claim of `remove_leftover`.
+        token: Random token that makes the claim unique.
+        claimed: Time of the claim, UTC, ISO 8601.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -51,27 +51,27 @@ class Claim(BaseModel):
     claimed: str
 
     def check_held(self, bucket: Bucket, name: str) -> None:
-        """Raise `ModelError` if the claim was removed meanwhile."""
+        """Raise `ModelError` if the claim was removed or replaced."""
         try:
             held = bucket.get(_claim_key(name, self.version)) == self.model_dump_json().encode()
         except ObjectNotFoundError:
             held = False
         if not held:
             raise ModelError(
-                f"Expected to publish version {self.version} of {name!r}; its claim was removed meanwhile, as `nucleus "
-                f"models clean` does with those of dead publishers. Run: nucleus train --resume {self.run}"
+                f"Expected to publish version {self.version} of {name!r}; its claim was removed, as `nucleus models "
+                f"clean` does if a publisher seems to be dead. Run: nucleus train --resume {self.run}"
             )
 
 
 @dataclass(frozen=True)
 class Leftover:
-    """A version that was begun and is not whole.
+    """An incomplete version.
 
     Attributes:
-        version: Its number.
-        objects: How many objects it has.
-        size: Bytes in them.
-        modified: When the last of them was written.
+        version: Number of the version.
+        objects: Number of objects.
+        size: Total size of the objects, bytes.
+        modified: Time of the last write.
     """
 
     version: int
@@ -81,7 +81,7 @@ class Leftover:
 
 
 def claim_version(bucket: Bucket, name: str, run: str) -> Claim:
-    """Take the next free number of a model."""
+    """Claim the next free version number of a model."""
     version = max((version_of_folder(folder) or 0 for folder in bucket.folders(versions_prefix(name))), default=0) + 1
     while True:
         claim = Claim(version=version, run=run, token=secrets.token_hex(8), claimed=datetime.now(UTC).isoformat())
@@ -94,7 +94,7 @@ def claim_version(bucket: Bucket, name: str, run: str) -> Claim:
 
 
 def run_of_claim(bucket: Bucket, name: str, version: int) -> str | None:
-    """The run that claimed a number; None if that is not known."""
+    """Return the name of the run that claimed a version number; None if it is unknown."""
     try:
         return Claim.model_validate_json(bucket.get(_claim_key(name, version))).run
     except (ObjectNotFoundError, ValidationError):
@@ -102,7 +102,7 @@ def run_of_claim(bucket: Bucket, name: str, version: int) -> str | None:
 
 
 def leftovers(bucket: Bucket, name: str) -> list[Leftover]:
-    """The versions of a model that were begun and have no manifest, in order; they may still be being published."""
+    """Return the versions of a model without a manifest, in order; some may still be in publication."""
     prefix = versions_prefix(name)
     begun: dict[int, list[StoredObject]] = {}
     for item in bucket.objects(prefix):
@@ -117,10 +117,13 @@ def leftovers(bucket: Bucket, name: str) -> list[Leftover]:
 
 
 def remove_leftover(bucket: Bucket, name: str, version: int) -> bool:
-    """Remove what lies under a number without a manifest; say whether it was done, or a manifest came meanwhile.
+    """Remove the objects of a version without a manifest.
 
-    The claim is taken over first, so that its publisher, should it be alive after all, does not go on to the manifest
-    over files that are gone (but for the moment between its own last look at the claim and the manifest).
+    This takes over the claim first, so a publisher that is alive after all stops before it writes a manifest of files
+    that are gone. (A short gap remains between the publisher's last check of the claim and its write of the manifest.)
+
+    Returns:
+        Whether the objects were removed; False if the claim or a manifest was written in the meantime.
     """
     taken = Claim(version=version, run="", token=secrets.token_hex(8), claimed=datetime.now(UTC).isoformat())
     key = _claim_key(name, version)
@@ -131,12 +134,12 @@ def remove_leftover(bucket: Bucket, name: str, version: int) -> bool:
     try:
         bucket.put(key, taken.model_dump_json().encode(), if_absent=tag is None, if_match=tag)
     except (ObjectExistsError, ObjectNotFoundError):
-        return False  # somebody is at work there
+        return False  # another process is at work on this version
     prefix = f"{version_prefix(name, version)}/"
     keys = [item.key for item in bucket.objects(prefix)]
     if prefix + MANIFEST_FILE in keys:
         return False
-    for each in sorted(keys, key=lambda each: each == key):  # the claim last: nobody takes the number before
+    for each in sorted(keys, key=lambda each: each == key):  # the claim last, so that nobody takes the number before
         bucket.delete(each)
     return True
 
@@ -149,11 +152,17 @@ def publish(bucket: Bucket, name: str, folder: Path, origin: Origin, advance: Ad
     """Publish the files of a folder as the next version of a model.
 
     Args:
-        bucket: Where to.
-        name: The model.
-        folder: Flat folder with `model.json`, `model.weights.h5` and what goes with them.
-        origin: Where the model comes from.
+        bucket: The project's bucket.
+        name: Name of the model.
+        folder: Folder with `model.json`, `model.weights.h5` and further files; subfolders are not published.
+        origin: Origin of the model.
         advance: Called with the bytes uploaded and their total.
+
+    Returns:
+        Manifest of the new version.
+
+    Raises:
+        ModelError: The claim on the version number was removed during the upload.
     """
     check_name(name, "model")
     paths = sorted(path for path in folder.iterdir() if path.is_file())

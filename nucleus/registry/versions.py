@@ -1,7 +1,6 @@
-"""Model versions in the bucket: publish, list, resolve, pull.
+"""Model versions in the bucket: list, resolve and pull.
 
-Publishing claims the next number, so two publishers never write into one version; the manifest comes last, and only
-with it does the version exist.
+A version exists once its manifest does, which its publisher writes last.
 """
 
 import secrets
@@ -45,20 +44,20 @@ __all__ = [
 
 @dataclass(frozen=True)
 class PulledModel:
-    """A model version on this machine, verified: its files match the SHA-256 of its manifest."""
+    """A model version on this machine, verified: its files match the SHA-256 in the manifest."""
 
     folder: Path
     manifest: ModelManifest
 
 
 def list_models(bucket: Bucket) -> list[str]:
-    """Names of the models that have at least one version."""
-    names = [name for name in bucket.folders(MODELS) if clean_name(name) == name]  # what else lies there is not ours
+    """Return the names of the models that have at least one version."""
+    names = [name for name in bucket.folders(MODELS) if clean_name(name) == name]  # other folders are not models
     return [name for name in names if list_versions(bucket, name)]
 
 
 def list_versions(bucket: Bucket, name: str) -> list[int]:
-    """Numbers of the versions that exist (have a manifest), in order."""
+    """Return the numbers of the versions that exist (have a manifest), in order."""
     check_name(name, "model")
     prefix = versions_prefix(name)
     found = (item.key.removeprefix(prefix).partition("/") for item in bucket.objects(prefix))
@@ -67,10 +66,10 @@ def list_versions(bucket: Bucket, name: str) -> list[int]:
 
 
 def resolve_version(bucket: Bucket, reference: Reference) -> int:
-    """The version number of a reference: a number itself, the newest version for `latest`, or that of an alias.
+    """Return the version number of a reference, which names a number, `latest` (the newest version) or an alias.
 
     Raises:
-        ModelError: No such model, version or alias.
+        ModelError: The model, version or alias does not exist.
     """
     versions = list_versions(bucket, reference.name)
     if not versions:
@@ -87,8 +86,8 @@ def resolve_version(bucket: Bucket, reference: Reference) -> int:
         alias = read_alias(bucket, reference.name, reference.ref)
         if alias is None:
             raise ModelError(
-                f"Expected a version number, latest or an alias in {str(reference)!r}; {reference.ref!r} is none. "
-                f"Run: nucleus models list {reference.name}"
+                f"Expected a version number, latest or an alias in {str(reference)!r}; {reference.ref!r} is none of "
+                f"them. Run: nucleus models list {reference.name}"
             )
         version = alias.version
     if version not in versions:
@@ -100,7 +99,11 @@ def resolve_version(bucket: Bucket, reference: Reference) -> int:
 
 
 def version_of_run(bucket: Bucket, name: str, run: str) -> ModelManifest | None:
-    """The version that a run has published, or None; a run publishes at most once."""
+    """Return the version that a run has published, or None; a run publishes at most once.
+
+    Raises:
+        ModelError, IntegrityError: The manifest of a version that may be from this run cannot be read.
+    """
     for version in reversed(list_versions(bucket, name)):
         try:
             manifest = read_version(bucket, name, version)
@@ -114,15 +117,18 @@ def version_of_run(bucket: Bucket, name: str, run: str) -> ModelManifest | None:
 
 
 def pull(bucket: Bucket, reference: Reference, folder: Path, advance: Advance = no_progress) -> ModelManifest:
-    """Download a version into `folder`, which afterwards holds the whole model, or is unchanged if that fails.
+    """Download a version into `folder`; if the download fails, the folder is unchanged.
 
-    A folder that already holds this version whole is left alone; a damaged copy of it is replaced. `advance` is called
-    with the bytes downloaded and their total.
+    An intact copy of this version is left as it is; a damaged copy is replaced. `advance` is called with the bytes
+    downloaded and their total.
+
+    Returns:
+        Manifest of the version.
 
     Raises:
-        ModelError: No such version.
-        IntegrityError: A stored file does not have its sum.
-        UsageError: The folder holds something else.
+        ModelError: The version does not exist.
+        IntegrityError: A stored file does not match its SHA-256.
+        UsageError: The folder contains other files.
     """
     manifest = read_version(bucket, reference.name, resolve_version(bucket, reference))
     _bring(bucket, manifest, folder, advance)
@@ -155,7 +161,7 @@ def read_pulled(folder: Path) -> PulledModel:
 
 
 def _bring(bucket: Bucket, manifest: ModelManifest, folder: Path, advance: Advance) -> None:
-    """Download a version into `folder`, unless it is there already and whole."""
+    """Download a version into `folder`, unless the folder already contains it, intact."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_name(f".{folder.name}.lock")):
         if not is_whole(folder, manifest):
@@ -164,7 +170,7 @@ def _bring(bucket: Bucket, manifest: ModelManifest, folder: Path, advance: Advan
 
 
 def _replace(bucket: Bucket, manifest: ModelManifest, folder: Path, advance: Advance) -> None:
-    """Download a version beside `folder`, then put it in its place."""
+    """Download a version to a folder beside `folder`, then replace `folder` by it."""
     token = secrets.token_hex(4)
     beside, old = (folder.with_name(f".{folder.name}-{token}{end}") for end in ("", "-old"))
     prefix = version_prefix(manifest.model, manifest.version)
@@ -176,7 +182,7 @@ def _replace(bucket: Bucket, manifest: ModelManifest, folder: Path, advance: Adv
             except ObjectNotFoundError as error:
                 raise IntegrityError(
                     f"Expected {name} of {manifest.model}@{manifest.version} in the bucket, as its manifest says; it "
-                    "is missing. Take another version."
+                    "is missing. Use another version."
                 ) from error
         write_atomic(beside / MANIFEST_FILE, manifest.model_dump_json(indent=1))
         _put_in_place(beside, folder, old)
@@ -185,7 +191,7 @@ def _replace(bucket: Bucket, manifest: ModelManifest, folder: Path, advance: Adv
 
 
 def _put_in_place(new: Path, folder: Path, old: Path) -> None:
-    """Replace a folder by another; the replaced one is kept under the name `old` until that is done."""
+    """Replace a folder by another; until then, the replaced one is kept as `old`."""
     if folder.exists():
         folder.rename(old)
     try:
@@ -198,7 +204,7 @@ def _put_in_place(new: Path, folder: Path, old: Path) -> None:
 
 
 def is_whole(folder: Path, manifest: ModelManifest) -> bool:
-    """Whether a folder holds every file of a version with the right sum."""
+    """Return whether a folder contains every file of a version with the right SHA-256."""
     try:
         return read_model_manifest((folder / MANIFEST_FILE).read_bytes(), str(folder)) == manifest and all(
             sha256_of(folder / name) == file.sha256 for name, file in manifest.files.items()
@@ -213,6 +219,6 @@ def _check_replaceable(folder: Path, manifest: ModelManifest) -> None:
     expected = {*manifest.files, MANIFEST_FILE}
     if not folder.is_dir() or any(path.name not in expected for path in folder.iterdir()):
         raise UsageError(
-            f"Expected {folder} to be absent, empty or a copy of {manifest.model}; it holds other files. "
+            f"Expected {folder} to be absent, empty or a copy of {manifest.model}; it contains other files. "
             "Name another folder."
         )

@@ -1,4 +1,4 @@
-"""The report of a run: an HTML page with scores, figures, pictures and commands; and the figure that compares runs."""
+"""Report of a run: an HTML page with scores, figures, pictures and commands; and the figure that compares runs."""
 
 import lazy_loader
 

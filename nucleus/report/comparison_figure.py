@@ -1,4 +1,4 @@
-"""One figure with the curves of several runs, for a slide."""
+"""Comparison figure: the training curves of several runs on one slide."""
 
 import io
 from collections.abc import Sequence
@@ -16,13 +16,14 @@ if TYPE_CHECKING:
 
 __all__ = ["draw_curves", "encode_figure"]
 
-# Okabe and Ito (https://jfly.uni-koeln.de/color/), without the yellow, which is invisible on white: safe for colour
-# blindness. Markers and dashes also distinguish the runs, without colour and when there are more runs than colours.
+# Okabe and Ito's colours (https://jfly.uni-koeln.de/color/), which colour-blind people can tell apart, without the
+# yellow, which is invisible on white. Markers and dashes also distinguish the runs: without colour, and when there are
+# more runs than colours.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#56B4E9", "#E69F00")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*", "h")
 _DASHES = ("-", (0, (6, 2)), (0, (2, 1.5)))
 _SIZE, _DPI = (16.0, 9.0), 120
-"""1920 x 1080 pixels."""
+"""Inches and dots per inch: 1920 x 1080 pixels."""
 _PANELS = (
     ("loss", "val_loss", "loss"),
     (None, "val_iou", "IoU of the mask"),
@@ -30,39 +31,40 @@ _PANELS = (
     (None, "val_map", "mAP of nuclei"),
     ("learning_rate", None, "learning rate"),
 )
-"""The metric drawn thin (every epoch), the one drawn bold (validated epochs), and the title."""
+"""Metric drawn as a thin line (every epoch), metric drawn as a bold line (validated epochs), and title."""
 _LONGEST_NAME = 30
 _ENLARGED = 5.0
-"""The most that a panel shows, as a multiple of the range of the runs' second halves."""
+"""Limit of a panel's height, as a multiple of the range of values in the second half of each run."""
 _FEW = 4
+"""Up to this many runs, lines and legend are drawn larger."""
 
 
-def draw_curves(contenders: Sequence[ComparedRun]) -> "Figure":
-    """Loss (training thin, validation bold), IoU, Dice and mAP on the validation split and the learning rate, by epoch.
+def draw_curves(runs: Sequence[ComparedRun]) -> "Figure":
+    """Draw loss, validation IoU, Dice and mAP, and learning rate by epoch; return the figure.
 
-    Epochs count from 1. Where the first epochs are far off, the axis is cut so that differences between the later ones
-    stay visible. The legend marks a run without a history.
+    The training loss is thin, the validation loss bold. Epochs count from 1. If the values of the first epochs are far
+    from the later ones, the axis is cut to keep the later differences visible. The legend marks runs without a history.
     """
     from matplotlib.figure import Figure  # noqa: PLC0415  matplotlib is slow to import
 
     figure = Figure(figsize=_SIZE, layout="constrained")
-    styles = _styles(len(contenders))
+    styles = _styles(len(runs))
     *panels, corner = figure.subplots(2, 3).flat
     for axes, (thin, bold, title) in zip(panels, _PANELS, strict=True):
-        for contender, style in zip(contenders, styles, strict=True):
+        for run, style in zip(runs, styles, strict=True):
             if thin:
-                _line(axes, contender, thin, style, bold=bold is None)
+                _line(axes, run, thin, style, bold=bold is None)
             if bold:
-                _line(axes, contender, bold, style, bold=True)
-        _finish(axes, title, max((len(contender.history) for contender in contenders), default=0))
+                _line(axes, run, bold, style, bold=True)
+        _finish(axes, title, max((len(run.history) for run in runs), default=0))
         if bold:
             _enlarge(axes)
-    _legend(corner, contenders, styles)
+    _legend(corner, runs, styles)
     return figure
 
 
 def encode_figure(figure: "Figure") -> bytes:
-    """A figure as PNG."""
+    """Return a figure as PNG."""
     picture = io.BytesIO()
     figure.savefig(picture, format="png", dpi=_DPI)
     return picture.getvalue()
@@ -84,15 +86,15 @@ def _styles(count: int) -> list[dict[str, Any]]:
     ]
 
 
-def _line(axes: "Axes", contender: ComparedRun, metric: str, style: dict[str, Any], *, bold: bool) -> None:
-    known = [entry for entry in contender.history if metric in entry]
+def _line(axes: "Axes", run: ComparedRun, metric: str, style: dict[str, Any], *, bold: bool) -> None:
+    known = [entry for entry in run.history if metric in entry]
     if not known:
         return
     epochs = [entry["epoch"] + 1 for entry in known]
     look: dict[str, Any] = {**style, "markevery": max(1, len(known) // 10)}
     if not bold:
         look |= {"linewidth": 0.9, "marker": "." if len(known) == 1 else "", "alpha": 0.8}
-    axes.plot(epochs, [entry[metric] for entry in known], label=contender.name, gid=metric, **look)
+    axes.plot(epochs, [entry[metric] for entry in known], label=run.name, gid=metric, **look)
 
 
 def _finish(axes: "Axes", title: str, epochs: int) -> None:
@@ -108,7 +110,7 @@ def _finish(axes: "Axes", title: str, epochs: int) -> None:
 
 
 def _enlarge(axes: "Axes") -> None:
-    """Limit the height to `_ENLARGED` times the range of the runs' second halves."""
+    """Limit the y-axis to `_ENLARGED` times the range of values in the second half of each run."""
     values = [np.asarray(line.get_ydata(), float).tolist() for line in axes.get_lines()]
     later = [value for line in values for value in line[len(line) // 2 :]]
     if not later:
@@ -121,18 +123,18 @@ def _enlarge(axes: "Axes") -> None:
     axes.set_ylim(max(bottom, low - room), min(top, high + room))
 
 
-def _legend(axes: "Axes", contenders: Sequence[ComparedRun], styles: Sequence[dict[str, Any]]) -> None:
-    """The names of the runs beside their lines, in a panel of its own."""
+def _legend(axes: "Axes", runs: Sequence[ComparedRun], styles: Sequence[dict[str, Any]]) -> None:
+    """Draw the legend, a line and a name per run, in a separate panel."""
     from matplotlib.lines import Line2D  # noqa: PLC0415
 
     axes.set_axis_off()
     lines = []
-    for place, (contender, style) in enumerate(zip(contenders, styles, strict=True)):
-        remark = "" if contender.history else " (no history)"
-        name = short(contender.name, _LONGEST_NAME - len(remark))
+    for place, (run, style) in enumerate(zip(runs, styles, strict=True)):
+        remark = "" if run.history else " (no history)"
+        name = short(run.name, _LONGEST_NAME - len(remark))
         lines.append(Line2D([], [], label=f"{chr(ord('A') + place)}  {name}{remark}", **style))
     lines.append(Line2D([], [], linewidth=2.6, color="grey", label="bold: validation; learning rate"))
     lines.append(Line2D([], [], linewidth=0.9, color="grey", label="thin: training"))
-    size = 15 if len(contenders) <= _FEW else 13
+    size = 15 if len(runs) <= _FEW else 13
     legend = axes.legend(handles=lines, loc="upper left", fontsize=size, frameon=False, borderaxespad=0, handlelength=3)
-    legend.set_in_layout(False)  # so that long names do not shrink the curves
+    legend.set_in_layout(False)  # long names must not shrink the curves

@@ -1,50 +1,25 @@
-"""Tables and figures of the report: rows of text, and matplotlib drawings as SVG that follows light and dark."""
+"""Tables and figures of the report: rows of text, and matplotlib figures as SVG in the colours of the page."""
 
 import io
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 from xml.etree import ElementTree
 
 from nucleus.text import plain
 
 __all__ = ["GRID", "SERIES", "TEXT", "Panel", "Table", "svg_of", "thinned"]
 
+Item = TypeVar("Item")
 
 _MOST_ROWS = 200
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table whose first column names the rows.
-
-    Attributes:
-        caption: Its title.
-        columns: Titles of the columns.
-        rows: Cells as text.
-        words: Indices of further columns that hold words; the others hold numbers.
-    """
-
-    caption: str
-    columns: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    words: frozenset[int] = field(default_factory=frozenset)
-
-
-def thinned(rows: Sequence[Sequence[str]], most: int = _MOST_ROWS) -> list[Sequence[str]]:
-    """At most `most` of the rows, evenly spaced, the first and the last among them."""
-    if len(rows) <= most:
-        return list(rows)
-    return [rows[round(i * (len(rows) - 1) / (most - 1))] for i in range(most)]
-
-
 TEXT = "#1b1f24"
 GRID = "#d0d7de"
 SERIES = ("#0060a8", "#c04a00", "#007a55", "#a03a78", "#8a6200", "#4a4a9c")
-"""Okabe and Ito's hues (https://jfly.uni-koeln.de/color/), darkened to a contrast of at least 4.5 : 1 on white. Lines
-also differ in dashes and marks."""
+"""Okabe and Ito's hues (https://jfly.uni-koeln.de/color/), darkened to a contrast of at least 4.5:1 on white. Lines
+also differ in dashes and markers."""
 
 # The CSS variable of each colour; `page.css` defines them for light and for dark.
 _VARIABLES = {
@@ -81,22 +56,46 @@ _STYLE: dict[str, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "nucleus",
     "text.color": TEXT,
-    "text.parse_math": False,  # a $ in a name is a $
+    "text.parse_math": False,  # a $ in a name is not mathematics
     "xtick.color": TEXT,
     "ytick.color": TEXT,
 }
 
 
 @dataclass(frozen=True)
-class Panel:
-    """A figure, with a description for people who cannot see it.
+class Table:
+    """A table whose first column names the rows.
 
     Attributes:
-        key: Unique in the page.
+        caption: Title of the table.
+        columns: Titles of the columns.
+        rows: Cells as text.
+        words: Indices of the columns after the first that hold text; the others hold numbers.
+    """
+
+    caption: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    words: frozenset[int] = field(default_factory=frozenset)
+
+
+def thinned(items: Sequence[Item], most: int = _MOST_ROWS) -> list[Item]:
+    """Return at most `most` of the items, evenly spaced, including the first and the last."""
+    if len(items) <= most:
+        return list(items)
+    return [items[round(i * (len(items) - 1) / (most - 1))] for i in range(most)]
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A figure with a text description for screen readers.
+
+    Attributes:
+        key: Prefix of the ids in the figure, unique on the page.
         title: A few words.
         description: What the figure shows, with its most important numbers.
-        draw: Draws it onto matplotlib's axes.
-        table: Its numbers.
+        draw: Function that draws the figure on matplotlib axes.
+        table: Numbers of the figure, if it has any.
         size: Width and height in inches of 72 px.
     """
 
@@ -109,10 +108,10 @@ class Panel:
 
 
 def svg_of(panel: Panel) -> str:
-    """The panel as an `svg` element of a page.
+    """Return the panel as an `svg` element for the page.
 
-    It has no styles of its own (the Content-Security-Policy forbids them). Its ids begin with the panel's key, its text
-    is in the page's font, and its colours are the page's CSS variables.
+    The element has no inline styles, which the Content-Security-Policy of the page forbids. Its ids begin with the key
+    of the panel, its text is in the font of the page, and its colours are the CSS variables of the page.
     """
     from matplotlib.figure import Figure  # noqa: PLC0415
 
@@ -122,7 +121,7 @@ def svg_of(panel: Panel) -> str:
         panel.draw(figure.subplots())
         nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         figure.savefig(written, format="svg", transparent=True, metadata=nothing)
-    drawn = ElementTree.fromstring(written.getvalue())  # noqa: S314 # nosec B314 - matplotlib wrote it just now
+    drawn = ElementTree.fromstring(written.getvalue())  # noqa: S314 # nosec B314 - written by matplotlib
     for parent in drawn.iter():
         for child in list(parent):
             if child.tag in {f"{{{_NAMESPACE}}}style", f"{{{_NAMESPACE}}}metadata"}:
@@ -147,7 +146,7 @@ def _style() -> Iterator[None]:
 
 
 def _keep_ids(drawn: Any) -> None:
-    """Keep ids that something refers to, each once: matplotlib defines a mark for a line and again for its legend."""
+    """Keep each id that is referenced, once: matplotlib defines a marker for a line and again for its legend."""
     texts = [value for element in drawn.iter() for name, value in element.attrib.items() if name != "id"]
     wanted = {match for text in texts for match in _REFERENCE.findall(text)}
     wanted |= {element.get(_LINK)[1:] for element in drawn.iter() if _LINK in element.attrib}
@@ -159,7 +158,7 @@ def _keep_ids(drawn: Any) -> None:
 
 
 def _adapt(element: Any, key: str) -> None:
-    """Turn an element's `style` into attributes, its colours into CSS variables, and prefix its ids with the key."""
+    """Turn an element's `style` into attributes and its colours into CSS variables; prefix its ids with the key."""
     for declaration in element.attrib.pop("style", "").split(";"):
         name, _, value = (part.strip() for part in declaration.partition(":"))
         if name and name != "font-family":

@@ -23,16 +23,26 @@ __all__ = [
     "timing_panel",
 ]
 
-
 History = Sequence[Mapping[str, float]]
 
+THRESHOLDS = tuple(round(100 * threshold) for threshold in matching.THRESHOLDS)
+"""IoU thresholds, in hundredths."""
+_COMPARED = "dark-field"
+"""Kind of image on which published scores are compared."""
+_DASHES = ("solid", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)))
+_MARKS = ("o", "s", "^", "D")
 _MOST_MARKED = 40
-"""Lines with more points have no marks."""
+"""Lines with more points have no markers."""
+_BINS = (0, 1, 11, 31, 101)
+"""Smallest number of nuclei in an image of each bin."""
+_HATCHES = {Kind.DARK_FIELD: "", Kind.BRIGHT_FIELD: "///", Kind.STAIN: "..."}
+_SIZE = (4.2, 3.6)
+"""Size of the AP figures with their legends, in inches of 72 px."""
 
 
 @dataclass(frozen=True)
 class _Line:
-    """A line of a figure: its key in the history, and its name."""
+    """A line of a figure: its key in the history and its name in the legend."""
 
     key: str
     name: str
@@ -40,7 +50,7 @@ class _Line:
 
 @dataclass(frozen=True)
 class _Curve:
-    """A figure: its title, its lines, how its values are written, and whether the axis begins at 0."""
+    """A figure: key, title, lines, number format, unit, and whether the y-axis starts at 0."""
 
     key: str
     title: str
@@ -77,21 +87,19 @@ _CURVES = (
         from_zero=True,
     ),
 )
-_DASHES = ("solid", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)))
-_MARKS = ("o", "s", "^", "D")
 
 
 def curve_panels(history: History, best_epoch: int) -> list[Panel]:
-    """A figure for each metric that the history has.
+    """Return a figure for each metric in the history.
 
     Args:
-        history: The metrics of each epoch; `epoch` counts from 0.
-        best_epoch: The epoch (from 0) whose weights were kept.
+        history: Metrics of each epoch; `epoch` counts from 0.
+        best_epoch: Epoch whose weights were kept, counted from 0.
     """
     panels = []
     for curve in _CURVES:
         lines = [(line, points) for line in curve.lines if (points := _points(history, line.key))]
-        if len(lines) == 2 and lines[0][1] == lines[1][1]:  # there is one worker
+        if len(lines) == 2 and lines[0][1] == lines[1][1]:  # only one worker
             lines = lines[:1]
         if lines:
             panels.append(_panel(curve, lines, best_epoch))
@@ -99,7 +107,7 @@ def curve_panels(history: History, best_epoch: int) -> list[Panel]:
 
 
 def history_table(history: History) -> Table:
-    """The numbers of all curves by epoch; of a long run, epochs at even intervals."""
+    """Return the numbers of all curves by epoch; for a long run, of evenly spaced epochs."""
     lines = [
         (f"{curve.title}: {line.name}" if len(curve.lines) > 1 else curve.title, line.key, curve.written)
         for curve in _CURVES
@@ -122,7 +130,7 @@ def history_table(history: History) -> Table:
 
 
 def _points(history: History, key: str) -> list[tuple[float, float]]:
-    """Epochs, counted from 1, and values."""
+    """Return epochs, counted from 1, with their values."""
     return [(entry["epoch"] + 1, entry[key]) for entry in history if key in entry and "epoch" in entry]
 
 
@@ -144,7 +152,7 @@ def _panel(curve: _Curve, lines: list[tuple[_Line, list[tuple[float, float]]]], 
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:.5g}")
         if curve.from_zero:
             axes.set_ylim(bottom=0)
-        # Below the axes: a curve may be anywhere inside.
+        # Below the axes: inside, the legend could cover a curve.
         axes.legend(loc="upper left", bbox_to_anchor=(-0.05, -0.2), ncols=3, columnspacing=1)
 
     said = [
@@ -156,13 +164,8 @@ def _panel(curve: _Curve, lines: list[tuple[_Line, list[tuple[float, float]]]], 
     return Panel(f"curve-{curve.key}", curve.title, description, draw)
 
 
-_BINS = (0, 1, 11, 31, 101)
-"""The fewest nuclei in an image of each bin."""
-_HATCHES = {Kind.DARK_FIELD: "", Kind.BRIGHT_FIELD: "///", Kind.STAIN: "..."}
-
-
 def dataset_panels(dataset: DatasetManifest) -> list[Panel]:
-    """Three figures: images by split and kind, by number of nuclei, and by size."""
+    """Return three figures: images by split and kind, by number of nuclei, and by size."""
     return [_images(dataset), _nuclei(dataset), _sizes(dataset)]
 
 
@@ -222,7 +225,7 @@ def _sizes(dataset: DatasetManifest) -> Panel:
 
 
 def _stack(axes: Any, names: list[str], counts: dict[Kind, list[int]]) -> None:
-    """Stacked bars of kinds, which differ in colour and hatching."""
+    """Draw stacked bars; kinds differ in colour and hatching."""
     below = [0] * len(names)
     for number, (kind, values) in enumerate(counts.items()):
         if any(values):
@@ -250,23 +253,13 @@ def _bin_name(place: int) -> str:
     return f"{last}" if last == _BINS[place] else f"{_BINS[place]}–{last}"
 
 
-THRESHOLDS = tuple(round(100 * threshold) for threshold in matching.THRESHOLDS)
-"""IoU thresholds, in hundredths."""
-
-_COMPARED = "dark-field"
-
-
-_SIZE = (4.2, 3.6)
-"""Inches of 72 px, with the legend."""
-
-
 def precision_panels(by_kind: Mapping[str, Scores], split: str, *, published: bool) -> list[Panel]:
-    """AP by kind of image, and beside published figures; without AP, no figure.
+    """Return figures of AP by kind of image and of AP beside published scores; none if AP was not measured.
 
     Args:
         by_kind: Scores of a split by kind of image.
-        split: The split's name.
-        published: Whether published figures are of the same images.
+        split: Name of the split.
+        published: Whether the published scores are of the same collection of images.
     """
     curves = {
         kind: [scores[f"ap_{threshold}"] for threshold in THRESHOLDS]
@@ -321,7 +314,7 @@ def _beside_published(ours: list[float], split: str) -> Panel:
         for system in systems
     )
     description = f"This run: {ours[0]:.3f} at .50, {ours[4]:.3f} at .70, {ours[8]:.3f} at .90. Published: {said}."
-    return Panel("ap-published", "AP on dark-field images, and published figures", description, draw, size=_SIZE)
+    return Panel("ap-published", "AP on dark-field images, and published scores", description, draw, size=_SIZE)
 
 
 def _places() -> list[float]:
@@ -330,11 +323,11 @@ def _places() -> list[float]:
 
 def _frame(axes: Any) -> None:
     axes.set(xlabel="IoU threshold", ylabel="AP, mean over images", ylim=(0, 1.02), xlim=(0.48, 0.97))
-    axes.legend(loc="upper left", bbox_to_anchor=(0, -0.24), borderaxespad=0)  # any corner may hold a curve
+    axes.legend(loc="upper left", bbox_to_anchor=(0, -0.24), borderaxespad=0)  # inside, it could cover a curve
 
 
 def timing_panel(stages: Sequence[Stage]) -> Panel:
-    """The time of each stage as a bar, in order."""
+    """Return a bar chart of the time of each stage, in order."""
     names = [short(stage.name, 36) for stage in stages]
     seconds = [stage.seconds for stage in stages]
 

@@ -1,4 +1,4 @@
-"""The report of a run: one HTML page that loads nothing, and the commands to use the model and repeat the run."""
+"""Report of a run: one self-contained HTML page, with commands to use the model and repeat the run."""
 
 import base64
 import hashlib
@@ -53,16 +53,26 @@ __all__ = [
     "write_report",
 ]
 
-
+MOST_BYTES = 4_800_000
+"""Size limit of the page; pictures that do not fit are left out."""
 _RECIPE_FILE = "recipe.toml"
+_HERE = Path(__file__).parent
+_THRESHOLDS = {
+    "seed_threshold": "Seeds: interior map above",
+    "mask_threshold": "Nuclei: mask map above",
+    "min_seed_area": "Smallest seed, px",
+    "min_area": "Smallest nucleus, px",
+    "min_score": "Lowest mean of the mask map in a nucleus",
+}
+"""Titles of the settings in `nucleus.model.architecture.InstanceSettings`."""
 
 
 def commands_to_use(record: RunRecord) -> str:
-    """Commands that pull the model and find nuclei with it."""
+    """Return the commands that pull the model and segment images with it."""
     model = _model(record)
     return "\n".join(
         [
-            *_bucket(record),
+            _bucket(record),
             f"nucleus models pull {model} model/",
             f"nucleus predict IMAGES --model {model} --out results/",
         ]
@@ -70,30 +80,30 @@ def commands_to_use(record: RunRecord) -> str:
 
 
 def commands_to_repeat(record: RunRecord, dataset: DatasetManifest) -> str:
-    """Commands that import the same data, train by the same recipe and score the result."""
+    """Return the commands that import the same data, train with the same recipe and score the result."""
     name = record.dataset.rpartition("@")[0].rpartition("/")[2] or dataset.name
     lines = [] if record.commit is None else [f"git checkout {_word(record.commit.removesuffix('-dirty'))}"]
     lines += [
-        *_bucket(record),
+        _bucket(record),
         f"nucleus data import {_word(dataset.source)} {_word(name)} --seed {dataset.seed}",
         f"nucleus train {_RECIPE_FILE}",
+        f"nucleus evaluate {_model(record)} {_word(record.dataset)} --split test --gallery worst.png",
     ]
-    lines.append(f"nucleus evaluate {_model(record)} {_word(record.dataset)} --split test --gallery worst.png")
     return "\n".join(lines)
 
 
 def recipe_toml(record: RunRecord) -> str:
-    """The whole recipe, on the dataset version that was trained on."""
+    """Return the whole recipe as TOML, with the dataset version that the run used."""
     return tomli_w.dumps(_without_none({**record.recipe, "dataset": record.dataset}))
 
 
 def differing_settings(record: RunRecord) -> str:
-    """The recipe's settings that are not the defaults, as TOML."""
+    """Return the settings of the recipe that differ from the defaults, as TOML."""
     recipe = {**record.recipe, "dataset": record.dataset}
     required = {"model": record.recipe.get("model", record.model), "dataset": record.dataset}
     try:
         defaults = parse_recipe(required, "the report").model_dump(mode="json")
-    except RecipeError:  # of another version of this package: all of it
+    except RecipeError:  # the recipe is from another version of this package: return all of it
         return recipe_toml(record)
     return tomli_w.dumps(_without_none({**required, **_difference(recipe, defaults)}))
 
@@ -111,7 +121,7 @@ def _difference(given: Mapping[str, Any], usual: Mapping[str, Any]) -> dict[str,
 
 
 def _without_none(value: Any) -> Any:
-    """The value without None: TOML has no null."""
+    """Return the value without None, because TOML has no null."""
     if isinstance(value, Mapping):
         return {str(key): _without_none(item) for key, item in value.items() if item is not None}
     if isinstance(value, list | tuple):
@@ -119,8 +129,8 @@ def _without_none(value: Any) -> Any:
     return value
 
 
-def _bucket(record: RunRecord) -> list[str]:
-    return [f"export NUCLEUS_BUCKET={_word(record.bucket)}"]
+def _bucket(record: RunRecord) -> str:
+    return f"export NUCLEUS_BUCKET={_word(record.bucket)}"
 
 
 def _model(record: RunRecord) -> str:
@@ -128,37 +138,23 @@ def _model(record: RunRecord) -> str:
 
 
 def _word(text: str) -> str:
-    """The text quoted for a shell."""
+    """Return the text quoted for a shell."""
     return shlex.quote(text)
-
-
-MOST_BYTES = 4_800_000
-"""The largest page; pictures for which there is no room are left out."""
-
-_HERE = Path(__file__).parent
-_THRESHOLDS = {
-    "seed_threshold": "Seeds: interior map above",
-    "mask_threshold": "Nuclei: mask map above",
-    "min_seed_area": "Smallest seed, px",
-    "min_area": "Smallest nucleus, px",
-    "min_score": "Lowest mean of the mask map in a nucleus",
-}
-"""The settings of `nucleus.model.architecture.InstanceSettings`, in words."""
 
 
 def write_report(folder: Path, record: RunRecord, dataset: DatasetManifest) -> Path:
     """Write the page, `report.html`.
 
-    Where a picture was not kept or is damaged, the page says so. The page loads nothing and runs nothing: its
-    Content-Security-Policy forbids it, whatever names and texts the bucket holds.
+    The page marks pictures that are missing or damaged. Its Content-Security-Policy forbids it to load or run anything,
+    whatever names and texts the bucket contains.
 
     Args:
-        folder: The folder that holds `pictures/`, as described in `nucleus.runs.record`.
-        record: The run's record.
-        dataset: The dataset that it was trained on.
+        folder: Folder that contains `pictures/`, as described in `nucleus.runs.record`.
+        record: Record of the run.
+        dataset: Dataset that the run used.
 
     Returns:
-        The page's path.
+        Path of the page.
     """
     path = folder / REPORT_PAGE
     write_atomic(path, render_page(folder, record, dataset))
@@ -166,7 +162,7 @@ def write_report(folder: Path, record: RunRecord, dataset: DatasetManifest) -> P
 
 
 def render_page(folder: Path, record: RunRecord, dataset: DatasetManifest) -> bytes:
-    """The page that `write_report` writes."""
+    """Return the page that `write_report` writes."""
     content = _content(record, dataset)
     template = _template()
     keys = [item.key for groups in content["groups"].values() for group in groups for item in group.pictures]
@@ -188,7 +184,7 @@ def _template() -> Template:
 
 
 def _content(record: RunRecord, dataset: DatasetManifest) -> dict[str, Any]:
-    """All that the template shows but the encoded pictures."""
+    """Return the values of the template, except the encoded pictures."""
     split = scored_split(record)
     by_kind = record.metrics[split] if split else {}
     published = has_published_images(dataset)
@@ -201,7 +197,7 @@ def _content(record: RunRecord, dataset: DatasetManifest) -> dict[str, Any]:
     style = (_HERE / "page.css").read_text()
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
     return {
-        "style": Markup(style),  # noqa: S704 # nosec B704 - our own file
+        "style": Markup(style),  # noqa: S704 # nosec B704 - a file of this package
         "style_sum": digest,
         "summary": summarize(record, dataset),
         "record": record,
@@ -224,7 +220,7 @@ def _content(record: RunRecord, dataset: DatasetManifest) -> dict[str, Any]:
         "thresholds": {_THRESHOLDS.get(name, name): value for name, value in record.thresholds.items()},
         "cost": cost_of(record),
         "workers": workers_of(record),
-        "begun": moment_text(record.begun),
+        "started": moment_text(record.begun),
         "use": commands_to_use(record),
         "repeat": commands_to_repeat(record, dataset),
         "differing": differing_settings(record),
@@ -233,7 +229,7 @@ def _content(record: RunRecord, dataset: DatasetManifest) -> dict[str, Any]:
 
 
 def _groups(record: RunRecord) -> dict[str, list[PictureGroup]]:
-    """The images whose pictures the page shows, the most important first."""
+    """Return the images whose pictures the page shows, the most important first."""
     return {
         "worst": tested_groups(record, "worst"),
         "best": tested_groups(record, "best"),
@@ -243,4 +239,4 @@ def _groups(record: RunRecord) -> dict[str, list[PictureGroup]]:
 
 
 def _svg(panel: Panel) -> Markup:
-    return Markup(svg_of(panel))  # noqa: S704 # nosec B704 - ElementTree has escaped its texts
+    return Markup(svg_of(panel))  # noqa: S704 # nosec B704 - ElementTree escapes text

@@ -1,7 +1,7 @@
-"""Pictures of the report: which of a run's pictures the page shows, their captions, and how they are encoded."""
+"""Pictures of the report: their selection, captions and encoding."""
 
 import base64
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +9,7 @@ import cv2
 
 from nucleus.data.images import RgbImage, decode_image
 from nucleus.pictures import resize_to_side
+from nucleus.report.drawing import thinned
 from nucleus.runs.record import ExampleImage, RunRecord, TestImage, WatchedImage
 from nucleus.text import KINDS, plural, score_text
 
@@ -24,9 +25,8 @@ __all__ = [
     "watched_groups",
 ]
 
-
 _LONGEST_SIDE = 384
-"""Pixels; the workers draw no larger ones."""
+"""Pixels; the workers draw no larger pictures."""
 _QUALITY = 75
 _MOST_EXAMPLES = 6
 _MOST_WATCHED = 6
@@ -36,12 +36,12 @@ _MOST_OF_GROUP = 12
 
 @dataclass(frozen=True)
 class EncodedPicture:
-    """A picture as part of the page.
+    """A picture embedded in the page.
 
     Attributes:
         uri: `data:image/jpeg;base64,...`.
-        width: Pixels.
-        height: Pixels.
+        width: Width, px.
+        height: Height, px.
     """
 
     uri: str
@@ -51,26 +51,26 @@ class EncodedPicture:
 
 @dataclass(frozen=True)
 class PictureFolder:
-    """The PNG pictures of a run; a picture's key is its path below the folder, without suffix."""
+    """The PNG pictures of a run; the key of a picture is its path below the folder, without suffix."""
 
     folder: Path
 
     def read(self, key: str) -> RgbImage | None:
-        """A picture, H x W x 3; None if it was not kept, is damaged, or would lie outside the folder."""
+        """Return a picture, H x W x 3; None if it is missing, damaged or outside the folder."""
         try:
             path = (self.folder / f"{key}.png").resolve()
             if not path.is_relative_to(self.folder.resolve()) or not path.is_file():
                 return None
             return decode_image(path.read_bytes(), key)
-        except (OSError, ValueError):  # no picture (`ImageError`), or a name that no file can have
+        except (OSError, ValueError):  # not an image (`ImageError`), or not a possible file name
             return None
 
 
 def embedded(folder: PictureFolder, keys: Iterable[str], most_bytes: int) -> dict[str, EncodedPicture | None]:
-    """Encode pictures in the order of their keys, until they would take more than `most_bytes` together.
+    """Encode pictures in the order of their keys, up to `most_bytes` in all.
 
     Returns:
-        The pictures by key; None for those for which there is no room. Those that cannot be read are not in it.
+        Pictures by key: None for those that do not fit, no entry for those that cannot be read.
     """
     encoded: dict[str, EncodedPicture | None] = {}
     room = most_bytes
@@ -86,7 +86,7 @@ def embedded(folder: PictureFolder, keys: Iterable[str], most_bytes: int) -> dic
 
 def _jpeg(picture: RgbImage) -> EncodedPicture:
     picture = resize_to_side(picture, _LONGEST_SIDE)
-    # 4:4:4: at half the colour resolution, outlines of one pixel would lose their colours.
+    # 4:4:4, because outlines of one pixel would lose their colours at half the colour resolution.
     options = [
         cv2.IMWRITE_JPEG_QUALITY, _QUALITY, cv2.IMWRITE_JPEG_OPTIMIZE, 1,
         cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444,
@@ -98,12 +98,12 @@ def _jpeg(picture: RgbImage) -> EncodedPicture:
 
 @dataclass(frozen=True)
 class Caption:
-    """What is said about a picture.
+    """The caption of a picture.
 
     Attributes:
-        key: The picture's path below `pictures/`, without suffix.
-        text: A few words below it.
-        alt: What the picture shows, for people who cannot see it.
+        key: Path of the picture below `pictures/`, without suffix.
+        text: A few words below the picture.
+        alt: Alternative text, for screen readers.
     """
 
     key: str
@@ -116,9 +116,9 @@ class PictureGroup:
     """The pictures of one image.
 
     Attributes:
-        title: The image's name.
-        note: A line about the image.
-        pictures: Its pictures.
+        title: Name of the image.
+        note: One line about the image.
+        pictures: Captions of the pictures.
     """
 
     title: str
@@ -127,17 +127,17 @@ class PictureGroup:
 
 
 def example_groups(record: RunRecord) -> list[PictureGroup]:
-    """Training images with their labels, before and after augmentation."""
+    """Return training images with their labels, before and after augmentation."""
     return [_example(image) for image in record.examples[:_MOST_EXAMPLES]]
 
 
 def watched_groups(record: RunRecord) -> list[PictureGroup]:
-    """Validation images, with predictions from before training to the best weights."""
+    """Return validation images with predictions from before training to the best weights."""
     return [_watched(image, record.best_epoch + 1) for image in record.watched[:_MOST_WATCHED]]
 
 
 def tested_groups(record: RunRecord, group: str) -> list[PictureGroup]:
-    """The `best` or `worst` images of the test split; an image without mistakes is not among the worst."""
+    """Return the `best` or `worst` images of the test split; images without mistakes are left out of the worst."""
     images = [image for image in record.test_images if image.group == group]
     if group == "worst":
         images = [image for image in images if any(_mistakes(image).values())]
@@ -145,7 +145,7 @@ def tested_groups(record: RunRecord, group: str) -> list[PictureGroup]:
 
 
 def mistakes_in_words(image: TestImage) -> str:
-    """The mistakes of a prediction, such as `3 missed, 2 merged`."""
+    """Return the mistakes of a prediction as text, such as `3 missed, 2 merged`."""
     return ", ".join(f"{number} {name}" for name, number in _mistakes(image).items() if number) or "no mistakes"
 
 
@@ -171,11 +171,11 @@ def _watched(image: WatchedImage, best: int) -> PictureGroup:
         Caption(f"{folder}/image", "image", f"The {what}."),
         Caption(f"{folder}/truth", "truth", f"The {what}, with its true nuclei outlined."),
     ]
-    for epoch in _evenly(sorted(image.epochs)):
+    for epoch in thinned(sorted(image.epochs), _MOST_EPOCHS):
         when = "before training" if epoch == 0 else f"after {plural(epoch, 'epoch')}"
-        alt = f"The {what}, with the nuclei outlined that the network finds {when}."
+        alt = f"The {what}, with outlines of the nuclei that the network finds {when}."
         pictures.append(Caption(f"{folder}/epoch-{epoch:05d}", when, alt))
-    alt = f"The {what}, with the nuclei outlined that the published weights find, those of epoch {best}."
+    alt = f"The {what}, with outlines of the nuclei that the network finds with the best weights (epoch {best})."
     pictures.append(Caption(f"{folder}/best", f"best (epoch {best})", alt))
     return PictureGroup(image.name, KINDS[image.kind], pictures)
 
@@ -191,15 +191,8 @@ def _tested(place: int, image: TestImage) -> PictureGroup:
         Caption(
             f"test/{image.name}/mistakes",
             "prediction",
-            f"The {what}, with its nuclei outlined by what became of them: {counts}, {mistakes}; mAP {ap}.",
+            f"The {what}, with its nuclei outlined in a colour per result: {counts}, {mistakes}; mAP {ap}.",
         ),
     ]
     note = f"{KINDS[image.kind]}; mAP {ap}, AP.5 {ap_50}; {counts}: {mistakes}"
     return PictureGroup(f"{place}. {image.name}", note, pictures)
-
-
-def _evenly(epochs: Sequence[int]) -> list[int]:
-    """At most `_MOST_EPOCHS`, at even intervals, the first and the last among them."""
-    if len(epochs) <= _MOST_EPOCHS:
-        return list(epochs)
-    return [epochs[round(i * (len(epochs) - 1) / (_MOST_EPOCHS - 1))] for i in range(_MOST_EPOCHS)]

@@ -1,4 +1,4 @@
-"""Summary at the top of the report: the model, how good it is, what it cost, and what to be careful about."""
+"""Summary at the top of the report: the model, its scores, its cost, and caveats."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,10 +14,10 @@ __all__ = ["Headline", "Summary", "cost_of", "scored_split", "summarize", "worke
 _FEW_IMAGES = 20
 _FEW_OF_KIND = 5
 _HEADLINES = (
-    ("map", "mAP", "how well nuclei are found and outlined, from loose to exact"),
-    ("ap_50", "AP.5", "nuclei found, where half an overlap is enough"),
-    ("iou", "IoU", "overlap of all nuclei's area with the truth"),
-    ("dice", "Dice", "the same overlap, as Dice counts it"),
+    ("map", "mAP", "how well nuclei are found and outlined: mean of AP over loose to strict matching"),
+    ("ap_50", "AP.5", "nuclei found, if outlines need to overlap by half only"),
+    ("iou", "IoU", "overlap of the predicted and the true area of all nuclei"),
+    ("dice", "Dice", "the same overlap, as the Dice coefficient"),
 )
 
 
@@ -35,12 +35,12 @@ class Summary:
     """The top of the page.
 
     Attributes:
-        title: Model and version, or run.
-        split: The split that the headlines are about; None if no split was scored.
+        title: Model and version, or model and run.
+        split: Split of the headlines; None if no split was scored.
         headlines: The most important scores.
-        sentence: The result as a biologist would say it.
-        facts: Terms and texts.
-        warnings: What to be careful about.
+        sentence: The result in the words of a biologist.
+        facts: Pairs of term and text.
+        warnings: Caveats.
     """
 
     title: str
@@ -52,7 +52,7 @@ class Summary:
 
 
 def scored_split(record: RunRecord) -> str | None:
-    """The split by which the model is judged: the test split, or else the validation split; None without either."""
+    """Return the split that the model is judged on: test, or else validation; None if neither was scored."""
     for split in ("test", "val"):
         if record.metrics.get(split, {}).get("all", {}).get("images"):
             return split
@@ -60,7 +60,7 @@ def scored_split(record: RunRecord) -> str | None:
 
 
 def summarize(record: RunRecord, dataset: DatasetManifest) -> Summary:
-    """The top of the page of a run."""
+    """Return the summary of a run."""
     split = scored_split(record)
     scores = record.metrics[split]["all"] if split else {}
     named = f"{record.model}, version {record.version}"
@@ -79,7 +79,7 @@ def summarize(record: RunRecord, dataset: DatasetManifest) -> Summary:
 
 
 def cost_of(record: RunRecord) -> str:
-    """GPU-seconds and core-seconds of all workers."""
+    """Return the GPU-seconds and core-seconds of all workers, as text."""
     cores = f"{count(record.cpu_seconds)} CPU-core-seconds ({record.cpu_seconds / 3600:.2f} core-hours)"
     if not record.gpus_per_worker:
         return f"0 GPU-seconds; {cores}"
@@ -87,7 +87,7 @@ def cost_of(record: RunRecord) -> str:
 
 
 def workers_of(record: RunRecord) -> str:
-    """The number of workers, and how it changed while the run went on, if it did."""
+    """Return the number of workers and its changes during the run, as text."""
     numbers = [int(entry["workers"]) for entry in record.history if "workers" in entry]
     changes = [
         f"{before} to {after} in epoch {epoch}"
@@ -100,15 +100,15 @@ def workers_of(record: RunRecord) -> str:
 
 def _sentence(split: str | None, scores: Scores) -> str:
     if split is None:
-        return "This run was scored on no images: nothing is known of how good its model is."
-    seen = "that it had not seen in training" if split == "test" else "of the validation split, by which it was chosen"
+        return "This run was scored on no images, so the quality of its model is unknown."
+    seen = "that it had not seen in training" if split == "test" else "of the validation split, which selected it"
     images = f"{plural(scores['images'], 'image')} {seen}"
     found = found_one_for_one(scores)
     if found is not None:
         return f"In {images}, {_mistakes(scores, found)}"
     matched = _matched(scores)
     if matched is None:
-        return f"The scores are of {images}."
+        return f"The scores are for {images}."
     true, predicted = scores["nuclei_true"], scores["nuclei_predicted"]
     return (
         f"In {images}, the model found {count(matched)} of {plural(true, 'nucleus', 'nuclei')}"
@@ -118,7 +118,7 @@ def _sentence(split: str | None, scores: Scores) -> str:
 
 
 def _mistakes(scores: Scores, found: float) -> str:
-    """What was found and what went wrong; the numbers of true nuclei add up."""
+    """Return the nuclei found and the mistakes, as text; the numbers of true nuclei add up."""
     true = scores["nuclei_true"]
     missed, merged, split = (count(scores[f"nuclei_{name}"]) for name in ("missed", "merged", "split"))
     text = (
@@ -132,9 +132,9 @@ def _mistakes(scores: Scores, found: float) -> str:
 
 
 def _matched(scores: Scores) -> float | None:
-    """Nuclei matched at IoU 0.5; None if that is not known.
+    """Return the number of nuclei matched at IoU 0.5; None if unknown.
 
-    F1 is 2 * matched / (true + predicted), which gives the number.
+    It follows from F1 = 2 * matched / (true + predicted).
     """
     if not {"nuclei_true", "nuclei_predicted", "pooled_f1_50"} <= scores.keys():
         return None
@@ -170,10 +170,10 @@ def _published(record: RunRecord) -> str:
 def _warnings(record: RunRecord, dataset: DatasetManifest, split: str | None) -> list[str]:
     found = []
     if record.encoder_weights.source == "none":
-        found.append("Trained without pretrained encoder weights: with them a model is usually better.")
+        found.append("Trained without pretrained encoder weights, with which a model is usually better.")
     if split != "test":
         why = "This dataset has no test split" if not dataset.split_samples("test") else "The test split was not scored"
-        found.append(f"{why}: how good the model is on new images is not known.")
+        found.append(f"{why}: the quality of the model on new images is unknown.")
     found += _few(record.metrics.get("test", {}))
     if record.version is None:
         found.append("Not published: this model has no version.")
@@ -185,7 +185,7 @@ def _warnings(record: RunRecord, dataset: DatasetManifest, split: str | None) ->
 
 
 def _few(by_kind: Mapping[str, Scores]) -> list[str]:
-    """Warnings about scores from few images."""
+    """Return warnings about scores from few images."""
     images = by_kind.get("all", {}).get("images", 0)
     if not images:
         return []
@@ -193,7 +193,7 @@ def _few(by_kind: Mapping[str, Scores]) -> list[str]:
         return [f"Few test images ({count(images)}): the scores may be off by several hundredths."]
     few = {kind: scores.get("images", 0) for kind, scores in by_kind.items() if kind != "all"}
     return [
-        f"Few test images of the kind {KINDS.get(kind, kind)} ({count(number)}): its scores mean little."
+        f"Few test images of the kind {KINDS.get(kind, kind)} ({count(number)}): its scores are unreliable."
         for kind, number in few.items()
         if number < _FEW_OF_KIND
     ]

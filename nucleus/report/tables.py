@@ -1,4 +1,4 @@
-"""Tables of the report: scores, mistakes, the dataset, the network, and published figures."""
+"""Tables of the report: scores, mistakes, the dataset, the network, and published scores."""
 
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -29,9 +29,17 @@ __all__ = [
     "splits_table",
 ]
 
+_ORDER = sorted(MISTAKES, key=lambda key: key == "nuclei_extra")
+"""Keys of the mistakes, those of true nuclei first."""
+_MOST_LEFT_OUT = 100
+_PUBLISHED_SOURCES = ("bbbc038", "stage1_train", "dsb2018", "data-science-bowl-2018")
+"""File and folder names of images of the Data Science Bowl 2018 start with one of these."""
+_PUBLISHED_APS = ("ap_50", "ap_70", "ap_90")
+_UP_TO_90 = tuple(f"ap_{threshold}" for threshold in range(50, 95, 5))
+
 
 def scores_table(metrics: Metrics) -> Table:
-    """The headline scores by split and kind of image, the test split first."""
+    """Return the headline scores by split and kind of image, the test split first."""
     ordered = dict(sorted(metrics.items(), key=lambda item: item[0] != "test"))
     rows = [
         (SPLIT_NAMES.get(split, split), KINDS.get(kind, kind), *cells)
@@ -41,7 +49,7 @@ def scores_table(metrics: Metrics) -> Table:
 
 
 def all_scores_table(metrics: Metrics) -> Table:
-    """Every metric over all images of each split."""
+    """Return every metric over all images of each split."""
     splits = list(metrics)
     overall = {split: metrics[split].get("all", {}) for split in splits}
     keys = list(dict.fromkeys(key for scores in overall.values() for key in scores))
@@ -54,12 +62,8 @@ def _value(value: float | None) -> str:
     return count(value) if value is not None and value.is_integer() and value > 1 else score_text(value)
 
 
-_ORDER = sorted(MISTAKES, key=lambda key: key == "nuclei_extra")
-"""Those of true nuclei first."""
-
-
 def failure_table(by_kind: Mapping[str, Scores]) -> Table | None:
-    """Mistakes by kind of image, and nuclei found by their diameter; None if neither was counted."""
+    """Return mistakes by kind of image and the share of nuclei found by diameter; None if neither was counted."""
     counted = {kind: scores for kind, scores in by_kind.items() if found_one_for_one(scores) is not None}
     sizes = {
         f"recall_50_{size}": title
@@ -87,7 +91,10 @@ def failure_table(by_kind: Mapping[str, Scores]) -> Table | None:
 
 
 def _mistake_cells(scores: Scores) -> list[str]:
-    """True nuclei, and those found, missed, merged and split, with their share; extra ones, of the predicted nuclei."""
+    """Return the cells of a row: true nuclei, and how many were found, missed, merged, split and extra.
+
+    Each number has its share of the true nuclei, that of the extra ones its share of the predicted nuclei.
+    """
     total = scores["nuclei_true"]
     found = found_one_for_one(scores) or 0.0
     wrong = [
@@ -103,11 +110,8 @@ def _with_share(number: float | None, total: float) -> str:
     return f"{count(number)} ({percent(number, total, digits=0)})" if total else count(number)
 
 
-_MOST_LEFT_OUT = 100
-
-
 def dataset_facts(record: RunRecord, dataset: DatasetManifest) -> list[tuple[str, str]]:
-    """Terms and texts about the dataset."""
+    """Return facts about the dataset as pairs of term and text."""
     diameter = record.nucleus_diameter
     nuclei = sum(sample.nuclei for sample in dataset.samples)
     return [
@@ -122,7 +126,7 @@ def dataset_facts(record: RunRecord, dataset: DatasetManifest) -> list[tuple[str
 
 
 def splits_table(dataset: DatasetManifest) -> Table:
-    """Counts by split."""
+    """Return counts of images, groups, nuclei, pixels and shards by split."""
     rows = []
     for split in SPLITS:
         samples, shards = dataset.split_samples(split), dataset.split_shards(split)
@@ -144,8 +148,8 @@ def splits_table(dataset: DatasetManifest) -> Table:
 
 
 def left_out_tables(dataset: DatasetManifest) -> list[Table]:
-    """Images of the source that are not in the dataset."""
-    lists = (("Duplicates that were removed", dataset.duplicates), ("Images that were left out", dataset.left_out))
+    """Return tables of the source images that are not in the dataset."""
+    lists = (("Removed duplicates", dataset.duplicates), ("Images left out", dataset.left_out))
     return [_left_out(caption, items) for caption, items in lists if items]
 
 
@@ -157,7 +161,7 @@ def _left_out(caption: str, items: Sequence[LeftOut]) -> Table:
 
 
 def network_table(network: NetworkFacts) -> Table:
-    """Channels of encoder and decoder, from the image's own resolution down."""
+    """Return the channels of encoder and decoder, from full resolution down."""
     lowest = len(network.skips)
     rows = []
     for level in range(lowest + 1):
@@ -172,24 +176,18 @@ def network_table(network: NetworkFacts) -> Table:
     return Table("Channels by resolution", ("resolution", "encoder", "decoder"), rows)
 
 
-_PUBLISHED_SOURCES = ("bbbc038", "stage1_train", "dsb2018", "data-science-bowl-2018")
-"""A file or folder that is called so holds images of the Data Science Bowl 2018."""
-_PUBLISHED_APS = ("ap_50", "ap_70", "ap_90")
-_UP_TO_90 = tuple(f"ap_{threshold}" for threshold in range(50, 95, 5))
-
-
 class PublishedSystem(BaseModel):
     """Scores that a paper reports.
 
     Attributes:
         name: Name of the system.
         source: Authors, journal and year of the paper.
-        url: The paper's address.
-        images: The images, in words.
-        kind: The kind of image it can be compared on, or `all`.
+        url: Address of the paper.
+        images: Description of the images.
+        kind: Kind of image on which it can be compared, or `all`.
         ap: AP by IoU threshold in hundredths.
-        mean_ap_50_90: The mean over thresholds 0.50, 0.55, ..., 0.90.
-        map: The mean over thresholds 0.50, 0.55, ..., 0.95.
+        mean_ap_50_90: Mean of AP over the thresholds 0.50, 0.55, ..., 0.90.
+        map: Mean of AP over the thresholds 0.50, 0.55, ..., 0.95.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -206,19 +204,19 @@ class PublishedSystem(BaseModel):
 
 @cache
 def published_systems() -> tuple[PublishedSystem, ...]:
-    """The systems of `published.toml`."""
+    """Return the systems of `published.toml`."""
     content = tomllib.loads((Path(__file__).parent / "published.toml").read_text())
     return tuple(PublishedSystem.model_validate(system) for system in content["systems"])
 
 
 def has_published_images(dataset: DatasetManifest) -> bool:
-    """Whether the dataset was imported from the images of the Data Science Bowl 2018, judged by the source's name."""
+    """Return whether the dataset is from the Data Science Bowl 2018, judging by the name of its source."""
     name = PurePath(dataset.source.replace("\\", "/")).name.lower()
     return name.startswith(_PUBLISHED_SOURCES)
 
 
 def published_table(ours: Mapping[str, Scores]) -> Table:
-    """This run's test scores, by kind of image, above the published ones."""
+    """Return the test scores of this run by kind of image, above the published ones."""
     rows = [
         (
             "this run",

@@ -379,7 +379,7 @@ def test_diameter_rescales() -> None:
     assert scaled.max() == plain.max()
     shrunk = scaled[1::3, 1::3]
     assert np.mean((shrunk > 0) == (plain > 0)) > 0.99
-    with pytest.raises(ImageError, match=r"asks for 120\. Correct --diameter"):
+    with pytest.raises(ImageError, match=r"gives 120\. Correct --diameter"):
         small_model(PredictionOptions(diameter=0.1)).scaled_image(array_source(large[..., np.newaxis]))
     by_pixel_size = small_model(PredictionOptions(pixel_size=0.1), pixel_size=0.3)
     assert (whole_labels(by_pixel_size, large) == scaled).all()

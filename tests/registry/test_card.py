@@ -160,14 +160,14 @@ def test_few_images_and_missing_kinds() -> None:
     assert "| over 48 px | – | 100.0 % of 1 |" in limits
     follows = section(card, "Limits that follow from its data")
     assert "Never seen in training: dark-field, bright-field images." in follows
-    assert "Seldom seen in training: stain (3) images." in follows
+    assert "Rarely seen in training: stain (3) images." in follows
 
 
 def test_nothing_found_and_nothing_there() -> None:
     empty = {"nuclei_true": 0, "nuclei_predicted": 0, "nuclei_missed": 0, "nuclei_extra": 0, "nuclei_merged": 0}
     metrics = {"test": {"all": scores(9, ap=0.0, sizes=(0, 0, 0, 0), nuclei_split=0, **empty)}}
     limits = section(card_of(origin(metrics)), "Where it fails")
-    assert "These images hold no nuclei." in limits
+    assert "These images contain no nuclei." in limits
     assert "| all | 9 | 0 | – |" in limits
     missed = {"nuclei_predicted": 0, "nuclei_missed": 100, "nuclei_extra": 0, "nuclei_merged": 0, "nuclei_split": 0}
     limits = section(card_of(origin({"test": {"all": scores(9, ap=0.0, **missed)}})), "Where it fails")
@@ -207,7 +207,7 @@ def test_data_and_making() -> None:
         "Licence of the images and labels: CC0-1.0",
         "| train | all | 31 | 217 |",
         "| test | stain | 3 | 21 |",
-        "Images have 100 to 300 px a side. Not used: 3 exact duplicates of others, 0 images",
+        "Images have 100 to 300 px per side. Not used: 3 exact duplicates of other images, and 0 images",
     ):
         assert text in data
     making = section(card, "How it was made")
@@ -236,7 +236,7 @@ def test_data_and_making() -> None:
 @pytest.mark.parametrize(
     ("weights", "told", "not_told"),
     [
-        ({"source": "none"}, "initialised with: none, they were random", "ImageNet"),
+        ({"source": "none"}, "initialised with: none, the weights were random", "ImageNet"),
         ({"source": "file", "sha256": "0" * 64}, "unknown: the weights came from a user-supplied file", "Apache"),
         ({"source": "s3", "sha256": "0" * 64}, "unknown: the weights came from a user-supplied file", "Apache"),
         ({"source": "s3", "sha256": KNOWN}, "Apache-2.0; as the documentation of Keras", "If somebody replaced"),

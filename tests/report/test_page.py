@@ -75,7 +75,7 @@ def test_the_page_holds_every_picture_and_is_the_only_file(written: Path) -> Non
     assert written.name == "report.html"
     assert len(page.all("img")) == kept
     assert all((image["src"] or "").startswith("data:image/jpeg;base64,") for image in page.all("img"))
-    assert "not kept" not in page.text
+    assert "not saved" not in page.text
     assert "left out: page full" not in page.text
     assert {path.name for path in written.parent.iterdir()} == {"report.html", "pictures"}
 
@@ -121,7 +121,7 @@ def test_which_datasets_hold_the_published_images(source: str, published: bool) 
 def test_published_figures_stand_beside_the_same_images_only(written: Path, tmp_path: Path) -> None:
     same = Page(render_page(tmp_path, make_record(), make_dataset(source="stage1_train.zip"))).text
     other = Page(written.read_bytes()).text
-    for said in ("StarDist (Schmidt et al., MICCAI 2018)", "AP on dark-field images, and", "of another split"):
+    for said in ("StarDist (Schmidt et al., MICCAI 2018)", "AP on dark-field images, and", "another split"):
         assert said in same, said
         assert said not in other, said
     assert "AP by kind of image" in other
@@ -132,7 +132,7 @@ def test_images_without_mistakes_are_not_among_the_worst(tmp_path: Path) -> None
     text = Page(render_page(tmp_path, make_record(test_images=images), make_dataset())).text
     assert "best-0" in text
     assert "worst-0" not in text
-    assert "No further test image with mistakes was kept" in text
+    assert "No other test images with mistakes" in text
 
 
 def test_workers_that_came_and_went_are_told() -> None:
@@ -206,7 +206,7 @@ def test_outlines_of_one_pixel_keep_their_colours(tmp_path: Path, side: int, cou
     source = next(
         image["src"]
         for image in page.all("img")
-        if "best-0" in (image["alt"] or "") and "what became" in (image["alt"] or "")
+        if "best-0" in (image["alt"] or "") and "colour per result" in (image["alt"] or "")
     )
     data = np.frombuffer(base64.b64decode((source or "").partition(",")[2]), np.uint8)
     decoded = cv2.imdecode(data, cv2.IMREAD_COLOR)[..., ::-1].astype(int)
@@ -223,7 +223,7 @@ def test_pictures_that_do_not_fit_are_left_out(tmp_path: Path) -> None:
     content = render_page(tmp_path, record, make_dataset())
     page = Page(content)
     assert MOST_BYTES / 2 < len(content) <= MOST_BYTES  # as many as there is room for
-    assert "not kept" not in page.text
+    assert "not saved" not in page.text
     left_out = page.text.count("left out: page full")
     assert left_out > 0
     assert len(page.all("img")) + left_out == 4 * 3 + 6 * 2 + 3 * 23
@@ -298,7 +298,7 @@ def test_missing_and_damaged_pictures_are_named(tmp_path: Path) -> None:
     damaged.write_bytes(damaged.read_bytes()[:40])
     (tmp_path / "pictures/test/best-0/mistakes.png").write_bytes(b"")
     page = Page(render_page(tmp_path, record, make_dataset()))
-    assert page.text.count("not kept") == 3
+    assert page.text.count("not saved") == 3
 
 
 @pytest.mark.parametrize(
@@ -320,8 +320,8 @@ def test_missing_and_damaged_pictures_are_named(tmp_path: Path) -> None:
                 "Not published",
                 "Result on the validation split",
                 "This dataset has no test split",
-                "No test images were kept",
-                "Of the training split only the loss is known",
+                "No test images were saved",
+                "On the training split, only the loss was measured",
                 "without pretrained encoder weights",
             ],
         ),
@@ -342,8 +342,8 @@ def test_missing_and_damaged_pictures_are_named(tmp_path: Path) -> None:
                 "scored on no images",
                 "The test split was not scored",
                 "No epoch was completed",
-                "No predictions were kept during training",
-                "Times were not kept",
+                "No predictions were saved during training",
+                "Times were not recorded",
                 "uncommitted changes",
                 "Duration not known",
                 "3,600 GPU-seconds (1.00 GPU-hours)",
@@ -387,7 +387,7 @@ def test_training_scores_are_drawn_if_there_are_any(tmp_path: Path) -> None:
     history = [{**entry, "iou": 0.4, "dice": 0.5, "accuracy": 0.9} for entry in make_record().history]
     text = Page(render_page(tmp_path, make_record(history=history), make_dataset())).text
     assert "IoU of the mask by epoch: training from 0.400 at epoch 1 to 0.400 at epoch 2; validation from 0.850" in text
-    assert "only the loss is known" not in text
+    assert "only the loss was measured" not in text
 
 
 def test_the_recipe_can_be_read_again() -> None:
