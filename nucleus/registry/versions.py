@@ -218,7 +218,20 @@ def _check_replaceable(folder: Path, manifest: ModelManifest) -> None:
         return
     expected = {*manifest.files, MANIFEST_FILE}
     if not folder.is_dir() or any(path.name not in expected for path in folder.iterdir()):
-        raise UsageError(
-            f"Expected {folder} to be absent, empty or a copy of {manifest.model}; it contains other files. "
-            "Name another folder."
-        )
+        found = "other files"
+    elif (other := _model_in(folder)) in {None, manifest.model}:
+        return
+    else:
+        found = f"the model {other}"
+    raise UsageError(
+        f"Expected {folder} to be absent, empty or a copy of {manifest.model}; it contains {found}. "
+        "Name another folder."
+    )
+
+
+def _model_in(folder: Path) -> str | None:
+    """Return the name of the model that was pulled into a folder; None if its manifest is missing or damaged."""
+    try:
+        return read_model_manifest((folder / MANIFEST_FILE).read_bytes(), str(folder / MANIFEST_FILE)).model
+    except (OSError, ModelError):
+        return None

@@ -88,11 +88,9 @@ def cost_of(record: RunRecord) -> str:
 
 def workers_of(record: RunRecord) -> str:
     """Return the number of workers and its changes during the run, as text."""
-    numbers = [int(entry["workers"]) for entry in record.history if "workers" in entry]
+    counted = [(int(entry["epoch"]) + 1, int(entry["workers"])) for entry in record.history if "workers" in entry]
     changes = [
-        f"{before} to {after} in epoch {epoch}"
-        for epoch, (before, after) in enumerate(pairwise(numbers), start=2)
-        if before != after
+        f"{before} to {after} in epoch {epoch}" for (_, before), (epoch, after) in pairwise(counted) if before != after
     ]
     said = f"{plural(record.workers, 'worker')}, each on {record.device}"
     return f"{said}; their number changed from {', from '.join(changes)}" if changes else said

@@ -175,6 +175,7 @@ class TrainingRun:
     def execute(self, resume_from: Path | None) -> TrainingResult | None:
         """Train to the end or until a signal to stop. Arguments and result are those of `train`."""
         progress = self.progress
+        watch = self._watch()  # before the weights of a checkpoint: it shows what the network predicts untrained
         if resume_from is not None:
             progress = self.progress = load_checkpoint(resume_from, self.model, self.groups, self.best)
             where = f"epoch {progress.epochs_done}, step {progress.steps_done}"
@@ -183,7 +184,6 @@ class TrainingRun:
             self.workers.broadcast(list(self.model.weights))
             for group in self.groups:
                 group.reset_averages()
-        watch = self._watch()
         options = self.recipe.optimizer
         batches = self.batches(progress.epochs_done, progress.steps_done)
         for reader in self.readers.values():

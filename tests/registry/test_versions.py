@@ -9,7 +9,15 @@ from nucleus.errors import IntegrityError, ModelError, UriError, UsageError
 from nucleus.registry.aliases import list_aliases, move_alias, rollback_alias
 from nucleus.registry.manifest import Origin, version_prefix
 from nucleus.registry.publish import publish
-from nucleus.registry.versions import is_whole, list_models, list_versions, pull, resolve_version, version_of_run
+from nucleus.registry.versions import (
+    is_whole,
+    list_models,
+    list_versions,
+    pull,
+    read_pulled,
+    resolve_version,
+    version_of_run,
+)
 from nucleus.storage.bucket import Bucket
 from tests.small_model import origin
 
@@ -70,6 +78,19 @@ def test_pull_spares_other_folders(bucket: Bucket, model_files: Path, tmp_path: 
     with pytest.raises(UsageError, match="mine"):
         pull(bucket, Reference("m"), tmp_path / "mine")
     assert (tmp_path / "mine" / "thesis.txt").exists()
+
+
+def test_pull_spares_other_models(bucket: Bucket, model_files: Path, tmp_path: Path) -> None:
+    """A folder is updated to another version of its model only; a damaged copy is repaired."""
+    for name in ("m", "m", "other"):
+        publish(bucket, name, model_files, origin())
+    folder = tmp_path / "pulled"
+    assert [pull(bucket, Reference("m", version), folder).version for version in ("1", "2")] == [1, 2]
+    with pytest.raises(UsageError, match="it contains the model m"):
+        pull(bucket, Reference("other"), folder)
+    assert (read_pulled(folder).manifest.model, read_pulled(folder).manifest.version) == ("m", 2)
+    (folder / "manifest.json").write_text("{")
+    assert pull(bucket, Reference("m"), folder) == read_pulled(folder).manifest
 
 
 def test_aliases_move_and_roll_back(bucket: Bucket, model_files: Path) -> None:
