@@ -293,7 +293,7 @@ def test_files_that_hold_more_than_one_image(tmp_path: Path) -> None:
         "scenes.ome.tif": "found 3",
         "samples.tif": "found 2 samples per pixel",
         "planes.tif": "found 3 samples per pixel",
-        "white.tif": "where it is white",
+        "white.tif": "where 0 is white",
         "five.tif": "found 5 samples per pixel",
     }.items():
         with pytest.raises(ImageError, match=message):
