@@ -1,6 +1,5 @@
 """`nucleus evaluate`: score a published model on a dataset."""
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -57,7 +56,7 @@ def evaluate(
     if gallery is not None:
         nucleus.storage.write_atomic(gallery, nucleus.data.encode_png(nucleus.pictures.draw_gallery(found.worst)))
     if as_json:
-        images = [{**asdict(row), "ap_50": row.ap_50} for row in found.images]
+        images = [row.as_dict() for row in found.images]
         print_json(
             {
                 "model": str(pulled.manifest),

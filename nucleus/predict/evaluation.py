@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from itertools import groupby, tee
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -118,6 +119,10 @@ class ImageRow:
         """AP at IoU 0.5."""
         return self.ap[0]
 
+    def as_dict(self) -> dict[str, Any]:
+        """Return all scores by name, `ap_50` included."""
+        return {**asdict(self), "ap_50": self.ap_50}
+
 
 class Evaluation(Mapping[str, dict[str, float]]):
     """Scores of a model: `scores["all"]["map"]` over all images, `scores["stain"]["iou"]` over those of a kind.
@@ -151,7 +156,7 @@ class Evaluation(Mapping[str, dict[str, float]]):
     @property
     def table(self) -> pandas.DataFrame:
         """Scores of each image: pandas DataFrame, one row per image."""
-        return pandas.DataFrame([{**asdict(row), "ap_50": row.ap_50} for row in self.images]).drop(columns="ap")
+        return pandas.DataFrame([row.as_dict() for row in self.images]).drop(columns="ap")
 
     def __getitem__(self, kind: str) -> dict[str, float]:
         return self._report[kind]
