@@ -141,17 +141,21 @@ class NormalizationOptions(_Options):
     """Intensity normalization, applied to each image before the network.
 
     Attributes:
-        method: `percentile` stretches the intensities linearly; `none` leaves them as they are.
+        method: `robust` and `percentile` stretch the intensities linearly, `none` leaves them as they are. `robust`
+            tells nuclei from noise, hot pixels and debris (see `nucleus.data.normalization`); `percentile` takes the
+            two percentiles as they are, as versions before 0.3.0 did.
         low: The percentile, over all channels together, that is mapped to 0.
         high: The percentile, over all channels together, that is mapped to 255.
-        smallest_range: Minimum difference between the two percentiles, in grey values, so that noise in an empty image
-            is not amplified.
+        smallest_range: Minimum difference between the two, in grey values of 8 bits.
+        noise: Minimum difference between the two, in standard deviations of the noise (`robust` only), so that noise
+            in an empty image is not amplified.
     """
 
-    method: Literal["percentile", "none"] = "percentile"
+    method: Literal["robust", "percentile", "none"] = "robust"
     low: Annotated[float, Field(ge=0, le=50)] = 1.0
     high: Annotated[float, Field(ge=50, le=100)] = 99.8
     smallest_range: Annotated[int, Field(ge=1, le=255)] = 16
+    noise: Annotated[float, Field(ge=0)] = 32.0
 
 
 class InputOptions(_Options):

@@ -19,7 +19,6 @@ from .dataset import read_manifest as read_manifest
 from .dataset import verify_dataset as verify_dataset
 from .images import IMAGE_SUFFIXES as IMAGE_SUFFIXES
 from .images import Kind as Kind
-from .images import Stretch as Stretch
 from .images import colours_of as colours_of
 from .images import decode_image as decode_image
 from .images import decode_raw as decode_raw
@@ -28,8 +27,6 @@ from .images import kind_of as kind_of
 from .images import labels_from_binary as labels_from_binary
 from .images import labels_from_label_image as labels_from_label_image
 from .images import labels_from_masks as labels_from_masks
-from .images import rgb8 as rgb8
-from .images import stretch_of as stretch_of
 from .images import to_rgb8 as to_rgb8
 from .importing import Imported as Imported
 from .importing import SplitOptions as SplitOptions
@@ -40,10 +37,17 @@ from .layouts import MaskForm as MaskForm
 from .layouts import Source as Source
 from .layouts import find_images as find_images
 from .layouts import open_source as open_source
-from .normalization import histogram_of as histogram_of
+from .normalization import BLOCK as BLOCK
+from .normalization import IntensitySample as IntensitySample
+from .normalization import Stretch as Stretch
+from .normalization import intensity_sample as intensity_sample
+from .normalization import joined_samples as joined_samples
 from .normalization import normalization_table as normalization_table
 from .normalization import normalize as normalize
 from .normalization import normalize_tensor as normalize_tensor
+from .normalization import rgb8 as rgb8
+from .normalization import stretch_of as stretch_of
+from .normalization import stretched_sample as stretched_sample
 from .pipeline import Feed as Feed
 from .pipeline import training_batches as training_batches
 from .pipeline import training_sample as training_sample

@@ -1,7 +1,6 @@
 """Decoding of images and masks: images of any depth to 8-bit RGB, masks to integer labels; and kinds of images."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
@@ -9,12 +8,12 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from nucleus.data.normalization import intensity_sample, rgb8, stretch_of
 from nucleus.errors import ImageError
 
 __all__ = [
     "IMAGE_SUFFIXES",
     "Kind",
-    "Stretch",
     "colours_of",
     "decode_image",
     "decode_raw",
@@ -23,8 +22,6 @@ __all__ = [
     "labels_from_binary",
     "labels_from_label_image",
     "labels_from_masks",
-    "rgb8",
-    "stretch_of",
     "to_rgb8",
 ]
 
@@ -32,7 +29,6 @@ __all__ = [
 IMAGE_SUFFIXES = frozenset({".png", ".tif", ".tiff", ".jpg", ".jpeg", ".bmp", ".webp"})
 _MAX_LABELS = np.iinfo(np.uint16).max
 
-_FULL_RANGE = 255
 # In DSB2018 the medians of dark-field images are below 50, those of all others above 120; the colourfulness of grey
 # images is 0, that of stained images above 11.
 _BRIGHT_MEDIAN = 90.0
@@ -51,19 +47,6 @@ class Kind(StrEnum):
     """Grey nuclei on a bright background."""
     STAIN = "stain"
     """Coloured nuclei on a bright background: H&E and other stains."""
-
-
-@dataclass(frozen=True)
-class Stretch:
-    """Linear stretch of intensities to 0..255.
-
-    Attributes:
-        low: Intensity that is mapped to 0.
-        high: Intensity that is mapped to 255.
-    """
-
-    low: float
-    high: float
 
 
 def decode_raw(data: bytes, name: str) -> NDArray[Any]:
@@ -95,13 +78,13 @@ def to_rgb8(raw: NDArray[Any], name: str = "image") -> RgbImage:
     """Convert an image decoded by OpenCV to 8-bit RGB, H x W x 3.
 
     Grey values are repeated in three channels, and an alpha channel is dropped. Other depths than 8 bits are stretched
-    as described in `stretch_of`.
+    as `nucleus.data.normalization` describes.
 
     Raises:
         ImageError: Wrong number of dimensions or channels, or values that are not finite.
     """
     colours = colours_of(raw, name)
-    return rgb8(colours, stretch_of(colours, name))
+    return rgb8(colours, stretch_of(intensity_sample(colours, name=name)))
 
 
 def colours_of(raw: NDArray[Any], name: str) -> NDArray[Any]:
@@ -115,39 +98,6 @@ def colours_of(raw: NDArray[Any], name: str) -> NDArray[Any]:
     if raw.ndim != 3 or not 1 <= raw.shape[2] <= 4:
         raise ImageError(f"Expected 1 to 4 channels in {name}; found an array of shape {raw.shape}.")
     return raw[..., :1] if raw.shape[2] <= 2 else raw[..., 2::-1]
-
-
-def stretch_of(pixels: NDArray[Any], name: str = "image") -> Stretch | None:
-    """Return the stretch that maps intensities of any depth to 0..255; None if they fit already.
-
-    It goes from the 0.1st to the 99.9th percentile of all channels together, because cameras of 12 or 14 bits use only
-    the lower part of 16 bits. Integers that fit into 8 bits are kept.
-
-    Raises:
-        ImageError: Some values are not finite.
-    """
-    if pixels.dtype in (np.uint8, np.bool_):
-        return None
-    if not np.isfinite(pixels).all():
-        raise ImageError(f"Expected finite values in {name}; found NaN or infinity. Replace them first.")
-    if np.issubdtype(pixels.dtype, np.integer) and pixels.min() >= 0 and pixels.max() <= _FULL_RANGE:
-        return None
-    low, high = (float(value) for value in np.percentile(pixels, (0.1, 99.9)))
-    if high <= low:  # almost all pixels are equal
-        low, high = float(pixels.min()), float(pixels.max())
-    return Stretch(low, high)
-
-
-def rgb8(pixels: NDArray[Any], stretch: Stretch | None) -> RgbImage:
-    """Convert grey or RGB of any depth (H x W x 1 or 3) to 8-bit RGB, H x W x 3."""
-    if pixels.dtype == np.bool_:
-        pixels = pixels.astype(np.uint8) * _FULL_RANGE
-    if stretch is not None:
-        scale = _FULL_RANGE / (stretch.high - stretch.low) if stretch.high > stretch.low else 0.0
-        pixels = np.rint((pixels.astype(np.float32) - np.float32(stretch.low)) * np.float32(scale))
-    if pixels.dtype != np.uint8:
-        pixels = np.clip(pixels, 0, _FULL_RANGE).astype(np.uint8)
-    return np.ascontiguousarray(np.repeat(pixels, 3, axis=2) if pixels.shape[2] == 1 else pixels)
 
 
 def labels_from_masks(masks: Iterable[tuple[str, bytes]], shape: tuple[int, int]) -> LabelImage:

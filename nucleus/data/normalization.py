@@ -1,63 +1,298 @@
-"""Intensity normalization by percentiles, identical in training and prediction.
+"""Ranges of intensities: from any depth to 8 bits, and from 8 bits to what the network sees.
 
-Fluorescence images often use a tenth of their intensity range. The values between the `low`-th and the `high`-th
-percentile of all channels together are stretched linearly to 0..255, so that colours keep their proportions.
+Two steps use one rule. Import and prediction stretch images of more than 8 bits to 8 bits (`stretch_of`, `rgb8`).
+Training and prediction then normalize the 8-bit image with the options of the model (`normalize`). The rule, `robust`:
+
+1. The range goes from the low to the high percentile of all channels together, so that colours keep their proportions.
+   Hot pixels do not count: each pixel is replaced by the median of its 3 x 3 neighbours first.
+2. If less than the rest is brighter than the background, the 99th percentile of what is brighter is the upper end: one
+   nucleus in a large field is enough. The same holds for dark nuclei on a bright field.
+3. A few objects at least three times as bright as all others, on at most 2 % of the image, are debris: they do not
+   count, and are clipped.
+4. The range is at least `noise` standard deviations of the noise, so that an image of noise alone has no contrast. The
+   noise is the standard deviation in the flattest blocks of the image (20th percentile over blocks of 8 x 8 px).
+
+Each step follows the offset and the gain of the camera, so the depth in which an image is stored does not decide what
+is found. `docs/segmentation.md` has the measurements.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from typing import Any
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage
 
 from nucleus.config.recipe import NormalizationOptions
-from nucleus.data.images import RgbImage
+from nucleus.errors import ImageError
 from nucleus.lazy import tf
 
-__all__ = ["histogram_of", "normalization_table", "normalize", "normalize_tensor"]
+__all__ = [
+    "BLOCK",
+    "IntensitySample",
+    "Stretch",
+    "intensity_sample",
+    "joined_samples",
+    "normalization_table",
+    "normalize",
+    "normalize_tensor",
+    "rgb8",
+    "stretch_of",
+    "stretched_sample",
+]
 
 _LEVELS = 256
+_FULL_RANGE = 255
+_DEPTH_OPTIONS = NormalizationOptions(low=0.1, high=99.9, smallest_range=1)
+"""Options of the stretch to 8 bits: wider than those of a model, which normalizes the result."""
+BLOCK = 8
+"""Side of the blocks in which noise is measured, px."""
+_FLATTEST = 20
+_MOST_BLOCKS = 1 << 16
+_CLEAR_OF_BACKGROUND = 4.0
+"""Pixels this many standard deviations of the noise above the low percentile are foreground."""
+_FOREGROUND_PERCENT = 99
+_SMALLEST_AREA = 12
+"""Of foreground, px."""
+_OBJECT_AREA = 50
+"""Objects smaller than this say nothing about debris, px."""
+_DEBRIS_FACTOR = 3.0
+_DEBRIS_SHARE = 0.02
+"""Debris covers at most this share of the image."""
+_CLEAR_OF_NOISE = 20.0
+"""Debris is told from objects this many standard deviations above the background, not from specks of noise."""
+_BRIGHT_FIELD_FACTOR = 10
+"""In a bright field, dark foreground has at least this many times the area of bright foreground."""
+
+Floats = NDArray[np.float32]
 
 
-def histogram_of(image: RgbImage) -> NDArray[np.int64]:
-    """Return the counts of the values 0 to 255 over all channels; histograms of parts of an image can be added."""
-    return np.bincount(image.ravel(), minlength=_LEVELS)
+@dataclass(frozen=True)
+class Stretch:
+    """Linear stretch of intensities to 0..255.
+
+    Attributes:
+        low: Intensity that is mapped to 0.
+        high: Intensity that is mapped to 255.
+    """
+
+    low: float
+    high: float
 
 
-def normalization_table(histogram: NDArray[np.int64], options: NormalizationOptions) -> NDArray[np.uint8]:
-    """Return the lookup table from old to new values (256, uint8), from the histogram of the whole image."""
-    return np.asarray(_table(tf.constant(histogram, tf.int64), options))
+@dataclass(frozen=True)
+class IntensitySample:
+    """Pixels of an image from which its range is derived.
+
+    Attributes:
+        raw: Every k-th pixel by row and column, h x w x C.
+        values: The same pixels without hot pixels (median of 3 x 3 px of the image), h x w x C.
+        blocks: Blocks of 8 x 8 px of one channel, N x 64.
+        area: Pixels of the image per pixel of the sample, k * k.
+    """
+
+    raw: NDArray[Any]
+    values: NDArray[Any]
+    blocks: NDArray[Any]
+    area: int = 1
 
 
-def normalize(image: RgbImage, options: NormalizationOptions) -> RgbImage:
+def intensity_sample(pixels: NDArray[Any], every: int = 1, name: str = "image") -> IntensitySample:
+    """Return the sample of an image, or of a band of its rows.
+
+    Args:
+        pixels: H x W x C, of any depth.
+        every: Distance of the pixels of the sample, by row and column.
+        name: Name of the image in error messages.
+
+    Raises:
+        ImageError: Some values are not finite.
+    """
+    if pixels.dtype.kind == "f" and not np.isfinite(pixels).all():
+        raise ImageError(f"Expected finite values in {name}; found NaN or infinity. Replace them first.")
+    if (pixels == pixels[..., :1]).all():  # grey
+        pixels = pixels[..., :1]
+    blocks = _blocks(pixels)
+    step = max(every * every, -(-len(blocks) // _MOST_BLOCKS))
+    values = _without_hot_pixels(pixels)[::every, ::every]
+    return IntensitySample(pixels[::every, ::every], values, blocks[::step], every * every)
+
+
+def joined_samples(samples: Iterable[IntensitySample]) -> IntensitySample:
+    """Return the sample of an image from those of its bands, from the top."""
+    parts = list(samples)
+    channels = max(part.raw.shape[2] for part in parts)
+
+    def joined(pixels: list[NDArray[Any]]) -> NDArray[Any]:
+        return np.concatenate([np.broadcast_to(each, (*each.shape[:2], channels)) for each in pixels])
+
+    raw, values = joined([part.raw for part in parts]), joined([part.values for part in parts])
+    return IntensitySample(raw, values, np.concatenate([part.blocks for part in parts]), parts[0].area)
+
+
+def stretched_sample(sample: IntensitySample, stretch: Stretch | None) -> IntensitySample:
+    """Return the sample of the image that `rgb8` makes of an image."""
+    raw, values = _levels8(sample.raw, stretch), _levels8(sample.values, stretch)
+    return replace(sample, raw=raw, values=values, blocks=_levels8(sample.blocks, stretch))
+
+
+def stretch_of(sample: IntensitySample) -> Stretch | None:
+    """Return the stretch that maps intensities of any depth to 0..255; None for integers that fit already."""
+    raw = sample.raw
+    if raw.dtype in (np.uint8, np.bool_):
+        return None
+    if np.issubdtype(raw.dtype, np.integer) and raw.min() >= 0 and raw.max() <= _FULL_RANGE:
+        return None
+    found = _robust_range(sample, _DEPTH_OPTIONS)
+    if found.high > found.low:
+        return found
+    return Stretch(float(raw.min()), float(raw.max()))  # almost all pixels are equal
+
+
+def rgb8(pixels: NDArray[Any], stretch: Stretch | None) -> NDArray[np.uint8]:
+    """Convert grey or RGB of any depth (H x W x 1 or 3) to 8-bit RGB, H x W x 3."""
+    found = _levels8(pixels, stretch)
+    return np.ascontiguousarray(np.repeat(found, 3, axis=2) if found.shape[2] == 1 else found)
+
+
+def _levels8(pixels: NDArray[Any], stretch: Stretch | None) -> NDArray[np.uint8]:
+    """Return pixels of any depth and shape, stretched, clipped and rounded to 8 bits."""
+    if pixels.dtype == np.bool_:
+        pixels = pixels.astype(np.uint8) * _FULL_RANGE
+    if stretch is not None:
+        scale = _FULL_RANGE / (stretch.high - stretch.low) if stretch.high > stretch.low else 0.0
+        narrow = pixels.dtype in (np.uint16, np.int16, np.float32)
+        kind: type[np.floating] = np.float32 if narrow else np.float64
+        pixels = np.rint((pixels.astype(kind) - kind(stretch.low)) * kind(scale))
+    if pixels.dtype != np.uint8:
+        pixels = np.clip(pixels, 0, _FULL_RANGE)
+    return np.asarray(pixels, np.uint8)
+
+
+def normalization_table(sample: IntensitySample, options: NormalizationOptions) -> NDArray[np.uint8]:
+    """Return the table from old to new values (256, uint8) of an 8-bit image, from the sample of the whole image."""
+    levels = np.arange(_LEVELS, dtype=np.float32)
+    if options.method == "none":
+        return levels.astype(np.uint8)
+    found = _robust_range(sample, options) if options.method == "robust" else _percentile_range(sample.raw, options)
+    scale = np.float32(_FULL_RANGE / max(found.high - found.low, options.smallest_range))
+    return np.asarray(np.rint(np.clip((levels - np.float32(found.low)) * scale, 0, _FULL_RANGE)), np.uint8)
+
+
+def normalize(image: NDArray[np.uint8], options: NormalizationOptions) -> NDArray[np.uint8]:
     """Normalize an image (H x W x 3, uint8)."""
-    return np.asarray(normalization_table(histogram_of(image), options)[image])
+    if options.method == "none":
+        return image
+    return np.asarray(normalization_table(intensity_sample(image), options)[image])
 
 
 def normalize_tensor(image: tf.Tensor, options: NormalizationOptions) -> tf.Tensor:
-    """Normalize an image (H x W x 3, uint8) with TensorFlow operations."""
-    if options.method == "none":
-        return image
-    levels = tf.cast(image, tf.int32)
-    histogram = tf.math.bincount(tf.reshape(levels, [-1]), minlength=_LEVELS, maxlength=_LEVELS, dtype=tf.int64)
-    return tf.gather(_table(histogram, options), levels)
+    """Normalize an image (H x W x 3, uint8) in a TensorFlow pipeline, by the code of prediction."""
+    found = tf.numpy_function(lambda pixels: normalize(pixels, options), [image], tf.uint8)
+    return tf.ensure_shape(found, image.shape)
 
 
-def _table(histogram: tf.Tensor, options: NormalizationOptions) -> Any:
-    """Return the linear table from the low to the high percentile (nearest rank, in integers), clipped and rounded.
+def _robust_range(sample: IntensitySample, options: NormalizationOptions) -> Stretch:
+    """Return the range of the rule described in the docstring of this module."""
+    noise = _noise_of(sample.blocks)
+    found = _percentile_range(sample.values, options)
+    bright = _levels_above(sample.values, found.low)
+    debris, foreground = _debris_and_foreground(bright, noise, sample.area)
+    if debris.any():
+        found = replace(found, high=_percentile_range(sample.values[~debris], options).high)
+    high = found.high
+    if foreground.any():
+        high = max(high, found.low + _nearest_rank(bright[foreground], _FOREGROUND_PERCENT))
+    low = min(found.low, _low_of_dark_nuclei(sample, noise))
+    return Stretch(low, max(high, low + options.noise * noise))
 
-    The range is at least `smallest_range`, so that the noise of an empty image is not amplified.
-    """
-    values = tf.range(_LEVELS, dtype=tf.float32)
-    if options.method == "none":
-        return tf.cast(values, tf.uint8)
-    below = tf.cumsum(histogram)
 
-    def percentile(percent: float) -> tf.Tensor:
-        rank = tf.maximum(below[-1] * round(percent * 1000) // 100_000, 1)
-        return tf.cast(tf.searchsorted(below, rank[tf.newaxis])[0], tf.float32)
+def _percentile_range(values: NDArray[Any], options: NormalizationOptions) -> Stretch:
+    """Return the low and the high percentile (nearest rank) of all channels together."""
+    if values.dtype == np.uint8:
+        below = np.cumsum(np.bincount(values.ravel(), minlength=_LEVELS))
+        ranks = [max(int(below[-1]) * round(percent * 1000) // 100_000, 1) for percent in (options.low, options.high)]
+        low, high = np.searchsorted(below, ranks)
+        return Stretch(float(low), float(high))
+    return Stretch(_nearest_rank(values, options.low), _nearest_rank(values, options.high))
 
-    low, high = percentile(options.low), percentile(options.high)
-    scale = 255.0 / tf.maximum(high - low, float(options.smallest_range))
-    return tf.cast(tf.round(tf.clip_by_value((values - low) * scale, 0.0, 255.0)), tf.uint8)
+
+def _nearest_rank(values: NDArray[Any], percent: float) -> float:
+    """Return a percentile: the smallest value with at least `percent` of all values at or below it."""
+    rank = max(values.size * round(percent * 1000) // 100_000, 1) - 1
+    return float(np.partition(values.ravel(), rank)[rank])
+
+
+def _noise_of(blocks: NDArray[Any]) -> float:
+    """Return the standard deviation of the noise: that of the flattest blocks."""
+    if not len(blocks):
+        return 0.0
+    wide = blocks.astype(np.float64 if blocks.dtype.itemsize > 2 else np.float32)
+    return _nearest_rank(wide.std(axis=1), _FLATTEST)
+
+
+def _levels_above(values: NDArray[Any], low: float) -> Floats:
+    """Return how far the brightest channel of each pixel is above a level, h x w."""
+    return np.asarray(values.max(axis=2).astype(np.float64) - low, np.float32)
+
+
+def _debris_and_foreground(bright: Floats, noise: float, area: int) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Return which pixels belong to debris, and which to other objects brighter than the background."""
+    foreground = bright > _CLEAR_OF_BACKGROUND * noise
+    count, parts, facts, _ = cv2.connectedComponentsWithStats(foreground.astype(np.uint8), connectivity=8)
+    peaks = np.asarray(ndimage.maximum(bright, parts, np.arange(count)), np.float64)
+    areas = facts[:, cv2.CC_STAT_AREA] * area
+    areas[0] = 0  # the background
+    objects = areas >= _OBJECT_AREA
+    debris = objects & (peaks >= _peak_of_debris(peaks[objects], noise))
+    if areas[debris].sum() > _DEBRIS_SHARE * bright.size * area:
+        debris[:] = False
+    return debris[parts], ((areas >= _SMALLEST_AREA) & ~debris)[parts]
+
+
+def _peak_of_debris(peaks: NDArray[np.float64], noise: float) -> float:
+    """Return the lowest peak of the objects that are debris; infinity if there are none."""
+    ordered = np.sort(peaks)
+    for below in range(1, len(ordered)):
+        ours, next_higher, above = ordered[below - 1], ordered[below], len(ordered) - below
+        few = above == 1 or 2 * above <= below
+        if few and ours >= _CLEAR_OF_NOISE * noise and next_higher >= _DEBRIS_FACTOR * ours:
+            return float(next_higher)
+    return np.inf
+
+
+def _low_of_dark_nuclei(sample: IntensitySample, noise: float) -> float:
+    """Return the level of dark nuclei on a bright field; infinity in other images."""
+    dark = sample.values.min(axis=2)
+    middle = float(np.median(dark))
+    margin = _CLEAR_OF_BACKGROUND * noise
+    nuclei = dark < middle - margin
+    brighter = np.count_nonzero(sample.values.max(axis=2) > middle + margin)
+    found = np.count_nonzero(nuclei)
+    if found * sample.area < _SMALLEST_AREA or found < _BRIGHT_FIELD_FACTOR * brighter:
+        return np.inf
+    return _nearest_rank(dark[nuclei], 100 - _FOREGROUND_PERCENT)
+
+
+def _without_hot_pixels(pixels: NDArray[Any]) -> NDArray[Any]:
+    """Return the median of 3 x 3 px, per channel."""
+    if pixels.dtype == np.bool_:
+        return pixels
+    if pixels.dtype not in (np.uint8, np.uint16, np.float32):  # OpenCV has no median of other types
+        offset = pixels.min()
+        near = (pixels.astype(np.float64) - np.float64(offset)).astype(np.float32)
+        return _without_hot_pixels(near).astype(np.float64) + np.float64(offset)
+    return np.stack([cv2.medianBlur(np.ascontiguousarray(each), 3) for each in np.moveaxis(pixels, 2, 0)], axis=2)
+
+
+def _blocks(pixels: NDArray[Any]) -> NDArray[Any]:
+    """Return the blocks of 8 x 8 px (smaller in smaller images) of each channel, N x pixels of a block."""
+    height, width, channels = pixels.shape
+    rows, columns = min(BLOCK, height), min(BLOCK, width)
+    whole = pixels[: height // rows * rows, : width // columns * columns]
+    divided = whole.reshape(height // rows, rows, width // columns, columns, channels)
+    return divided.transpose(0, 2, 4, 1, 3).reshape(-1, rows * columns)

@@ -18,8 +18,8 @@ __all__ = [
     "read_model_config",
 ]
 
-MODEL_FORMAT = 2
-_READABLE_SINCE = "0.2.0"
+MODEL_FORMAT = 3
+_READABLE_SINCE = "0.3.0"
 """Oldest version of this package that reads `MODEL_FORMAT`."""
 
 CHANNELS: dict[Heads, tuple[str, ...]] = {

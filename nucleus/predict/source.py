@@ -12,8 +12,17 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from nucleus.config.recipe import NormalizationOptions
-from nucleus.data.images import RgbImage, colours_of, decode_raw, rgb8, stretch_of
-from nucleus.data.normalization import histogram_of, normalization_table
+from nucleus.data.images import RgbImage, colours_of, decode_raw
+from nucleus.data.normalization import (
+    BLOCK,
+    IntensitySample,
+    intensity_sample,
+    joined_samples,
+    normalization_table,
+    rgb8,
+    stretch_of,
+    stretched_sample,
+)
 from nucleus.data.tiff import TIFF_SUFFIXES, TiffFacts, tiff_facts
 from nucleus.errors import ImageError
 from nucleus.model.tiling import Region
@@ -240,9 +249,9 @@ def _reason(error: Exception) -> str:
 class ScaledImage:
     """An image as the network sees it: normalised and rescaled.
 
-    Grey values are stretched by percentiles of the whole image, which is read once for that purpose. For 8-bit RGB
-    images below 4096 x 4096 px the result is identical, to the bit, to `nucleus.data.normalization.normalize`, which
-    training uses; for larger images the percentiles are those of a sample.
+    Grey values are stretched to a range of the whole image, which is read once for that purpose. For 8-bit RGB images
+    below 4096 x 4096 px the result is identical, to the bit, to `nucleus.data.normalization.normalize`, which training
+    uses; for larger images the range is that of a sample.
 
     Args:
         source: The image.
@@ -262,8 +271,8 @@ class ScaledImage:
         self.source = source
         self.scale = scale
         sample = _sample_of(source)
-        self._stretch = stretch_of(sample, source.name)
-        self._table = normalization_table(histogram_of(rgb8(sample, self._stretch)), normalization)
+        self._stretch = stretch_of(sample)
+        self._table = normalization_table(stretched_sample(sample, self._stretch), normalization)
         self.shape = (max(1, round(source.height * scale)), max(1, round(source.width * scale)))
 
     @property
@@ -339,8 +348,9 @@ def _resampled(
     return np.asarray(found).reshape(*shape, -1)
 
 
-def _sample_of(source: ImageSource) -> NDArray[np.generic]:
-    """Return every k-th pixel by row and column, h x w x C; all pixels of small images."""
+def _sample_of(source: ImageSource) -> IntensitySample:
+    """Return a sample of every k-th pixel by row and column; of all pixels of small images."""
     every = max(1, int(np.sqrt(source.height * source.width / _SAMPLE_PIXELS)))
     columns = slice(0, source.width)
-    return np.concatenate([source.read(rows, columns)[::every, ::every] for rows in source.bands(every)])
+    bands = source.bands(every * BLOCK)
+    return joined_samples(intensity_sample(source.read(rows, columns), every, source.name) for rows in bands)

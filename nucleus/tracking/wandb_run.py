@@ -23,7 +23,7 @@ from pydantic import BaseModel
 
 from nucleus.config.recipe import NormalizationOptions, TrackingOptions
 from nucleus.data.images import RgbImage
-from nucleus.data.normalization import histogram_of, normalization_table
+from nucleus.data.normalization import normalize
 from nucleus.errors import UsageError
 from nucleus.lazy import wandb
 from nucleus.pictures import resize_to_side
@@ -369,8 +369,7 @@ def _pair(place: int, image: WorstImage) -> list[Any]:
 
 def shown_image(image: RgbImage) -> RgbImage:
     """Return an image (H x W x 3), reduced to `LARGEST_SIDE` and normalised with the default options, uint8."""
-    table = normalization_table(histogram_of(image), NormalizationOptions())
-    return np.asarray(table[resize_to_side(image, LARGEST_SIDE)], np.uint8)
+    return resize_to_side(normalize(image, NormalizationOptions()), LARGEST_SIDE)
 
 
 def class_mask(labels: NDArray[np.integer]) -> NDArray[np.uint8]:

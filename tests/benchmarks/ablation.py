@@ -41,6 +41,7 @@ LINES: dict[str, tuple[str, ...]] = {
     "crops of 128 px": ("input.crop=128",),
     "crops of 256 px": ("input.crop=256",),
     "no normalisation": ('input.normalization.method="none"',),
+    "percentiles as they are": ('input.normalization.method="percentile"',),
     "augmentation: flips alone": _FLIPS_ALONE,
 }
 _NUMBERS = ("ap_50", "ap_70", "ap_90", "map", "iou", "dice")

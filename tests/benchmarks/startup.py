@@ -14,7 +14,7 @@ import sys, time
 from nucleus.cli.progress_bars import TrainingDisplay
 steps = TrainingDisplay.on_steps_end
 def first(self, epoch, epochs, done, *more):
-    if done == 1 and epoch == 0:
+    if epoch == 0:
         print("first step", time.time(), flush=True)
     steps(self, epoch, epochs, done, *more)
 TrainingDisplay.on_steps_end = first
