@@ -19,7 +19,7 @@ def first(self, epoch, epochs, done, *more):
     steps(self, epoch, epochs, done, *more)
 TrainingDisplay.on_steps_end = first
 from nucleus.cli.main import main
-main()
+sys.exit(main())
 """
 _BARE = """
 import sys, tempfile, time
@@ -122,7 +122,10 @@ def encoder_weights(root: Path) -> Path:
 def _until_first_step(recipe: str) -> float:
     started = time.time()
     command = [sys.executable, "-c", _OURS, "train", recipe]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+    own_cluster = {**os.environ, "RAY_ADDRESS": "local"}
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=own_cluster
+    ) as process:
         assert process.stdout is not None
         found = [float(line.split()[-1]) for line in process.stdout if line.startswith("first step")]
     assert process.returncode == 0
