@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from nucleus.surroundings import provide_folders
+
 if TYPE_CHECKING:
     import keras
     import pandas
@@ -40,16 +42,20 @@ class _LazyModule:
 def _import_quietly(name: str) -> None:
     """Import a module, and hide TensorFlow's usual log messages among its output to stderr."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    provide_folders()
     with stderr_without(_REMARKS):
         importlib.import_module(name)
 
 
 @contextmanager
-def stderr_without(remark: bytes) -> Iterator[None]:
+def stderr_without(remark: bytes) -> Iterator[int]:
     """Hold back stderr of this process, native code included; at the end print the lines that do not match `remark`.
 
     Args:
         remark: Regular expression that is searched for in each line.
+
+    Yields:
+        File descriptor of the real stderr, for what must be shown at once.
     """
     pattern = re.compile(remark)
     sys.stderr.flush()
@@ -57,7 +63,7 @@ def stderr_without(remark: bytes) -> Iterator[None]:
     with tempfile.TemporaryFile() as written:
         os.dup2(written.fileno(), 2)
         try:
-            yield
+            yield kept
         finally:
             os.dup2(kept, 2)
             os.close(kept)
