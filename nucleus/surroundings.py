@@ -13,7 +13,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
-from urllib.request import getproxies_environment, proxy_bypass_environment
+from urllib.request import getproxies_environment, proxy_bypass
 
 from platformdirs import user_cache_path
 
@@ -37,10 +37,10 @@ _NAME = "nucleus"
 _HOME = "HOME"
 _CHANGE = f"To choose another folder, run: export {CACHE_VARIABLE}=DIR"
 _LIBRARY_FOLDERS = {
-    "KERAS_HOME": ("keras", "~/.keras"),
+    "KERAS_HOME": ("keras", ".keras"),
     "MPLCONFIGDIR": ("matplotlib", None),
     "WANDB_CACHE_DIR": ("wandb/cache", None),
-    "WANDB_CONFIG_DIR": ("wandb/config", "~/.config/wandb"),
+    "WANDB_CONFIG_DIR": ("wandb/config", ".config/wandb"),
     "WANDB_DATA_DIR": ("wandb/data", None),
 }
 """Variables of libraries that write to the home folder: a folder below the cache, and the folder in the home folder
@@ -76,12 +76,15 @@ def find_cache() -> CacheFolder:
     Raises:
         UsageError: There is no temporary directory either.
     """
-    usual = Path(user_cache_path(_NAME))
-    if os.environ.get(CACHE_VARIABLE, "").strip():
-        return CacheFolder(usual, _can_write(usual))
-    problem = _home_problem() or (None if _can_write(usual) else f"{usual} cannot be written")
+    given, problem = os.environ.get(CACHE_VARIABLE, "").strip(), _home_problem()
+    if given:
+        path = Path(given).absolute() / _NAME
+        return CacheFolder(path, _can_write(path))
     if problem is None:
-        return CacheFolder(usual, writable=True)
+        usual = Path(user_cache_path(_NAME))
+        if _can_write(usual):
+            return CacheFolder(usual, writable=True)
+        problem = f"{usual} cannot be written"
     path = _temporary_home(problem) / _NAME
     return CacheFolder(path, _can_write(path), temporary=True, problem=problem)
 
@@ -117,35 +120,39 @@ def provide_folders() -> None:
     """
     if _home_problem() is None:
         return
-    base = cache_folder().parent / "libraries"
+    home, base = _home(), cache_folder() / "libraries"
     for variable, (name, usual) in _LIBRARY_FOLDERS.items():
-        if usual is None or not os.path.isdir(os.path.expanduser(usual)):  # noqa: PTH111, PTH112  `Path` raises
-            folder = base / name
-            if variable not in os.environ:
-                folder.mkdir(parents=True, exist_ok=True)
-                os.environ[variable] = str(folder)
-    if not os.path.isdir(os.path.expanduser("~")):  # noqa: PTH111, PTH112  as above
+        kept = home is not None and usual is not None and (home / usual).is_dir()
+        if not kept and variable not in os.environ:
+            (base / name).mkdir(parents=True, exist_ok=True)
+            os.environ[variable] = str(base / name)
+    if home is None or not home.is_dir():
         os.environ[_HOME] = str(base)
-    if not any(os.environ.get(name) for name in _USER_VARIABLES) and not _known_user():
+    if not any(os.environ.get(name) for name in _USER_VARIABLES) and _listed_home() is None:
         os.environ["USER"] = f"uid-{os.getuid()}"
 
 
 def _home_problem() -> str | None:
     """Return why the home folder cannot be used; None if it can."""
-    home = os.path.expanduser("~")  # noqa: PTH111  `Path.home` raises if there is none
-    if home == "~":
+    home = _home()
+    if home is None:
         return f"{_HOME} is not set, and the system does not know the user {os.getuid()}"
-    if not os.path.isdir(home):  # noqa: PTH112
+    if not home.is_dir():
         return f"the home folder {home} does not exist"
     return None if os.access(home, os.W_OK | os.X_OK) else f"the home folder {home} cannot be written"
 
 
-def _known_user() -> bool:
+def _home() -> Path | None:
+    """Return the folder of HOME, else the user's in the system's list of users; None if neither is known."""
+    home = Path(os.environ.get(_HOME, ""))
+    return home if home.is_absolute() else _listed_home()
+
+
+def _listed_home() -> Path | None:
     try:
-        pwd.getpwuid(os.getuid())
+        return Path(pwd.getpwuid(os.getuid()).pw_dir)
     except KeyError:
-        return False
-    return True
+        return None
 
 
 def _can_write(folder: Path) -> bool:
@@ -186,7 +193,7 @@ def proxy_of(url: str) -> str | None:
         Such as `HTTP_PROXY=http://proxy:3128`; None if no proxy is used.
     """
     parts, proxies = urlsplit(url), getproxies_environment()
-    if not parts.hostname or proxy_bypass_environment(parts.netloc.rpartition("@")[2], proxies):
+    if not parts.hostname or proxy_bypass(parts.netloc.rpartition("@")[2], proxies):
         return None
     scheme = next((name for name in (parts.scheme, "all") if proxies.get(name)), None)
     if scheme is None:

@@ -226,9 +226,9 @@ def _wandb(manifest: "ModelManifest", plan: "RunPlan", *, here: bool) -> str:
         return f"{os.environ.get('WANDB_BASE_URL', _WANDB).rstrip('/')}/{project}/runs/{run}"
     files = nucleus.tracking.offline_files(Path(plan.wandb_dir), plan.run) if here else []
     if files:
-        return "wandb sync " + " ".join(shlex.quote(str(short_path(file.parent))) for file in files)
-    attempts = "offline-run-*" if plan.wandb_mode == "offline" else "*run-*"
-    return f"nucleus runs show {plan.run} --out DIR; wandb sync DIR/{nucleus.runs.WANDB_FOLDER}/{attempts}"
+        return nucleus.tracking.sync_command([short_path(file.parent) for file in files])
+    options, attempts = ("", "offline-run-*") if plan.wandb_mode == "offline" else ("--include-online ", "*run-*")
+    return f"nucleus runs show {plan.run} --out DIR; wandb sync {options}DIR/{nucleus.runs.WANDB_FOLDER}/{attempts}"
 
 
 def short_path(path: Path) -> Path:

@@ -25,3 +25,4 @@ from .wandb_run import kept_files as kept_files
 from .wandb_run import offline_files as offline_files
 from .wandb_run import overlay_image as overlay_image
 from .wandb_run import shown_image as shown_image
+from .wandb_run import sync_command as sync_command

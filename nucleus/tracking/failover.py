@@ -233,11 +233,10 @@ class RunTracking:
         """Go on offline after an error of an online run, without tracking after one of an offline run."""
         failed, self._run, self.run_path = self.mode, None, None
         self.mode = "offline" if failed == "online" else "disabled"
-        cause = first_line(error) or type(error).__name__
+        cause = (first_line(error) or type(error).__name__).rstrip(".")
         then = "its files are kept for wandb sync" if self.mode == "offline" else "the run goes on without it"
-        self._on_warning(
-            f"Expected W&B to track the run ({failed}); it failed: {cause.rstrip('.')}. Tracking: {self.mode}; {then}."
-        )
+        told = f"Expected W&B to track the run {failed}; it failed: {cause}. Tracking is {self.mode}: {then}."
+        self._on_warning(told)
         if self.mode == "offline":
             _restart_service()
             self._open()

@@ -7,6 +7,7 @@ writes a folder `wandb/offline-run-<time>-<run>/`, which `wandb sync` uploads la
 
 from __future__ import annotations
 
+import shlex
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -42,6 +43,7 @@ __all__ = [
     "offline_files",
     "overlay_image",
     "shown_image",
+    "sync_command",
 ]
 
 
@@ -59,7 +61,7 @@ _START_SECONDS, _UPLOAD_SECONDS = 30.0, 60.0
 """Longest waits for W&B's server: to accept a run, and to take what is left at its end."""
 _ATTEMPTS = ("offline-run-", "run-")
 """Prefixes of the folders of attempts. One that was online is kept if the server may lack something of it."""
-_FATAL = b"atal error"
+_FATAL = b"fatal error"
 """In W&B's log of an attempt: it has given up sending."""
 
 
@@ -115,6 +117,16 @@ def kept_files(folder: Path, run: str) -> dict[str, Path]:
         for path in sorted(main.parent.rglob("*"))
         if path.is_file() and path.relative_to(main.parent).parts[0] not in {"logs", _LEDGER}
     }
+
+
+def sync_command(attempts: Sequence[Path]) -> str:
+    """Return the command that sends attempts of a run to W&B's server.
+
+    Args:
+        attempts: Folders of attempts.
+    """
+    online = any(not path.name.startswith(_ATTEMPTS[0]) for path in attempts)  # W&B skips them unless told
+    return shlex.join(["wandb", "sync", *(["--include-online"] if online else []), *map(str, attempts)])
 
 
 def keep_files(folder: Bucket, files: Mapping[str, Path]) -> None:
