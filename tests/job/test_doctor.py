@@ -26,6 +26,7 @@ pytestmark = pytest.mark.filterwarnings("default")
 
 HEALTHY = {
     "packages": "ok",
+    "cache": "ok",
     "bucket": "ok",
     "clock": "ok",
     "conditional writes": "ok",
@@ -194,6 +195,10 @@ BROKEN: dict[str, tuple[Callable[[Here], object], str, str, str, str, set[str]]]
     "GPU without its driver": (
         nvidia_smi("echo NVIDIA-SMI has failed; exit 9"),
         "GPU", "failed", "NVIDIA-SMI has failed", "Reinstall the GPU's driver", set(),
+    ),
+    "no cache": (
+        environment("XDG_CACHE_HOME", __file__),
+        "cache", "failed", "cannot be written", "export XDG_CACHE_HOME=DIR", set(),
     ),
     "no W&B key": (
         no_key("online"),
