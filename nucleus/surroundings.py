@@ -10,6 +10,7 @@ import pwd
 import stat
 import sys
 import tempfile
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -48,6 +49,7 @@ that is used if it exists, though it cannot be written: it may hold weights or a
 _USER_VARIABLES = ("LOGNAME", "USER", "LNAME", "USERNAME")
 """Where Python looks for the user's name before it asks the system, which may not know the user."""
 _WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
+_choosing = threading.Lock()
 _THIS_MACHINE = ("127.0.0.1", "localhost", "::1")
 
 
@@ -98,15 +100,18 @@ def cache_folder() -> Path:
     Raises:
         UsageError: No folder can be written.
     """
-    found = find_cache()
-    if not found.writable:
-        where = f"{CACHE_VARIABLE}={os.environ[CACHE_VARIABLE]}" if not found.temporary else str(found.path)
-        raise UsageError(f"Expected a folder for caches that can be written; found {where}, which cannot. {_CHANGE}")
-    if found.temporary:
-        _claim(found.path.parent)
-        os.environ[CACHE_VARIABLE] = str(found.path.parent)
-        sys.stderr.write(f"Note: caches are in {found.path}, because {found.problem}. {_CHANGE}\n")
-    return found.path
+    with _choosing:  # or several threads would each note it
+        found = find_cache()
+        if not found.writable:
+            where = str(found.path) if found.temporary else f"{CACHE_VARIABLE}={os.environ[CACHE_VARIABLE]}"
+            raise UsageError(
+                f"Expected a folder for caches that can be written; found {where}, which cannot. {_CHANGE}"
+            )
+        if found.temporary:
+            _claim(found.path.parent)
+            os.environ[CACHE_VARIABLE] = str(found.path.parent)
+            sys.stderr.write(f"Note: caches are in {found.path}, because {found.problem}. {_CHANGE}\n")
+        return found.path
 
 
 def provide_folders() -> None:
