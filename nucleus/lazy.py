@@ -10,6 +10,7 @@ import os
 import re
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,10 @@ if TYPE_CHECKING:
 __all__ = ["keras", "pandas", "stderr_without", "tf", "wandb"]
 
 _REMARKS = rb"^(WARNING: All log messages before absl|[IW]0000 |To enable the following instructions)"
+
+
+_redirecting = threading.RLock()
+"""Held while stderr is held back: two threads at once would put it back in the wrong order, and lose what follows."""
 
 
 class _LazyModule:
@@ -58,9 +63,9 @@ def stderr_without(remark: bytes) -> Iterator[int]:
         File descriptor of the real stderr, for what must be shown at once.
     """
     pattern = re.compile(remark)
-    sys.stderr.flush()
-    kept = os.dup(2)
-    with tempfile.TemporaryFile() as written:
+    with _redirecting, tempfile.TemporaryFile() as written:
+        sys.stderr.flush()
+        kept = os.dup(2)
         os.dup2(written.fileno(), 2)
         try:
             yield kept
