@@ -153,5 +153,5 @@ def _answers(
         if not is_from_ray(error):
             raise
         raise our_error(error) or JobError(
-            f"Expected the workers to finish; one failed: {failure_text(error)}. To see its logs: --debug"
+            f"Expected the workers to finish; one failed: {failure_text(error)}. To see logs, use --debug."
         ) from error

@@ -82,7 +82,7 @@ def _explained() -> Iterator[None]:
         if not job.is_from_ray(error):
             raise
         raise job.our_error(error) or JobError(
-            f"Expected Ray to do its work; it failed: {job.failure_text(error)}. To see its logs: --debug"
+            f"Expected Ray to do its work; it failed: {job.failure_text(error)}. To see logs, use --debug."
         ) from error
 
 
@@ -112,7 +112,7 @@ def _start(shown: int, **settings: Any) -> None:
             f"Expected Ray to start on this machine, and waited up to {_START_SECONDS:.0f} s; it did not: "
             f"{job.failure_text(error)}. Try again when the machine is less busy and has free memory; set RAY_TMPDIR "
             f"to a folder with a short path on a local disk with space (now {_temporary_folder()}); or use a running "
-            f"cluster: export {_ADDRESS}=HOST:6379"
+            f"cluster with {_ADDRESS}=HOST:6379."
         ) from error
     finally:
         note.cancel()
