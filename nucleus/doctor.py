@@ -40,6 +40,7 @@ __all__ = [
     "gpus_here",
     "skipped",
     "tensorflow_gpus",
+    "wandb_problem",
 ]
 
 State = Literal["ok", "warning", "failed", "skipped"]
@@ -48,7 +49,7 @@ _CACHE, _GPU, _WANDB = "cache", "GPU", "W&B"
 _BUCKET, _CLOCK, _CONDITIONS, _WEIGHTS = "bucket", "clock", "conditional writes", "weights"
 
 _HIDING = "CUDA_VISIBLE_DEVICES"
-_NVIDIA_SECONDS, _TENSORFLOW_SECONDS, _WANDB_SECONDS, _SERVER_SECONDS = 10.0, 60.0, 20.0, 40.0
+_NVIDIA_SECONDS, _TENSORFLOW_SECONDS, _WANDB_SECONDS = 10.0, 60.0, 40.0
 _CLOCK_WARNING, _CLOCK_FAILURE = 60.0, 300.0
 """Seconds of difference; S3 refuses requests at 15 minutes, which a drifting clock reaches sooner or later."""
 _SET_THE_CLOCK = "Run: timedatectl set-ntp true (for a container, on its host)."
@@ -272,8 +273,7 @@ def check_wandb() -> Finding:
         mode = tracking_mode(TrackingOptions())
         if chosen in _NOT_SENT:
             return Finding(_WANDB, "ok", _NOT_SENT[chosen])
-        call_in_subprocess(check_tracking, "online", who="W&B", seconds=_WANDB_SECONDS)
-        problem = _server_problem() if mode == "online" else None
+        problem = call_in_subprocess(wandb_problem, mode, who="W&B", seconds=_WANDB_SECONDS)
     except UsageError as error:
         return failed(_WANDB, error) if chosen else _NO_KEY
     except NucleusError as error:
@@ -284,9 +284,14 @@ def check_wandb() -> Finding:
     return Finding(_WANDB, "ok", f"{mode}; there is a key" + ("" if chosen else ": WANDB_MODE=online uploads runs"))
 
 
-def _server_problem() -> str | None:
-    problem: str | None = call_in_subprocess(server_problem, who="W&B's server", seconds=_SERVER_SECONDS)
-    return problem
+def wandb_problem(mode: str) -> str | None:
+    """Return why W&B's server cannot be used; None if it can, or if the mode is not `online`, so that it is not asked.
+
+    Raises:
+        UsageError: There is no API key.
+    """
+    check_tracking("online")
+    return server_problem() if mode == "online" else None
 
 
 def call_in_subprocess(function: Callable[..., Any], *arguments: str, who: str, seconds: float) -> Any:

@@ -197,9 +197,9 @@ def _downloaded(encoder: EncoderName, report: Callable[[str], object]) -> Iterat
     except Exception as error:  # urllib, ssl and Keras each raise their own
         raise WeightsError(
             f"Expected ImageNet weights of {encoder}: the bucket has none under weights/{encoder}/, Keras's cache "
-            f"has none, and the download failed ({error}).{proxy_advice(_DOWNLOADS)} Do one of these: run `nucleus weights add FILE`; set "
-            "network.weights to a local file or s3:// URI; run once where the download works; or train without "
-            "pretrained weights: network.weights = 'none'."
+            f"has none, and the download failed ({error}).{proxy_advice(_DOWNLOADS)} Do one of these: run `nucleus "
+            "weights add FILE`; set network.weights to a local file or s3:// URI; run once where the download works; "
+            "or train without pretrained weights: network.weights = 'none'."
         ) from error
     finally:
         socket.setdefaulttimeout(timeout)

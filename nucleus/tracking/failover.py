@@ -43,6 +43,7 @@ _MODES = ("online", "offline", "disabled")
 _ADDRESS_VARIABLE = "WANDB_BASE_URL"
 _ADDRESS = "https://api.wandb.ai"
 """Address of W&B's server without WANDB_BASE_URL."""
+_NO_KEY = "Expected a W&B key for tracking.wandb = 'online'; found none. Run: wandb login, set WANDB_API_KEY"
 _ATTEMPTS, _ANSWER_SECONDS, _PAUSE_SECONDS = 2, 5.0, 1.0
 _LONGEST_ANSWER = 1 << 16
 _REFUSED = (401, 403)
@@ -63,11 +64,8 @@ def tracking_mode(options: TrackingOptions) -> str:
 
 def check_tracking(mode: str) -> None:
     """Raise `UsageError` if the mode is `online` and W&B has no API key."""
-    if mode == "online" and _address_problem() is None and not wandb.api.api_key:
-        raise UsageError(
-            "Expected a W&B key for tracking.wandb = 'online'; found none. Run: wandb login, set WANDB_API_KEY, or "
-            "choose WANDB_MODE=offline."
-        )
+    if mode == "online" and _settings_problem() is None and not wandb.api.api_key:
+        raise UsageError(f"{_NO_KEY}, or choose WANDB_MODE=offline.")
 
 
 def usable_mode(mode: str, on_stage: Callable[[str], None], on_warning: Callable[[str], None]) -> str:
@@ -95,11 +93,13 @@ def server_problem() -> str | None:
 
     A server that does not answer, or fails, is asked twice; an answer may take 5 s.
     """
-    problem = _address_problem()
+    problem = _settings_problem()
     if problem is not None:
         return problem
+    address, key = _address(), wandb.api.api_key
+    if not key:  # a run that is resumed on another machine
+        return f"{_NO_KEY}."
     exempt_this_machine()
-    address, key = _address(), str(wandb.api.api_key)
     for attempt in range(_ATTEMPTS):
         problem, final = _ask(address, key)
         if final:
@@ -111,6 +111,17 @@ def server_problem() -> str | None:
 
 def _address() -> str:
     return (os.environ.get(_ADDRESS_VARIABLE) or str(wandb.setup().settings.base_url) or _ADDRESS).rstrip("/")
+
+
+def _settings_problem() -> str | None:
+    """Return why W&B's settings, of files and the environment, cannot be used; None if they can."""
+    problem = _address_problem()
+    if problem is None:
+        try:
+            wandb.setup()
+        except Exception as error:  # pydantic's and others
+            return f"Expected settings that W&B can use; W&B says: {first_line(error).rstrip('.')}."
+    return problem
 
 
 def _address_problem() -> str | None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import wandb
 
 from nucleus.config.recipe import TrackingOptions
 from nucleus.doctor import check_wandb
@@ -30,7 +31,6 @@ HISTORY = [{"epoch": float(epoch), "loss": 1 / (epoch + 3)} for epoch in range(4
 @pytest.fixture
 def connected(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
     """A function that names W&B's server; the key is set, and there are no pauses."""
-    import wandb
 
     def name_server(url: str) -> None:
         monkeypatch.setenv("WANDB_BASE_URL", url)
@@ -107,6 +107,25 @@ def test_a_server_that_recovers_is_used(server: WandbServer) -> None:
 def test_a_key_that_nobody_has_is_refused(server: WandbServer) -> None:
     server.viewer = None
     assert "does not know the API key" in str(server_problem())
+
+
+def test_without_a_key_nobody_is_asked(server: WandbServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As of a run that is resumed on another machine."""
+    monkeypatch.delenv("WANDB_API_KEY")
+    for name in ("NETRC", "WANDB_CONFIG_DIR"):
+        monkeypatch.setenv(name, str(tmp_path / "none"))
+    wandb.teardown()
+    assert "wandb login" in str(server_problem())
+    assert server.queries == []
+
+
+def test_settings_that_w_and_b_cannot_read_are_a_problem(server: WandbServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_ANONYMOUS", "perhaps")
+    monkeypatch.setenv("WANDB_INIT_TIMEOUT", "soon")
+    wandb.teardown()
+    assert "W&B says" in str(server_problem())
+    check_tracking("online")
+    assert server.queries == []
 
 
 def test_a_server_that_is_silent_is_asked_twice(
@@ -321,6 +340,7 @@ def test_of_a_run_that_was_sent_nothing_is_kept(server: WandbServer, tmp_path: P
 
 def test_the_doctor_asks_the_server(server: WandbServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "online")
+    monkeypatch.setattr("nucleus.doctor._WANDB_SECONDS", 600.0)  # for a busy machine
     assert check_wandb().state == "ok"
     server.decide = lambda _: 401
     finding = check_wandb()
