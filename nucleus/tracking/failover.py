@@ -157,7 +157,7 @@ def _ask(address: str, key: str) -> tuple[str | None, bool]:
         if error.code in _REFUSED:
             return f"it refused the API key ({error.code}). Run: wandb login --relogin, or set WANDB_API_KEY.", True
         return f"it answered {error.code}.{proxy_advice(address)}", error.code < _SERVERS_FAULT
-    except (OSError, http.client.HTTPException) as error:
+    except (OSError, http.client.HTTPException, ValueError) as error:  # such as a host name that is none
         reason = getattr(error, "reason", error)
         return f"it did not answer ({first_line(reason)}).{proxy_advice(address)}", False
 

@@ -153,6 +153,11 @@ def test_a_server_that_is_away_makes_the_run_offline(connected: Callable[[str], 
     assert len(warnings) == 1
 
 
+def test_a_host_name_that_is_none_is_no_crash(connected: Callable[[str], None]) -> None:
+    connected("http://a..b")
+    assert "did not answer" in str(server_problem())
+
+
 def test_the_proxy_before_the_server_is_named(
     connected: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
