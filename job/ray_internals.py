@@ -3,7 +3,7 @@
 import os
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -87,18 +87,26 @@ def is_from_ray(error: BaseException) -> bool:
 
 def failure_text(error: BaseException) -> str:
     """Return the last cause of an error of Ray in one line: the user's own exception, else what Ray's error means."""
-    cause = list(_chain(error))[-1]
-    name, lines = type(cause).__name__, [line.strip() for line in str(cause).splitlines()]
-    raised = next((line for line in lines if _RAISED.match(line)), None)  # the first in a traceback is the innermost
-    if raised is not None and _TRACEBACK in str(cause):
+    chain = list(_chain(error))
+    cause, name = chain[-1], type(chain[-1]).__name__
+    raised = None if name in _EXPLAINED else _raised_line(chain)
+    if raised is not None:
         text = first_line(raised)
-    elif name in _EXPLAINED:
-        text = _EXPLAINED[name]
     elif is_from_ray(cause) or type(cause) in _PLAIN:
-        text = first_line(cause) or name
+        text = _EXPLAINED.get(name) or first_line(cause) or name
     else:
         text = f"{name}: {first_line(cause)}".removesuffix(": ")
     return text.rstrip(".")
+
+
+def _raised_line(chain: Sequence[BaseException]) -> str | None:
+    """Return the line of the innermost exception, the first, in the tracebacks that errors have as text, or None."""
+    cause = chain[-1]
+    texts = [str(cause)] if _TRACEBACK in str(cause) else []
+    if is_from_ray(cause):
+        texts += [str(getattr(each, "traceback_str", "")) for each in reversed(chain)]
+    lines = (line.strip() for text in texts for line in text.splitlines())
+    return next((line for line in lines if _RAISED.match(line)), None)
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from ray.exceptions import (
     RayActorError,
     RaySystemError,
     RayTaskError,
+    UserCodeException,
     WorkerCrashedError,
 )
 from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
@@ -60,6 +61,7 @@ ray.exceptions.UserCodeException: UDF failed to process a data block. Set max_er
             RayTaskError("work", TWO_TRACEBACKS, RayActorError(error_msg=TWO_TRACEBACKS), "p", 1, "h"),
             "KeyError: 'masks'",
         ),
+        (task_error(UserCodeException("UDF failed. Set max_errored_blocks"), TWO_TRACEBACKS), "KeyError: 'masks'"),
         (WorkerGroupError("worker 0", {0: task_error(KeyError("x")), 1: WorkerCrashedError()}), "KeyError: 'x'"),
         (
             WorkerGroupError("worker 0", {0: OutOfMemoryError("retry with RAY_memory_usage_threshold")}),
