@@ -43,7 +43,6 @@ _MODES = ("online", "offline", "disabled")
 _ADDRESS_VARIABLE = "WANDB_BASE_URL"
 _ADDRESS = "https://api.wandb.ai"
 """Address of W&B's server without WANDB_BASE_URL."""
-_NO_KEY = "Expected a W&B key for tracking.wandb = 'online'; found none. Run: wandb login, set WANDB_API_KEY"
 _ATTEMPTS, _ANSWER_SECONDS, _PAUSE_SECONDS = 2, 5.0, 1.0
 _LONGEST_ANSWER = 1 << 16
 _REFUSED = (401, 403)
@@ -65,7 +64,10 @@ def tracking_mode(options: TrackingOptions) -> str:
 def check_tracking(mode: str) -> None:
     """Raise `UsageError` if the mode is `online` and W&B has no API key."""
     if mode == "online" and _settings_problem() is None and not wandb.api.api_key:
-        raise UsageError(f"{_NO_KEY}, or choose WANDB_MODE=offline.")
+        raise UsageError(
+            "Expected a W&B key for tracking.wandb = 'online'; found none. Run: wandb login, set WANDB_API_KEY, or "
+            "choose WANDB_MODE=offline."
+        )
 
 
 def usable_mode(mode: str, on_stage: Callable[[str], None], on_warning: Callable[[str], None]) -> str:
@@ -98,7 +100,7 @@ def server_problem() -> str | None:
         return problem
     address, key = _address(), wandb.api.api_key
     if not key:  # a run that is resumed on another machine
-        return f"{_NO_KEY}."
+        return "Expected a W&B key on this machine; found none. Run: wandb login, or set WANDB_API_KEY."
     exempt_this_machine()
     for attempt in range(_ATTEMPTS):
         problem, final = _ask(address, key)
