@@ -41,12 +41,16 @@ from .publishing import judge as judge
 from .publishing import publish_run as publish_run
 from .ray_internals import ask_head as ask_head
 from .ray_internals import autoscaler_limits as autoscaler_limits
+from .ray_internals import end_started_processes as end_started_processes
+from .ray_internals import failure_text as failure_text
 from .ray_internals import free_address as free_address
+from .ray_internals import is_from_ray as is_from_ray
 from .ray_internals import is_submitted_job as is_submitted_job
 from .ray_internals import job_api_answer as job_api_answer
 from .ray_internals import local_addresses as local_addresses
 from .ray_internals import our_error as our_error
 from .ray_internals import pass_to_controller as pass_to_controller
+from .ray_internals import patient_start as patient_start
 from .ray_internals import server_ray_version as server_ray_version
 from .ray_internals import trainer_class as trainer_class
 from .reporting import has_facts as has_facts
@@ -76,6 +80,7 @@ from .train import fit as fit
 from .train import fit_trial as fit_trial
 from .train import plan_run as plan_run
 from .train import resume as resume
+from .train import tracked_where_possible as tracked_where_possible
 from .train import train as train
 from .worker import MultiWorkerConfig as MultiWorkerConfig
 from .worker import limit_devices as limit_devices

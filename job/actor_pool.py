@@ -11,6 +11,7 @@ import numpy as np
 
 from job.capacity import check_resources, shortage
 from job.cluster import capacities, connection
+from job.ray_internals import failure_text, is_from_ray, our_error
 from job.worker import limit_devices
 from nucleus.errors import JobError, NucleusError
 from nucleus.storage.retries import set_storage_timeout, storage_timeout
@@ -39,7 +40,7 @@ class _ActorPlan:
 
 
 class _Actor(Generic[Item, Answer]):
-    """An actor. It returns this project's errors as answers: Ray Data would treat a raised error as its own failure."""
+    """An actor. It returns errors as answers: Ray Data would treat a raised error as its own failure, and repeat it."""
 
     def __init__(
         self, items: Sequence[Item], make: Callable[[], Callable[[Item], Answer]], timeout: float, gpus: int
@@ -65,6 +66,8 @@ class _Actor(Generic[Item, Answer]):
             return self._work(item)
         except NucleusError as error:
             return error
+        except Exception as error:
+            return JobError(f"Expected a worker to finish its part; it failed: {failure_text(error)}")
 
 
 def map_on_cluster(
@@ -128,7 +131,6 @@ def _answers(
     items: Sequence[Item], make: Callable[[], Callable[[Item], Answer]], actors: _ActorPlan, *, verbose: bool
 ) -> Iterator[Answer | NucleusError]:
     import ray.data
-    from ray.exceptions import RayError
 
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
@@ -147,6 +149,9 @@ def _answers(
     try:
         for row in answers.iter_rows():
             yield row[_ANSWER]
-    except RayError as error:
-        message = (str(error).strip().splitlines() or [type(error).__name__])[-1]
-        raise JobError(f"Expected the workers to finish; Ray Data failed: {message} Run again with --debug.") from error
+    except Exception as error:
+        if not is_from_ray(error):
+            raise
+        raise our_error(error) or JobError(
+            f"Expected the workers to finish; one failed: {failure_text(error)}. To see logs, use --debug."
+        ) from error

@@ -3,6 +3,8 @@
 import os
 import socket
 import sys
+import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from typing import Any
@@ -10,8 +12,9 @@ from typing import Any
 import job
 from job.capacity import Capacity, check_capacity
 from nucleus.config.recipe import Recipe
-from nucleus.errors import JobError
+from nucleus.errors import JobError, NucleusError
 from nucleus.lazy import stderr_without
+from nucleus.surroundings import provide_folders
 
 __all__ = ["address_at_hand", "capacities", "connected", "connection"]
 
@@ -19,6 +22,8 @@ __all__ = ["address_at_hand", "capacities", "connected", "connection"]
 _ADDRESS = "RAY_ADDRESS"
 _ANSWER_SECONDS = 5.0
 """Seconds to wait for a server to accept a connection."""
+_START_SECONDS, _NOTE_SECONDS = 180.0, 20.0
+"""Longest wait for a cluster on this machine to start, and the wait after which a note says so."""
 _REMARK = rb"Set ray log level from environment variable"
 """Beginning of a line of Ray that is not shown."""
 
@@ -47,30 +52,76 @@ def connection(*, own_cpus: int | None = None, verbose: bool = False) -> Iterato
         own_cpus: Start a new cluster on this machine even if another one is available, with at least this number of
             CPUs, even if the machine has fewer.
         verbose: Whether to show Ray's logs.
+
+    Raises:
+        JobError: Ray cannot be reached or started, or fails within the block; the message has the last cause.
     """
     import ray
 
-    with redirect_stdout(sys.stderr):  # Ray prints warnings of the machines to stdout, which is for results
+    provide_folders()  # Ray and what it starts look into the home folder
+    with redirect_stdout(sys.stderr), _explained():  # Ray prints warnings of the machines to stdout, for results
         if ray.is_initialized():
             yield
             return
-        with stderr_without(_REMARK):
-            _connect(own_cpus, verbose=verbose)
+        with stderr_without(_REMARK) as shown:
+            _connect(own_cpus, shown, verbose=verbose)
         try:
             yield
         finally:
             ray.shutdown()
 
 
-def _connect(own_cpus: int | None, *, verbose: bool) -> None:
-    import ray
+@contextmanager
+def _explained() -> Iterator[None]:
+    """Replace errors of Ray by the error of this project that they wrap, else by a `JobError` with their last cause."""
+    try:
+        yield
+    except NucleusError:
+        raise
+    except Exception as error:
+        if not job.is_from_ray(error):
+            raise
+        raise job.our_error(error) or JobError(
+            f"Expected Ray to do its work; it failed: {job.failure_text(error)}. To see logs, use --debug."
+        ) from error
 
+
+def _connect(own_cpus: int | None, shown: int, *, verbose: bool) -> None:
+    """Join a cluster or start one; `shown` is the file descriptor for a note that it takes long."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     quiet = {"log_to_driver": verbose, "logging_level": "info" if verbose else "error"}
     if own_cpus is not None:
-        ray.init(address="local", num_cpus=max(own_cpus, os.cpu_count() or 1), **quiet)
+        _start(shown, num_cpus=max(own_cpus, os.cpu_count() or 1), **quiet)
     elif not _joined(quiet):
-        ray.init(address="local", **quiet)
+        _start(shown, **quiet)
+
+
+def _start(shown: int, **settings: Any) -> None:
+    """Start a cluster on this machine; after 20 s, a note says that it takes long. Raises `JobError`."""
+    import ray
+
+    text = f"Note: Ray takes long to start (is this machine busy?); waiting up to {_START_SECONDS:.0f} s\n"
+    note = threading.Timer(_NOTE_SECONDS, os.write, (shown, text.encode()))
+    note.start()
+    try:
+        with job.patient_start(_START_SECONDS):
+            ray.init(address="local", **settings)
+    except Exception as error:  # Ray raises plain `Exception`s, and those of the system
+        job.end_started_processes()
+        raise JobError(
+            f"Expected Ray to start on this machine, and waited up to {_START_SECONDS:.0f} s; it did not: "
+            f"{job.failure_text(error)}. Try again when the machine is less busy and has free memory; set RAY_TMPDIR "
+            f"to a folder with a short path on a local disk with space (now {_temporary_folder()}); or use a running "
+            f"cluster with {_ADDRESS}=HOST:6379."
+        ) from error
+    finally:
+        note.cancel()
+        note.join()
+
+
+def _temporary_folder() -> str:
+    """Return the folder in which Ray keeps its sockets and logs on this machine."""
+    return os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
 
 
 @contextmanager
@@ -106,10 +157,11 @@ def _joined(settings: dict[str, Any]) -> bool:
         return False
     try:
         ray.init(address=address, **settings)
-    except ConnectionError as error:
+    except Exception as error:  # Ray raises plain `Exception`s too
         raise JobError(
-            f"Expected to connect to the Ray cluster at {address}; that failed, perhaps because of its token. To find "
-            f"the cause, run: nucleus doctor. For a cluster on this machine, set {_ADDRESS}=local."
+            f"Expected to connect to the Ray cluster at {address}; that failed, perhaps because of its token: "
+            f"{job.failure_text(error)}. To find the cause, run: nucleus doctor. For a cluster on this machine, set "
+            f"{_ADDRESS}=local."
         ) from error
     return True
 

@@ -56,6 +56,7 @@ def event_queue(callback: Callback, on_silence: Callable[[], None]) -> Iterator[
         callback: The driver's callback.
         on_silence: Called every ten seconds until the first call arrives.
     """
+    from ray.exceptions import RayError
     from ray.util.queue import Empty, Queue
 
     queue = Queue(actor_options=driver_node_options())
@@ -73,6 +74,8 @@ def event_queue(callback: Callback, on_silence: Callable[[], None]) -> Iterator[
                     silent_until += _FIRST_SECONDS
                     on_silence()
                 continue
+            except RayError:  # the queue is lost with its machine or cluster; the run itself says why
+                return
             silent_until = None
             getattr(callback, method)(*arguments)
 

@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -16,7 +15,9 @@ from tenacity.retry import retry_base
 
 import job
 from job.capacity import Capacity
+from job.ray_internals import failure_text
 from nucleus.errors import ClusterError, UsageError
+from nucleus.surroundings import exempt_this_machine, proxy_advice
 
 __all__ = [
     "DEFAULT_ADDRESS",
@@ -99,6 +100,7 @@ def job_client(address: str, *, insecure: bool) -> Any:
     Raises:
         ClusterError: The cluster does not answer, requires no token, refuses the token or runs another version of Ray.
     """
+    exempt_this_machine()
     if _accepts_anybody(address) and not insecure:
         raise ClusterError(
             f"Expected a Ray cluster that requires a token at {address}; it runs code of anybody who can reach it. "
@@ -122,8 +124,7 @@ def job_client(address: str, *, insecure: bool) -> Any:
             "RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH, or put it in ~/.ray/auth_token."
         ) from error
     except (ConnectionError, RuntimeError) as error:
-        text = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ClusterError(f"Expected the job API of a Ray cluster at {address}; {text}") from error
+        raise ClusterError(f"Expected the job API of a Ray cluster at {address}; {failure_text(error)}") from error
     found = job.server_ray_version(client)
     if found != ray.__version__:
         raise ClusterError(
@@ -173,8 +174,8 @@ def _accepts_anybody(address: str) -> bool:
         answer = requests.get(f"{address}/api/jobs/", timeout=_ANSWER_SECONDS, allow_redirects=False)
     except requests.RequestException as error:
         raise ClusterError(
-            f"Expected a Ray cluster at {address}; it does not answer ({type(error).__name__}). Start one (ray start "
-            "--head), correct --address, or open the tunnel to it."
+            f"Expected a Ray cluster at {address}; it does not answer ({type(error).__name__}).{proxy_advice(address)} "
+            "Start one (ray start --head), correct --address, or open the tunnel to it."
         ) from error
     if answer.status_code not in {_HTTP_OK, *_REFUSED}:
         raise ClusterError(
@@ -187,7 +188,8 @@ def _accepts_anybody(address: str) -> bool:
 def _has_token() -> bool:
     if os.environ.get("RAY_AUTH_TOKEN"):
         return True
-    return Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token").expanduser().is_file()
+    token = os.environ.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token"
+    return os.path.isfile(os.path.expanduser(token))  # noqa: PTH111, PTH113  `Path` raises if there is no home folder
 
 
 @dataclass(frozen=True)
@@ -301,8 +303,8 @@ def _ask(request: Callable[[], Any]) -> Any:
         if _MISSING in str(error):
             raise
         raise ClusterError(
-            f"Expected the cluster to answer; it has not for {_PATIENCE_SECONDS:.0f} s: {error} Its jobs continue "
-            "without this command. Run: nucleus jobs list"
+            f"Expected the cluster to answer; it has not for {_PATIENCE_SECONDS:.0f} s: {failure_text(error)} Its "
+            "jobs continue without this command. Run: nucleus jobs list"
         ) from error
 
 

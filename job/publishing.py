@@ -35,11 +35,13 @@ class FinishedRun:
         metrics: Scores of the best weights: split, then `all` or kind of image, then metric.
         wandb_run: W&B's path `[entity/]project/id`; None if tracking was disabled.
         checkpoint: `bucket/key` of the last checkpoint, which holds the model.
+        wandb_mode: How the run was tracked in the end: `online`, `offline` or `disabled`.
     """
 
     metrics: dict[str, dict[str, dict[str, float]]]
     wandb_run: str | None
     checkpoint: str
+    wandb_mode: str
 
 
 def judge(bucket: Bucket, manifest: ModelManifest, plan: RunPlan, callback: Callback) -> None:
@@ -94,6 +96,7 @@ def publish_run(plan: RunPlan, fitted: FinishedRun, bucket: Bucket, callback: Ca
         metrics=fitted.metrics,
         code_version=__version__,
         wandb_run=fitted.wandb_run,
+        wandb_mode=fitted.wandb_mode,
     )
     checkpoint = Bucket(parse_uri(f"s3://{fitted.checkpoint}"))
     with tempfile.TemporaryDirectory(prefix="nucleus-model-") as temporary:

@@ -77,11 +77,13 @@ def _report_published(
 ) -> None:
     origin = manifest.origin
     decision = read_decision(bucket, manifest.model, manifest.version)
-    record = report_run(plan, origin.metrics, origin.wandb_run, bucket, callback, manifest, decision, seconds)
+    mode = origin.wandb_mode or plan.wandb_mode
+    tracked = (origin.wandb_run, mode)
+    record = report_run(plan, origin.metrics, tracked, bucket, callback, manifest, decision, seconds)
     problems = note_published(
         plan.run,
         plan.recipe.tracking,
-        plan.wandb_mode,
+        mode,
         Path(plan.wandb_dir),
         plan.group,
         manifest=manifest,
@@ -93,7 +95,7 @@ def _report_published(
     )
     for problem in problems:
         callback.on_warning(problem)
-    if plan.wandb_mode == "offline":
+    if mode == "offline" or problems:
         keep_files(RunFolder(bucket, plan.run).below(WANDB_FOLDER), kept_files(Path(plan.wandb_dir), plan.run))
 
 
@@ -108,7 +110,7 @@ def _worst_image(plan: RunPlan, image: TestImage) -> WorstImage:
 def report_run(
     plan: RunPlan,
     metrics: Mapping[str, Mapping[str, Mapping[str, float]]],
-    wandb_run: str | None,
+    tracked: tuple[str | None, str],
     bucket: Bucket,
     callback: Callback,
     manifest: ModelManifest | None = None,
@@ -120,7 +122,7 @@ def report_run(
     Args:
         plan: The run.
         metrics: Scores of the best weights: split, then `all` or kind of image, then metric.
-        wandb_run: W&B's path `[entity/]project/id`; None if tracking was disabled.
+        tracked: W&B's path `[entity/]project/id`, None if tracking was disabled; and the mode, such as `online`.
         bucket: The project's bucket.
         callback: Shows the progress.
         manifest: Manifest of the version that the run has published; None if there is none.
@@ -167,7 +169,8 @@ def report_run(
         versions=facts.versions,
         code_version=__version__,
         commit=plan.commit,
-        wandb_run=wandb_run,
+        wandb_run=tracked[0],
+        wandb_mode=tracked[1],
         examples=[ExampleImage(name=name, kind=kind) for name, kind in _named(pictures, "examples", dataset)],
         watched=_watched(pictures, dataset, len(history)),
         test_images=_test_images(folder, pictures),

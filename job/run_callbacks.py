@@ -6,6 +6,7 @@ import json
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from nucleus.runs.record import (
 from nucleus.storage.bucket import Bucket
 from nucleus.storage.files import write_sums
 from nucleus.storage.uri import parse_uri
+from nucleus.tracking.failover import RunTracking
 from nucleus.tracking.tensorboard import EVENTS_FILE, TENSORBOARD_FOLDER, StepProfile, events_of, graph_of, write_events
 from nucleus.tracking.wandb_artifacts import summary_of
 from nucleus.tracking.wandb_run import WandbRun, keep_files
@@ -76,15 +78,16 @@ def worker_callbacks(plan: RunPlan, events: Any | None, local: Path, wandb_dir: 
         return CallbackList([pictures, CheckpointCallback()])
     profile = ProfileCallback(plan.recipe.tracking.profile_steps, local / TENSORBOARD_FOLDER)
     tensorboard = TensorBoardCallback(folder, local, pictures, profile)
-    tracked = _wandb_run(plan, wandb_dir) if plan.wandb_mode != "disabled" else None
-    wandb = [WandbCallback(tracked, home.below(WANDB_FOLDER))] if tracked else []
-    checkpoint = CheckpointCallback(folder, tensorboard, tracked.run_path if tracked else None)
+    to_driver = EventCallback(events)
+    tracking = RunTracking(partial(_wandb_run, plan, wandb_dir), plan.wandb_mode, to_driver.on_warning)
+    wandb = WandbCallback(tracking, home.below(WANDB_FOLDER))
+    checkpoint = CheckpointCallback(folder, tensorboard, tracking)
     return CallbackList(
-        [profile, pictures, tensorboard, FactsCallback(report, plan.recipe), *wandb, EventCallback(events), checkpoint]
+        [profile, pictures, tensorboard, FactsCallback(report, plan.recipe), wandb, to_driver, checkpoint]
     )
 
 
-def _wandb_run(plan: RunPlan, folder: Path) -> WandbRun:
+def _wandb_run(plan: RunPlan, folder: Path, mode: str) -> WandbRun:
     config = {
         **plan.recipe.model_dump(mode="json"),
         "dataset_version": plan.dataset,
@@ -92,7 +95,7 @@ def _wandb_run(plan: RunPlan, folder: Path) -> WandbRun:
         "commit": plan.commit,
         "versions": installed_versions(),
     }
-    return WandbRun(plan.run, plan.recipe.tracking, plan.wandb_mode, folder, config, plan.group, plan.commit)
+    return WandbRun(plan.run, plan.recipe.tracking, mode, folder, config, plan.group, plan.commit)
 
 
 class ProfileCallback(Callback):
@@ -287,14 +290,14 @@ class FactsCallback(Callback):
 
 
 class WandbCallback(Callback):
-    """Logs metrics and predictions to W&B, and keeps the files of an offline run in the bucket.
+    """Logs metrics and predictions to W&B, and keeps in the bucket what W&B's server does not have.
 
     Args:
-        tracked: The run in W&B.
+        tracked: The tracking of the run.
         folder: Folder of the run in the bucket for the files of an offline run.
     """
 
-    def __init__(self, tracked: WandbRun, folder: Bucket) -> None:
+    def __init__(self, tracked: RunTracking, folder: Bucket) -> None:
         self._tracked = tracked
         self._folder = folder
         self._finished = False
@@ -328,18 +331,18 @@ class CheckpointCallback(Callback):
     Args:
         folder: The run's folder in the bucket on the first worker; None on all others.
         tensorboard: Writes the event file, which is uploaded with each checkpoint.
-        wandb_run: Path of the run in W&B, which is reported to the driver.
+        tracking: The tracking of the run in W&B: its path and mode are reported to the driver.
     """
 
     def __init__(
         self,
         folder: Bucket | None = None,
         tensorboard: TensorBoardCallback | None = None,
-        wandb_run: str | None = None,
+        tracking: RunTracking | None = None,
     ) -> None:
         self._folder = folder
         self._tensorboard = tensorboard
-        self._wandb_run = wandb_run
+        self._tracking = tracking
 
     def on_checkpoint(self, history: History, save: Callable[[Path], None]) -> None:
         self._report(history, history[-1] if history else {}, save)
@@ -349,7 +352,9 @@ class CheckpointCallback(Callback):
             save(folder)
             save_model(folder / FINAL_FOLDER, result)
 
-        reported = {"wandb_run": self._wandb_run, "metrics": result.metrics}
+        reported: dict[str, Any] = {"metrics": result.metrics}
+        if self._tracking is not None:
+            reported |= {"wandb_run": self._tracking.run_path, "wandb_mode": self._tracking.mode}
         self._report(result.progress.history, reported, save_all)
 
     def _report(self, history: History, metrics: dict[str, Any], save: Callable[[Path], None]) -> None:

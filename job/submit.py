@@ -14,6 +14,7 @@ from tenacity import retry_if_exception
 
 from job.capacity import Capacity, resources_needed, shortage
 from job.job_api import STOP_SECONDS, with_retries
+from job.ray_internals import failure_text
 from nucleus.config.recipe import Recipe
 from nucleus.data.dataset import locate_dataset, open_dataset
 from nucleus.errors import ClusterError, JobError
@@ -70,7 +71,9 @@ class Submission:
                     f"Expected a new run; the cluster already has a job named {self.job}. Choose another name with "
                     f"--run, or continue that run: nucleus submit --resume {self.job}"
                 ) from error
-            raise ClusterError(f"Expected the cluster to accept the job {self.job}; it did not: {error}") from error
+            raise ClusterError(
+                f"Expected the cluster to accept the job {self.job}; it did not: {failure_text(error)}"
+            ) from error
 
 
 def prepare(recipe: Path | None, job: str, arguments: Sequence[str], folder: Path, *, verbose: bool) -> Submission:

@@ -10,8 +10,9 @@ from job.cluster import capacities, connected
 from job.events import EventCallback, event_queue
 from job.filesystem import run_storage
 from job.publishing import FinishedRun, publish_run
+from job.ray_internals import failure_text
 from job.reporting import report_published, report_run
-from job.train import RunOptions, fit_trial, plan_run
+from job.train import RunOptions, fit_trial, plan_run, tracked_where_possible
 from nucleus.config.recipe import Recipe
 from nucleus.errors import JobError, NucleusError, RecipeError
 from nucleus.registry.manifest import ModelManifest
@@ -123,6 +124,7 @@ def sweep(
         plan_run(trial.recipe, replace(options, run=f"{name}-{number:02d}"), callback, name)
         for number, trial in enumerate(trials, 1)
     ]
+    plans = tracked_where_possible(plans, callback)
     callback.on_stage(f"Sweep {name}: {len(plans)} trials")
     largest = max(plans, key=lambda plan: sum(resources_needed(plan.recipe).values()))
     with connected(largest.recipe, own=False, verbose=options.verbose):
@@ -145,7 +147,8 @@ def sweep(
     for outcome in outcomes[1:]:
         if outcome.fitted is not None:
             fitted = outcome.fitted
-            report_run(by_run[outcome.run], fitted.metrics, fitted.wandb_run, bucket, callback)
+            tracked = (fitted.wandb_run, fitted.wandb_mode)
+            report_run(by_run[outcome.run], fitted.metrics, tracked, bucket, callback)
     return SweepResult(outcomes, published)
 
 
@@ -208,7 +211,7 @@ def _run_trial(config: dict[str, int], plans: list[str], options: RunOptions, ti
 def _reported(result: Any) -> dict[str, Any]:
     """Return a trial's report, or the error with which Ray ended the trial."""
     if result.error is not None:
-        return {_ERROR: (str(result.error).strip().splitlines() or [type(result.error).__name__])[-1]}
+        return {_ERROR: failure_text(result.error)}
     return dict(result.metrics)
 
 

@@ -17,7 +17,7 @@ from job.cluster import capacities, connected
 from job.events import event_queue
 from job.filesystem import run_storage
 from job.publishing import FinishedRun, judge, publish_run
-from job.ray_internals import our_error
+from job.ray_internals import failure_text, our_error
 from job.reporting import has_facts, report_published
 from job.signals import stop_request, stops_on_sigterm
 from job.worker import train_worker
@@ -33,10 +33,10 @@ from nucleus.runs.state import StateWriter
 from nucleus.storage.bucket import Bucket, check_conditional_writes
 from nucleus.storage.retries import storage_timeout
 from nucleus.storage.uri import bucket_from_environment, parse_uri
-from nucleus.tracking.wandb_run import check_tracking, tracking_mode
+from nucleus.tracking.failover import check_tracking, tracking_mode, usable_mode
 from nucleus.training.callbacks import Callback
 
-__all__ = ["RunOptions", "fit", "fit_trial", "plan_run", "resume", "train"]
+__all__ = ["RunOptions", "fit", "fit_trial", "plan_run", "resume", "tracked_where_possible", "train"]
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,8 @@ def fit(plan: RunPlan, options: RunOptions, callback: Callback) -> FinishedRun:
             raise _explained(error, plan, options) from error
     if _METRICS not in result.metrics:
         raise RunStoppedError(f"The run {plan.run} was asked to stop and saved a checkpoint. {plan.how_to_go_on}")
-    return FinishedRun(result.metrics[_METRICS], result.metrics["wandb_run"], result.checkpoint.path)
+    wandb_run, mode = (result.metrics[name] for name in ("wandb_run", "wandb_mode"))
+    return FinishedRun(result.metrics[_METRICS], wandb_run, result.checkpoint.path, mode)
 
 
 def fit_trial(plan: RunPlan, options: RunOptions, callback: Callback) -> FinishedRun:
@@ -165,18 +166,14 @@ def _waits_for(recipe: Recipe, capacity: Mapping[str, Capacity], reservations: S
 
 
 def _explained(error: BaseException, plan: RunPlan, options: RunOptions) -> NucleusError:
-    """Return a worker's error of this project, else a `JobError` with Ray's message and the command to resume."""
-    causes = list(getattr(error, "worker_failures", {}).values()) or [error]
-    for cause in causes:
-        found = our_error(cause)
-        if found is not None:
-            return found
-    first = str(causes[0]).strip().splitlines()
+    """Return a worker's error of this project, else a `JobError` with the last cause and the command to resume."""
+    found = our_error(error)
+    if found is not None:
+        return found
     hint = "" if options.verbose else " Run it again with --debug to see the workers' logs."
     failed = "a worker" if getattr(error, "worker_failures", None) else "Ray's controller"
     return JobError(
-        f"Expected the run {plan.run} to finish; {failed} failed: {first[-1] if first else type(error).__name__}."
-        f"{hint} {plan.how_to_go_on}"
+        f"Expected the run {plan.run} to finish; {failed} failed: {failure_text(error)}.{hint} {plan.how_to_go_on}"
     )
 
 
@@ -191,7 +188,8 @@ def train(recipe: Recipe, options: RunOptions | None = None, callback: Callback 
     """
     options = options or RunOptions()
     callback = callback or Callback()
-    return _execute(plan_run(recipe, options, callback), options, callback, new=True)
+    (plan,) = tracked_where_possible([plan_run(recipe, options, callback)], callback)
+    return _execute(plan, options, callback, new=True)
 
 
 def resume(
@@ -216,7 +214,7 @@ def resume(
     check_conditional_writes(store)
     published = version_of_run(store, plan.recipe.model, run)
     if published is None:
-        return _execute(plan, options, callback, new=False)
+        return _execute(tracked_where_possible([plan], callback)[0], options, callback, new=False)
     judge(store, published, plan, callback)
     if has_facts(store, run):
         report_published(plan, published, store, callback, {})
@@ -274,6 +272,14 @@ def plan_run(recipe: Recipe, options: RunOptions, callback: Callback, group: str
         commit=commit(),
         submitted=job.is_submitted_job(),
     )
+
+
+def tracked_where_possible(plans: Sequence[RunPlan], callback: Callback) -> list[RunPlan]:
+    """Return the plans, with offline tracking instead of online if W&B's server cannot be used; it is asked once."""
+    if not any(plan.wandb_mode == "online" for plan in plans):
+        return list(plans)
+    mode = usable_mode("online", callback.on_stage, callback.on_warning)
+    return [plan.model_copy(update={"wandb_mode": mode}) if plan.wandb_mode == "online" else plan for plan in plans]
 
 
 def _execute(plan: RunPlan, options: RunOptions, callback: Callback, *, new: bool) -> ModelManifest:

@@ -23,13 +23,15 @@ from nucleus.registry.manifest import MODELS
 from nucleus.storage.bucket import Bucket, check_conditional_writes
 from nucleus.storage.s3_errors import endpoint
 from nucleus.storage.uri import bucket_from_environment
-from nucleus.tracking.wandb_run import check_tracking, tracking_mode
+from nucleus.surroundings import CACHE_VARIABLE, find_cache
+from nucleus.tracking.failover import check_tracking, server_problem, tracking_mode
 
 __all__ = [
     "Finding",
     "Gpus",
     "State",
     "call_in_subprocess",
+    "check_cache",
     "check_gpus",
     "check_packages",
     "check_storage",
@@ -38,15 +40,16 @@ __all__ = [
     "gpus_here",
     "skipped",
     "tensorflow_gpus",
+    "wandb_problem",
 ]
 
 State = Literal["ok", "warning", "failed", "skipped"]
 
-_GPU, _WANDB = "GPU", "W&B"
+_CACHE, _GPU, _WANDB = "cache", "GPU", "W&B"
 _BUCKET, _CLOCK, _CONDITIONS, _WEIGHTS = "bucket", "clock", "conditional writes", "weights"
 
 _HIDING = "CUDA_VISIBLE_DEVICES"
-_NVIDIA_SECONDS, _TENSORFLOW_SECONDS, _WANDB_SECONDS = 10.0, 60.0, 20.0
+_NVIDIA_SECONDS, _TENSORFLOW_SECONDS, _WANDB_SECONDS = 10.0, 60.0, 40.0
 _CLOCK_WARNING, _CLOCK_FAILURE = 60.0, 300.0
 """Seconds of difference; S3 refuses requests at 15 minutes, which a drifting clock reaches sooner or later."""
 _SET_THE_CLOCK = "Run: timedatectl set-ntp true (for a container, on its host)."
@@ -94,6 +97,20 @@ def check_packages() -> Finding:
     if missing:
         return Finding("packages", "failed", f"{', '.join(missing)} not installed; found {text}", "Run: make install.")
     return Finding("packages", "ok", text)
+
+
+def check_cache() -> Finding:
+    """Check whether the folder for caches can be written, and say how to choose another."""
+    change = f"To choose another folder: export {CACHE_VARIABLE}=DIR."
+    try:
+        found = find_cache()
+    except NucleusError as error:
+        return failed(_CACHE, error)
+    if not found.writable:
+        return Finding(_CACHE, "failed", f"{found.path} cannot be written", change)
+    if found.temporary:
+        return Finding(_CACHE, "warning", f"{found.path}, which may be lost, because {found.problem}", change)
+    return Finding(_CACHE, "ok", f"{found.path} can be written ({CACHE_VARIABLE} changes it)")
 
 
 @dataclass(frozen=True)
@@ -256,12 +273,25 @@ def check_wandb() -> Finding:
         mode = tracking_mode(TrackingOptions())
         if chosen in _NOT_SENT:
             return Finding(_WANDB, "ok", _NOT_SENT[chosen])
-        call_in_subprocess(check_tracking, "online", who="W&B", seconds=_WANDB_SECONDS)
+        problem = call_in_subprocess(wandb_problem, mode, who="W&B", seconds=_WANDB_SECONDS)
     except UsageError as error:
         return failed(_WANDB, error) if chosen else _NO_KEY
     except NucleusError as error:
         return failed(_WANDB, error)
+    if problem is not None:
+        found, _, fix = problem.partition(". ")
+        return Finding(_WANDB, "warning", f"{found.rstrip('.')}; runs are tracked offline, for wandb sync", fix or None)
     return Finding(_WANDB, "ok", f"{mode}; there is a key" + ("" if chosen else ": WANDB_MODE=online uploads runs"))
+
+
+def wandb_problem(mode: str) -> str | None:
+    """Return why W&B's server cannot be used; None if it can, or if the mode is not `online`, so that it is not asked.
+
+    Raises:
+        UsageError: There is no API key.
+    """
+    check_tracking("online")
+    return server_problem() if mode == "online" else None
 
 
 def call_in_subprocess(function: Callable[..., Any], *arguments: str, who: str, seconds: float) -> Any:

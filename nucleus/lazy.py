@@ -10,9 +10,12 @@ import os
 import re
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
+
+from nucleus.surroundings import provide_folders
 
 if TYPE_CHECKING:
     import keras
@@ -23,6 +26,10 @@ if TYPE_CHECKING:
 __all__ = ["keras", "pandas", "stderr_without", "tf", "wandb"]
 
 _REMARKS = rb"^(WARNING: All log messages before absl|[IW]0000 |To enable the following instructions)"
+
+
+_redirecting = threading.RLock()
+"""Held while stderr is held back: two threads at once would put it back in the wrong order, and lose what follows."""
 
 
 class _LazyModule:
@@ -40,24 +47,28 @@ class _LazyModule:
 def _import_quietly(name: str) -> None:
     """Import a module, and hide TensorFlow's usual log messages among its output to stderr."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    provide_folders()
     with stderr_without(_REMARKS):
         importlib.import_module(name)
 
 
 @contextmanager
-def stderr_without(remark: bytes) -> Iterator[None]:
+def stderr_without(remark: bytes) -> Iterator[int]:
     """Hold back stderr of this process, native code included; at the end print the lines that do not match `remark`.
 
     Args:
         remark: Regular expression that is searched for in each line.
+
+    Yields:
+        File descriptor of the real stderr, for what must be shown at once.
     """
     pattern = re.compile(remark)
-    sys.stderr.flush()
-    kept = os.dup(2)
-    with tempfile.TemporaryFile() as written:
+    with _redirecting, tempfile.TemporaryFile() as written:
+        sys.stderr.flush()
+        kept = os.dup(2)
         os.dup2(written.fileno(), 2)
         try:
-            yield
+            yield kept
         finally:
             os.dup2(kept, 2)
             os.close(kept)

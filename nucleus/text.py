@@ -10,6 +10,7 @@ __all__ = [
     "commit_text",
     "count",
     "epochs_text",
+    "first_line",
     "moment_text",
     "percent",
     "plain",
@@ -49,6 +50,17 @@ def count(value: float) -> str:
     '12,345'
     """
     return f"{value:,.0f}"
+
+
+def first_line(text: object, longest: int = 300) -> str:
+    """Return the first line that is not blank, of a text or an error, cut to a number of characters.
+
+    >>> first_line(ValueError("\\n  no such host  \\nTraceback"))
+    'no such host'
+    """
+    lines = (line.strip() for line in str(text).splitlines())
+    found = next((line for line in lines if line), "")
+    return found if len(found) <= longest else f"{found[: longest - 1]}…"
 
 
 def plural(number: float, one: str, more: str | None = None) -> str:

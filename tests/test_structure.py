@@ -16,8 +16,8 @@ from nucleus import errors
 
 ROOT = Path(__file__).parents[1]
 LAYERS = [
-    "errors", "progress", "lazy", "text", "provenance", "config", "storage", "data", "metrics", "model", "pictures",
-    "registry", "predict", "training", "tracking", "runs", "report", "doctor", "cli", "api",
+    "errors", "progress", "surroundings", "lazy", "text", "provenance", "config", "storage", "data", "metrics", "model",
+    "pictures", "registry", "predict", "training", "tracking", "runs", "report", "doctor", "cli", "api",
 ]  # fmt: skip
 """The modules and packages of `nucleus`; each imports only what stands before it."""
 

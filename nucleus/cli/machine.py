@@ -43,7 +43,7 @@ _DIR = click.option(
 @json_option
 @click.pass_context
 def doctor(ctx: click.Context, address: str | None, insecure: bool, as_json: bool) -> None:
-    """Check packages, bucket, clock, conditional writes, encoder weights, Ray, GPU and W&B; explain how to fix them.
+    """Check packages, cache, bucket, clock, conditional writes, weights, Ray, GPU and W&B; explain how to fix them.
 
     Nothing is started or downloaded. The exit status is 1 if a check fails; warnings do not count. The check of
     conditional writes leaves one small object in the bucket, models/.conditional-writes.
@@ -64,11 +64,13 @@ def doctor(ctx: click.Context, address: str | None, insecure: bool, as_json: boo
 
 def _findings(address: str | None, *, insecure: bool) -> "Iterator[Finding]":
     """Run the checks concurrently and yield their findings in a fixed order."""
+    cache = nucleus.doctor.check_cache()  # before others change the environment
     with ThreadPoolExecutor() as pool:
         wandb = pool.submit(nucleus.doctor.check_wandb)
         ray = pool.submit(job.check_ray, address, insecure=insecure)
         gpus = pool.submit(_gpus_here)
         yield nucleus.doctor.check_packages()
+        yield cache
         yield from nucleus.doctor.check_storage()
         yield ray.result().finding
         yield nucleus.doctor.check_gpus(gpus.result(), ray.result().gpus)

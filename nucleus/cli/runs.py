@@ -222,6 +222,6 @@ def _facts(run: "StoredRun") -> list[tuple[str, Any]]:
             ("GPU time", time_text(record.gpu_seconds or None)),
             ("commit", commit_text(record.commit)),
             ("versions", ", ".join(f"{name} {text}" for name, text in record.versions.items())),
-            ("W&B", record.wandb_run),
+            ("W&B", record.tracked),
         ]
     return facts

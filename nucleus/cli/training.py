@@ -218,15 +218,17 @@ def _tensorboard(home: "RunFolder", folder: Path) -> str:
 
 def _wandb(manifest: "ModelManifest", plan: "RunPlan", *, here: bool) -> str:
     """The run's page in W&B, or the command that sends its offline files, from this machine (`here`) or the bucket."""
-    if plan.wandb_mode == "disabled":
+    mode = manifest.origin.wandb_mode or plan.wandb_mode  # W&B may have failed during the run
+    if mode == "disabled":
         return "off"
-    if plan.wandb_mode == "online":
+    if mode == "online":
         project, _, run = (manifest.origin.wandb_run or plan.run).rpartition("/")
         return f"{os.environ.get('WANDB_BASE_URL', _WANDB).rstrip('/')}/{project}/runs/{run}"
     files = nucleus.tracking.offline_files(Path(plan.wandb_dir), plan.run) if here else []
     if files:
-        return "wandb sync " + " ".join(shlex.quote(str(short_path(file.parent))) for file in files)
-    return f"nucleus runs show {plan.run} --out DIR; wandb sync DIR/{nucleus.runs.WANDB_FOLDER}/offline-run-*"
+        return nucleus.tracking.sync_command([short_path(file.parent) for file in files])
+    options, attempts = ("", "offline-run-*") if plan.wandb_mode == "offline" else ("--include-online ", "*run-*")
+    return f"nucleus runs show {plan.run} --out DIR; wandb sync {options}DIR/{nucleus.runs.WANDB_FOLDER}/{attempts}"
 
 
 def short_path(path: Path) -> Path:

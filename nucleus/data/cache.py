@@ -14,14 +14,13 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from platformdirs import user_cache_path
-
 from nucleus.config.recipe import DEFAULT_CACHE_LIMIT_GIB
 from nucleus.data.dataset import DATASETS, Dataset, Shard
 from nucleus.data.shards import ShardFile
 from nucleus.errors import CacheFullError, IntegrityError, ObjectNotFoundError
 from nucleus.storage.bucket import Bucket
 from nucleus.storage.files import sha256_of
+from nucleus.surroundings import cache_folder
 
 __all__ = ["ShardCache", "default_cache_dir"]
 
@@ -38,8 +37,8 @@ _verified: set[tuple[int, int, int]] = set()
 
 
 def default_cache_dir() -> Path:
-    """Return this program's folder in the user's cache directory."""
-    return Path(user_cache_path("nucleus"))
+    """Return this program's folder for caches; see `nucleus.surroundings`. Raises `UsageError` if there is none."""
+    return cache_folder()
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from .manifest import StoredFile as StoredFile
 from .manifest import model_key as model_key
 from .manifest import read_model_manifest as read_model_manifest
 from .manifest import read_version as read_version
+from .manifest import tracked_text as tracked_text
 from .manifest import version_of_folder as version_of_folder
 from .manifest import version_prefix as version_prefix
 from .manifest import versions_prefix as versions_prefix

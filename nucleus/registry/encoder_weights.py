@@ -20,6 +20,7 @@ from nucleus.registry.manifest import EncoderWeightsOrigin
 from nucleus.storage.bucket import Bucket, StoredObject
 from nucleus.storage.files import sha256_of
 from nucleus.storage.uri import S3Uri, parse_uri
+from nucleus.surroundings import proxy_advice
 
 __all__ = ["WEIGHTS", "EncoderWeights", "add_weights", "fetch_weights", "list_weights", "provide_weights"]
 
@@ -28,6 +29,8 @@ WEIGHTS = "weights/"
 _SUFFIX = ".weights.h5"
 _PREFIX_DIGITS = 12
 _DOWNLOAD_TIMEOUT = 10.0
+_DOWNLOADS = "https://storage.googleapis.com"
+"""Host of the ImageNet weights that Keras downloads."""
 
 
 @dataclass(frozen=True)
@@ -194,9 +197,9 @@ def _downloaded(encoder: EncoderName, report: Callable[[str], object]) -> Iterat
     except Exception as error:  # urllib, ssl and Keras each raise their own
         raise WeightsError(
             f"Expected ImageNet weights of {encoder}: the bucket has none under weights/{encoder}/, Keras's cache "
-            f"has none, and the download failed ({error}). Do one of these: run `nucleus weights add FILE`; set "
-            "network.weights to a local file or s3:// URI; run once where the download works; or train without "
-            "pretrained weights: network.weights = 'none'."
+            f"has none, and the download failed ({error}).{proxy_advice(_DOWNLOADS)} Do one of these: run `nucleus "
+            "weights add FILE`; set network.weights to a local file or s3:// URI; run once where the download works; "
+            "or train without pretrained weights: network.weights = 'none'."
         ) from error
     finally:
         socket.setdefaulttimeout(timeout)

@@ -20,6 +20,7 @@ __all__ = [
     "model_key",
     "read_model_manifest",
     "read_version",
+    "tracked_text",
     "version_of_folder",
     "version_prefix",
     "versions_prefix",
@@ -27,7 +28,7 @@ __all__ = [
 
 MODELS = "models/"
 """Prefix of all models in the project's bucket; `<name>/` contains versions, aliases and decisions of the gate."""
-MANIFEST_FORMAT = 1
+MANIFEST_FORMAT = 2
 MANIFEST_FILE = "manifest.json"
 _VERSION_FOLDER = re.compile(r"\d{6,}", re.ASCII)
 
@@ -66,6 +67,8 @@ class Origin(_Frozen):
         metrics: Scores by split, then by `all` or kind of image, then by metric.
         code_version: Version of this package.
         wandb_run: Path of the W&B run, `[entity/]project/id`; None if tracking was disabled.
+        wandb_mode: How the run was tracked in the end: `online`, `offline` (also if W&B failed during the run) or
+            `disabled`; None for a version of format 1.
     """
 
     run: str
@@ -75,6 +78,12 @@ class Origin(_Frozen):
     metrics: dict[str, dict[str, dict[str, float]]]
     code_version: str
     wandb_run: str | None
+    wandb_mode: str | None = None
+
+    @property
+    def tracked(self) -> str | None:
+        """The path of the W&B run, and whether it was offline; None if tracking was disabled."""
+        return tracked_text(self.wandb_run, self.wandb_mode)
 
 
 class ModelManifest(_Frozen):
@@ -103,6 +112,15 @@ class ModelManifest(_Frozen):
         test = self.origin.metrics.get("test", {}).get("all", {})
         scores = ", ".join(f"{name} {test[name]:.4f}" for name in ("map", "iou") if name in test)
         return f"<ModelManifest {self}: run {self.origin.run} on {self.origin.dataset}; test {scores or 'not scored'}>"
+
+
+def tracked_text(wandb_run: str | None, wandb_mode: str | None) -> str | None:
+    """Return the path of a W&B run, and whether it was offline.
+
+    >>> tracked_text("team/cells/r1", "online"), tracked_text("cells/r1", "offline")
+    ('team/cells/r1', 'cells/r1 (offline)')
+    """
+    return f"{wandb_run} (offline)" if wandb_run and wandb_mode == "offline" else wandb_run
 
 
 def model_key(name: str, *names: str) -> str:

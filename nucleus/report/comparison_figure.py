@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nucleus.runs.comparison import ComparedRun
+from nucleus.surroundings import provide_folders
 from nucleus.text import short
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ def draw_curves(runs: Sequence[ComparedRun]) -> "Figure":
     The training loss is thin, the validation loss bold. Epochs count from 1. If the values of the first epochs are far
     from the later ones, the axis is cut to keep the later differences visible. The legend marks runs without a history.
     """
+    provide_folders()  # Matplotlib writes to the home folder
     from matplotlib.figure import Figure  # noqa: PLC0415  matplotlib is slow to import
 
     figure = Figure(figsize=_SIZE, layout="constrained")

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 from xml.etree import ElementTree
 
+from nucleus.surroundings import provide_folders
 from nucleus.text import plain
 
 __all__ = ["GRID", "SERIES", "TEXT", "Panel", "Table", "svg_of", "thinned"]
@@ -113,6 +114,7 @@ def svg_of(panel: Panel) -> str:
     The element has no inline styles, which the Content-Security-Policy of the page forbids. Its ids begin with the key
     of the panel, its text is in the font of the page, and its colours are the CSS variables of the page.
     """
+    provide_folders()  # Matplotlib writes to the home folder
     from matplotlib.figure import Figure  # noqa: PLC0415
 
     written = io.StringIO()

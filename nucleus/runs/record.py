@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from nucleus.data.images import Kind
 from nucleus.errors import JobError
-from nucleus.registry.manifest import EncoderWeightsOrigin
+from nucleus.registry.manifest import EncoderWeightsOrigin, tracked_text
 from nucleus.storage.files import read_document
 
 __all__ = [
@@ -191,6 +191,8 @@ class RunRecord(_Frozen):
         code_version: Version of this package.
         commit: Commit of the code, with `-dirty` if files were changed; None if the code did not come from a clone.
         wandb_run: W&B's path `[entity/]project/id`; None if tracking was disabled.
+        wandb_mode: How the run was tracked in the end: `online`, `offline` (also if W&B failed during the run) or
+            `disabled`; None if an older version of this package wrote the record.
         examples: Training images with pictures.
         watched: Validation images that were predicted at several times.
         test_images: Best images of the test split, best first, then the worst ones, worst first.
@@ -224,9 +226,15 @@ class RunRecord(_Frozen):
     code_version: str
     commit: str | None
     wandb_run: str | None
+    wandb_mode: str | None = None
     examples: list[ExampleImage]
     watched: list[WatchedImage]
     test_images: list[TestImage]
+
+    @property
+    def tracked(self) -> str | None:
+        """The path of the W&B run, and whether it was offline; None if tracking was disabled."""
+        return tracked_text(self.wandb_run, self.wandb_mode)
 
     @property
     def gpu_seconds(self) -> float:

@@ -31,6 +31,7 @@ from nucleus.storage.files import atomic_path
 from nucleus.storage.retries import ask_briefly, ask_patiently, seconds_of_silence
 from nucleus.storage.s3_errors import endpoint, explained
 from nucleus.storage.uri import S3Uri
+from nucleus.surroundings import exempt_this_machine
 
 if TYPE_CHECKING:
     from boto3.session import Session
@@ -95,6 +96,7 @@ class Bucket:
     def _client(self) -> "S3Client":
         from botocore.config import Config  # noqa: PLC0415  as slow as boto3
 
+        exempt_this_machine()
         config = Config(
             max_pool_connections=_CONNECTIONS,
             connect_timeout=min(_LONGEST_CONNECT, seconds_of_silence()),

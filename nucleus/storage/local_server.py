@@ -21,6 +21,7 @@ from filelock import FileLock
 
 from nucleus.errors import StoreServerError
 from nucleus.storage.files import write_atomic
+from nucleus.surroundings import loopback_exemption
 
 __all__ = ["RunningStore", "environment", "make_bucket", "start", "status", "stop"]
 
@@ -71,19 +72,8 @@ def environment(store: RunningStore) -> dict[str, str]:
         "AWS_ENDPOINT_URL_S3": store.endpoint,
         **_CREDENTIALS,
         "NUCLEUS_BUCKET": f"s3://{DEFAULT_BUCKET}",
-        **_without_proxy(),
+        **loopback_exemption(),
     }
-
-
-def _without_proxy() -> dict[str, str]:
-    """Return variables that exempt this machine from its `http_proxy`, if there is one."""
-    if not urllib.request.getproxies_environment():
-        return {}
-    exempt = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
-    if HOST in exempt.split(","):
-        return {}
-    value = f"{exempt},{HOST}".lstrip(",")
-    return {"no_proxy": value, "NO_PROXY": value}
 
 
 def make_bucket(store: RunningStore) -> None:

@@ -17,6 +17,7 @@ from nucleus.errors import (
 )
 from nucleus.storage.bulk import UNREACHABLE, Refusal, obstore_error
 from nucleus.storage.uri import S3Uri
+from nucleus.surroundings import proxy_advice
 
 __all__ = ["endpoint", "explained"]
 
@@ -59,6 +60,8 @@ _UNAVAILABLE = {
     "ThrottlingException",
 }
 """Codes of temporary errors with other statuses than 429 and 5xx."""
+_AWS = "https://amazonaws.com"
+"""Stands for AWS, whose hosts all end so, where no other endpoint is set."""
 _TOO_MANY, _SERVERS_FAULT, _NOT_IMPLEMENTED = 429, 500, 501
 
 
@@ -88,6 +91,7 @@ def explained(uri: S3Uri) -> Iterator[None]:
     except (boto.IncompleteReadError, boto.FlexibleChecksumError, ResponseParserError, ProtocolError) as error:
         raise UnavailableError(
             f"Expected the whole answer of {endpoint()} for {uri}; got only a part of it, or damaged bytes."
+            f"{_by_proxy()}"
         ) from error
     except boto.BotoCoreError as error:
         raise StorageError(f"{uri}: {error}") from error
@@ -113,14 +117,20 @@ def _from_refusal(refusal: Refusal, operation: str, uri: S3Uri, text: str) -> St
         return _unreachable(uri, text)
     for codes, kind, message in _REFUSALS:
         if code in codes:
-            return kind(message.format(uri=uri, endpoint=endpoint(), operation=operation, code=code))
+            told = message.format(uri=uri, endpoint=endpoint(), operation=operation, code=code)
+            return kind(told + (_by_proxy() if code.isdecimal() else ""))  # not a code of S3: a proxy may have refused
     if code in _UNAVAILABLE or status == _TOO_MANY or (status >= _SERVERS_FAULT and status != _NOT_IMPLEMENTED):
-        return UnavailableError(f"Expected {endpoint()} to do {operation} at {uri}; it answered {code}.")
-    return StorageError(f"{uri}: {endpoint()} answered {code} to {operation}: {text}")
+        return UnavailableError(f"Expected {endpoint()} to do {operation} at {uri}; it answered {code}.{_by_proxy()}")
+    return StorageError(f"{uri}: {endpoint()} answered {code} to {operation}: {text}{_by_proxy()}")
 
 
 def _unreachable(uri: S3Uri, reason: str) -> UnreachableError:
     return UnreachableError(
-        f"Expected an S3 server at {endpoint()}; got no answer for {uri} ({reason}). "
+        f"Expected an S3 server at {endpoint()}; got no answer for {uri} ({reason}).{_by_proxy()} "
         "Check AWS_ENDPOINT_URL_S3; for the server on this machine run: nucleus store status."
     )
+
+
+def _by_proxy() -> str:
+    """Return a sentence about the proxy between this machine and the server; empty if there is none."""
+    return proxy_advice(endpoint() if "://" in endpoint() else _AWS)

@@ -1,3 +1,9 @@
+from .failover import RunTracking as RunTracking
+from .failover import check_tracking as check_tracking
+from .failover import forget_unusable_address as forget_unusable_address
+from .failover import server_problem as server_problem
+from .failover import tracking_mode as tracking_mode
+from .failover import usable_mode as usable_mode
 from .tensorboard import EVENTS_FILE as EVENTS_FILE
 from .tensorboard import TENSORBOARD_FOLDER as TENSORBOARD_FOLDER
 from .tensorboard import WARM_UP_STEPS as WARM_UP_STEPS
@@ -12,7 +18,6 @@ from .wandb_run import CLASSES as CLASSES
 from .wandb_run import LARGEST_SIDE as LARGEST_SIDE
 from .wandb_run import WandbRun as WandbRun
 from .wandb_run import WorstImage as WorstImage
-from .wandb_run import check_tracking as check_tracking
 from .wandb_run import class_mask as class_mask
 from .wandb_run import is_noted as is_noted
 from .wandb_run import keep_files as keep_files
@@ -20,4 +25,4 @@ from .wandb_run import kept_files as kept_files
 from .wandb_run import offline_files as offline_files
 from .wandb_run import overlay_image as overlay_image
 from .wandb_run import shown_image as shown_image
-from .wandb_run import tracking_mode as tracking_mode
+from .wandb_run import sync_command as sync_command

@@ -9,6 +9,8 @@ from nucleus.lazy import wandb
 from nucleus.registry.manifest import MANIFEST_FILE, ModelManifest
 from nucleus.storage.s3_errors import explained
 from nucleus.storage.uri import S3Uri
+from nucleus.text import first_line
+from nucleus.tracking.failover import server_problem
 from nucleus.tracking.wandb_run import WandbRun, WorstImage, is_noted
 
 __all__ = ["REGISTRY", "note_published", "summary_of"]
@@ -16,6 +18,8 @@ __all__ = ["REGISTRY", "note_published", "summary_of"]
 
 REGISTRY = "wandb-registry-model"
 """W&B's registry of models, with one collection per model."""
+_WAIT_SECONDS = 60
+"""Longest wait until W&B's server has taken an artifact."""
 
 
 def note_published(
@@ -62,24 +66,35 @@ def note_published(
     aliases = [f"version-{manifest.version}", *([alias] if alias else [])]
     if mode == "offline" and is_noted(folder, run, manifest.version, aliases):
         return []
+    unusable = server_problem() if mode == "online" else None
+    if unusable is not None:
+        return [_not_noted(manifest, run, unusable)]
     try:
         opened = WandbRun(run, options, mode, folder, group=group, commit=commit, system=False)
     except Exception as error:  # W&B's errors have no common class, and the model is published
-        return [_not_noted(manifest, run, error)]
+        return [_not_noted(manifest, run, first_line(error))]
     problems = []
     try:
         opened.worst_images(len(history), worst)
         artifact = opened.wandb_run.log_artifact(_artifact(manifest, uri), aliases=aliases)
         if not opened.wandb_run.offline:
-            artifact.wait()
+            artifact.wait(timeout=_WAIT_SECONDS)
             problems = _link(opened.wandb_run, artifact, manifest.model, aliases)
     except Exception as error:  # as above
-        problems = [_not_noted(manifest, run, error)]
-    finally:
-        opened.finish({**_last_values(history), **summary_of(manifest.origin.metrics)})
+        problems = [_not_noted(manifest, run, first_line(error))]
+    problems += _finished(opened, {**_last_values(history), **summary_of(manifest.origin.metrics)})
     if not problems:
         opened.note_version(manifest.version, aliases)
     return problems
+
+
+def _finished(opened: WandbRun, summary: Mapping[str, float]) -> list[str]:
+    """Close the run; return the message of a problem, or an empty list."""
+    try:
+        problem = opened.finish(summary)
+    except Exception as error:  # as in `note_published`
+        problem = f"W&B failed to close the run: {first_line(error)}"
+    return [problem] if problem else []
 
 
 def summary_of(metrics: Mapping[str, Mapping[str, Mapping[str, float]]]) -> dict[str, float]:
@@ -121,12 +136,12 @@ def _link(wandb_run: Any, artifact: Any, model: str, aliases: list[str]) -> list
     try:
         wandb_run.link_artifact(artifact, target, aliases=aliases)
     except Exception as error:  # W&B has no error class for missing permissions
-        return [f"Expected to link {artifact.name} to W&B's registry as {target}; W&B says: {error}"]
+        return [f"Expected to link {artifact.name} to W&B's registry as {target}; W&B says: {first_line(error)}"]
     return []
 
 
-def _not_noted(manifest: ModelManifest, run: str, error: Exception) -> str:
+def _not_noted(manifest: ModelManifest, run: str, cause: str) -> str:
     return (
-        f"Expected to log {manifest.model}@{manifest.version}, which is published, in W&B; {error} "
+        f"Expected to log {manifest.model}@{manifest.version}, which is published, in W&B; {cause} "
         f"To log it again: nucleus train --resume {run}"
     )

@@ -7,7 +7,7 @@ writes a folder `wandb/offline-run-<time>-<run>/`, which `wandb sync` uploads la
 
 from __future__ import annotations
 
-import os
+import shlex
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,19 +24,18 @@ from pydantic import BaseModel
 from nucleus.config.recipe import NormalizationOptions, TrackingOptions
 from nucleus.data.images import RgbImage
 from nucleus.data.normalization import normalize
-from nucleus.errors import UsageError
 from nucleus.lazy import wandb
 from nucleus.pictures import resize_to_side
 from nucleus.predict.evaluation import PredictedImage
 from nucleus.storage.bucket import Bucket
 from nucleus.storage.files import write_atomic
+from nucleus.tracking.failover import forget_unusable_address
 
 __all__ = [
     "CLASSES",
     "LARGEST_SIDE",
     "WandbRun",
     "WorstImage",
-    "check_tracking",
     "class_mask",
     "is_noted",
     "keep_files",
@@ -44,7 +43,7 @@ __all__ = [
     "offline_files",
     "overlay_image",
     "shown_image",
-    "tracking_mode",
+    "sync_command",
 ]
 
 
@@ -54,34 +53,20 @@ CLASSES = {0: "background", 1: "nucleus", 2: "contact"}
 """Values of a mask's pixels. `contact` is a pixel of a nucleus with another nucleus among its eight neighbours: W&B
 colours a mask by its classes, so touching nuclei would look like one without this line."""
 
-_MODES = ("online", "offline", "disabled")
 _LEDGER = "nucleus.json"
 """Name of the ledger in the folder of an offline run."""
 _ROWS = 4
 """Steps per epoch: metrics, pictures from before training, pictures after the epoch, pictures by the best weights."""
-
-
-def tracking_mode(options: TrackingOptions) -> str:
-    """Return the mode of WANDB_MODE, else that of the recipe. Raises `UsageError` for an unknown mode."""
-    mode = os.environ.get("WANDB_MODE") or options.wandb
-    if mode not in _MODES:
-        raise UsageError(
-            f"Expected WANDB_MODE to be one of {', '.join(_MODES)}; found {mode!r}. Run: export WANDB_MODE=offline"
-        )
-    return mode
-
-
-def check_tracking(mode: str) -> None:
-    """Raise `UsageError` if the mode is `online` and W&B has no API key."""
-    if mode == "online" and not wandb.api.api_key:
-        raise UsageError(
-            "Expected a W&B key for tracking.wandb = 'online'; found none. Run: wandb login, set WANDB_API_KEY, or "
-            "choose WANDB_MODE=offline."
-        )
+_START_SECONDS, _UPLOAD_SECONDS = 30.0, 60.0
+"""Longest waits for W&B's server: to accept a run, and to take what is left at its end."""
+_ATTEMPTS = ("offline-run-", "run-")
+"""Prefixes of the folders of attempts. One that was online is kept if the server may lack something of it."""
+_FATAL = b"fatal error"
+"""In W&B's log of an attempt: it has given up sending."""
 
 
 class _Ledger(BaseModel):
-    """Record of the rows that one attempt of an offline run has logged.
+    """Record of the rows that one attempt of an offline run has logged; of an online one, whether all was sent.
 
     The ledger is written after a row was passed to W&B. If the process is killed between the two, the next attempt logs
     the row again, at the same step: W&B then has the same numbers twice for an epoch, and nothing is missing.
@@ -91,7 +76,7 @@ class _Ledger(BaseModel):
 
     Attributes:
         steps: Step of each row, and when it was passed to W&B, in seconds since 1970.
-        closed: Whether the attempt was closed, with all rows written.
+        closed: Whether the attempt was closed, with all rows written or, online, sent.
         version: Number of the model version that was logged; None if none was.
         aliases: Aliases of the logged version.
     """
@@ -109,23 +94,39 @@ def _read_ledger(folder: Path) -> _Ledger:
 
 
 def offline_files(folder: Path, run: str) -> list[Path]:
-    """Return the main files of an offline run, one per attempt, oldest first.
+    """Return the main files of a run that were not sent, one per attempt, oldest first.
+
+    These are the attempts that were offline, and those that were online and broke off, or could not send everything.
 
     Args:
         folder: Argument `dir` of `wandb.init`.
         run: Id of the run.
     """
-    return sorted(folder.glob(f"wandb/offline-run-*/run-{run}.wandb"))
+    found = {path for prefix in _ATTEMPTS for path in folder.glob(f"wandb/{prefix}*/run-{run}.wandb")}
+    unsent = (
+        path for path in found if path.parent.name.startswith(_ATTEMPTS[0]) or not _read_ledger(path.parent).closed
+    )
+    return sorted(unsent, key=lambda path: path.parent.name.removeprefix("offline-"))
 
 
 def kept_files(folder: Path, run: str) -> dict[str, Path]:
-    """Return all files of an offline run that `wandb sync` needs, by name (`offline-run-.../...`)."""
+    """Return all files of `offline_files` and beside them that `wandb sync` needs, by name (`offline-run-.../...`)."""
     return {
         f"{main.parent.name}/{path.relative_to(main.parent).as_posix()}": path
         for main in offline_files(folder, run)
         for path in sorted(main.parent.rglob("*"))
         if path.is_file() and path.relative_to(main.parent).parts[0] not in {"logs", _LEDGER}
     }
+
+
+def sync_command(attempts: Sequence[Path]) -> str:
+    """Return the command that sends attempts of a run to W&B's server.
+
+    Args:
+        attempts: Folders of attempts.
+    """
+    online = any(not path.name.startswith(_ATTEMPTS[0]) for path in attempts)  # W&B skips them unless told
+    return shlex.join(["wandb", "sync", *(["--include-online"] if online else []), *map(str, attempts)])
 
 
 def keep_files(folder: Bucket, files: Mapping[str, Path]) -> None:
@@ -201,6 +202,8 @@ class WandbRun:
     ) -> None:
         logged = _logged_steps(folder, run) if mode == "offline" else set()
         folder.mkdir(parents=True, exist_ok=True)
+        if mode == "offline":
+            forget_unusable_address()
         with _without_arguments():
             self.wandb_run: Any = wandb.init(
                 project=options.project,
@@ -222,6 +225,9 @@ class WandbRun:
                     disable_git=True,  # the address of a remote may contain a token
                     git_commit=commit,
                     x_disable_stats=not system,
+                    init_timeout=_START_SECONDS,
+                    finish_timeout=_UPLOAD_SECONDS if mode == "online" else 0.0,
+                    finish_timeout_raises=True,
                 ),
             )
         self.wandb_run.define_metric("epoch")
@@ -230,7 +236,9 @@ class WandbRun:
         self._waiting: dict[int, dict[str, Any]] = {}
         self._epoch = -1
         self._values: dict[str, float] = {}
-        self._offline = folder if mode == "offline" else None
+        self._folder = folder
+        self._offline = mode == "offline"
+        self._unsent = False
         self._attempt = Path(self.wandb_run.dir).parent
         self._ledger = _Ledger()
         entity = f"{self.wandb_run.entity}/" if self.wandb_run.entity else ""
@@ -238,8 +246,8 @@ class WandbRun:
 
     @property
     def kept_files(self) -> dict[str, Path]:
-        """Files of this and earlier attempts in the folder that `wandb sync` needs; empty in online mode."""
-        return kept_files(self._offline, self.wandb_run.id) if self._offline else {}
+        """Files of this and earlier attempts in the folder that `wandb sync` needs; empty if the server has all."""
+        return kept_files(self._folder, self.wandb_run.id) if self._offline or self._unsent else {}
 
     def log(self, metrics: dict[str, float]) -> None:
         """Log the metrics of an epoch, including `epoch`, unless an earlier attempt has logged them."""
@@ -284,26 +292,39 @@ class WandbRun:
         self._ledger.version, self._ledger.aliases = version, list(aliases)
         self._write_ledger()
 
-    def finish(self, summary: Mapping[str, Any]) -> None:
+    def finish(self, summary: Mapping[str, Any]) -> str | None:
         """Write the summary and close the run.
 
         The summary has the last value of each metric, also from epochs that an earlier attempt logged, because `wandb
         sync` of an attempt replaces the previous summary.
+
+        Returns:
+            Why W&B's server lacks a part of an online run; None if it has everything, and for an offline run.
         """
         self._log_waiting()
         self.wandb_run.summary.update({**self._values, **summary})
-        self._close(0)
+        return self._close(0)
 
-    def abort(self) -> None:
-        """Close the run as failed."""
-        self._close(1)
+    def abort(self) -> str | None:
+        """Close the run as failed; return the same as `finish`."""
+        return self._close(1)
 
-    def _close(self, exit_code: int) -> None:
-        self.wandb_run.finish(exit_code=exit_code)
+    def _close(self, exit_code: int) -> str | None:
+        problem = None
+        try:
+            self.wandb_run.finish(exit_code=exit_code)
+        except TimeoutError:
+            problem = f"it did not within {_UPLOAD_SECONDS:.0f} s"
         if self._offline:
             _wait_until_written()
-            self._ledger.closed = True
-            self._write_ledger()
+        elif problem is None and _gave_up(self._attempt):
+            problem = "it refused something"
+        if problem is not None:
+            self._unsent = True
+            return f"Expected W&B's server to take all of the run {self.wandb_run.id}; {problem}."
+        self._ledger.closed = True
+        write_atomic(self._attempt / _LEDGER, self._ledger.model_dump_json())
+        return None
 
     def _is_free(self, step: int) -> bool:
         """Return whether a row can still be logged: W&B accepts only ascending steps."""
@@ -325,6 +346,11 @@ class WandbRun:
     def _write_ledger(self) -> None:
         if self._offline:
             write_atomic(self._attempt / _LEDGER, self._ledger.model_dump_json())
+
+
+def _gave_up(attempt: Path) -> bool:
+    """Return whether W&B has given up sending, by its log: it raises no error then."""
+    return any(_FATAL in path.read_bytes() for path in attempt.glob("logs/debug-internal*.log"))
 
 
 @contextmanager

@@ -29,7 +29,9 @@ def published(bucket: Bucket, model_files: Path, tmp_path: Path, monkeypatch: py
     """Publish a version of a run that went on in a folder of its own."""
     monkeypatch.chdir(tmp_path)
 
-    def make(mode: str = "disabled", run: str = "r", score: float = 0.5, **recipe: Any) -> ModelManifest:
+    def make(
+        mode: str = "disabled", run: str = "r", score: float = 0.5, tracked: str | None = None, **recipe: Any
+    ) -> ModelManifest:
         content = parse_recipe({"model": "m", "dataset": "d", **recipe}, "r.toml")
         dataset = "s3://b/datasets/d@0123456789ab"
         plan = RunPlan(
@@ -52,6 +54,7 @@ def published(bucket: Bucket, model_files: Path, tmp_path: Path, monkeypatch: py
             metrics={split: {"all": scores} for split in ("val", "test")},
             code_version="0",
             wandb_run=f"team/nuclei/{run}",
+            wandb_mode=tracked,
         )
         return publish(bucket, "m", model_files, origin)
 
@@ -116,6 +119,22 @@ def test_tracking(
     folder.mkdir(parents=True)
     (folder / "run-s.wandb").touch()
     assert rows(offline, bucket, capsys)["W&B"] == "wandb sync w/wandb/offline-run-20260101_000000-s"
+
+
+def test_a_run_that_went_offline_is_sent_by_a_command_that_takes_online_attempts(
+    published: Published, bucket: Bucket, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    manifest = published("online", tracked="offline")
+    told = "nucleus runs show r --out DIR; wandb sync --include-online DIR/wandb/*run-*"
+    assert rows(manifest, bucket, capsys)["W&B"] == told
+    attempts = [tmp_path / "w" / "wandb" / name for name in ("run-20260101_000000-r", "offline-run-20260101_000001-r")]
+    for folder in attempts:
+        folder.mkdir(parents=True)
+        (folder / "run-r.wandb").touch()
+    sent = "w/wandb/run-20260101_000000-r w/wandb/offline-run-20260101_000001-r"
+    assert rows(manifest, bucket, capsys)["W&B"] == f"wandb sync --include-online {sent}"
+    (attempts[0] / "nucleus.json").write_text('{"steps": {}, "closed": true}')  # all of it was sent
+    assert rows(manifest, bucket, capsys)["W&B"] == "wandb sync w/wandb/offline-run-20260101_000001-r"
 
 
 def test_a_job_names_places_that_exist_for_who_reads_its_log(

@@ -1,10 +1,12 @@
 """The number of actors, and the devices that each takes."""
 
+from collections.abc import Callable
+
 import pytest
 
 from job import actor_pool
 from job.capacity import Capacity
-from nucleus.errors import JobError
+from nucleus.errors import ImageError, JobError
 
 
 def actors(
@@ -33,3 +35,26 @@ def test_too_many_and_too_early(monkeypatch: pytest.MonkeyPatch) -> None:
         actors(monkeypatch, 3, 99, gpus=2)
     assert actors(monkeypatch, None, 99, CPU=0.0) == (4, 0, ["Waiting for 1 CPU (0 of 4 are free)"])
     assert actors(monkeypatch, None, 99, gpus=1, GPU=0.0) == (1, 1, ["Waiting for 1 GPU (0 of 1 are free)"])
+
+
+def answer(monkeypatch: pytest.MonkeyPatch, work: Callable[[str], str], item: str) -> object:
+    monkeypatch.setattr(actor_pool, "limit_devices", lambda *_: None)
+    (found,) = actor_pool._Actor([item], lambda: work, 1.0, 0)({"number": [0]})["answer"]
+    return found
+
+
+def test_what_a_worker_raises_is_its_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray Data would repeat the item, then end everything with advice on its retries."""
+
+    def work(item: str) -> str:
+        if item == "bad":
+            raise ValueError("no such key\nTraceback (most recent call last):")
+        if item == "ours":
+            raise ImageError("Expected an image.")
+        return item.upper()
+
+    assert answer(monkeypatch, work, "a") == "A"
+    ours, other = answer(monkeypatch, work, "ours"), answer(monkeypatch, work, "bad")
+    assert (type(ours), str(ours)) == (ImageError, "Expected an image.")
+    assert isinstance(other, JobError)
+    assert str(other).endswith("ValueError: no such key")

@@ -26,6 +26,7 @@ pytestmark = pytest.mark.filterwarnings("default")
 
 HEALTHY = {
     "packages": "ok",
+    "cache": "ok",
     "bucket": "ok",
     "clock": "ok",
     "conditional writes": "ok",
@@ -79,6 +80,7 @@ def here(
     root.put(bucket.key(WEIGHTS), b"weights")
     for name, value in {"NUCLEUS_BUCKET": str(bucket.uri), "WANDB_MODE": "disabled", "PATH": str(tmp_path)}.items():
         monkeypatch.setenv(name, value)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     for name in ("RAY_ADDRESS", "FORCE_COLOR", "CUDA_VISIBLE_DEVICES"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("RAY_AUTH_MODE", os.environ.get("RAY_AUTH_MODE", "token"))  # as it may be set
@@ -195,6 +197,10 @@ BROKEN: dict[str, tuple[Callable[[Here], object], str, str, str, str, set[str]]]
         nvidia_smi("echo NVIDIA-SMI has failed; exit 9"),
         "GPU", "failed", "NVIDIA-SMI has failed", "Reinstall the GPU's driver", set(),
     ),
+    "no cache": (
+        environment("XDG_CACHE_HOME", __file__),
+        "cache", "failed", "cannot be written", "export XDG_CACHE_HOME=DIR", set(),
+    ),
     "no W&B key": (
         no_key("online"),
         "W&B", "failed", "Expected a W&B key", "Run: wandb login", set(),
@@ -242,13 +248,13 @@ def test_a_line_for_each_check_with_its_fix(here: Here) -> None:
     assert run.exit_code == 1
     lines = run.stdout.splitlines()
     assert [line.split(":")[0].split(maxsplit=1)[1] for line in lines] == list(HEALTHY)
-    assert lines[1].startswith("failed   bucket: Expected ")
-    assert "Run: aws s3 mb s3://never-made" in lines[1]
+    assert lines[2].startswith("failed   bucket: Expected ")
+    assert "Run: aws s3 mb s3://never-made" in lines[2]
     here.patch.setenv("FORCE_COLOR", "1")  # as on a terminal
     here.patch.setenv("COLUMNS", "200")
     shown = invoke().stdout.splitlines()
-    assert "\x1b[31mfailed" in shown[1]
-    assert shown[2].split("\x1b")[1].startswith("[1mRun: aws s3 mb s3://never-made")
+    assert "\x1b[31mfailed" in shown[2]
+    assert shown[3].split("\x1b")[1].startswith("[1mRun: aws s3 mb s3://never-made")
 
 
 def test_a_driver_without_a_gpu(here: Here) -> None:

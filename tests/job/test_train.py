@@ -10,9 +10,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import wandb
 from click.testing import CliRunner
 
 from job.publishing import judge
+from job.ray_internals import pass_to_controller
 from job.train import RunOptions, resume, train
 from nucleus.cli.main import cli
 from nucleus.data.cache import ShardCache
@@ -28,7 +30,9 @@ from nucleus.registry.manifest import version_prefix
 from nucleus.registry.publish import publish
 from nucleus.registry.versions import list_versions
 from nucleus.runs.plan import load_plan
-from tests.tracking.offline_log import logged_artifacts, records
+from nucleus.tracking.wandb_run import offline_files
+from tests.tracking.offline_log import logged_artifacts, records, rows_of_run
+from tests.tracking.wandb_server import wandb_server
 from tests.whole_way import Recorder, Trained, assert_same_labels, assert_same_scores, recipe_for
 
 pytestmark = [
@@ -276,6 +280,37 @@ def test_one_worker_publishes_the_same_bytes_as_two(trained: Trained, tmp_path: 
     name = "model.weights.h5"
     assert manifest.files[name].sha256 == trained.manifest.files[name].sha256
     assert manifest.origin.wandb_run is None
+
+
+def test_a_run_that_w_and_b_refuses_goes_on_offline(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server accepts the key, so that only the worker finds out; it does not start again."""
+    recorder = Recorder()
+    with wandb_server() as server:
+        server.decide = lambda name: 403 if name == "UpsertBucket" else 200
+        monkeypatch.setenv("WANDB_BASE_URL", server.url)
+        monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+        pass_to_controller("WANDB_BASE_URL")
+        wandb.teardown()  # it reads the environment once
+        changes = {"workers": 1, "tracking": {"wandb": "online"}}
+        manifest = train(
+            recipe_for(trained.bucket.uri, tmp_path, model="untracked", **changes),
+            RunOptions(folder=tmp_path / "runs"),
+            recorder,
+        )
+        wandb.teardown()
+    (warning,) = [text for text in recorder.texts if "W&B" in text and "offline" in text]
+    assert "failed" in warning
+    assert len([text for text in recorder.texts if text.startswith("Workers started")]) == 1
+    origin = manifest.origin
+    assert (origin.wandb_mode, origin.tracked) == ("offline", f"nucleus/{origin.run} (offline)")
+    record = json.loads(trained.bucket.get(f"runs/{origin.run}/report/record.json"))
+    assert record["wandb_mode"] == "offline"
+    losses = [row["loss"] for row in rows_of_run(tmp_path, origin.run) if "loss" in row]
+    assert losses == [metrics["loss"] for metrics in recorder.epochs]
+    for path in offline_files(tmp_path, origin.run):
+        assert trained.bucket.get(f"runs/{origin.run}/wandb/{path.parent.name}/{path.name}") == path.read_bytes()
 
 
 def test_dataset_is_found_by_version(trained: Trained) -> None:

@@ -15,6 +15,7 @@ from nucleus.errors import (
 )
 from nucleus.storage.bucket import Bucket
 from nucleus.storage.files import atomic_path, sha256_of, write_atomic
+from nucleus.storage.retries import set_storage_timeout
 from nucleus.storage.uri import parse_uri
 
 
@@ -65,6 +66,37 @@ def test_what_travels_is_the_uri(bucket: Bucket) -> None:
 def test_missing_bucket(store: object) -> None:  # noqa: ARG001
     with pytest.raises(BucketNotFoundError, match="aws s3 mb s3://nowhere"):
         Bucket(parse_uri("s3://nowhere/x")).check()
+
+
+def test_a_dead_proxy_is_named(store: object, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:  # noqa: ARG001
+    """By small requests and by downloads, which use another client; the password in its address is not shown."""
+    for name in ("http_proxy", "no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HTTP_PROXY", "http://me:hidden@127.0.0.1:9")
+    set_storage_timeout(0.1)
+    elsewhere = "http://s3.example:9000"
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", elsewhere)
+    bucket = Bucket(parse_uri("s3://cells"))
+    for ask in (bucket.check, lambda: bucket.download("x", tmp_path / "x")):
+        with pytest.raises(UnreachableError) as caught:
+            ask()
+        message = str(caught.value)
+        for words in ("HTTP_PROXY=http://127.0.0.1:9", "add s3.example to NO_PROXY", elsewhere):
+            assert words in message
+        assert "hidden" not in message
+
+
+def test_a_server_of_this_machine_is_reached_without_its_proxy(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Though the proxy was set after the server had started."""
+    for name in ("http_proxy", "no_proxy", "NO_PROXY"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    bucket.put("x", b"1")
+    bucket.download("x", tmp_path / "x")
+    assert (tmp_path / "x").read_bytes() == b"1"
 
 
 def test_unreachable_endpoint(store: object, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: ARG001

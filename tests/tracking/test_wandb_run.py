@@ -460,7 +460,7 @@ def registry(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, list[str]]]:
         assert artifact.type == "model"
         links.append((target, aliases))
 
-    monkeypatch.setattr(wandb.Artifact, "wait", lambda artifact: artifact)
+    monkeypatch.setattr(wandb.Artifact, "wait", lambda artifact, timeout=None: artifact)  # noqa: ARG005
     monkeypatch.setattr(wandb.Run, "link_artifact", link)
     return links
 

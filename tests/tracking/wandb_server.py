@@ -29,6 +29,8 @@ class WandbServer:
         artifacts: Arguments of each request that created an artifact.
         files: Uploaded files, by path.
         queries: Names of the queries, in order.
+        decide: HTTP status of the answer to a request, by the name of its query or its path; a test may set it.
+        viewer: The user whose key it is; None for a key that nobody has.
     """
 
     url: str = ""
@@ -39,6 +41,10 @@ class WandbServer:
     artifacts: list[dict[str, Any]] = field(default_factory=list)
     files: dict[str, bytes] = field(default_factory=dict)
     queries: list[str] = field(default_factory=list)
+    decide: Callable[[str], int] = lambda _: 200
+    viewer: dict[str, str] | None = field(
+        default_factory=lambda: {"id": "u", "entity": "us", "username": "me", "flags": "{}"}
+    )
 
     def stream(self, files: dict[str, Any]) -> None:
         """Rows and summary."""
@@ -50,7 +56,6 @@ class WandbServer:
 
     def answer(self, name: str, given: dict[str, Any]) -> dict[str, Any]:
         """The data of a GraphQL query."""
-        self.queries.append(name)
         answers: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
             "RunResumeStatus": self._resume_status,
             "UpsertBucket": self._run,
@@ -59,7 +64,7 @@ class WandbServer:
             "CreateArtifactManifest": self._artifact_manifest,
             "CreateArtifactFiles": self._artifact_files,
             "ArtifactType": lambda _: {"project": {"artifact": None}},
-            "Viewer": lambda _: {"viewer": {"id": "u", "entity": "us", "username": "me", "flags": "{}"}},
+            "Viewer": lambda _: {"viewer": self.viewer},
             "ServerFeaturesQuery": lambda _: {"serverInfo": {"features": []}},
             "CommitArtifact": lambda _: {"commitArtifact": {"artifact": {"id": "A", "digest": "d"}}},
         }
@@ -163,15 +168,22 @@ def _handler(state: WandbServer) -> type[BaseHTTPRequestHandler]:
 
         def do_POST(self) -> None:
             data = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            name = self._name(data)
+            if (status := state.decide(name)) != 200:
+                self.send_error(status)
+                return
+            content = json.loads(data) if data and self.path.endswith(("graphql", "file_stream")) else {}
             if self.path.endswith("file_stream"):
-                state.stream(json.loads(data).get("files") or {})
-                self._reply({})
-            elif self.path.endswith("graphql"):
-                query = json.loads(data)
-                found = re.search(r"\b(?:query|mutation)\s+(\w+)", query["query"])
-                name = found.group(1) if found else ""
-                self._reply({"data": state.answer(name, query.get("variables") or {})})
-            else:
-                self._reply({})
+                state.stream(content.get("files") or {})
+            self._reply({"data": state.answer(name, content.get("variables") or {})})
+
+        def _name(self, data: bytes) -> str:
+            """The name of a query, which is noted, or the path of another request."""
+            if not self.path.endswith("graphql"):
+                return self.path
+            found = re.search(r"\b(?:query|mutation)\s+(\w+)", json.loads(data)["query"])
+            name = found.group(1) if found else ""
+            state.queries.append(name)
+            return name
 
     return Handler

@@ -1,0 +1,241 @@
+"""What this process finds around it: folders for its caches and for those of its libraries, and proxies.
+
+Containers often run under a user without a home folder, or with one that cannot be written. All caches of this project
+are then in a folder of the temporary directory, and so is what Keras, Matplotlib, Ray and W&B would write to the home
+folder.
+"""
+
+import os
+import pwd
+import stat
+import sys
+import tempfile
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import getproxies_environment, proxy_bypass
+
+from platformdirs import user_cache_path
+
+from nucleus.errors import UsageError
+
+__all__ = [
+    "CACHE_VARIABLE",
+    "CacheFolder",
+    "cache_folder",
+    "exempt_this_machine",
+    "find_cache",
+    "loopback_exemption",
+    "provide_folders",
+    "proxy_advice",
+    "proxy_of",
+]
+
+CACHE_VARIABLE = "XDG_CACHE_HOME"
+"""Environment variable of the folder for caches; this project's folder `nucleus` is in it."""
+_NAME = "nucleus"
+_HOME = "HOME"
+_CHANGE = f"To choose another folder, run: export {CACHE_VARIABLE}=DIR"
+_LIBRARY_FOLDERS = {
+    "KERAS_HOME": ("keras", ".keras"),
+    "MPLCONFIGDIR": ("matplotlib", None),
+    "WANDB_CACHE_DIR": ("wandb/cache", None),
+    "WANDB_CONFIG_DIR": ("wandb/config", ".config/wandb"),
+    "WANDB_DATA_DIR": ("wandb/data", None),
+}
+"""Variables of libraries that write to the home folder: a folder below the cache, and the folder in the home folder
+that is used if it exists, though it cannot be written: it may hold weights or a key."""
+_USER_VARIABLES = ("LOGNAME", "USER", "LNAME", "USERNAME")
+"""Where Python looks for the user's name before it asks the system, which may not know the user."""
+_WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
+_choosing = threading.Lock()
+_THIS_MACHINE = ("127.0.0.1", "localhost", "::1")
+
+
+@dataclass(frozen=True)
+class CacheFolder:
+    """The folder of this project's caches.
+
+    Attributes:
+        path: The folder; it may not exist yet.
+        writable: Whether this process can write to it, or create it.
+        temporary: Whether it is in the temporary directory, for want of a home folder.
+        problem: Why the home folder is not used; None if it is, or if XDG_CACHE_HOME is set.
+    """
+
+    path: Path
+    writable: bool
+    temporary: bool = False
+    problem: str | None = None
+
+
+def find_cache() -> CacheFolder:
+    """Return the folder of the caches, without creating it: that of XDG_CACHE_HOME, else in the home folder.
+
+    If the home folder does not exist or cannot be written, it is a folder of the temporary directory.
+
+    Raises:
+        UsageError: There is no temporary directory either.
+    """
+    given, problem = os.environ.get(CACHE_VARIABLE, "").strip(), _home_problem()
+    if given:
+        path = Path(given).absolute() / _NAME
+        return CacheFolder(path, _can_write(path))
+    if problem is None:
+        usual = Path(user_cache_path(_NAME))
+        if _can_write(usual):
+            return CacheFolder(usual, writable=True)
+        problem = f"{usual} cannot be written"
+    path = _temporary_home(problem) / _NAME
+    return CacheFolder(path, _can_write(path), temporary=True, problem=problem)
+
+
+def cache_folder() -> Path:
+    """Return the folder of the caches; it can be written, but may not exist yet.
+
+    If it is in the temporary directory, a note on stderr says so, once, and XDG_CACHE_HOME is set for this process and
+    those that it starts.
+
+    Raises:
+        UsageError: No folder can be written.
+    """
+    with _choosing:  # or several threads would each note it
+        found = find_cache()
+        if not found.writable:
+            where = str(found.path) if found.temporary else f"{CACHE_VARIABLE}={os.environ[CACHE_VARIABLE]}"
+            raise UsageError(
+                f"Expected a folder for caches that can be written; found {where}, which cannot. {_CHANGE}"
+            )
+        if found.temporary:
+            _claim(found.path.parent)
+            os.environ[CACHE_VARIABLE] = str(found.path.parent)
+            sys.stderr.write(f"Note: caches are in {found.path}, because {found.problem}. {_CHANGE}\n")
+        return found.path
+
+
+def provide_folders() -> None:
+    """Set environment variables of libraries that would otherwise fail or warn for want of a home folder.
+
+    Nothing is set if the home folder can be written. What the user has set stays. Call it before such a library is
+    imported, or Ray is started.
+
+    Raises:
+        UsageError: No folder can be written.
+    """
+    if _home_problem() is None:
+        return
+    home, base = _home(), cache_folder() / "libraries"
+    for variable, (name, usual) in _LIBRARY_FOLDERS.items():
+        kept = home is not None and usual is not None and (home / usual).is_dir()
+        if not kept and variable not in os.environ:
+            (base / name).mkdir(parents=True, exist_ok=True)
+            os.environ[variable] = str(base / name)
+    if home is None or not home.is_dir():
+        os.environ[_HOME] = str(base)
+    if not any(os.environ.get(name) for name in _USER_VARIABLES) and _listed_home() is None:
+        os.environ["USER"] = f"uid-{os.getuid()}"
+
+
+def _home_problem() -> str | None:
+    """Return why the home folder cannot be used; None if it can."""
+    home = _home()
+    if home is None:
+        return f"{_HOME} is not set, and the system does not know the user {os.getuid()}"
+    if not home.is_dir():
+        return f"the home folder {home} does not exist"
+    return None if os.access(home, os.W_OK | os.X_OK) else f"the home folder {home} cannot be written"
+
+
+def _home() -> Path | None:
+    """Return the folder of HOME, else the user's in the system's list of users; None if neither is known."""
+    home = Path(os.environ.get(_HOME, ""))
+    return home if home.is_absolute() else _listed_home()
+
+
+def _listed_home() -> Path | None:
+    try:
+        return Path(pwd.getpwuid(os.getuid()).pw_dir)
+    except KeyError:
+        return None
+
+
+def _can_write(folder: Path) -> bool:
+    """Return whether a folder can be written or, if it does not exist, created."""
+    nearest = next(path for path in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(path))
+    return nearest.is_dir() and os.access(nearest, os.W_OK | os.X_OK)
+
+
+def _temporary_home(problem: str) -> Path:
+    try:
+        return Path(tempfile.gettempdir()) / f"{_NAME}-{os.getuid()}"
+    except FileNotFoundError as error:
+        raise UsageError(
+            f"Expected a folder for caches that can be written; {problem}, and no temporary directory can be written. "
+            f"{_CHANGE}"
+        ) from error
+
+
+def _claim(folder: Path) -> None:
+    """Create a folder in the temporary directory for this user alone.
+
+    Raises:
+        UsageError: Another user owns it, or can write to it, and could replace what is cached.
+    """
+    folder.mkdir(mode=0o700, exist_ok=True)
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & _WRITABLE_BY_OTHERS:
+        raise UsageError(f"Expected {folder} to be a folder that only this user can write; it is not. {_CHANGE}")
+
+
+def proxy_of(url: str) -> str | None:
+    """Return the variable and the address, without credentials, of the proxy through which a URL is requested.
+
+    Args:
+        url: Any `http://` or `https://` URL.
+
+    Returns:
+        Such as `HTTP_PROXY=http://proxy:3128`; None if no proxy is used.
+    """
+    parts, proxies = urlsplit(url), getproxies_environment()
+    if not parts.hostname or proxy_bypass(parts.netloc.rpartition("@")[2], proxies):
+        return None
+    scheme = next((name for name in (parts.scheme, "all") if proxies.get(name)), None)
+    if scheme is None:
+        return None
+    names = (f"{scheme}_proxy", f"{scheme}_proxy".upper())
+    variable = next((name for name in names if os.environ.get(name) == proxies[scheme]), names[1])
+    address = urlsplit(proxies[scheme] if "://" in proxies[scheme] else f"http://{proxies[scheme]}")
+    return f"{variable}={address.scheme}://{address.netloc.rpartition('@')[2]}"
+
+
+def proxy_advice(url: str) -> str:
+    """Return a sentence, with a blank before it, about the proxy of a URL that does not answer; empty without one."""
+    proxy = proxy_of(url)
+    if proxy is None:
+        return ""
+    return f" Requests go through the proxy of {proxy}; to do without it, add {urlsplit(url).hostname} to NO_PROXY."
+
+
+def loopback_exemption() -> dict[str, str]:
+    """Return variables that exempt this machine's own servers from its proxy; empty if it has none, or they are."""
+    exempted = _exempted()
+    missing = [host for host in _THIS_MACHINE if host not in exempted]
+    if not {*getproxies_environment()} - {"no"} or not missing or "*" in exempted:
+        return {}
+    value = ",".join([*exempted, *missing])
+    return {"no_proxy": value, "NO_PROXY": value}
+
+
+def exempt_this_machine() -> None:
+    """Exempt this machine's own servers from its proxy, in this process and those that it starts.
+
+    A proxy could not reach them: to it, `127.0.0.1` is another machine.
+    """
+    os.environ.update(loopback_exemption())
+
+
+def _exempted() -> list[str]:
+    """Return the hosts that NO_PROXY and no_proxy name."""
+    text = ",".join(os.environ.get(name, "") for name in ("no_proxy", "NO_PROXY"))
+    return list(dict.fromkeys(host.strip() for host in text.split(",") if host.strip()))

@@ -1,0 +1,232 @@
+"""Errors of Ray: the last cause reaches the user, in one line; a cluster that does not start is explained."""
+
+import os
+import pickle
+import time
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from ray.exceptions import (
+    ActorDiedError,
+    NodeDiedError,
+    OutOfMemoryError,
+    RayActorError,
+    RaySystemError,
+    RayTaskError,
+    UserCodeException,
+    WorkerCrashedError,
+)
+from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
+
+from job import cluster, ray_internals
+from job.cluster import connection
+from job.ray_internals import failure_text, is_from_ray, our_error, patient_start
+from nucleus.errors import DataError, JobError
+
+ADVICE = ("retr", "RAY_", "max_failures", "Traceback", "ray.exceptions", "\n", "log files")
+"""What Ray's own messages have and ours do not: advice on its settings and its logs."""
+
+
+PORT_WAIT = "RAY_gcs_server_port_wait_time_s"
+
+
+def task_error(cause: Exception, traceback: str | None = None) -> RayTaskError:
+    text = traceback or f'Traceback (most recent call last):\n  File "a.py", line 1\n{type(cause).__name__}: {cause}'
+    return RayTaskError("work", text, cause, proctitle="p", pid=1, ip="127.0.0.1")
+
+
+TWO_TRACEBACKS = """Traceback (most recent call last):
+  File "masks.py", line 3, in read
+KeyError: 'masks'
+
+The above exception was the direct cause of the following exception:
+
+ray::MapWorker() (pid=1, ip=127.0.0.1)
+  File "data.py", line 9, in run
+ray.exceptions.UserCodeException: UDF failed to process a data block. Set max_errored_blocks to retry.
+"""
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (ValueError("no such\nfile"), "ValueError: no such"),
+        (task_error(ValueError("two is too much.")), "ValueError: two is too much"),
+        (task_error(ValueError("a")).as_instanceof_cause(), "ValueError: a"),
+        (task_error(task_error(OSError(28, "No space left on device"))), "No space left on device"),
+        (task_error(WorkerCrashedError(), TWO_TRACEBACKS), "a process died"),
+        (
+            RayTaskError("work", TWO_TRACEBACKS, RayActorError(error_msg=TWO_TRACEBACKS), "p", 1, "h"),
+            "KeyError: 'masks'",
+        ),
+        (task_error(UserCodeException("UDF failed. Set max_errored_blocks"), TWO_TRACEBACKS), "KeyError: 'masks'"),
+        (WorkerGroupError("worker 0", {0: task_error(KeyError("x")), 1: WorkerCrashedError()}), "KeyError: 'x'"),
+        (
+            WorkerGroupError("worker 0", {0: OutOfMemoryError("retry with RAY_memory_usage_threshold")}),
+            "memory was full",
+        ),
+        (ControllerError(task_error(RuntimeError("the bucket is gone"))), "the bucket is gone"),
+        (ActorDiedError(), "a process died"),
+        (NodeDiedError("Check the raylet's log files"), "a machine of the cluster was lost"),
+        (RaySystemError(OSError("broken pipe")), "broken pipe"),
+        (Exception("The current node timed out during startup. This could happen because"), "timed out during startup"),
+    ],
+)
+def test_the_last_cause_is_one_line_without_advice(error: BaseException, words: str) -> None:
+    text = failure_text(error)
+    assert words in text
+    assert not [word for word in ADVICE if word in text]
+    assert not text.endswith(".")
+
+
+def test_an_error_of_this_project_is_found_in_what_wraps_it() -> None:
+    ours = DataError("Expected masks; found none.")
+    wrapped: list[BaseException] = [
+        ours,
+        task_error(ours),
+        ControllerError(task_error(ours)),
+        WorkerGroupError("two workers", {1: task_error(ours)}),
+        pickle.loads(pickle.dumps(task_error(ours))),
+    ]
+    for error in wrapped:
+        found = our_error(error)
+        assert (type(found), str(found)) == (DataError, str(ours))
+    assert our_error(task_error(ValueError("a"))) is None
+
+
+def test_a_circle_of_causes_ends() -> None:
+    error, other = ValueError("a"), ValueError("b")
+    error.__cause__, other.__cause__ = other, error
+    assert failure_text(error) == "ValueError: b"
+
+
+def test_errors_of_ray_are_told_from_others() -> None:
+    assert is_from_ray(task_error(ValueError("a")).as_instanceof_cause())
+    assert is_from_ray(WorkerGroupError("a", {}))
+    assert not is_from_ray(ValueError("a"))
+
+
+@pytest.fixture
+def no_ray(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[dict[str, Any]]]:
+    """A process without a cluster: what `ray.init` is called with."""
+    import ray
+
+    calls: list[dict[str, Any]] = []
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", lambda **given: calls.append(given))
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(cluster.job, "local_addresses", list, raising=False)
+    return calls
+
+
+def failing(error: Exception) -> Callable[..., None]:
+    def init(**_: Any) -> None:
+        raise error
+
+    return init
+
+
+@pytest.mark.usefixtures("no_ray")
+@pytest.mark.parametrize(
+    "error",
+    [
+        Exception("The current node timed out during startup. This could happen because some of the raylet failed"),
+        RuntimeError("Failed to start GCS.  Last 0 lines of error files:\n.Traceback (most recent call last):\nx"),
+        OSError(28, "No space left on device"),
+        ValueError("validate_socket_filename failed: AF_UNIX path length cannot exceed 107 bytes: /long"),
+    ],
+)
+def test_a_cluster_that_does_not_start_is_one_error(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    ended: list[bool] = []
+    monkeypatch.setattr(ray, "init", failing(error))
+    monkeypatch.setattr(cluster.job, "end_started_processes", lambda: ended.append(True), raising=False)
+    monkeypatch.setenv("RAY_TMPDIR", "/elsewhere")
+    with pytest.raises(JobError) as caught, connection(own_cpus=1):
+        pytest.fail("connected")
+    message = str(caught.value)
+    assert failure_text(error) in message
+    for word in ("180 s", "RAY_TMPDIR", "/elsewhere", "RAY_ADDRESS"):
+        assert word in message
+    assert "Traceback" not in message
+    assert ended == [True]
+
+
+def test_a_slow_start_is_told_at_once(
+    no_ray: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    import ray
+
+    told: list[str] = []
+
+    def slow(**given: Any) -> None:
+        no_ray.append(given)
+        deadline = time.monotonic() + 30
+        while not any(told) and time.monotonic() < deadline:
+            told.append(capfd.readouterr().err)
+            time.sleep(0.01)
+
+    monkeypatch.setattr(cluster, "_NOTE_SECONDS", 0.05)
+    monkeypatch.setattr(ray, "init", slow)
+    with connection(own_cpus=2):
+        pass
+    assert "up to 180 s" in "".join(told)
+    assert no_ray[0]["num_cpus"] >= 2
+
+
+@pytest.mark.usefixtures("no_ray")
+def test_errors_of_ray_in_the_block_become_ours() -> None:
+    with pytest.raises(JobError, match=r"ValueError: boom"), connection(own_cpus=1):
+        raise task_error(ValueError("boom"))
+    with pytest.raises(DataError, match="no masks"), connection(own_cpus=1):
+        raise task_error(DataError("no masks"))
+    with pytest.raises(KeyError), connection(own_cpus=1):
+        raise KeyError("not from Ray")
+
+
+def test_a_node_is_waited_for_while_its_process_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ray._private import services
+
+    asked: list[tuple[str, str]] = []
+
+    def get_node(address: str, node: str) -> dict[str, str]:
+        asked.append((address, node))
+        if len(asked) < 4:
+            raise RuntimeError("not yet")
+        return {"node": node}
+
+    monkeypatch.setattr(services, "get_node", get_node)
+    monkeypatch.setattr(ray_internals, "_POLL_SECONDS", 0.0)
+    child = SimpleNamespace(name=lambda: "raylet", status=lambda: "running")
+    monkeypatch.setattr(ray_internals.psutil.Process, "children", lambda _: [child])
+    with patient_start(60.0):
+        assert services.get_node("a", "n") == {"node": "n"}
+        assert os.environ[PORT_WAIT] == "60"
+    assert services.get_node is get_node
+    assert PORT_WAIT not in os.environ
+    assert asked == [("a", "n")] * 4
+    asked.clear()
+    monkeypatch.setattr(ray_internals.psutil.Process, "children", lambda _: [])
+    with patient_start(60.0), pytest.raises(RuntimeError, match="not yet"):
+        services.get_node("a", "n")
+    assert len(asked) == 1
+
+
+def test_what_a_failed_start_left_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    killed: list[str] = []
+
+    def child(name: str) -> SimpleNamespace:
+        return SimpleNamespace(name=lambda: name, kill=lambda: killed.append(name))
+
+    children = [child(name) for name in ("raylet", "sh", "gcs_server")]
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    monkeypatch.setattr(ray_internals.psutil.Process, "children", lambda _: children)
+    monkeypatch.setattr(ray_internals.psutil, "wait_procs", lambda *_: None)
+    ray_internals.end_started_processes()
+    assert killed == ["raylet", "gcs_server"]
