@@ -104,21 +104,29 @@ def find_inputs(inputs: Sequence[Path]) -> Inputs:
     found: list[tuple[str, Path]] = []
     unread: dict[str, str] = {}
     for path in inputs:
-        if path.is_dir():
-            above = PurePosixPath(path.name or path.resolve().name if len(inputs) > 1 else "")
-            listing = list_folder(path, is_input)
-            found += [(str(above / name), path / name) for name in listing.files]
-            unread |= {str(above / name): f"{path / name}: {reason}" for name, reason in listing.unread.items()}
-        elif path.is_file():
+        if not _is_folder(path):
             found.append((path.name, path))
-        else:
-            what = "found neither (a device, pipe or socket)" if path.exists() else "nothing is there"
-            raise UsageError(f"Expected an image or a folder at {path}; {what}.")
+            continue
+        above = PurePosixPath(path.name or path.resolve().name if len(inputs) > 1 else "")
+        listing = list_folder(path, is_input)
+        found += [(str(above / name), path / name) for name in listing.files]
+        unread |= {str(above / name): f"{path / name}: {reason}" for name, reason in listing.unread.items()}
     if not found:
         reasons = "".join(f" {reason}" for reason in list(unread.values())[:3])
         raise UsageError(f"Expected image files in {', '.join(map(str, inputs))}; found none.{reasons}")
     check_stems([(stem_of(name), str(path)) for name, path in found])
     return Inputs(dict(found), unread)
+
+
+def _is_folder(path: Path) -> bool:
+    """Return whether an argument is a folder. Raises `UsageError` if it is neither that nor a file."""
+    try:
+        if path.is_dir() or path.is_file():
+            return path.is_dir()
+        what = "found neither (a device, pipe or socket)" if path.exists() else "nothing is there"
+    except OSError as error:
+        raise UsageError(f"Cannot read {path}: {error.strerror}.") from error
+    raise UsageError(f"Expected an image or a folder at {path}; {what}.")
 
 
 def is_input(path: str) -> bool:

@@ -201,7 +201,6 @@ BAD_INPUT: list[tuple[list[Any], int, str]] = [
     (["predict", "flat", "--model", "./flat", "--out", "o"], 2, "found a folder without manifest.json"),
     (["predict", "flat", "--model", "pulled/000001/manifest.json", "--out", "o"], 2, "is a file. Name its folder"),
     (["predict", "flat", "--model", "pulled@latest", "--out", "o"], 1, "it has no version"),
-    (["evaluate", "./pulled", "d"], 2, "pulled/000001, pulled/000002. Name one of them"),
     (["evaluate", "m", "nothing"], 1, "none was imported there"),
     (["weights", "add", "nothing.h5"], 2, "does not exist"),
     (["weights", "add", "flat/a.png", "--encoder", "resnet"], 2, "is not one of 'mobilenet_v2', 'efficientnet_v2_b0'"),
