@@ -73,6 +73,22 @@ def test_folders_that_stay_empty_are_removed(tmp_path: Path) -> None:
     assert not (tmp_path / "a").exists()
 
 
+def test_a_file_that_is_removed_before_it_is_locked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A lock on a file that the previous holder has just removed would keep nobody out."""
+    lock, removed = claims._lock, []
+
+    def late(descriptor: int, file: Path) -> None:
+        if not removed:
+            file.unlink()
+            removed.append(file)
+        lock(descriptor, file)
+
+    monkeypatch.setattr(claims, "_lock", late)
+    with claimed_folder(tmp_path), pytest.raises(OutputError), claimed_folder(tmp_path):
+        pass
+    assert removed
+
+
 def contend(folder: Path, number: int) -> int:
     """Take a claim again and again, and count alone in a file while it is held."""
     held = 0
