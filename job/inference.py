@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 
 from job.actor_pool import map_on_cluster
 from nucleus.config.names import Reference
@@ -42,7 +43,7 @@ class BucketPrediction:
 
     Attributes:
         counts: Number of nuclei per image that was predicted now, by key.
-        failures: Error message per image that could not be read, by key.
+        failures: Error message per image that could not be read or whose key cannot be used, by key.
         done_before: Number of images that were predicted earlier.
     """
 
@@ -72,27 +73,28 @@ def predict_bucket(
 
     Raises:
         UsageError: There are no images, or there are results with other settings.
+        OutputError: Another prediction with the same output is running.
         NucleusError: The bucket, the model or the cluster cannot be used.
     """
-    images = find_images(parse_uri(settings.images))
-    claim_output(settings, overwrite=overwrite)
-    wanted = images if overwrite else not_done(settings, images)
+    found = find_images(settings)
     counts: dict[str, int] = {}
-    failures: dict[str, str] = {}
-    batches = batches_of(wanted)
-    if batches:
-        make = partial(_batch_predictor, settings)
-        for outcomes in map_on_cluster(batches, make, workers=workers, waiting=waiting, verbose=verbose):
-            for outcome in outcomes:
-                if outcome.nuclei is None:
-                    failures[outcome.key] = str(outcome.failure)
-                else:
-                    counts[outcome.key] = outcome.nuclei
-                advance(len(counts) + len(failures), len(wanted))
-    done = [image for image in images if image.key not in failures]
-    if done:
-        join_tables(settings, done)
-    return BucketPrediction(dict(sorted(counts.items())), dict(sorted(failures.items())), len(images) - len(wanted))
+    failures = dict(found.unread)
+    with claim_output(settings, overwrite=overwrite) as claim:
+        wanted = found.images if overwrite else not_done(settings, found.images)
+        batches, make = batches_of(wanted), partial(_batch_predictor, settings)
+        answers = map_on_cluster(batches, make, workers=workers, waiting=waiting, verbose=verbose) if batches else ()
+        for outcome in chain.from_iterable(answers):
+            claim.check()
+            if outcome.nuclei is None:
+                failures[outcome.key] = str(outcome.failure)
+            else:
+                counts[outcome.key] = outcome.nuclei
+            advance(len(counts) + len(failures), len(wanted) + len(found.unread))
+        done = [image for image in found.images if image.key not in failures]
+        if done:
+            join_tables(settings, done)
+    before = len(found.images) - len(wanted)
+    return BucketPrediction(dict(sorted(counts.items())), dict(sorted(failures.items())), before)
 
 
 def _batch_predictor(settings: PredictionSettings) -> Callable[[Sequence[BucketImage]], list[ImageOutcome]]:

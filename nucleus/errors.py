@@ -17,6 +17,7 @@
     │   │   └── UnavailableError         the endpoint is overloaded, or its answer broke off
     │   └── StoreServerError             the embedded S3 server did not start or stop
     ├── CacheFullError                   the cache's limit is too low for the shards in use
+    ├── OutputError (OSError)            a place for results that cannot be written, or is in use
     ├── IntegrityError (ValueError)      bytes with another SHA-256 than their manifest states
     ├── DataError (ValueError)           unusable images, masks, folders or datasets
     │   └── ImageError                   one unusable image file
@@ -45,6 +46,7 @@ __all__ = [
     "NucleusError",
     "ObjectExistsError",
     "ObjectNotFoundError",
+    "OutputError",
     "RecipeError",
     "RunStoppedError",
     "StorageError",
@@ -129,6 +131,10 @@ class StoreServerError(StorageError):
 
 class CacheFullError(NucleusError):
     """The cache's limit is too low for the shards that are in use at the same time."""
+
+
+class OutputError(NucleusError, OSError):
+    """A place for results that cannot be written, or that another process is writing to."""
 
 
 class IntegrityError(NucleusError, ValueError):

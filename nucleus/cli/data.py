@@ -37,8 +37,8 @@ def data() -> None:
 def import_(src: Path, uri: str, seed: int, val: float, test: float, group_by: str | None, as_json: bool) -> None:
     """Import the images of SRC (a folder or zip) as a dataset version at URI: check, group, split and pack them.
 
-    Layouts: <id>/images/*.png + <id>/masks/*.png (Kaggle); inputs/ + masks/, also under train/ and test/;
-    images/ + labels/ with integer labels.
+    Layouts: <id>/images/*.png + <id>/masks/*.png (Kaggle); inputs/ or images/ + masks/ (binary), or images/ + labels/
+    (integer labels), also under train/ and test/; a.png + a_masks.png in one folder (Cellpose).
     """
     try:
         pattern = re.compile(group_by) if group_by else None

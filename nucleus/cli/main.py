@@ -61,7 +61,7 @@ class _Commands(click.Group):
         except OSError as error:  # a full disk, a file in place of a folder, missing permissions
             if ctx.params.get("debug"):
                 raise
-            click.echo(f"Error: {error}", err=True)
+            click.echo(f"Error: {nucleus.storage.failed_write(error) or error}", err=True)
             raise click.exceptions.Exit(1) from error
 
 

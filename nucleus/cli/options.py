@@ -136,6 +136,7 @@ def pulled_model(model: str, bucket: str | None = None) -> "PulledModel":
     """
     if is_pulled(model):
         return nucleus.registry.read_pulled(Path(model))
+    nucleus.registry.check_model_path(model)
     reference = nucleus.config.parse_reference(model, "model")
     registry = nucleus.storage.Bucket(nucleus.storage.bucket_from_environment(bucket))
     registry.check(nucleus.registry.MODELS)

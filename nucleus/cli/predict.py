@@ -62,7 +62,8 @@ def predict(
     """Segment images (files or folders: PNG, TIFF, OME-TIFF, JPEG, BMP, WebP; any depth, any size).
 
     Writes <stem>.labels.tif (integer labels, 0 background) and <stem>.overlay.png for each image, and nuclei.csv (one
-    row per nucleus) and images.csv (one row per image).
+    row per nucleus) and images.csv (one row per image). Folders are read with all folders below them, and the results
+    lie in the same folders below --out.
 
     Images below s3://bucket/prefix are distributed over a Ray cluster; --out is then also a prefix, and the tables are
     nuclei.parquet and images.parquet. If you repeat the command, it skips the images that are done.
@@ -83,22 +84,24 @@ def predict(
 
 
 def _predict_files(inputs: tuple[str, ...], model: str, out: Path, given: _Choices) -> None:
-    files = nucleus.predict.find_inputs([Path(text) for text in inputs])
-    if not given.overwrite:
-        nucleus.predict.check_outputs(files, out)
-    pulled = pulled_model(model)
-    segmenter = nucleus.predict.load_pulled(
-        pulled, nucleus.predict.PredictionOptions(diameter=given.diameter, pixel_size=given.pixel_size, turns=given.tta)
-    )
-    started = time.monotonic()
-    with show_progress("segment images") as advance:
-        found = nucleus.predict.predict_files(segmenter, files, out, given.channel, advance)
-    version = str(pulled.manifest)
+    found = nucleus.predict.find_inputs([Path(text) for text in inputs])
+    with nucleus.storage.claimed_folder(out):
+        if not given.overwrite:
+            nucleus.predict.check_outputs(found.images, out)
+        options = nucleus.predict.PredictionOptions(
+            diameter=given.diameter, pixel_size=given.pixel_size, turns=given.tta
+        )
+        segmenter = nucleus.predict.load_pulled(pulled_model(model), options)
+        started = time.monotonic()
+        with show_progress("segment images") as advance:
+            predicted = nucleus.predict.predict_files(segmenter, found.images, out, given.channel, advance)
+    failures = {**found.unread, **predicted.failures}
+    version = str(segmenter.manifest)
     if given.as_json:
-        _print_json(version, str(out.absolute()), found.counts, found.failures)
+        _print_json(version, str(out.absolute()), predicted.counts, failures)
     else:
-        _print(version, str(out), found.counts, found.failures, time.monotonic() - started)
-    _check(found.failures, len(files))
+        _print(version, str(out), predicted.counts, failures, time.monotonic() - started)
+    _check(failures, len(found.images) + len(found.unread))
 
 
 def _predict_bucket(images: str, model: str, out: str, workers: int | None, given: _Choices) -> None:

@@ -34,9 +34,7 @@ from .importing import import_dataset as import_dataset
 from .layouts import Annotated as Annotated
 from .layouts import Layout as Layout
 from .layouts import MaskForm as MaskForm
-from .layouts import Source as Source
 from .layouts import find_images as find_images
-from .layouts import open_source as open_source
 from .normalization import BLOCK as BLOCK
 from .normalization import IntensitySample as IntensitySample
 from .normalization import Stretch as Stretch
@@ -69,6 +67,12 @@ from .shards import ShardFile as ShardFile
 from .shards import decode_record as decode_record
 from .shards import encode_record as encode_record
 from .shards import write_shard as write_shard
+from .sources import Listing as Listing
+from .sources import Source as Source
+from .sources import is_hidden as is_hidden
+from .sources import is_image as is_image
+from .sources import list_folder as list_folder
+from .sources import open_source as open_source
 from .splits import Fingerprint as Fingerprint
 from .splits import fingerprint as fingerprint
 from .splits import group_images as group_images

@@ -37,16 +37,17 @@ from nucleus.data.images import (
     labels_from_label_image,
     labels_from_masks,
 )
-from nucleus.data.layouts import Annotated, MaskForm, Source, find_images, open_source
+from nucleus.data.layouts import Annotated, MaskForm, find_images
 from nucleus.data.sampling import shard_count, stored_order
 from nucleus.data.shards import encode_record, write_shard
+from nucleus.data.sources import Source, open_source
 from nucleus.data.splits import Fingerprint, fingerprint, group_images, split_images
 from nucleus.data.tiff import TIFF_SUFFIXES, tiff_facts
 from nucleus.errors import DataError, ImageError, ObjectExistsError, ObjectNotFoundError, UsageError
 from nucleus.lazy import tf
 from nucleus.progress import Advance, no_progress, split_progress
 from nucleus.storage.bucket import Bucket
-from nucleus.storage.files import sha256_of
+from nucleus.storage.files import sha256_of, writing
 from nucleus.storage.uri import S3Uri
 
 __all__ = ["Imported", "SplitOptions", "import_dataset"]
@@ -125,15 +126,17 @@ def import_dataset(
 
     Raises:
         DataError: The source contains no usable images, or too few to split.
+        OutputError: The folder for temporary files (TMPDIR) has no room.
         StorageError: The bucket cannot be read or written.
     """
     bucket = Bucket(uri)
     bucket.check()
     source = open_source(src)
     layout = find_images(source)
-    with tempfile.TemporaryDirectory(prefix="nucleus-import-") as folder:
+    with tempfile.TemporaryDirectory(prefix="nucleus-import-") as folder, writing(Path(folder) / "records"):
         spool = Path(folder)
-        prepared, left_out = _prepare_all(source, layout.images, spool, advance)
+        prepared, unusable = _prepare_all(source, layout.images, spool, advance)
+        left_out = [*(LeftOut(title=path, reason=reason) for path, reason in layout.left_out.items()), *unusable]
         unique, duplicates = _without_duplicates(prepared)
         if not unique:
             reasons = "; ".join(f"{item.title}: {item.reason}" for item in left_out[:3])

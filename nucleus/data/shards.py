@@ -6,6 +6,7 @@ A record is a `tf.train.Example` with `name`, `image` (PNG, 8-bit RGB, original 
 
 from __future__ import annotations
 
+import errno
 import os
 import struct
 import weakref
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 from nucleus.data.images import LabelImage, RgbImage, encode_png
 from nucleus.errors import IntegrityError
 from nucleus.lazy import tf
+from nucleus.storage.files import output_error
 
 __all__ = ["ShardFile", "decode_record", "encode_record", "write_shard"]
 
@@ -44,10 +46,13 @@ def encode_record(name: str, image: RgbImage, labels: LabelImage) -> bytes:
 
 
 def write_shard(path: Path, records: Iterable[bytes]) -> None:
-    """Write records to a TFRecord file."""
-    with tf.io.TFRecordWriter(str(path)) as writer:
-        for record in records:
-            writer.write(record)
+    """Write records to a TFRecord file. Raises `OutputError` if the disk is full."""
+    try:
+        with tf.io.TFRecordWriter(str(path)) as writer:
+            for record in records:
+                writer.write(record)
+    except tf.errors.ResourceExhaustedError as error:
+        raise output_error(path, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))) from error
 
 
 def decode_record(data: bytes) -> tuple[str, RgbImage, LabelImage]:

@@ -7,6 +7,7 @@ from .blocks import nuclei_of_block as nuclei_of_block
 from .blocks import plan_blocks as plan_blocks
 from .bucket_images import BatchPredictor as BatchPredictor
 from .bucket_images import BucketImage as BucketImage
+from .bucket_images import FoundImages as FoundImages
 from .bucket_images import ImageOutcome as ImageOutcome
 from .bucket_images import PredictionSettings as PredictionSettings
 from .bucket_images import batches_of as batches_of
@@ -30,6 +31,7 @@ from .image_files import LABELS_ENDING as LABELS_ENDING
 from .image_files import NUCLEI_TABLE as NUCLEI_TABLE
 from .image_files import OUTPUT_ENDINGS as OUTPUT_ENDINGS
 from .image_files import OVERLAY_ENDING as OVERLAY_ENDING
+from .image_files import Inputs as Inputs
 from .image_files import PredictedFiles as PredictedFiles
 from .image_files import RowWriter as RowWriter
 from .image_files import check_outputs as check_outputs
@@ -37,7 +39,9 @@ from .image_files import check_stems as check_stems
 from .image_files import csv_table as csv_table
 from .image_files import draw_overlay as draw_overlay
 from .image_files import find_inputs as find_inputs
+from .image_files import is_input as is_input
 from .image_files import predict_files as predict_files
+from .image_files import stem_of as stem_of
 from .image_files import write_image as write_image
 from .measurement import IMAGE_COLUMNS as IMAGE_COLUMNS
 from .measurement import Frame as Frame

@@ -6,6 +6,7 @@ same nuclei there.
 """
 
 import mmap
+import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -192,6 +193,6 @@ def assembled_labels(shape: tuple[int, int], folder: Path) -> Iterator[Assembled
         yield AssembledLabels(np.zeros(shape, np.int32))
         return
     with tempfile.TemporaryFile(dir=folder, prefix=".nucleus-labels-") as file:
-        file.truncate(size)
+        os.posix_fallocate(file.fileno(), 0, size)  # writing to a sparse file through mmap on a full disk is fatal
         backing = mmap.mmap(file.fileno(), size)
         yield AssembledLabels(np.frombuffer(backing, np.int32).reshape(shape), backing)

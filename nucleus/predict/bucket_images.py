@@ -3,13 +3,15 @@
 The output prefix contains, for each image, `<image>.labels.tif`, `<image>.overlay.png` and the table
 `parts/<settings>/<image>.<etag>.parquet`; at the end also `nuclei.parquet` and `images.parquet`, joined from these
 tables. An image is done when its table exists, which is written last. The key of the table contains a hash of the
-settings and the ETag of the image, so an image is predicted again if it, the model or an option changed.
+settings and the ETag of the image, so an image is predicted again if it, the model or an option changed. While a
+prediction runs it holds a claim on the prefix, so that no other one replaces its results.
 """
 
 import hashlib
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
@@ -17,19 +19,28 @@ from pydantic import BaseModel, ConfigDict
 
 from nucleus.config.names import Reference
 from nucleus.data.images import IMAGE_SUFFIXES
-from nucleus.errors import DataError, ImageError, ObjectNotFoundError, UsageError
+from nucleus.errors import AccessDeniedError, DataError, ImageError, ObjectNotFoundError, UsageError
 from nucleus.predict.blocks import LabelledBlock
-from nucleus.predict.image_files import LABELS_ENDING, OUTPUT_ENDINGS, OVERLAY_ENDING, check_stems, write_image
+from nucleus.predict.image_files import (
+    LABELS_ENDING,
+    OVERLAY_ENDING,
+    check_stems,
+    is_input,
+    stem_of,
+    write_image,
+)
 from nucleus.predict.model import IMAGES_AT_ONCE, Model, PredictionOptions
 from nucleus.predict.nuclei_tables import image_table, write_tables
 from nucleus.predict.source import ScaledImage, channel_count, open_source
 from nucleus.storage.bucket import Bucket
-from nucleus.storage.files import read_document
-from nucleus.storage.uri import S3Uri, parse_uri
+from nucleus.storage.claims import PrefixClaim, claimed_prefix
+from nucleus.storage.files import read_document, writing
+from nucleus.storage.uri import LONGEST_KEY, key_problem, parse_uri
 
 __all__ = [
     "BatchPredictor",
     "BucketImage",
+    "FoundImages",
     "ImageOutcome",
     "PredictionSettings",
     "batches_of",
@@ -40,7 +51,7 @@ __all__ = [
 ]
 
 _NUCLEI_TABLE, _IMAGES_TABLE = "nuclei.parquet", "images.parquet"
-_SETTINGS_FILE = "prediction.json"
+_SETTINGS_FILE, _CLAIM_FILE = "prediction.json", "prediction.claim.json"
 _FORMAT = 1
 _BYTES_AT_ONCE = 32 << 20
 _DIGITS = 12
@@ -110,7 +121,7 @@ class BucketImage:
     @property
     def stem(self) -> str:
         """The key without the suffix."""
-        return str(PurePosixPath(self.key).with_suffix(""))
+        return stem_of(self.key)
 
 
 @dataclass(frozen=True)
@@ -128,25 +139,57 @@ class ImageOutcome:
     failure: str | None = None
 
 
-def find_images(uri: S3Uri) -> list[BucketImage]:
-    """Return the images below a prefix, at any depth, sorted by key.
+@dataclass(frozen=True)
+class FoundImages:
+    """The images below a prefix.
+
+    Attributes:
+        images: The images, sorted by key.
+        unread: Error message for each key that cannot be predicted.
+    """
+
+    images: list[BucketImage]
+    unread: dict[str, str]
+
+
+def find_images(settings: PredictionSettings) -> FoundImages:
+    """Return the images below a prefix, at any depth, except hidden ones and the outputs of earlier predictions.
 
     Raises:
         UsageError: There are no images, or two images would have the same output.
     """
-    found = [
-        BucketImage(item.key, "".join(filter(str.isalnum, item.etag)), item.size)
-        for item in Bucket(uri).objects("")
-        if PurePosixPath(item.key).suffix.lower() in IMAGE_SUFFIXES and not item.key.endswith(OUTPUT_ENDINGS)
-    ]
-    if not found:
+    uri = parse_uri(settings.images)
+    images: list[BucketImage] = []
+    unread: dict[str, str] = {}
+    for item in Bucket(uri).objects(""):
+        if is_input(item.key) and not (item.key.endswith("/") and item.size == 0):  # which is a folder of some consoles
+            image = BucketImage(item.key, "".join(filter(str.isalnum, item.etag)), item.size)
+            problem = _problem(settings, image)
+            if problem is None:
+                images.append(image)
+            else:
+                unread[item.key] = f"{problem}, in {f'{uri}/{item.key}'!r}. Copy the object to another key."
+    if not images and not unread:
         raise UsageError(f"Expected images below {uri}/; found none ({', '.join(sorted(IMAGE_SUFFIXES))}).")
-    check_stems([(image.stem, image.key) for image in found])
-    return found
+    check_stems([(image.stem, image.key) for image in images])
+    return FoundImages(images, unread)
 
 
-def claim_output(settings: PredictionSettings, *, overwrite: bool) -> None:
-    """Store the settings at the output.
+def _problem(settings: PredictionSettings, image: BucketImage) -> str | None:
+    """Return why the key of an image, or those of its outputs, cannot be used."""
+    problem = key_problem(image.key)
+    if problem is not None:
+        return problem
+    out = parse_uri(settings.out)
+    longest = max(len((out / key).key.encode()) for key in (settings.table(image), f"{image.stem}{OVERLAY_ENDING}"))
+    if longest > LONGEST_KEY:
+        return f"Expected a key whose outputs have keys of at most {LONGEST_KEY:,} bytes; found one of {longest:,}"
+    return None
+
+
+@contextmanager
+def claim_output(settings: PredictionSettings, *, overwrite: bool) -> Iterator[PrefixClaim]:
+    """Hold the claim on the output while the block runs, and store the settings there.
 
     Args:
         settings: The settings of this prediction.
@@ -154,17 +197,19 @@ def claim_output(settings: PredictionSettings, *, overwrite: bool) -> None:
 
     Raises:
         UsageError: There are results with other settings, and `overwrite` is false.
-        ObjectExistsError: Another prediction claimed the output at the same moment.
+        OutputError: Another prediction with the same output is running.
     """
     out = Bucket(parse_uri(settings.out))
-    there = _settings_at(out)
-    if there not in {None, settings} and not overwrite:
-        raise UsageError(
-            f"Expected results of {settings.model} for {settings.images} with the same options at {out.uri}; found "
-            f"those of {there.model} for {there.images}. Name another --out, or add --overwrite."
-        )
-    if there != settings:
-        out.put(_SETTINGS_FILE, settings.model_dump_json(indent=1).encode(), if_absent=there is None)
+    with claimed_prefix(out, _CLAIM_FILE) as claim:
+        there = _settings_at(out)
+        if there not in {None, settings} and not overwrite:
+            raise UsageError(
+                f"Expected results of {settings.model} for {settings.images} with the same options at {out.uri}; found "
+                f"those of {there.model} for {there.images}. Name another --out, or add --overwrite."
+            )
+        if there != settings:
+            out.put(_SETTINGS_FILE, settings.model_dump_json(indent=1).encode())
+        yield claim
 
 
 def _settings_at(out: Bucket) -> PredictionSettings | None:
@@ -249,9 +294,14 @@ class BatchPredictor:
         """Predict a batch of images; one that cannot be read gets an error message and does not stop the others.
 
         Raises:
+            OutputError: The folder for temporary files has no room.
             StorageError: The bucket cannot be read or written.
         """
-        with tempfile.TemporaryDirectory(prefix="nucleus-batch-") as temporary, ThreadPoolExecutor() as pool:
+        with (
+            tempfile.TemporaryDirectory(prefix="nucleus-batch-") as temporary,
+            writing(Path(temporary) / "results"),
+            ThreadPoolExecutor() as pool,
+        ):
             files = [_ImageFiles(image, Path(temporary) / str(number)) for number, image in enumerate(images)]
             failures = list(pool.map(self._fetch, files))
             opened = [
@@ -270,10 +320,10 @@ class BatchPredictor:
         return outcomes
 
     def _fetch(self, files: _ImageFiles) -> str | None:
-        """Download an image; return an error message if it no longer exists."""
+        """Download an image; return an error message if it no longer exists or must not be read."""
         try:
             self._images.download(files.image.key, files.file)
-        except ObjectNotFoundError as error:
+        except (ObjectNotFoundError, AccessDeniedError) as error:  # of this object: archived, or locked by its key
             return str(error)
         return None
 

@@ -1,20 +1,22 @@
 """Prediction of image files: find the images; write labels, overlays and tables of nuclei."""
 
 import csv
+import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import IO, Any, Protocol, TextIO
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from nucleus.data.images import IMAGE_SUFFIXES, RgbImage, encode_png
+from nucleus.data.images import RgbImage, encode_png
+from nucleus.data.sources import is_image, list_folder
 from nucleus.errors import ImageError, UsageError
 from nucleus.pictures import draw_outlines
 from nucleus.predict.blocks import LabelledBlock, assembled_labels
@@ -22,7 +24,7 @@ from nucleus.predict.measurement import IMAGE_COLUMNS, frame_of, image_row, meas
 from nucleus.predict.model import IMAGES_AT_ONCE, Model
 from nucleus.predict.source import ScaledImage, channel_count, open_source
 from nucleus.progress import Advance, no_progress
-from nucleus.storage.files import atomic_path, write_atomic
+from nucleus.storage.files import atomic_path, write_atomic, writing
 
 __all__ = [
     "IMAGES_TABLE",
@@ -30,6 +32,7 @@ __all__ = [
     "NUCLEI_TABLE",
     "OUTPUT_ENDINGS",
     "OVERLAY_ENDING",
+    "Inputs",
     "PredictedFiles",
     "RowWriter",
     "check_outputs",
@@ -37,7 +40,9 @@ __all__ = [
     "csv_table",
     "draw_overlay",
     "find_inputs",
+    "is_input",
     "predict_files",
+    "stem_of",
     "write_image",
 ]
 
@@ -47,6 +52,8 @@ OVERLAY_ENDING = ".overlay.png"
 OUTPUT_ENDINGS = (LABELS_ENDING, OVERLAY_ENDING)
 NUCLEI_TABLE = "nuclei.csv"
 IMAGES_TABLE = "images.csv"
+_LONGEST_NAME = 255
+"""Bytes of a file name on Linux."""
 
 
 def draw_overlay(image: ScaledImage, labels: NDArray[np.integer]) -> RgbImage:
@@ -71,24 +78,65 @@ def draw_overlay(image: ScaledImage, labels: NDArray[np.integer]) -> RgbImage:
     return draw_outlines(np.concatenate(bands), labels[::every, ::every])
 
 
-def find_inputs(inputs: Sequence[Path]) -> list[Path]:
-    """Return the image files of the arguments: files themselves, and the image files directly in folders.
+@dataclass(frozen=True)
+class Inputs:
+    """Images to predict.
+
+    Attributes:
+        images: Files of the images by their names, which are relative paths with forward slashes. Results get the same
+            paths below the output.
+        unread: Reason for each path that could not be read.
+    """
+
+    images: dict[str, Path]
+    unread: dict[str, str]
+
+
+def find_inputs(inputs: Sequence[Path]) -> Inputs:
+    """Find the image files of the arguments: files themselves, and those in folders at any depth.
+
+    Names are relative to the folder; if there are several arguments, they begin with the name of the folder.
 
     Raises:
         UsageError: A path does not exist, there are no images, or two images would have the same output.
+        DataError: A folder cannot be read.
     """
-    files: list[Path] = []
+    found: list[tuple[str, Path]] = []
+    unread: dict[str, str] = {}
     for path in inputs:
-        if path.is_dir():
-            files += sorted(item for item in path.iterdir() if _is_input(item))
-        elif path.exists():
-            files.append(path)
-        else:
-            raise UsageError(f"Expected an image or a folder at {path}; nothing is there.")
-    if not files:
-        raise UsageError(f"Expected image files in {', '.join(map(str, inputs))}; found none.")
-    check_stems([(file.stem, str(file)) for file in files])
-    return files
+        if not _is_folder(path):
+            found.append((path.name, path))
+            continue
+        above = PurePosixPath(path.name or path.resolve().name if len(inputs) > 1 else "")
+        listing = list_folder(path, is_input)
+        found += [(str(above / name), path / name) for name in listing.files]
+        unread |= {str(above / name): f"{path / name}: {reason}" for name, reason in listing.unread.items()}
+    if not found:
+        reasons = "".join(f" {reason}" for reason in list(unread.values())[:3])
+        raise UsageError(f"Expected image files in {', '.join(map(str, inputs))}; found none.{reasons}")
+    check_stems([(stem_of(name), str(path)) for name, path in found])
+    return Inputs(dict(found), unread)
+
+
+def _is_folder(path: Path) -> bool:
+    """Return whether an argument is a folder. Raises `UsageError` if it is neither that nor a file."""
+    try:
+        if path.is_dir() or path.is_file():
+            return path.is_dir()
+        what = "found neither (a device, pipe or socket)" if path.exists() else "nothing is there"
+    except OSError as error:
+        raise UsageError(f"Cannot read {path}: {error.strerror}.") from error
+    raise UsageError(f"Expected an image or a folder at {path}; {what}.")
+
+
+def is_input(path: str) -> bool:
+    """Return whether a path is an image that is not hidden, and not the output of an earlier prediction."""
+    return is_image(path) and not path.endswith(OUTPUT_ENDINGS)
+
+
+def stem_of(name: str) -> str:
+    """Return the name of an image without its suffix, to which the endings of its outputs are added."""
+    return str(PurePosixPath(name).with_suffix(""))
 
 
 def check_stems(images: Iterable[tuple[str, str]]) -> None:
@@ -99,14 +147,14 @@ def check_stems(images: Iterable[tuple[str, str]]) -> None:
         if len(stems) <= number:
             raise UsageError(
                 f"Expected images with different names; found {other} and {name}, which would both write "
-                f"{stem}{LABELS_ENDING}. Run them with different --out folders."
+                f"{stem}{LABELS_ENDING}. Rename one, or run them with different --out folders."
             )
 
 
-def check_outputs(files: Sequence[Path], out: Path) -> None:
-    """Raise `UsageError` if predicting these files would replace files in `out`."""
-    names = [f"{file.stem}{ending}" for file in files for ending in OUTPUT_ENDINGS]
-    there = [name for name in (NUCLEI_TABLE, IMAGES_TABLE, *names) if (out / name).exists()]
+def check_outputs(names: Iterable[str], out: Path) -> None:
+    """Raise `UsageError` if predicting images of these names would replace files in `out`."""
+    outputs = [f"{stem_of(name)}{ending}" for name in names for ending in OUTPUT_ENDINGS]
+    there = [name for name in (NUCLEI_TABLE, IMAGES_TABLE, *outputs) if (out / name).exists()]
     if there:
         more = f" and {len(there) - 1} more" if len(there) > 1 else ""
         raise UsageError(
@@ -115,18 +163,13 @@ def check_outputs(files: Sequence[Path], out: Path) -> None:
         )
 
 
-def _is_input(path: Path) -> bool:
-    """Return whether a file in a folder is an image but not the output of an earlier prediction."""
-    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.endswith(OUTPUT_ENDINGS)
-
-
 @dataclass(frozen=True)
 class PredictedFiles:
     """The outcome of a prediction.
 
     Attributes:
-        counts: Number of nuclei of each image, by file name.
-        failures: Error message for each image that could not be read, by file name.
+        counts: Number of nuclei of each image, by its name.
+        failures: Error message for each image that could not be read, by its name.
     """
 
     counts: dict[str, int]
@@ -135,52 +178,58 @@ class PredictedFiles:
 
 def predict_files(
     model: Model,
-    files: Sequence[Path],
+    files: Sequence[Path] | Mapping[str, Path],
     out: Path,
     channel: int | None = None,
     advance: Advance = no_progress,
 ) -> PredictedFiles:
     """Segment image files and write the results to a folder.
 
-    The folder gets `<stem>.labels.tif` and `<stem>.overlay.png` for each image, and one `nuclei.csv` and one
-    `images.csv`. `nuclei.csv` has columns for as many channels as the image with the most channels; they are empty for
-    images with fewer channels. An image that cannot be read does not stop the others.
+    The folder gets `<name without suffix>.labels.tif` and `<name without suffix>.overlay.png` for each image, and one
+    `nuclei.csv` and one `images.csv`. `nuclei.csv` has columns for as many channels as the image with the most
+    channels; they are empty for images with fewer channels. An image that cannot be read does not stop the others. What
+    is there already is replaced: hold `nucleus.storage.claimed_folder(out)`, so that no other process does so.
 
     Args:
         model: The model.
-        files: Image files, with different stems.
+        files: Image files: by their names, which are relative paths with forward slashes (`Inputs.images`), or as a
+            sequence, whose names are those of the files. Names differ in more than their suffixes.
         out: Folder for the results.
         channel: Channel to segment, from 0; None segments grey and RGB images as a whole.
         advance: Called with the number of images done and their total.
 
     Returns:
         Number of nuclei or error message of each image.
+
+    Raises:
+        OutputError: The folder cannot be written. The labels and overlays written before are whole.
     """
-    out.mkdir(parents=True, exist_ok=True)
+    named = files if isinstance(files, Mapping) else {file.name: file for file in files}
     counts: dict[str, int] = {}
     failures: dict[str, str] = {}
     with (
-        csv_table(out / NUCLEI_TABLE, nucleus_columns(_most_channels(files))) as nuclei,
+        writing(out / NUCLEI_TABLE),
+        csv_table(out / NUCLEI_TABLE, nucleus_columns(_most_channels(named.values()))) as nuclei,
         csv_table(out / IMAGES_TABLE, IMAGE_COLUMNS) as images,
     ):
-        remaining = iter(files)
+        remaining = iter(named.items())
         while chunk := list(islice(remaining, IMAGES_AT_ONCE)):
             opened = _open_all(model, chunk, channel, failures)
-            for (file, image), blocks in zip(opened.items(), model.segment_blocks(list(opened.values())), strict=True):
+            for (name, image), blocks in zip(opened.items(), model.segment_blocks(list(opened.values())), strict=True):
                 try:
                     with nuclei.rows() as rows:
-                        row = write_image(image, blocks, out / file.stem, rows)
+                        row = write_image(image, blocks, out / stem_of(name), rows)
                 except ImageError as error:  # a channel that is measured but not segmented may be damaged
-                    failures[file.name] = str(error)
+                    failures[name] = str(error)
                 else:
                     images.add(row)
-                    counts[file.name] = row["nuclei"]
-                advance(len(counts) + len(failures), len(files))
-            advance(len(counts) + len(failures), len(files))
+                    counts[name] = row["nuclei"]
+                advance(len(counts) + len(failures), len(named))
+            advance(len(counts) + len(failures), len(named))
     return PredictedFiles(counts, failures)
 
 
-def _most_channels(files: Sequence[Path]) -> int:
+def _most_channels(files: Iterable[Path]) -> int:
     """Return the largest number of channels, at least 1; unreadable files are ignored here and reported later."""
     found = [1]
     for file in files:
@@ -190,16 +239,27 @@ def _most_channels(files: Sequence[Path]) -> int:
 
 
 def _open_all(
-    model: Model, files: Sequence[Path], channel: int | None, failures: dict[str, str]
-) -> dict[Path, ScaledImage]:
+    model: Model, files: Sequence[tuple[str, Path]], channel: int | None, failures: dict[str, str]
+) -> dict[str, ScaledImage]:
     """Open the readable files; add error messages for the others to `failures`."""
     opened = {}
-    for file in files:
+    for name, file in files:
         try:
-            opened[file] = model.scaled_image(open_source(file, channel))
+            _check_length(name)
+            opened[name] = model.scaled_image(replace(open_source(file, channel), name=name))
         except ImageError as error:
-            failures[file.name] = str(error)
+            failures[name] = str(error)
     return opened
+
+
+def _check_length(name: str) -> None:
+    """Raise `ImageError` if the file system cannot store the outputs of an image under its name."""
+    output = f"{PurePosixPath(stem_of(name)).name}{OVERLAY_ENDING}"
+    if len(os.fsencode(output)) > _LONGEST_NAME:
+        raise ImageError(
+            f"Expected a file name of at most {_LONGEST_NAME - len(OVERLAY_ENDING)} bytes before the suffix; {name} is "
+            "longer, and leaves no room for the endings of its outputs. Rename it."
+        )
 
 
 class RowWriter(Protocol):
@@ -212,9 +272,10 @@ class RowWriter(Protocol):
 class CsvTable:
     """A CSV file with a header of column names."""
 
-    def __init__(self, file: TextIO, columns: Sequence[str]) -> None:
+    def __init__(self, file: TextIO, columns: Sequence[str], folder: Path) -> None:
         self._file = file
         self._columns = columns
+        self._folder = folder
         self._writer(file).writeheader()
 
     def add(self, row: dict[str, Any]) -> None:
@@ -224,7 +285,7 @@ class CsvTable:
     @contextmanager
     def rows(self) -> Iterator["csv.DictWriter[str]"]:
         """Provide a writer for the rows of an image: kept on disk, and added if the block ends without error."""
-        with tempfile.TemporaryFile("w+", newline="", encoding="utf-8") as spooled:
+        with tempfile.TemporaryFile("w+", newline="", encoding="utf-8", dir=self._folder) as spooled:
             yield self._writer(spooled)
             spooled.seek(0)
             shutil.copyfileobj(spooled, self._file)
@@ -237,7 +298,7 @@ class CsvTable:
 def csv_table(path: Path, columns: Sequence[str]) -> Iterator[CsvTable]:
     """Provide a CSV file that appears at `path` if the block ends without error."""
     with atomic_path(path) as beside, beside.open("w", newline="", encoding="utf-8") as file:
-        yield CsvTable(file, columns)
+        yield CsvTable(file, columns, path.parent)
 
 
 def write_image(image: ScaledImage, blocks: Iterable[LabelledBlock], stem: Path, table: RowWriter) -> dict[str, Any]:
@@ -251,7 +312,9 @@ def write_image(image: ScaledImage, blocks: Iterable[LabelledBlock], stem: Path,
 
     Raises:
         ImageError: A part of the image is damaged.
+        OutputError: The files cannot be written.
     """
+    stem.parent.mkdir(parents=True, exist_ok=True)
     frame = frame_of(image.source)
     with assembled_labels(frame.shape, stem.parent) as labels:
         for rows in measure_blocks(frame, blocks, labels):

@@ -37,6 +37,7 @@ from .publish import publish as publish
 from .publish import remove_leftover as remove_leftover
 from .publish import run_of_claim as run_of_claim
 from .versions import PulledModel as PulledModel
+from .versions import check_model_path as check_model_path
 from .versions import is_whole as is_whole
 from .versions import list_models as list_models
 from .versions import list_versions as list_versions

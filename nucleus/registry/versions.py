@@ -31,6 +31,7 @@ from nucleus.storage.files import sha256_of, write_atomic
 
 __all__ = [
     "PulledModel",
+    "check_model_path",
     "is_whole",
     "list_models",
     "list_versions",
@@ -158,6 +159,22 @@ def read_pulled(folder: Path) -> PulledModel:
             f"Remove the folder and run: nucleus models pull {manifest.model}@{manifest.version} {folder}"
         )
     return PulledModel(folder, manifest)
+
+
+def check_model_path(model: str) -> None:
+    """Raise `UsageError` if a model is given as a path, not as NAME[@REF], and the path is not a pulled model."""
+    path = Path(model)
+    versions = sorted(file.parent for level in ("*", "*/*") for file in path.glob(f"{level}/{MANIFEST_FILE}"))
+    if path.is_dir() and versions and "@" not in model:
+        raise UsageError(
+            f"Expected NAME[@REF] or the folder of one pulled version; found {path}, a folder with "
+            f"{', '.join(map(str, versions[:10]))}. Name one of them (or NAME@latest, for a model in the bucket)."
+        )
+    if path.is_file():
+        raise UsageError(f"Expected NAME[@REF] or the folder of a pulled version; {path} is a file. Name its folder.")
+    if "/" in model:
+        found = "a folder without " + MANIFEST_FILE if path.is_dir() else "nothing there"
+        raise UsageError(f"Expected a pulled model at {path}; found {found}. Run: nucleus models pull NAME {path}")
 
 
 def _bring(bucket: Bucket, manifest: ModelManifest, folder: Path, advance: Advance) -> None:

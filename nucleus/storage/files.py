@@ -1,34 +1,41 @@
-"""Files on disk: SHA-256 sums, atomic writes, and versioned JSON documents."""
+"""Files on disk: SHA-256 sums, atomic writes and why they fail, and versioned JSON documents."""
 
+import errno
 import hashlib
 import json
 import os
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from nucleus import __version__
-from nucleus.errors import IntegrityError, NucleusError
+from nucleus.errors import IntegrityError, NucleusError, OutputError
 
 __all__ = [
     "SUMS_FILE",
     "atomic_path",
     "check_sums",
+    "failed_write",
+    "output_error",
     "read_document",
     "read_sums",
     "sha256_of",
     "write_atomic",
     "write_sums",
+    "writing",
 ]
 
 
 SUMS_FILE = "sums.json"
 _SUMS = TypeAdapter(dict[str, str])
 _BLOCK = 1 << 20
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
+_IN_THE_WAY = {errno.EEXIST, errno.ENOTDIR}
 
 Document = TypeVar("Document", bound=BaseModel)
 
@@ -42,20 +49,87 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
+def output_error(path: Path, error: OSError) -> OutputError:
+    """Return the error of a file or folder that could not be written: what is in the way, and what helps.
+
+    Args:
+        path: The file or folder.
+        error: The error of the file system.
+    """
+    there = _nearest(path)
+    reason = error.strerror or str(error)
+    if error.errno in _FULL:
+        return OutputError(
+            f"Expected room to write {path}; found none ({reason}; {_room(there)}). Files that were written before are "
+            "whole. Make room, or use another disk (with --out; with TMPDIR for temporary files), and "
+            "repeat the command."
+        )
+    if not there.is_dir() and (there != path or error.errno in _IN_THE_WAY):
+        return OutputError(f"Expected a folder at {there}; it is a file. Name another folder, or move the file away.")
+    if error.errno in _FORBIDDEN:
+        return OutputError(
+            f"Expected permission to write {path}; found none ({reason}; this process is user {os.getuid()}, and "
+            f"{there} belongs to user {there.stat().st_uid}). Name another folder, or change the permissions."
+        )
+    return OutputError(f"Expected to write {path}; found an obstacle: {reason}. Name another file or folder.")
+
+
+def _room(place: Path) -> str:
+    """Return how much room is left on the disk of an existing path."""
+    disk = os.statvfs(place)
+    names = ", and no more files can be made (inodes)" if disk.f_files and not disk.f_favail else ""
+    return f"{disk.f_bavail * disk.f_frsize >> 20:,} MiB are free on its disk{names}"
+
+
+def failed_write(error: OSError) -> OutputError | None:
+    """Return the error of a failed write as `output_error` does; None if it may have been another operation."""
+    if error.errno in _FULL | _IN_THE_WAY | {errno.EROFS} and isinstance(error.filename, str):
+        return output_error(Path(error.filename), error)
+    return None
+
+
+def _nearest(path: Path) -> Path:
+    """Return the path itself, or the nearest folder above it that exists and can be reached."""
+    for place in (path, *path.parents):
+        with suppress(OSError):
+            place.stat()
+            return place
+    return Path()
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Raise `OutputError` for errors of the file system that concern `path`, while the block writes it."""
+    try:
+        yield
+    except NucleusError:
+        raise
+    except OSError as error:
+        place = Path(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes) else None
+        near = place is not None and (path.parent in (place, *place.parents) or place in path.parents)
+        if near or error.errno in _FULL | {errno.EROFS}:  # writes to an open file give no name
+            raise output_error(path, error) from error
+        raise
+
+
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it to `path` if the block succeeds, else remove it.
 
     The name is unique per process and call, so concurrent writers never share it; the last one wins. It has the suffix
     of `path`, by which image writers choose the format.
+
+    Raises:
+        OutputError: The disk is full, the permissions are missing, or a file is in the place of a folder.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{os.getpid()}-{secrets.token_hex(4)}-{path.name}")
-    try:
-        yield beside
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside = path.with_name(f".{os.getpid()}-{secrets.token_hex(4)}{path.suffix}")
+        try:
+            yield beside
+            beside.replace(path)
+        finally:
+            beside.unlink(missing_ok=True)
 
 
 def write_atomic(path: Path, data: bytes | str) -> None:

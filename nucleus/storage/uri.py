@@ -5,9 +5,13 @@ from dataclasses import dataclass
 
 from nucleus.errors import UriError
 
-__all__ = ["S3Uri", "bucket_from_environment", "parse_uri"]
+__all__ = ["LONGEST_KEY", "S3Uri", "bucket_from_environment", "key_problem", "parse_uri"]
 
 BUCKET_VARIABLE = "NUCLEUS_BUCKET"
+LONGEST_KEY = 1024
+"""Bytes of a key, by S3's rules."""
+_FIRST_PRINTABLE, _DELETE = 32, "\x7f"
+_ODD_PARTS = {"": "an empty part (two slashes, or one at an end)", ".": "a part '.'", "..": "a part '..'"}
 
 
 @dataclass(frozen=True)
@@ -49,9 +53,24 @@ def parse_uri(text: str) -> S3Uri:
     bucket, _, key = rest.partition("/")
     if scheme != "s3" or not separator or not bucket:
         raise UriError(f"Expected s3://bucket[/prefix]; found {text!r}.")
-    if any(part in {"", ".", ".."} for part in key.strip("/").split("/")) and key.strip("/"):
-        raise UriError(f"Expected s3://bucket/prefix without empty, '.' or '..' parts; found {text!r}.")
+    problem = key_problem(key.strip("/")) if key.strip("/") else None
+    if problem is not None:
+        raise UriError(f"Expected s3://bucket/prefix with a usable prefix; found {text!r}. {problem}.")
     return S3Uri(bucket, key.strip("/"))
+
+
+def key_problem(key: str) -> str | None:
+    """Return why an object below a prefix cannot be read by its key, or None.
+
+    S3 allows any text as a key, but clients take a key for a path: they refuse such keys, or drop empty parts and
+    resolve dots, and would read or replace another object.
+    """
+    for part in key.split("/"):
+        if part in _ODD_PARTS:
+            return f"Expected a key like a path; found {_ODD_PARTS[part]}"
+    if any(ord(letter) < _FIRST_PRINTABLE or letter == _DELETE for letter in key):
+        return "Expected a key of printable characters; found a control character, such as a line break or tab"
+    return None
 
 
 def bucket_from_environment(given: str | None = None) -> S3Uri:

@@ -13,7 +13,7 @@ import tempfile
 import uuid
 from pathlib import Path
 
-from nucleus.data.layouts import open_source
+from nucleus.data.sources import open_source
 from nucleus.storage.bucket import Bucket
 from nucleus.storage.uri import bucket_from_environment
 from tests.benchmarks.measure import in_turn

@@ -1,6 +1,7 @@
 """Commands as they are typed: the contract's set of them, their JSON, and what bad input says."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from click.testing import CliRunner, Result
 from nucleus.cli.main import _COMMANDS, cli
 from nucleus.data.synthetic import write_generated
 from nucleus.storage.bucket import Bucket
+from nucleus.storage.claims import claimed_folder
 from nucleus.storage.uri import S3Uri
 
 CONTRACT = {
@@ -191,13 +193,21 @@ BAD_INPUT: list[tuple[list[Any], int, str]] = [
     (["predict", "same", "--model", "m", "--out", "o"], 2, "would both write a.labels.tif"),
     (["predict", "flat", "--model", "m", "--out", "o"], 1, "it has no version"),
     (["predict", "flat", "--model", "m", "--out", "done"], 2, "found a.labels.tif and 1 more. Name another --out"),
+    (["predict", "flat", "--model", "m", "--out", "flat/a.png"], 1, "flat/a.png; it is a file"),
+    (["predict", "flat", "--model", "m", "--out", "flat/a.png/below"], 1, "flat/a.png; it is a file"),
+    (["predict", "flat", "--model", "pulled", "--out", "o"], 2, "pulled/000001, pulled/000002. Name one of them"),
+    (["predict", "flat", "--model", "./pulled/", "--out", "o"], 2, "pulled/000001, pulled/000002. Name one of them"),
+    (["predict", "flat", "--model", "nothing/there", "--out", "o"], 2, "nucleus models pull NAME nothing/there"),
+    (["predict", "flat", "--model", "./flat", "--out", "o"], 2, "found a folder without manifest.json"),
+    (["predict", "flat", "--model", "pulled/000001/manifest.json", "--out", "o"], 2, "is a file. Name its folder"),
+    (["predict", "flat", "--model", "pulled@latest", "--out", "o"], 1, "it has no version"),
     (["evaluate", "m", "nothing"], 1, "none was imported there"),
     (["weights", "add", "nothing.h5"], 2, "does not exist"),
     (["weights", "add", "flat/a.png", "--encoder", "resnet"], 2, "is not one of 'mobilenet_v2', 'efficientnet_v2_b0'"),
     (["data", "import", "two", "d@0123456789ab"], 2, "leave out @0123456789ab"),
     (["data", "import", "two", "d", "--seed", "-1"], 2, "is not in the range"),
     (["train", "demo", "--resume", "r", "--set", "workers=1"], 2, "leave out --set"),
-    (["store", "start", "--dir", "flat/a.png"], 1, "File exists"),
+    (["store", "start", "--dir", "flat/a.png"], 1, "flat/a.png; it is a file"),
 ]
 
 
@@ -214,6 +224,9 @@ def test_bad_input(arguments: list[Any], code: int, message: str, here: Path, bu
     (here / "done").mkdir()
     for name in ("a.labels.tif", "a.overlay.png", "other.labels.tif"):
         (here / "done" / name).write_bytes(b"an earlier result")
+    for version in ("pulled/000001", "pulled/000002"):
+        (here / version).mkdir(parents=True)
+        (here / version / "manifest.json").touch()
     write_generated(here / "two", 2, side=48)
     run = invoke(*arguments)
     assert (run.exit_code, run.stdout) == (code, "")
@@ -221,6 +234,17 @@ def test_bad_input(arguments: list[Any], code: int, message: str, here: Path, bu
     assert "Traceback" not in run.stderr
     assert list(bucket.objects("")) == []  # nothing half-written under any name
     assert not (here / "o").exists()
+
+
+def test_two_predictions_into_one_folder(here: Path) -> None:
+    (here / "a.png").write_bytes(b"")
+    typed = ("predict", "a.png", "--model", "m", "--out", "o")
+    with claimed_folder(here / "o"):
+        for more in ((), ("--overwrite",)):
+            run = invoke(*typed, *more)
+            assert run.exit_code == 1
+            assert f"process {os.getpid()} on " in run.stderr
+    assert "it has no version" in invoke(*typed).stderr
 
 
 @pytest.mark.parametrize(

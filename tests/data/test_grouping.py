@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from nucleus.data.images import Kind, decode_image, kind_of
-from nucleus.data.layouts import open_source
+from nucleus.data.sources import open_source
 from nucleus.data.splits import fingerprint, group_images
 from nucleus.data.synthetic import generated_image
 

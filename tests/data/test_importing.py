@@ -1,3 +1,5 @@
+import errno
+import os
 import re
 import shutil
 from collections import defaultdict
@@ -14,7 +16,7 @@ from nucleus.data.importing import SplitOptions, import_dataset
 from nucleus.data.shards import decode_record
 from nucleus.data.splits import SPLITS
 from nucleus.data.synthetic import generated_image, write_generated
-from nucleus.errors import BucketNotFoundError, DataError, IntegrityError, UsageError
+from nucleus.errors import BucketNotFoundError, DataError, IntegrityError, OutputError, UsageError
 from nucleus.storage.bucket import Bucket
 from nucleus.storage.uri import S3Uri, parse_uri
 
@@ -97,6 +99,40 @@ def test_duplicates_wrong_sizes_and_damaged_files_are_named(bucket_uri: S3Uri, t
     assert re.search("64 x 64 .*65 x 64", reasons["Cell 2"])
     assert "Cell 3.png" in reasons["Cell 3"]
     assert "mask" in reasons["Cell 4"]
+
+
+def test_links_are_imported_and_what_cannot_be_read_is_counted(bucket_uri: S3Uri, tmp_path: Path) -> None:
+    """Kaggle's layout, partly on another disk; a folder that is gone, an image that is a link to nothing, strays."""
+    here, there = tmp_path / "here", tmp_path / "there"
+    for folder, number in ((here, 0), (here, 1), (here, 2), (there, 3), (there, 4)):
+        image, labels = generated_image(number, 64, 64)
+        for kind, pixels in {"images": image, "masks": ((labels > 0) * 255).astype(np.uint8)}.items():
+            path = folder / f"s{number}" / kind / "x.png"
+            path.parent.mkdir(parents=True)
+            path.write_bytes(encode_png(pixels))
+    (here / "s3").symlink_to(there / "s3")
+    (here / "s4").mkdir()
+    for kind in ("images", "masks"):
+        (here / "s4" / kind).symlink_to(there / "s4" / kind)
+    (here / "s4" / "circle").symlink_to(here)
+    (here / "s5").symlink_to(there / "s5")
+    (here / "s0" / "images" / "gone.png").symlink_to("nowhere.png")
+    (here / "stray").mkdir()
+    (here / "stray" / "a.png").write_bytes(b"no image")
+    (here / "s0" / "images" / "._x.png").write_bytes(b"of macOS")
+    manifest = import_dataset(here, bucket_uri / "d", SplitOptions(val=0.2, test=0.2)).dataset.manifest
+    assert sorted(sample.name for sample in manifest.samples) == ["s0", "s1", "s2", "s3", "s4"]
+    assert {item.title for item in manifest.left_out} == {"s5", "s0/images/gone.png", "stray"}
+    assert manifest.duplicates == []
+
+
+def test_a_full_disk_ends_an_import(bucket_uri: S3Uri, dozen: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OutputError, match=r"nucleus-import-.*MiB are free.*TMPDIR"):
+        import_dataset(dozen, bucket_uri / "d", SplitOptions())
 
 
 def test_notebook_layout_keeps_its_test_split(bucket_uri: S3Uri, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 import tifffile
 
 from nucleus.data.images import encode_png
-from nucleus.errors import UsageError
+from nucleus.errors import OutputError, UsageError
 from nucleus.predict.bucket_images import (
     BatchPredictor,
     BucketImage,
@@ -22,7 +22,6 @@ from nucleus.predict.bucket_images import (
 from nucleus.predict.image_files import predict_files
 from nucleus.predict.measurement import IMAGE_COLUMNS, nucleus_columns
 from nucleus.storage.bucket import Bucket
-from nucleus.storage.uri import parse_uri
 from tests.predict.test_predict import rows_of, small_model, spots
 
 
@@ -33,7 +32,7 @@ def settings_for(bucket: Bucket, **changes: object) -> PredictionSettings:
 
 def predicted(settings: PredictionSettings) -> list[str]:
     """Predict what is not done yet; the keys of what was."""
-    images = find_images(parse_uri(settings.images))
+    images = find_images(settings).images
     worker = BatchPredictor(settings, small_model(settings.options))
     outcomes = [outcome for batch in batches_of(not_done(settings, images)) for outcome in worker.predict(batch)]
     failed = {outcome.key: outcome.failure for outcome in outcomes if outcome.failure}
@@ -92,7 +91,7 @@ def test_damaged_images_are_named_as_in_the_bucket(bucket: Bucket, pictures: Pat
     bucket.put("images/a.png", pictures / "a.png")
     bucket.put("images/cut.png", (pictures / "a.png").read_bytes()[:300])
     settings = settings_for(bucket)
-    images = [*find_images(bucket.uri / "images"), BucketImage("gone.png", "0", 1)]
+    images = [*find_images(settings).images, BucketImage("gone.png", "0", 1)]
     good, *bad = BatchPredictor(settings, small_model()).predict(images)
     assert (good.key, good.failure) == ("a.png", None)
     assert good.nuclei
@@ -104,24 +103,85 @@ def test_damaged_images_are_named_as_in_the_bucket(bucket: Bucket, pictures: Pat
 
 def test_results_with_other_settings_are_not_replaced(bucket: Bucket) -> None:
     settings, other = settings_for(bucket), settings_for(bucket, diameter=20.0)
-    claim_output(settings, overwrite=False)
-    claim_output(settings, overwrite=False)
-    with pytest.raises(UsageError, match="--overwrite"):
-        claim_output(other, overwrite=False)
-    claim_output(other, overwrite=True)
-    with pytest.raises(UsageError, match="m@1"):
-        claim_output(settings, overwrite=False)
+    for _ in range(2):
+        with claim_output(settings, overwrite=False) as claim:
+            claim.check()
+    with pytest.raises(UsageError, match="--overwrite"), claim_output(other, overwrite=False):
+        pass
+    with claim_output(other, overwrite=True):
+        pass
+    with pytest.raises(UsageError, match="m@1"), claim_output(settings, overwrite=False):
+        pass
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_one_prediction_at_a_time(overwrite: bool, bucket: Bucket) -> None:
+    """Also with the same settings: the tables of the second would replace those of the first."""
+    settings = settings_for(bucket)
+    with claim_output(settings, overwrite=False):
+        with pytest.raises(OutputError, match="found one: process"), claim_output(settings, overwrite=overwrite):
+            pass
+        other = settings_for(bucket, diameter=20.0)
+        with pytest.raises(OutputError), claim_output(other, overwrite=overwrite):
+            pass
+    with pytest.raises(UsageError, match="--overwrite"), claim_output(other, overwrite=False):  # its settings stay
+        pass
 
 
 def test_images_that_cannot_be_told_apart(bucket: Bucket) -> None:
+    settings = settings_for(bucket)
     with pytest.raises(UsageError, match="found none"):
-        find_images(bucket.uri / "images")
+        find_images(settings)
     for key in ("a/x.png", "b/x.png", "a/x.overlay.png"):
         bucket.put(f"images/{key}", b"")
-    assert [image.key for image in find_images(bucket.uri / "images")] == ["a/x.png", "b/x.png"]
+    assert [image.key for image in find_images(settings).images] == ["a/x.png", "b/x.png"]
     bucket.put("images/a/x.tif", b"")
     with pytest.raises(UsageError, match="both write a/x"):
-        find_images(bucket.uri / "images")
+        find_images(settings)
+
+
+GOOD_KEYS = ("a b.png", "p+q.png", "50%20x.png", "%2F.png", "é細.png", "q?x#y&z=1.png", "it's.png", "b..png", "a/b.png")
+ODD_KEYS = {
+    "two//slashes.png": "an empty part",
+    "/a b.png": "an empty part",
+    "x.png/": "an empty part",
+    "a/./b.png": "a part '.'",
+    "a/../a b.png": "a part '..'",
+    "line\nbreak.png": "a control character",
+}
+PASSED_OVER = ("folder/", "folder.png/", "._a.png", ".hidden/a.png", "__MACOSX/a.png", "notes.txt", "a.zarr/0/0")
+
+
+def test_keys_of_every_kind(bucket: Bucket, pictures: Path) -> None:
+    """Each image is predicted from its own bytes, or told; `a//b` never stands for `a/b`, which is another object."""
+    whole = (pictures / "a.png").read_bytes()
+    contents = dict.fromkeys(GOOD_KEYS, whole) | dict.fromkeys(ODD_KEYS, b"another") | dict.fromkeys(PASSED_OVER, b"")
+    for key, data in contents.items():
+        bucket._client.put_object(Bucket=bucket.uri.bucket, Key=f"{bucket.uri.key}/images/{key}", Body=data)
+    bucket.put("images/empty.png", b"")
+    settings = settings_for(bucket)
+    found = find_images(settings)
+    assert {image.key for image in found.images} == {*GOOD_KEYS, "empty.png"}
+    assert set(found.unread) == set(ODD_KEYS)
+    for key, reason in ODD_KEYS.items():
+        assert reason in found.unread[key]
+        assert repr(f"{settings.images}/{key}") in found.unread[key]
+    outcomes = BatchPredictor(settings, small_model()).predict(found.images)
+    assert [outcome.key for outcome in outcomes if outcome.failure] == ["empty.png"]
+    assert len({outcome.nuclei for outcome in outcomes if outcome.nuclei}) == 1
+    join_tables(settings, [image for image in found.images if image.key != "empty.png"])
+    for key in GOOD_KEYS:
+        assert bucket.find(f"labels/{key.removesuffix('.png')}.labels.tif"), key
+
+
+def test_keys_that_leave_no_room_for_their_outputs(bucket: Bucket) -> None:
+    below = len(f"{bucket.uri.key}/images/")
+    bucket.put(f"images/{'x' * (1024 - below - 4)}.png", b"x")
+    bucket.put("images/short.png", b"x")
+    found = find_images(settings_for(bucket))
+    assert [image.key for image in found.images] == ["short.png"]
+    assert all("1,024 bytes" in reason for reason in found.unread.values())
+    assert len(found.unread) == 1
 
 
 def test_batches_begin_with_the_largest() -> None:

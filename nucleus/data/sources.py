@@ -1,0 +1,361 @@
+"""Sources of images: a folder with all folders below it, or a zip; which files are images, and what cannot be read."""
+
+import lzma
+import os
+import stat
+import struct
+import threading
+import zipfile
+import zlib
+from abc import ABC, abstractmethod
+from collections import Counter, deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+
+from nucleus.data.images import IMAGE_SUFFIXES
+from nucleus.errors import DataError, ImageError
+
+__all__ = ["Listing", "Source", "is_hidden", "is_image", "list_folder", "open_source"]
+
+_SYSTEM_FOLDERS = {"__macosx", "@eadir", "$recycle.bin", "system volume information", "lost+found"}
+"""Folders that macOS, Synology, Windows and Linux make; they hold copies, thumbnails and what was deleted."""
+_ZARR = (".zarr", ".n5")
+_NO_ZARR = "Save its images as OME-TIFF."
+_MOST_VISITS = 100
+"""How often one folder is listed under different names. Links from every folder to every other make endless names."""
+
+_ARCHIVE_SUFFIXES = {".zip", ".7z", ".rar", ".tar", ".gz", ".tgz", ".bz2", ".xz"}
+_ARCHIVES = {
+    b"\x1f\x8b": "gzip (.gz, .tar.gz)",
+    b"7z\xbc\xaf\x27\x1c": "7z",
+    b"Rar!": "RAR",
+    b"BZh": "bzip2",
+    b"\xfd7zXZ": "xz",
+    b"\x28\xb5\x2f\xfd": "zstd",
+}
+"""Other archives by their first bytes."""
+_TAR = slice(257, 262)
+_PACKED = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA}
+_ENCRYPTED = 1
+_DAMAGED = (
+    *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError, NotImplementedError, RuntimeError),
+    *(OSError, ValueError),
+)
+"""What `zipfile` raises for entries that it cannot unpack."""
+_MAX_ENTRY_BYTES = 4 << 30
+_BOMB_BYTES = 64 << 20
+_BOMB_RATIO = 200
+"""An entry of more than `_BOMB_BYTES` that unpacks to more than this multiple of its size is a zip bomb."""
+
+
+def is_hidden(path: str) -> bool:
+    """Return whether a path with forward slashes is hidden: a part begins with a dot, or is a folder of the system."""
+    parts = (part for part in path.split("/") if part not in {"", ".", ".."})
+    return any(part.startswith(".") or part.lower() in _SYSTEM_FOLDERS for part in parts)
+
+
+def is_image(path: str) -> bool:
+    """Return whether a path with forward slashes has the suffix of an image and is not hidden."""
+    return PurePosixPath(path).suffix.lower() in IMAGE_SUFFIXES and not is_hidden(path)
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The files below a folder.
+
+    Attributes:
+        files: Relative paths of the files, with forward slashes, sorted.
+        unread: Reason for each path that could not be read: folders, broken links, and what is neither.
+    """
+
+    files: list[str] = field(default_factory=list)
+    unread: dict[str, str] = field(default_factory=dict)
+
+
+def list_folder(folder: Path, wanted: Callable[[str], bool] = is_image) -> Listing:
+    """List the files below a folder, at any depth.
+
+    Links are followed, but not in circles; hidden files and folders are passed over. A folder is a folder whatever its
+    name ends in, except that folders of Zarr are named and not looked into.
+
+    Args:
+        folder: The folder.
+        wanted: Which files to list, by their relative paths with forward slashes.
+
+    Raises:
+        DataError: The folder itself cannot be read, or is one of Zarr.
+    """
+    if _is_zarr(folder.name):
+        raise DataError(f"Expected a folder of image files; {folder} is a Zarr folder, which is not read. {_NO_ZARR}")
+    walk = _Walk(folder, wanted)
+    waiting: deque[_Folder] = deque([("", frozenset())])
+    while waiting:  # the shortest names first, of the many that links may give to a folder
+        waiting += walk.visit(*waiting.popleft())
+    return Listing(sorted(walk.found.files), dict(sorted(walk.found.unread.items())))
+
+
+_Identity = tuple[int, int]
+_Folder = tuple[str, frozenset[_Identity]]
+"""A folder to visit: its relative path, and the real folders that it lies in."""
+
+
+class _Walk:
+    def __init__(self, root: Path, wanted: Callable[[str], bool]) -> None:
+        self.found = Listing()
+        self._root = root
+        self._wanted = wanted
+        self._visits: Counter[_Identity] = Counter()
+
+    def visit(self, relative: str, above: frozenset[_Identity]) -> list[_Folder]:
+        """Add the files of a folder; return the folders in it."""
+        path = self._root / relative
+        try:
+            status = path.stat()
+            here = (status.st_dev, status.st_ino)
+            if here in above:  # a circle: these files are listed already
+                return []
+            self._visits[here] += 1
+            if self._visits[here] > _MOST_VISITS:
+                self.found.unread[relative] = f"links lead to this folder under more than {_MOST_VISITS} names"
+                return []
+            with os.scandir(path) as entries:
+                listed = list(entries)
+        except OSError as error:
+            if not relative:
+                raise DataError(f"Cannot read {path}: {error.strerror}. Correct its permissions.") from error
+            self.found.unread[relative] = f"Cannot read the folder: {error.strerror}."
+            return []
+        return [(name, above | {here}) for entry in listed if (name := self._folder(entry, relative)) is not None]
+
+    def _folder(self, entry: os.DirEntry[str], relative: str) -> str | None:
+        """Return the relative path of an entry that is a folder to visit; add any other to what was found."""
+        name = f"{relative}/{entry.name}" if relative else entry.name
+        if is_hidden(entry.name):
+            return None
+        try:
+            is_folder, is_file = entry.is_dir(), entry.is_file()
+        except OSError as error:  # a link to itself, or into a folder without permission
+            self._cannot(name, f"Cannot read it: {error.strerror}.")
+            return None
+        if not is_file and not is_folder:
+            self._cannot(name, _neither(entry))
+        elif not _is_text(name) and (is_folder or self._wanted(name)):
+            shown = name.encode(errors="backslashreplace").decode()
+            self.found.unread[shown] = "Expected a file name in UTF-8; found other bytes. Rename it."
+        elif is_folder and _is_zarr(entry.name):
+            self.found.unread[name] = f"Expected image files; found a Zarr folder, which is not read. {_NO_ZARR}"
+        elif is_folder:
+            return name
+        elif self._wanted(name):
+            self.found.files.append(name)
+        return None
+
+    def _cannot(self, name: str, reason: str) -> None:
+        """Name what cannot be read, if it may be an image or a folder."""
+        if self._wanted(name) or not PurePosixPath(name).suffix:
+            self.found.unread[name.encode(errors="backslashreplace").decode()] = reason
+
+
+def _neither(entry: os.DirEntry[str]) -> str:
+    if entry.is_symlink():
+        target = os.fsencode(Path(entry.path).readlink()).decode(errors="backslashreplace")
+        return f"Expected a file or folder; found a link to {target}, which does not exist."
+    return "Expected a file or folder; found neither (a device, pipe or socket)."
+
+
+def _is_zarr(name: str) -> bool:
+    return name.lower().endswith(_ZARR)
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+class Source(ABC):
+    """Image files in a folder or zip.
+
+    Attributes:
+        title: Name of the source in messages.
+    """
+
+    def __init__(self, title: str) -> None:
+        self.title = title
+
+    @abstractmethod
+    def entries(self) -> list[str]:
+        """Return the relative paths of the image files, with forward slashes, sorted and without hidden files.
+
+        Raises:
+            DataError: The files cannot be listed, or are encrypted.
+        """
+
+    @abstractmethod
+    def left_out(self) -> dict[str, str]:
+        """Return the reason for each path that could not be read."""
+
+    @abstractmethod
+    def archives(self) -> list[str]:
+        """Return the relative paths of the archives in the source, which are not read."""
+
+    @abstractmethod
+    def read(self, entry: str) -> bytes:
+        """Return the content of an entry. May be called from several threads at once.
+
+        Raises:
+            ImageError: This entry cannot be read.
+            DataError: The source must not be read.
+        """
+
+
+def open_source(path: Path) -> Source:
+    """Open a folder or a zip file.
+
+    Raises:
+        DataError: The path does not exist, cannot be read, or is a file other than a whole zip.
+    """
+    if path.is_dir():
+        return _FolderSource(path)
+    if not path.exists():
+        raise DataError(f"Expected a folder or a zip file at {path}; nothing is there.")
+    return _Zip(path)
+
+
+def _is_archive(path: str) -> bool:
+    return PurePosixPath(path).suffix.lower() in _ARCHIVE_SUFFIXES and not is_hidden(path)
+
+
+class _FolderSource(Source):
+    def __init__(self, path: Path) -> None:
+        super().__init__(str(path))
+        self._root = path
+
+    @cached_property
+    def _listing(self) -> Listing:
+        return list_folder(self._root)
+
+    def entries(self) -> list[str]:
+        return self._listing.files
+
+    def left_out(self) -> dict[str, str]:
+        return self._listing.unread
+
+    def archives(self) -> list[str]:
+        return list_folder(self._root, _is_archive).files
+
+    def read(self, entry: str) -> bytes:
+        try:
+            return (self._root / entry).read_bytes()
+        except OSError as error:
+            raise ImageError(f"Cannot read {self._root / entry}: {error.strerror}.") from error
+
+
+class _Zip(Source):
+    """A zip file. It is never unpacked to disk; links and entries with paths outside the zip are refused."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(str(path))
+        self._archive = _opened_zip(path)
+        self._members = _members(self._archive, self.title)
+        self._lock = threading.Lock()
+
+    def entries(self) -> list[str]:
+        images = sorted(filter(is_image, self._members))
+        for entry in images:
+            self._check_packing(entry)
+        return images
+
+    def left_out(self) -> dict[str, str]:
+        reason = "Expected image files; found an archive within the zip, which is not read. Unpack it."
+        return dict.fromkeys(self.archives(), reason)
+
+    def archives(self) -> list[str]:
+        return sorted(filter(_is_archive, self._members))
+
+    def read(self, entry: str) -> bytes:
+        info = self._members[entry]
+        self._check(entry, info)
+        try:
+            with self._lock:
+                return self._archive.read(info)
+        except _DAMAGED as error:
+            raise ImageError(f"Cannot read {entry} in {self.title}: {error}. Download the zip again.") from error
+
+    def _check_packing(self, entry: str) -> None:
+        info = self._members[entry]
+        if info.flag_bits & _ENCRYPTED:
+            raise DataError(
+                f"Expected a zip without a password; {entry} in {self.title} is encrypted. Unpack the zip with its "
+                "password, and import the folder."
+            )
+        if info.compress_type not in _PACKED:
+            raise DataError(
+                f"Expected a zip packed with Deflate; {entry} in {self.title} is packed with method "
+                f"{info.compress_type} of the zip format. Unpack the zip, and import the folder."
+            )
+
+    def _check(self, entry: str, info: zipfile.ZipInfo) -> None:
+        path = PurePosixPath(entry)
+        if path.is_absolute() or ".." in path.parts or stat.S_ISLNK(info.external_attr >> 16):
+            raise DataError(f"Expected image files in {self.title}; {entry} is a link or a path outside the zip.")
+        if info.file_size > _MAX_ENTRY_BYTES:
+            raise DataError(f"Expected entries of at most 4 GiB in {self.title}; {entry} is larger.")
+        if info.file_size > max(_BOMB_BYTES, _BOMB_RATIO * info.compress_size):
+            raise DataError(
+                f"Expected images in {self.title}; {entry} unpacks to {info.file_size >> 20} MiB from "
+                f"{info.compress_size} bytes, which no image does. Remove it from the zip."
+            )
+
+
+def _opened_zip(path: Path) -> zipfile.ZipFile:
+    try:
+        with path.open("rb") as file:
+            start = file.read(_TAR.stop)
+        if zipfile.is_zipfile(path):
+            return zipfile.ZipFile(path)
+    except OSError as error:
+        raise DataError(f"Cannot read {path}: {error.strerror}.") from error
+    except (zipfile.BadZipFile, NotImplementedError, ValueError, struct.error) as error:
+        raise DataError(
+            f"Expected a whole zip file at {path}; its list of contents cannot be read: {error}. Download it again, or "
+            "unpack it with another program and import the folder."
+        ) from error
+    raise _no_zip(path, start)
+
+
+def _no_zip(path: Path, start: bytes) -> DataError:
+    if start.startswith(b"PK\3\4"):
+        return DataError(
+            f"Expected a whole zip file at {path}; it breaks off after {path.stat().st_size:,} bytes, before its list "
+            "of contents. Download or copy it again."
+        )
+    kind = next((kind for begin, kind in _ARCHIVES.items() if start.startswith(begin)), None)
+    if kind is None and start[_TAR] == b"ustar":
+        kind = "tar"
+    if kind is not None:
+        return DataError(
+            f"Expected a folder or a zip file; {path} is an archive of another kind, {kind}. Unpack it, and import the "
+            "folder."
+        )
+    return DataError(f"Expected a folder or a zip file; {path} is neither. Put the images into a folder.")
+
+
+def _members(archive: zipfile.ZipFile, title: str) -> dict[str, zipfile.ZipInfo]:
+    """Return the files of a zip by their paths. Some programs of Windows write backslashes between folders."""
+    members: dict[str, zipfile.ZipInfo] = {}
+    for info in archive.infolist():
+        entry = info.filename.replace("\\", "/")
+        other = members.get(entry)
+        if other is not None and other.filename != info.filename:
+            raise DataError(
+                f"Expected one file of each name in {title}; found {other.filename!r} and {info.filename!r}, which "
+                "differ in slashes only. Remove one of them."
+            )
+        if not entry.endswith("/"):
+            members[entry] = info
+    return members

@@ -1,0 +1,71 @@
+"""What a prediction of a bucket tells and claims; the batches are predicted here in place of Ray's actors."""
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from job import inference
+from job.inference import predict_bucket
+from nucleus.data.images import encode_png
+from nucleus.errors import OutputError
+from nucleus.predict.bucket_images import BatchPredictor, BucketImage, ImageOutcome, PredictionSettings
+from nucleus.storage.bucket import Bucket
+from nucleus.storage.claims import claimed_prefix
+from tests.predict.test_predict import small_model, spots
+
+Batch = list[BucketImage]
+
+
+@pytest.fixture
+def settings(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> PredictionSettings:
+    """Settings of two images, one of which has an odd key, and a damaged one."""
+    whole = encode_png(spots(60, 70, 7, count=8))
+    for key, data in {"a/b.png": whole, "a//b.png": b"another", "broken.png": b"no image"}.items():
+        bucket._client.put_object(Bucket=bucket.uri.bucket, Key=f"{bucket.uri.key}/images/{key}", Body=data)
+    places = {"images": str(bucket.uri / "images"), "out": str(bucket.uri / "out"), "registry": str(bucket.uri)}
+    found = PredictionSettings(model="m@1", **places)
+
+    def here(batches: list[Batch], _: Callable[[], object], **__: object) -> Iterator[list[ImageOutcome]]:
+        worker = BatchPredictor(found, small_model())
+        yield from (worker.predict(batch) for batch in batches)
+
+    monkeypatch.setattr(inference, "map_on_cluster", here)
+    return found
+
+
+def test_odd_keys_are_told_and_the_others_predicted(
+    settings: PredictionSettings, bucket: Bucket, tmp_path: Path
+) -> None:
+    steps: list[tuple[int, int]] = []
+    found = predict_bucket(settings, advance=lambda done, total: steps.append((done, total)))
+    assert list(found.counts) == ["a/b.png"]
+    assert list(found.failures) == ["a//b.png", "broken.png"]
+    assert found.done_before == 0
+    assert steps[-1] == (3, 3)
+    bucket.download("out/images.parquet", tmp_path / "images.parquet")
+    assert pq.read_table(tmp_path / "images.parquet")["image"].to_pylist() == ["a/b.png"]
+    again = predict_bucket(settings)
+    assert (again.counts, list(again.failures), again.done_before) == ({}, ["a//b.png", "broken.png"], 1)
+
+
+def test_a_prefix_with_odd_keys_only(settings: PredictionSettings, bucket: Bucket) -> None:
+    for key in ("images/a/b.png", "images/broken.png"):
+        bucket.delete(key)
+    found = predict_bucket(settings)
+    assert (found.counts, list(found.failures)) == ({}, ["a//b.png"])
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_second_prediction_is_refused_while_one_runs(
+    overwrite: bool, settings: PredictionSettings, bucket: Bucket
+) -> None:
+    with (
+        claimed_prefix(Bucket(bucket.uri / "out"), "prediction.claim.json"),
+        pytest.raises(OutputError, match=f"process {os.getpid()} on "),
+    ):
+        predict_bucket(settings, overwrite=overwrite)
+    assert [item.key for item in bucket.objects("out/")] == ["out/prediction.claim.json"]
+    assert predict_bucket(settings, overwrite=overwrite).counts
