@@ -4,11 +4,11 @@ import pytest
 
 from nucleus.data.images import (
     decode_image,
-    decode_raw,
     encode_png,
     labels_from_binary,
     labels_from_label_image,
     labels_from_masks,
+    read_stored,
     to_rgb8,
 )
 from nucleus.errors import ImageError
@@ -54,7 +54,7 @@ def test_depth_without_range() -> None:
 )
 def test_files_that_are_no_image(data: bytes, message: str) -> None:
     with pytest.raises(ImageError, match=message):
-        decode_raw(data, "x.png")
+        read_stored(data, "x.png")
 
 
 def test_masks_merge_and_the_first_keeps_the_overlap() -> None:
@@ -94,4 +94,4 @@ def test_png_round_trip() -> None:
     rgb = np.random.default_rng(0).integers(0, 255, (5, 6, 3)).astype(np.uint8)
     assert (decode_image(encode_png(rgb), "r") == rgb).all()
     labels = np.array([[0, 60000]], np.uint16)
-    assert (decode_raw(encode_png(labels), "l") == labels).all()
+    assert (read_stored(encode_png(labels), "l").pixels[..., 0] == labels).all()
