@@ -188,7 +188,7 @@ def decode_image(data: bytes, name: str) -> RgbImage:
         channels = file.shape[2]
         raise ImageError(f"Expected a grey or RGB image in {name}; found {channels} channels. Save only one of them.")
     stored = _stored(file)
-    check_colours([stored.pixels], stored.colours, name, "Save the channel that shows the nuclei as a grey image.")
+    check_colours([stored.pixels], stored.colours, name, "Save channel {channel} as a grey image.")
     pixels = seen_pixels(stored.pixels, stored, name)
     return rgb8(pixels, stretch_of(pixels, name))
 
@@ -200,7 +200,7 @@ def check_colours(bands: Iterable[NDArray[Any]], colours: int, name: str, fix: s
         bands: Stored pixels in parts, h x w x C; read until colours vary, which is in the first one of most images.
         colours: Number of leading channels that are colour.
         name: Name of the file in messages.
-        fix: What the message advises.
+        fix: What the message advises; `{channel}` in it becomes the number of the channel with the image.
     """
     first: NDArray[Any] | None = None
     other: set[int] = set()
@@ -213,7 +213,7 @@ def check_colours(bands: Iterable[NDArray[Any]], colours: int, name: str, fix: s
     if other:
         raise ImageError(
             f"Expected an image in the colours of {name}; they are the same in all pixels, but channel {min(other)} "
-            f"(alpha or an extra one) is not. {fix}"
+            f"(alpha or an extra one) is not. {fix.format(channel=min(other))}"
         )
 
 

@@ -65,7 +65,7 @@ def open_tiff(content: Content, name: str) -> PixelFile:
         images = _main_images(file, name)
         _check_complete(file, lines, name)
         several = _several(file, images, name)
-        pages = [images[0][0]] if several else list(images[0])
+        pages = [_first_page(file, images[0])] if several else list(images[0])
         first = pages[0].keyframe
         _check_kind(first, name)
         parts = [_Page.of(page, content, name, file.filehandle.size) for page in pages]
@@ -136,6 +136,11 @@ def _several(file: tifffile.TiffFile, images: Sequence[tifffile.TiffPageSeries],
     if any(page is None or page.parent is not file for page in series):
         return f"Expected a complete image in {name}; it is one of several files of an OME-TIFF. Save them as one file."
     return None
+
+
+def _first_page(file: tifffile.TiffFile, series: tifffile.TiffPageSeries) -> Any:
+    """Return the first page of an image that is in this file, which may be one of several."""
+    return next((page for page in series if page is not None and page.parent is file), file.pages.first)
 
 
 def _check_kind(page: tifffile.TiffPage, name: str) -> None:

@@ -118,8 +118,8 @@ def open_source(path: Path, channel: int | None = None) -> ImageSource:
                 f"Expected one channel of {path}, which has {file.shape[2]}; found no choice among them. "
                 "Add: --channel 0 (in Python: channel=0)"
             )
-        source = _source(path.name, file.shape, _reader(file), file.facts, channel)
-        return replace(source, pixel_size=file.pixel_size)
+        source = _source(str(path), file.shape, _reader(file), file.facts, channel)
+        return replace(source, name=path.name, pixel_size=file.pixel_size)
 
 
 def channel_count(path: Path) -> int:
@@ -179,7 +179,7 @@ def _source(name: str, shape: tuple[int, ...], stored: ReadPart, facts: PixelFac
     source = ImageSource(name, height, width, read, lambda rows, columns: _with_digits(stored(rows, columns)))
     if channel is None and channels > facts.colours:
         bands = (stored(rows, slice(0, width)) for rows in source.bands(1))
-        check_colours(bands, facts.colours, name, "Choose that one: --channel N (in Python: channel=N).")
+        check_colours(bands, facts.colours, name, "Add: --channel {channel} (in Python: channel={channel})")
     return source
 
 

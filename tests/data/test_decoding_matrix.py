@@ -362,6 +362,27 @@ def test_the_main_page_is_taken(tmp_path: Path) -> None:
         decode_image(several, "x")
 
 
+def test_parts_of_an_image_in_several_files_are_told(tmp_path: Path) -> None:
+    plane = pixels_of("u1", 1)[..., 0]
+    names = ("a.ome.tif", "b.ome.tif")
+    places = "".join(
+        f'<TiffData FirstC="{number}" IFD="0" PlaneCount="1"><UUID FileName="{name}">urn:uuid:{name}</UUID></TiffData>'
+        for number, name in enumerate(names)
+    )
+    for name in names:
+        xml = (
+            '<?xml version="1.0"?><OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06" '
+            f'UUID="urn:uuid:{name}"><Image ID="Image:0"><Pixels ID="Pixels:0" DimensionOrder="XYCZT" Type="uint8" '
+            f'SizeX="{WIDTH}" SizeY="{HEIGHT}" SizeC="2" SizeZ="1" SizeT="1">{places}</Pixels></Image></OME>'
+        )
+        (tmp_path / name).write_bytes(tiff(plane[..., np.newaxis], description=xml))
+    for name in names:
+        with pytest.raises(ImageError, match="one of several files"):
+            open_source(tmp_path / name, channel=0)
+        with pytest.raises(ImageError, match=name):
+            decode_image((tmp_path / name).read_bytes(), name)
+
+
 def oriented(pixels: Pixels, orientation: int) -> dict[str, bytes]:
     """One image in each format, with a tag that tells viewers to turn it."""
     exif = Image.Exif()
@@ -424,3 +445,10 @@ def test_full_disks_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr("os.posix_fallocate", full)
     with pytest.raises(ImageError, match=r"5,550 free bytes in .* No space left on device.* TMPDIR"):
         open_source(path).read(*WHOLE)
+
+
+def test_wrong_sums_of_png_are_told() -> None:
+    data = bytearray(saved(Image.fromarray(pixels_of("u1", 3)), "PNG"))
+    data[data.index(b"IEND") - 5] ^= 1  # the last byte of the sum of the chunk before
+    with pytest.raises(ImageError, match="wrong sum"):
+        read_stored(bytes(data), "x")
