@@ -1,7 +1,10 @@
-"""Decoding of images and masks: images of any depth to 8-bit RGB, masks to integer labels; and kinds of images."""
+"""Images and masks in files: stored values, images of any depth as 8-bit RGB, masks as labels; and kinds of images."""
 
+import re
 from collections.abc import Iterable
+from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -9,25 +12,53 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nucleus.data.normalization import intensity_sample, rgb8, stretch_of
+from nucleus.data.pixel_files import Content, PixelFacts, PixelFile, seen_pixels
+from nucleus.data.rasters import open_bmp, open_jpeg, open_png, open_webp
+from nucleus.data.tiff import open_tiff
 from nucleus.errors import ImageError
 
 __all__ = [
     "IMAGE_SUFFIXES",
     "Kind",
-    "colours_of",
+    "StoredImage",
+    "check_colours",
     "decode_image",
-    "decode_raw",
     "encode_png",
     "kind_of",
     "labels_from_binary",
     "labels_from_label_image",
     "labels_from_masks",
-    "to_rgb8",
+    "open_pixels",
+    "read_stored",
 ]
 
 
 IMAGE_SUFFIXES = frozenset({".png", ".tif", ".tiff", ".jpg", ".jpeg", ".bmp", ".webp"})
 _MAX_LABELS = np.iinfo(np.uint16).max
+
+_DECODERS = (
+    (re.compile(rb"\x89PNG\r\n\x1a\n"), open_png),
+    (re.compile(rb"\xff\xd8\xff"), open_jpeg),
+    (re.compile(rb"II[*+]\0|MM\0[*+]"), open_tiff),
+    (re.compile(rb"RIFF....WEBP", re.DOTALL), open_webp),
+    (re.compile(rb"BM.{16}", re.DOTALL), open_bmp),
+)
+_OTHER_FORMATS = {
+    "GIF": re.compile(rb"GIF8"),
+    "JPEG 2000": re.compile(rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51"),
+    "HEIF or AVIF": re.compile(rb"....ftyp", re.DOTALL),
+    "JPEG XL": re.compile(rb"\xff\x0a|\0\0\0\x0cJXL "),
+    "Photoshop": re.compile(rb"8BPS"),
+    "PDF": re.compile(rb"%PDF"),
+    "SVG or XML": re.compile(rb"\s*<(svg|\?xml)"),
+    "HDF5": re.compile(rb"\x89HDF"),
+    "Zeiss CZI": re.compile(rb"ZISRAWFILE"),
+    "Netpbm": re.compile(rb"P[1-7]\s"),
+    "OpenEXR": re.compile(rb"v/1\x01"),
+}
+_HEAD = 32
+_MOST_PIXELS = 1 << 30
+"""Larger images are only read in parts."""
 
 # In DSB2018 the medians of dark-field images are below 50, those of all others above 120; the colourfulness of grey
 # images is 0, that of stained images above 11.
@@ -49,55 +80,123 @@ class Kind(StrEnum):
     """Coloured nuclei on a bright background: H&E and other stains."""
 
 
-def decode_raw(data: bytes, name: str) -> NDArray[Any]:
-    """Decode an image file with OpenCV, unchanged: H x W or H x W x C, channels in OpenCV's order (BGR).
+@dataclass(frozen=True, kw_only=True)
+class StoredImage(PixelFacts):
+    """The pixels of an image file as they are stored: not turned, not inverted, indices of a palette for its colours.
+
+    Attributes:
+        pixels: H x W x C, all stored channels (RGB order, then extra ones such as alpha), in the depth of the file.
+    """
+
+    pixels: NDArray[Any]
+
+
+def open_pixels(content: Content, name: str) -> PixelFile:
+    """Read the header of an image file, whatever its name.
+
+    Args:
+        content: A PNG, TIFF, JPEG, BMP or WebP file, or its bytes.
+        name: Name of the file in messages.
 
     Raises:
-        ImageError: OpenCV cannot read the bytes as an image, or the image has no pixels.
+        ImageError: The file is not such an image, is damaged, or has pixels of a kind that is not read.
+        OSError: The file cannot be read.
     """
-    if not data:
-        raise ImageError(f"Expected an image in {name}; the file is empty (0 bytes).")
-    try:
-        raw = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
-    except cv2.error as error:
-        raise ImageError(f"Expected an image in {name}; OpenCV cannot decode it: {error.err}.") from error
-    if raw is None or raw.size == 0:
+    head = _head(content)
+    for pattern, decoder in _DECODERS:
+        if pattern.match(head):
+            return decoder(content, name)
+    raise ImageError(_no_image(content, head, name))
+
+
+def _head(content: Content) -> bytes:
+    if not isinstance(content, Path):
+        return content[:_HEAD]
+    with content.open("rb") as file:
+        return file.read(_HEAD)
+
+
+def _no_image(content: Content, head: bytes, name: str) -> str:
+    """Return why a file that no decoder knows is not an image."""
+    if not head:
+        return f"Expected an image in {name}; the file is empty (0 bytes)."
+    other = next((kind for kind, pattern in _OTHER_FORMATS.items() if pattern.match(head)), None)
+    if other is not None:
+        return f"Expected a PNG, TIFF, JPEG, BMP or WebP image in {name}; found {other}. Convert it to PNG or TIFF."
+    size = content.stat().st_size if isinstance(content, Path) else len(content)
+    return (
+        f"Expected an image (PNG, TIFF, JPEG, BMP, WebP) in {name}; found {size} bytes of something else, or of a "
+        "damaged image. Save it again from its source."
+    )
+
+
+def read_stored(data: bytes, name: str) -> StoredImage:
+    """Read all pixels of an image file as they are stored; of several pages, those of the first image.
+
+    Args:
+        data: Content of a PNG, TIFF, JPEG, BMP or WebP file.
+        name: Name of the file in messages; it decides nothing.
+
+    Raises:
+        ImageError: The file is not an image, is damaged, or has pixels of a kind that is not read.
+    """
+    return _stored(open_pixels(data, name))
+
+
+def _stored(file: PixelFile) -> StoredImage:
+    height, width, _ = file.shape
+    if height * width > _MOST_PIXELS:
         raise ImageError(
-            f"Expected an image (PNG, TIFF, JPEG, BMP, WebP) in {name}; found {len(data)} bytes of something else, "
-            "or of a damaged image. Save it again from its source."
+            f"Expected at most {_MOST_PIXELS:,} px in {file.name}, which is read as a whole; found {width} x {height} "
+            "(width x height). Cut it into tiles first."
         )
-    return np.asarray(raw)
+    pixels = np.empty(file.shape, file.dtype)
+    file.fill(pixels)
+    return StoredImage(pixels=pixels, **vars(file.facts))
 
 
 def decode_image(data: bytes, name: str) -> RgbImage:
-    """Decode an image file to RGB, H x W x 3, uint8. Raises `ImageError`."""
-    return to_rgb8(decode_raw(data, name), name)
+    """Decode an image file to RGB as eyes see it, H x W x 3, uint8.
 
-
-def to_rgb8(raw: NDArray[Any], name: str = "image") -> RgbImage:
-    """Convert an image decoded by OpenCV to 8-bit RGB, H x W x 3.
-
-    Grey values are repeated in three channels, and an alpha channel is dropped. Other depths than 8 bits are stretched
-    as `nucleus.data.normalization` describes.
+    Palettes are applied, white is high, alpha and extra channels are left out; see `rgb8` for other depths.
 
     Raises:
-        ImageError: Wrong number of dimensions or channels, or values that are not finite.
+        ImageError: The file is not a single grey or RGB image, or is damaged.
     """
-    colours = colours_of(raw, name)
-    return rgb8(colours, stretch_of(intensity_sample(colours, name=name)))
+    file = open_pixels(data, name)
+    if file.several is not None:
+        raise ImageError(file.several)
+    if file.choose:
+        channels = file.shape[2]
+        raise ImageError(f"Expected a grey or RGB image in {name}; found {channels} channels. Save only one of them.")
+    stored = _stored(file)
+    check_colours([stored.pixels], stored.colours, name, "Save channel {channel} as a grey image.")
+    pixels = seen_pixels(stored.pixels, stored, name)
+    return rgb8(pixels, stretch_of(intensity_sample(pixels, name=name)))
 
 
-def colours_of(raw: NDArray[Any], name: str) -> NDArray[Any]:
-    """Return the grey (H x W x 1) or RGB (H x W x 3) channels of an image decoded by OpenCV, in its own depth.
+def check_colours(bands: Iterable[NDArray[Any]], colours: int, name: str, fix: str) -> None:
+    """Raise `ImageError` if the image is in an alpha or extra channel: all colours are constant, but that one is not.
 
-    Raises:
-        ImageError: Wrong number of dimensions or channels.
+    Args:
+        bands: Stored pixels in parts, h x w x C; read until colours vary, which is in the first one of most images.
+        colours: Number of leading channels that are colour.
+        name: Name of the file in messages.
+        fix: What the message advises; `{channel}` in it becomes the number of the channel with the image.
     """
-    if raw.ndim == 2:
-        raw = raw[..., np.newaxis]
-    if raw.ndim != 3 or not 1 <= raw.shape[2] <= 4:
-        raise ImageError(f"Expected 1 to 4 channels in {name}; found an array of shape {raw.shape}.")
-    return raw[..., :1] if raw.shape[2] <= 2 else raw[..., 2::-1]
+    first: NDArray[Any] | None = None
+    other: set[int] = set()
+    for band in bands:
+        first = band[0, 0] if first is None else first
+        varying = {channel for channel, value in enumerate(first) if (band[..., channel] != value).any()}
+        if varying & set(range(colours)):
+            return
+        other |= varying
+    if other:
+        raise ImageError(
+            f"Expected an image in the colours of {name}; they are the same in all pixels, but channel {min(other)} "
+            f"(alpha or an extra one) is not. {fix.format(channel=min(other))}"
+        )
 
 
 def labels_from_masks(masks: Iterable[tuple[str, bytes]], shape: tuple[int, int]) -> LabelImage:
@@ -113,7 +212,7 @@ def labels_from_masks(masks: Iterable[tuple[str, bytes]], shape: tuple[int, int]
     labels = np.zeros(shape, np.uint16)
     count = 0
     for name, data in masks:
-        mask = _foreground(_one_channel(decode_raw(data, name), name))
+        mask = _foreground(_one_channel(read_stored(data, name).pixels, name))
         _check_size(mask, shape, name)
         mask &= labels == 0
         if mask.any():
@@ -125,7 +224,7 @@ def labels_from_masks(masks: Iterable[tuple[str, bytes]], shape: tuple[int, int]
 
 def labels_from_binary(data: bytes, name: str, shape: tuple[int, int]) -> LabelImage:
     """Label the connected components (8-connectivity) of a binary mask. Raises `ImageError`."""
-    mask = _foreground(_one_channel(decode_raw(data, name), name))
+    mask = _foreground(_one_channel(read_stored(data, name).pixels, name))
     _check_size(mask, shape, name)
     count, components = cv2.connectedComponents(mask.astype(np.uint8), connectivity=8)
     _check_count(count - 1, name)
@@ -138,7 +237,7 @@ def labels_from_label_image(data: bytes, name: str, shape: tuple[int, int]) -> L
     Raises:
         ImageError: More than one channel, values that are not integers or are negative, or another size than the image.
     """
-    raw = _one_channel(decode_raw(data, name), name)
+    raw = _one_channel(read_stored(data, name).pixels, name)
     _check_size(raw, shape, name)
     if not np.isfinite(raw).all() or (raw < 0).any() or (raw != np.rint(raw)).any():
         raise ImageError(f"Expected integers of at least 0 as labels in {name}; found other values ({raw.dtype}).")

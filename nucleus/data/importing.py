@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import re
 import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,7 +41,6 @@ from nucleus.data.sampling import shard_count, stored_order
 from nucleus.data.shards import encode_record, write_shard
 from nucleus.data.sources import Source, open_source
 from nucleus.data.splits import Fingerprint, fingerprint, group_images, split_images
-from nucleus.data.tiff import TIFF_SUFFIXES, tiff_facts
 from nucleus.errors import DataError, ImageError, ObjectExistsError, ObjectNotFoundError, UsageError
 from nucleus.lazy import tf
 from nucleus.progress import Advance, no_progress, split_progress
@@ -187,8 +185,6 @@ def _prepare(source: Source, annotated: Annotated, spooled: Path) -> _Prepared:
     if not annotated.masks:
         raise ImageError(f"Expected a mask for {annotated.image}; found none.")
     data = source.read(annotated.image)
-    if PurePosixPath(annotated.image).suffix.lower() in TIFF_SUFFIXES and data:
-        _check_tiff(data, annotated.image)
     image = decode_image(data, annotated.image)
     height, width = image.shape[:2]
     labels = _labels(source, annotated, (height, width))
@@ -205,16 +201,6 @@ def _prepare(source: Source, annotated: Annotated, spooled: Path) -> _Prepared:
         fingerprint=fingerprint(image),
         spooled=spooled,
     )
-
-
-def _check_tiff(data: bytes, name: str) -> None:
-    """Raise `ImageError` for a TIFF file that is not a single grey or RGB image."""
-    try:
-        pages = tiff_facts(io.BytesIO(data), name).channel_pages
-    except OSError as error:
-        raise ImageError(f"Cannot read {name}: {error}.") from error
-    if pages:
-        raise ImageError(f"Expected a grey or RGB image in {name}; found {len(pages)} channels. Save only one of them.")
 
 
 def _labels(source: Source, annotated: Annotated, shape: tuple[int, int]) -> LabelImage:

@@ -1,7 +1,6 @@
 """Images in files and arrays, read in parts (`ImageSource`), and rescaled for the network (`ScaledImage`)."""
 
-import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from nucleus.config.recipe import NormalizationOptions
-from nucleus.data.images import RgbImage, colours_of, decode_raw
+from nucleus.data.images import RgbImage, check_colours, open_pixels
 from nucleus.data.normalization import (
     BLOCK,
     IntensitySample,
@@ -23,31 +22,25 @@ from nucleus.data.normalization import (
     stretch_of,
     stretched_sample,
 )
-from nucleus.data.tiff import TIFF_SUFFIXES, TiffFacts, tiff_facts
+from nucleus.data.pixel_files import (
+    PixelFacts,
+    PixelFile,
+    ReadPart,
+    memory_part,
+    seen_channels,
+    seen_pixels,
+    unpacked_part,
+)
 from nucleus.errors import ImageError
 from nucleus.model.tiling import Region
-
-os.environ.setdefault("VIPS_BLOCK_UNTRUSTED", "1")  # formats whose decoders are not safe with malicious files
-import pyvips
 
 __all__ = ["ImageSource", "ScaledImage", "array_source", "channel_count", "image_source", "open_source"]
 
 _WHOLE_PIXELS = 1 << 24
-"""Images of up to this many pixels are decoded whole, by the decoder of the import."""
+"""Images of up to this many pixels are decoded when they are opened."""
 _BAND_PIXELS = 1 << 24
 _SAMPLE_PIXELS = 1 << 22
 """Percentiles of larger images are taken from about this many pixels, every k-th by row and column."""
-_DTYPES = {
-    "uchar": np.uint8,
-    "char": np.int8,
-    "ushort": np.uint16,
-    "short": np.int16,
-    "uint": np.uint32,
-    "int": np.int32,
-    "float": np.float32,
-    "double": np.float64,
-}
-ReadPart = Callable[[slice, slice], NDArray[Any]]
 
 
 @dataclass(frozen=True)
@@ -58,8 +51,10 @@ class ImageSource:
         name: Name of the image in tables and messages.
         height: Height, px.
         width: Width, px.
-        read: Function that reads rows and columns, h x w x 1 (grey) or h x w x 3 (RGB), in the depth of the image.
-        read_channels: Function that reads the same part with all channels, even if `read` reads only one of them.
+        read: Function that reads rows and columns as eyes see them, h x w x 1 (grey) or h x w x 3 (RGB), in the depth
+            of the image: palettes are applied, 0 is black, alpha and extra channels are left out.
+        read_channels: Function that reads the same part as it is stored, h x w x C: all channels, alpha too, and the
+            indices of a palette.
         pixel_size: Side of a pixel, micrometres; None if unknown.
     """
 
@@ -85,8 +80,8 @@ def array_source(pixels: ArrayLike, name: str = "image", channel: int | None = N
     """Return the source of an image in memory.
 
     Args:
-        pixels: H x W (grey), or H x W x C with C = 1 (grey), 3 (RGB) or 4 (RGB and alpha, which is dropped); with any
-            other C, `channel` is needed. Integers or floats of any depth, or bool.
+        pixels: H x W (grey), or H x W x C with C = 1 (grey), 3 (RGB) or 4 (RGB and alpha, which is measured but not
+            segmented); with any other C, `channel` is needed. Integers or floats of any depth, or bool.
         name: Name of the image in tables and messages.
         channel: Channel to segment, from 0; None segments grey and RGB images as a whole.
 
@@ -99,29 +94,23 @@ def array_source(pixels: ArrayLike, name: str = "image", channel: int | None = N
             f"Expected {name} to be an array of numbers, H x W or H x W x C; found shape {array.shape} of {array.dtype}"
             + (". Pass one plane of it." if array.ndim > 3 else ".")
         )
-    if array.dtype == np.float16:
-        array = array.astype(np.float32)  # percentiles need more digits
     stored = array if array.ndim == 3 else array[..., np.newaxis]
-    stored = stored[..., :3] if stored.shape[2] == 4 else stored
-    if channel is None and stored.shape[2] not in {1, 3}:
+    channels = stored.shape[2]
+    if channel is None and channels not in {1, 3, 4}:
         hint = " If its channels come first, pass np.moveaxis(image, 0, -1)." if array.shape[0] < array.shape[2] else ""
         raise ImageError(
-            f"Expected one channel of {name}, which has {stored.shape[2]} (shape {array.shape}, read as H x W x C); "
+            f"Expected one channel of {name}, which has {channels} (shape {array.shape}, read as H x W x C); "
             f"found no choice among them. Add: channel=0.{hint}"
         )
-
-    def read(rows: slice, columns: slice) -> NDArray[Any]:
-        return stored[rows, columns]
-
-    source = ImageSource(name, stored.shape[0], stored.shape[1], read, read)
-    return source if channel is None else _one_channel(source, channel)
+    facts = PixelFacts(colours=3 if channels in {3, 4} else 1)
+    return _source(name, stored.shape, memory_part(stored), facts, channel)
 
 
 def open_source(path: Path, channel: int | None = None) -> ImageSource:
     """Open an image file.
 
-    Small images are decoded whole. For larger ones, libvips decodes only the parts that are read (tiled TIFF), or
-    unpacks the image to a temporary file (other formats).
+    Small images are decoded whole. Of larger ones, only the parts that are read are decoded (tiled or uncompressed
+    TIFF); others are unpacked to a temporary file.
 
     Args:
         path: PNG, TIFF, OME-TIFF, JPEG, BMP or WebP file.
@@ -132,32 +121,33 @@ def open_source(path: Path, channel: int | None = None) -> ImageSource:
             `channel` is None.
     """
     with _readable(path):
-        facts = _facts_of(path)
-        if facts.channel_pages:
-            chosen = _choice(facts, channel, path)
-            pages = [_large(path, page) for page in facts.channel_pages]
-            source = replace(pages[chosen], read_channels=_together(pages))
-        else:
-            source = _whole(path) if _is_small(path) else _large(path, 0)
-            source = source if channel is None else _one_channel(source, channel)
-        return replace(source, pixel_size=facts.pixel_size)
+        file = _single(path)
+        if channel is None and file.choose:
+            raise ImageError(
+                f"Expected one channel of {path}, which has {file.shape[2]}; found no choice among them. "
+                "Add: --channel 0 (in Python: channel=0)"
+            )
+        source = _source(str(path), file.shape, _reader(file), file.facts, channel)
+        return replace(source, name=path.name, pixel_size=file.pixel_size)
 
 
 def channel_count(path: Path) -> int:
     """Return the number of channels that `read_channels` of a file reads, from its header. Raises `ImageError`."""
     with _readable(path):
-        pages = _facts_of(path).channel_pages
-        header = _header(path)
-        return len(pages) or (_channels(_whole(path)) if header is None else _bands(header))
+        return _single(path).shape[2]
 
 
-def _facts_of(path: Path) -> TiffFacts:
-    return tiff_facts(path, str(path)) if path.suffix.lower() in TIFF_SUFFIXES else TiffFacts()
+def _single(path: Path) -> PixelFile:
+    """Read the header of a file. Raises `ImageError` if it holds several images."""
+    file = open_pixels(path, str(path))
+    if file.several is not None:
+        raise ImageError(file.several)
+    return file
 
 
 @contextmanager
 def _readable(path: Path) -> Iterator[None]:
-    """Raise `ImageError` for a file name that libvips cannot open, and for errors of the file system."""
+    """Raise `ImageError` for a file name that is not in UTF-8, as tables are, and for errors of the file system."""
     try:
         str(path).encode()
     except UnicodeEncodeError as error:
@@ -169,81 +159,42 @@ def _readable(path: Path) -> Iterator[None]:
         raise ImageError(f"Cannot read {path}: {error.strerror or error}.") from error
 
 
-def _choice(facts: TiffFacts, channel: int | None, path: Path) -> int:
-    count = len(facts.channel_pages)
-    if channel is None or not 0 <= channel < count:
-        found = "no choice among them" if channel is None else f"the choice {channel}"
-        raise ImageError(
-            f"Expected one channel of {path}, which has {count}; found {found}. Add: --channel 0 (in Python: channel=0)"
-        )
-    return channel
+def _reader(file: PixelFile) -> ReadPart:
+    """Return the function that reads parts of the stored pixels."""
+    if file.shape[0] * file.shape[1] > _WHOLE_PIXELS:
+        return file.read_part or unpacked_part(file)
+    pixels = np.empty(file.shape, file.dtype)
+    file.fill(pixels)
+    return memory_part(pixels)
 
 
-def _together(pages: Sequence[ImageSource]) -> ReadPart:
-    return lambda rows, columns: np.concatenate([page.read(rows, columns) for page in pages], axis=2)
+def _source(name: str, shape: tuple[int, ...], stored: ReadPart, facts: PixelFacts, channel: int | None) -> ImageSource:
+    """Return the source of stored pixels of `shape` (H, W, C).
 
-
-def _is_small(path: Path) -> bool:
-    header = _header(path)
-    return header is None or header.width * header.height <= _WHOLE_PIXELS
-
-
-def _whole(path: Path) -> ImageSource:
-    """Decode a whole image."""
-    return array_source(colours_of(decode_raw(path.read_bytes(), str(path)), str(path)), path.name)
-
-
-def _one_channel(source: ImageSource, channel: int) -> ImageSource:
-    channels = _channels(source)
-    if not 0 <= channel < channels:
-        raise ImageError(f"Expected channel {channel} in {source.name}; it has {channels}, counted from 0.")
-    return replace(source, read=lambda rows, columns: source.read(rows, columns)[..., channel : channel + 1])
-
-
-def _header(path: Path) -> Any | None:
-    """Open an image with libvips, without decoding it; return None for formats that only OpenCV reads."""
-    try:
-        return pyvips.Image.new_from_file(str(path))
-    except pyvips.Error:
-        return None
-
-
-def _large(path: Path, page: int) -> ImageSource:
-    """Open an image that libvips reads in parts."""
-    tiff = path.suffix.lower() in TIFF_SUFFIXES
-    # For libvips, missing tiles of a TIFF are only a warning.
-    options = {"fail_on": "warning", "page": page} if tiff else {"fail_on": "truncated"}
-    try:
-        image = pyvips.Image.new_from_file(str(path), access="random", **options)
-        if image.interpretation == "cmyk":
-            image = image.colourspace("srgb")
-        image = image.extract_band(0, n=_bands(image))
-        region = pyvips.Region.new(image)
-    except pyvips.Error as error:
-        raise ImageError(f"Expected an image in {path}; libvips cannot read it: {_reason(error)}.") from error
+    Raises:
+        ImageError: There is no such channel, or none was chosen and the image is in the alpha channel.
+    """
+    height, width, channels = shape
+    if channel is not None and not 0 <= channel < channels:
+        raise ImageError(f"Expected channel {channel} in {name}; it has {channels}, counted from 0.")
 
     def read(rows: slice, columns: slice) -> NDArray[Any]:
-        height, width = rows.stop - rows.start, columns.stop - columns.start
-        try:
-            data = region.fetch(columns.start, rows.start, width, height)
-        except pyvips.Error as error:
-            raise ImageError(f"Expected an image in {path}; a part is damaged: {_reason(error)}.") from error
-        return np.frombuffer(data, _DTYPES[image.format]).reshape(height, width, image.bands)
+        pixels = stored(rows, columns)
+        if channel is None:
+            return _with_digits(seen_pixels(pixels, facts, name))
+        one = pixels[..., channel : channel + 1]
+        return _with_digits(seen_channels(one, facts) if channel < facts.colours else one)
 
-    return ImageSource(path.name, image.height, image.width, read, read)
-
-
-def _channels(source: ImageSource) -> int:
-    return int(source.read(slice(0, 1), slice(0, 1)).shape[2])
-
-
-def _bands(image: Any) -> int:
-    """Return the number of channels without alpha."""
-    return 3 if image.bands >= 3 else 1
+    source = ImageSource(name, height, width, read, lambda rows, columns: _with_digits(stored(rows, columns)))
+    if channel is None and channels > facts.colours:
+        bands = (stored(rows, slice(0, width)) for rows in source.bands(1))
+        check_colours(bands, facts.colours, name, "Add: --channel {channel} (in Python: channel={channel})")
+    return source
 
 
-def _reason(error: Exception) -> str:
-    return " ".join(str(error).split())
+def _with_digits(pixels: NDArray[Any]) -> NDArray[Any]:
+    """Return half-precision floats as float32, because percentiles and sums need more digits."""
+    return pixels.astype(np.float32) if pixels.dtype == np.float16 else pixels
 
 
 class ScaledImage:

@@ -4,12 +4,11 @@ import pytest
 
 from nucleus.data.images import (
     decode_image,
-    decode_raw,
     encode_png,
     labels_from_binary,
     labels_from_label_image,
     labels_from_masks,
-    to_rgb8,
+    read_stored,
 )
 from nucleus.errors import ImageError
 
@@ -38,23 +37,13 @@ def test_sixteen_bits_are_stretched_with_one_scale_for_all_channels() -> None:
     assert rgb[..., 1:].max() == 0
 
 
-def test_depth_without_range() -> None:
-    assert (to_rgb8(np.full((3, 3), 200, np.uint16)) == 200).all()  # fits into 8 bits: kept
-    assert (to_rgb8(np.full((3, 3), 5000, np.uint16)) == 0).all()
-    assert (to_rgb8(np.array([[True, False]])) == [[[255] * 3, [0] * 3]]).all()
-    with pytest.raises(ImageError, match="NaN"):
-        to_rgb8(np.array([[np.nan, 1]], np.float32))
-    with pytest.raises(ImageError, match="channels"):
-        to_rgb8(np.zeros((2, 2, 5), np.uint8))
-
-
 @pytest.mark.parametrize(
     ("data", "message"),
     [(b"", "empty"), (b"hello", "something else, or of a damaged image"), (b"\x89PNG\r\n", "damaged")],
 )
 def test_files_that_are_no_image(data: bytes, message: str) -> None:
     with pytest.raises(ImageError, match=message):
-        decode_raw(data, "x.png")
+        read_stored(data, "x.png")
 
 
 def test_masks_merge_and_the_first_keeps_the_overlap() -> None:
@@ -94,4 +83,4 @@ def test_png_round_trip() -> None:
     rgb = np.random.default_rng(0).integers(0, 255, (5, 6, 3)).astype(np.uint8)
     assert (decode_image(encode_png(rgb), "r") == rgb).all()
     labels = np.array([[0, 60000]], np.uint16)
-    assert (decode_raw(encode_png(labels), "l") == labels).all()
+    assert (read_stored(encode_png(labels), "l").pixels[..., 0] == labels).all()

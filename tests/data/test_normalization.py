@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from nucleus.config.recipe import NormalizationOptions
-from nucleus.data.images import to_rgb8
-from nucleus.data.normalization import intensity_sample, joined_samples, normalize, normalize_tensor
+from nucleus.data.images import decode_image, encode_png
+from nucleus.data.normalization import intensity_sample, joined_samples, normalize, normalize_tensor, rgb8, stretch_of
 from nucleus.data.synthetic import generated_image
 from nucleus.errors import ImageError
 from nucleus.predict.source import ScaledImage, array_source
@@ -161,8 +161,9 @@ def test_training_and_prediction_see_the_same(method: Any) -> None:
         assert found.shape == (60, 50, 3)
         assert (found.numpy() == normalize(image, options)).all()
     deep = field(5, 200)[0] + OFFSET
-    imported = normalize(to_rgb8(np.rint(deep).astype(np.uint16)), OPTIONS)
-    assert (imported[..., 0] == seen(np.rint(deep).astype(np.uint16))).all(), "imported, or predicted from its file"
+    deep = np.rint(deep).astype(np.uint16)
+    imported = normalize(decode_image(encode_png(deep), "deep.png"), OPTIONS)
+    assert (imported[..., 0] == seen(deep)).all(), "imported, or predicted from its file"
 
 
 def test_percentiles_of_earlier_versions() -> None:
@@ -184,6 +185,20 @@ def test_bands_give_the_sample_of_the_image() -> None:
     assert (whole.blocks == bands.blocks).all()
     inside = np.r_[1:31, 33:63, 65:95]  # at its edges a band does not see its neighbours
     assert (whole.values[inside] == bands.values[inside]).all()
+
+
+def shown(pixels: NDArray[Any]) -> list[int]:
+    stretch = stretch_of(intensity_sample(pixels[..., np.newaxis]))
+    return [int(value) for value in np.unique(rgb8(pixels[..., np.newaxis], stretch))]
+
+
+def test_depth_without_range() -> None:
+    assert shown(np.full((3, 3), 200, np.uint16)) == [200], "fits into 8 bits: kept"
+    assert shown(np.full((3, 3), 5000, np.uint16)) == [0]
+    assert shown(np.array([[True, False]])) == [0, 255]
+    one = np.full((40, 40), 5000, np.uint16)
+    one[20, 20] = 6000
+    assert shown(one) == [0, 255]
 
 
 def test_values_that_are_not_finite_are_refused() -> None:

@@ -204,8 +204,6 @@ def test_files_read_by_parts_are_files_read_at_once(name: str, tmp_path: Path, m
     assert (small.height, small.width, small.pixel_size) == (150, 130, None)
     assert whole.shape[2] in (1, 3)
     monkeypatch.setattr(sources, "_WHOLE_PIXELS", 0)
-    if name.endswith(".bmp"):
-        return  # libvips cannot read it: always at once
     large = open_source(path)
     assert (large.height, large.width) == (150, 130)
     for rows, columns in (
@@ -215,7 +213,7 @@ def test_files_read_by_parts_are_files_read_at_once(name: str, tmp_path: Path, m
     ):
         part = large.read(rows, columns)
         assert part.dtype == whole.dtype
-        assert np.abs(part.astype(float) - whole[rows, columns]).max() <= (2 if name.endswith("jpg") else 0)
+        assert np.array_equal(part, whole[rows, columns])
 
 
 def test_microscopes_files(tmp_path: Path) -> None:
@@ -225,7 +223,7 @@ def test_microscopes_files(tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "two.ome.tif", np.stack([other, grey]), metadata=metadata, photometric="minisblack")
     with pytest.raises(ImageError, match=r"which has 2; found no choice among them\. Add: --channel"):
         open_source(tmp_path / "two.ome.tif")
-    with pytest.raises(ImageError, match="found the choice 2"):
+    with pytest.raises(ImageError, match="Expected channel 2"):
         open_source(tmp_path / "two.ome.tif", channel=2)
     for channel, expected in ((0, other), (1, grey)):
         source = open_source(tmp_path / "two.ome.tif", channel)
@@ -287,14 +285,10 @@ def test_files_that_hold_more_than_one_image(tmp_path: Path) -> None:
             writer.write(grey, metadata={"axes": "YX"})
     tifffile.imwrite(tmp_path / "samples.tif", np.dstack([grey] * 2), photometric="minisblack", planarconfig="contig")
     tifffile.imwrite(tmp_path / "planes.tif", np.stack([grey] * 3), photometric="minisblack", planarconfig="separate")
-    tifffile.imwrite(tmp_path / "white.tif", grey.astype(np.uint16), photometric="miniswhite")
-    tifffile.imwrite(tmp_path / "five.tif", np.dstack([grey] * 5), photometric="rgb")
     for name, message in {
         "scenes.ome.tif": "found 3",
-        "samples.tif": "found 2 samples per pixel",
-        "planes.tif": "found 3 samples per pixel",
-        "white.tif": "where 0 is white",
-        "five.tif": "found 5 samples per pixel",
+        "samples.tif": "which has 2; found no choice",
+        "planes.tif": "which has 3; found no choice",
     }.items():
         with pytest.raises(ImageError, match=message):
             open_source(tmp_path / name)

@@ -1,0 +1,273 @@
+"""Image files as their decoders see them: what is known from the header, and the stored pixels, read in parts.
+
+Each decoder (`nucleus.data.rasters`, `nucleus.data.tiff`) gives a `PixelFile`. Images, masks, whole files and parts of
+large ones are all read through it, so that they have the same values.
+"""
+
+import logging
+import mmap
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nucleus.errors import ImageError
+
+__all__ = [
+    "Content",
+    "PixelFacts",
+    "PixelFile",
+    "ReadPart",
+    "bytes_of",
+    "check_declared",
+    "exif_orientation",
+    "memory_part",
+    "naming_damage",
+    "seen_channels",
+    "seen_pixels",
+    "unpacked_part",
+]
+
+Content = Path | bytes
+"""A file, or the content of one."""
+ReadPart = Callable[[slice, slice], NDArray[Any]]
+"""Reads rows and columns of an image: h x w x C."""
+
+_lines: ContextVar[list[str] | None] = ContextVar("_lines", default=None)
+"""Where the lines go that libraries log while a file is decoded in this thread."""
+_ORIENTATION = 274
+_SHORT = 3
+
+
+def _kept_back(record: logging.LogRecord) -> bool:
+    """Return whether a line is not about a file that is decoded here; the lines that are about one are kept."""
+    lines = _lines.get()
+    if lines is None:
+        return True
+    lines.append(record.getMessage())
+    return False
+
+
+for _library in ("tifffile", "imagecodecs"):
+    logging.getLogger(_library).addFilter(_kept_back)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PixelFacts:
+    """What the stored values of an image mean.
+
+    Attributes:
+        colours: Number of leading channels that are colour, 1 or 3; the others are alpha or extra channels.
+        bits: Bits per value; 1 bit is stored as bool, 2 to 7 bits as uint8, 9 to 15 bits as uint16, without scaling.
+        alpha: Index of the channel that the file declares as alpha, or None.
+        palette: K x 3 RGB colours (uint8 or uint16) of a palette image, or None; its one colour channel is of indices.
+        white_is_zero: Whether 0 is white (TIFF MINISWHITE).
+        lossy: Whether the compression changed values (JPEG, lossy WebP, JPEG within TIFF).
+        pages: Number of full-size pages or frames in the file.
+        orientation: Orientation tag, 1 to 8 (TIFF tag 274, EXIF), 1 if absent. Pixels are never turned by it.
+    """
+
+    colours: int = 1
+    bits: int = 8
+    alpha: int | None = None
+    palette: NDArray[Any] | None = None
+    white_is_zero: bool = False
+    lossy: bool = False
+    pages: int = 1
+    orientation: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class PixelFile:
+    """An image file whose header was read.
+
+    Attributes:
+        name: Name of the file in messages.
+        shape: Height and width (px), and number of stored channels.
+        dtype: Type of the stored values.
+        fill: Function that decodes all pixels into an array of this shape and type.
+        read_part: Function that decodes only the parts it reads; None if the format has no such parts.
+        facts: What the values mean.
+        pixel_size: Side of a pixel, micrometres; None if unknown.
+        several: Why the file is not a single image; None if it is one.
+        choose: Whether the channels are several images of one field, of which one must be chosen to segment.
+    """
+
+    name: str
+    shape: tuple[int, int, int]
+    dtype: np.dtype[Any]
+    fill: Callable[[NDArray[Any]], None]
+    read_part: ReadPart | None = None
+    facts: PixelFacts = field(default_factory=PixelFacts)
+    pixel_size: float | None = None
+    several: str | None = None
+    choose: bool = False
+
+    @property
+    def size(self) -> int:
+        """Bytes of all decoded pixels."""
+        return int(np.prod(self.shape, dtype=object)) * self.dtype.itemsize
+
+
+def bytes_of(content: Content) -> bytes:
+    """Return the bytes of a file. Raises `OSError`."""
+    return content.read_bytes() if isinstance(content, Path) else content
+
+
+@contextmanager
+def naming_damage(name: str, kind: str) -> Iterator[list[str]]:
+    """Turn what a decoder raises about damaged data into `ImageError`, and keep its own lines off the terminal.
+
+    Errors of the file system pass.
+
+    Args:
+        name: Name of the file in messages.
+        kind: Format of the file.
+
+    Yields:
+        The decoder's own lines, as they are logged.
+    """
+    lines: list[str] = []
+    token = _lines.set(lines)
+    try:
+        yield lines
+    except ImageError:
+        raise
+    except MemoryError as error:
+        raise ImageError(f"Expected {name} to fit in memory; it does not. Cut it into tiles first.") from error
+    except Exception as error:  # decoders raise many kinds of errors for damaged data
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ImageError(
+            f"Expected a complete {kind} image in {name}; found a damaged one, or one of a kind that cannot be read: "
+            f"{reason}. Save it again from its source."
+        ) from error
+    finally:
+        _lines.reset(token)
+
+
+def check_declared(name: str, size: int, stored: int, most: int) -> None:
+    """Raise `ImageError` if a header declares more pixels than the compressed bytes can hold.
+
+    Args:
+        name: Name of the file in messages.
+        size: Bytes of the decoded pixels.
+        stored: Bytes of the compressed pixels.
+        most: Largest number of decoded bytes per compressed byte that the compression reaches.
+    """
+    if size > most * (stored + 64):
+        raise ImageError(
+            f"Expected a complete image in {name}; its header declares {size:,} bytes of pixels, which its {stored:,} "
+            "bytes of data cannot hold. The file is damaged: save it again from its source."
+        )
+
+
+def exif_orientation(exif: bytes) -> int:
+    """Return the orientation, 1 to 8, in a block of EXIF data (a TIFF header and its tags); 1 if there is none."""
+    order = {b"II": "little", b"MM": "big"}.get(exif[:2])
+    if order is None:
+        return 1
+
+    def number(start: int, count: int) -> int:
+        return int.from_bytes(exif[start : start + count], "little" if order == "little" else "big")
+
+    first = number(4, 4)
+    for entry in range(first + 2, first + 2 + 12 * min(number(first, 2), 512), 12):
+        if number(entry, 2) == _ORIENTATION and number(entry + 2, 2) == _SHORT:
+            return number(entry + 8, 2) if 1 <= number(entry + 8, 2) <= 8 else 1
+    return 1
+
+
+def seen_pixels(pixels: NDArray[Any], facts: PixelFacts, name: str) -> NDArray[Any]:
+    """Return the colours of stored pixels as eyes see them.
+
+    Palettes are applied, 0 is black, 2 to 7 bits fill 8 bits; alpha and extra channels are left out.
+
+    Args:
+        pixels: Stored pixels, h x w x C.
+        facts: What they mean.
+        name: Name of the file in messages.
+
+    Returns:
+        h x w x 1 (grey) or h x w x 3 (RGB), otherwise in the depth of the file.
+
+    Raises:
+        ImageError: The palette lacks colours that are used.
+    """
+    if facts.palette is not None:
+        return _painted(pixels[..., 0], facts.palette, name)
+    return seen_channels(pixels[..., : facts.colours], facts)
+
+
+def seen_channels(channels: NDArray[Any], facts: PixelFacts) -> NDArray[Any]:
+    """Return stored colour channels as brightness: 0 is black, and 2 to 7 bits fill 8 bits."""
+    if facts.white_is_zero:
+        channels = _inverted(channels, facts.bits)
+    if 1 < facts.bits < 8 and channels.dtype == np.uint8:
+        levels = np.arange(1 << facts.bits) * 255 / ((1 << facts.bits) - 1)
+        channels = np.rint(levels).astype(np.uint8)[channels]
+    return channels
+
+
+def _inverted(channels: NDArray[Any], bits: int) -> NDArray[Any]:
+    if channels.dtype.kind == "u":
+        return np.asarray(channels.dtype.type((1 << bits) - 1) - channels)
+    return np.asarray(-channels if channels.dtype.kind == "f" else ~channels)
+
+
+def _painted(indices: NDArray[Any], palette: NDArray[Any], name: str) -> NDArray[np.uint8]:
+    """Return 8-bit colours: h x w x 1 if all colours of the palette are grey, else h x w x 3."""
+    if indices.max(initial=0) >= len(palette):
+        raise ImageError(
+            f"Expected a palette of all colours in {name}; found colour {indices.max()} of {len(palette)}. "
+            "Save it again from its source."
+        )
+    colours = palette if palette.max() <= 255 else palette >> 8  # some writers fill 16 bits, some do not
+    grey = (colours == colours[:, :1]).all()
+    indices = indices.view(np.uint8) if indices.dtype == np.bool_ else indices
+    return np.asarray((colours[:, :1] if grey else colours).astype(np.uint8)[indices])
+
+
+def memory_part(array: NDArray[Any]) -> ReadPart:
+    """Return the function that reads parts of an array in memory."""
+    return lambda rows, columns: array[rows, columns]
+
+
+def unpacked_part(file: PixelFile) -> ReadPart:
+    """Return a function that reads parts of a file from a temporary file, to which it is unpacked at the first use.
+
+    The pixels are in pages of the temporary file, which the system can write out whenever it needs memory.
+    """
+    whole = lru_cache(maxsize=1)(lambda: _unpacked(file))
+
+    def read(rows: slice, columns: slice) -> NDArray[Any]:
+        array, backing = whole()
+        part = array[rows, columns].copy()
+        backing.madvise(mmap.MADV_DONTNEED)
+        return part
+
+    return read
+
+
+def _unpacked(file: PixelFile) -> tuple[NDArray[Any], mmap.mmap]:
+    try:
+        with tempfile.TemporaryFile(prefix="nucleus-pixels-") as backing:
+            os.posix_fallocate(backing.fileno(), 0, file.size)  # a full disk found later would end the process
+            pages = mmap.mmap(backing.fileno(), file.size)
+    except OSError as error:
+        raise ImageError(
+            f"Expected {file.size:,} free bytes in {tempfile.gettempdir()} to unpack {file.name}; {error.strerror}. "
+            "Free space there, or set TMPDIR to a folder that has it."
+        ) from error
+    array = np.frombuffer(pages, file.dtype).reshape(file.shape)
+    file.fill(array)
+    return array, pages
