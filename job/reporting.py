@@ -107,7 +107,7 @@ def _worst_image(plan: RunPlan, image: TestImage) -> WorstImage:
 
 def report_run(
     plan: RunPlan,
-    metrics: Mapping[str, Mapping[str, Mapping[str, float]]],
+    metrics: Mapping[str, Mapping[str, Mapping[str, float | None]]],
     wandb_run: str | None,
     bucket: Bucket,
     callback: Callback,

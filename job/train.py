@@ -22,7 +22,7 @@ from job.reporting import has_facts, report_published
 from job.signals import stop_request, stops_on_sigterm
 from job.worker import train_worker
 from nucleus.config.recipe import Recipe
-from nucleus.data.dataset import locate_dataset, open_dataset
+from nucleus.data.dataset import check_has_nuclei, locate_dataset, open_dataset
 from nucleus.errors import DataError, JobError, NucleusError, RunStoppedError, WeightsError
 from nucleus.provenance import commit
 from nucleus.registry.encoder_weights import provide_weights
@@ -246,6 +246,7 @@ def plan_run(recipe: Recipe, options: RunOptions, callback: Callback, group: str
             f"Expected at least one batch of {recipe.input.batch_size} images in the training split of {dataset}; "
             f"found {images}. Set input.batch_size lower or import more."
         )
+    check_has_nuclei(dataset)
     mode = tracking_mode(recipe.tracking)
     check_tracking(mode)
     check_conditional_writes(bucket)

@@ -8,7 +8,7 @@ import click
 import job
 import nucleus
 from nucleus.cli.options import is_pulled, pulled_model, workers_option
-from nucleus.cli.output import note, print_json, print_scores, print_table
+from nucleus.cli.output import note, print_json, print_scores, print_table, warn
 from nucleus.cli.progress_bars import show_progress
 from nucleus.errors import UsageError
 
@@ -55,6 +55,8 @@ def evaluate(
         found = _evaluate_on_cluster(pulled.manifest, opened, splits, options, workers)
     if gallery is not None:
         nucleus.storage.write_atomic(gallery, nucleus.data.encode_png(nucleus.pictures.draw_gallery(found.worst)))
+    if not found.overall["all"]["nuclei_true"]:
+        warn(f"no image of the split {split} has a nucleus, so the scores over its images are undefined")
     if as_json:
         images = [row.as_dict() for row in found.images]
         print_json(

@@ -1,28 +1,29 @@
-"""Decoding of images and masks: images of any depth to 8-bit RGB, masks to integer labels; and kinds of images."""
+"""Decoding of images of any depth to 8-bit RGB, or to the values that are stored; and kinds of images."""
 
-from collections.abc import Iterable
+import io
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
 import cv2
 import numpy as np
+import tifffile
 from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
 
 from nucleus.errors import ImageError
 
 __all__ = [
     "IMAGE_SUFFIXES",
     "Kind",
+    "StoredImage",
     "Stretch",
     "colours_of",
     "decode_image",
     "decode_raw",
     "encode_png",
     "kind_of",
-    "labels_from_binary",
-    "labels_from_label_image",
-    "labels_from_masks",
+    "read_stored",
     "rgb8",
     "stretch_of",
     "to_rgb8",
@@ -30,8 +31,6 @@ __all__ = [
 
 
 IMAGE_SUFFIXES = frozenset({".png", ".tif", ".tiff", ".jpg", ".jpeg", ".bmp", ".webp"})
-_MAX_LABELS = np.iinfo(np.uint16).max
-
 _FULL_RANGE = 255
 # In DSB2018 the medians of dark-field images are below 50, those of all others above 120; the colourfulness of grey
 # images is 0, that of stained images above 11.
@@ -150,54 +149,6 @@ def rgb8(pixels: NDArray[Any], stretch: Stretch | None) -> RgbImage:
     return np.ascontiguousarray(np.repeat(pixels, 3, axis=2) if pixels.shape[2] == 1 else pixels)
 
 
-def labels_from_masks(masks: Iterable[tuple[str, bytes]], shape: tuple[int, int]) -> LabelImage:
-    """Merge one binary mask per nucleus to labels 1..K; where masks overlap, the first one keeps the pixel.
-
-    Args:
-        masks: Name and file content of each mask, in the order of the labels.
-        shape: Height and width of the image.
-
-    Raises:
-        ImageError: A mask cannot be read, or has another size than the image.
-    """
-    labels = np.zeros(shape, np.uint16)
-    count = 0
-    for name, data in masks:
-        mask = _foreground(_one_channel(decode_raw(data, name), name))
-        _check_size(mask, shape, name)
-        mask &= labels == 0
-        if mask.any():
-            count += 1
-            _check_count(count, name)
-            labels[mask] = count
-    return labels
-
-
-def labels_from_binary(data: bytes, name: str, shape: tuple[int, int]) -> LabelImage:
-    """Label the connected components (8-connectivity) of a binary mask. Raises `ImageError`."""
-    mask = _foreground(_one_channel(decode_raw(data, name), name))
-    _check_size(mask, shape, name)
-    count, components = cv2.connectedComponents(mask.astype(np.uint8), connectivity=8)
-    _check_count(count - 1, name)
-    return np.asarray(components).astype(np.uint16)
-
-
-def labels_from_label_image(data: bytes, name: str, shape: tuple[int, int]) -> LabelImage:
-    """Read an integer label image and renumber its labels 1..K in the order of their values.
-
-    Raises:
-        ImageError: More than one channel, values that are not integers or are negative, or another size than the image.
-    """
-    raw = _one_channel(decode_raw(data, name), name)
-    _check_size(raw, shape, name)
-    if not np.isfinite(raw).all() or (raw < 0).any() or (raw != np.rint(raw)).any():
-        raise ImageError(f"Expected integers of at least 0 as labels in {name}; found other values ({raw.dtype}).")
-    values, inverse = np.unique(raw, return_inverse=True)
-    offset = 0 if values[0] == 0 else 1
-    _check_count(len(values) - 1 + offset, name)
-    return (inverse.reshape(raw.shape) + offset).astype(np.uint16)
-
-
 def encode_png(pixels: NDArray[Any]) -> bytes:
     """Encode 8-bit RGB (H x W x 3) or grey or 16-bit labels (H x W) as PNG. Raises `ImageError` for other pixels."""
     stored = pixels[..., ::-1] if pixels.ndim == 3 else pixels
@@ -205,33 +156,6 @@ def encode_png(pixels: NDArray[Any]) -> bytes:
     if not done:
         raise ImageError(f"Expected pixels that PNG can store; found shape {pixels.shape} and type {pixels.dtype}.")
     return bytes(data)
-
-
-def _one_channel(raw: NDArray[Any], name: str) -> NDArray[Any]:
-    if raw.ndim == 2:
-        return raw
-    colours = raw[..., :1] if raw.shape[2] <= 2 else raw[..., :3]
-    if (colours != colours[..., :1]).any():
-        raise ImageError(f"Expected one channel in the mask {name}; found {raw.shape[2]} that differ.")
-    return np.asarray(colours[..., 0])
-
-
-def _foreground(mask: NDArray[Any]) -> NDArray[np.bool_]:
-    """Return the pixels above half of the maximum, which suits 0/1 and 0/255 masks, also after lossy compression."""
-    return np.asarray(mask > mask.max() / 2)
-
-
-def _check_size(mask: NDArray[Any], shape: tuple[int, int], name: str) -> None:
-    if mask.shape[:2] != shape:
-        raise ImageError(
-            f"Expected the mask {name} to be as large as its image, {shape[1]} x {shape[0]} px (width x height); "
-            f"found {mask.shape[1]} x {mask.shape[0]}."
-        )
-
-
-def _check_count(count: int, name: str) -> None:
-    if count > _MAX_LABELS:
-        raise ImageError(f"Expected at most {_MAX_LABELS} nuclei in one image ({name}). Cut it into tiles first.")
 
 
 def kind_of(image: RgbImage) -> Kind:
@@ -244,3 +168,87 @@ def kind_of(image: RgbImage) -> Kind:
         return Kind.DARK_FIELD
     colourfulness = float((image.max(axis=2).astype(np.int16) - image.min(axis=2)).mean())
     return Kind.STAIN if colourfulness >= _COLOURFUL else Kind.BRIGHT_FIELD
+
+
+@dataclass(frozen=True)
+class StoredImage:
+    """The pixels of an image file as they are stored: not turned, not inverted, indices of a palette, not its colours.
+
+    Attributes:
+        pixels: H x W x C, all stored channels (RGB order, then extra ones such as alpha), in the depth of the file.
+        colours: Number of leading channels that are colour: 1 or 3; the others are alpha or extra channels.
+        alpha: Index of the channel that the file declares as alpha, or None.
+        palette: K x 3 RGB colours of a palette image, or None; `pixels` then has one channel of indices.
+        white_is_zero: Whether 0 is white (TIFF's MINISWHITE).
+        lossy: Whether the compression changed values.
+        pages: Number of full-size pages in the file.
+        orientation: Value of the Orientation tag, 1 if absent; the pixels are not turned by it.
+    """
+
+    pixels: NDArray[Any]
+    colours: int = 1
+    alpha: int | None = None
+    palette: NDArray[Any] | None = None
+    white_is_zero: bool = False
+    lossy: bool = False
+    pages: int = 1
+    orientation: int = 1
+
+
+def read_stored(data: bytes, name: str) -> StoredImage:
+    """Decode an image file to the values that it stores. Raises `ImageError`."""
+    if not data:
+        raise ImageError(f"Expected an image in {name}; the file is empty (0 bytes).")
+    try:
+        return _stored_tiff(data) if data[:2] in (b"II", b"MM") else _stored_other(data)
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
+        raise ImageError(
+            f"Expected an image (PNG, TIFF, JPEG, BMP, WebP) in {name}; found {len(data)} bytes of something else, "
+            "or of a damaged image. Save it again from its source."
+        ) from error
+
+
+def _stored_tiff(data: bytes) -> StoredImage:
+    with tifffile.TiffFile(io.BytesIO(data)) as file:
+        page = file.pages.first
+        pixels = page.asarray()
+        if page.samplesperpixel > 1 and page.planarconfig == _SEPARATE:
+            pixels = np.moveaxis(pixels, 0, -1)
+        if pixels.ndim == 2:
+            pixels = pixels[..., np.newaxis]
+        colours = 3 if page.photometric in _COLOUR_PHOTOMETRICS else 1
+        alphas = [colours + place for place, kind in enumerate(page.extrasamples) if kind in _ALPHA]
+        orientation = page.tags.get(_ORIENTATION)
+        return StoredImage(
+            pixels=pixels,
+            colours=colours,
+            alpha=alphas[0] if alphas else None,
+            palette=None if page.colormap is None else np.asarray(page.colormap).T,
+            white_is_zero=page.photometric == 0,
+            lossy=page.compression in _LOSSY,
+            pages=sum(each.shape[:2] == page.shape[:2] for each in file.pages),
+            orientation=1 if orientation is None else int(orientation.value),
+        )
+
+
+def _stored_other(data: bytes) -> StoredImage:
+    with Image.open(io.BytesIO(data)) as file:
+        palette = np.reshape(file.getpalette() or [], (-1, 3)).astype(np.uint8) if file.mode == "P" else None
+        deep = file.mode == "RGB" and file.format == "PNG"
+        pixels = decode_raw(data, "")[..., ::-1] if deep else np.asarray(file)
+        if pixels.ndim == 2:
+            pixels = pixels[..., np.newaxis]
+        return StoredImage(
+            pixels=pixels,
+            colours=3 if pixels.shape[2] > 2 else 1,
+            alpha=pixels.shape[2] - 1 if file.mode in ("LA", "RGBA") else None,
+            palette=palette,
+            lossy=file.format == "JPEG",
+            orientation=int(file.getexif().get(_ORIENTATION, 1)),
+        )
+
+
+_SEPARATE, _ORIENTATION = 2, 274
+_COLOUR_PHOTOMETRICS = (2, 6)
+_ALPHA = (1, 2)
+_LOSSY = (6, 7)

@@ -8,7 +8,7 @@ import re
 import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 
@@ -28,16 +28,10 @@ from nucleus.data.dataset import (
     content_version,
     read_manifest,
 )
-from nucleus.data.images import (
-    Kind,
-    LabelImage,
-    decode_image,
-    kind_of,
-    labels_from_binary,
-    labels_from_label_image,
-    labels_from_masks,
-)
+from nucleus.data.images import Kind, decode_image, kind_of
 from nucleus.data.layouts import Annotated, MaskForm, Source, find_images, open_source
+from nucleus.data.mask_warnings import MaskFacts, mask_warnings
+from nucleus.data.masks import MaskLabels, labels_from_mask, labels_from_masks
 from nucleus.data.sampling import shard_count, stored_order
 from nucleus.data.shards import encode_record, write_shard
 from nucleus.data.splits import Fingerprint, fingerprint, group_images, split_images
@@ -83,10 +77,12 @@ class Imported:
     Attributes:
         dataset: The dataset version.
         created: Whether this import created the version; False if it existed already.
+        warnings: What is unlikely in its masks, a sentence each, such as images without nuclei.
     """
 
     dataset: Dataset
     created: bool
+    warnings: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -97,7 +93,7 @@ class _Prepared:
     given_split: str | None
     kind: Kind
     shape: tuple[int, int]
-    nuclei: int
+    masks: MaskFacts
     image_sha256: str
     labels_sha256: str
     fingerprint: Fingerprint
@@ -153,7 +149,8 @@ def import_dataset(
             duplicates=duplicates,
             left_out=left_out,
         )
-        return _upload(bucket, manifest, spool, upload)
+        warnings = mask_warnings([image.masks for image in unique], manifest.splits_without_nuclei)
+        return replace(_upload(bucket, manifest, spool, upload), warnings=warnings)
 
 
 def _prepare_all(
@@ -188,17 +185,17 @@ def _prepare(source: Source, annotated: Annotated, spooled: Path) -> _Prepared:
         _check_tiff(data, annotated.image)
     image = decode_image(data, annotated.image)
     height, width = image.shape[:2]
-    labels = _labels(source, annotated, (height, width))
+    masks = _labels(source, annotated, (height, width))
     # The name is unknown until all titles have been read, so it is filled in later.
-    spooled.write_bytes(encode_record("", image, labels))
+    spooled.write_bytes(encode_record("", image, masks.labels))
     return _Prepared(
         title=annotated.title,
         given_split=annotated.given_split,
         kind=kind_of(image),
         shape=(height, width),
-        nuclei=int(labels.max()),
+        masks=MaskFacts.of(masks, labels_expected=annotated.form is MaskForm.LABELS),
         image_sha256=_pixel_sum(image),
-        labels_sha256=_pixel_sum(labels),
+        labels_sha256=_pixel_sum(masks.labels),
         fingerprint=fingerprint(image),
         spooled=spooled,
     )
@@ -214,12 +211,12 @@ def _check_tiff(data: bytes, name: str) -> None:
         raise ImageError(f"Expected a grey or RGB image in {name}; found {len(pages)} channels. Save only one of them.")
 
 
-def _labels(source: Source, annotated: Annotated, shape: tuple[int, int]) -> LabelImage:
+def _labels(source: Source, annotated: Annotated, shape: tuple[int, int]) -> MaskLabels:
+    masks = [(entry, source.read(entry)) for entry in annotated.masks]
     if annotated.form is MaskForm.PER_NUCLEUS:
-        return labels_from_masks(((entry, source.read(entry)) for entry in annotated.masks), shape)
-    (entry,) = annotated.masks
-    read = labels_from_binary if annotated.form is MaskForm.BINARY else labels_from_label_image
-    return read(source.read(entry), entry, shape)
+        return labels_from_masks(masks, shape)
+    (mask,) = masks
+    return labels_from_mask(mask, shape)
 
 
 def _pixel_sum(pixels: NDArray[np.generic]) -> str:
@@ -261,7 +258,7 @@ def _samples(images: list[_Prepared], options: SplitOptions) -> list[Sample]:
             group=group,
             height=image.shape[0],
             width=image.shape[1],
-            nuclei=image.nuclei,
+            nuclei=image.masks.nuclei,
             image_sha256=image.image_sha256,
             labels_sha256=image.labels_sha256,
         )
