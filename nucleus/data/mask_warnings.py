@@ -84,8 +84,8 @@ def _unlikely(masks: Sequence[MaskFacts]) -> list[str]:
     divided = [facts.divided for facts in masks if facts.divided]
     if divided:
         found.append(
-            f"{_of(len(divided), masks)} have labels in separate parts of similar size ({sum(divided)} labels). Each "
-            "label became one nucleus; check that no two nuclei have the same label."
+            f"{_of(len(divided), masks)} have nuclei in separate parts of similar size ({sum(divided)} in all). Each "
+            "became one nucleus; check that no two nuclei share a label, or a file in the layout of a file per nucleus."
         )
     specks = [facts.specks for facts in masks if facts.specks]
     if specks:

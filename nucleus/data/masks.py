@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nucleus.data.images import LabelImage, StoredImage, read_stored
-from nucleus.data.mask_content import SPECK_AREA, MaskContent, border_of, content_of
+from nucleus.data.mask_content import SIMILAR_AREA, SPECK_AREA, MaskContent, border_of, content_of
 from nucleus.errors import ImageError
 
 __all__ = ["MaskFile", "MaskLabels", "labels_from_mask", "labels_from_masks"]
@@ -30,7 +30,7 @@ class MaskLabels:
     Attributes:
         labels: H x W, uint16, 0 background, 1..K nuclei.
         components: Whether the nuclei are the connected components of a binary mask.
-        divided: Number of labels with separate parts of similar size, which were kept as one nucleus each.
+        divided: Number of nuclei in separate parts of similar size, of one label or one file.
     """
 
     labels: LabelImage
@@ -85,7 +85,7 @@ def labels_from_masks(masks: Sequence[MaskFile], shape: tuple[int, int], orienta
         ImageError: A mask cannot be read, has another size than the image, or holds no single nucleus.
     """
     labels = np.zeros(shape, np.int32)
-    count = 0
+    count = divided = 0
     for name, data in masks:
         content = _content(data, name, shape, orientation)
         if not content.binary:
@@ -100,8 +100,9 @@ def labels_from_masks(masks: Sequence[MaskFile], shape: tuple[int, int], orienta
         if mask.any():
             count += 1
             _check_count(count, name)
+            divided += _is_divided(content.numbers)
             labels[mask] = count
-    return MaskLabels(labels.astype(np.uint16))
+    return MaskLabels(labels.astype(np.uint16), divided=divided)
 
 
 def _content(data: bytes, name: str, shape: tuple[int, int], orientation: int) -> MaskContent:
@@ -119,6 +120,13 @@ def _components(content: MaskContent, name: str) -> NDArray[np.int32]:
             "px, as in noise. Remove the specks, or save labels."
         )
     return np.asarray(labels, np.int32)
+
+
+def _is_divided(numbers: NDArray[np.int32]) -> bool:
+    """Return whether a mask that is not empty has two or more components of similar size."""
+    _, labels = cv2.connectedComponents((numbers > 0).astype(np.uint8), connectivity=8)
+    areas = np.bincount(labels.ravel())[1:]
+    return bool(np.count_nonzero(areas >= SIMILAR_AREA * areas.max()) > 1)
 
 
 def _check_ground(numbers: NDArray[np.int32], name: str) -> None:

@@ -255,7 +255,9 @@ def test_masks_of_single_nuclei_merge_and_the_first_keeps_the_overlap() -> None:
     parts = a.copy()
     parts[16:] = 255  # in two parts
     files = [("a", pil(a)), ("empty", pil(empty)), ("b", pil(b)), ("parts", pil(parts))]
-    labels = labels_from_masks(files, (20, 20)).labels
+    merged = labels_from_masks(files, (20, 20))
+    labels = merged.labels
+    assert merged.divided == 1
     assert labels.dtype == np.uint16
     assert [labels[row, 0] for row in (0, 5, 8, 12, 18)] == [1, 1, 2, 0, 3]
 
