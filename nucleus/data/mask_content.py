@@ -59,16 +59,25 @@ class _Levels:
     Attributes:
         numbers: H x W, int32: 0 background, 1..`count` the other values in their order.
         count: Number of values besides the background.
-        brightness: H x W, float32, 0 in the background.
-        colours: H x W x 3; None for a grey mask.
+        pixels: The mask, H x W x 1 or 3.
+        background: Value of the background.
         text: The values in words.
     """
 
     numbers: NDArray[np.int32]
     count: int
-    brightness: NDArray[np.float32]
-    colours: NDArray[Any] | None
+    pixels: NDArray[Any]
+    background: Any
     text: str
+
+    @property
+    def coloured(self) -> bool:
+        """Whether the values are colours."""
+        return self.pixels.shape[2] > 1
+
+    def brightness(self) -> NDArray[np.float32]:
+        """Return how far each pixel is above the background, by its brightest channel: H x W, float32."""
+        return np.asarray(self.pixels.max(axis=2).astype(np.float32) - np.float32(self.background))
 
 
 def content_of(stored: StoredImage, name: str) -> MaskContent:
@@ -89,13 +98,13 @@ def content_of(stored: StoredImage, name: str) -> MaskContent:
     pixels = _opaque(stored, name)
     if not np.isfinite(pixels).all():
         raise ImageError(f"Expected finite values in the mask {name}; found NaN or infinity. Set them to 0.")
-    levels = _grey_levels(pixels[..., 0], name) if pixels.shape[2] == 1 else _colour_levels(pixels, name)
+    levels = _grey_levels(pixels, name) if pixels.shape[2] == 1 else _colour_levels(pixels, name)
     if levels.count <= 1:
         return MaskContent(levels.numbers, binary=True)
     areas = None if stored.lossy or not _are_integers(pixels) else _Areas.of(levels)
-    if areas is not None and areas.are_labels(coloured=levels.colours is not None):
+    if areas is not None and areas.are_labels(coloured=levels.coloured):
         return MaskContent(levels.numbers, binary=False, divided=areas.divided)
-    mask = _without_edges(levels.brightness)
+    mask = _without_edges(levels.brightness())
     if mask is None or not _one_hue(levels, mask):
         raise ImageError(_refusal(levels, areas, name, lossy=stored.lossy))
     return MaskContent(mask.astype(np.int32), binary=True)
@@ -127,16 +136,11 @@ def _are_integers(pixels: NDArray[Any]) -> bool:
     return pixels.dtype.kind in "bui" or bool((pixels == np.rint(pixels)).all())
 
 
-def _grey_levels(grey: NDArray[Any], name: str) -> _Levels:
-    values, numbers, counts = _distinct(grey)
+def _grey_levels(pixels: NDArray[Any], name: str) -> _Levels:
+    values, numbers, counts = _distinct(pixels[..., 0])
     background = _background(values, counts, name)  # the lowest value, so its number is 0
-    return _Levels(
-        numbers,
-        len(values) - 1,
-        grey.astype(np.float32) - np.float32(background),
-        None,
-        f"{len(values)} values from {values[0]} to {values[-1]}",
-    )
+    text = f"{len(values)} values from {values[0]} to {values[-1]}"
+    return _Levels(numbers, len(values) - 1, pixels, background, text)
 
 
 def _distinct(pixels: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.int32], NDArray[np.int64]]:
@@ -183,13 +187,7 @@ def _colour_levels(colours: NDArray[Any], name: str) -> _Levels:
             f"Expected a black background in the mask {name}; found {len(values)} colours, none of them black. Make "
             "what is no nucleus black."
         )
-    return _Levels(
-        numbers,
-        len(values) - 1,
-        colours.max(axis=2).astype(np.float32),
-        colours,
-        f"{len(values)} colours",
-    )
+    return _Levels(numbers, len(values) - 1, colours, 0, f"{len(values)} colours")
 
 
 @dataclass(frozen=True)
@@ -279,9 +277,10 @@ def _hot_pixels(brightness: NDArray[np.float32]) -> NDArray[np.bool_]:
 
 def _one_hue(levels: _Levels, mask: NDArray[np.bool_]) -> bool:
     """Return whether the bright pixels of a mask have one colour, apart from edges."""
-    if levels.colours is None:
+    if not levels.coloured:
         return True
-    seen = levels.colours[mask & (levels.brightness >= _BRIGHT * levels.brightness.max())].astype(np.float32)
+    brightness = levels.brightness()
+    seen = levels.pixels[mask & (brightness >= _BRIGHT * brightness.max())].astype(np.float32)
     hue = seen / seen.max(axis=1, keepdims=True)
     return bool((np.abs(hue - np.median(hue, axis=0)) > _HUE).any(axis=1).mean() <= _BETWEEN)
 

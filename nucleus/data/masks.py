@@ -124,18 +124,23 @@ def _components(content: MaskContent, name: str) -> NDArray[np.int32]:
 
 def _is_divided(numbers: NDArray[np.int32]) -> bool:
     """Return whether a mask that is not empty has two or more components of similar size."""
-    _, labels = cv2.connectedComponents((numbers > 0).astype(np.uint8), connectivity=8)
+    mask = (numbers > 0).astype(np.uint8)
+    left, top, width, height = cv2.boundingRect(mask)
+    crop = np.ascontiguousarray(mask[top : top + height, left : left + width])
+    _, labels = cv2.connectedComponents(crop, connectivity=8)
     areas = np.bincount(labels.ravel())[1:]
     return bool(np.count_nonzero(areas >= SIMILAR_AREA * areas.max()) > 1)
 
 
 def _check_ground(numbers: NDArray[np.int32], name: str) -> None:
     """Raise `ImageError` if a nucleus covers most of the image and of its border, as the background does."""
+    if np.count_nonzero(numbers) <= _MOST * numbers.size:
+        return
     border = border_of(numbers)
     shares = np.bincount(numbers.ravel()) / numbers.size
     on_border = np.bincount(border, minlength=len(shares)) / border.size
-    largest = 1 + int(np.argmax(shares[1:])) if len(shares) > 1 else 0
-    if largest and shares[largest] > _MOST and on_border[largest] > _MOST:
+    largest = 1 + int(np.argmax(shares[1:]))
+    if shares[largest] > _MOST and on_border[largest] > _MOST:
         raise ImageError(
             f"Expected nuclei on a background of 0 in the mask {name}; one nucleus would cover {shares[largest]:.0%} "
             f"of the image and {on_border[largest]:.0%} of its border, as the background does. If the mask is "
