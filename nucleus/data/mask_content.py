@@ -24,7 +24,8 @@ _FLAT = 1 / 16
 edge."""
 _DARK, _BRIGHT = 0.1, 0.9
 """Flat areas of a binary mask are at most or at least this bright."""
-_BLACK = 0.02
+_BLACK = 0.05
+"""Largest brightness of the background, where smoothing, compression or a sigmoid left it above 0."""
 _BETWEEN = 0.05
 """Largest area of other flat areas, as a fraction of the bright ones."""
 _ONE_LEVEL = 0.01
@@ -156,10 +157,11 @@ def _distinct(pixels: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.int32], ND
 
 
 def _background(values: NDArray[Any], counts: NDArray[np.int64], name: str) -> Any:
-    """Return the value of the background: 0, or the only negative value if it covers more than 0 does."""
+    """Return the value of the background: 0 (almost, for probabilities), or an only negative value that covers more."""
     found = dict(zip(values.tolist(), counts.tolist(), strict=True))
     negative = [value for value in found if value < 0]
-    if not negative and 0 in found:
+    almost = not _are_integers(values) and values[0] <= _BLACK * values[-1]  # probabilities seldom reach 0
+    if not negative and (0 in found or almost):
         return 0
     if len(negative) == 1 and found[negative[0]] > found.get(0, 0):
         return negative[0]

@@ -80,6 +80,14 @@ def borders(labels: np.ndarray) -> np.ndarray:
     return mask + (mask - cv2.erode(mask, np.ones((3, 3), np.uint8)))
 
 
+def squares(shape: tuple[int, ...]) -> np.ndarray:
+    """Return labels of squares on the grid of JPEG's blocks, whose values it keeps."""
+    labels = np.zeros(shape, np.uint8)
+    for number in range(1, 9):
+        labels[32:48, 16 * number : 16 * number + 8] = 20 * number
+    return labels
+
+
 def pasted(colour: tuple[int, int, int], ground: tuple[int, int, int], labels: np.ndarray) -> np.ndarray:
     return np.where(labels[..., np.newaxis] > 0, colour, ground).astype(np.uint8)
 
@@ -100,6 +108,7 @@ BINARY: dict[str, Writer] = {
     "16 bits": lambda labels: tif((labels > 0).astype(np.uint16) * 65535),
     "float, 0 and 1": lambda labels: tif((labels > 0).astype(np.float32)),
     "float, soft": lambda labels: tif(soft(labels).astype(np.float32) / 255),
+    "float, soft, probabilities of 0.02 to 0.98": lambda labels: tif(soft(labels).astype(np.float32) / 266 + 0.02),
     "signed, -1 and 1": lambda labels: tif(np.where(labels > 0, 1, -1).astype(np.int8)),
     "JPEG": lambda labels: pil(byte(labels), "jpeg", quality=60),
     "JPEG, strong compression": lambda labels: pil(byte(labels), "jpeg", quality=25),
@@ -154,6 +163,17 @@ REFUSED: dict[str, tuple[Writer, str]] = {
     "interior and border": (lambda labels: pil(borders(labels)), "classes"),
     "classes in colours": (lambda labels: pil(COLOURS[classes(labels)].astype(np.uint8)), "classes"),
     "colours that repeat": (lambda labels: pil(FEW[labels].astype(np.uint8)), "separate areas"),
+    "colours of which some repeat": (
+        lambda labels: pil(COLOURS[np.where(labels > 10, labels - 10, labels)].astype(np.uint8)),
+        "separate areas",
+    ),
+    "values of which some repeat": (lambda labels: tif(np.where(labels > 8, labels, (labels + 1) // 2)), "separate"),
+    "classes, one of them frequent": (lambda labels: tif(np.where(labels > 10, labels, labels > 0)), "classes"),
+    "a thin border of 128": (
+        lambda labels: pil(np.where(borders(labels) > 1, 128, byte(labels)).astype(np.uint8)),
+        "classes",
+    ),
+    "labels, JPEG, exact by chance": (lambda labels: pil(squares(labels.shape), "jpeg", quality=100), "lossy"),
     "a colour each, smoothed": (
         lambda labels: pil(cv2.GaussianBlur(COLOURS[labels].astype(np.uint8), (0, 0), 1.5)),
         "neither",
