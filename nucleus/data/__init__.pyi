@@ -40,6 +40,7 @@ from .layouts import MaskForm as MaskForm
 from .layouts import Source as Source
 from .layouts import find_images as find_images
 from .layouts import open_source as open_source
+from .mask_content import SIMILAR_AREA as SIMILAR_AREA
 from .mask_content import SPECK_AREA as SPECK_AREA
 from .mask_content import MaskContent as MaskContent
 from .mask_content import border_of as border_of

@@ -289,7 +289,7 @@ def check_has_nuclei(dataset: Dataset) -> None:
         raise DataError(
             f"Expected nuclei in the split {split!r} of {dataset}; found {images} without a single nucleus. Look at "
             f"its masks with: nucleus data show {dataset} --out examples.png. If they are right, import more images, "
-            "or others into this split: nucleus data import SRC URI --seed 1"
+            "or get others into this split. Run: nucleus data import SRC URI --seed 1"
         )
 
 

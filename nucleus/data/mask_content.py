@@ -134,7 +134,7 @@ def _opaque(stored: StoredImage, name: str) -> NDArray[Any]:
 
 
 def _are_integers(pixels: NDArray[Any]) -> bool:
-    return pixels.dtype.kind in "bui" or bool((pixels == np.rint(pixels)).all())
+    return bool(pixels.dtype.kind in "bui" or (pixels == np.rint(pixels)).all())
 
 
 def _grey_levels(pixels: NDArray[Any], name: str) -> _Levels:
@@ -148,10 +148,10 @@ def _distinct(pixels: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.int32], ND
     """Return the distinct values in order, the place of each pixel's value among them, and their counts."""
     if pixels.dtype.kind in "bu" and pixels.dtype.itemsize <= 2:  # counting is many times as fast as sorting
         counts = np.bincount(pixels.ravel())
-        values = np.flatnonzero(counts)
-        places = np.zeros(len(counts), np.int32)
-        places[values] = np.arange(len(values))
-        return values, places[pixels.astype(np.intp)], counts[values]
+        found = np.flatnonzero(counts)
+        place_of = np.zeros(len(counts), np.int32)
+        place_of[found] = np.arange(len(found))
+        return found, place_of[pixels.astype(np.intp)], counts[found]
     values, places, counts = np.unique(pixels, return_inverse=True, return_counts=True)
     return values, places.reshape(pixels.shape).astype(np.int32), counts
 
