@@ -74,7 +74,7 @@ class _Levels:
     @property
     def coloured(self) -> bool:
         """Whether the values are colours."""
-        return self.pixels.shape[2] > 1
+        return bool(self.pixels.shape[2] > 1)
 
     def brightness(self) -> NDArray[np.float32]:
         """Return how far each pixel is above the background, by its brightest channel: H x W, float32."""
