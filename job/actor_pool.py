@@ -9,8 +9,7 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 
-from job.capacity import check_resources, shortage
-from job.cluster import capacities, connection
+from job.cluster import capacities, check_resources, connection, shortage
 from job.ray_internals import failure_text, is_from_ray, our_error
 from job.worker import limit_devices
 from nucleus.errors import JobError, NucleusError

@@ -7,8 +7,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import job
-from job.capacity import Capacity
-from job.cluster import address_at_hand
+from job.cluster import Capacity, address_at_hand
 from job.job_api import capacities_of, check_address, cluster_address, job_client
 from nucleus.doctor import Finding, call_in_subprocess, failed
 from nucleus.errors import ClusterError, NucleusError

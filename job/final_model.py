@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import nucleus
 from nucleus.lazy import keras, tf
-from nucleus.provenance import installed_versions
 from nucleus.runs.record import Facts, NetworkFacts
+from nucleus.surroundings import installed_versions
 from nucleus.text import plural
 
 if TYPE_CHECKING:

@@ -38,7 +38,7 @@ class FinishedRun:
         wandb_mode: How the run was tracked in the end: `online`, `offline` or `disabled`.
     """
 
-    metrics: dict[str, dict[str, dict[str, float]]]
+    metrics: dict[str, dict[str, dict[str, float | None]]]
     wandb_run: str | None
     checkpoint: str
     wandb_mode: str
@@ -50,7 +50,7 @@ def judge(bucket: Bucket, manifest: ModelManifest, plan: RunPlan, callback: Call
     if not options.enabled:
         return
 
-    def rescore(incumbent: ModelManifest) -> float:
+    def rescore(incumbent: ModelManifest) -> float | None:
         callback.on_stage(f"Scoring version {incumbent.version} on the test split of {plan.dataset}")
         return _score_on_test(bucket, incumbent, plan, callback)
 
@@ -59,8 +59,8 @@ def judge(bucket: Bucket, manifest: ModelManifest, plan: RunPlan, callback: Call
     callback.on_stage(f"{options.alias} {verb} version {manifest.version}: {decision.reason}")
 
 
-def _score_on_test(bucket: Bucket, manifest: ModelManifest, plan: RunPlan, callback: Callback) -> float:
-    """Return the gate's metric of another version on this run's test split."""
+def _score_on_test(bucket: Bucket, manifest: ModelManifest, plan: RunPlan, callback: Callback) -> float | None:
+    """Return the gate's metric of another version on this run's test split; None if it is undefined."""
     cache_dir = Path(plan.recipe.cache_dir) if plan.recipe.cache_dir else default_cache_dir()
     cache = ShardCache(cache_dir, plan.recipe.cache_limit_gib)
     dataset = open_dataset(locate_dataset(plan.dataset))

@@ -109,7 +109,7 @@ def _worst_image(plan: RunPlan, image: TestImage) -> WorstImage:
 
 def report_run(
     plan: RunPlan,
-    metrics: Mapping[str, Mapping[str, Mapping[str, float]]],
+    metrics: Mapping[str, Mapping[str, Mapping[str, float | None]]],
     tracked: tuple[str | None, str],
     bucket: Bucket,
     callback: Callback,

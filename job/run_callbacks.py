@@ -21,7 +21,6 @@ from nucleus.data.images import RgbImage, encode_png
 from nucleus.metrics.scores import AP_NAMES
 from nucleus.pictures import CYAN, YELLOW, brightened, draw_mistakes, draw_outlines, resize_to_side
 from nucleus.predict.evaluation import PredictedImage
-from nucleus.provenance import installed_versions
 from nucleus.runs.plan import WANDB_FOLDER, RunFolder, RunPlan
 from nucleus.runs.record import (
     EPOCH_PICTURE,
@@ -35,6 +34,7 @@ from nucleus.runs.record import (
 from nucleus.storage.bucket import Bucket
 from nucleus.storage.files import write_sums
 from nucleus.storage.uri import parse_uri
+from nucleus.surroundings import installed_versions
 from nucleus.tracking.failover import RunTracking
 from nucleus.tracking.tensorboard import EVENTS_FILE, TENSORBOARD_FOLDER, StepProfile, events_of, graph_of, write_events
 from nucleus.tracking.wandb_artifacts import summary_of

@@ -12,14 +12,14 @@ from typing import Any
 
 from tenacity import retry_if_exception
 
-from job.capacity import Capacity, resources_needed, shortage
+from job.cluster import Capacity, resources_needed, shortage
 from job.job_api import STOP_SECONDS, with_retries
 from job.ray_internals import failure_text
 from nucleus.config.recipe import Recipe
 from nucleus.data.dataset import locate_dataset, open_dataset
 from nucleus.errors import ClusterError, JobError
-from nucleus.provenance import COMMIT_VARIABLE, commit, installed_versions
 from nucleus.storage.uri import bucket_from_environment
+from nucleus.surroundings import COMMIT_VARIABLE, commit, installed_versions
 
 __all__ = ["DryRun", "Submission", "dry_run", "prepare"]
 

@@ -5,8 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from job.capacity import Capacity, resources_needed
-from job.cluster import capacities, connected
+from job.cluster import Capacity, capacities, connected, resources_needed
 from job.events import EventCallback, event_queue
 from job.filesystem import run_storage
 from job.publishing import FinishedRun, publish_run
@@ -15,6 +14,7 @@ from job.reporting import report_published, report_run
 from job.train import RunOptions, fit_trial, plan_run, tracked_where_possible
 from nucleus.config.recipe import Recipe
 from nucleus.errors import JobError, NucleusError, RecipeError
+from nucleus.metrics.scores import score_cell
 from nucleus.registry.manifest import ModelManifest
 from nucleus.runs.plan import RUNS, RunFolder, RunPlan, save_plan
 from nucleus.runs.state import StateWriter
@@ -51,7 +51,7 @@ class Outcome:
         run: Name of the run.
         settings: Settings of the trial.
         fitted: The finished run; None if it failed.
-        score: The gate's metric on the validation split; None if the trial failed.
+        score: The gate's metric on the validation split; None if the trial failed or it is undefined.
         error: Why the trial failed; None if it finished.
     """
 
@@ -204,7 +204,7 @@ def _run_trial(config: dict[str, int], plans: list[str], options: RunOptions, ti
         tune.report({_ERROR: str(error)})
         return
     metric = plan.recipe.gate.metric
-    callback.on_stage(f"done: val {metric} {fitted.metrics['val']['all'][metric]:.4f}")
+    callback.on_stage(f"done: val {metric} {score_cell(fitted.metrics['val']['all'], metric)}")
     tune.report({_FITTED: vars(fitted)})
 
 

@@ -12,8 +12,7 @@ from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.util import placement_group_table
 
 import job
-from job.capacity import Capacity, resources_needed, shortage
-from job.cluster import capacities, connected
+from job.cluster import Capacity, capacities, connected, resources_needed, shortage
 from job.events import event_queue
 from job.filesystem import run_storage
 from job.publishing import FinishedRun, judge, publish_run
@@ -22,9 +21,8 @@ from job.reporting import has_facts, report_published
 from job.signals import stop_request, stops_on_sigterm
 from job.worker import train_worker
 from nucleus.config.recipe import Recipe
-from nucleus.data.dataset import locate_dataset, open_dataset
+from nucleus.data.dataset import check_has_nuclei, locate_dataset, open_dataset
 from nucleus.errors import DataError, JobError, NucleusError, RunStoppedError, WeightsError
-from nucleus.provenance import commit
 from nucleus.registry.encoder_weights import provide_weights
 from nucleus.registry.manifest import EncoderWeightsOrigin, ModelManifest
 from nucleus.registry.versions import version_of_run
@@ -33,6 +31,7 @@ from nucleus.runs.state import StateWriter
 from nucleus.storage.bucket import Bucket, check_conditional_writes
 from nucleus.storage.retries import storage_timeout
 from nucleus.storage.uri import bucket_from_environment, parse_uri
+from nucleus.surroundings import commit
 from nucleus.tracking.failover import check_tracking, tracking_mode, usable_mode
 from nucleus.training.callbacks import Callback
 
@@ -244,6 +243,7 @@ def plan_run(recipe: Recipe, options: RunOptions, callback: Callback, group: str
             f"Expected at least one batch of {recipe.input.batch_size} images in the training split of {dataset}; "
             f"found {images}. Set input.batch_size lower or import more."
         )
+    check_has_nuclei(dataset)
     mode = tracking_mode(recipe.tracking)
     check_tracking(mode)
     check_conditional_writes(bucket)

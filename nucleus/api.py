@@ -97,7 +97,8 @@ def evaluate(model: Model | str | Path, dataset: Dataset | str, split: str = "te
         split: "train", "val", "test" or "all".
 
     Returns:
-        A mapping from "all" and each kind of image to scores by name, with a table of the scores of each image.
+        A mapping from "all" and each kind of image to scores by name, with a table of the scores of each image. Scores
+        of images of which none has a nucleus are undefined: None.
 
     Raises:
         DataError: The dataset does not exist, or the split has no images.
@@ -165,10 +166,12 @@ def import_dataset(
         )
     options = SplitOptions(seed=seed, val=val, test=test, group_by=pattern)
     with show_progress("read images") as advance, show_progress("upload shards", "bytes") as upload:
-        dataset = import_source(Path(source), location.uri, options, advance, upload).dataset
-    for item in dataset.manifest.left_out:
+        imported = import_source(Path(source), location.uri, options, advance, upload)
+    for item in imported.dataset.manifest.left_out:
         warn(f"left out {item.title}: {item.reason}")
-    return dataset
+    for text in imported.warnings:
+        warn(text)
+    return imported.dataset
 
 
 def open_dataset(name: str) -> Dataset:

@@ -17,13 +17,12 @@ from nucleus import errors
 from nucleus.config.recipe import NetworkOptions, TrackingOptions
 from nucleus.errors import ClockError, NucleusError, UsageError
 from nucleus.lazy import tf
-from nucleus.provenance import PACKAGES, installed_versions
 from nucleus.registry.encoder_weights import WEIGHTS, list_weights
 from nucleus.registry.manifest import MODELS
 from nucleus.storage.bucket import Bucket, check_conditional_writes
 from nucleus.storage.s3_errors import endpoint
 from nucleus.storage.uri import bucket_from_environment
-from nucleus.surroundings import CACHE_VARIABLE, find_cache
+from nucleus.surroundings import CACHE_VARIABLE, PACKAGES, find_cache, installed_versions
 from nucleus.tracking.failover import check_tracking, server_problem, tracking_mode
 
 __all__ = [

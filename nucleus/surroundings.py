@@ -1,4 +1,4 @@
-"""What this process finds around it: folders for its caches and for those of its libraries, and proxies.
+"""What this process finds around it: folders for its caches and for those of its libraries, proxies, and versions.
 
 Containers often run under a user without a home folder, or with one that cannot be written. All caches of this project
 are then in a folder of the temporary directory, and so is what Keras, Matplotlib, Ray and W&B would write to the home
@@ -6,12 +6,16 @@ folder.
 """
 
 import os
+import platform
 import pwd
+import shutil
 import stat
+import subprocess
 import sys
 import tempfile
 import threading
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import getproxies_environment, proxy_bypass
@@ -22,10 +26,14 @@ from nucleus.errors import UsageError
 
 __all__ = [
     "CACHE_VARIABLE",
+    "COMMIT_VARIABLE",
+    "PACKAGES",
     "CacheFolder",
     "cache_folder",
+    "commit",
     "exempt_this_machine",
     "find_cache",
+    "installed_versions",
     "loopback_exemption",
     "provide_folders",
     "proxy_advice",
@@ -239,3 +247,41 @@ def _exempted() -> list[str]:
     """Return the hosts that NO_PROXY and no_proxy name."""
     text = ",".join(os.environ.get(name, "") for name in ("no_proxy", "NO_PROXY"))
     return list(dict.fromkeys(host.strip() for host in text.split(",") if host.strip()))
+
+
+COMMIT_VARIABLE = "WANDB_GIT_COMMIT"
+"""W&B's variable for the commit of code outside a git clone, such as in a job or an image."""
+
+PACKAGES = ("nucleus", "ray", "tensorflow", "keras")
+
+
+def installed_versions() -> dict[str, str]:
+    """Return the versions of Python and of those of `PACKAGES` that are installed; `tensorflow-cpu` is TensorFlow."""
+    found = {name: _version(name) or _version(f"{name}-cpu") for name in PACKAGES}
+    return {"python": platform.python_version(), **{name: text for name, text in found.items() if text}}
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return None
+
+
+def commit() -> str | None:
+    """Return the commit of this code, from WANDB_GIT_COMMIT or its git clone; `-dirty` marks changed files.
+
+    None if the code is not in a clone, or git is not installed.
+    """
+    given = os.environ.get(COMMIT_VARIABLE)
+    root = Path(__file__).parents[1]
+    if given or not (root / ".git").exists() or not shutil.which("git"):
+        return given or None
+    head = _git(root, "rev-parse", "HEAD")
+    changed = _git(root, "status", "--porcelain", "--untracked-files=no")
+    return f"{head}-dirty" if head and changed else head or None
+
+
+def _git(root: Path, *arguments: str) -> str:
+    done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=False)  # noqa: S603, S607
+    return done.stdout.strip() if done.returncode == 0 else ""

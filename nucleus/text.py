@@ -7,6 +7,7 @@ __all__ = [
     "KINDS",
     "MISSING",
     "SPLIT_NAMES",
+    "UNDEFINED",
     "commit_text",
     "count",
     "epochs_text",
@@ -24,6 +25,8 @@ __all__ = [
 
 MISSING = "–"
 """Stands for an unknown value."""
+UNDEFINED = "undefined"
+"""Stands for a score of images among which none has a nucleus."""
 
 SPLIT_NAMES = {"train": "training", "val": "validation", "test": "test"}
 

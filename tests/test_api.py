@@ -1,6 +1,7 @@
 """The Python API: its names, its light import, and the examples of its docstrings, run on a small model and data."""
 
 import doctest
+import json
 import shutil
 import subprocess
 import sys
@@ -14,13 +15,16 @@ import numpy as np
 import pytest
 import skimage.io
 import tomli_w
+from click.testing import CliRunner
 
 import nucleus
 from nucleus import api
+from nucleus.cli.main import cli
 from nucleus.config.recipe import NormalizationOptions
 from nucleus.data.images import encode_png
 from nucleus.data.synthetic import generated_image
 from nucleus.errors import DataError, IntegrityError, ModelError, RecipeError, UsageError
+from nucleus.metrics.scores import HEADLINES
 from nucleus.model.architecture import InstanceSettings, ModelConfig
 from nucleus.model.unet import build_unet, calibrate_encoder
 from nucleus.predict.evaluation import evaluate as evaluate_splits
@@ -29,6 +33,7 @@ from nucleus.registry.aliases import move_alias
 from nucleus.registry.publish import publish
 from nucleus.registry.versions import pull
 from nucleus.storage.bucket import Bucket
+from tests.data.test_importing import write_pairs
 from tests.small_model import origin
 from tests.whole_way import recipe_for
 
@@ -127,6 +132,24 @@ def run_examples(names: dict[str, Any], *documented: Callable[..., Any]) -> None
 def test_the_examples_of_the_docstrings(place: dict[str, Any]) -> None:
     run_examples(place, nucleus.import_dataset, nucleus.open_dataset, nucleus.read_recipe, nucleus.load)
     run_examples(place, nucleus.Model.segment, nucleus.Segmentation, nucleus.evaluate, nucleus.Evaluation)
+
+
+@pytest.mark.usefixtures("place")
+def test_scores_of_images_without_nuclei_are_undefined_everywhere(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    dataset = nucleus.import_dataset(write_pairs(tmp_path / "without", lambda _: False), "without")
+    assert "Warning: NO NUCLEI" in capfd.readouterr().err
+    scores = nucleus.evaluate("cells", dataset)
+    assert scores["all"]["nuclei_true"] == 0
+    assert {scores["all"][key] for key, _ in HEADLINES} == {None}
+    assert "undefined" in repr(scores)
+    told = CliRunner().invoke(cli, ["evaluate", "cells", "without", "--json"])
+    overall = json.loads(told.stdout)["overall"]["all"]
+    assert {overall[key] for key, _ in HEADLINES} == {None}
+    assert "no image of the split test has a nucleus" in told.stderr
+    table = CliRunner().invoke(cli, ["evaluate", "cells", "without"]).stdout
+    assert table.splitlines()[-1].split("\t")[3:] == ["undefined"] * len(HEADLINES)
 
 
 @pytest.mark.usefixtures("ray_cluster")

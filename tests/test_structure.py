@@ -16,7 +16,7 @@ from nucleus import errors
 
 ROOT = Path(__file__).parents[1]
 LAYERS = [
-    "errors", "progress", "surroundings", "lazy", "text", "provenance", "config", "storage", "data", "metrics", "model",
+    "errors", "progress", "surroundings", "lazy", "text", "config", "storage", "data", "metrics", "model",
     "pictures", "registry", "predict", "training", "tracking", "runs", "report", "doctor", "cli", "api",
 ]  # fmt: skip
 """The modules and packages of `nucleus`; each imports only what stands before it."""

@@ -53,8 +53,10 @@ def import_(src: Path, uri: str, seed: int, val: float, test: float, group_by: s
     manifest = imported.dataset.manifest
     for item in manifest.left_out:
         warn(f"left out {item.title}: {item.reason}")
+    for text in imported.warnings:
+        warn(text)
     if as_json:
-        print_json({**_summary(imported.dataset), "created": imported.created})
+        print_json({**_summary(imported.dataset), "created": imported.created, "warnings": imported.warnings})
         return
     _print_counts(imported.dataset)
     print_facts(

@@ -39,7 +39,8 @@ def _bucket(single_writer: bool = False) -> "Bucket":
 def _columns_of(manifest: "ModelManifest") -> dict[str, Any]:
     """Return the columns of a version in the list."""
     origin = manifest.origin
-    score = round(origin.metrics["val"]["all"]["map"], 4)
+    score = origin.metrics["val"]["all"]["map"]
+    score = None if score is None else round(score, 4)
     return dict(zip(_COLUMNS, (manifest.created[:19], score, origin.dataset, origin.run), strict=True))
 
 

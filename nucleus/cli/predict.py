@@ -1,22 +1,31 @@
-"""`nucleus predict`: segment, count and measure nuclei with a published model."""
+"""`nucleus predict` and `nucleus evaluate`: use a published model on images, and score it on a dataset."""
 
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 import job
 import nucleus
 from nucleus.cli.options import is_pulled, json_option, pulled_model, workers_option
-from nucleus.cli.output import note, print_facts, print_json, print_table, warn
+from nucleus.cli.output import note, print_facts, print_json, print_scores, print_table, warn
 from nucleus.cli.progress_bars import show_progress
 from nucleus.errors import NucleusError, UsageError
 
-__all__ = ["predict"]
+if TYPE_CHECKING:
+    from nucleus.data.dataset import Dataset
+    from nucleus.predict.evaluation import Evaluation
+    from nucleus.predict.model import PredictionOptions
+    from nucleus.registry.manifest import ModelManifest
+
+__all__ = [
+    "evaluate",
+    "predict",
+]
 
 _POSITIVE = click.FloatRange(0, min_open=True)
 _BUCKET = "s3://"
@@ -165,3 +174,92 @@ def _print(
 def _check(failures: Mapping[str, str], images: int) -> None:
     if failures:
         raise NucleusError(f"{len(failures)} of {images} images could not be read: see above.")
+
+
+_IMAGE_SCORES = (("ap_50", "AP.5"), ("map", "mAP"), ("iou", "IoU"), ("dice", "Dice"), ("accuracy", "accuracy"))
+_WORST = 12
+
+
+@click.command()
+@click.argument("model", metavar="NAME[@REF]")
+@click.argument("dataset")
+@click.option("--split", type=click.Choice(["train", "val", "test", "all"]), default="test", show_default=True)
+@click.option("--tta", is_flag=True, help="Average over flips and quarter turns: better, but eight times slower.")
+@click.option("--gallery", type=click.Path(path_type=Path), metavar="FILE.png", help="Draw the twelve worst images.")
+@workers_option("evaluate in this process")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document, with the scores of each image.")
+def evaluate(
+    model: str, dataset: str, split: str, tta: bool, gallery: Path | None, workers: int | None, as_json: bool
+) -> None:
+    """Score a model on a split of DATASET (s3://bucket/datasets/NAME[@VERSION], or NAME in the bucket)."""
+    if workers is not None and is_pulled(model):
+        raise UsageError(f"Expected NAME[@REF] for --workers, because each worker pulls the model; found {model}.")
+    opened = nucleus.data.open_dataset(nucleus.data.locate_dataset(dataset))
+    pulled = pulled_model(model)
+    splits = nucleus.predict.splits_named(split)
+    options = nucleus.predict.PredictionOptions(turns=tta)
+    if workers is None:
+        found = nucleus.predict.evaluate(
+            nucleus.predict.load_pulled(pulled, options),
+            opened,
+            splits,
+            nucleus.data.ShardCache(nucleus.data.default_cache_dir()),
+            progress=show_progress,
+            worst=_WORST,
+        )
+    else:
+        found = _evaluate_on_cluster(pulled.manifest, opened, splits, options, workers)
+    if gallery is not None:
+        nucleus.storage.write_atomic(gallery, nucleus.data.encode_png(nucleus.pictures.draw_gallery(found.worst)))
+    if not found.overall["all"]["nuclei_true"]:
+        warn(f"no image of the split {split} has a nucleus, so the scores over its images are undefined")
+    if as_json:
+        images = [row.as_dict() for row in found.images]
+        print_json(
+            {
+                "model": str(pulled.manifest),
+                "dataset": str(opened),
+                "split": split,
+                "overall": found.overall,
+                "images": images,
+            }
+        )
+        return
+    _print_images(found)
+    print_scores({split: found.overall})
+
+
+def _evaluate_on_cluster(
+    manifest: "ModelManifest",
+    dataset: "Dataset",
+    splits: tuple[str, ...],
+    options: "PredictionOptions",
+    workers: int,
+) -> "Evaluation":
+    plan = job.EvaluationPlan(
+        registry=nucleus.storage.bucket_from_environment(),
+        model=nucleus.config.Reference(manifest.model, str(manifest.version)),
+        dataset=dataset,
+        splits=splits,
+        options=options,
+        worst=_WORST,
+    )
+    verbose = click.get_current_context().find_root().params["debug"]
+    with show_progress(f"evaluate {' '.join(splits)}") as advance:
+        return job.evaluate_on_cluster(plan, workers=workers, verbose=verbose, advance=advance, waiting=note)
+
+
+def _print_images(found: "Evaluation") -> None:
+    print_table(
+        ("image", "kind", *(title for _, title in _IMAGE_SCORES), "nuclei", "found"),
+        [
+            (
+                row.name,
+                row.kind,
+                *(f"{getattr(row, field):.4f}" for field, _ in _IMAGE_SCORES),
+                row.nuclei_true,
+                row.nuclei_predicted,
+            )
+            for row in found.images
+        ],
+    )

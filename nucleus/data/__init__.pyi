@@ -10,6 +10,7 @@ from .dataset import DatasetManifest as DatasetManifest
 from .dataset import LeftOut as LeftOut
 from .dataset import Sample as Sample
 from .dataset import Shard as Shard
+from .dataset import check_has_nuclei as check_has_nuclei
 from .dataset import content_version as content_version
 from .dataset import list_datasets as list_datasets
 from .dataset import list_versions as list_versions
@@ -24,9 +25,6 @@ from .images import check_colours as check_colours
 from .images import decode_image as decode_image
 from .images import encode_png as encode_png
 from .images import kind_of as kind_of
-from .images import labels_from_binary as labels_from_binary
-from .images import labels_from_label_image as labels_from_label_image
-from .images import labels_from_masks as labels_from_masks
 from .images import open_pixels as open_pixels
 from .images import read_stored as read_stored
 from .importing import Imported as Imported
@@ -36,6 +34,17 @@ from .layouts import Annotated as Annotated
 from .layouts import Layout as Layout
 from .layouts import MaskForm as MaskForm
 from .layouts import find_images as find_images
+from .mask_content import SIMILAR_AREA as SIMILAR_AREA
+from .mask_content import SPECK_AREA as SPECK_AREA
+from .mask_content import MaskContent as MaskContent
+from .mask_content import border_of as border_of
+from .mask_content import content_of as content_of
+from .masks import MaskFacts as MaskFacts
+from .masks import MaskFile as MaskFile
+from .masks import MaskLabels as MaskLabels
+from .masks import labels_from_mask as labels_from_mask
+from .masks import labels_from_masks as labels_from_masks
+from .masks import mask_warnings as mask_warnings
 from .normalization import BLOCK as BLOCK
 from .normalization import IntensitySample as IntensitySample
 from .normalization import Stretch as Stretch

@@ -16,6 +16,7 @@ from nucleus.progress import Advance, no_progress, split_progress
 from nucleus.storage.bucket import Bucket
 from nucleus.storage.files import read_document
 from nucleus.storage.uri import S3Uri, bucket_from_environment, parse_uri
+from nucleus.text import plural
 
 __all__ = [
     "DATASETS",
@@ -28,6 +29,7 @@ __all__ = [
     "LeftOut",
     "Sample",
     "Shard",
+    "check_has_nuclei",
     "content_version",
     "list_datasets",
     "list_versions",
@@ -146,6 +148,11 @@ class DatasetManifest(_Frozen):
     def split_shards(self, split: str) -> list[Shard]:
         """Return the shards of a split, ordered by number."""
         return sorted((shard for shard in self.shards if shard.split == split), key=lambda shard: shard.file)
+
+    @property
+    def splits_without_nuclei(self) -> list[str]:
+        """Splits of which no image has a nucleus, those without images included."""
+        return [split for split in SPLITS if not any(sample.nuclei for sample in self.split_samples(split))]
 
 
 def content_version(samples: list[Sample], shards: list[Shard]) -> str:
@@ -267,6 +274,23 @@ def _read(bucket: Bucket, version: str) -> Dataset:
             "damaged or replaced: import the images again, or use another version."
         )
     return Dataset(bucket.uri, manifest)
+
+
+def check_has_nuclei(dataset: Dataset) -> None:
+    """Check that a dataset can be trained on: a model that finds nothing would be perfect on images without nuclei.
+
+    Raises:
+        DataError: No image of the training or the validation split has a nucleus.
+    """
+    for split in dataset.manifest.splits_without_nuclei:
+        if split == "test":  # it decides nothing in training; its scores are undefined
+            continue
+        images = plural(len(dataset.manifest.split_samples(split)), "image")
+        raise DataError(
+            f"Expected nuclei in the split {split!r} of {dataset}; found {images} without a single nucleus. Look at "
+            f"its masks with: nucleus data show {dataset} --out examples.png. If they are right, import more images, "
+            "or get others into this split. Run: nucleus data import SRC URI --seed 1"
+        )
 
 
 def verify_dataset(dataset: Dataset, advance: Advance = no_progress) -> list[str]:

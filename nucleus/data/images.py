@@ -25,16 +25,12 @@ __all__ = [
     "decode_image",
     "encode_png",
     "kind_of",
-    "labels_from_binary",
-    "labels_from_label_image",
-    "labels_from_masks",
     "open_pixels",
     "read_stored",
 ]
 
 
 IMAGE_SUFFIXES = frozenset({".png", ".tif", ".tiff", ".jpg", ".jpeg", ".bmp", ".webp"})
-_MAX_LABELS = np.iinfo(np.uint16).max
 
 _DECODERS = (
     (re.compile(rb"\x89PNG\r\n\x1a\n"), open_png),
@@ -199,54 +195,6 @@ def check_colours(bands: Iterable[NDArray[Any]], colours: int, name: str, fix: s
         )
 
 
-def labels_from_masks(masks: Iterable[tuple[str, bytes]], shape: tuple[int, int]) -> LabelImage:
-    """Merge one binary mask per nucleus to labels 1..K; where masks overlap, the first one keeps the pixel.
-
-    Args:
-        masks: Name and file content of each mask, in the order of the labels.
-        shape: Height and width of the image.
-
-    Raises:
-        ImageError: A mask cannot be read, or has another size than the image.
-    """
-    labels = np.zeros(shape, np.uint16)
-    count = 0
-    for name, data in masks:
-        mask = _foreground(_one_channel(read_stored(data, name).pixels, name))
-        _check_size(mask, shape, name)
-        mask &= labels == 0
-        if mask.any():
-            count += 1
-            _check_count(count, name)
-            labels[mask] = count
-    return labels
-
-
-def labels_from_binary(data: bytes, name: str, shape: tuple[int, int]) -> LabelImage:
-    """Label the connected components (8-connectivity) of a binary mask. Raises `ImageError`."""
-    mask = _foreground(_one_channel(read_stored(data, name).pixels, name))
-    _check_size(mask, shape, name)
-    count, components = cv2.connectedComponents(mask.astype(np.uint8), connectivity=8)
-    _check_count(count - 1, name)
-    return np.asarray(components).astype(np.uint16)
-
-
-def labels_from_label_image(data: bytes, name: str, shape: tuple[int, int]) -> LabelImage:
-    """Read an integer label image and renumber its labels 1..K in the order of their values.
-
-    Raises:
-        ImageError: More than one channel, values that are not integers or are negative, or another size than the image.
-    """
-    raw = _one_channel(read_stored(data, name).pixels, name)
-    _check_size(raw, shape, name)
-    if not np.isfinite(raw).all() or (raw < 0).any() or (raw != np.rint(raw)).any():
-        raise ImageError(f"Expected integers of at least 0 as labels in {name}; found other values ({raw.dtype}).")
-    values, inverse = np.unique(raw, return_inverse=True)
-    offset = 0 if values[0] == 0 else 1
-    _check_count(len(values) - 1 + offset, name)
-    return (inverse.reshape(raw.shape) + offset).astype(np.uint16)
-
-
 def encode_png(pixels: NDArray[Any]) -> bytes:
     """Encode 8-bit RGB (H x W x 3) or grey or 16-bit labels (H x W) as PNG. Raises `ImageError` for other pixels."""
     stored = pixels[..., ::-1] if pixels.ndim == 3 else pixels
@@ -254,33 +202,6 @@ def encode_png(pixels: NDArray[Any]) -> bytes:
     if not done:
         raise ImageError(f"Expected pixels that PNG can store; found shape {pixels.shape} and type {pixels.dtype}.")
     return bytes(data)
-
-
-def _one_channel(raw: NDArray[Any], name: str) -> NDArray[Any]:
-    if raw.ndim == 2:
-        return raw
-    colours = raw[..., :1] if raw.shape[2] <= 2 else raw[..., :3]
-    if (colours != colours[..., :1]).any():
-        raise ImageError(f"Expected one channel in the mask {name}; found {raw.shape[2]} that differ.")
-    return np.asarray(colours[..., 0])
-
-
-def _foreground(mask: NDArray[Any]) -> NDArray[np.bool_]:
-    """Return the pixels above half of the maximum, which suits 0/1 and 0/255 masks, also after lossy compression."""
-    return np.asarray(mask > mask.max() / 2)
-
-
-def _check_size(mask: NDArray[Any], shape: tuple[int, int], name: str) -> None:
-    if mask.shape[:2] != shape:
-        raise ImageError(
-            f"Expected the mask {name} to be as large as its image, {shape[1]} x {shape[0]} px (width x height); "
-            f"found {mask.shape[1]} x {mask.shape[0]}."
-        )
-
-
-def _check_count(count: int, name: str) -> None:
-    if count > _MAX_LABELS:
-        raise ImageError(f"Expected at most {_MAX_LABELS} nuclei in one image ({name}). Cut it into tiles first.")
 
 
 def kind_of(image: RgbImage) -> Kind:

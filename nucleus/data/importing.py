@@ -7,7 +7,7 @@ import re
 import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -27,16 +27,9 @@ from nucleus.data.dataset import (
     content_version,
     read_manifest,
 )
-from nucleus.data.images import (
-    Kind,
-    LabelImage,
-    decode_image,
-    kind_of,
-    labels_from_binary,
-    labels_from_label_image,
-    labels_from_masks,
-)
+from nucleus.data.images import Kind, decode_image, kind_of, open_pixels
 from nucleus.data.layouts import Annotated, MaskForm, find_images
+from nucleus.data.masks import MaskFacts, MaskLabels, labels_from_mask, labels_from_masks, mask_warnings
 from nucleus.data.sampling import shard_count, stored_order
 from nucleus.data.shards import encode_record, write_shard
 from nucleus.data.sources import Source, open_source
@@ -82,10 +75,12 @@ class Imported:
     Attributes:
         dataset: The dataset version.
         created: Whether this import created the version; False if it existed already.
+        warnings: What is unlikely in its masks, a sentence each, such as images without nuclei.
     """
 
     dataset: Dataset
     created: bool
+    warnings: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -96,7 +91,7 @@ class _Prepared:
     given_split: str | None
     kind: Kind
     shape: tuple[int, int]
-    nuclei: int
+    masks: MaskFacts
     image_sha256: str
     labels_sha256: str
     fingerprint: Fingerprint
@@ -154,7 +149,8 @@ def import_dataset(
             duplicates=duplicates,
             left_out=left_out,
         )
-        return _upload(bucket, manifest, spool, upload)
+        warnings = mask_warnings([image.masks for image in unique], manifest.splits_without_nuclei)
+        return replace(_upload(bucket, manifest, spool, upload), warnings=warnings)
 
 
 def _prepare_all(
@@ -187,28 +183,28 @@ def _prepare(source: Source, annotated: Annotated, spooled: Path) -> _Prepared:
     data = source.read(annotated.image)
     image = decode_image(data, annotated.image)
     height, width = image.shape[:2]
-    labels = _labels(source, annotated, (height, width))
+    masks = _labels(source, annotated, (height, width), open_pixels(data, annotated.image).facts.orientation)
     # The name is unknown until all titles have been read, so it is filled in later.
-    spooled.write_bytes(encode_record("", image, labels))
+    spooled.write_bytes(encode_record("", image, masks.labels))
     return _Prepared(
         title=annotated.title,
         given_split=annotated.given_split,
         kind=kind_of(image),
         shape=(height, width),
-        nuclei=int(labels.max()),
+        masks=MaskFacts.of(masks, labels_expected=annotated.form is MaskForm.LABELS),
         image_sha256=_pixel_sum(image),
-        labels_sha256=_pixel_sum(labels),
+        labels_sha256=_pixel_sum(masks.labels),
         fingerprint=fingerprint(image),
         spooled=spooled,
     )
 
 
-def _labels(source: Source, annotated: Annotated, shape: tuple[int, int]) -> LabelImage:
+def _labels(source: Source, annotated: Annotated, shape: tuple[int, int], orientation: int) -> MaskLabels:
+    masks = [(entry, source.read(entry)) for entry in annotated.masks]
     if annotated.form is MaskForm.PER_NUCLEUS:
-        return labels_from_masks(((entry, source.read(entry)) for entry in annotated.masks), shape)
-    (entry,) = annotated.masks
-    read = labels_from_binary if annotated.form is MaskForm.BINARY else labels_from_label_image
-    return read(source.read(entry), entry, shape)
+        return labels_from_masks(masks, shape, orientation)
+    (mask,) = masks
+    return labels_from_mask(mask, shape, orientation)
 
 
 def _pixel_sum(pixels: NDArray[np.generic]) -> str:
@@ -250,7 +246,7 @@ def _samples(images: list[_Prepared], options: SplitOptions) -> list[Sample]:
             group=group,
             height=image.shape[0],
             width=image.shape[1],
-            nuclei=image.nuclei,
+            nuclei=image.masks.nuclei,
             image_sha256=image.image_sha256,
             labels_sha256=image.labels_sha256,
         )

@@ -21,7 +21,9 @@ from .scores import Metrics as Metrics
 from .scores import PixelCounts as PixelCounts
 from .scores import Scores as Scores
 from .scores import ScoreSums as ScoreSums
+from .scores import amount as amount
 from .scores import count_pixels as count_pixels
 from .scores import found_one_for_one as found_one_for_one
+from .scores import score_cell as score_cell
 from .scores import score_cells as score_cells
 from .scores import score_labels as score_labels

@@ -9,7 +9,8 @@ With TP matches, FP predicted labels without a match and FN true labels without 
 - PQ = sum of the matches' IoU / (TP + FP / 2 + FN / 2) (Kirillov et al. 2019, https://arxiv.org/abs/1801.00868).
 - mAP = mean of AP over t = 0.50, 0.55, ..., 0.95 (Data Science Bowl 2018).
 
-An image with neither true nor predicted nuclei has the score 1 in each metric.
+An image with neither true nor predicted nuclei has the score 1 in each metric. The mean over images of which none has a
+true nucleus is undefined; see `nucleus.metrics.scores`.
 """
 
 from dataclasses import dataclass

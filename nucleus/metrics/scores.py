@@ -2,6 +2,9 @@
 
 With TP, FP, FN, TN numbers of pixels: IoU (Jaccard) = TP / (TP + FP + FN), Dice =
 2 TP / (2 TP + FP + FN), accuracy = (TP + TN) / all. An image with neither true nor predicted nuclei has IoU and Dice 1.
+
+If no image has a true nucleus, nothing was there to be found: the scores of the images together are undefined (None),
+however good the images look one by one. Numbers of nuclei, `count_error` and the loss are still known.
 """
 
 from collections.abc import Mapping
@@ -22,7 +25,7 @@ from nucleus.metrics.nuclei import (
     mistakes_in,
     pair_labels,
 )
-from nucleus.text import MISSING, count, score_text
+from nucleus.text import MISSING, UNDEFINED, count, score_text
 
 __all__ = [
     "AP_NAMES",
@@ -34,8 +37,10 @@ __all__ = [
     "PixelCounts",
     "ScoreSums",
     "Scores",
+    "amount",
     "count_pixels",
     "found_one_for_one",
+    "score_cell",
     "score_cells",
     "score_labels",
 ]
@@ -57,13 +62,17 @@ MISTAKES = {"nuclei_missed": "missed", "nuclei_extra": "extra", "nuclei_merged":
 AP_NAMES = tuple(f"ap_{round(100 * threshold)}" for threshold in THRESHOLDS)
 """Keys of AP at each of `THRESHOLDS`."""
 
-Scores = Mapping[str, float]
-"""Scores by metric."""
+Scores = Mapping[str, float | None]
+"""Scores by metric; None is undefined."""
 Metrics = Mapping[str, Mapping[str, Scores]]
 """Scores by split, then by `all` or kind of image, then by metric."""
 
 _KINDS = list(Kind)
 _MEANS = ("loss", "iou", "dice", "accuracy", "f1_50", "pq_50", "count_error")
+_WITHOUT_NUCLEI = frozenset(
+    ("loss", "count_error", "nuclei_true", "nuclei_predicted", *MISTAKES, *(f"nuclei_true_{size}" for size in SIZES))
+)
+"""Metrics that are defined for images without a nucleus."""
 _PIXELS = 4
 _NUCLEI = 2
 _PARTS = (
@@ -114,8 +123,8 @@ def score_cells(metrics: Metrics, digits: int = 4) -> list[tuple[str, ...]]:
         (
             split,
             kind,
-            count(scores["images"]) if "images" in scores else MISSING,
-            *(score_text(scores.get(key), digits=digits) for key, _ in HEADLINES),
+            count(amount(scores, "images")) if "images" in scores else MISSING,
+            *(score_cell(scores, key, digits) for key, _ in HEADLINES),
         )
         for split, by_kind in metrics.items()
         for kind, scores in by_kind.items()
@@ -123,12 +132,26 @@ def score_cells(metrics: Metrics, digits: int = 4) -> list[tuple[str, ...]]:
     ]
 
 
+def score_cell(scores: Scores, key: str, digits: int = 4) -> str:
+    """Return a score as text: `undefined` if no image has a nucleus, a dash if it was not computed."""
+    value = scores.get(key)
+    return UNDEFINED if key in scores and value is None else score_text(value, digits=digits)
+
+
+def amount(scores: Scores, key: str) -> float:
+    """Return a number that is defined for any images, such as a count. Raises `KeyError` if it was not computed."""
+    value = scores[key]
+    if value is None:
+        raise KeyError(key)
+    return value
+
+
 def found_one_for_one(scores: Scores) -> float | None:
     """Return the number of true nuclei neither missed, merged nor split; None if mistakes were not counted."""
     wrong = [scores.get(key) for key in MISTAKES if key != "nuclei_extra"]
     if None in wrong or "nuclei_true" not in scores:
         return None
-    return scores["nuclei_true"] - sum(number or 0 for number in wrong)
+    return amount(scores, "nuclei_true") - sum(number or 0 for number in wrong)
 
 
 @dataclass(frozen=True)
@@ -209,8 +232,11 @@ class ScoreSums:
         """Number of images added."""
         return int(self.array[:, 0].sum())
 
-    def scores(self, kind: Kind | None = None) -> dict[str, float]:
-        """Return the metrics over all images or over those of one kind; empty if there are none."""
+    def scores(self, kind: Kind | None = None) -> dict[str, float | None]:
+        """Return the metrics over all images or over those of one kind; empty if there are none.
+
+        If none of these images has a nucleus, all but the numbers of nuclei, `count_error` and the loss are None.
+        """
         row = self.array.sum(axis=0) if kind is None else self.array[_KINDS.index(kind)]
         images = row[0]
         if not images:
@@ -220,7 +246,7 @@ class ScoreSums:
         )
         pooled = MatchCounts(int(nuclei[0]), int(nuclei[1]), matches.astype(np.int64), matched_iou)
         mask = PixelCounts(*(int(value) for value in pixels))
-        return {
+        found_scores: dict[str, float | None] = {
             **{name: float(value / images) for name, value in zip(_MEANS, means, strict=True)},
             **{name: float(value / images) for name, value in zip(AP_NAMES, ap, strict=True)},
             "map": float(ap.mean() / images),
@@ -237,8 +263,11 @@ class ScoreSums:
             **{f"nuclei_true_{size}": float(value) for size, value in zip(SIZES, sizes, strict=True)},
             **{f"recall_50_{size}": float(part / of) for size, part, of in zip(SIZES, found, sizes, strict=True) if of},
         }
+        if nuclei[0]:
+            return found_scores
+        return {name: value if name in _WITHOUT_NUCLEI else None for name, value in found_scores.items()}
 
-    def report(self) -> dict[str, dict[str, float]]:
+    def report(self) -> dict[str, dict[str, float | None]]:
         """Return the metrics over all images, under `all`, and over those of each kind that occurs."""
         by_kind = {kind.value: {"images": self.array[i, 0], **self.scores(kind)} for i, kind in enumerate(_KINDS)}
         return {

@@ -6,8 +6,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from skimage.segmentation import watershed
 
-from nucleus.model.architecture import InstanceSettings
-from nucleus.model.heads import Maps
+from nucleus.model.architecture import InstanceSettings, Maps
 
 __all__ = ["kept_labels", "label_nuclei", "nucleus_mask"]
 

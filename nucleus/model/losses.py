@@ -84,7 +84,7 @@ def image_losses(logits: tf.Tensor, labels: tf.Tensor, heads: Heads, options: Lo
     minus its minimum, which is reached at p = t (so that 0 is perfect; the gradient is the same).
 
     Args:
-        logits: N x H x W x C, float32; the C channels are described in `nucleus.model.heads`.
+        logits: N x H x W x C, float32; the C channels are described in `nucleus.model.architecture`.
         labels: N x H x W, integers, 0 background.
         heads: Outputs of the network.
         options: Weights of the terms.

@@ -19,8 +19,7 @@ from numpy.typing import NDArray
 from nucleus.config.recipe import STRIDE
 from nucleus.data.images import RgbImage
 from nucleus.lazy import tf
-from nucleus.model.architecture import ModelConfig
-from nucleus.model.heads import activations
+from nucleus.model.architecture import ModelConfig, activations
 
 __all__ = ["Axis", "NetworkImage", "Region", "TiledNetwork", "axis_tiles", "reflect_indices"]
 

@@ -34,7 +34,7 @@ def build_unet(config: ModelConfig, upsampling: type[keras.layers.UpSampling2D] 
     """Build the network with random weights.
 
     The input is N x H x W x 3, RGB from 0 to 255, H and W multiples of 32. The output is N x H x W x channels, float32,
-    the logits described in `nucleus.model.heads`.
+    the logits described in `nucleus.model.architecture`.
 
     Each decoder level upsamples, concatenates the encoder's features and applies two separable convolutions. The
     decoder has no normalization layer, and the encoder's BatchNorm always uses its stored statistics. Hence no pixel

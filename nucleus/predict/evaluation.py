@@ -23,8 +23,8 @@ from nucleus.data.images import Kind, LabelImage
 from nucleus.data.reader import LabelledImage, images_of_range
 from nucleus.errors import DataError, UsageError
 from nucleus.lazy import pandas, tf
-from nucleus.metrics.scores import HEADLINES, ImageScores, ScoreSums, score_labels
-from nucleus.model.heads import logits_of
+from nucleus.metrics.scores import HEADLINES, ImageScores, ScoreSums, amount, score_cell, score_labels
+from nucleus.model.architecture import logits_of
 from nucleus.model.losses import image_losses
 from nucleus.pictures import GalleryImage
 from nucleus.predict.model import IMAGES_AT_ONCE, Model
@@ -124,11 +124,11 @@ class ImageRow:
         return {**asdict(self), "ap_50": self.ap_50}
 
 
-class Evaluation(Mapping[str, dict[str, float]]):
+class Evaluation(Mapping[str, dict[str, float | None]]):
     """Scores of a model: `scores["all"]["map"]` over all images, `scores["stain"]["iou"]` over those of a kind.
 
     A mapping from "all" and each kind of image to the scores by name: `map`, `ap_50`, `iou`, `dice`, `accuracy`,
-    `nuclei_missed` and so on (means over images, or sums).
+    `nuclei_missed` and so on (means over images, or sums). Scores of images of which none has a nucleus are None.
 
     Attributes:
         images: Scores of each image, sorted by name.
@@ -149,7 +149,7 @@ class Evaluation(Mapping[str, dict[str, float]]):
         self._report = sums.report()
 
     @property
-    def overall(self) -> dict[str, dict[str, float]]:
+    def overall(self) -> dict[str, dict[str, float | None]]:
         """Scores over all images ("all") and over those of each kind, by name."""
         return self._report
 
@@ -158,7 +158,7 @@ class Evaluation(Mapping[str, dict[str, float]]):
         """Scores of each image: pandas DataFrame, one row per image."""
         return pandas.DataFrame([row.as_dict() for row in self.images]).drop(columns="ap")
 
-    def __getitem__(self, kind: str) -> dict[str, float]:
+    def __getitem__(self, kind: str) -> dict[str, float | None]:
         return self._report[kind]
 
     def __iter__(self) -> Iterator[str]:
@@ -169,7 +169,10 @@ class Evaluation(Mapping[str, dict[str, float]]):
 
     def __repr__(self) -> str:
         rows = {
-            kind: {"images": round(scores["images"]), **{title: round(scores[name], 4) for name, title in HEADLINES}}
+            kind: {
+                "images": round(amount(scores, "images")),
+                **{title: score_cell(scores, name) for name, title in HEADLINES},
+            }
             for kind, scores in self.items()
         }
         return str(pandas.DataFrame.from_dict(rows, orient="index").to_string())

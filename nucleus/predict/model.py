@@ -16,8 +16,7 @@ from nucleus.config.recipe import LossOptions
 from nucleus.data.images import RgbImage
 from nucleus.errors import ImageError, ModelError
 from nucleus.lazy import pandas
-from nucleus.model.architecture import InstanceSettings, ModelConfig
-from nucleus.model.heads import maps_of
+from nucleus.model.architecture import InstanceSettings, ModelConfig, maps_of
 from nucleus.model.instances import label_nuclei
 from nucleus.model.tiling import Region, TiledNetwork
 from nucleus.model.weight_files import load_model
@@ -80,7 +79,7 @@ class ImageValues:
     """Network values at the pixels of a whole image.
 
     Attributes:
-        values: H x W x channels, float32, as `nucleus.model.heads` describes them.
+        values: H x W x channels, float32, as `nucleus.model.architecture` describes them.
         scale: Network pixels per image pixel.
     """
 

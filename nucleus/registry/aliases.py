@@ -1,5 +1,6 @@
 """Aliases of model versions, such as `production`, moved by compare-and-swap; and the gate that moves them."""
 
+import math
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Annotated
@@ -175,7 +176,7 @@ def pass_gate(
     manifest: ModelManifest,
     alias: str,
     metric: str,
-    rescore: Callable[[ModelManifest], float],
+    rescore: Callable[[ModelManifest], float | None],
 ) -> GateDecision:
     """Move an alias to a version if it beats the incumbent on the same frozen test split; record the decision.
 
@@ -229,7 +230,7 @@ def _decide(
     alias: str,
     metric: str,
     current: Alias | None,
-    rescore: Callable[[ModelManifest], float],
+    rescore: Callable[[ModelManifest], float | None],
 ) -> GateDecision:
     score = _score(manifest, metric)
     there = current is not None and current.version == manifest.version
@@ -243,10 +244,11 @@ def _decide(
     if there:
         passed, reason = True, f"{alias} points to it already"
     elif score is None:
-        passed, reason = False, "there are no test images to judge it by"
+        passed, reason = False, _why_unscored(manifest, metric)
     elif incumbent is None:
         passed, reason = True, f"{alias} did not exist before"
     elif other is None:
+        problem = problem or f"its test {metric} is undefined"
         passed, reason = False, f"version {incumbent} could not be scored: {problem}"
     else:
         passed = score > other
@@ -267,16 +269,35 @@ def _decide(
 
 
 def _score_of_incumbent(
-    incumbent: ModelManifest, manifest: ModelManifest, metric: str, rescore: Callable[[ModelManifest], float]
-) -> float:
-    """Return the score of the incumbent on the test split of the new version; compute it if it is not recorded."""
+    incumbent: ModelManifest, manifest: ModelManifest, metric: str, rescore: Callable[[ModelManifest], float | None]
+) -> float | None:
+    """Return the score of the incumbent on the test split of the new version; compute it if it is not recorded.
+
+    None if it is undefined.
+    """
     known = _score(incumbent, metric) if incumbent.origin.dataset == manifest.origin.dataset else None
-    return rescore(incumbent) if known is None else known
+    return _defined(rescore(incumbent)) if known is None else known
 
 
 def _score(manifest: ModelManifest, metric: str) -> float | None:
-    """Return the recorded score of a version on the test split of its dataset; None if there is none."""
-    return manifest.origin.metrics.get("test", {}).get("all", {}).get(metric)
+    """Return the recorded score of a version on the test split of its dataset; None if it is missing or undefined."""
+    scores = manifest.origin.metrics.get("test", {}).get("all", {})
+    if scores.get("nuclei_true") == 0:  # earlier versions of this package recorded 1.0 where there was nothing to find
+        return None
+    return _defined(scores.get(metric))
+
+
+def _defined(score: float | None) -> float | None:
+    return score if score is not None and math.isfinite(score) else None
+
+
+def _why_unscored(manifest: ModelManifest, metric: str) -> str:
+    scores = manifest.origin.metrics.get("test", {}).get("all", {})
+    if not scores or scores.get("images") == 0:
+        return "there are no test images to judge it by"
+    if scores.get("nuclei_true") == 0:
+        return f"its test {metric} is undefined, because no test image has a nucleus"
+    return f"its test {metric} is missing or undefined"
 
 
 def _record(bucket: Bucket, name: str, decision: GateDecision) -> GateDecision:

@@ -14,7 +14,15 @@ from nucleus.config.recipe import CardOptions, Recipe
 from nucleus.data.dataset import SPLITS, DatasetManifest, Sample
 from nucleus.data.images import Kind
 from nucleus.metrics.nuclei import SIZE_TITLES
-from nucleus.metrics.scores import HEADLINES, SCORE_COLUMNS, Metrics, Scores, found_one_for_one, score_cells
+from nucleus.metrics.scores import (
+    HEADLINES,
+    SCORE_COLUMNS,
+    Metrics,
+    Scores,
+    amount,
+    found_one_for_one,
+    score_cells,
+)
 from nucleus.model.architecture import ModelConfig
 from nucleus.registry.manifest import EncoderWeightsOrigin, Origin
 from nucleus.text import MISSING, count, percent, plural
@@ -61,7 +69,7 @@ def model_card(name: str, origin: Origin, config: ModelConfig, dataset: DatasetM
         recipe=recipe,
         card=recipe.card,
         hub_license=known and known[0],
-        tested=tested if tested.get("images") else None,
+        tested=_defined_headlines(tested) if tested.get("images") else [],
         score_table=_table(SCORE_COLUMNS, score_cells(origin.metrics, digits=3), text_columns=2),
         limits=_limits(origin.metrics),
         is_about_data=_is_about(recipe.card, dataset),
@@ -72,6 +80,11 @@ def model_card(name: str, origin: Origin, config: ModelConfig, dataset: DatasetM
         **_data_facts(dataset),
     )
     return _wrapped(text)
+
+
+def _defined_headlines(scores: Scores) -> list[tuple[str, str, float]]:
+    """Return key, title and value of the main scores that are defined."""
+    return [(key, title, value) for key, title in HEADLINES if (value := scores.get(key)) is not None]
 
 
 def without_front_matter(text: str) -> str:
@@ -92,7 +105,6 @@ def _template() -> Template:
     environment.filters["json"] = json.dumps  # JSON is valid YAML
     environment.globals |= {
         "count": count,
-        "headlines": HEADLINES,
         "not_stated": _not_stated,
         "percent": percent,
         "plural": plural,
@@ -193,12 +205,16 @@ def _limits(metrics: Metrics) -> dict[str, Any] | None:
     found = found_one_for_one(overall)
     if found is None:
         return {"counted": False}
-    few = [kind for kind, scores in by_kind.items() if kind != "all" and scores["images"] < _FEW_IMAGES]
-    compared = {kind: scores["map"] for kind, scores in by_kind.items() if kind not in {"all", *few}}
+    few = [kind for kind, scores in by_kind.items() if kind != "all" and amount(scores, "images") < _FEW_IMAGES]
+    compared = {
+        kind: value
+        for kind, scores in by_kind.items()
+        if kind not in {"all", *few} and (value := scores["map"]) is not None
+    }
     sizes = {
-        title: overall[f"recall_50_{size}"]
+        title: amount(overall, f"recall_50_{size}")
         for size, title in SIZE_TITLES.items()
-        if overall[f"nuclei_true_{size}"] >= _FEW_NUCLEI
+        if amount(overall, f"nuclei_true_{size}") >= _FEW_NUCLEI
     }
     return {
         "counted": True,
@@ -226,14 +242,15 @@ def _lowest_and_highest(scores: Mapping[str, float]) -> tuple[tuple[str, float],
 def _mistakes_table(by_kind: Mapping[str, Scores]) -> str:
     rows = []
     for kind, scores in by_kind.items():
-        total = scores["nuclei_true"]
+        total = amount(scores, "nuclei_true")
         numbers = (
             found_one_for_one(scores) or 0.0,
-            *(scores[f"nuclei_{name}"] for name in ("missed", "merged", "split")),
+            *(amount(scores, f"nuclei_{name}") for name in ("missed", "merged", "split")),
         )
         shares = [percent(number, total) for number in numbers]
-        extra = percent(scores["nuclei_extra"], scores["nuclei_predicted"])
-        rows.append((kind, count(scores["images"]), count(total), *shares, extra, f"{scores['count_error']:.1f}"))
+        extra = percent(amount(scores, "nuclei_extra"), amount(scores, "nuclei_predicted"))
+        off_by = f"{amount(scores, 'count_error'):.1f}"
+        rows.append((kind, count(amount(scores, "images")), count(total), *shares, extra, off_by))
     titles = ("images", "true nuclei", "found one for one", "missed", "merged", "split", "extra", "count off by")
     return _table(("kind", *titles), rows)
 
@@ -245,5 +262,5 @@ def _size_table(by_kind: Mapping[str, Scores]) -> str:
 
 
 def _recall(scores: Scores, size: str) -> str:
-    number = scores[f"nuclei_true_{size}"]
-    return f"{percent(scores[f'recall_50_{size}'], 1)} of {count(number)}" if number else MISSING
+    number = amount(scores, f"nuclei_true_{size}")
+    return f"{percent(amount(scores, f'recall_50_{size}'), 1)} of {count(number)}" if number else MISSING

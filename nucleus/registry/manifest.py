@@ -6,6 +6,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from nucleus.errors import IntegrityError, ModelError, ObjectNotFoundError
+from nucleus.metrics.scores import score_cell
 from nucleus.storage.bucket import Bucket
 from nucleus.storage.files import read_document
 
@@ -64,7 +65,7 @@ class Origin(_Frozen):
         recipe: The whole recipe.
         dataset: Dataset version, `s3://.../NAME@VERSION`.
         encoder_weights: Initial weights of the encoder.
-        metrics: Scores by split, then by `all` or kind of image, then by metric.
+        metrics: Scores by split, then by `all` or kind of image, then by metric; None is undefined.
         code_version: Version of this package.
         wandb_run: Path of the W&B run, `[entity/]project/id`; None if tracking was disabled.
         wandb_mode: How the run was tracked in the end: `online`, `offline` (also if W&B failed during the run) or
@@ -75,7 +76,7 @@ class Origin(_Frozen):
     recipe: dict[str, Any]
     dataset: str
     encoder_weights: EncoderWeightsOrigin
-    metrics: dict[str, dict[str, dict[str, float]]]
+    metrics: dict[str, dict[str, dict[str, float | None]]]
     code_version: str
     wandb_run: str | None
     wandb_mode: str | None = None
@@ -110,7 +111,7 @@ class ModelManifest(_Frozen):
 
     def __repr__(self) -> str:
         test = self.origin.metrics.get("test", {}).get("all", {})
-        scores = ", ".join(f"{name} {test[name]:.4f}" for name in ("map", "iou") if name in test)
+        scores = ", ".join(f"{name} {score_cell(test, name)}" for name in ("map", "iou") if name in test)
         return f"<ModelManifest {self}: run {self.origin.run} on {self.origin.dataset}; test {scores or 'not scored'}>"
 
 

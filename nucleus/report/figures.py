@@ -254,18 +254,19 @@ def _bin_name(place: int) -> str:
 
 
 def precision_panels(by_kind: Mapping[str, Scores], split: str, *, published: bool) -> list[Panel]:
-    """Return figures of AP by kind of image and of AP beside published scores; none if AP was not measured.
+    """Return figures of AP by kind of image and of AP beside published scores; none without AP.
 
     Args:
         by_kind: Scores of a split by kind of image.
         split: Name of the split.
         published: Whether the published scores are of the same collection of images.
     """
-    curves = {
-        kind: [scores[f"ap_{threshold}"] for threshold in THRESHOLDS]
+    known = {
+        kind: [value for threshold in THRESHOLDS if (value := scores.get(f"ap_{threshold}")) is not None]
         for kind, scores in by_kind.items()
-        if all(f"ap_{threshold}" in scores for threshold in THRESHOLDS) and kind in KINDS
+        if kind in KINDS
     }
+    curves = {kind: values for kind, values in known.items() if len(values) == len(THRESHOLDS)}
     panels = []
     if curves:
         panels.append(_by_kind(curves, by_kind, split))
@@ -277,7 +278,7 @@ def precision_panels(by_kind: Mapping[str, Scores], split: str, *, published: bo
 def _by_kind(curves: dict[str, list[float]], by_kind: Mapping[str, Scores], split: str) -> Panel:
     def draw(axes: Any) -> None:
         for number, (kind, values) in enumerate(curves.items()):
-            label = f"{KINDS[kind]}, {count(by_kind[kind].get('images', 0))}"
+            label = f"{KINDS[kind]}, {count(by_kind[kind].get('images') or 0)}"
             axes.plot(
                 _places(), values, label=label, color=SERIES[number], linestyle=_DASHES[number], marker=_MARKS[number]
             )

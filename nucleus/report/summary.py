@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from nucleus.data.dataset import SPLITS, DatasetManifest
-from nucleus.metrics.scores import Scores, found_one_for_one
+from nucleus.metrics.scores import Scores, amount, found_one_for_one
 from nucleus.runs.record import RunRecord
 from nucleus.text import KINDS, SPLIT_NAMES, count, moment_text, percent, plural, score_text, seconds_between, time_text
 
@@ -68,9 +68,9 @@ def summarize(record: RunRecord, dataset: DatasetManifest) -> Summary:
         title=named if record.version is not None else f"{record.model}, run {record.run}",
         split=split and SPLIT_NAMES[split],
         headlines=[
-            Headline(score_text(scores[key], digits=3), name, meaning)
+            Headline(score_text(value, digits=3), name, meaning)
             for key, name, meaning in _HEADLINES
-            if key in scores
+            if (value := scores.get(key)) is not None
         ],
         sentence=_sentence(split, scores),
         facts=_facts(record, dataset),
@@ -100,14 +100,17 @@ def _sentence(split: str | None, scores: Scores) -> str:
     if split is None:
         return "This run was scored on no images, so the quality of its model is unknown."
     seen = "that it had not seen in training" if split == "test" else "of the validation split, which selected it"
-    images = f"{plural(scores['images'], 'image')} {seen}"
+    images = f"{plural(amount(scores, 'images'), 'image')} {seen}"
+    if scores.get("nuclei_true") == 0:
+        outlined = plural(amount(scores, "nuclei_predicted"), "nucleus", "nuclei")
+        return f"In {images}, there is no nucleus, so the scores are undefined. The model outlined {outlined} there."
     found = found_one_for_one(scores)
     if found is not None:
         return f"In {images}, {_mistakes(scores, found)}"
     matched = _matched(scores)
     if matched is None:
         return f"The scores are for {images}."
-    true, predicted = scores["nuclei_true"], scores["nuclei_predicted"]
+    true, predicted = amount(scores, "nuclei_true"), amount(scores, "nuclei_predicted")
     return (
         f"In {images}, the model found {count(matched)} of {plural(true, 'nucleus', 'nuclei')}"
         f" ({percent(matched, true, digits=0)}). Of the {plural(predicted, 'nucleus', 'nuclei')} that it outlined, "
@@ -117,14 +120,15 @@ def _sentence(split: str | None, scores: Scores) -> str:
 
 def _mistakes(scores: Scores, found: float) -> str:
     """Return the nuclei found and the mistakes, as text; the numbers of true nuclei add up."""
-    true = scores["nuclei_true"]
-    missed, merged, split = (count(scores[f"nuclei_{name}"]) for name in ("missed", "merged", "split"))
+    true = amount(scores, "nuclei_true")
+    missed, merged, split = (count(amount(scores, f"nuclei_{name}")) for name in ("missed", "merged", "split"))
     text = (
         f"the model found {count(found)} of {plural(true, 'nucleus', 'nuclei')} ({percent(found, true, digits=0)}) one "
         f"for one; {missed} were missed, {merged} merged with a neighbour and {split} split."
     )
     if "nuclei_extra" in scores and "nuclei_predicted" in scores:
-        outlined, extra = plural(scores["nuclei_predicted"], "nucleus", "nuclei"), count(scores["nuclei_extra"])
+        outlined = plural(amount(scores, "nuclei_predicted"), "nucleus", "nuclei")
+        extra = count(amount(scores, "nuclei_extra"))
         text += f" Of the {outlined} that it outlined, {extra} were extra: no true nucleus matches them."
     return text
 
@@ -134,9 +138,8 @@ def _matched(scores: Scores) -> float | None:
 
     It follows from F1 = 2 * matched / (true + predicted).
     """
-    if not {"nuclei_true", "nuclei_predicted", "pooled_f1_50"} <= scores.keys():
-        return None
-    return round(scores["pooled_f1_50"] * (scores["nuclei_true"] + scores["nuclei_predicted"]) / 2)
+    f1, true, predicted = (scores.get(key) for key in ("pooled_f1_50", "nuclei_true", "nuclei_predicted"))
+    return None if f1 is None or true is None or predicted is None else round(f1 * (true + predicted) / 2)
 
 
 def _facts(record: RunRecord, dataset: DatasetManifest) -> list[tuple[str, str]]:
@@ -184,12 +187,14 @@ def _warnings(record: RunRecord, dataset: DatasetManifest, split: str | None) ->
 
 def _few(by_kind: Mapping[str, Scores]) -> list[str]:
     """Return warnings about scores from few images."""
-    images = by_kind.get("all", {}).get("images", 0)
+    images = by_kind.get("all", {}).get("images")
     if not images:
         return []
+    if by_kind["all"].get("nuclei_true") == 0:
+        return ["No test image has a nucleus: the quality of the model on new images is unknown."]
     if images < _FEW_IMAGES:
         return [f"Few test images ({count(images)}): the scores may be off by several hundredths."]
-    few = {kind: scores.get("images", 0) for kind, scores in by_kind.items() if kind != "all"}
+    few = {kind: scores.get("images") or 0 for kind, scores in by_kind.items() if kind != "all"}
     return [
         f"Few test images of the kind {KINDS.get(kind, kind)} ({count(number)}): its scores are unreliable."
         for kind, number in few.items()

@@ -10,7 +10,16 @@ from pydantic import BaseModel, ConfigDict
 from nucleus.data.dataset import SPLITS, DatasetManifest, LeftOut
 from nucleus.data.images import Kind
 from nucleus.metrics.nuclei import SIZE_TITLES
-from nucleus.metrics.scores import MISTAKES, SCORE_COLUMNS, Metrics, Scores, found_one_for_one, score_cells
+from nucleus.metrics.scores import (
+    MISTAKES,
+    SCORE_COLUMNS,
+    Metrics,
+    Scores,
+    amount,
+    found_one_for_one,
+    score_cell,
+    score_cells,
+)
 from nucleus.report.drawing import Table
 from nucleus.runs.record import NetworkFacts, RunRecord
 from nucleus.text import KINDS, MISSING, SPLIT_NAMES, count, moment_text, percent, plural, score_text
@@ -53,13 +62,14 @@ def all_scores_table(metrics: Metrics) -> Table:
     splits = list(metrics)
     overall = {split: metrics[split].get("all", {}) for split in splits}
     keys = list(dict.fromkeys(key for scores in overall.values() for key in scores))
-    rows = [(key, *(_value(overall[split].get(key)) for split in splits)) for key in keys]
+    rows = [(key, *(_value(overall[split], key) for split in splits)) for key in keys]
     columns = ("metric", *(SPLIT_NAMES.get(split, split) for split in splits))
     return Table("Every metric, over all images of a split", columns, rows)
 
 
-def _value(value: float | None) -> str:
-    return count(value) if value is not None and value.is_integer() and value > 1 else score_text(value)
+def _value(scores: Scores, key: str) -> str:
+    value = scores.get(key)
+    return count(value) if value is not None and value.is_integer() and value > 1 else score_cell(scores, key)
 
 
 def failure_table(by_kind: Mapping[str, Scores]) -> Table | None:
@@ -76,7 +86,7 @@ def failure_table(by_kind: Mapping[str, Scores]) -> Table | None:
         (
             KINDS.get(kind, kind),
             *(_mistake_cells(scores) if kind in counted else [MISSING] * (2 + len(_ORDER))),
-            *(percent(scores[key], 1, digits=0) if key in scores else MISSING for key in sizes),
+            *(percent(amount(scores, key), 1, digits=0) if key in scores else MISSING for key in sizes),
         )
         for kind, scores in by_kind.items()
     ]
@@ -95,10 +105,10 @@ def _mistake_cells(scores: Scores) -> list[str]:
 
     Each number has its share of the true nuclei, that of the extra ones its share of the predicted nuclei.
     """
-    total = scores["nuclei_true"]
+    total = amount(scores, "nuclei_true")
     found = found_one_for_one(scores) or 0.0
     wrong = [
-        _with_share(scores.get(key), scores.get("nuclei_predicted", 0) if key == "nuclei_extra" else total)
+        _with_share(scores.get(key), (scores.get("nuclei_predicted") or 0) if key == "nuclei_extra" else total)
         for key in _ORDER
     ]
     return [count(total), _with_share(found, total), *wrong]
@@ -220,10 +230,10 @@ def published_table(ours: Mapping[str, Scores]) -> Table:
     rows = [
         (
             "this run",
-            f"{KINDS[kind]}, {plural(ours[kind].get('images', 0), 'test image')}",
-            *(score_text(ours[kind].get(key), digits=3) for key in _PUBLISHED_APS),
+            f"{KINDS[kind]}, {plural(ours[kind].get('images') or 0, 'test image')}",
+            *(score_cell(ours[kind], key, digits=3) for key in _PUBLISHED_APS),
             score_text(_mean_to_90(ours[kind]), digits=3),
-            score_text(ours[kind].get("map"), digits=3),
+            score_cell(ours[kind], "map", digits=3),
         )
         for kind in ("dark-field", "all")
         if kind in ours
@@ -243,5 +253,5 @@ def published_table(ours: Mapping[str, Scores]) -> Table:
 
 
 def _mean_to_90(scores: Scores) -> float | None:
-    known = [scores[key] for key in _UP_TO_90 if key in scores]
+    known = [value for key in _UP_TO_90 if (value := scores.get(key)) is not None]
     return sum(known) / len(known) if len(known) == len(_UP_TO_90) else None

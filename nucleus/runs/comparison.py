@@ -50,7 +50,7 @@ class ComparedRun:
     recipe: dict[str, Any]
     dataset: str
     encoder_weights: str
-    metrics: dict[str, dict[str, dict[str, float]]]
+    metrics: dict[str, dict[str, dict[str, float | None]]]
     history: list[EpochMetrics]
     begun: str | None = None
     seconds: float | None = None
@@ -92,7 +92,7 @@ class ScoreRow:
         kind: `all`, or a kind of image.
         metric: Key of the metric.
         title: Name of the metric in tables.
-        values: Value of each run; None where it is unknown.
+        values: Value of each run; None where it is unknown or undefined.
     """
 
     split: str

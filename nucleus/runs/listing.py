@@ -98,7 +98,7 @@ class StoredRun:
         return Status("finished", since=self.record.ended) if self.record else self.reported
 
     @property
-    def metrics(self) -> dict[str, dict[str, dict[str, float]]]:
+    def metrics(self) -> dict[str, dict[str, dict[str, float | None]]]:
         """Scores of the best weights: split, then `all` or kind, then metric; empty until the run ends."""
         if self.record is not None:
             return self.record.metrics

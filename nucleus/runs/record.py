@@ -210,7 +210,7 @@ class RunRecord(_Frozen):
     recipe: dict[str, Any]
     dataset: str
     encoder_weights: EncoderWeightsOrigin
-    metrics: dict[str, dict[str, dict[str, float]]]
+    metrics: dict[str, dict[str, dict[str, float | None]]]
     history: list[dict[str, float]]
     best_epoch: int
     network: NetworkFacts

@@ -97,13 +97,18 @@ def _finished(opened: WandbRun, summary: Mapping[str, float]) -> list[str]:
     return [problem] if problem else []
 
 
-def summary_of(metrics: Mapping[str, Mapping[str, Mapping[str, float]]]) -> dict[str, float]:
+def summary_of(metrics: Mapping[str, Mapping[str, Mapping[str, float | None]]]) -> dict[str, float]:
     """Return the summary of a finished run, `<split>_<metric>`.
 
     Args:
         metrics: Scores: split, then `all` or kind of image, then metric.
     """
-    return {f"{split}_{name}": value for split, kinds in metrics.items() for name, value in kinds["all"].items()}
+    return {
+        f"{split}_{name}": value
+        for split, kinds in metrics.items()
+        for name, value in kinds["all"].items()
+        if value is not None
+    }
 
 
 def _last_values(history: Sequence[Mapping[str, float]]) -> dict[str, float]:

@@ -25,8 +25,8 @@ from .optimizer import parameter_groups as parameter_groups
 from .trainer import TrainingInput as TrainingInput
 from .trainer import TrainingRun as TrainingRun
 from .trainer import train as train
-from .tuning import tune_instances as tune_instances
 from .validation import RANKED_IMAGES as RANKED_IMAGES
 from .validation import ImageRanking as ImageRanking
 from .validation import RankedImage as RankedImage
 from .validation import score_images as score_images
+from .validation import tune_instances as tune_instances

@@ -67,7 +67,7 @@ class TrainingResult:
         model: The network with the best weights.
         config: Configuration of the network, with the tuned thresholds.
         progress: Progress at the end of the run, with the history.
-        metrics: Scores on `val` and `test`: split, then `all` or kind of image, then metric.
+        metrics: Scores on `val` and `test`: split, then `all` or kind of image, then metric; None is undefined.
         examples: A few of this worker's test images.
         seconds: Seconds that this worker spent outside the epochs, by part of the run.
         workers: Number of workers.
@@ -76,7 +76,7 @@ class TrainingResult:
     model: keras.Model
     config: ModelConfig
     progress: Progress
-    metrics: dict[str, dict[str, dict[str, float]]]
+    metrics: dict[str, dict[str, dict[str, float | None]]]
     examples: list[LabelledImage]
     seconds: dict[str, float]
     workers: int

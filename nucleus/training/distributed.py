@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from nucleus.config.recipe import Heads
 from nucleus.errors import JobError
 from nucleus.lazy import keras, tf
-from nucleus.model.heads import mask_of_logits
+from nucleus.model.architecture import mask_of_logits
 from nucleus.training.optimizer import ParameterGroup
 
 __all__ = ["NO_SCORES", "ScoreFunction", "StepResult", "TrainingStep", "Workers", "mask_scores"]

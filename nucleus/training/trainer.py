@@ -16,7 +16,7 @@ import numpy as np
 
 from nucleus.config.recipe import KindName, Recipe
 from nucleus.data.cache import ShardCache
-from nucleus.data.dataset import Dataset, DatasetManifest
+from nucleus.data.dataset import Dataset, DatasetManifest, check_has_nuclei
 from nucleus.data.images import Kind
 from nucleus.data.pipeline import Feed, training_batches
 from nucleus.data.reader import LabelledImage, cached_split, images_of_worker, split_reader
@@ -43,8 +43,7 @@ from nucleus.training.callbacks import (
 from nucleus.training.checkpoint import BEST_WEIGHTS, Progress, load_checkpoint, save_checkpoint
 from nucleus.training.distributed import TrainingStep, Workers, mask_scores
 from nucleus.training.optimizer import active_groups, averaged, parameter_groups
-from nucleus.training.tuning import tune_instances
-from nucleus.training.validation import ImageRanking, score_images
+from nucleus.training.validation import ImageRanking, score_images, tune_instances
 
 __all__ = ["TrainingInput", "TrainingRun", "train"]
 
@@ -80,7 +79,7 @@ def train(
 ) -> TrainingResult | None:
     """Train on this worker, together with all others, and score the best weights. Every worker must call it.
 
-    The training split must have at least one batch of images.
+    The training split must have at least one batch of images; both it and the validation split need nuclei.
 
     Args:
         recipe: The recipe.
@@ -94,9 +93,11 @@ def train(
         The result; None if a signal stopped the run, after saving a checkpoint.
 
     Raises:
+        DataError: No image of the training or the validation split has a nucleus.
         JobError: Training has diverged.
         IntegrityError: The checkpoint is incomplete, damaged or of another network.
     """
+    check_has_nuclei(given.dataset)
     with tempfile.TemporaryDirectory(prefix="nucleus-train-") as folder:
         run = TrainingRun(recipe, given, workers, callback, signals or Signals(), Path(folder) / BEST_WEIGHTS)
         return run.execute(resume_from)
@@ -250,7 +251,7 @@ class TrainingRun:
             started = time.monotonic()
             with averaged(self.groups):
                 scores = score_images(self.predicted("val"), self.workers).scores()
-                metrics |= {f"val_{name}": value for name, value in scores.items()}
+                metrics |= {f"val_{name}": value for name, value in scores.items() if value is not None}
                 _check_finite(metrics)
                 if progress.note_score(epoch, metrics[options.monitor]):
                     self.model.save_weights(self.best)

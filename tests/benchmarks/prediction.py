@@ -22,7 +22,7 @@ def predict_rate() -> None:
     import tensorflow as tf
 
     from nucleus.data.synthetic import generated_image
-    from nucleus.model.heads import maps_of
+    from nucleus.model.architecture import maps_of
     from nucleus.model.instances import label_nuclei
     from nucleus.predict.source import array_source
 

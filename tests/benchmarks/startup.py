@@ -15,7 +15,7 @@ from nucleus.cli.progress_bars import TrainingDisplay
 steps = TrainingDisplay.on_steps_end
 def first(self, epoch, epochs, done, *more):
     if epoch == 0:
-        print("first step", time.time(), flush=True)
+        print("first step", time.time(), flush=True, file=sys.__stdout__)
     steps(self, epoch, epochs, done, *more)
 TrainingDisplay.on_steps_end = first
 from nucleus.cli.main import main

@@ -7,11 +7,13 @@ from typing import Any
 
 import click
 import cv2
+import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
 from nucleus.cli.main import _COMMANDS, cli
-from nucleus.data.synthetic import write_generated
+from nucleus.data.images import encode_png
+from nucleus.data.synthetic import generated_image, write_generated
 from nucleus.storage.bucket import Bucket
 from nucleus.storage.claims import claimed_folder
 from nucleus.storage.uri import S3Uri
@@ -132,6 +134,20 @@ def test_datasets_by_command(dozen: Path, here: Path, bucket_uri: S3Uri) -> None
     run = invoke("data", "verify", "dozen", "--json")
     assert run.exit_code == 1
     assert json.loads(run.stdout)["problems"][0].startswith(Path(key).name)
+
+
+def test_a_dataset_without_nuclei_by_command(here: Path) -> None:
+    for number in range(6):
+        for kind, pixels in (("images", generated_image(number, 48, 48)[0]), ("labels", np.zeros((48, 48), np.uint16))):
+            (here / "empty" / kind).mkdir(parents=True, exist_ok=True)
+            (here / "empty" / kind / f"{number}.png").write_bytes(encode_png(pixels))
+    run = invoke("data", "import", here / "empty", "none", "--json")
+    (warning,) = json.loads(run.stdout)["warnings"]
+    assert f"Warning: {warning}" in run.stderr.splitlines()
+    assert invoke("data", "import", here / "empty", "none").stderr.count(warning) == 1
+    refused = invoke("train", "demo", "--set", "dataset=none", "--set", "input.batch_size=2")
+    assert refused.exit_code == 1
+    assert "Expected nuclei in the split 'train'" in refused.stderr
 
 
 def test_store_by_command(tmp_path: Path) -> None:

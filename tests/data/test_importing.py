@@ -3,6 +3,7 @@ import os
 import re
 import shutil
 from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -10,7 +11,15 @@ import numpy as np
 import pytest
 
 from nucleus.data.cache import ShardCache
-from nucleus.data.dataset import Dataset, DatasetLocation, list_versions, locate_dataset, open_dataset, verify_dataset
+from nucleus.data.dataset import (
+    Dataset,
+    DatasetLocation,
+    check_has_nuclei,
+    list_versions,
+    locate_dataset,
+    open_dataset,
+    verify_dataset,
+)
 from nucleus.data.images import encode_png
 from nucleus.data.importing import SplitOptions, import_dataset
 from nucleus.data.shards import decode_record
@@ -133,6 +142,78 @@ def test_a_full_disk_ends_an_import(bucket_uri: S3Uri, dozen: Path, monkeypatch:
     monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(OutputError, match=r"nucleus-import-.*MiB are free.*TMPDIR"):
         import_dataset(dozen, bucket_uri / "d", SplitOptions())
+
+
+def write_pairs(folder: Path, nuclei: Callable[[int], bool], number: int = 12) -> Path:
+    """Images with labels; only those whose number is chosen have nuclei."""
+    for index in range(number):
+        image, labels = generated_image(index, 64, 64)
+        for kind, pixels in {"images": image, "labels": labels * nuclei(index)}.items():
+            path = folder / kind / f"{index}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(encode_png(pixels))
+    return folder
+
+
+def test_a_dataset_without_nuclei_is_told_and_not_trained_on(bucket_uri: S3Uri, tmp_path: Path) -> None:
+    uri = bucket_uri / "datasets" / "d"
+    source = write_pairs(tmp_path, lambda _: False)
+    for created in (True, False):  # also if the version is there already
+        imported = import_dataset(source, uri, SplitOptions())
+        assert imported.created == created
+        (warning,) = imported.warnings
+        assert "12 images" in warning
+    with pytest.raises(DataError, match="'train'"):
+        check_has_nuclei(imported.dataset)
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_a_split_without_nuclei_is_told(split: str, bucket_uri: S3Uri, tmp_path: Path) -> None:
+    source = write_pairs(tmp_path, lambda _: True)
+    splits = {
+        s.name: s.split for s in import_dataset(source, bucket_uri / "d", SplitOptions()).dataset.manifest.samples
+    }
+    write_pairs(tmp_path, lambda index: splits[str(index)] != split)
+    imported = import_dataset(source, bucket_uri / "d", SplitOptions())
+    assert {s.name: s.split for s in imported.dataset.manifest.samples} == splits
+    assert imported.dataset.manifest.splits_without_nuclei == [split]
+    assert any(f"split {split}" in warning for warning in imported.warnings)
+    if split == "test":
+        check_has_nuclei(imported.dataset)
+    else:
+        with pytest.raises(DataError, match=f"'{split}'"):
+            check_has_nuclei(imported.dataset)
+
+
+def test_the_content_of_masks_decides_not_their_folder(bucket_uri: S3Uri, tmp_path: Path) -> None:
+    scenes = [generated_image(number, 128, 128) for number in range(6)]
+    for folder, write in {
+        "labels": lambda truth: 255 * (truth > 0).astype(np.uint8),
+        "masks": lambda truth: truth,
+    }.items():
+        for number, (image, truth) in enumerate(scenes):
+            for kind, pixels in {"images": image, folder: write(truth)}.items():
+                path = tmp_path / f"in-{folder}" / kind / f"{number}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(encode_png(pixels))
+    binary = import_dataset(tmp_path / "in-labels", bucket_uri / "binary", SplitOptions())
+    labels = import_dataset(tmp_path / "in-masks", bucket_uri / "labels", SplitOptions())
+    assert any("binary mask where labels were expected" in warning for warning in binary.warnings)
+    assert labels.warnings == []
+    for sample in labels.dataset.manifest.samples:
+        assert sample.nuclei == scenes[int(sample.name)][1].max() > 1
+    for sample in binary.dataset.manifest.samples:
+        mask = (scenes[int(sample.name)][1] > 0).astype(np.uint8)
+        assert sample.nuclei == cv2.connectedComponents(mask)[0] - 1
+
+
+def test_masks_that_can_be_none_leave_their_images_out(bucket_uri: S3Uri, tmp_path: Path) -> None:
+    write_pairs(tmp_path, lambda _: True)
+    inverted = cv2.imread(str(tmp_path / "labels" / "3.png"), cv2.IMREAD_UNCHANGED) == 0
+    (tmp_path / "labels" / "3.png").write_bytes(encode_png(255 * inverted.astype(np.uint8)))
+    manifest = import_dataset(tmp_path, bucket_uri / "d", SplitOptions()).dataset.manifest
+    (item,) = manifest.left_out
+    assert (item.title, "inverted" in item.reason) == ("3", True)
 
 
 def test_notebook_layout_keeps_its_test_split(bucket_uri: S3Uri, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 
 from job import actor_pool
-from job.capacity import Capacity
+from job.cluster import Capacity
 from nucleus.errors import ImageError, JobError
 
 

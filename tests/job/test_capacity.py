@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from job.capacity import Capacity, check_capacity, resources_needed, shortage
+from job.cluster import Capacity, check_capacity, resources_needed, shortage
 from job.train import _waits_for
 from nucleus.config.recipe import Recipe
 from nucleus.config.settings import parse_recipe

@@ -20,6 +20,7 @@ from nucleus.cli.main import cli
 from nucleus.data.cache import ShardCache
 from nucleus.data.dataset import locate_dataset, open_dataset
 from nucleus.data.images import encode_png
+from nucleus.data.importing import SplitOptions, import_dataset
 from nucleus.data.synthetic import generated_image
 from nucleus.errors import DataError, JobError, WeightsError
 from nucleus.model.weight_files import load_model
@@ -31,6 +32,7 @@ from nucleus.registry.publish import publish
 from nucleus.registry.versions import list_versions
 from nucleus.runs.plan import load_plan
 from nucleus.tracking.wandb_run import offline_files
+from tests.data.test_importing import write_pairs
 from tests.tracking.offline_log import logged_artifacts, records, rows_of_run
 from tests.tracking.wandb_server import wandb_server
 from tests.whole_way import Recorder, Trained, assert_same_labels, assert_same_scores, recipe_for
@@ -258,8 +260,12 @@ def test_bad_runs_end_before_they_begin(trained: Trained, tmp_path: Path) -> Non
         train(recipe_for(uri, tmp_path, workers=4, cpus_per_worker=4), RunOptions(run="too-large"))
     with pytest.raises(DataError, match=r"\b64\b"):
         train(recipe_for(uri, tmp_path, input={"crop": 64, "batch_size": 64}), RunOptions(run="too-small"))
+    empty = write_pairs(tmp_path / "empty", lambda _: False)
+    import_dataset(empty, uri / "datasets" / "empty", SplitOptions())
+    with pytest.raises(DataError, match="nuclei in the split 'train'"):
+        train(recipe_for(uri, tmp_path, dataset="empty"), RunOptions(run="too-empty"))
     assert list_versions(trained.bucket, "tiny") == [1]
-    assert not {"too-large", "too-small"} & set(trained.bucket.folders("runs"))  # their names are free
+    assert not {"too-large", "too-small", "too-empty"} & set(trained.bucket.folders("runs"))  # their names are free
 
 
 def test_one_worker_publishes_the_same_bytes_as_two(trained: Trained, tmp_path: Path) -> None:

@@ -8,7 +8,15 @@ from scipy.optimize import linear_sum_assignment
 
 from nucleus.data.images import Kind
 from nucleus.metrics.nuclei import SIZES, THRESHOLDS, MatchCounts, find_mistakes, match_nuclei, pair_labels
-from nucleus.metrics.scores import ImageScores, PixelCounts, ScoreSums, count_pixels, score_labels
+from nucleus.metrics.scores import (
+    HEADLINES,
+    ImageScores,
+    PixelCounts,
+    ScoreSums,
+    count_pixels,
+    score_cells,
+    score_labels,
+)
 
 STARDIST = json.loads((Path(__file__).parent / "stardist_metrics.json").read_text())
 
@@ -216,7 +224,41 @@ def test_no_recall_without_nuclei() -> None:
     sums = ScoreSums()
     sums.add(Kind.STAIN, scores_of(np.zeros((2, 2), int), np.zeros((2, 2), int)))
     assert not any(name.startswith("recall") for name in sums.scores())
-    assert np.isfinite(list(sums.scores().values())).all()
+
+
+@pytest.mark.parametrize("predicted", [np.zeros((4, 4), int), np.eye(4, dtype=int)])
+def test_scores_of_images_without_nuclei_are_undefined(predicted: NDArray[np.int64]) -> None:
+    empty = np.zeros((4, 4), int)
+    sums = ScoreSums()
+    for _ in range(3):
+        sums.add(Kind.STAIN, scores_of(empty, predicted, loss=2.0))
+    extra = int(predicted.max())
+    scores = sums.scores()
+    defined = {name: value for name, value in scores.items() if value is not None}
+    assert defined == {
+        "loss": 2.0,
+        "count_error": extra,
+        "nuclei_true": 0,
+        "nuclei_predicted": 3 * extra,
+        "nuclei_missed": 0,
+        "nuclei_extra": 3 * extra,
+        "nuclei_merged": 0,
+        "nuclei_split": 0,
+        **{f"nuclei_true_{size}": 0 for size in SIZES},
+    }
+    assert {key for key, _ in HEADLINES} | {"f1_50", "pq_50", "pooled_map", "pooled_iou"} <= set(scores) - set(defined)
+    cells = score_cells({"test": sums.report()})
+    assert [row[:3] for row in cells] == [("test", "all", "3"), ("test", "stain", "3")]
+    assert {cell for row in cells for cell in row[3:]} == {"undefined"}
+
+
+def test_an_image_without_nuclei_counts_beside_others() -> None:
+    one, empty = np.array([[1, 1], [1, 1]]), np.zeros((2, 2), int)
+    sums = ScoreSums()
+    sums.add(Kind.STAIN, scores_of(one, empty))
+    sums.add(Kind.DARK_FIELD, scores_of(empty, empty))
+    report = sums.report()
+    assert (report["all"]["map"], report["stain"]["map"], report["dark-field"]["map"]) == (0.5, 0, None)
 
 
 @pytest.mark.parametrize("workers", [2, 3])

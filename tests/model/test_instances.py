@@ -4,8 +4,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from nucleus.data.synthetic import generated_image
-from nucleus.model.architecture import InstanceSettings
-from nucleus.model.heads import Maps
+from nucleus.model.architecture import InstanceSettings, Maps
 from nucleus.model.instances import label_nuclei
 
 

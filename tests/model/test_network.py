@@ -16,8 +16,7 @@ from nucleus.data.sampling import epoch_plan
 from nucleus.data.shards import ShardFile, encode_record, write_shard
 from nucleus.data.synthetic import generated_image
 from nucleus.errors import IntegrityError, ModelError, WeightsError
-from nucleus.model.architecture import ModelConfig, read_model_config
-from nucleus.model.heads import activations, logits_of, maps_of
+from nucleus.model.architecture import ModelConfig, activations, logits_of, maps_of, read_model_config
 from nucleus.model.losses import distance_targets, image_losses, pixel_classes
 from nucleus.model.tiling import Region, TiledNetwork, axis_tiles, reflect_indices
 from nucleus.model.unet import build_unet, calibrate_encoder, decoder_variables, encoder_of, encoder_variables

@@ -167,13 +167,27 @@ def test_nothing_found_and_nothing_there() -> None:
     empty = {"nuclei_true": 0, "nuclei_predicted": 0, "nuclei_missed": 0, "nuclei_extra": 0, "nuclei_merged": 0}
     metrics = {"test": {"all": scores(9, ap=0.0, sizes=(0, 0, 0, 0), nuclei_split=0, **empty)}}
     limits = section(card_of(origin(metrics)), "Where it fails")
-    assert "These images contain no nuclei." in limits
+    assert (
+        "These images contain no nuclei, so their scores are undefined. The model outlined 0 nuclei in them" in limits
+    )
     assert "| all | 9 | 0 | – |" in limits
     missed = {"nuclei_predicted": 0, "nuclei_missed": 100, "nuclei_extra": 0, "nuclei_merged": 0, "nuclei_split": 0}
     limits = section(card_of(origin({"test": {"all": scores(9, ap=0.0, **missed)}})), "Where it fails")
     assert "0.0 % were found one for one, 100.0 % were missed" in limits
     assert "are extra" not in limits
     assert "AP falls" not in limits
+
+
+def test_undefined_scores_are_named() -> None:
+    undefined = dict.fromkeys((key for key, _ in HEADLINES))
+    nothing = {"nuclei_true": 0, "nuclei_predicted": 8, "nuclei_missed": 0, "nuclei_merged": 0, "nuclei_split": 0}
+    empty = scores(9, sizes=(0, 0, 0, 0)) | nothing | undefined
+    card = card_of(origin({"test": {"all": empty, "stain": empty}}))
+    assert "model-index" not in card
+    assert "| test | stain | 9 | " + " | ".join(["undefined"] * len(HEADLINES)) in section(card, "Metrics")
+    assert "The model outlined 8 nuclei in them" in section(card, "Where it fails")
+    some = card_of(origin({"test": {"all": scores(30), "dark-field": scores(21), "stain": empty}}))
+    assert "It is weakest on" not in some, "one kind with a score is compared with none"
 
 
 @pytest.mark.parametrize(

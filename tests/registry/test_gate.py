@@ -25,8 +25,9 @@ def released(bucket: Bucket, tmp_path: Path) -> Callable[..., ModelManifest]:
     folder.mkdir()
     (folder / "model.json").write_text("{}")
 
-    def release(score: float | None, dataset: str = HERE) -> ModelManifest:
-        metrics = {} if score is None else {"test": {"all": {"map": score, "images": 5.0}}}
+    def release(score: float | None, dataset: str = HERE, **others: float | None) -> ModelManifest:
+        scores = {} if score is None else {"map": score, "images": 5.0}
+        metrics = {"test": {"all": scores | others}} if scores or others else {}
         weights = EncoderWeightsOrigin(source="none", sha256=None)
         origin = Origin(
             run="r",
@@ -46,7 +47,9 @@ def never(manifest: ModelManifest) -> float:
     raise AssertionError(f"version {manifest.version} was scored on this test split already")
 
 
-def judged(bucket: Bucket, manifest: ModelManifest, rescore: Callable[[ModelManifest], float] = never) -> GateDecision:
+def judged(
+    bucket: Bucket, manifest: ModelManifest, rescore: Callable[[ModelManifest], float | None] = never
+) -> GateDecision:
     return pass_gate(bucket, manifest, "production", "map", rescore)
 
 
@@ -103,6 +106,43 @@ def test_other_datasets_are_scored_again(bucket: Bucket, released: Callable[...,
 def test_without_test_images_nothing_passes(bucket: Bucket, released: Callable[..., ModelManifest]) -> None:
     assert not judged(bucket, released(None)).passed
     assert meant(bucket) is None
+
+
+def test_an_undefined_score_never_passes(bucket: Bucket, released: Callable[..., ModelManifest]) -> None:
+    undefined = {"map": None, "images": 5.0, "nuclei_true": 0.0}
+    decision = judged(bucket, released(None, **undefined))
+    assert (decision.passed, decision.score, meant(bucket)) == (False, None, None)
+    assert "no test image has a nucleus" in decision.reason
+    # What earlier versions of this package recorded where there was nothing to find.
+    assert not judged(bucket, released(1.0, nuclei_true=0.0)).passed
+    assert not judged(bucket, released(None, images=5.0)).passed, "the metric is missing"
+    assert meant(bucket) is None
+    assert judged(bucket, released(0.2, nuclei_true=40.0)).passed
+    assert not judged(bucket, released(None, **undefined)).passed
+    assert meant(bucket) == 4
+
+
+@pytest.mark.parametrize("recorded", [None, 1.0])
+def test_a_version_with_an_undefined_score_is_scored_again(
+    bucket: Bucket, released: Callable[..., ModelManifest], recorded: float | None
+) -> None:
+    released(recorded, images=5.0, nuclei_true=0.0)
+    move_alias(bucket, "m", "production", 1)
+    decision = judged(bucket, released(0.4), lambda _: 0.3)
+    assert (decision.passed, decision.incumbent_score) == (True, 0.3)
+    for unknown in (None, float("nan")):
+        move_alias(bucket, "m", "production", 1)
+        decision = judged(bucket, released(0.9), lambda _, found=unknown: found)
+        assert (decision.passed, meant(bucket)) == (False, 1)
+        assert "version 1 could not be scored" in decision.reason
+
+
+def test_a_manifest_with_nan_passes_nothing(bucket: Bucket, released: Callable[..., ModelManifest]) -> None:
+    manifest = released(0.5)
+    metrics = {"test": {"all": {"map": float("nan"), "images": 5.0, "nuclei_true": 9.0}}}
+    origin = manifest.origin.model_copy(update={"metrics": metrics})
+    decision = judged(bucket, manifest.model_copy(update={"origin": origin}))
+    assert (decision.passed, meant(bucket)) == (False, None)
 
 
 def test_a_decision_that_was_cut_short_is_finished(bucket: Bucket, released: Callable[..., ModelManifest]) -> None:

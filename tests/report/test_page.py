@@ -16,6 +16,7 @@ import pytest
 
 from nucleus.config.settings import parse_recipe
 from nucleus.data.images import encode_png
+from nucleus.metrics.scores import HEADLINES, MISTAKES
 from nucleus.pictures import MISTAKE_COLOURS
 from nucleus.report.drawing import svg_of
 from nucleus.report.figures import timing_panel
@@ -362,6 +363,18 @@ def test_what_a_run_lacks_is_said(
     text = Page(render_page(tmp_path, make_record(**record), make_dataset(**dataset))).text
     for part in said:
         assert part in text, part
+
+
+def test_undefined_scores_are_said(tmp_path: Path) -> None:
+    scores = make_record().metrics["test"]["all"]
+    counts = {"nuclei_true": 0.0, "nuclei_predicted": 7.0, **dict.fromkeys(MISTAKES, 0.0), "nuclei_extra": 7.0}
+    empty = {**dict.fromkeys(scores), "loss": 0.5, "images": 24.0, **counts}
+    metrics = {"val": make_record().metrics["val"], "test": {"all": empty, "stain": empty}}
+    text = Page(render_page(tmp_path, make_record(metrics=metrics), make_dataset(source="stage1_train.zip"))).text
+    assert "there is no nucleus, so the scores are undefined. The model outlined 7 nuclei there." in text
+    assert "No test image has a nucleus: the quality of the model on new images is unknown." in text
+    assert "test all kinds 24 " + " ".join(["undefined"] * len(HEADLINES)) in text
+    assert "None" not in text
 
 
 def test_few_test_images_are_a_warning(tmp_path: Path) -> None:

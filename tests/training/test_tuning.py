@@ -13,7 +13,7 @@ from nucleus.data.synthetic import generated_image
 from nucleus.model.architecture import InstanceSettings, ModelConfig
 from nucleus.predict.model import ImageValues, Model
 from nucleus.predict.source import ImageSource
-from nucleus.training.tuning import tune_instances
+from nucleus.training.validation import tune_instances
 
 CONFIG = ModelConfig(
     encoder="mobilenet_v2",

@@ -20,7 +20,7 @@ from nucleus.config.settings import parse_recipe
 from nucleus.data.cache import ShardCache
 from nucleus.data.dataset import locate_dataset, open_dataset
 from nucleus.data.synthetic import generated_image
-from nucleus.model.heads import activations
+from nucleus.model.architecture import activations
 from nucleus.model.unet import decoder_variables
 from nucleus.predict.evaluation import PredictedImage
 from nucleus.training.callbacks import AugmentedImage, Callback, Signal, Signals
