@@ -123,10 +123,9 @@ def intensity_sample(pixels: NDArray[Any], every: int = 1, name: str = "image") 
         raise ImageError(f"Expected finite values in {name}; found NaN or infinity. Replace them first.")
     if (pixels == pixels[..., :1]).all():  # grey
         pixels = pixels[..., :1]
-    blocks = _blocks(pixels)
-    step = max(every * every, -(-len(blocks) // _MOST_BLOCKS))
-    values = _without_hot_pixels(pixels)[::every, ::every]
-    return IntensitySample(pixels[::every, ::every], values, blocks[::step], every * every)
+    return IntensitySample(
+        pixels[::every, ::every], _without_hot_pixels(pixels, every), _blocks(pixels, every), every * every
+    )
 
 
 def joined_samples(samples: Iterable[IntensitySample]) -> IntensitySample:
@@ -305,21 +304,27 @@ def _low_of_dark_nuclei(sample: IntensitySample, noise: float) -> float:
     return _nearest_rank(dark[nuclei], 100 - _FOREGROUND_PERCENT)
 
 
-def _without_hot_pixels(pixels: NDArray[Any]) -> NDArray[Any]:
-    """Return the median of 3 x 3 px, per channel."""
+def _without_hot_pixels(pixels: NDArray[Any], every: int) -> NDArray[Any]:
+    """Return the median of 3 x 3 px, per channel, of every k-th pixel by row and column."""
     if pixels.dtype == np.bool_:
-        return pixels
+        return pixels[::every, ::every]
     if pixels.dtype not in (np.uint8, np.uint16, np.float32):  # OpenCV has no median of other types
-        offset = pixels.min()
-        near = (pixels.astype(np.float64) - np.float64(offset)).astype(np.float32)
-        return _without_hot_pixels(near).astype(np.float64) + np.float64(offset)
-    return np.stack([cv2.medianBlur(np.ascontiguousarray(each), 3) for each in np.moveaxis(pixels, 2, 0)], axis=2)
+        offset = np.float64(pixels.min())
+        near = (pixels.astype(np.float64) - offset).astype(np.float32)
+        return _without_hot_pixels(near, every).astype(np.float64) + offset
+    channels = (np.ascontiguousarray(channel) for channel in np.moveaxis(pixels, 2, 0))
+    return np.stack([cv2.medianBlur(channel, 3)[::every, ::every] for channel in channels], axis=2)
 
 
-def _blocks(pixels: NDArray[Any]) -> NDArray[Any]:
-    """Return the blocks of 8 x 8 px (smaller in smaller images) of each channel, N x pixels of a block."""
+def _blocks(pixels: NDArray[Any], every: int) -> NDArray[Any]:
+    """Return blocks of 8 x 8 px (smaller in smaller images) of each channel, N x pixels of a block.
+
+    Of large images it is every k-th block by row and column, at most about `_MOST_BLOCKS`.
+    """
     height, width, channels = pixels.shape
     rows, columns = min(BLOCK, height), min(BLOCK, width)
     whole = pixels[: height // rows * rows, : width // columns * columns]
     divided = whole.reshape(height // rows, rows, width // columns, columns, channels)
-    return divided.transpose(0, 2, 4, 1, 3).reshape(-1, rows * columns)
+    count = divided.shape[0] * divided.shape[2] * channels
+    step = max(every, round((count / _MOST_BLOCKS) ** 0.5))
+    return divided[::step, :, ::step].transpose(0, 2, 4, 1, 3).reshape(-1, rows * columns)
