@@ -31,7 +31,7 @@ def loop(config):
     tf.config.threading.set_intra_op_parallelism_threads(1)
     tf.config.threading.set_inter_op_parallelism_threads(2)
     import keras
-    from nucleus.config.recipe import parse_recipe
+    from nucleus.config.settings import parse_recipe
     from nucleus.model.architecture import config_of_recipe
     from nucleus.model.unet import build_unet, decoder_variables
     import ray.train
