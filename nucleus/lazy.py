@@ -1,7 +1,8 @@
 """Lazy imports of heavy libraries: imported at first use, without the log messages of their native code.
 
 TensorFlow takes seconds to import, and most commands do not need it. A module that does has
-`from nucleus.lazy import tf` at its top; TensorFlow is imported when the module first uses an attribute. With
+`from nucleus.lazy import tf` at its top; TensorFlow is imported when the module first uses an attribute. scikit-image
+and SciPy are here because each worker of a run would import them before its first step, and needs them later. With
 `from __future__ import annotations` its types can be used in annotations.
 """
 
@@ -20,10 +21,12 @@ from nucleus.surroundings import provide_folders
 if TYPE_CHECKING:
     import keras
     import pandas
+    import skimage
     import tensorflow as tf
     import wandb
+    from scipy import ndimage
 
-__all__ = ["keras", "pandas", "stderr_without", "tf", "wandb"]
+__all__ = ["keras", "ndimage", "pandas", "skimage", "stderr_without", "tf", "wandb"]
 
 _REMARKS = rb"^(WARNING: All log messages before absl|[IW]0000 |To enable the following instructions)"
 
@@ -80,3 +83,4 @@ def stderr_without(remark: bytes) -> Iterator[int]:
 
 if not TYPE_CHECKING:
     keras, pandas, tf, wandb = (_LazyModule(name) for name in ("keras", "pandas", "tensorflow", "wandb"))
+    ndimage, skimage = (_LazyModule(name) for name in ("scipy.ndimage", "skimage"))

@@ -7,12 +7,12 @@ from typing import Any
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from skimage.segmentation import find_boundaries
 
 from nucleus.data.cache import ShardCache
 from nucleus.data.dataset import Dataset
 from nucleus.data.images import Kind, RgbImage
 from nucleus.data.reader import images_of_split
+from nucleus.lazy import skimage
 from nucleus.metrics.nuclei import Mistakes, find_mistakes
 
 __all__ = [
@@ -54,7 +54,7 @@ _ACROSS = 2
 def draw_outlines(image: RgbImage, labels: NDArray[np.integer], colour: tuple[int, int, int] = YELLOW) -> RgbImage:
     """Return a copy of an image (H x W x 3) with the inner outline of each label (H x W) in `colour`, RGB."""
     drawn = image.copy()
-    drawn[find_boundaries(labels, mode="inner")] = colour
+    drawn[skimage.segmentation.find_boundaries(labels, mode="inner")] = colour
     return drawn
 
 
@@ -150,7 +150,7 @@ def draw_mistakes(
         (truth, mistakes.split, "split"),
     ):
         shown = labels if chosen is None else np.where(np.isin(labels, list(chosen)), labels, 0)
-        drawn[find_boundaries(shown, mode="inner")] = MISTAKE_COLOURS[name]
+        drawn[skimage.segmentation.find_boundaries(shown, mode="inner")] = MISTAKE_COLOURS[name]
     return drawn
 
 

@@ -6,10 +6,10 @@ from typing import Any
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from skimage.measure import label as equal_areas
 
 from nucleus.data.images import StoredImage
 from nucleus.errors import ImageError
+from nucleus.lazy import skimage
 
 __all__ = ["SIMILAR_AREA", "SPECK_AREA", "MaskContent", "border_of", "content_of"]
 
@@ -215,7 +215,7 @@ class _Areas:
     def of(cls, levels: _Levels) -> "_Areas":
         """Measure the areas of all values."""
         numbers = levels.numbers
-        areas = equal_areas(numbers, background=0, connectivity=2)
+        areas = skimage.measure.label(numbers, background=0, connectivity=2)
         sizes = np.bincount(areas.ravel())
         owner = np.zeros(len(sizes), np.int64)
         owner[areas.ravel()] = numbers.ravel()

@@ -3,9 +3,8 @@
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
-from skimage.segmentation import watershed
 
+from nucleus.lazy import ndimage, skimage
 from nucleus.model.architecture import InstanceSettings, Maps
 
 __all__ = ["kept_labels", "label_nuclei", "nucleus_mask"]
@@ -71,7 +70,7 @@ def _divided(
     if not several.any():
         return components
     crowded = several[components]
-    divided = watershed(-interior, markers=np.where(crowded, seeds, 0), mask=crowded)
+    divided = skimage.segmentation.watershed(-interior, markers=np.where(crowded, seeds, 0), mask=crowded)
     # Numbers of undivided components come after those of the seeds.
     return np.where(crowded, divided, np.where(components > 0, components + numbers[-1], 0)).astype(np.int32)
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from skimage.measure import regionprops_table
 
+from nucleus.lazy import skimage
 from nucleus.predict.blocks import AssembledLabels, LabelledBlock
 from nucleus.predict.source import ImageSource
 
@@ -89,7 +89,7 @@ def measure_nuclei(
         None if the pixel size is unknown.
     """
     properties = sorted({key.partition("-")[0] for key in _PROPERTIES})
-    table = regionprops_table(labels, properties=properties)
+    table = skimage.measure.regionprops_table(labels, properties=properties)
     numbers = table["label"]
     sums = _integrated(pixels, labels)[numbers]
     edge = _labels_at_edge(frame, labels)
