@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from nucleus.config.recipe import NormalizationOptions
 from nucleus.data.images import encode_png
 from nucleus.data.normalization import normalize
+from nucleus.data.synthetic import generated_image
 from nucleus.errors import ImageError, ModelError
 from nucleus.model.architecture import InstanceSettings, ModelConfig
 from nucleus.model.tiling import Region
@@ -341,7 +342,8 @@ def test_scaled_images_are_normalised_by_the_whole_image() -> None:
     image = ScaledImage(array_source(pixels), options)
     assert (image.read(slice(10, 40), slice(5, 60)) == normalize(pixels, options)[10:40, 5:60]).all()
     assert (image.rgb(slice(0, 9), slice(0, 9)) == pixels[:9, :9]).all()
-    deep = ScaledImage(array_source(pixels[..., :1].astype(np.uint16) * 100), options)
+    nuclei = generated_image(0, 90, 80)[0][..., :1].astype(np.uint16) * 100
+    deep = ScaledImage(array_source(nuclei), options)
     assert deep.read(slice(0, 90), slice(0, 80)).max() == 255
 
 
