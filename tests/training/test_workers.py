@@ -158,7 +158,8 @@ def free_ports(count: int, first: int) -> range:
 
 
 def test_sgd_gives_the_same_weights(found: Found) -> None:
-    for name, steps, world, tolerance in (("decoder", 20, 2, 1e-5), ("whole", 1, 2, 1e-6), ("whole", 1, 3, 1e-6)):
+    """Up to the rounding of sums over a batch, which the images and the CPU decide; the next test is about bits."""
+    for name, steps, world, tolerance in (("decoder", 20, 2, 1e-5), ("whole", 1, 2, 5e-6), ("whole", 1, 3, 5e-6)):
         losses = [found.by_rank[count][0]["losses"][name][0] for count in (1, world)]
         assert losses[1] == pytest.approx(losses[0], rel=1e-5)
         for alone, together in zip(found.weights(name, 1, steps), found.weights(name, world, steps), strict=True):
