@@ -23,6 +23,7 @@ from .images import Kind as Kind
 from .images import StoredImage as StoredImage
 from .images import check_colours as check_colours
 from .images import decode_image as decode_image
+from .images import decode_pixels as decode_pixels
 from .images import encode_png as encode_png
 from .images import kind_of as kind_of
 from .images import open_pixels as open_pixels

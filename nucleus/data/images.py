@@ -1,4 +1,4 @@
-"""Images and masks in files: stored values, images of any depth as 8-bit RGB, masks as labels; and kinds of images."""
+"""Image files: their stored values, and images of any depth as 8-bit RGB; and kinds of images."""
 
 import re
 from collections.abc import Iterable
@@ -23,6 +23,7 @@ __all__ = [
     "StoredImage",
     "check_colours",
     "decode_image",
+    "decode_pixels",
     "encode_png",
     "kind_of",
     "open_pixels",
@@ -152,14 +153,19 @@ def _stored(file: PixelFile) -> StoredImage:
 
 
 def decode_image(data: bytes, name: str) -> RgbImage:
-    """Decode an image file to RGB as eyes see it, H x W x 3, uint8.
+    """Decode an image file to RGB (`decode_pixels`). Raises `ImageError`."""
+    return decode_pixels(open_pixels(data, name))
+
+
+def decode_pixels(file: PixelFile) -> RgbImage:
+    """Decode an opened image file to RGB as eyes see it, H x W x 3, uint8.
 
     Palettes are applied, white is high, alpha and extra channels are left out; see `rgb8` for other depths.
 
     Raises:
         ImageError: The file is not a single grey or RGB image, or is damaged.
     """
-    file = open_pixels(data, name)
+    name = file.name
     if file.several is not None:
         raise ImageError(file.several)
     if file.choose:

@@ -27,7 +27,7 @@ from nucleus.data.dataset import (
     content_version,
     read_manifest,
 )
-from nucleus.data.images import Kind, decode_image, kind_of, open_pixels
+from nucleus.data.images import Kind, decode_pixels, kind_of, open_pixels
 from nucleus.data.layouts import Annotated, MaskForm, find_images
 from nucleus.data.masks import MaskFacts, MaskLabels, labels_from_mask, labels_from_masks, mask_warnings
 from nucleus.data.sampling import shard_count, stored_order
@@ -180,10 +180,10 @@ def _prepare(source: Source, annotated: Annotated, spooled: Path) -> _Prepared:
         raise ImageError(annotated.problem)
     if not annotated.masks:
         raise ImageError(f"Expected a mask for {annotated.image}; found none.")
-    data = source.read(annotated.image)
-    image = decode_image(data, annotated.image)
+    file = open_pixels(source.read(annotated.image), annotated.image)
+    image = decode_pixels(file)
     height, width = image.shape[:2]
-    masks = _labels(source, annotated, (height, width), open_pixels(data, annotated.image).facts.orientation)
+    masks = _labels(source, annotated, (height, width), file.facts.orientation)
     # The name is unknown until all titles have been read, so it is filled in later.
     spooled.write_bytes(encode_record("", image, masks.labels))
     return _Prepared(

@@ -283,12 +283,12 @@ def _debris_and_foreground(bright: Floats, noise: float, area: int) -> tuple[NDA
 def _peak_of_debris(peaks: Floats, noise: float) -> float:
     """Return the lowest peak of the objects that are debris; infinity if there are none."""
     ordered = np.sort(peaks)
-    for below in range(1, len(ordered)):
-        ours, next_higher, above = ordered[below - 1], ordered[below], len(ordered) - below
-        few = above == 1 or 2 * above <= below
-        if few and ours >= _CLEAR_OF_NOISE * noise and next_higher >= _DEBRIS_FACTOR * ours:
-            return float(next_higher)
-    return np.inf
+    ours, next_higher = ordered[:-1], ordered[1:]
+    below = np.arange(1, len(ordered))
+    above = len(ordered) - below
+    few = (above == 1) | (2 * above <= below)
+    gaps = next_higher[few & (ours >= _CLEAR_OF_NOISE * noise) & (next_higher >= _DEBRIS_FACTOR * ours)]
+    return float(gaps[0]) if len(gaps) else np.inf
 
 
 def _low_of_dark_nuclei(sample: IntensitySample, noise: float) -> float:

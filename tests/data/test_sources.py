@@ -13,14 +13,7 @@ import pytest
 from nucleus.data.layouts import find_images
 from nucleus.data.sources import is_hidden, list_folder, open_source
 from nucleus.errors import DataError, ImageError
-
-
-def make(folder: Path, *names: str) -> Path:
-    for name in names:
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(b"x")
-    return folder
+from tests.data.test_layouts import make
 
 
 def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
