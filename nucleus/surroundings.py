@@ -42,6 +42,10 @@ __all__ = [
 
 CACHE_VARIABLE = "XDG_CACHE_HOME"
 """Environment variable of the folder for caches; this project's folder `nucleus` is in it."""
+COMMIT_VARIABLE = "WANDB_GIT_COMMIT"
+"""W&B's variable for the commit of code outside a git clone, such as in a job or an image."""
+
+PACKAGES = ("nucleus", "ray", "tensorflow", "keras")
 _NAME = "nucleus"
 _HOME = "HOME"
 _CHANGE = f"To choose another folder, run: export {CACHE_VARIABLE}=DIR"
@@ -247,12 +251,6 @@ def _exempted() -> list[str]:
     """Return the hosts that NO_PROXY and no_proxy name."""
     text = ",".join(os.environ.get(name, "") for name in ("no_proxy", "NO_PROXY"))
     return list(dict.fromkeys(host.strip() for host in text.split(",") if host.strip()))
-
-
-COMMIT_VARIABLE = "WANDB_GIT_COMMIT"
-"""W&B's variable for the commit of code outside a git clone, such as in a job or an image."""
-
-PACKAGES = ("nucleus", "ray", "tensorflow", "keras")
 
 
 def installed_versions() -> dict[str, str]:

@@ -22,13 +22,12 @@ if TYPE_CHECKING:
     from nucleus.predict.model import PredictionOptions
     from nucleus.registry.manifest import ModelManifest
 
-__all__ = [
-    "evaluate",
-    "predict",
-]
+__all__ = ["evaluate", "predict"]
 
 _POSITIVE = click.FloatRange(0, min_open=True)
 _BUCKET = "s3://"
+_IMAGE_SCORES = (("ap_50", "AP.5"), ("map", "mAP"), ("iou", "IoU"), ("dice", "Dice"), ("accuracy", "accuracy"))
+_WORST = 12
 
 
 @dataclass(frozen=True)
@@ -174,10 +173,6 @@ def _print(
 def _check(failures: Mapping[str, str], images: int) -> None:
     if failures:
         raise NucleusError(f"{len(failures)} of {images} images could not be read: see above.")
-
-
-_IMAGE_SCORES = (("ap_50", "AP.5"), ("map", "mAP"), ("iou", "IoU"), ("dice", "Dice"), ("accuracy", "accuracy"))
-_WORST = 12
 
 
 @click.command()

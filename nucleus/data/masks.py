@@ -26,6 +26,8 @@ _MOST = 0.5
 """Something that covers more than this fraction of an image and of its border is the background."""
 _FEW_SPECKS = 10
 _UPRIGHT = 1
+_COVERED = 0.9
+_IMAGES = "image"
 
 MaskFile = tuple[str, bytes]
 """Name and content of a mask file."""
@@ -175,10 +177,6 @@ def _check_size(mask: StoredImage, shape: tuple[int, int], name: str, orientatio
 def _check_count(count: int, name: str) -> None:
     if count > _MAX_LABELS:
         raise ImageError(f"Expected at most {_MAX_LABELS} nuclei in one image ({name}). Cut it into tiles first.")
-
-
-_COVERED = 0.9
-_IMAGES = "image"
 
 
 @dataclass(frozen=True)

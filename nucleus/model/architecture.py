@@ -41,6 +41,7 @@ __all__ = [
 MODEL_FORMAT = 3
 _READABLE_SINCE = "0.3.0"
 """Oldest version of this package that reads `MODEL_FORMAT`."""
+_SMALLEST = 1e-7
 
 CHANNELS: dict[Heads, tuple[str, ...]] = {
     "border": ("background", "body", "border"),
@@ -138,9 +139,6 @@ def read_model_config(data: bytes, where: str) -> ModelConfig:
         error=ModelError,
         oldest=2,
     )
-
-
-_SMALLEST = 1e-7
 
 
 @dataclass(frozen=True)

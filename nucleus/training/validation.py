@@ -39,6 +39,18 @@ RANKED_IMAGES = 12
 """Number of best images, and of worst images, that a run keeps."""
 _IOU_WEIGHT = 1e-3
 """Weight of the mask's IoU in the ranking, which decides between images of equal mAP, such as 0 or 1."""
+_ROUNDS: tuple[dict[str, tuple[float, ...]], ...] = (
+    {"mask_threshold": (0.5, 0.4, 0.45, 0.55, 0.6, 0.65), "seed_threshold": (0.5, 0.4, 0.6, 0.7, 0.8)},
+    {"min_score": (0.8, 0.0, 0.7, 0.75, 0.85, 0.875, 0.9), "min_area": (20, 10, 15, 30, 45, 60)},
+)
+"""Settings that are tuned together, and their candidate values; on a tie, earlier values win."""
+_AS_GOOD = 0.005
+"""Largest difference of mAP between equally good settings, among which the IoU of the mask decides. Training the same
+recipe twice gives such differences too."""
+_MOST_IMAGES = 256
+"""Number of images to tune on, at most, over all workers."""
+_LARGEST_DIAMETER = 1024
+"""Number of bins for diameters, px; larger diameters count in the last bin."""
 
 
 def score_images(predicted: Iterable[PredictedImage], workers: Workers) -> ScoreSums:
@@ -101,20 +113,6 @@ class ImageRanking:
             for number in numbers
             if int(number) in self._kept
         ]
-
-
-_ROUNDS: tuple[dict[str, tuple[float, ...]], ...] = (
-    {"mask_threshold": (0.5, 0.4, 0.45, 0.55, 0.6, 0.65), "seed_threshold": (0.5, 0.4, 0.6, 0.7, 0.8)},
-    {"min_score": (0.8, 0.0, 0.7, 0.75, 0.85, 0.875, 0.9), "min_area": (20, 10, 15, 30, 45, 60)},
-)
-"""Settings that are tuned together, and their candidate values; on a tie, earlier values win."""
-_AS_GOOD = 0.005
-"""Largest difference of mAP between equally good settings, among which the IoU of the mask decides. Training the same
-recipe twice gives such differences too."""
-_MOST_IMAGES = 256
-"""Number of images to tune on, at most, over all workers."""
-_LARGEST_DIAMETER = 1024
-"""Number of bins for diameters, px; larger diameters count in the last bin."""
 
 
 def tune_instances(
