@@ -20,7 +20,6 @@ from nucleus.lazy import tf
 from nucleus.registry.encoder_weights import WEIGHTS, list_weights
 from nucleus.registry.manifest import MODELS
 from nucleus.storage.bucket import Bucket, check_conditional_writes
-from nucleus.storage.s3_errors import endpoint
 from nucleus.storage.uri import bucket_from_environment
 from nucleus.surroundings import CACHE_VARIABLE, PACKAGES, find_cache, installed_versions
 from nucleus.tracking.failover import check_tracking, server_problem, tracking_mode
@@ -211,7 +210,7 @@ def check_storage() -> Iterator[Finding]:
         yield failed(_BUCKET, error)
         yield from (skipped(check, _BUCKET) for check in (_CLOCK, _CONDITIONS, _WEIGHTS))
         return
-    yield Finding(_BUCKET, "ok", f"{bucket.uri} at {endpoint()}")
+    yield Finding(_BUCKET, "ok", f"{bucket.uri} at {bucket.endpoint}")
     yield _clock(ahead)
     yield _conditional_writes(bucket)
     yield _weights(bucket)

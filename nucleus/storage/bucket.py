@@ -2,53 +2,54 @@
 
 Writes are single requests, so that readers see an object before or after a write but never a part of it. Upload
 progress comes from boto3's transfer module, which distinguishes sending a body from reading it for the signature.
+A download that breaks off goes on where it was.
 """
 
-import hashlib
 import secrets
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from email.utils import mktime_tz, parsedate_tz
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 from nucleus.errors import (
+    AccessDeniedError,
     ConditionalWritesError,
     IntegrityError,
     ObjectExistsError,
     ObjectNotFoundError,
+    StorageError,
     UnavailableError,
     UncertainWriteError,
-    UnreachableError,
 )
 from nucleus.progress import Advance, no_progress
-from nucleus.storage.bulk import BulkReader
+from nucleus.storage.answers import Download, ListingCheck, check_received
+from nucleus.storage.client import Connection, body_of
 from nucleus.storage.files import atomic_path
-from nucleus.storage.retries import ask_briefly, ask_patiently, seconds_of_silence
-from nucleus.storage.s3_errors import endpoint, explained
+from nucleus.storage.retries import ask_briefly, ask_patiently
+from nucleus.storage.s3_errors import credentials_refused, explained, refusal_of
 from nucleus.storage.uri import S3Uri
-from nucleus.surroundings import exempt_this_machine
 
 if TYPE_CHECKING:
-    from boto3.session import Session
     from mypy_boto3_s3 import S3Client
 
-__all__ = ["Bucket", "StoredObject", "body_of", "check_conditional_writes", "watch_uploads"]
+__all__ = ["Bucket", "StoredObject", "check_conditional_writes"]
 
-_CONNECTIONS = 32
 _DOWNLOAD_ATTEMPTS = 2
-_LONGEST_CONNECT = 5.0
-_EVENT = "request-created.s3"
+_NO_REST = {412, 416}
+"""Statuses of answers to a request for the rest of an object that was replaced: the ETag or the range is wrong."""
+_NOT_IMPLEMENTED = 501
 
 _TEST_KEY = "models/.conditional-writes"
 _TEST_TEXT = "Written by nucleus to find out whether the server honours If-None-Match and If-Match."
 _NO_TAG = '"00000000000000000000000000000000"'
 
 _honoured: set[str] = set()
+
+Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True)
@@ -87,31 +88,29 @@ class Bucket:
         return partial(Bucket, single_writer=self.single_writer), (self.uri,)
 
     @cached_property
-    def _session(self) -> "Session":
-        import boto3.session  # noqa: PLC0415  takes half a second, which `nucleus --help` need not spend
+    def _connection(self) -> Connection:
+        return Connection(self.uri)
 
-        return boto3.session.Session()
-
-    @cached_property
+    @property
     def _client(self) -> "S3Client":
-        from botocore.config import Config  # noqa: PLC0415  as slow as boto3
+        return self._connection.client
 
-        exempt_this_machine()
-        config = Config(
-            max_pool_connections=_CONNECTIONS,
-            connect_timeout=min(_LONGEST_CONNECT, seconds_of_silence()),
-            read_timeout=seconds_of_silence(),
-            retries={"mode": "standard", "total_max_attempts": 1},  # `ask_patiently` retries, request bodies included
-        )
+    @property
+    def endpoint(self) -> str:
+        """URL of the server. Raises `StorageError` if the configuration or the credentials are wrong."""
+        return self._connection.endpoint
+
+    def _request(self, uri: S3Uri, request: "Callable[[S3Client], Answer]") -> Answer:
+        """Send a request; once more if the credentials were refused, and have been renewed since they were read."""
+        client, endpoint = self._client, self.endpoint
         try:
-            with explained(self.uri):
-                client = self._session.client("s3", config=config)
-        except ValueError as error:
-            raise UnreachableError(
-                f"Expected a URL such as http://127.0.0.1:9000 in AWS_ENDPOINT_URL_S3; found {endpoint()!r}."
-            ) from error
-        watch_uploads(client)
-        return client
+            with explained(uri, endpoint):
+                return request(client)
+        except AccessDeniedError as error:
+            if not (credentials_refused(error) and self._connection.renew(client)):
+                raise
+        with explained(uri, endpoint):
+            return request(self._client)
 
     def key(self, key: str) -> str:
         """Return the full key, including the prefix."""
@@ -145,9 +144,26 @@ class Bucket:
         return ask_patiently(lambda: self._get_once(key))
 
     def _get_once(self, key: str) -> tuple[bytes, str]:
-        with explained(self.uri / key):
-            answer = self._client.get_object(Bucket=self.uri.bucket, Key=self.key(key))
-            return answer["Body"].read(), answer["ETag"]
+        def get(client: "S3Client") -> tuple[bytes, str]:
+            answer = client.get_object(Bucket=self.uri.bucket, Key=self.key(key))
+            size, data = self._size(key, answer), answer["Body"].read()
+            check_received(len(data), size)
+            return data, answer["ETag"]
+
+        return self._request(self.uri / key, get)
+
+    def _size(self, key: str, answer: Mapping[str, Any]) -> int:
+        """Return the size of the object of which an answer has all or the rest; it is listed if the answer has none."""
+        whole = str(answer.get("ContentRange") or "").rpartition("/")[2]
+        if whole.isdecimal():
+            return int(whole)
+        stated: int | None = answer.get("ContentLength")
+        if stated is not None:
+            return stated
+        found = self.find(key)
+        if found is None:
+            raise UnavailableError(f"Expected an object at {self.uri / key}; it was removed just now.")
+        return found.size
 
     def put(
         self,
@@ -175,37 +191,57 @@ class Bucket:
             ObjectExistsError: The condition did not hold.
             UncertainWriteError: The answer to a compare-and-swap was lost, and another writer's object is there now.
         """
-        if if_absent and self.single_writer and self.find(key):
-            raise ObjectExistsError(f"Expected nothing at {self.uri / key}; an object is there.")
         condition: dict[str, Any] = {}
-        if if_absent:
+        if self.single_writer:
+            self._check_alone(key, if_absent=if_absent, if_match=if_match)
+        elif if_absent:
             condition["IfNoneMatch"] = "*"
-        if if_match is not None:
+        elif if_match is not None:
             condition["IfMatch"] = if_match
         asked = 0
+
+        def send(client: "S3Client") -> str:
+            with body_of(body, advance) as file:
+                return client.put_object(Bucket=self.uri.bucket, Key=self.key(key), Body=file, **condition)["ETag"]
 
         def ask() -> str:
             nonlocal asked
             asked += 1
             try:
-                with explained(self.uri / key), body_of(body, advance) as file:
-                    return self._client.put_object(Bucket=self.uri.bucket, Key=self.key(key), Body=file, **condition)[
-                        "ETag"
-                    ]
+                return self._request(self.uri / key, send)
             except ObjectExistsError as error:
                 if asked == 1:
                     raise
-                tag = self._tag_of_ours(key, body)
-                if tag is None and if_match is not None:
-                    raise UncertainWriteError(
-                        f"Expected an answer to the write of {self.uri / key}; it was lost, and another writer "
-                        "followed. Check what is stored there now, and repeat the command if necessary."
-                    ) from error
-                if tag is None:
-                    raise
-                return tag
+                return self._after_lost_answer(key, body, if_match, error)
+            except StorageError as error:
+                if condition and _is_unknown(error):
+                    raise _without_conditions(self, f"does not know {next(iter(condition))}") from error
+                raise
 
         return ask_patiently(ask)
+
+    def _check_alone(self, key: str, *, if_absent: bool, if_match: str | None) -> None:
+        """Check the condition of a write here, for a server that does not. Raises `ObjectExistsError`."""
+        if not if_absent and if_match is None:
+            return
+        found = self.find(key)
+        tag = found.etag.strip('"') if found is not None else None
+        if (if_absent and tag is not None) or (if_match is not None and tag != if_match.strip('"')):
+            raise ObjectExistsError(
+                f"Expected {'nothing' if if_absent else 'the object read before'} at {self.uri / key}; found another."
+            )
+
+    def _after_lost_answer(self, key: str, body: bytes | Path, if_match: str | None, error: ObjectExistsError) -> str:
+        """Return the ETag of an object that an earlier attempt wrote. Raises the error if it is another's."""
+        tag = self._tag_of_ours(key, body)
+        if tag is None and if_match is not None:
+            raise UncertainWriteError(
+                f"Expected an answer to the write of {self.uri / key}; it was lost, and another writer "
+                "followed. Check what is stored there now, and repeat the command if necessary."
+            ) from error
+        if tag is None:
+            raise error
+        return tag
 
     def _tag_of_ours(self, key: str, body: bytes | Path) -> str | None:
         """Return the ETag of the stored object if it has these bytes, else None."""
@@ -215,15 +251,10 @@ class Bucket:
             raise UnavailableError(f"Expected an object at {self.uri / key}; it was removed just now.") from error
         return tag if stored == (body if isinstance(body, bytes) else body.read_bytes()) else None
 
-    @cached_property
-    def _bulk(self) -> BulkReader:
-        with explained(self.uri):
-            return BulkReader(self._session, self._client, self.uri.bucket, seconds_of_silence())
-
     def download(self, key: str, path: Path, *, sha256: str | None = None, advance: Advance = no_progress) -> str:
         """Download an object to `path`, completely or not at all; return its SHA-256.
 
-        `advance` is called with the bytes received and the size; it starts again from 0 at each retry.
+        `advance` is called with the bytes received and the size.
 
         Raises:
             ObjectNotFoundError: No object has this key.
@@ -235,22 +266,8 @@ class Bucket:
     def read_into(self, key: str, file: BinaryIO, *, sha256: str | None = None, advance: Advance = no_progress) -> str:
         """Write the bytes of an object to an open file; return their SHA-256. Raises the errors of `download`."""
         start = file.tell()
-
-        def ask() -> str:
-            file.seek(start)
-            digest = hashlib.sha256()
-            with explained(self.uri / key):
-                size, chunks = self._bulk.open(self.key(key))
-                advance(0, size)
-                for chunk in chunks:
-                    file.write(chunk)
-                    digest.update(chunk)
-                    advance(file.tell() - start, size)
-            file.truncate()
-            return digest.hexdigest()
-
         for _ in range(_DOWNLOAD_ATTEMPTS):  # damage in transit does not happen twice
-            found = ask_patiently(ask)
+            found = self._receive(key, Download(file, start, advance))
             if sha256 in {None, found}:
                 return found
         raise IntegrityError(
@@ -258,14 +275,33 @@ class Bucket:
             "The stored object was damaged or replaced: restore it from its source."
         )
 
+    def _receive(self, key: str, download: Download) -> str:
+        """Request an object, and its rest each time that it breaks off; return its SHA-256."""
+
+        def get(client: "S3Client") -> None:
+            answer = client.get_object(Bucket=self.uri.bucket, Key=self.key(key), **download.rest())
+            download.receive(answer, self._size(key, answer))
+
+        def ask() -> str:
+            try:
+                self._request(self.uri / key, get)
+            except StorageError as error:
+                refusal = refusal_of(error)
+                if refusal is None or refusal.status not in _NO_REST:
+                    raise
+                download.restart()
+                raise UnavailableError(f"Expected the rest of {self.uri / key}; it was replaced just now.") from error
+            return download.finish()
+
+        return ask_patiently(ask)
+
     def delete(self, key: str) -> None:
         """Delete an object; do nothing if there is none."""
 
-        def ask() -> None:
-            with explained(self.uri / key):
-                self._client.delete_object(Bucket=self.uri.bucket, Key=self.key(key))
+        def delete(client: "S3Client") -> None:
+            client.delete_object(Bucket=self.uri.bucket, Key=self.key(key))
 
-        ask_patiently(ask)
+        ask_patiently(lambda: self._request(self.uri / key, delete))
 
     @property
     def _below(self) -> str:
@@ -274,7 +310,7 @@ class Bucket:
 
     def objects(self, prefix: str) -> Iterator[StoredObject]:
         """Yield every object whose key starts with `prefix`, ordered by key."""
-        for page in self._pages(Prefix=self._below + prefix):
+        for page in self._pages(self._below + prefix):
             for item in page.get("Contents", []):
                 yield self._stored(item)
 
@@ -290,7 +326,7 @@ class Bucket:
     def children(self, folder: str) -> tuple[list[StoredObject], list[str]]:
         """Return the objects directly below a folder, and the names of the folders in it, both sorted."""
         start = f"{self.key(folder)}/".lstrip("/")
-        pages = list(self._pages(Prefix=start, Delimiter="/"))
+        pages = list(self._pages(start, Delimiter="/"))
         objects = [self._stored(item) for page in pages for item in page.get("Contents", [])]
         folders = [item["Prefix"][len(start) : -1] for page in pages for item in page.get("CommonPrefixes", [])]
         return objects, sorted(folders)
@@ -298,80 +334,83 @@ class Bucket:
     def _stored(self, item: Any) -> StoredObject:
         return StoredObject(item["Key"].removeprefix(self._below), item["Size"], item["LastModified"], item["ETag"])
 
-    def _pages(self, **arguments: Any) -> Iterator[Any]:
-        """Yield the pages of a listing."""
-        following: dict[str, Any] = {}
+    def _pages(self, prefix: str, **arguments: Any) -> Iterator[Any]:
+        """Yield the pages of a listing. Raises `StorageError` for pages that are not those of S3."""
+        check = ListingCheck(f"{self.uri} at {self.endpoint}", prefix)
+        asked = {"Prefix": prefix, **arguments}
         while True:
-            asked = {**arguments, **following}
-            page = ask_patiently(lambda asked=asked: self._page(asked))  # type: ignore[misc]
+            page = ask_patiently(partial(self._page, dict(asked)))
+            token = check.following(page)
             yield page
-            if not page.get("IsTruncated"):
+            if token is None:
                 return
-            following = {"ContinuationToken": page["NextContinuationToken"]}
+            asked["ContinuationToken"] = token
 
     def _page(self, arguments: dict[str, Any]) -> Any:
-        with explained(self.uri):
-            return self._client.list_objects_v2(Bucket=self.uri.bucket, **arguments)
+        return self._request(self.uri, lambda client: client.list_objects_v2(Bucket=self.uri.bucket, **arguments))
 
 
 def check_conditional_writes(bucket: Bucket) -> None:
-    """Raise `ConditionalWritesError` if the server ignores the conditions of writes, unless `single_writer` is set.
+    """Check that the server stores what is written, and honours the conditions of writes.
 
-    The check creates one small object below `models/`, once; it runs once per process and bucket.
+    The check creates one small object below `models/`, once; it runs once per process and bucket. With
+    `single_writer`, conditions are not checked.
+
+    Raises:
+        ConditionalWritesError: The server ignores or refuses conditions.
+        StorageError: The server does not store the bytes that it is sent.
     """
-    where = str(bucket.uri)
-    if bucket.single_writer or where in _honoured:
+    where = f"{bucket.uri} {bucket.endpoint} {bucket.single_writer}"
+    if where in _honoured:
         return
-    _writes(bucket, if_absent=True)  # from now on the object exists
+    _check_stored(bucket)
     conditions: dict[str, dict[str, Any]] = {"If-None-Match": {"if_absent": True}, "If-Match": {"if_match": _NO_TAG}}
-    for header, condition in conditions.items():
+    for header, condition in {} if bucket.single_writer else conditions.items():
         if _writes(bucket, **condition):
-            raise ConditionalWritesError(
-                f"Expected a server that honours conditional writes, as AWS and MinIO do; the one behind {bucket.uri} "
-                f"ignores {header}, so two publishers at the same time would overwrite each other. If nobody else "
-                "publishes to this bucket, add --single-writer."
-            )
+            raise _without_conditions(bucket, f"ignores {header}")
     _honoured.add(where)
 
 
-def _writes(bucket: Bucket, *, if_absent: bool = False, if_match: str | None = None) -> bool:
-    """Return whether the server accepts a conditional write of new bytes."""
-    body = f"{_TEST_TEXT} {secrets.token_hex(8)}\n".encode()
+def _check_stored(bucket: Bucket) -> None:
+    """Write the test object if there is none, and read it."""
+    body = _test_bytes()
     try:
-        bucket.put(_TEST_KEY, body, if_absent=if_absent, if_match=if_match)
+        bucket.put(_TEST_KEY, body, if_absent=True)
+    except ObjectExistsError:
+        return
+    if bucket.get(_TEST_KEY) != body:
+        raise StorageError(
+            f"Expected the server behind {bucket.uri} to store what it is sent; found other bytes at "
+            f"{bucket.uri / _TEST_KEY}. If it does not know the SDK's newer checksums, run: export "
+            "AWS_REQUEST_CHECKSUM_CALCULATION=when_required."
+        )
+
+
+def _test_bytes() -> bytes:
+    return f"{_TEST_TEXT} {secrets.token_hex(8)}\n".encode()
+
+
+def _writes(bucket: Bucket, *, if_absent: bool = False, if_match: str | None = None) -> bool:
+    """Return whether the server accepts a conditional write of new bytes.
+
+    Raises `ConditionalWritesError` if it refuses the write only because of its condition.
+    """
+    try:
+        bucket.put(_TEST_KEY, _test_bytes(), if_absent=if_absent, if_match=if_match)
     except ObjectExistsError:
         return False
     return True
 
 
-def watch_uploads(client: "S3Client") -> None:
-    """Make a client count only the bytes of a body that are sent, not those read to compute the signature."""
-    from s3transfer.utils import signal_not_transferring, signal_transferring  # noqa: PLC0415  as slow as boto3
+def _without_conditions(bucket: Bucket, what: str) -> ConditionalWritesError:
+    return ConditionalWritesError(
+        f"Expected a server that honours conditional writes, as AWS and MinIO do; the one behind {bucket.uri} {what}, "
+        "so two writers at the same time would overwrite each other. If nobody else writes to this bucket, add "
+        "--single-writer."
+    )
 
-    client.meta.events.register_first(_EVENT, signal_not_transferring, unique_id="nucleus-upload-signed")
-    client.meta.events.register_last(_EVENT, signal_transferring, unique_id="nucleus-upload-sent")
 
-
-@contextmanager
-def body_of(body: bytes | Path, advance: Advance) -> Iterator[Any]:
-    """Yield the body of a request: the bytes, or the open file; `advance` is called as the file is sent."""
-    if isinstance(body, bytes):
-        yield body
-        return
-    if advance is no_progress:
-        with body.open("rb") as file:
-            yield file
-        return
-    from s3transfer.utils import ReadFileChunk  # noqa: PLC0415  as slow as boto3
-
-    size = body.stat().st_size
-    sent = 0
-    advance(sent, size)
-
-    def count(bytes_transferred: int) -> None:
-        nonlocal sent
-        sent += bytes_transferred
-        advance(sent, size)
-
-    with ReadFileChunk.from_filename(str(body), 0, size, callbacks=[count], enable_callbacks=False) as chunk:
-        yield chunk
+def _is_unknown(error: StorageError) -> bool:
+    """Return whether a server refused a request because it does not know a header."""
+    refusal = refusal_of(error)
+    return refusal is not None and (refusal.status == _NOT_IMPLEMENTED or refusal.code == "NotImplemented")

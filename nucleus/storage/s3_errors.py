@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 from nucleus.errors import (
     AccessDeniedError,
@@ -15,12 +15,15 @@ from nucleus.errors import (
     UnavailableError,
     UnreachableError,
 )
-from nucleus.storage.bulk import UNREACHABLE, Refusal, obstore_error
 from nucleus.storage.uri import S3Uri
 from nucleus.surroundings import proxy_advice
+from nucleus.text import first_line
 
-__all__ = ["endpoint", "explained"]
+__all__ = ["ENDPOINT_VARIABLES", "credentials_refused", "endpoint_source", "explained", "refusal_of"]
 
+ENDPOINT_VARIABLES = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
+"""Environment variables of the AWS SDK with the URL of the server, the first that is set."""
+_CHECKSUMS = "AWS_REQUEST_CHECKSUM_CALCULATION"
 
 _REFUSALS: tuple[tuple[set[str], type[StorageError], str], ...] = (
     (
@@ -31,7 +34,13 @@ _REFUSALS: tuple[tuple[set[str], type[StorageError], str], ...] = (
     ),
     ({"NoSuchKey", "404", "NotFound"}, ObjectNotFoundError, "Expected an object at {uri}; found none."),
     (
-        {"AccessDenied", "403", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken"},
+        {"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired"},
+        AccessDeniedError,
+        "Expected valid credentials for {operation} at {uri}; {endpoint} answered that they have expired ({code}). "
+        "Renew them where they come from (such as: aws sso login); a file with credentials is read again by itself.",
+    ),
+    (
+        {"AccessDenied", "403", "InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken", "InvalidTokenId"},
         AccessDeniedError,
         "Expected permission for {operation} at {uri}; {endpoint} refused ({code}). Check AWS_ACCESS_KEY_ID, "
         "AWS_SECRET_ACCESS_KEY and their permissions.",
@@ -49,6 +58,17 @@ _REFUSALS: tuple[tuple[set[str], type[StorageError], str], ...] = (
     ),
 )
 """Error codes of S3, with the exception and the message for each."""
+_RENEWABLE = {
+    "403",
+    "ExpiredToken",
+    "ExpiredTokenException",
+    "InvalidAccessKeyId",
+    "InvalidToken",
+    "InvalidTokenId",
+    "SignatureDoesNotMatch",
+    "TokenRefreshRequired",
+}
+"""Codes that refuse the credentials themselves."""
 _UNAVAILABLE = {
     "BandwidthLimitExceeded",
     "BadDigest",  # the body was damaged in transit
@@ -60,77 +80,157 @@ _UNAVAILABLE = {
     "ThrottlingException",
 }
 """Codes of temporary errors with other statuses than 429 and 5xx."""
-_AWS = "https://amazonaws.com"
-"""Stands for AWS, whose hosts all end so, where no other endpoint is set."""
-_TOO_MANY, _SERVERS_FAULT, _NOT_IMPLEMENTED = 429, 500, 501
+_FULL = {"InsufficientStorage", "QuotaExceeded", "StorageFull", "XMinioStorageFull", "XMinioAdminBucketQuotaExceeded"}
+_OLD_CHECKSUMS = {
+    "400", "411", "501", "AccessDenied", "BadRequest", "InvalidArgument", "InvalidDigest", "InvalidRequest",
+    "MalformedTrailerError", "MissingContentLength", "NotImplemented", "SignatureDoesNotMatch",
+    "XAmzContentSHA256Mismatch",
+}  # fmt: skip
+"""Codes with which servers refuse an upload with a checksum that they do not know."""
+_TOO_MANY, _SERVERS_FAULT, _NOT_IMPLEMENTED, _NO_ROOM = 429, 500, 501, 507
+_UNTRUSTED, _NOT_TLS = "CERTIFICATE_VERIFY_FAILED", ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "HTTP_REQUEST")
 
 
-def endpoint() -> str:
-    """Return the address of the S3 server from the environment."""
-    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "AWS S3"
+class Refusal(NamedTuple):
+    """A server's answer that refuses a request.
+
+    Attributes:
+        code: Error code of S3, or the HTTP status as text.
+        status: HTTP status, or 0 if it is unknown.
+        message: The server's own sentence; may be empty.
+    """
+
+    code: str
+    status: int
+    message: str
+
+
+def endpoint_source(endpoint: str) -> str:
+    """Return where an endpoint was set: an environment variable, or the configuration file of the AWS SDK."""
+    named = next((name for name in ENDPOINT_VARIABLES if os.environ.get(name)), None)
+    if named is not None:
+        return named
+    if ".amazonaws.com" in endpoint:
+        return f"{ENDPOINT_VARIABLES[0]}, which is not set, so that AWS is asked"
+    return f"endpoint_url in the AWS configuration file ({os.environ.get('AWS_CONFIG_FILE', '~/.aws/config')})"
+
+
+def refusal_of(error: BaseException | None) -> Refusal | None:
+    """Return a server's answer that caused an error of this project; None if the error has another cause."""
+    answer = getattr(error.__cause__ if error is not None else None, "response", None)
+    return _refusal(answer) if isinstance(answer, dict) else None
+
+
+def _refusal(answer: dict[str, Any]) -> Refusal:
+    found = answer.get("Error", {})
+    status = int(answer.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+    return Refusal(str(found.get("Code", "")), status, first_line(found.get("Message") or ""))
+
+
+def credentials_refused(error: AccessDeniedError) -> bool:
+    """Return whether a server refused the credentials themselves, such as expired ones, and not what they may do."""
+    refusal = refusal_of(error)
+    return refusal is not None and refusal.code in _RENEWABLE
 
 
 @contextmanager
-def explained(uri: S3Uri) -> Iterator[None]:
-    """Translate the errors that botocore and obstore raise in the block to `StorageError` and its subclasses."""
+def explained(uri: S3Uri, endpoint: str) -> Iterator[None]:
+    """Translate the errors that botocore raises in the block to `StorageError` and its subclasses.
+
+    Args:
+        uri: What the block asks for.
+        endpoint: URL of the server that it asks.
+    """
     import botocore.exceptions as boto  # noqa: PLC0415  slow to import
     from botocore.parsers import ResponseParserError  # noqa: PLC0415
-    from urllib3.exceptions import ProtocolError  # noqa: PLC0415  raised through botocore when a body breaks off
+    from urllib3.exceptions import ProtocolError, ReadTimeoutError  # noqa: PLC0415  of a body that breaks off
 
     try:
         yield
     except boto.ClientError as error:
-        raise _from_response(error, uri) from error
-    except (boto.NoCredentialsError, boto.PartialCredentialsError, boto.CredentialRetrievalError) as error:
+        raise _from_response(error, uri, endpoint) from error
+    except (boto.NoCredentialsError, boto.PartialCredentialsError) as error:
         raise AccessDeniedError(
             f"Expected credentials for {uri}; found none ({error}). Run: export AWS_ACCESS_KEY_ID=... "
             "AWS_SECRET_ACCESS_KEY=... (or aws configure)."
         ) from error
-    except (boto.ConnectionError, boto.HTTPClientError) as error:
-        raise _unreachable(uri, type(error).__name__) from error
+    except (boto.CredentialRetrievalError, boto.SSOError, boto.InvalidConfigError) as error:
+        raise AccessDeniedError(f"Expected credentials for {uri}; got none: {_sentence(error)}") from error
+    except boto.SSLError as error:
+        raise _from_tls(str(error), uri, endpoint) from error
+    except (boto.ConnectionError, boto.HTTPClientError, ReadTimeoutError) as error:
+        raise _unreachable(uri, endpoint, type(error).__name__) from error
     except (boto.IncompleteReadError, boto.FlexibleChecksumError, ResponseParserError, ProtocolError) as error:
         raise UnavailableError(
-            f"Expected the whole answer of {endpoint()} for {uri}; got only a part of it, or damaged bytes."
-            f"{_by_proxy()}"
+            f"Expected the whole answer of {endpoint} for {uri}; got only a part of it, or damaged bytes."
+            f"{proxy_advice(endpoint)}"
         ) from error
     except boto.BotoCoreError as error:
         raise StorageError(f"{uri}: {error}") from error
-    except Exception as error:
-        refusal = obstore_error(error)
-        if refusal is None:
-            raise
-        raise _from_refusal(refusal, "GetObject", uri, str(error).splitlines()[0]) from error
 
 
-def _from_response(error: Any, uri: S3Uri) -> StorageError:
-    code = str(error.response.get("Error", {}).get("Code", ""))
-    operation = error.operation_name
-    if code == "404" and operation == "ListObjectsV2":
-        code = "NoSuchBucket"
-    status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
-    return _from_refusal(Refusal(code, status), operation, uri, str(error))
+def _sentence(error: Exception) -> str:
+    return f"{first_line(error).rstrip('.')}."
 
 
-def _from_refusal(refusal: Refusal, operation: str, uri: S3Uri, text: str) -> StorageError:
-    code, status = refusal
-    if code == UNREACHABLE:
-        return _unreachable(uri, text)
+def _from_response(error: Any, uri: S3Uri, endpoint: str) -> StorageError:
+    found = _refusal(error.response)
+    if found.code == "404" and error.operation_name == "ListObjectsV2":
+        found = found._replace(code="NoSuchBucket")
+    return _from_refusal(found, error.operation_name, uri, endpoint)
+
+
+def _from_refusal(refusal: Refusal, operation: str, uri: S3Uri, endpoint: str) -> StorageError:
+    code, status, _ = refusal
+    if status == _NO_ROOM or code in _FULL:
+        return StorageError(
+            f"Expected room for {uri} at {endpoint}; the store is full: {_words(refusal)}. Remove what is no longer "
+            "needed there or enlarge it, and repeat the command."
+        )
+    advice = _checksum_advice(operation, code) + (proxy_advice(endpoint) if code.isdecimal() else "")
     for codes, kind, message in _REFUSALS:
         if code in codes:
-            told = message.format(uri=uri, endpoint=endpoint(), operation=operation, code=code)
-            return kind(told + (_by_proxy() if code.isdecimal() else ""))  # not a code of S3: a proxy may have refused
+            return kind(message.format(uri=uri, endpoint=endpoint, operation=operation, code=code) + advice)
     if code in _UNAVAILABLE or status == _TOO_MANY or (status >= _SERVERS_FAULT and status != _NOT_IMPLEMENTED):
-        return UnavailableError(f"Expected {endpoint()} to do {operation} at {uri}; it answered {code}.{_by_proxy()}")
-    return StorageError(f"{uri}: {endpoint()} answered {code} to {operation}: {text}{_by_proxy()}")
+        return UnavailableError(
+            f"Expected {endpoint} to do {operation} at {uri}; it answered {_words(refusal)}.{proxy_advice(endpoint)}"
+        )
+    return StorageError(f"Expected {endpoint} to do {operation} at {uri}; it answered {_words(refusal)}.{advice}")
 
 
-def _unreachable(uri: S3Uri, reason: str) -> UnreachableError:
-    return UnreachableError(
-        f"Expected an S3 server at {endpoint()}; got no answer for {uri} ({reason}).{_by_proxy()} "
-        "Check AWS_ENDPOINT_URL_S3; for the server on this machine run: nucleus store status."
+def _words(refusal: Refusal) -> str:
+    """Return the server's code and its own sentence."""
+    return f"{refusal.code} ({refusal.message.rstrip('.')})" if refusal.message else refusal.code
+
+
+def _checksum_advice(operation: str, code: str) -> str:
+    """Return a sentence about checksums that older servers do not know; empty where they cannot be the cause."""
+    if operation != "PutObject" or code not in _OLD_CHECKSUMS or os.environ.get(_CHECKSUMS) == "when_required":
+        return ""
+    return (
+        " If the server does not know the SDK's newer checksums (nucleus doctor finds out), run: export "
+        f"{_CHECKSUMS}=when_required."
     )
 
 
-def _by_proxy() -> str:
-    """Return a sentence about the proxy between this machine and the server; empty if there is none."""
-    return proxy_advice(endpoint() if "://" in endpoint() else _AWS)
+def _from_tls(text: str, uri: S3Uri, endpoint: str) -> StorageError:
+    """Return the error of a connection by TLS that was not made."""
+    if _UNTRUSTED in text:
+        reason = text.partition("certificate verify failed: ")[2].partition(" (_ssl")[0] or "it is not trusted"
+        return StorageError(
+            f"Expected a certificate of {endpoint} that this machine trusts; found another: {reason}. For a private "
+            "certificate authority, run: export AWS_CA_BUNDLE=FILE.pem (or ca_bundle in the AWS configuration file)."
+        )
+    if any(part in text for part in _NOT_TLS):
+        return StorageError(
+            f"Expected TLS at {endpoint}; found a server without it. If that is right, write http:// instead of "
+            f"https:// in {endpoint_source(endpoint)}."
+        )
+    return _unreachable(uri, endpoint, "SSLError")
+
+
+def _unreachable(uri: S3Uri, endpoint: str, reason: str) -> UnreachableError:
+    return UnreachableError(
+        f"Expected an S3 server at {endpoint}; got no answer for {uri} ({reason}).{proxy_advice(endpoint)} "
+        f"Check {endpoint_source(endpoint)}; for the server on this machine run: nucleus store status."
+    )

@@ -7,6 +7,7 @@ from typing import Any
 from nucleus.config.recipe import TrackingOptions
 from nucleus.lazy import wandb
 from nucleus.registry.manifest import MANIFEST_FILE, ModelManifest
+from nucleus.storage.bucket import Bucket
 from nucleus.storage.s3_errors import explained
 from nucleus.storage.uri import S3Uri
 from nucleus.text import first_line
@@ -129,8 +130,9 @@ def _artifact(manifest: ModelManifest, uri: S3Uri) -> Any:
         "files": {name: file.model_dump() for name, file in manifest.files.items()},
     }
     artifact = wandb.Artifact(manifest.model, "model", description=str(uri), metadata=metadata)
+    endpoint = Bucket(uri).endpoint
     for name in (*manifest.files, MANIFEST_FILE):  # not the whole folder: a job may lack permission to list it
-        with explained(uri / name):
+        with explained(uri / name, endpoint):
             artifact.add_reference(str(uri / name), name=name)
     return artifact
 

@@ -3,6 +3,7 @@
 import http.client
 import random
 import socket
+import ssl
 import struct
 import threading
 import time
@@ -15,7 +16,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import cycle
 from typing import Any
 
-__all__ = ["PASSING", "Fault", "Proxy", "Request", "proxied", "seldom"]
+__all__ = ["PASSING", "Answer", "Fault", "Framing", "Proxy", "Request", "proxied", "refusal", "seldom"]
 
 _POLL_SECONDS = 0.02
 """How often it looks whether it is to shut down."""
@@ -33,6 +34,7 @@ class Fault(Enum):
     RESET_AFTER = "connection reset, the request done and its answer lost"
     STALL = "no answer"
     TRUNCATE = "the answer breaks off in its middle"
+    SHORT = "the connection ends in the middle of the answer"
     DENIED = "403 AccessDenied without the request having been done"
     UNKNOWN_KEY = "403 InvalidAccessKeyId without the request having been done"
     WRONG_KEY = "403 SignatureDoesNotMatch without the request having been done"
@@ -63,8 +65,31 @@ class Request:
     body: bytes
 
 
+@dataclass(frozen=True)
+class Answer:
+    """An answer that the proxy gives in place of the server."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes = b""
+
+
 Decision = Callable[[Request], Fault | None]
 """Maps a request to its fault, or to None."""
+
+
+def refusal(status: int, code: str, message: str = "by the proxy", more: str = "") -> Answer:
+    """An error of S3."""
+    body = f"<Error><Code>{code}</Code><Message>{message}</Message>{more}</Error>"
+    return Answer(status, {"Content-Type": "application/xml"}, body.encode())
+
+
+class Framing(Enum):
+    """How an answer says where its body ends."""
+
+    LENGTH = "Content-Length"
+    CHUNKED = "chunks"
+    CLOSED = "the end of the connection"
 
 
 def seldom(rate: float, seed: int, faults: tuple[Fault, ...] = PASSING) -> Decision:
@@ -95,6 +120,9 @@ class Proxy(ThreadingHTTPServer):
         shown: Requests that contained the secret.
         ahead: Seconds that the clock of its answers is ahead.
         changed: Changes the bodies of answers.
+        scripted: Gives the answer to a request in place of the server, or None.
+        framing: How answers say where their bodies end.
+        log: The requests, in order.
     """
 
     daemon_threads = True
@@ -120,25 +148,38 @@ class Proxy(ThreadingHTTPServer):
         self.shown: list[str] = []
         self.ahead = 0.0
         self.changed: Callable[[bytes], bytes] = bytes
+        self.scripted: Callable[[Request], Answer | None] = lambda _: None
+        self.framing = Framing.LENGTH
+        self.log: list[Request] = []
+        self.scheme = "http"
         self._secret = secret
         self._lock = threading.Lock()
 
     @property
     def endpoint(self) -> str:
         """For AWS_ENDPOINT_URL_S3."""
-        return f"http://127.0.0.1:{self.server_port}"
+        return f"{self.scheme}://127.0.0.1:{self.server_port}"
 
-    def next_request(self, method: str, path: str, headers: dict[str, str], body: bytes) -> tuple[int, Fault | None]:
-        """The number of the request that just came, and what happens to it."""
+    def secure(self, context: ssl.SSLContext) -> None:
+        """Answer by TLS from now on."""
+        self.socket = context.wrap_socket(self.socket, server_side=True)
+        self.scheme = "https"
+
+    def next_request(
+        self, method: str, path: str, headers: dict[str, str], body: bytes
+    ) -> tuple[Request, Fault | None]:
+        """The request that just came, and what happens to it."""
         sent = (path.encode(), repr(headers).encode(), body)
         if self._secret is not None and any(self._secret in part for part in sent):
             self.shown.append(f"{method} {path}")
         with self._lock:
             number, self.requests = self.requests, self.requests + 1
-            fault = self.decide(Request(number, method, path, headers, body))
+            request = Request(number, method, path, headers, body)
+            self.log.append(request)
+            fault = self.decide(request)
             if fault is not None:
                 self.met[fault] += 1
-        return number, fault
+        return request, fault
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Say nothing: clients that go away are part of the game."""
@@ -150,26 +191,39 @@ class _Handler(BaseHTTPRequestHandler):
     server: Proxy
 
     def handle_any(self) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        body = self._read_body()
         headers = {name.lower(): value for name, value in self.headers.items()}
-        number, fault = self.server.next_request(self.command, self.path, headers, body)
-        if fault in _REFUSALS:
-            self._refuse(*_REFUSALS[fault])
+        request, fault = self.server.next_request(self.command, self.path, headers, body)
+        scripted = self.server.scripted(request)
+        if scripted is not None:
+            self._give(scripted)
+        elif fault in _REFUSALS:
+            self._give(refusal(*_REFUSALS[fault]))
         elif fault is Fault.RESET_BEFORE:
             self._reset()
         elif fault is Fault.STALL:
             time.sleep(self.server.stall_seconds)
             self._reset()
         else:
-            self._pass_on(body, number, fault)
+            self._pass_on(request, fault)
 
     do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = handle_any
 
-    def _pass_on(self, body: bytes, number: int, fault: Fault | None) -> None:
+    def _read_body(self) -> bytes:
+        if self.headers.get("Transfer-Encoding") != "chunked":
+            return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        parts = []
+        while size := int(self.rfile.readline().partition(b";")[0], 16):
+            parts.append(self.rfile.read(size))
+            self.rfile.readline()
+        self.rfile.readline()
+        return b"".join(parts)
+
+    def _pass_on(self, request: Request, fault: Fault | None) -> None:
         connection = http.client.HTTPConnection("127.0.0.1", self.server.target, timeout=60)
         try:
             headers = {name: value for name, value in self.headers.items() if name.lower() not in self.server.dropped}
-            connection.request(self.command, self.path, body or None, headers)
+            connection.request(self.command, self.path, request.body or None, headers)
             answer = connection.getresponse()
             content = self.server.changed(answer.read())
         except OSError:  # the server is down
@@ -178,7 +232,7 @@ class _Handler(BaseHTTPRequestHandler):
         finally:
             connection.close()
         if self.server.done is not None:
-            self.server.done(number)
+            self.server.done(request.number)
         if fault is Fault.RESET_AFTER:
             self._reset()
             return
@@ -187,23 +241,45 @@ class _Handler(BaseHTTPRequestHandler):
             if name.lower() not in _HOP_BY_HOP | _OWN:
                 self.send_header(name, value)
         length = answer.getheader("Content-Length") if self.command == "HEAD" else str(len(content))
-        if answer.status not in {204, 304} and length is not None:
-            self.send_header("Content-Length", length)
-        self.end_headers()
-        if fault is Fault.TRUNCATE:
-            self.wfile.write(content[: len(content) // 2])
-            self.wfile.flush()
-            self._reset()
+        if answer.status in {204, 304} or self.command == "HEAD" or self.server.framing is Framing.LENGTH:
+            if answer.status not in {204, 304} and length is not None:
+                self.send_header("Content-Length", length)
+            self.end_headers()
+            self._write(content, fault)
         else:
-            self.wfile.write(content)
+            self._write_unmeasured(content, fault)
 
-    def _refuse(self, status: int, code: str) -> None:
-        body = f"<Error><Code>{code}</Code><Message>by the proxy</Message></Error>".encode()
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(body)))
+    def _write(self, content: bytes, fault: Fault | None) -> None:
+        whole = fault not in {Fault.TRUNCATE, Fault.SHORT}
+        self.wfile.write(content if whole else content[: len(content) // 2])
+        self.wfile.flush()
+        if fault is Fault.TRUNCATE:
+            self._reset()
+        elif not whole:
+            self.close_connection = True
+
+    def _write_unmeasured(self, content: bytes, fault: Fault | None) -> None:
+        chunked = self.server.framing is Framing.CHUNKED
+        self.send_header(*(("Transfer-Encoding", "chunked") if chunked else ("Connection", "close")))
+        self.end_headers()
+        short = fault in {Fault.TRUNCATE, Fault.SHORT}
+        kept = content[: len(content) // 2] if short else content
+        if chunked and kept:
+            self.wfile.write(b"%x\r\n%s\r\n" % (len(kept), kept))
+        if chunked and not short:
+            self.wfile.write(b"0\r\n\r\n")
+        if not chunked:
+            self.wfile.write(kept)  # cut off without any sign of it
+        self.close_connection = not chunked or short
+
+    def _give(self, answer: Answer) -> None:
+        self.send_response(answer.status)
+        for name, value in answer.headers.items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(answer.body)))
         self.end_headers()
         if self.command != "HEAD":
-            self.wfile.write(body)
+            self.wfile.write(answer.body)
 
     def _reset(self) -> None:
         """Close without a farewell, as a machine that lost its power."""

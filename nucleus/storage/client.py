@@ -1,0 +1,230 @@
+"""Client of an S3 server, the only one: boto3, so that the AWS SDK's rules decide endpoint, region, addressing,
+certificates, proxy and credentials.
+
+Added to it are a time limit for programs that provide credentials, credentials that are renewed in their file during a
+run, and checks that an answer comes from an S3 server.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nucleus.errors import AccessDeniedError, NucleusError, UnreachableError
+from nucleus.progress import Advance, no_progress
+from nucleus.storage.answers import check_answer
+from nucleus.storage.retries import seconds_of_silence, storage_timeout
+from nucleus.storage.s3_errors import ENDPOINT_VARIABLES, endpoint_source, explained
+from nucleus.storage.uri import S3Uri
+from nucleus.surroundings import exempt_this_machine
+from nucleus.text import first_line
+
+if TYPE_CHECKING:
+    from boto3.session import Session
+    from mypy_boto3_s3 import S3Client
+
+__all__ = ["Connection", "body_of"]
+
+_CONNECTIONS = 32
+_LONGEST_CONNECT = 5.0
+_ANSWER, _REQUEST = "before-parse.s3", "request-created.s3"
+_OPERATIONS = ("DeleteObject", "GetObject", "HeadBucket", "ListObjectsV2", "PutObject")
+_REGION = "AWS_REGION"
+_PROCESS = "custom-process"
+"""botocore's name of the provider that runs the program of `credential_process`."""
+_NOTE_SECONDS = 5.0
+"""Wait for credentials after which a note says so."""
+
+
+class Connection:
+    """A client with the credentials that it uses, which can be read anew.
+
+    Args:
+        uri: The bucket or prefix that it is for, for messages.
+
+    Attributes:
+        client: The client; another one after the credentials were renewed.
+
+    Raises:
+        StorageError: The configuration is wrong, or there are no credentials.
+    """
+
+    def __init__(self, uri: S3Uri) -> None:
+        exempt_this_machine()
+        self._uri = uri
+        self._renewing = threading.Lock()
+        self._keys, self.client = self._connect()
+
+    @property
+    def endpoint(self) -> str:
+        """URL of the server."""
+        return str(self.client.meta.endpoint_url)
+
+    def renew(self, used: "S3Client") -> bool:
+        """Read the credentials again where they come from; return whether the client now has others.
+
+        Args:
+            used: The client whose credentials were refused.
+        """
+        with self._renewing:
+            if self.client is not used:  # another thread was faster
+                return True
+            keys, client = self._connect()
+            if keys == self._keys:
+                return False
+            self._keys, self.client = keys, client
+            return True
+
+    def _connect(self) -> tuple[Any, "S3Client"]:
+        configured = next((os.environ[name] for name in ENDPOINT_VARIABLES if os.environ.get(name)), "the S3 server")
+        with explained(self._uri, configured):
+            session = _session()
+            keys = _keys(session, self._uri)
+            return keys, _client(session, self._uri)
+
+
+def _session() -> "Session":
+    """Return a session whose credential program has a time limit."""
+    import boto3.session  # noqa: PLC0415  takes half a second, which `nucleus --help` need not spend
+    import botocore.session  # noqa: PLC0415
+    from botocore.credentials import ProcessProvider  # noqa: PLC0415
+
+    core = botocore.session.get_session()
+    profile = core.get_config_variable("profile") or "default"
+    resolver = core.get_component("credential_provider")
+    limited = ProcessProvider(profile, lambda: core.full_config, popen=_LimitedProcess)
+    resolver.insert_before(_PROCESS, limited)  # if it has a program, the original is not asked
+    region = os.environ.get(_REGION) or None  # as the other SDKs and W&B do; boto3 itself knows AWS_DEFAULT_REGION only
+    return boto3.session.Session(botocore_session=core, region_name=region)
+
+
+class _LimitedProcess(subprocess.Popen[bytes]):
+    """The program of `credential_process`, which must end within the storage timeout and print JSON."""
+
+    def __init__(self, command: list[str], **settings: Any) -> None:
+        self._command = command[0] if command else ""
+        try:
+            super().__init__(command, stdin=subprocess.DEVNULL, **settings)
+        except (OSError, IndexError) as error:
+            raise self._error(f"it cannot be run ({error})") from error
+
+    def communicate(self, *_: Any, **__: Any) -> tuple[bytes, bytes]:
+        """Return the program's output. Raises botocore's `CredentialRetrievalError`."""
+        limit = storage_timeout()
+        try:
+            printed, errors = super().communicate(timeout=limit)
+        except subprocess.TimeoutExpired as error:
+            self.kill()
+            super().communicate()
+            raise self._error(f"it did not end within {limit:g} s (nucleus --storage-timeout SECONDS)") from error
+        if self.returncode != 0:
+            text = first_line(errors.decode(errors="replace")) or f"exit status {self.returncode}"
+            raise self._error(f"it failed ({text})")
+        try:
+            answer = json.loads(printed)
+        except ValueError as error:  # what it printed may contain keys
+            raise self._error("it printed more than one JSON document, or none") from error
+        if not isinstance(answer, dict):
+            raise self._error("it printed JSON that is not an object")
+        return printed, b""
+
+    def _error(self, found: str) -> Exception:
+        from botocore.exceptions import CredentialRetrievalError  # noqa: PLC0415  slow to import
+
+        return CredentialRetrievalError(
+            provider=_PROCESS,
+            error_msg=(
+                f"Expected {self._command!r}, the credential_process of the AWS configuration, to print credentials; "
+                f"{found}. Run it by hand, and correct it"
+            ),
+        )
+
+
+def _keys(session: "Session", uri: S3Uri) -> Any:
+    """Return the credentials of a session as plain values, None if it has none; a note says if that takes long."""
+    text = f"Note: waiting for credentials for {uri} (credential_process, SSO or the machine's role)\n"
+    note = threading.Timer(_NOTE_SECONDS, sys.stderr.write, (text,))
+    note.daemon = True
+    note.start()
+    try:
+        found = session.get_credentials()
+        return found.get_frozen_credentials() if found is not None else None
+    except (ValueError, KeyError, TypeError) as error:  # of values that a file or program gives
+        raise AccessDeniedError(
+            f"Expected credentials for {uri} in the form of the AWS SDK; {first_line(error)}. Check the AWS "
+            "configuration and credentials files."
+        ) from error
+    finally:
+        note.cancel()
+
+
+def _client(session: "Session", uri: S3Uri) -> "S3Client":
+    from botocore.config import Config  # noqa: PLC0415  as slow as boto3
+
+    config = Config(
+        max_pool_connections=_CONNECTIONS,
+        connect_timeout=min(_LONGEST_CONNECT, seconds_of_silence()),
+        read_timeout=seconds_of_silence(),
+        retries={"mode": "standard", "total_max_attempts": 1},  # `ask_patiently` retries, request bodies included
+    )
+    try:
+        client = session.client("s3", config=config)
+    except NucleusError:
+        raise
+    except ValueError as error:
+        raise UnreachableError(
+            f"Expected a URL such as http://127.0.0.1:9000 as the endpoint for {uri}; {first_line(error)}. Check "
+            f"{endpoint_source('')}."
+        ) from error
+    _watch_uploads(client)
+    _check_answers(client)
+    return client
+
+
+def _check_answers(client: "S3Client") -> None:
+    """Make a client check each answer before it is parsed."""
+    endpoint = str(client.meta.endpoint_url)
+
+    def check(operation_model: Any, response_dict: dict[str, Any], **_: Any) -> None:
+        check_answer(endpoint, operation_model.name, response_dict)
+
+    for operation in _OPERATIONS:  # one by one, to come before botocore's own, which makes some answers errors
+        client.meta.events.register_first(f"{_ANSWER}.{operation}", check, unique_id=f"nucleus-{operation}")
+
+
+def _watch_uploads(client: "S3Client") -> None:
+    """Make a client count only the bytes of a body that are sent, not those read to compute the signature."""
+    from s3transfer.utils import signal_not_transferring, signal_transferring  # noqa: PLC0415  as slow as boto3
+
+    client.meta.events.register_first(_REQUEST, signal_not_transferring, unique_id="nucleus-upload-signed")
+    client.meta.events.register_last(_REQUEST, signal_transferring, unique_id="nucleus-upload-sent")
+
+
+@contextmanager
+def body_of(body: bytes | Path, advance: Advance) -> Iterator[Any]:
+    """Yield the body of a request: the bytes, or the open file; `advance` is called as the file is sent."""
+    if isinstance(body, bytes):
+        yield body
+        return
+    if advance is no_progress:
+        with body.open("rb") as file:
+            yield file
+        return
+    from s3transfer.utils import ReadFileChunk  # noqa: PLC0415  as slow as boto3
+
+    size = body.stat().st_size
+    sent = 0
+    advance(sent, size)
+
+    def count(bytes_transferred: int) -> None:
+        nonlocal sent
+        sent += bytes_transferred
+        advance(sent, size)
+
+    with ReadFileChunk.from_filename(str(body), 0, size, callbacks=[count], enable_callbacks=False) as chunk:
+        yield chunk
