@@ -6,6 +6,7 @@ Consoles, gateways and login pages answer requests too, often with status 200.
 import hashlib
 import re
 from collections.abc import Mapping
+from contextlib import closing
 from typing import Any, BinaryIO
 from urllib.parse import urlsplit
 
@@ -23,10 +24,12 @@ _TAGGED = {"GetObject", "PutObject"}
 _FIRST_TAG = re.compile(rb"<(?:[\w.-]+:)?([A-Za-z][\w.-]*)")
 _REGION_HEADER, _REGION_TAG = "x-amz-bucket-region", b"<Region>"
 _SUCCESS, _REDIRECT, _REFUSED = 200, 300, 400
+_AMENDED = 500
+"""The status that botocore gives to an answer with status 200 that it cannot read."""
 _ENTRY = ("Key", "Size", "LastModified", "ETag")
 _EMPTY_PAGES = 1000
 """Pages without entries after which a listing has no end; AWS sends some where many objects were deleted."""
-_PAGE = "a web page"
+_PAGE, _NO_XML = "a web page", "no XML"
 _OTHER = (
     "Check the endpoint's address and port: a web console, a proxy or a login page may answer there instead of the "
     "server's S3 interface."
@@ -48,7 +51,7 @@ def check_answer(endpoint: str, operation: str, answer: Mapping[str, Any]) -> No
     status = answer["status_code"]
     if _REDIRECT <= status < _REFUSED:
         _check_redirect(endpoint, operation, answer)
-    elif _SUCCESS <= status < _REDIRECT:
+    elif _SUCCESS <= status < _REDIRECT or (status == _AMENDED and _found(answer["body"]) == _NO_XML):
         _check_document(endpoint, operation, answer)
 
 
@@ -98,7 +101,7 @@ def _found(body: object) -> str:
     root = _root(body)
     if isinstance(body, bytes) and not body.strip():
         return "an empty answer"
-    return "no XML" if root is None else _PAGE if root.lower() == "html" else f"a document <{root}>"
+    return _NO_XML if root is None else _PAGE if root.lower() == "html" else f"a document <{root}>"
 
 
 class ListingCheck:
@@ -193,11 +196,12 @@ class Download:
         self._tag = answer["ETag"]
         self._advance(self.received, size)
         try:
-            for chunk in answer["Body"].iter_chunks(_CHUNK):
-                self._file.write(chunk)
-                self._digest.update(chunk)
-                self.received += len(chunk)
-                self._advance(self.received, size)
+            with closing(answer["Body"]) as body:
+                for chunk in body.iter_chunks(_CHUNK):
+                    self._file.write(chunk)
+                    self._digest.update(chunk)
+                    self.received += len(chunk)
+                    self._advance(self.received, size)
         except FlexibleChecksumError:  # damaged, and nobody knows where
             self.restart()
             raise

@@ -8,6 +8,7 @@ A download that breaks off goes on where it was.
 import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import datetime
 from email.utils import mktime_tz, parsedate_tz
@@ -146,7 +147,8 @@ class Bucket:
     def _get_once(self, key: str) -> tuple[bytes, str]:
         def get(client: "S3Client") -> tuple[bytes, str]:
             answer = client.get_object(Bucket=self.uri.bucket, Key=self.key(key))
-            size, data = self._size(key, answer), answer["Body"].read()
+            with closing(answer["Body"]) as body:
+                size, data = self._size(key, answer), body.read()
             check_received(len(data), size)
             return data, answer["ETag"]
 

@@ -33,7 +33,6 @@ __all__ = ["Connection", "body_of"]
 _CONNECTIONS = 32
 _LONGEST_CONNECT = 5.0
 _ANSWER, _REQUEST = "before-parse.s3", "request-created.s3"
-_OPERATIONS = ("DeleteObject", "GetObject", "HeadBucket", "ListObjectsV2", "PutObject")
 _REGION = "AWS_REGION"
 _PROCESS = "custom-process"
 """botocore's name of the provider that runs the program of `credential_process`."""
@@ -191,10 +190,14 @@ def _check_answers(client: "S3Client") -> None:
     endpoint = str(client.meta.endpoint_url)
 
     def check(operation_model: Any, response_dict: dict[str, Any], **_: Any) -> None:
-        check_answer(endpoint, operation_model.name, response_dict)
+        try:
+            check_answer(endpoint, operation_model.name, response_dict)
+        except NucleusError:
+            if not isinstance(response_dict["body"], bytes):  # a body that nobody will read
+                response_dict["body"].close()
+            raise
 
-    for operation in _OPERATIONS:  # one by one, to come before botocore's own, which makes some answers errors
-        client.meta.events.register_first(f"{_ANSWER}.{operation}", check, unique_id=f"nucleus-{operation}")
+    client.meta.events.register_first(_ANSWER, check, unique_id="nucleus-answer")
 
 
 def _watch_uploads(client: "S3Client") -> None:

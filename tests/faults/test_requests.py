@@ -93,7 +93,7 @@ def test_every_request_fails(
             lambda: list(bucket.objects("")),
             lambda: bucket.put("x", b"1"),
         ]
-        if fault is Fault.TRUNCATE:
+        if fault in {Fault.TRUNCATE, Fault.SHORT}:
             del requests[-1]  # its answer has no body that could break off
         for request in requests:
             clock.waits.clear()
