@@ -57,6 +57,7 @@ def predict_bucket(
     *,
     workers: int | None = None,
     overwrite: bool = False,
+    single_writer: bool = False,
     verbose: bool = False,
     advance: Advance = no_progress,
     waiting: Callable[[str], None] = lambda _: None,
@@ -67,6 +68,7 @@ def predict_bucket(
         settings: Images, model, prediction options and location of the results.
         workers: Number of actors; by default, one per GPU of the cluster, or one per CPU if it has no GPU.
         overwrite: Whether to predict all images again, and to replace results with other settings.
+        single_writer: Whether nobody else writes at the same time, so that a server may lack conditional writes.
         verbose: Whether to show Ray's logs.
         advance: Called after each image.
         waiting: Called with a text that says what the actors wait for.
@@ -79,7 +81,7 @@ def predict_bucket(
     found = find_images(settings)
     counts: dict[str, int] = {}
     failures = dict(found.unread)
-    with claim_output(settings, overwrite=overwrite) as claim:
+    with claim_output(settings, overwrite=overwrite, single_writer=single_writer) as claim:
         wanted = found.images if overwrite else not_done(settings, found.images)
         batches, make = batches_of(wanted), partial(_batch_predictor, settings)
         answers = map_on_cluster(batches, make, workers=workers, waiting=waiting, verbose=verbose) if batches else ()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import nucleus
-from nucleus.cli.options import json_option
+from nucleus.cli.options import json_option, single_writer_option
 from nucleus.cli.output import note, print_facts, print_json, print_table, warn
 from nucleus.cli.progress_bars import show_progress
 from nucleus.errors import DataError
@@ -33,8 +33,18 @@ def data() -> None:
 @click.option("--val", default=0.1, show_default=True, help="Fraction of the images for validation.")
 @click.option("--test", default=0.1, show_default=True, help="Fraction of the images for the test split.")
 @click.option("--group-by", metavar="REGEX", help="Images in whose names this matches the same text stay in one split.")
+@single_writer_option
 @json_option
-def import_(src: Path, uri: str, seed: int, val: float, test: float, group_by: str | None, as_json: bool) -> None:
+def import_(
+    src: Path,
+    uri: str,
+    seed: int,
+    val: float,
+    test: float,
+    group_by: str | None,
+    single_writer: bool,
+    as_json: bool,
+) -> None:
     """Import the images of SRC (a folder or zip) as a dataset version at URI: check, group, split and pack them.
 
     Layouts: <id>/images/*.png + <id>/masks/*.png (Kaggle); inputs/ or images/ + masks/ (binary), or images/ + labels/
@@ -49,7 +59,7 @@ def import_(src: Path, uri: str, seed: int, val: float, test: float, group_by: s
         raise click.BadParameter(f"the version follows from the images; leave out @{location.ref}", param_hint="URI")
     options = nucleus.data.SplitOptions(seed=seed, val=val, test=test, group_by=pattern)
     with show_progress("read images") as advance, show_progress("upload shards", "bytes") as upload:
-        imported = nucleus.data.import_dataset(src, location.uri, options, advance, upload)
+        imported = nucleus.data.import_dataset(src, location.uri, options, advance, upload, single_writer=single_writer)
     manifest = imported.dataset.manifest
     for item in manifest.left_out:
         warn(f"left out {item.title}: {item.reason}")

@@ -178,13 +178,14 @@ def rollback(name: str, alias: str, single_writer: bool) -> None:
     metavar="HOURS",
     help="Keep anything that changed within this time, because its publication may still be in progress.",
 )
+@single_writer_option
 @json_option
-def clean(name: str | None, remove: bool, hours: float, as_json: bool) -> None:
+def clean(name: str | None, remove: bool, hours: float, single_writer: bool, as_json: bool) -> None:
     """List the incomplete versions that interrupted publications left behind, of the model NAME or of all models.
 
     With --remove, delete them.
     """
-    bucket = _bucket()
+    bucket = _bucket(single_writer)
     before = datetime.now(UTC) - timedelta(hours=hours)
     rows = []
     for model in [name] if name else bucket.folders(nucleus.registry.MODELS):
@@ -227,10 +228,10 @@ def weights() -> None:
     show_default=True,
     help="Encoder of the weights.",
 )
-def add(file: Path, encoder: EncoderName) -> None:
+@single_writer_option
+def add(file: Path, encoder: EncoderName, single_writer: bool) -> None:
     """Check FILE (.weights.h5 or .h5, without the top) and add it to the bucket for network.weights = "imagenet"."""
-    bucket = nucleus.storage.Bucket(nucleus.storage.bucket_from_environment())
-    bucket.check(nucleus.registry.WEIGHTS)
+    bucket = project_bucket(nucleus.registry.WEIGHTS, single_writer=single_writer)
     with show_progress("upload weights", "bytes") as advance:
         added = nucleus.registry.add_weights(file, encoder, bucket, advance)
     click.echo(str(added.uri))

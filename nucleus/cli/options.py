@@ -33,7 +33,7 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print one JS
 single_writer_option = click.option(
     "--single-writer",
     is_flag=True,
-    help="Publish even if the server ignores conditional writes. Only safe while nobody else publishes.",
+    help="For a server without conditional writes. Only safe while nobody else writes to the bucket.",
 )
 out_option = click.option(
     "--out",

@@ -11,7 +11,7 @@ import click
 
 import job
 import nucleus
-from nucleus.cli.options import is_pulled, json_option, pulled_model, workers_option
+from nucleus.cli.options import is_pulled, json_option, pulled_model, single_writer_option, workers_option
 from nucleus.cli.output import note, print_facts, print_json, print_scores, print_table, warn
 from nucleus.cli.progress_bars import show_progress
 from nucleus.errors import NucleusError, UsageError
@@ -39,6 +39,7 @@ class _Choices:
     channel: int | None
     tta: bool
     overwrite: bool
+    single_writer: bool
     as_json: bool
 
 
@@ -59,6 +60,7 @@ class _Choices:
 @click.option("--tta", is_flag=True, help="Average over flips and quarter turns: better, but eight times slower.")
 @click.option("--overwrite", is_flag=True, help="Replace the results of an earlier prediction.")
 @workers_option("one per GPU, or else per CPU")
+@single_writer_option
 @json_option
 def predict(
     inputs: tuple[str, ...],
@@ -132,7 +134,13 @@ def _predict_bucket(images: str, model: str, out: str, workers: int | None, give
     started = time.monotonic()
     with show_progress("segment images") as advance:
         found = job.predict_bucket(
-            settings, workers=workers, overwrite=given.overwrite, verbose=verbose, advance=advance, waiting=note
+            settings,
+            workers=workers,
+            overwrite=given.overwrite,
+            single_writer=given.single_writer,
+            verbose=verbose,
+            advance=advance,
+            waiting=note,
         )
     if given.as_json:
         _print_json(settings.model, settings.out, found.counts, found.failures, done_before=found.done_before)

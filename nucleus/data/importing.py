@@ -104,6 +104,8 @@ def import_dataset(
     options: SplitOptions,
     advance: Advance = no_progress,
     upload: Advance = no_progress,
+    *,
+    single_writer: bool = False,
 ) -> Imported:
     """Import a folder or zip as a version of the dataset at `uri`.
 
@@ -116,13 +118,14 @@ def import_dataset(
         options: Options of the splits.
         advance: Called with the number of images read and their total.
         upload: Called with the bytes of shards sent and their total.
+        single_writer: Whether nobody else writes at the same time, so that a server may lack conditional writes.
 
     Raises:
         DataError: The source contains no usable images, or too few to split.
         OutputError: The folder for temporary files (TMPDIR) has no room.
         StorageError: The bucket cannot be read or written.
     """
-    bucket = Bucket(uri)
+    bucket = Bucket(uri, single_writer=single_writer)
     bucket.check()
     source = open_source(src)
     layout = find_images(source)

@@ -188,18 +188,21 @@ def _problem(settings: PredictionSettings, image: BucketImage) -> str | None:
 
 
 @contextmanager
-def claim_output(settings: PredictionSettings, *, overwrite: bool) -> Iterator[PrefixClaim]:
+def claim_output(
+    settings: PredictionSettings, *, overwrite: bool, single_writer: bool = False
+) -> Iterator[PrefixClaim]:
     """Hold the claim on the output while the block runs, and store the settings there.
 
     Args:
         settings: The settings of this prediction.
         overwrite: Whether results with other settings may be replaced.
+        single_writer: Whether nobody else writes at the same time, so that a server may lack conditional writes.
 
     Raises:
         UsageError: There are results with other settings, and `overwrite` is false.
         OutputError: Another prediction with the same output is running.
     """
-    out = Bucket(parse_uri(settings.out))
+    out = Bucket(parse_uri(settings.out), single_writer=single_writer)
     with claimed_prefix(out, _CLAIM_FILE) as claim:
         there = _settings_at(out)
         if there not in {None, settings} and not overwrite:

@@ -5,6 +5,7 @@ from .answers import check_received as check_received
 from .bucket import Bucket as Bucket
 from .bucket import StoredObject as StoredObject
 from .bucket import check_conditional_writes as check_conditional_writes
+from .bucket import knows_checksums as knows_checksums
 from .claims import CLAIM_LOST_SECONDS as CLAIM_LOST_SECONDS
 from .claims import PrefixClaim as PrefixClaim
 from .claims import claimed_folder as claimed_folder

@@ -37,7 +37,7 @@ from nucleus.storage.uri import S3Uri
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
-__all__ = ["Bucket", "StoredObject", "check_conditional_writes"]
+__all__ = ["Bucket", "StoredObject", "check_conditional_writes", "knows_checksums"]
 
 _DOWNLOAD_ATTEMPTS = 2
 _NO_REST = {412, 416}
@@ -77,29 +77,33 @@ class Bucket:
 
     Args:
         uri: Address of the bucket or prefix.
-        single_writer: Whether the user guarantees that nobody else writes at the same time; then the server may
-            ignore conditions.
+        single_writer: Whether the user guarantees that nobody else writes at the same time; then conditions are
+            checked here, and the server may lack them.
+        newer_checksums: Whether uploads may have checksums that older servers do not know; the SDK's settings decide.
     """
 
-    def __init__(self, uri: S3Uri, *, single_writer: bool = False) -> None:
+    def __init__(self, uri: S3Uri, *, single_writer: bool = False, newer_checksums: bool = True) -> None:
         self.uri = uri
         self.single_writer = single_writer
+        self._newer_checksums = newer_checksums
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return partial(Bucket, single_writer=self.single_writer), (self.uri,)
+        make = partial(Bucket, single_writer=self.single_writer, newer_checksums=self._newer_checksums)
+        return make, (self.uri,)
 
     @cached_property
-    def _connection(self) -> Connection:
-        return Connection(self.uri)
+    def connection(self) -> Connection:
+        """The connection to the server. Raises `StorageError` if the configuration or the credentials are wrong."""
+        return Connection(self.uri, newer_checksums=self._newer_checksums)
 
     @property
     def _client(self) -> "S3Client":
-        return self._connection.client
+        return self.connection.client
 
     @property
     def endpoint(self) -> str:
-        """URL of the server. Raises `StorageError` if the configuration or the credentials are wrong."""
-        return self._connection.endpoint
+        """URL of the server. Raises the errors of `connection`."""
+        return self.connection.endpoint
 
     def _request(self, uri: S3Uri, request: "Callable[[S3Client], Answer]") -> Answer:
         """Send a request; once more if the credentials were refused, and have been renewed since they were read."""
@@ -108,7 +112,7 @@ class Bucket:
             with explained(uri, endpoint):
                 return request(client)
         except AccessDeniedError as error:
-            if not (credentials_refused(error) and self._connection.renew(client)):
+            if not (credentials_refused(error) and self.connection.renew(client)):
                 raise
         with explained(uri, endpoint):
             return request(self._client)
@@ -371,6 +375,24 @@ def check_conditional_writes(bucket: Bucket) -> None:
         if _writes(bucket, **condition):
             raise _without_conditions(bucket, f"ignores {header}")
     _honoured.add(where)
+
+
+def knows_checksums(bucket: Bucket) -> bool:
+    """Return whether the server takes uploads with the SDK's newer checksums; False if it takes them only without.
+
+    Raises:
+        StorageError: The server takes no uploads at all.
+    """
+    body = _test_bytes()
+    try:
+        bucket.put(_TEST_KEY, body)
+        return bucket.get(_TEST_KEY) == body
+    except StorageError as error:
+        try:
+            Bucket(bucket.uri, newer_checksums=False).put(_TEST_KEY, body)
+        except StorageError:
+            raise error from None
+        return False
 
 
 def _check_stored(bucket: Bucket) -> None:

@@ -12,6 +12,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,17 +46,23 @@ class Connection:
 
     Args:
         uri: The bucket or prefix that it is for, for messages.
+        newer_checksums: Whether uploads may have checksums that older servers do not know; the SDK's settings decide.
 
     Attributes:
         client: The client; another one after the credentials were renewed.
+        provider: Where the credentials come from, by botocore's name, such as `env`; None if there are none.
+        expire: When the credentials end, if that is known.
 
     Raises:
         StorageError: The configuration is wrong, or there are no credentials.
     """
 
-    def __init__(self, uri: S3Uri) -> None:
+    def __init__(self, uri: S3Uri, *, newer_checksums: bool = True) -> None:
         exempt_this_machine()
         self._uri = uri
+        self._newer_checksums = newer_checksums
+        self.provider: str | None = None
+        self.expire: datetime | None = None
         self._renewing = threading.Lock()
         self._keys, self.client = self._connect()
 
@@ -83,8 +90,9 @@ class Connection:
         configured = next((os.environ[name] for name in ENDPOINT_VARIABLES if os.environ.get(name)), "the S3 server")
         with explained(self._uri, configured):
             session = _session()
-            keys = _keys(session, self._uri)
-            return keys, _client(session, self._uri)
+            found, keys = _credentials(session, self._uri)
+            self.provider, self.expire = getattr(found, "method", None), getattr(found, "_expiry_time", None)
+            return keys, _client(session, self._uri, newer_checksums=self._newer_checksums)
 
 
 def _session() -> "Session":
@@ -144,15 +152,18 @@ class _LimitedProcess(subprocess.Popen[bytes]):
         )
 
 
-def _keys(session: "Session", uri: S3Uri) -> Any:
-    """Return the credentials of a session as plain values, None if it has none; a note says if that takes long."""
+def _credentials(session: "Session", uri: S3Uri) -> tuple[Any, Any]:
+    """Return the credentials of a session, and their values; both None if it has none. A note says if that takes long.
+
+    Raises `AccessDeniedError` for values that the SDK cannot read.
+    """
     text = f"Note: waiting for credentials for {uri} (credential_process, SSO or the machine's role)\n"
     note = threading.Timer(_NOTE_SECONDS, sys.stderr.write, (text,))
     note.daemon = True
     note.start()
     try:
         found = session.get_credentials()
-        return found.get_frozen_credentials() if found is not None else None
+        return found, found.get_frozen_credentials() if found is not None else None
     except (ValueError, KeyError, TypeError) as error:  # of values that a file or program gives
         raise AccessDeniedError(
             f"Expected credentials for {uri} in the form of the AWS SDK; {first_line(error)}. Check the AWS "
@@ -162,7 +173,7 @@ def _keys(session: "Session", uri: S3Uri) -> Any:
         note.cancel()
 
 
-def _client(session: "Session", uri: S3Uri) -> "S3Client":
+def _client(session: "Session", uri: S3Uri, *, newer_checksums: bool) -> "S3Client":
     from botocore.config import Config  # noqa: PLC0415  as slow as boto3
 
     config = Config(
@@ -170,6 +181,7 @@ def _client(session: "Session", uri: S3Uri) -> "S3Client":
         connect_timeout=min(_LONGEST_CONNECT, seconds_of_silence()),
         read_timeout=seconds_of_silence(),
         retries={"mode": "standard", "total_max_attempts": 1},  # `ask_patiently` retries, request bodies included
+        request_checksum_calculation=None if newer_checksums else "when_required",
     )
     try:
         client = session.client("s3", config=config)
