@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stdout
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from importlib import import_module
 from typing import Any, Literal
 
@@ -19,7 +20,8 @@ from nucleus.errors import ClockError, NucleusError, UsageError
 from nucleus.lazy import tf
 from nucleus.registry.encoder_weights import WEIGHTS, list_weights
 from nucleus.registry.manifest import MODELS
-from nucleus.storage.bucket import Bucket, check_conditional_writes
+from nucleus.storage.bucket import Bucket, check_conditional_writes, knows_checksums
+from nucleus.storage.client import Connection
 from nucleus.storage.uri import bucket_from_environment
 from nucleus.surroundings import CACHE_VARIABLE, PACKAGES, find_cache, installed_versions
 from nucleus.tracking.failover import check_tracking, server_problem, tracking_mode
@@ -45,6 +47,18 @@ State = Literal["ok", "warning", "failed", "skipped"]
 
 _CACHE, _GPU, _WANDB = "cache", "GPU", "W&B"
 _BUCKET, _CLOCK, _CONDITIONS, _WEIGHTS = "bucket", "clock", "conditional writes", "weights"
+_ENDPOINT, _CREDENTIALS, _CHECKSUMS = "endpoint", "credentials", "checksums"
+_PROVIDERS = {
+    "assume-role": "an assumed role",
+    "container-role": "the container's role",
+    "custom-process": "credential_process",
+    "env": "environment variables",
+    "iam-role": "the machine's role",
+    "shared-credentials-file": "the AWS credentials file",
+    "config-file": "the AWS configuration file",
+    "sso": "SSO",
+}
+"""What botocore calls the places that credentials come from."""
 
 _HIDING = "CUDA_VISIBLE_DEVICES"
 _NVIDIA_SECONDS, _TENSORFLOW_SECONDS, _WANDB_SECONDS = 10.0, 60.0, 40.0
@@ -202,18 +216,64 @@ def check_storage() -> Iterator[Finding]:
         bucket = Bucket(bucket_from_environment())
         ahead = bucket.seconds_ahead(MODELS)
     except ClockError as error:
-        yield skipped(_BUCKET, _CLOCK)
+        yield from (skipped(check, _CLOCK) for check in (_BUCKET, _ENDPOINT, _CREDENTIALS))
         yield failed(_CLOCK, error)
-        yield from (skipped(check, _CLOCK) for check in (_CONDITIONS, _WEIGHTS))
+        yield from (skipped(check, _CLOCK) for check in (_CHECKSUMS, _CONDITIONS, _WEIGHTS))
         return
     except NucleusError as error:
         yield failed(_BUCKET, error)
-        yield from (skipped(check, _BUCKET) for check in (_CLOCK, _CONDITIONS, _WEIGHTS))
+        yield from (
+            skipped(check, _BUCKET) for check in (_ENDPOINT, _CREDENTIALS, _CLOCK, _CHECKSUMS, _CONDITIONS, _WEIGHTS)
+        )
         return
     yield Finding(_BUCKET, "ok", f"{bucket.uri} at {bucket.endpoint}")
+    yield _endpoint(bucket)
+    yield _credentials(bucket.connection)
     yield _clock(ahead)
-    yield _conditional_writes(bucket)
+    checksums = _checksums(bucket)
+    yield checksums
+    yield _conditional_writes(bucket) if checksums.state == "ok" else skipped(_CONDITIONS, _CHECKSUMS)
     yield _weights(bucket)
+
+
+def _endpoint(bucket: Bucket) -> Finding:
+    """Show how the server is reached, and warn if the bucket is in another region, so that requests are redirected."""
+    connection = bucket.connection
+    region, route = connection.bucket_region, connection.route()
+    if region not in {None, connection.client.meta.region_name}:
+        return Finding(_ENDPOINT, "warning", f"{route}; the bucket is in {region}", f"Run: export AWS_REGION={region}.")
+    return Finding(_ENDPOINT, "ok", route)
+
+
+def _credentials(connection: Connection) -> Finding:
+    """Show where the credentials come from, and how long they last."""
+    source = _PROVIDERS.get(str(connection.provider), str(connection.provider))
+    if connection.expire is not None:
+        minutes = (connection.expire - datetime.now(UTC)).total_seconds() / 60
+        return Finding(_CREDENTIALS, "ok", f"{source}; renewed by themselves in {minutes:.0f} minutes or before")
+    if connection.provider == "env" and os.environ.get("AWS_SESSION_TOKEN"):
+        return Finding(
+            _CREDENTIALS,
+            "warning",
+            f"{source}, temporary: they cannot be renewed while a run is going on",
+            "Put them in the AWS credentials file, which is read again, or set up credential_process or SSO.",
+        )
+    return Finding(_CREDENTIALS, "ok", f"{source}, without known end")
+
+
+def _checksums(bucket: Bucket) -> Finding:
+    try:
+        known = knows_checksums(bucket)
+    except NucleusError as error:
+        return failed(_CHECKSUMS, error)
+    if known:
+        return Finding(_CHECKSUMS, "ok", "the server takes the SDK's checksums of uploads")
+    return Finding(
+        _CHECKSUMS,
+        "failed",
+        "the server does not take the SDK's newer checksums of uploads",
+        "Run: export AWS_REQUEST_CHECKSUM_CALCULATION=when_required.",
+    )
 
 
 def _clock(ahead: float | None) -> Finding:

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from nucleus.errors import StorageError, UnavailableError
 from nucleus.progress import Advance
 
-__all__ = ["Download", "ListingCheck", "check_answer", "check_received"]
+__all__ = ["REGION_HEADER", "Download", "ListingCheck", "check_answer", "check_received"]
 
 _CHUNK = 1 << 20
 
@@ -22,7 +22,9 @@ _DOCUMENTS = {"ListObjectsV2": "ListBucketResult"}
 _TAGGED = {"GetObject", "PutObject"}
 """Operations whose answers have an ETag."""
 _FIRST_TAG = re.compile(rb"<(?:[\w.-]+:)?([A-Za-z][\w.-]*)")
-_REGION_HEADER, _REGION_TAG = "x-amz-bucket-region", b"<Region>"
+REGION_HEADER = "x-amz-bucket-region"
+"""Header with the region of the bucket, of answers of AWS and others."""
+_REGION_TAG = b"<Region>"
 _SUCCESS, _REDIRECT, _REFUSED = 200, 300, 400
 _AMENDED = 500
 """The status that botocore gives to an answer with status 200 that it cannot read."""
@@ -63,7 +65,7 @@ def _check_redirect(endpoint: str, operation: str, answer: Mapping[str, Any]) ->
     """
     headers, body = answer["headers"], answer["body"] if isinstance(answer["body"], bytes) else b""
     may_be_asked = operation != "HeadBucket" and _root(body) == "Error"
-    if headers.get(_REGION_HEADER) or _REGION_TAG in body or may_be_asked:
+    if headers.get(REGION_HEADER) or _REGION_TAG in body or may_be_asked:
         return
     target = urlsplit(headers.get("location") or "")
     origin = f"{target.scheme}://{target.netloc.rpartition('@')[2]}" if target.netloc else "another address"

@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Any
 
 from nucleus.errors import AccessDeniedError, NucleusError, UnreachableError
 from nucleus.progress import Advance, no_progress
-from nucleus.storage.answers import check_answer
+from nucleus.storage.answers import REGION_HEADER, check_answer
 from nucleus.storage.retries import seconds_of_silence, storage_timeout
-from nucleus.storage.s3_errors import ENDPOINT_VARIABLES, endpoint_source, explained
+from nucleus.storage.s3_errors import AWS_HOSTS, ENDPOINT_VARIABLES, endpoint_source, explained
 from nucleus.storage.uri import S3Uri
-from nucleus.surroundings import exempt_this_machine
+from nucleus.surroundings import exempt_this_machine, proxy_of
 from nucleus.text import first_line
 
 if TYPE_CHECKING:
@@ -35,6 +35,8 @@ _CONNECTIONS = 32
 _LONGEST_CONNECT = 5.0
 _ANSWER, _REQUEST = "before-parse.s3", "request-created.s3"
 _REGION = "AWS_REGION"
+_CERTIFICATES = "REQUESTS_CA_BUNDLE"
+"""Environment variable that botocore reads after ca_bundle and AWS_CA_BUNDLE."""
 _PROCESS = "custom-process"
 """botocore's name of the provider that runs the program of `credential_process`."""
 _NOTE_SECONDS = 5.0
@@ -52,6 +54,7 @@ class Connection:
         client: The client; another one after the credentials were renewed.
         provider: Where the credentials come from, by botocore's name, such as `env`; None if there are none.
         expire: When the credentials end, if that is known.
+        bucket_region: The bucket's region, if an answer told it; of a bucket elsewhere, a redirect does.
 
     Raises:
         StorageError: The configuration is wrong, or there are no credentials.
@@ -63,6 +66,7 @@ class Connection:
         self._newer_checksums = newer_checksums
         self.provider: str | None = None
         self.expire: datetime | None = None
+        self.bucket_region: str | None = None
         self._renewing = threading.Lock()
         self._keys, self.client = self._connect()
 
@@ -70,6 +74,24 @@ class Connection:
     def endpoint(self) -> str:
         """URL of the server."""
         return str(self.client.meta.endpoint_url)
+
+    def route(self) -> str:
+        """Return how requests reach the server: region, addressing of buckets, certificates and proxy, as text."""
+        import botocore.session  # noqa: PLC0415  slow to import
+
+        meta, usual = self.client.meta, "path" if AWS_HOSTS not in self.endpoint else "virtual"
+        style = (getattr(meta.config, "s3", None) or {}).get("addressing_style") or usual
+        style = usual if style == "auto" else style
+        bundle = botocore.session.get_session().get_config_variable("ca_bundle") or os.environ.get(_CERTIFICATES)
+        proxy = proxy_of(self.endpoint)
+        parts = [
+            f"set by {endpoint_source(self.endpoint)}",
+            f"region {meta.region_name}",
+            "buckets as host names" if style == "virtual" else "buckets in the path",
+            *([f"certificates of {bundle}"] if bundle and self.endpoint.startswith("https") else []),
+            *([f"through {proxy}"] if proxy else []),
+        ]
+        return ", ".join(parts)
 
     def renew(self, used: "S3Client") -> bool:
         """Read the credentials again where they come from; return whether the client now has others.
@@ -92,7 +114,19 @@ class Connection:
             session = _session()
             found, keys = _credentials(session, self._uri)
             self.provider, self.expire = getattr(found, "method", None), getattr(found, "_expiry_time", None)
-            return keys, _client(session, self._uri, newer_checksums=self._newer_checksums)
+            client = _client(session, self._uri, newer_checksums=self._newer_checksums)
+            client.meta.events.register_first(_ANSWER, self._check, unique_id="nucleus-answer")
+            return keys, client
+
+    def _check(self, operation_model: Any, response_dict: dict[str, Any], **_: Any) -> None:
+        """Check an answer before botocore parses it."""
+        self.bucket_region = response_dict["headers"].get(REGION_HEADER) or self.bucket_region
+        try:
+            check_answer(self.endpoint, operation_model.name, response_dict)
+        except NucleusError:
+            if not isinstance(response_dict["body"], bytes):  # a body that nobody will read
+                response_dict["body"].close()
+            raise
 
 
 def _session() -> "Session":
@@ -193,23 +227,7 @@ def _client(session: "Session", uri: S3Uri, *, newer_checksums: bool) -> "S3Clie
             f"{endpoint_source('')}."
         ) from error
     _watch_uploads(client)
-    _check_answers(client)
     return client
-
-
-def _check_answers(client: "S3Client") -> None:
-    """Make a client check each answer before it is parsed."""
-    endpoint = str(client.meta.endpoint_url)
-
-    def check(operation_model: Any, response_dict: dict[str, Any], **_: Any) -> None:
-        try:
-            check_answer(endpoint, operation_model.name, response_dict)
-        except NucleusError:
-            if not isinstance(response_dict["body"], bytes):  # a body that nobody will read
-                response_dict["body"].close()
-            raise
-
-    client.meta.events.register_first(_ANSWER, check, unique_id="nucleus-answer")
 
 
 def _watch_uploads(client: "S3Client") -> None:

@@ -19,8 +19,9 @@ from nucleus.storage.uri import S3Uri
 from nucleus.surroundings import proxy_advice
 from nucleus.text import first_line
 
-__all__ = ["ENDPOINT_VARIABLES", "credentials_refused", "endpoint_source", "explained", "refusal_of"]
+__all__ = ["AWS_HOSTS", "ENDPOINT_VARIABLES", "credentials_refused", "endpoint_source", "explained", "refusal_of"]
 
+AWS_HOSTS = ".amazonaws.com"
 ENDPOINT_VARIABLES = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
 """Environment variables of the AWS SDK with the URL of the server, the first that is set."""
 _CHECKSUMS = "AWS_REQUEST_CHECKSUM_CALCULATION"
@@ -110,7 +111,7 @@ def endpoint_source(endpoint: str) -> str:
     named = next((name for name in ENDPOINT_VARIABLES if os.environ.get(name)), None)
     if named is not None:
         return named
-    if ".amazonaws.com" in endpoint:
+    if AWS_HOSTS in endpoint:
         return f"{ENDPOINT_VARIABLES[0]}, which is not set, so that AWS is asked"
     return f"endpoint_url in the AWS configuration file ({os.environ.get('AWS_CONFIG_FILE', '~/.aws/config')})"
 

@@ -20,7 +20,7 @@ from nucleus.errors import ClusterError, NucleusError
 from nucleus.storage.bucket import Bucket
 from nucleus.storage.local_server import RunningStore
 from nucleus.storage.uri import S3Uri
-from tests.faults.proxy import Fault, Proxy, proxied
+from tests.faults.proxy import Answer, Fault, Proxy, Request, proxied, refusal
 
 pytestmark = pytest.mark.filterwarnings("default")
 
@@ -28,7 +28,10 @@ HEALTHY = {
     "packages": "ok",
     "cache": "ok",
     "bucket": "ok",
+    "endpoint": "ok",
+    "credentials": "ok",
     "clock": "ok",
+    "checksums": "ok",
     "conditional writes": "ok",
     "weights": "ok",
     "Ray": "warning",  # training starts a cluster
@@ -37,7 +40,7 @@ HEALTHY = {
 }
 """The checks in their order, and what they find where nothing is missing but a cluster and a GPU."""
 WEIGHTS = "weights/mobilenet_v2/0123456789ab.weights.h5"
-ALL_OF_THE_BUCKET = {"clock", "conditional writes", "weights"}
+ALL_OF_THE_BUCKET = {"endpoint", "credentials", "clock", "checksums", "conditional writes", "weights"}
 
 
 def invoke(*arguments: str) -> Result:
@@ -132,6 +135,14 @@ def no_key(mode: str | None) -> Callable[[Here], None]:
     return forget
 
 
+def without_checksums(here: Here) -> None:
+    def old(request: Request) -> Answer | None:
+        new = request.method == "PUT" and "x-amz-sdk-checksum-algorithm" in request.headers
+        return refusal(400, "XAmzContentSHA256Mismatch") if new else None
+
+    here.line.scripted = old
+
+
 BROKEN: dict[str, tuple[Callable[[Here], object], str, str, str, str, set[str]]] = {
     # what: (how, check, its state, said of it, in its fix, checks that then are skipped)
     "wrong endpoint": (
@@ -162,6 +173,19 @@ BROKEN: dict[str, tuple[Callable[[Here], object], str, str, str, str, set[str]]]
         ignoring("if-match"),
         "conditional writes", "failed", "ignores If-Match", "--single-writer", set(),
     ),
+    "no newer checksums": (
+        without_checksums,
+        "checksums", "failed", "does not take", "AWS_REQUEST_CHECKSUM_CALCULATION=when_required",
+        {"conditional writes"},
+    ),
+    "another region": (
+        environment("AWS_REGION", "eu-west-3"),
+        "endpoint", "warning", "region eu-west-3", "export AWS_REGION=us-east-1", set(),
+    ),
+    "temporary keys in the environment": (
+        environment("AWS_SESSION_TOKEN", "t"),
+        "credentials", "warning", "environment variables, temporary", "credentials file", set(),
+    ),
     "server's clock hours ahead": (
         clock(3 * 3600), "clock", "failed", "behind the server's", "timedatectl set-ntp true", set(),
     ),
@@ -171,7 +195,7 @@ BROKEN: dict[str, tuple[Callable[[Here], object], str, str, str, str, set[str]]]
     "refused for the clock": (
         refusing(Fault.WRONG_CLOCK),
         "clock", "failed", "RequestTimeTooSkewed", "timedatectl set-ntp true",
-        {"bucket", "conditional writes", "weights"},
+        {"bucket", *ALL_OF_THE_BUCKET} - {"clock"},
     ),
     "no Ray": (
         lambda here: here.patch.setenv("RAY_ADDRESS", closed_port()),
@@ -238,6 +262,8 @@ def test_all_is_well(here: Here) -> None:
     assert states(found) == HEALTHY
     assert code == 0
     assert found["bucket"]["found"] == f"{here.bucket.uri} at {here.line.endpoint}"
+    assert "region us-east-1, buckets in the path" in found["endpoint"]["found"]
+    assert found["credentials"]["found"] == "environment variables, without known end"
     assert found["weights"]["found"].startswith(f"{here.bucket.uri}/{WEIGHTS}")
     assert {item.key for item in here.bucket.objects("")} == {WEIGHTS, "models/.conditional-writes"}
 
