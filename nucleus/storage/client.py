@@ -38,7 +38,8 @@ _REGION = "AWS_REGION"
 _CERTIFICATES = "REQUESTS_CA_BUNDLE"
 """Environment variable that botocore reads after ca_bundle and AWS_CA_BUNDLE."""
 _PROCESS = "custom-process"
-"""botocore's name of the provider that runs the program of `credential_process`."""
+_ROLE = "assume-role"
+"""botocore's names of the providers that run the program of `credential_process`."""
 _NOTE_SECONDS = 5.0
 """Wait for credentials after which a note says so."""
 
@@ -138,8 +139,13 @@ def _session() -> "Session":
     core = botocore.session.get_session()
     profile = core.get_config_variable("profile") or "default"
     resolver = core.get_component("credential_provider")
-    limited = ProcessProvider(profile, lambda: core.full_config, popen=_LimitedProcess)
-    resolver.insert_before(_PROCESS, limited)  # if it has a program, the original is not asked
+
+    def limited(name: str) -> Any:
+        return ProcessProvider(name, lambda: core.full_config, popen=_LimitedProcess)
+
+    resolver.insert_before(_PROCESS, limited(profile))  # if it has a program, the original is not asked
+    roles = resolver.get_provider(_ROLE)._profile_provider_builder  # of profiles whose keys a role is assumed with
+    roles._create_process_provider = limited
     region = os.environ.get(_REGION) or None  # as the other SDKs and W&B do; boto3 itself knows AWS_DEFAULT_REGION only
     return boto3.session.Session(botocore_session=core, region_name=region)
 
@@ -191,6 +197,8 @@ def _credentials(session: "Session", uri: S3Uri) -> tuple[Any, Any]:
 
     Raises `AccessDeniedError` for values that the SDK cannot read.
     """
+    from botocore.exceptions import BotoCoreError  # noqa: PLC0415  slow to import
+
     text = f"Note: waiting for credentials for {uri} (credential_process, SSO or the machine's role)\n"
     note = threading.Timer(_NOTE_SECONDS, sys.stderr.write, (text,))
     note.daemon = True
@@ -198,7 +206,9 @@ def _credentials(session: "Session", uri: S3Uri) -> tuple[Any, Any]:
     try:
         found = session.get_credentials()
         return found, found.get_frozen_credentials() if found is not None else None
-    except (ValueError, KeyError, TypeError) as error:  # of values that a file or program gives
+    except BotoCoreError:
+        raise
+    except (ValueError, KeyError, TypeError, OSError) as error:  # of what a file or program gives, or a missing file
         raise AccessDeniedError(
             f"Expected credentials for {uri} in the form of the AWS SDK; {first_line(error)}. Check the AWS "
             "configuration and credentials files."
@@ -209,6 +219,7 @@ def _credentials(session: "Session", uri: S3Uri) -> tuple[Any, Any]:
 
 def _client(session: "Session", uri: S3Uri, *, newer_checksums: bool) -> "S3Client":
     from botocore.config import Config  # noqa: PLC0415  as slow as boto3
+    from botocore.exceptions import BotoCoreError  # noqa: PLC0415
 
     config = Config(
         max_pool_connections=_CONNECTIONS,
@@ -219,7 +230,7 @@ def _client(session: "Session", uri: S3Uri, *, newer_checksums: bool) -> "S3Clie
     )
     try:
         client = session.client("s3", config=config)
-    except NucleusError:
+    except BotoCoreError:
         raise
     except ValueError as error:
         raise UnreachableError(

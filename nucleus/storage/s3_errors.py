@@ -89,6 +89,7 @@ _OLD_CHECKSUMS = {
 }  # fmt: skip
 """Codes with which servers refuse an upload with a checksum that they do not know."""
 _TOO_MANY, _SERVERS_FAULT, _NOT_IMPLEMENTED, _NO_ROOM = 429, 500, 501, 507
+_NO_CERTIFICATES = ("[Errno ", "[X509")
 _UNTRUSTED, _NOT_TLS = "CERTIFICATE_VERIFY_FAILED", ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "HTTP_REQUEST")
 
 
@@ -167,7 +168,10 @@ def explained(uri: S3Uri, endpoint: str) -> Iterator[None]:
             f"{proxy_advice(endpoint)}"
         ) from error
     except boto.BotoCoreError as error:
-        raise StorageError(f"{uri}: {error}") from error
+        raise StorageError(
+            f"Expected a usable AWS configuration for {uri}; {_sentence(error)} Check AWS_PROFILE, AWS_REGION and the "
+            "files ~/.aws/config and ~/.aws/credentials (AWS_CONFIG_FILE, AWS_SHARED_CREDENTIALS_FILE)."
+        ) from error
 
 
 def _sentence(error: Exception) -> str:
@@ -221,6 +225,11 @@ def _from_tls(text: str, uri: S3Uri, endpoint: str) -> StorageError:
         return StorageError(
             f"Expected a certificate of {endpoint} that this machine trusts; found another: {reason}. For a private "
             "certificate authority, run: export AWS_CA_BUNDLE=FILE.pem (or ca_bundle in the AWS configuration file)."
+        )
+    if any(part in text for part in _NO_CERTIFICATES):
+        return StorageError(
+            f"Expected a file with certificates for {endpoint}; found none, or one without any. Check AWS_CA_BUNDLE, "
+            "REQUESTS_CA_BUNDLE, and ca_bundle in the AWS configuration file."
         )
     if any(part in text for part in _NOT_TLS):
         return StorageError(

@@ -273,6 +273,55 @@ def test_a_program_that_gives_no_credentials(
     assert line.requests == 0
 
 
+@pytest.mark.parametrize(
+    ("settings", "found"),
+    [
+        ({"AWS_PROFILE": "nosuch"}, "nosuch"),
+        ({"AWS_REGION": "no region"}, "no region"),
+        ({"AWS_CONFIG_FILE": "{broken}"}, "Unable to parse"),
+        ({"AWS_SHARED_CREDENTIALS_FILE": "{broken}", "AWS_ACCESS_KEY_ID": ""}, "Unable to parse"),
+        ({"AWS_SECRET_ACCESS_KEY": ""}, "AWS_SECRET_ACCESS_KEY"),
+        ({"AWS_WEB_IDENTITY_TOKEN_FILE": "/nosuch", "AWS_ROLE_ARN": "arn:aws:iam::1:role/x", "AWS_ACCESS_KEY_ID": ""},
+         "/nosuch"),
+        ({"AWS_ENDPOINT_URL_S3": "127.0.0.1:9000"}, "Expected a URL such as"),
+        ({"AWS_ENDPOINT_URL_S3": "{https}"}, "http:// instead of https://"),
+        ({"AWS_ENDPOINT_URL_S3": "{https}", "AWS_CA_BUNDLE": "/nosuch"}, "AWS_CA_BUNDLE"),
+        ({"AWS_ENDPOINT_URL_S3": "{https}", "AWS_CA_BUNDLE": "{broken}"}, "AWS_CA_BUNDLE"),
+        ({"AWS_REQUEST_CHECKSUM_CALCULATION": "sometimes"}, "sometimes"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_wrong_configuration(
+    line: Proxy,
+    bucket_uri: S3Uri,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    settings: dict[str, str],
+    found: str,
+) -> None:
+    broken = tmp_path / "broken"
+    broken.write_text("[default\nx")
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value.format(broken=broken, https=line.endpoint.replace("http:", "https:")))
+        if not value:
+            monkeypatch.delenv(name)
+    with pytest.raises(StorageError, match=re.escape(found)):
+        Bucket(bucket_uri).check()
+
+
+def test_a_program_for_the_keys_of_a_role(
+    line: Proxy, bucket_uri: S3Uri, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    by_program(program(tmp_path, "import time; time.sleep(3600)"), tmp_path, monkeypatch)
+    config = tmp_path / "aws-config"
+    base = config.read_text().replace("[default]", "[profile base]")
+    config.write_text(f"{base}[default]\nrole_arn = arn:aws:iam::1:role/x\nsource_profile = base\n")
+    set_storage_timeout(0.5)
+    with pytest.raises(AccessDeniedError, match="did not end within"):
+        Bucket(bucket_uri).check()
+    assert line.requests == 0
+
+
 def test_a_program_that_is_not_there(
     line: Proxy, bucket_uri: S3Uri, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
