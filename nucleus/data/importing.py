@@ -37,7 +37,7 @@ from nucleus.data.splits import Fingerprint, fingerprint, group_images, split_im
 from nucleus.errors import DataError, ImageError, ObjectExistsError, ObjectNotFoundError, UsageError
 from nucleus.lazy import tf
 from nucleus.progress import Advance, no_progress, split_progress
-from nucleus.storage.bucket import Bucket
+from nucleus.storage.bucket import TEST_FILE, Bucket, check_conditional_writes
 from nucleus.storage.files import sha256_of, writing
 from nucleus.storage.uri import S3Uri
 
@@ -127,6 +127,7 @@ def import_dataset(
     """
     bucket = Bucket(uri, single_writer=single_writer)
     bucket.check()
+    check_conditional_writes(Bucket(uri.parent, single_writer=single_writer), TEST_FILE)  # before minutes of reading
     source = open_source(src)
     layout = find_images(source)
     with tempfile.TemporaryDirectory(prefix="nucleus-import-") as folder, writing(Path(folder) / "records"):

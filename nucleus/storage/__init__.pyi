@@ -1,7 +1,9 @@
+from .answers import REGION_HEADER as REGION_HEADER
 from .answers import Download as Download
 from .answers import ListingCheck as ListingCheck
 from .answers import check_answer as check_answer
 from .answers import check_received as check_received
+from .bucket import TEST_FILE as TEST_FILE
 from .bucket import Bucket as Bucket
 from .bucket import StoredObject as StoredObject
 from .bucket import check_conditional_writes as check_conditional_writes
@@ -37,6 +39,7 @@ from .retries import seconds_of_silence as seconds_of_silence
 from .retries import set_retry_clock as set_retry_clock
 from .retries import set_storage_timeout as set_storage_timeout
 from .retries import storage_timeout as storage_timeout
+from .s3_errors import AWS_HOSTS as AWS_HOSTS
 from .s3_errors import ENDPOINT_VARIABLES as ENDPOINT_VARIABLES
 from .s3_errors import credentials_refused as credentials_refused
 from .s3_errors import endpoint_source as endpoint_source

@@ -37,14 +37,16 @@ from nucleus.storage.uri import S3Uri
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
-__all__ = ["Bucket", "StoredObject", "check_conditional_writes", "knows_checksums"]
+__all__ = ["TEST_FILE", "Bucket", "StoredObject", "check_conditional_writes", "knows_checksums"]
 
 _DOWNLOAD_ATTEMPTS = 2
 _NO_REST = {412, 416}
 """Statuses of answers to a request for the rest of an object that was replaced: the ETag or the range is wrong."""
 _NOT_IMPLEMENTED = 501
 
-_TEST_KEY = "models/.conditional-writes"
+TEST_FILE = ".conditional-writes"
+"""Name of the object by which conditional writes are checked."""
+_TEST_KEY = f"models/{TEST_FILE}"
 _TEST_TEXT = "Written by nucleus to find out whether the server honours If-None-Match and If-Match."
 _NO_TAG = '"00000000000000000000000000000000"'
 
@@ -356,11 +358,15 @@ class Bucket:
         return self._request(self.uri, lambda client: client.list_objects_v2(Bucket=self.uri.bucket, **arguments))
 
 
-def check_conditional_writes(bucket: Bucket) -> None:
+def check_conditional_writes(bucket: Bucket, key: str = _TEST_KEY) -> None:
     """Check that the server stores what is written, and honours the conditions of writes.
 
-    The check creates one small object below `models/`, once; it runs once per process and bucket. With
-    `single_writer`, conditions are not checked.
+    The check creates one small object, once; it runs once per process and bucket. With `single_writer`, conditions are
+    not checked.
+
+    Args:
+        bucket: The bucket.
+        key: Key of the object.
 
     Raises:
         ConditionalWritesError: The server ignores or refuses conditions.
@@ -369,10 +375,10 @@ def check_conditional_writes(bucket: Bucket) -> None:
     where = f"{bucket.uri} {bucket.endpoint} {bucket.single_writer}"
     if where in _honoured:
         return
-    _check_stored(bucket)
+    _check_stored(bucket, key)
     conditions: dict[str, dict[str, Any]] = {"If-None-Match": {"if_absent": True}, "If-Match": {"if_match": _NO_TAG}}
     for header, condition in {} if bucket.single_writer else conditions.items():
-        if _writes(bucket, **condition):
+        if _writes(bucket, key, **condition):
             raise _without_conditions(bucket, f"ignores {header}")
     _honoured.add(where)
 
@@ -395,17 +401,17 @@ def knows_checksums(bucket: Bucket) -> bool:
         return False
 
 
-def _check_stored(bucket: Bucket) -> None:
+def _check_stored(bucket: Bucket, key: str) -> None:
     """Write the test object if there is none, and read it."""
     body = _test_bytes()
     try:
-        bucket.put(_TEST_KEY, body, if_absent=True)
+        bucket.put(key, body, if_absent=True)
     except ObjectExistsError:
         return
-    if bucket.get(_TEST_KEY) != body:
+    if bucket.get(key) != body:
         raise StorageError(
             f"Expected the server behind {bucket.uri} to store what it is sent; found other bytes at "
-            f"{bucket.uri / _TEST_KEY}. If it does not know the SDK's newer checksums, run: export "
+            f"{bucket.uri / key}. If it does not know the SDK's newer checksums, run: export "
             "AWS_REQUEST_CHECKSUM_CALCULATION=when_required."
         )
 
@@ -414,13 +420,13 @@ def _test_bytes() -> bytes:
     return f"{_TEST_TEXT} {secrets.token_hex(8)}\n".encode()
 
 
-def _writes(bucket: Bucket, *, if_absent: bool = False, if_match: str | None = None) -> bool:
+def _writes(bucket: Bucket, key: str, *, if_absent: bool = False, if_match: str | None = None) -> bool:
     """Return whether the server accepts a conditional write of new bytes.
 
     Raises `ConditionalWritesError` if it refuses the write only because of its condition.
     """
     try:
-        bucket.put(_TEST_KEY, _test_bytes(), if_absent=if_absent, if_match=if_match)
+        bucket.put(key, _test_bytes(), if_absent=if_absent, if_match=if_match)
     except ObjectExistsError:
         return False
     return True

@@ -1,5 +1,6 @@
 """Answers that are not those of S3, refusals that last, and credentials that do not come or expire."""
 
+import json
 import re
 import stat
 import sys
@@ -185,6 +186,20 @@ def test_conditions_that_a_server_does_not_know(line: Proxy, bucket_uri: S3Uri) 
     with pytest.raises(ObjectExistsError):
         alone.put("x", b"4", if_match=tag)
     assert alone.get_tagged("x") == (b"3", new)
+
+
+def test_an_import_into_a_server_without_conditions(
+    line: Proxy, bucket_uri: S3Uri, dozen: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NUCLEUS_BUCKET", str(bucket_uri))
+    line.scripted = conditions_unknown
+    run = CliRunner().invoke(cli, ["data", "import", str(dozen), "d"])
+    assert run.exit_code == 1
+    assert "add --single-writer" in run.stderr
+    run = CliRunner().invoke(cli, ["data", "import", str(dozen), "d", "--single-writer"])
+    assert run.exit_code == 0, run.output
+    run = CliRunner().invoke(cli, ["data", "list", "--json"])
+    assert [dataset["name"] for dataset in json.loads(run.stdout)] == ["d"]
 
 
 def test_a_full_store(line: Proxy, bucket_uri: S3Uri, clock: DrivenClock) -> None:
