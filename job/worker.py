@@ -19,7 +19,7 @@ import job
 import nucleus
 from nucleus.lazy import tf
 from nucleus.runs.plan import RUNS, RunPlan
-from nucleus.storage.files import check_sums
+from nucleus.storage.files import check_sums, disk_errors
 
 __all__ = ["MultiWorkerConfig", "limit_devices", "train_worker"]
 
@@ -39,6 +39,7 @@ def limit_devices(cpus: int, gpus: int) -> None:
         tf.config.experimental.set_memory_growth(device, enable=True)
 
 
+@disk_errors()
 def train_worker(config: dict[str, Any]) -> None:
     """Train as one of the workers of a run.
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import redirect_stdout
+from contextlib import redirect_stdout, suppress
 from dataclasses import dataclass
 from importlib import import_module
+from pathlib import Path
 from typing import Any, Literal
 
 from nucleus import errors
@@ -20,6 +23,8 @@ from nucleus.lazy import tf
 from nucleus.registry.encoder_weights import WEIGHTS, list_weights
 from nucleus.registry.manifest import MODELS
 from nucleus.storage.bucket import Bucket, check_conditional_writes
+from nucleus.storage.files import free_bytes, lock_file, output_error
+from nucleus.storage.local_server import served_folder
 from nucleus.storage.s3_errors import endpoint
 from nucleus.storage.uri import bucket_from_environment
 from nucleus.surroundings import CACHE_VARIABLE, PACKAGES, find_cache, installed_versions
@@ -31,6 +36,7 @@ __all__ = [
     "State",
     "call_in_subprocess",
     "check_cache",
+    "check_disks",
     "check_gpus",
     "check_packages",
     "check_storage",
@@ -45,6 +51,9 @@ __all__ = [
 State = Literal["ok", "warning", "failed", "skipped"]
 
 _CACHE, _GPU, _WANDB = "cache", "GPU", "W&B"
+_LOCKS, _TEMPORARY, _STORE = "file locks", "temporary folder", "store"
+_LITTLE_ROOM = 1 << 30
+"""Bytes below which little room is a warning: the images of a dataset or a model with its checkpoints take as much."""
 _BUCKET, _CLOCK, _CONDITIONS, _WEIGHTS = "bucket", "clock", "conditional writes", "weights"
 
 _HIDING = "CUDA_VISIBLE_DEVICES"
@@ -109,7 +118,61 @@ def check_cache() -> Finding:
         return Finding(_CACHE, "failed", f"{found.path} cannot be written", change)
     if found.temporary:
         return Finding(_CACHE, "warning", f"{found.path}, which may be lost, because {found.problem}", change)
+    if (room := free_bytes(found.path)) is not None and room < _LITTLE_ROOM:
+        return Finding(_CACHE, "warning", f"{found.path}: {_room_text(room)}", f"Make room. {change}")
     return Finding(_CACHE, "ok", f"{found.path} can be written ({CACHE_VARIABLE} changes it)")
+
+
+def check_disks() -> Iterator[Finding]:
+    """Check locks in the cache, and the room for temporary files and of the embedded S3 server of this machine.
+
+    There is no finding for a server elsewhere.
+    """
+    with suppress(NucleusError):  # `check_cache` tells
+        yield _locks(find_cache().path)
+    yield _temporary_folder()
+    folder = served_folder(os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "")
+    if folder is not None:
+        fix = "Make room on that disk, or stop the server, move the folder and run: nucleus store start --dir DIR."
+        yield _room(_STORE, folder, fix)
+
+
+def _locks(folder: Path) -> Finding:
+    """Lock a file without a name in a folder, or in the nearest one above it that exists."""
+    there = next(place for place in (folder, *folder.parents) if place.is_dir())
+    try:
+        with tempfile.TemporaryFile(dir=there) as file:
+            lock_file(file.fileno(), there, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except NucleusError as error:
+        return failed(_LOCKS, error)
+    except OSError as error:
+        return failed(_LOCKS, output_error(there, error))
+    return Finding(_LOCKS, "ok", f"files in {there} can be locked")
+
+
+def _temporary_folder() -> Finding:
+    fix = "To choose another folder: export TMPDIR=DIR."
+    try:
+        folder = Path(tempfile.gettempdir())
+    except FileNotFoundError as error:
+        return Finding(_TEMPORARY, "failed", str(error.strerror), f"Make room. {fix}")
+    chosen = os.environ.get("TMPDIR")
+    if chosen and Path(chosen).absolute() != folder:
+        return Finding(_TEMPORARY, "warning", f"TMPDIR={chosen} cannot be written, so {folder} is used", fix)
+    return _room(_TEMPORARY, folder, fix)
+
+
+def _room(check: str, folder: Path, fix: str) -> Finding:
+    room = free_bytes(folder)
+    if room is None:
+        return Finding(check, "ok", f"{folder}: its file system does not say how much room is left")
+    if room < _LITTLE_ROOM:
+        return Finding(check, "warning", f"{folder}: {_room_text(room)}", fix)
+    return Finding(check, "ok", f"{folder}: {_room_text(room)}")
+
+
+def _room_text(room: int) -> str:
+    return f"{room >> 20:,} MiB are free" + (f", fewer than {_LITTLE_ROOM >> 20:,}" if room < _LITTLE_ROOM else "")
 
 
 @dataclass(frozen=True)
