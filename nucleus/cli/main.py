@@ -64,10 +64,13 @@ class _Commands(click.Group):
                 raise
             click.echo(f"Error: {error}", err=True)
             raise click.exceptions.Exit(error.exit_code) from error
-        except OSError as error:  # a full disk, a file in place of a folder, missing permissions
-            if ctx.params.get("debug"):
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
+            raise
+        except Exception as error:  # of any library: a full disk, a file in place of a folder, missing permissions
+            found = None if ctx.params.get("debug") else nucleus.storage.failed_write(error)
+            if found is None and (ctx.params.get("debug") or not isinstance(error, OSError)):
                 raise
-            click.echo(f"Error: {nucleus.storage.failed_write(error) or error}", err=True)
+            click.echo(f"Error: {found or error}", err=True)
             raise click.exceptions.Exit(1) from error
 
 
@@ -148,9 +151,9 @@ def _open_standard_files() -> None:
             _discard(descriptor)
     sys.stdin = sys.stdin or open(0, closefd=False)  # noqa: SIM115  stays open
     out = io.FileIO(1, "w", closefd=False)
-    sys.stdout = sys.__stdout__ = _Stdout(io.BufferedWriter(out), _encoding(sys.stdout), line_buffering=out.isatty())
+    sys.stdout = _Stdout(io.BufferedWriter(out), _encoding(sys.stdout), line_buffering=out.isatty())
     err = io.BufferedWriter(io.FileIO(2, "w", closefd=False))
-    sys.stderr = sys.__stderr__ = _Stderr(err, _encoding(sys.stderr), "backslashreplace")
+    sys.stderr = _Stderr(err, _encoding(sys.stderr), "backslashreplace")
 
 
 def _encoding(file: TextIO | None) -> str | None:

@@ -5,7 +5,6 @@ import fcntl
 import hashlib
 import json
 import os
-import re
 import secrets
 import tempfile
 from collections.abc import Iterator
@@ -28,11 +27,13 @@ __all__ = [
     "failed_write",
     "file_lock",
     "free_bytes",
+    "is_full",
     "lock_file",
     "output_error",
     "read_document",
     "read_sums",
     "sha256_of",
+    "temporary_folder",
     "write_atomic",
     "write_sums",
     "writing",
@@ -46,7 +47,7 @@ _TEMPORARY_VARIABLE = "TMPDIR"
 _TEMPORARY_PREFIX = "nucleus-"
 """With this begin the names of this project's temporary folders."""
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-_NUMBER = re.compile(r"errno\W{1,3}(\d+)", re.IGNORECASE)
+_FULL_TEXTS = tuple(os.strerror(number) for number in sorted(_FULL))
 _FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
 _IN_THE_WAY = {errno.EEXIST, errno.ENOTDIR}
 
@@ -72,9 +73,9 @@ def output_error(path: Path, error: OSError, move: str | None = None) -> OutputE
             cache or of temporary files, else `--out`.
     """
     there = _nearest(path)
-    reason = error.strerror or (os.strerror(errno.ENOSPC) if _is_full(error) else str(error))
+    reason = error.strerror or (os.strerror(errno.ENOSPC) if is_full(error) else str(error))
     move = move or _mover(path)
-    if _is_full(error):
+    if is_full(error):
         return OutputError(
             f"Expected room to write {path}; found none ({reason}; {disk_room(there)}). Files that were written before "
             f"are whole. Make room, or choose a folder on another disk ({move}), and repeat the command."
@@ -126,34 +127,34 @@ def disk_errors() -> Iterator[None]:
         yield
     except NucleusError:
         raise
-    except OSError as error:
+    except Exception as error:
         found = failed_write(error)
         if found is None:
             raise
         raise found from error
 
 
-def failed_write(error: OSError) -> OutputError | None:
+def failed_write(error: Exception) -> OutputError | None:
     """Return the error of a failed write as `output_error` does; None if it may have been another operation."""
+    if not isinstance(error, OSError):
+        return _full_somewhere() if is_full(error) else None
     if isinstance(error, FileNotFoundError) and "usable temporary directory" in str(error):  # Python tried to write
         return OutputError(
             f"Expected a folder for temporary files that can be written; found none ({error.strerror}). Make room, or "
             f"choose another folder: export {_TEMPORARY_VARIABLE}=DIR."
         )
-    if _is_full(error) and not isinstance(error.filename, str):
-        return _full_somewhere(error)
-    if error.errno in _FULL | _IN_THE_WAY | {errno.EROFS} and isinstance(error.filename, str):
-        return output_error(Path(error.filename), error)
-    return None
+    if not isinstance(error.filename, str):
+        return _full_somewhere() if is_full(error) else None
+    return output_error(Path(error.filename), error) if error.errno in _FULL | _IN_THE_WAY | {errno.EROFS} else None
 
 
-def _is_full(error: OSError) -> bool:
-    """Return whether a disk was full; HDF5 and Arrow say so in the text of an error only."""
-    found = _NUMBER.search(str(error))
-    return error.errno in _FULL or (error.errno is None and found is not None and int(found[1]) in _FULL)
+def is_full(error: Exception) -> bool:
+    """Return whether a disk was full; HDF5, Arrow and TensorFlow say so in the text of an error only."""
+    number = error.errno if isinstance(error, OSError) else None
+    return number in _FULL or (number is None and any(text in str(error) for text in _FULL_TEXTS))
 
 
-def _full_somewhere(error: OSError) -> OutputError:
+def _full_somewhere() -> OutputError:
     """Return the error of a full disk that the system does not name: the room where this program writes."""
     places = {"the current folder": Path.cwd()}
     with suppress(FileNotFoundError):
@@ -162,9 +163,8 @@ def _full_somewhere(error: OSError) -> OutputError:
         places[CACHE_VARIABLE] = find_cache().path
     rooms = "; ".join(f"{path} ({name}): {disk_room(path)}" for name, path in places.items())
     return OutputError(
-        f"Expected room on the disk; found none ({error.strerror or os.strerror(errno.ENOSPC)}). Where this program "
-        f"writes: {rooms}. Make room, or choose folders on another disk: export {_TEMPORARY_VARIABLE}=DIR "
-        f"{CACHE_VARIABLE}=DIR, or --out DIR."
+        f"Expected room on the disk; found none. Where this program writes: {rooms}. Make room, or choose folders on "
+        f"another disk: export {_TEMPORARY_VARIABLE}=DIR {CACHE_VARIABLE}=DIR, or --out DIR."
     )
 
 
@@ -190,9 +190,25 @@ def writing(path: Path, move: str | None = None) -> Iterator[None]:
     except OSError as error:
         place = Path(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes) else None
         near = place is not None and (path.parent in (place, *place.parents) or place in path.parents)
-        if near or _is_full(error) or error.errno == errno.EROFS:  # writes to an open file give no name
-            raise output_error(path, error, move) from error
+        if near or is_full(error) or error.errno == errno.EROFS:  # writes to an open file give no name
+            raise output_error(path if near or place is None else place, error, move) from error
         raise
+    except Exception as error:  # TensorFlow and HDF5 have their own
+        if not is_full(error):
+            raise
+        raise output_error(path, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), move) from error
+
+
+@contextmanager
+def temporary_folder(what: str) -> Iterator[Path]:
+    """Provide an empty folder below TMPDIR, `nucleus-<what>-...`, and remove it after the block.
+
+    Raises:
+        OutputError: There is no such folder, or the block wrote to it, and it has no room.
+    """
+    prefix = f"{_TEMPORARY_PREFIX}{what}-"
+    with disk_errors(), tempfile.TemporaryDirectory(prefix=prefix) as folder, writing(Path(folder) / what):
+        yield Path(folder)
 
 
 def lock_file(descriptor: int, path: Path, how: int, move: str | None = None) -> None:

@@ -158,7 +158,7 @@ class _DurableStore:
     def _size(self, body: bytes, query_params: dict[str, Any]) -> int:
         """Return how many bytes a request will need on disk: those of all parts so far, if it sends one."""
         upload = self._s3._multipart_uploads.get(self._s3._qp(query_params, "uploadId"))
-        return len(body) + sum(part["size"] for part in (upload["parts"].values() if upload else ()))
+        return len(body) + sum(int(part["size"]) for part in (upload["parts"].values() if upload else ()))
 
     def _need_room(self, size: int, path: str) -> None:
         """Raise `OSError` unless there is room for a number of bytes and the reserve."""
