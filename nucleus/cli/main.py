@@ -150,14 +150,14 @@ def _open_standard_files() -> None:
         except OSError:
             _discard(descriptor)
     sys.stdin = sys.stdin or open(0, closefd=False)  # noqa: SIM115  stays open
-    out = io.FileIO(1, "w", closefd=False)
-    sys.stdout = _Stdout(io.BufferedWriter(out), _encoding(sys.stdout), line_buffering=out.isatty())
-    err = io.BufferedWriter(io.FileIO(2, "w", closefd=False))
-    sys.stderr = _Stderr(err, _encoding(sys.stderr), "backslashreplace")
+    out, err = io.FileIO(1, "w", closefd=False), io.FileIO(2, "w", closefd=False)
+    sys.stdout = _Stdout(io.BufferedWriter(out), *_coding(sys.stdout), line_buffering=out.isatty())
+    sys.stderr = _Stderr(io.BufferedWriter(err), *_coding(sys.stderr))
 
 
-def _encoding(file: TextIO | None) -> str | None:
-    return file.encoding if file is not None else None
+def _coding(file: TextIO | None) -> tuple[str | None, str | None]:
+    """Return the encoding of a file, and how it treats characters that the encoding lacks."""
+    return (file.encoding, file.errors) if file is not None else (None, "backslashreplace")
 
 
 def main() -> None:
