@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import redirect_stdout, suppress
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -51,7 +51,7 @@ __all__ = [
 State = Literal["ok", "warning", "failed", "skipped"]
 
 _CACHE, _GPU, _WANDB = "cache", "GPU", "W&B"
-_LOCKS, _TEMPORARY, _STORE = "file locks", "temporary folder", "store"
+_LOCKS, _TEMPORARY, _STORE = "file locks", "temporary folder", "store room"
 _LITTLE_ROOM = 1 << 30
 """Bytes below which little room is a warning: the images of a dataset or a model with its checkpoints take as much."""
 _BUCKET, _CLOCK, _CONDITIONS, _WEIGHTS = "bucket", "clock", "conditional writes", "weights"
@@ -124,29 +124,35 @@ def check_cache() -> Finding:
 
 
 def check_disks() -> Iterator[Finding]:
-    """Check locks in the cache, and the room for temporary files and of the embedded S3 server of this machine.
-
-    There is no finding for a server elsewhere.
-    """
-    with suppress(NucleusError):  # `check_cache` tells
-        yield _locks(find_cache().path)
+    """Check locks in the cache, the room for temporary files, and the room of this machine's embedded S3 server."""
+    yield _locks()
     yield _temporary_folder()
     folder = served_folder(os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "")
-    if folder is not None:
+    if folder is None:
+        yield Finding(
+            _STORE, "ok", "not known: the bucket's server is not one of `nucleus store start` on this machine"
+        )
+    else:
         fix = "Make room on that disk, or stop the server, move the folder and run: nucleus store start --dir DIR."
         yield _room(_STORE, folder, fix)
 
 
-def _locks(folder: Path) -> Finding:
-    """Lock a file without a name in a folder, or in the nearest one above it that exists."""
-    there = next(place for place in (folder, *folder.parents) if place.is_dir())
+def _locks() -> Finding:
+    """Lock a file without a name in the cache, or in the nearest folder above it that exists."""
+    try:
+        found = find_cache()
+    except NucleusError:
+        return skipped(_LOCKS, _CACHE)
+    if not found.writable:
+        return skipped(_LOCKS, _CACHE)
+    there = next(place for place in (found.path, *found.path.parents) if place.is_dir())
     try:
         with tempfile.TemporaryFile(dir=there) as file:
-            lock_file(file.fileno(), there, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock_file(file.fileno(), there, fcntl.LOCK_EX | fcntl.LOCK_NB, f"export {CACHE_VARIABLE}=DIR")
     except NucleusError as error:
         return failed(_LOCKS, error)
     except OSError as error:
-        return failed(_LOCKS, output_error(there, error))
+        return failed(_LOCKS, output_error(there, error, f"export {CACHE_VARIABLE}=DIR"))
     return Finding(_LOCKS, "ok", f"files in {there} can be locked")
 
 

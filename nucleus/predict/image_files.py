@@ -222,15 +222,15 @@ def predict_files(
             except OutputError as error:  # the tables are kept, as the labels are
                 stopped = error
     except OutputError as error:
-        raise OutputError(
-            f"{stopped or error} {NUCLEI_TABLE} and {IMAGES_TABLE} are missing: predict the images again, into a "
-            "folder with room."
-        ) from error
+        raise _with_note(stopped or error, "are missing: predict the images again, into a folder with room") from error
     if stopped is not None:
-        raise OutputError(
-            f"{stopped} {NUCLEI_TABLE} and {IMAGES_TABLE} have the {plural(len(found.counts), 'image')} before."
-        ) from stopped
+        raise _with_note(stopped, f"have the {plural(len(found.counts), 'image')} before") from stopped
     return found
+
+
+def _with_note(error: OutputError, note: str) -> OutputError:
+    """Return an error with a sentence about the tables."""
+    return OutputError(" ".join((str(error), f"{NUCLEI_TABLE} and {IMAGES_TABLE} {note}.")))
 
 
 @dataclass(frozen=True)

@@ -196,7 +196,7 @@ def _downloaded(encoder: EncoderName, report: Callable[[str], object]) -> Iterat
             )
     except Exception as error:  # urllib, ssl and Keras each raise their own
         if isinstance(error, OSError) and is_full(error):
-            kept = Path(os.environ.get("KERAS_HOME") or "~/.keras").expanduser() / "models"
+            kept = Path(os.environ.get("KERAS_HOME") or "~/.keras").expanduser() / encoder
             raise output_error(kept, error, "export KERAS_HOME=DIR") from error
         raise WeightsError(
             f"Expected ImageNet weights of {encoder}: the bucket has none under weights/{encoder}/, Keras's cache "
