@@ -286,13 +286,14 @@ def test_a_line_for_each_check_with_its_fix(here: Here) -> None:
     assert run.exit_code == 1
     lines = run.stdout.splitlines()
     assert [line.split(":")[0].split(maxsplit=1)[1] for line in lines] == list(HEALTHY)
-    assert lines[list(HEALTHY).index("bucket")].startswith("failed   bucket: Expected ")
-    assert "Run: aws s3 mb s3://never-made" in lines[2]
+    place = list(HEALTHY).index("bucket")
+    assert lines[place].startswith("failed   bucket: Expected ")
+    assert "Run: aws s3 mb s3://never-made" in lines[place]
     here.patch.setenv("FORCE_COLOR", "1")  # as on a terminal
     here.patch.setenv("COLUMNS", "200")
     shown = invoke().stdout.splitlines()
-    assert "\x1b[31mfailed" in shown[2]
-    assert shown[3].split("\x1b")[1].startswith("[1mRun: aws s3 mb s3://never-made")
+    assert "\x1b[31mfailed" in shown[place]
+    assert shown[place + 1].split("\x1b")[1].startswith("[1mRun: aws s3 mb s3://never-made")
 
 
 def test_a_driver_without_a_gpu(here: Here) -> None:
