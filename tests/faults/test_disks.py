@@ -28,6 +28,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from nucleus.data.synthetic import write_generated
 from nucleus.errors import StoreServerError
 from nucleus.storage import local_server as server
+from nucleus.storage.files import free_bytes
 
 pytestmark = pytest.mark.server
 NO_LOCKS = [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL]
@@ -137,6 +138,7 @@ def test_all_that_a_full_store_acknowledged_is_there(small_disk: Path) -> None:
     client = client_of(running)
     stored = write_until_refused(client, 500_000, 12)
     assert_stored(client, stored)
+    assert (free_bytes(small_disk) or 0) > (1 << 20) - (1 << 16)  # the reserve stays
     running = killed_and_restarted(running)
     assert_stored(client, stored)
     removed = sorted(stored)[0]  # what is full can be emptied
