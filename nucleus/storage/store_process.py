@@ -17,8 +17,8 @@ import os
 import resource
 import socket
 import sys
-from collections.abc import Awaitable, Callable, Iterable
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from typing import Any, NoReturn
@@ -52,7 +52,7 @@ _FORGOTTEN = {"retention", "legal-hold", "object-lock", "restore"}
 _FORGOTTEN_HEADER = "x-amz-object-lock-"
 """Requests and headers whose effect ministack keeps in memory only."""
 _METADATA = ".meta.json"
-_NEW_DATA, _NEW_METADATA, _COMMITTED = ".data.tmp", ".metadata.tmp", ".commit.tmp"
+_NEW_DATA, _NEW_METADATA, _COMMITTED = _NEW = ".data.tmp", ".metadata.tmp", ".commit.tmp"
 """Endings of temporary files: ministack gives no object's file a name that ends with `.tmp`, and ignores such files."""
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
@@ -65,10 +65,11 @@ _PINNED = (
     "_remove_key_files", "_read_body", "_version_body", "_object_meta_from_record", "_key_history_meta",
     "_object_disk_path", "_key_disk_path", "_other_key_disk_path", "_encoded_key_name", "_plain_path_key",
     "_load_persisted_data", "_load_persisted_account", "_load_persisted_bucket", "_persisted_key_files",
-    "_load_persisted_history", "get_state", "load_persisted_state",
+    "_load_persisted_history", "_load_persisted_delete_marker", "_record_object_version", "_record_delete_marker",
+    "_create_multipart_upload", "_upload_part_copy", "_post_object", "get_state", "load_persisted_state",
 )  # fmt: skip
 """Functions of ministack that are replaced, or whose behaviour is relied on."""
-_DIGEST = "813dd0e7ab62c529b70389ac44b6ceadaa14f3ba486af48fb144bc1989a57838"
+_DIGEST = "b8c2df3d7ddb655edd7f1214d23bd8fe9a7965fc2d55c479f2c5cfd730f68430"
 """SHA-256 of their source."""
 _VERSION = "1.5.33"
 
@@ -184,24 +185,14 @@ class _DurableStore:
 
     def _write(self, path: str, data: bytes | str, *, text: bool = False) -> None:  # noqa: ARG002  as in ministack
         """Write a file that nothing else belongs to, completely or not at all."""
-        self._write_new(path + _NEW_DATA, data)
-        Path(path + _NEW_DATA).replace(path)
-        _sync_folder(path)
-
-    def _write_new(self, path: str, data: bytes | str) -> None:
-        """Write a temporary file to the disk itself."""
-        data = data.encode() if isinstance(data, str) else data
         self._need_room(len(data), path)
-        try:
-            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            with suppress(OSError):
-                Path(path).unlink(missing_ok=True)
-            raise OSError(error.errno, error.strerror, path) from error
+        self._write_alone(path, data)
+
+    def _write_alone(self, path: str, data: bytes | str) -> None:
+        with _removed_on_failure(path):
+            _write_synced(path + _NEW_DATA, data)
+            Path(path + _NEW_DATA).replace(path)
+        _sync_folder(path)
 
     def _persist(self, bucket: str, key: str, obj: dict[str, Any]) -> None:
         """Replace the file of an object and the file of its metadata, both or none."""
@@ -211,9 +202,11 @@ class _DurableStore:
         if obj.get("body") is None:
             self._write(path + _METADATA, json.dumps(metadata))
         else:
-            self._write_new(path + _NEW_DATA, obj["body"])
-            self._write_new(path + _NEW_METADATA, json.dumps(metadata))
-            Path(path + _NEW_METADATA).replace(path + _COMMITTED)  # from here on, `_recover` would finish
+            self._need_room(len(obj["body"]), path)
+            with _removed_on_failure(path):
+                _write_synced(path + _NEW_DATA, obj["body"])
+                _write_synced(path + _NEW_METADATA, json.dumps(metadata))
+                Path(path + _NEW_METADATA).replace(path + _COMMITTED)  # from here on, `_recover` would finish
             self._finish(path)
         obj["body"] = None  # it is read from disk
         place = str(self._data / self._s3.get_account_id() / bucket)
@@ -243,8 +236,7 @@ class _DurableStore:
 
     def _recover(self) -> None:
         """Finish writes that a killed process had committed, and remove what is left of others."""
-        endings = (_NEW_DATA, _NEW_METADATA, _COMMITTED)
-        left = [path for path in _files(self._data) if path.name.endswith(endings)]
+        left = [path for path in _files(self._data) if path.name.endswith(_NEW)]
         for path in left:
             if path.name.endswith(_COMMITTED):
                 self._finish(str(path).removesuffix(_COMMITTED))
@@ -274,7 +266,8 @@ class _DurableStore:
         self._make_folder(self._settings.parent)
         version = self._persistence._state_format_version("s3")
         document = {"__ministack_format__": version, "payload": self._s3.get_state()}
-        self._write(str(self._settings), json.dumps(document, default=self._persistence._json_default))
+        text = json.dumps(document, default=self._persistence._json_default)
+        self._write_alone(str(self._settings), text)  # into the reserve too: a bucket may have been removed
 
 
 def _files(folder: Path) -> Iterable[Path]:
@@ -285,6 +278,30 @@ def _files(folder: Path) -> Iterable[Path]:
 
     for base, _, names in os.walk(folder, onerror=fail) if folder.exists() else ():
         yield from (Path(base) / name for name in names)
+
+
+def _write_synced(path: str, data: bytes | str) -> None:
+    """Write a file to the disk itself. Errors have its path."""
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data.encode() if isinstance(data, str) else data)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, path) from error
+
+
+@contextmanager
+def _removed_on_failure(path: str) -> Iterator[None]:
+    """Remove the temporary files of an object if the block fails: they would fill the disk."""
+    try:
+        yield
+    except BaseException:
+        for ending in _NEW:
+            with suppress(OSError):
+                Path(path + ending).unlink()
+        raise
 
 
 def _sync_folder(path: str) -> None:

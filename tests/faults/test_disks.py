@@ -161,6 +161,10 @@ def test_writes_that_fail_on_the_way(own: server.RunningStore) -> None:
     assert attempted(client.put_object, Bucket="nucleus", Key="folder/1", Body=bytes(100_001)) is None
     assert attempted(client.put_object, Bucket="nucleus", Key="new", Body=bytes(100_001)) is None
     assert attempted(uploaded, client=client, parts=[bytes(50_000), bytes(50_001)]) is None
+    resource.prlimit(own.pid, resource.RLIMIT_FSIZE, (150, 100_000))  # room for the bytes, not for their metadata
+    assert attempted(client.put_object, Bucket="nucleus", Key="new", Body=bytes(100)) is None
+    assert left_over(Path(own.folder)) == []
+    resource.prlimit(own.pid, resource.RLIMIT_FSIZE, (100_000, 100_000))
     (upload,) = client.list_multipart_uploads(Bucket="nucleus")["Uploads"]  # it can be tried again, or given up
     client.abort_multipart_upload(Bucket="nucleus", Key="whole", UploadId=upload["UploadId"])
     assert_stored(client, before)
