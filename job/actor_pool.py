@@ -13,6 +13,7 @@ from job.cluster import capacities, check_resources, connection, shortage
 from job.ray_internals import failure_text, is_from_ray, our_error
 from job.worker import limit_devices
 from nucleus.errors import JobError, NucleusError
+from nucleus.storage.files import disk_errors
 from nucleus.storage.retries import set_storage_timeout, storage_timeout
 
 __all__ = ["map_on_cluster"]
@@ -58,11 +59,12 @@ class _Actor(Generic[Item, Answer]):
 
     def _answer(self, item: Item) -> Answer | NucleusError:
         try:
-            if self._work is None:
-                os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-                limit_devices(1, self._gpus)
-                self._work = self._make()
-            return self._work(item)
+            with disk_errors():
+                if self._work is None:
+                    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+                    limit_devices(1, self._gpus)
+                    self._work = self._make()
+                return self._work(item)
         except NucleusError as error:
             return error
         except Exception as error:

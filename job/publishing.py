@@ -1,6 +1,5 @@
 """Publishing of a finished run: model from the last checkpoint, card, and decision of the gate."""
 
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -20,7 +19,7 @@ from nucleus.registry.publish import publish
 from nucleus.registry.versions import pull
 from nucleus.runs.plan import RunPlan
 from nucleus.storage.bucket import Bucket
-from nucleus.storage.files import SUMS_FILE, read_sums
+from nucleus.storage.files import SUMS_FILE, read_sums, temporary_folder
 from nucleus.storage.uri import parse_uri
 from nucleus.training.callbacks import Callback
 
@@ -64,8 +63,8 @@ def _score_on_test(bucket: Bucket, manifest: ModelManifest, plan: RunPlan, callb
     cache_dir = Path(plan.recipe.cache_dir) if plan.recipe.cache_dir else default_cache_dir()
     cache = ShardCache(cache_dir, plan.recipe.cache_limit_gib)
     dataset = open_dataset(locate_dataset(plan.dataset))
-    with tempfile.TemporaryDirectory(prefix="nucleus-incumbent-") as temporary:
-        folder = Path(temporary) / "model"
+    with temporary_folder("incumbent") as temporary:
+        folder = temporary / "model"
         with callback.progress(f"pull {manifest.model}@{manifest.version}", "bytes") as advance:
             pull(bucket, Reference(manifest.model, str(manifest.version)), folder, advance)
         found = nucleus.predict.evaluate(
@@ -99,8 +98,7 @@ def publish_run(plan: RunPlan, fitted: FinishedRun, bucket: Bucket, callback: Ca
         wandb_mode=fitted.wandb_mode,
     )
     checkpoint = Bucket(parse_uri(f"s3://{fitted.checkpoint}"))
-    with tempfile.TemporaryDirectory(prefix="nucleus-model-") as temporary:
-        folder = Path(temporary)
+    with temporary_folder("model") as folder:
         _fetch_model(checkpoint, folder)
         config = read_model_config((folder / CONFIG_FILE).read_bytes(), str(checkpoint.uri))
         dataset = open_dataset(locate_dataset(plan.dataset)).manifest

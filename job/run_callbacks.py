@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -32,7 +33,7 @@ from nucleus.runs.record import (
     epochs_of_picture,
 )
 from nucleus.storage.bucket import Bucket
-from nucleus.storage.files import write_sums
+from nucleus.storage.files import disk_errors, write_sums, writing
 from nucleus.storage.uri import parse_uri
 from nucleus.surroundings import installed_versions
 from nucleus.tracking.failover import RunTracking
@@ -361,9 +362,7 @@ class CheckpointCallback(Callback):
         if self._folder is None:
             ray.train.report(metrics)
             return
-        local = tempfile.mkdtemp(prefix="nucleus-checkpoint-")
-        save(Path(local))
-        write_sums(Path(local))
+        local = _saved(save)
         ray.train.report(  # Ray uploads in the background, in order, then removes the folder
             metrics,
             checkpoint=ray.train.Checkpoint.from_directory(local),
@@ -390,3 +389,17 @@ class CheckpointCallback(Callback):
             return ray.train.Checkpoint(f"{storage.experiment_fs_path}/{name}", storage.storage_filesystem)
 
         return upload
+
+
+def _saved(save: Callable[[Path], None]) -> str:
+    """Return a new folder with a checkpoint and its sums. Raises `OutputError` if TMPDIR has no room for it."""
+    with disk_errors():
+        folder = Path(tempfile.mkdtemp(prefix="nucleus-checkpoint-"))
+    try:
+        with writing(folder / "checkpoint"):
+            save(folder)
+            write_sums(folder)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    return str(folder)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ import job
 import nucleus
 from nucleus.lazy import tf
 from nucleus.runs.plan import RUNS, RunPlan
-from nucleus.storage.files import check_sums
+from nucleus.storage.files import check_sums, disk_errors, temporary_folder
 
 __all__ = ["MultiWorkerConfig", "limit_devices", "train_worker"]
 
@@ -39,6 +38,7 @@ def limit_devices(cpus: int, gpus: int) -> None:
         tf.config.experimental.set_memory_growth(device, enable=True)
 
 
+@disk_errors()
 def train_worker(config: dict[str, Any]) -> None:
     """Train as one of the workers of a run.
 
@@ -88,10 +88,10 @@ def _checkpoint() -> Iterator[Path | None]:
     if checkpoint is None:
         yield None
         return
-    with tempfile.TemporaryDirectory(prefix="nucleus-checkpoint-") as folder:
-        checkpoint.to_directory(folder)  # `as_directory` would be one folder that all workers of a machine write
-        check_sums(Path(folder), f"s3://{checkpoint.path}")
-        yield Path(folder)
+    with temporary_folder("checkpoint") as folder:
+        checkpoint.to_directory(str(folder))  # `as_directory` would be one folder that all workers of a machine write
+        check_sums(folder, f"s3://{checkpoint.path}")
+        yield folder
 
 
 def _bypass_proxy() -> None:

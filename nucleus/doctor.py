@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import import_module
+from pathlib import Path
 from typing import Any, Literal
 
 from nucleus import errors
@@ -22,6 +25,8 @@ from nucleus.registry.encoder_weights import WEIGHTS, list_weights
 from nucleus.registry.manifest import MODELS
 from nucleus.storage.bucket import Bucket, check_conditional_writes, knows_checksums
 from nucleus.storage.client import Connection
+from nucleus.storage.files import free_bytes, lock_file, output_error
+from nucleus.storage.local_server import served_folder
 from nucleus.storage.uri import bucket_from_environment
 from nucleus.surroundings import CACHE_VARIABLE, PACKAGES, find_cache, installed_versions
 from nucleus.tracking.failover import check_tracking, server_problem, tracking_mode
@@ -32,6 +37,7 @@ __all__ = [
     "State",
     "call_in_subprocess",
     "check_cache",
+    "check_disks",
     "check_gpus",
     "check_packages",
     "check_storage",
@@ -46,6 +52,9 @@ __all__ = [
 State = Literal["ok", "warning", "failed", "skipped"]
 
 _CACHE, _GPU, _WANDB = "cache", "GPU", "W&B"
+_LOCKS, _TEMPORARY, _STORE = "file locks", "temporary folder", "store room"
+_LITTLE_ROOM = 1 << 30
+"""Bytes below which little room is a warning: the images of a dataset or a model with its checkpoints take as much."""
 _BUCKET, _CLOCK, _CONDITIONS, _WEIGHTS = "bucket", "clock", "conditional writes", "weights"
 _ENDPOINT, _CREDENTIALS, _CHECKSUMS = "endpoint", "credentials", "checksums"
 _PROVIDERS = {
@@ -122,7 +131,67 @@ def check_cache() -> Finding:
         return Finding(_CACHE, "failed", f"{found.path} cannot be written", change)
     if found.temporary:
         return Finding(_CACHE, "warning", f"{found.path}, which may be lost, because {found.problem}", change)
+    if (room := free_bytes(found.path)) is not None and room < _LITTLE_ROOM:
+        return Finding(_CACHE, "warning", f"{found.path}: {_room_text(room)}", f"Make room. {change}")
     return Finding(_CACHE, "ok", f"{found.path} can be written ({CACHE_VARIABLE} changes it)")
+
+
+def check_disks() -> Iterator[Finding]:
+    """Check locks in the cache, the room for temporary files, and the room of this machine's embedded S3 server."""
+    yield _locks()
+    yield _temporary_folder()
+    folder = served_folder(os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "")
+    if folder is None:
+        yield Finding(
+            _STORE, "ok", "not known: the bucket's server is not one of `nucleus store start` on this machine"
+        )
+    else:
+        fix = "Make room on that disk, or stop the server, move the folder and run: nucleus store start --dir DIR."
+        yield _room(_STORE, folder, fix)
+
+
+def _locks() -> Finding:
+    """Lock a file without a name in the cache, or in the nearest folder above it that exists."""
+    try:
+        found = find_cache()
+    except NucleusError:
+        return skipped(_LOCKS, _CACHE)
+    if not found.writable:
+        return skipped(_LOCKS, _CACHE)
+    there = next(place for place in (found.path, *found.path.parents) if place.is_dir())
+    try:
+        with tempfile.TemporaryFile(dir=there) as file:
+            lock_file(file.fileno(), there, fcntl.LOCK_EX | fcntl.LOCK_NB, f"export {CACHE_VARIABLE}=DIR")
+    except NucleusError as error:
+        return failed(_LOCKS, error)
+    except OSError as error:
+        return failed(_LOCKS, output_error(there, error, f"export {CACHE_VARIABLE}=DIR"))
+    return Finding(_LOCKS, "ok", f"files in {there} can be locked")
+
+
+def _temporary_folder() -> Finding:
+    fix = "To choose another folder: export TMPDIR=DIR."
+    try:
+        folder = Path(tempfile.gettempdir())
+    except FileNotFoundError as error:
+        return Finding(_TEMPORARY, "failed", str(error.strerror), f"Make room. {fix}")
+    chosen = os.environ.get("TMPDIR")
+    if chosen and Path(chosen).absolute() != folder:
+        return Finding(_TEMPORARY, "warning", f"TMPDIR={chosen} cannot be written, so {folder} is used", fix)
+    return _room(_TEMPORARY, folder, fix)
+
+
+def _room(check: str, folder: Path, fix: str) -> Finding:
+    room = free_bytes(folder)
+    if room is None:
+        return Finding(check, "ok", f"{folder}: its file system does not say how much room is left")
+    if room < _LITTLE_ROOM:
+        return Finding(check, "warning", f"{folder}: {_room_text(room)}", fix)
+    return Finding(check, "ok", f"{folder}: {_room_text(room)}")
+
+
+def _room_text(room: int) -> str:
+    return f"{room >> 20:,} MiB are free" + (f", fewer than {_LITTLE_ROOM >> 20:,}" if room < _LITTLE_ROOM else "")
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@
     │   │   └── UnavailableError         the endpoint is overloaded, or its answer broke off
     │   └── StoreServerError             the embedded S3 server did not start or stop
     ├── CacheFullError                   the cache's limit is too low for the shards in use
-    ├── OutputError (OSError)            a place for results that cannot be written, or is in use
+    ├── OutputError (OSError)            a file or folder that cannot be written or locked, or is in use
     ├── IntegrityError (ValueError)      bytes with another SHA-256 than their manifest states
     ├── DataError (ValueError)           unusable images, masks, folders or datasets
     │   └── ImageError                   one unusable image file
@@ -134,7 +134,7 @@ class CacheFullError(NucleusError):
 
 
 class OutputError(NucleusError, OSError):
-    """A place for results that cannot be written, or that another process is writing to."""
+    """A file or folder that cannot be written or locked, or that another process is writing to."""
 
 
 class IntegrityError(NucleusError, ValueError):

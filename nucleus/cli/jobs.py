@@ -2,10 +2,8 @@
 
 import shlex
 import sys
-import tempfile
 from dataclasses import asdict
 from itertools import pairwise
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -155,9 +153,9 @@ def submit(
     job = nucleus.runs.new_run_name(name) if resume else name  # a run can be resumed more than once
     arguments = ["--resume" if resume else "--run", name, *(f"--set={text}" for text in settings)]
     arguments += ["--single-writer"] if single_writer else []
-    with tempfile.TemporaryDirectory(prefix="nucleus-submit-") as folder:
+    with nucleus.storage.temporary_folder("submit") as folder:
         verbose = bool(ctx.find_root().params.get("debug"))
-        submission = job_submission.prepare(path, job, arguments, Path(folder), verbose=verbose)
+        submission = job_submission.prepare(path, job, arguments, folder, verbose=verbose)
         if dry_run:
             _show_dry_run(_dry_run(content, resume, submission, client), as_json=as_json)
             return

@@ -1,5 +1,6 @@
 """`nucleus doctor` and `nucleus store`: checks of this machine, and its embedded S3 server."""
 
+import shlex
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
@@ -43,7 +44,7 @@ _DIR = click.option(
 @json_option
 @click.pass_context
 def doctor(ctx: click.Context, address: str | None, insecure: bool, as_json: bool) -> None:
-    """Check packages, cache, bucket, clock, conditional writes, weights, Ray, GPU and W&B; explain how to fix them.
+    """Check packages, disks, bucket, clock, conditional writes, weights, Ray, GPU and W&B; explain how to fix them.
 
     Nothing is started or downloaded. The exit status is 1 if a check fails; warnings do not count. The check of
     conditional writes leaves one small object in the bucket, models/.conditional-writes.
@@ -71,6 +72,7 @@ def _findings(address: str | None, *, insecure: bool) -> "Iterator[Finding]":
         gpus = pool.submit(_gpus_here)
         yield nucleus.doctor.check_packages()
         yield cache
+        yield from nucleus.doctor.check_disks()
         yield from nucleus.doctor.check_storage()
         yield ray.result().finding
         yield nucleus.doctor.check_gpus(gpus.result(), ray.result().gpus)
@@ -124,8 +126,9 @@ def start(folder: Path, port: int | None) -> None:
     """
     running = local_server.start(folder, port)
     local_server.make_bucket(running)
-    note(f"S3 server on {running.endpoint}, data in {running.folder} (to stop it: nucleus store stop --dir {folder})")
-    settings = local_server.environment(running)
+    stop_it = f"nucleus store stop --dir {shlex.quote(str(folder))}"
+    note(f"S3 server on {running.endpoint}, data in {running.folder} (to stop it: {stop_it})")
+    settings = {name: shlex.quote(value) for name, value in local_server.environment(running).items()}
     endpoint = settings.pop("AWS_ENDPOINT_URL_S3")
     click.echo(f"export AWS_ENDPOINT_URL_S3={endpoint}")
     click.echo("export " + " ".join(f"{name}={value}" for name, value in settings.items()))
@@ -150,6 +153,6 @@ def status(ctx: click.Context, folder: Path, as_json: bool) -> None:
     elif running:
         click.echo(f"running on {running.endpoint} (process {running.pid}), data in {running.folder}")
     else:
-        click.echo(f"not running on {folder}. Run: nucleus store start --dir {folder}")
+        click.echo(f"not running on {folder}. Run: nucleus store start --dir {shlex.quote(str(folder))}")
     if running is None:
         ctx.exit(1)

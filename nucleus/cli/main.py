@@ -1,16 +1,24 @@
-"""Command line `nucleus`: its commands, imported on use, and error messages with exit statuses."""
+"""Command line `nucleus`: its commands, imported on use, error messages with exit statuses, and standard files."""
 
+import errno
 import importlib
+import io
 import os
-from typing import Any
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, TextIO
 
 import click
 
 import nucleus
 from nucleus import __version__
-from nucleus.errors import NucleusError
+from nucleus.errors import NucleusError, OutputError
 
 __all__ = ["cli", "main"]
+
+_NO_READER = 141
+"""Exit status if nobody reads stdout any more, as behind `head`: 128 + SIGPIPE, as in a shell."""
 
 # Command: (module, attribute, help). The help is repeated here so that `nucleus --help` imports no command.
 _COMMANDS = {
@@ -56,12 +64,13 @@ class _Commands(click.Group):
                 raise
             click.echo(f"Error: {error}", err=True)
             raise click.exceptions.Exit(error.exit_code) from error
-        except BrokenPipeError:
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
-        except OSError as error:  # a full disk, a file in place of a folder, missing permissions
-            if ctx.params.get("debug"):
+        except Exception as error:  # of any library: a full disk, a file in place of a folder, missing permissions
+            found = None if ctx.params.get("debug") else nucleus.storage.failed_write(error)
+            if found is None and (ctx.params.get("debug") or not isinstance(error, OSError)):
                 raise
-            click.echo(f"Error: {nucleus.storage.failed_write(error) or error}", err=True)
+            click.echo(f"Error: {found or error}", err=True)
             raise click.exceptions.Exit(1) from error
 
 
@@ -82,6 +91,83 @@ def cli(debug: bool, storage_timeout: float | None) -> None:  # noqa: ARG001  de
         nucleus.storage.set_storage_timeout(storage_timeout)
 
 
+class _Stdout(io.TextIOWrapper):
+    """stdout that ends the process when nobody reads it any more, and raises `OutputError` if it cannot be written."""
+
+    def write(self, text: str) -> int:
+        with self._checked():
+            return super().write(text)
+
+    def flush(self) -> None:
+        with self._checked():
+            super().flush()
+
+    @contextmanager
+    def _checked(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            _discard(self.fileno())  # or the end of the process would try again
+            if error.errno == errno.EPIPE:
+                raise SystemExit(_NO_READER) from error
+            raise OutputError(
+                f"Expected to write the results to stdout; found an obstacle: {error.strerror}. They are incomplete. "
+                "Name another file, or make room on its disk, and repeat the command."
+            ) from error
+
+
+class _Stderr(io.TextIOWrapper):
+    """stderr that loses what cannot be written: no run is lost for want of its messages."""
+
+    def write(self, text: str) -> int:
+        with suppress(OSError):
+            super().write(text)
+            super().flush()
+        return len(text)
+
+    def flush(self) -> None:
+        with suppress(OSError):
+            super().flush()
+
+
+def _discard(descriptor: int) -> None:
+    """Have a descriptor refer to the null device, also in processes that this one starts."""
+    null = os.open(os.devnull, os.O_RDWR)
+    os.dup2(null, descriptor)
+    if null != descriptor:
+        os.close(null)
+    os.set_inheritable(descriptor, True)
+
+
+def _open_standard_files() -> None:
+    """Open the null device in place of closed standard files, and handle errors of stdout and stderr.
+
+    Without it, the next file that is opened would become stdout or stderr, and messages would be written into it.
+    """
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            _discard(descriptor)
+    sys.stdin = sys.stdin or open(0, closefd=False)  # noqa: SIM115  stays open
+    out, err = io.FileIO(1, "w", closefd=False), io.FileIO(2, "w", closefd=False)
+    sys.stdout = _Stdout(io.BufferedWriter(out), *_coding(sys.stdout), line_buffering=out.isatty())
+    sys.stderr = _Stderr(io.BufferedWriter(err), *_coding(sys.stderr))
+
+
+def _coding(file: TextIO | None) -> tuple[str | None, str | None]:
+    """Return the encoding of a file, and how it treats characters that the encoding lacks."""
+    return (file.encoding, file.errors) if file is not None else (None, "backslashreplace")
+
+
 def main() -> None:
-    """Run the command line."""
-    cli(prog_name="nucleus")
+    """Run the command line, and end the process with its exit status."""
+    _open_standard_files()
+    try:
+        try:
+            cli(prog_name="nucleus")
+        finally:
+            sys.stdout.flush()
+    except NucleusError as error:  # of stdout, outside a command
+        click.echo(f"Error: {error}", err=True)
+        sys.exit(error.exit_code)

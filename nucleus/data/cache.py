@@ -8,8 +8,6 @@ a process that dies. A download reserves space by extending its file to the fina
 import fcntl
 import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -19,7 +17,7 @@ from nucleus.data.dataset import DATASETS, Dataset, Shard
 from nucleus.data.shards import ShardFile
 from nucleus.errors import CacheFullError, IntegrityError, ObjectNotFoundError
 from nucleus.storage.bucket import Bucket
-from nucleus.storage.files import sha256_of
+from nucleus.storage.files import file_lock, lock_file, sha256_of, writing
 from nucleus.surroundings import cache_folder
 
 __all__ = ["ShardCache", "default_cache_dir"]
@@ -72,14 +70,16 @@ class ShardCache:
 
         Raises:
             IntegrityError: The shard in the bucket is missing or damaged.
-            CacheFullError: There is no space for it.
+            CacheFullError: The limit leaves no space for it.
+            OutputError: The disk is full, or the folder of the cache cannot be written or has no locks.
         """
         path = self._folder / dataset.uri.bucket / dataset.uri.key / dataset.manifest.version / shard.file
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = None
-        while descriptor is None:
-            descriptor = _open_verified(path, shard) or self._fetch(dataset, shard, path)
-        os.utime(descriptor)
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            descriptor = None
+            while descriptor is None:
+                descriptor = _open_verified(path, shard) or self._fetch(dataset, shard, path)
+            os.utime(descriptor)
         return ShardFile(descriptor, str(path))
 
     def _fetch(self, dataset: Dataset, shard: Shard, path: Path) -> int | None:
@@ -90,7 +90,7 @@ class ShardCache:
         beside = path.with_name(f".{path.name}{_PART}")
         descriptor = os.open(beside, os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            lock_file(descriptor, beside, fcntl.LOCK_EX)
             if not _is_at(descriptor, beside) or path.exists():
                 if _is_at(descriptor, beside):
                     beside.unlink()
@@ -105,7 +105,7 @@ class ShardCache:
                     f"Expected {shard.file} of {dataset} in the bucket; it is missing. Import the images again."
                 ) from error
             beside.replace(path)
-            fcntl.flock(descriptor, fcntl.LOCK_SH)
+            lock_file(descriptor, path, fcntl.LOCK_SH)
         except BaseException:
             beside.unlink(missing_ok=True)
             os.close(descriptor)
@@ -117,7 +117,7 @@ class ShardCache:
         """Extend a file to its final size as soon as there is space for it."""
         deadline = time.monotonic() + self._wait_seconds
         while True:
-            with _locked(self._folder / ".lock") as note:
+            with file_lock(self._folder / ".lock") as note:
                 if self._make_room(note, size):
                     os.truncate(descriptor, 0)
                     os.truncate(descriptor, size)
@@ -157,20 +157,6 @@ class ShardCache:
         return total
 
 
-@contextmanager
-def _locked(path: Path) -> Iterator[int]:
-    """Hold a lock between threads and processes; yield the descriptor of its file.
-
-    Waits in the kernel: `filelock` polls every 50 ms, which made many short waits slow.
-    """
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield descriptor
-    finally:
-        os.close(descriptor)
-
-
 def _is_at(descriptor: int, path: Path) -> bool:
     """Return whether the open file is still the one at `path`."""
     try:
@@ -194,11 +180,11 @@ def _entries(folder: Path) -> dict[int, _Entry]:
 def _remove_unused(path: Path) -> bool:
     """Remove a file unless a process holds a lock on it; return whether it was removed."""
     try:
-        descriptor = os.open(path, os.O_RDONLY)
-    except FileNotFoundError:  # perhaps renamed: its bytes may still exist
+        descriptor = os.open(path, os.O_RDWR)  # network file systems give no exclusive lock to readers
+    except (FileNotFoundError, PermissionError):  # perhaps renamed, or another user's: its bytes may still exist
         return False
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock_file(descriptor, path, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if not _is_at(descriptor, path):  # renamed and unlocked since it was opened: its bytes still exist
             return False
         path.unlink()
@@ -215,7 +201,11 @@ def _open_verified(path: Path, shard: Shard) -> int | None:
         descriptor = os.open(path, os.O_RDONLY)
     except FileNotFoundError:
         return None
-    fcntl.flock(descriptor, fcntl.LOCK_SH)
+    try:
+        lock_file(descriptor, path, fcntl.LOCK_SH)
+    except BaseException:
+        os.close(descriptor)
+        raise
     identity = _identity(descriptor)
     if identity not in _verified:
         if os.fstat(descriptor).st_size != shard.size or sha256_of(path) != shard.sha256:

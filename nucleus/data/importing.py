@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -38,7 +37,7 @@ from nucleus.errors import DataError, ImageError, ObjectExistsError, ObjectNotFo
 from nucleus.lazy import tf
 from nucleus.progress import Advance, no_progress, split_progress
 from nucleus.storage.bucket import TEST_FILE, Bucket, check_conditional_writes
-from nucleus.storage.files import sha256_of, writing
+from nucleus.storage.files import sha256_of, temporary_folder
 from nucleus.storage.uri import S3Uri
 
 __all__ = ["Imported", "SplitOptions", "import_dataset"]
@@ -130,8 +129,7 @@ def import_dataset(
     check_conditional_writes(Bucket(uri.parent, single_writer=single_writer), TEST_FILE)  # before minutes of reading
     source = open_source(src)
     layout = find_images(source)
-    with tempfile.TemporaryDirectory(prefix="nucleus-import-") as folder, writing(Path(folder) / "records"):
-        spool = Path(folder)
+    with temporary_folder("import") as spool:
         prepared, unusable = _prepare_all(source, layout.images, spool, advance)
         left_out = [*(LeftOut(title=path, reason=reason) for path, reason in layout.left_out.items()), *unusable]
         unique, duplicates = _without_duplicates(prepared)

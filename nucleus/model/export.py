@@ -14,7 +14,7 @@ from nucleus.lazy import keras, tf
 from nucleus.model.architecture import ModelConfig, read_model_config
 from nucleus.model.unet import build_unet
 from nucleus.model.weight_files import CONFIG_FILE, WEIGHTS_FILE, load_weights
-from nucleus.storage.files import write_atomic
+from nucleus.storage.files import write_atomic, writing
 
 __all__ = ["EXPORT_FORMATS", "ExportFormat", "export_model"]
 
@@ -46,6 +46,7 @@ def export_model(folder: Path, kind: ExportFormat, dest: Path, about: dict[str, 
 
     Raises:
         ModelError: The folder does not contain a model that this version can read.
+        OutputError: There is no room for the files.
         UsageError: `dest` exists already.
     """
     usage = dest.with_name(f"{dest.name}.json")
@@ -53,11 +54,12 @@ def export_model(folder: Path, kind: ExportFormat, dest: Path, about: dict[str, 
         if path.exists():
             raise UsageError(f"Expected nothing at {path}; it exists already. Remove it, or choose another path.")
     config = read_model_config((folder / CONFIG_FILE).read_bytes(), str(folder / CONFIG_FILE))
-    dest.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".nucleus-export-", dir=dest.parent) as temporary:
-        beside = Path(temporary) / f"model.{kind}"
-        _WRITERS[kind](config, folder / WEIGHTS_FILE, beside)
-        beside.rename(dest)
+    with writing(dest):
+        dest.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".nucleus-export-", dir=dest.parent) as temporary:
+            beside = Path(temporary) / f"model.{kind}"
+            _WRITERS[kind](config, folder / WEIGHTS_FILE, beside)
+            beside.rename(dest)
     write_atomic(usage, json.dumps({**about, "format": kind, **_usage(config)}, indent=1) + "\n")
     return usage
 

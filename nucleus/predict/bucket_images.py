@@ -8,7 +8,6 @@ prediction runs it holds a claim on the prefix, so that no other one replaces it
 """
 
 import hashlib
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -34,7 +33,7 @@ from nucleus.predict.nuclei_tables import image_table, write_tables
 from nucleus.predict.source import ScaledImage, channel_count, open_source
 from nucleus.storage.bucket import Bucket
 from nucleus.storage.claims import PrefixClaim, claimed_prefix
-from nucleus.storage.files import read_document, writing
+from nucleus.storage.files import read_document, temporary_folder
 from nucleus.storage.uri import LONGEST_KEY, key_problem, parse_uri
 
 __all__ = [
@@ -256,8 +255,8 @@ def batches_of(images: Iterable[BucketImage]) -> list[list[BucketImage]]:
 def join_tables(settings: PredictionSettings, images: Sequence[BucketImage]) -> None:
     """Write `nuclei.parquet` and `images.parquet` from the tables of images that are done."""
     out = Bucket(parse_uri(settings.out))
-    with tempfile.TemporaryDirectory(prefix="nucleus-tables-") as temporary:
-        tables = [Path(temporary) / name for name in (_NUCLEI_TABLE, _IMAGES_TABLE)]
+    with temporary_folder("tables") as temporary:
+        tables = [temporary / name for name in (_NUCLEI_TABLE, _IMAGES_TABLE)]
         write_tables(out, [settings.table(image) for image in sorted(images, key=lambda image: image.key)], *tables)
         for table in tables:
             out.put(table.name, table)
@@ -300,12 +299,8 @@ class BatchPredictor:
             OutputError: The folder for temporary files has no room.
             StorageError: The bucket cannot be read or written.
         """
-        with (
-            tempfile.TemporaryDirectory(prefix="nucleus-batch-") as temporary,
-            writing(Path(temporary) / "results"),
-            ThreadPoolExecutor() as pool,
-        ):
-            files = [_ImageFiles(image, Path(temporary) / str(number)) for number, image in enumerate(images)]
+        with temporary_folder("batch") as temporary, ThreadPoolExecutor() as pool:
+            files = [_ImageFiles(image, temporary / str(number)) for number, image in enumerate(images)]
             failures = list(pool.map(self._fetch, files))
             opened = [
                 self._open(each) if failure is None else failure for each, failure in zip(files, failures, strict=True)

@@ -1,15 +1,15 @@
 """Prediction of image files: find the images; write labels, overlays and tables of nuclei."""
 
 import csv
+import io
 import os
-import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path, PurePosixPath
-from typing import IO, Any, Protocol, TextIO
+from typing import IO, Any, Protocol
 
 import cv2
 import numpy as np
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from nucleus.data.images import RgbImage, encode_png
 from nucleus.data.sources import is_image, list_folder
-from nucleus.errors import ImageError, UsageError
+from nucleus.errors import ImageError, OutputError, UsageError
 from nucleus.pictures import draw_outlines
 from nucleus.predict.blocks import LabelledBlock, assembled_labels
 from nucleus.predict.measurement import IMAGE_COLUMNS, frame_of, image_row, measure_blocks, nucleus_columns
@@ -25,6 +25,7 @@ from nucleus.predict.model import IMAGES_AT_ONCE, Model
 from nucleus.predict.source import ScaledImage, channel_count, open_source
 from nucleus.progress import Advance, no_progress
 from nucleus.storage.files import atomic_path, write_atomic, writing
+from nucleus.text import plural
 
 __all__ = [
     "IMAGES_TABLE",
@@ -54,6 +55,8 @@ NUCLEI_TABLE = "nuclei.csv"
 IMAGES_TABLE = "images.csv"
 _LONGEST_NAME = 255
 """Bytes of a file name on Linux."""
+_SPOOLED = 1 << 20
+"""Characters of rows that are kept in memory until they are added."""
 
 
 def draw_overlay(image: ScaledImage, labels: NDArray[np.integer]) -> RgbImage:
@@ -202,31 +205,73 @@ def predict_files(
         Number of nuclei or error message of each image.
 
     Raises:
-        OutputError: The folder cannot be written. The labels and overlays written before are whole.
+        OutputError: The folder cannot be written. The labels and overlays written before are whole, and the tables
+            have their rows; where there is no room for the tables either, the message says so.
     """
     named = files if isinstance(files, Mapping) else {file.name: file for file in files}
-    counts: dict[str, int] = {}
-    failures: dict[str, str] = {}
-    with (
-        writing(out / NUCLEI_TABLE),
-        csv_table(out / NUCLEI_TABLE, nucleus_columns(_most_channels(named.values()))) as nuclei,
-        csv_table(out / IMAGES_TABLE, IMAGE_COLUMNS) as images,
-    ):
-        remaining = iter(named.items())
-        while chunk := list(islice(remaining, IMAGES_AT_ONCE)):
-            opened = _open_all(model, chunk, channel, failures)
-            for (name, image), blocks in zip(opened.items(), model.segment_blocks(list(opened.values())), strict=True):
-                try:
-                    with nuclei.rows() as rows:
-                        row = write_image(image, blocks, out / stem_of(name), rows)
-                except ImageError as error:  # a channel that is measured but not segmented may be damaged
-                    failures[name] = str(error)
-                else:
-                    images.add(row)
-                    counts[name] = row["nuclei"]
-                advance(len(counts) + len(failures), len(named))
-            advance(len(counts) + len(failures), len(named))
-    return PredictedFiles(counts, failures)
+    found = PredictedFiles({}, {})
+    stopped: OutputError | None = None
+    try:
+        with (
+            csv_table(out / NUCLEI_TABLE, nucleus_columns(_most_channels(named.values()))) as nuclei,
+            csv_table(out / IMAGES_TABLE, IMAGE_COLUMNS) as images,
+        ):
+            try:
+                with writing(out / NUCLEI_TABLE):
+                    _predict_all(model, named, _Outputs(out, nuclei, images), channel, found, advance)
+            except OutputError as error:  # the tables are kept, as the labels are
+                stopped = error
+    except OutputError as error:
+        raise _with_note(stopped or error, "are missing: predict the images again, into a folder with room") from error
+    if stopped is not None:
+        raise _with_note(stopped, f"have the {plural(len(found.counts), 'image')} before") from stopped
+    return found
+
+
+def _with_note(error: OutputError, note: str) -> OutputError:
+    """Return an error with a sentence about the tables."""
+    return OutputError(" ".join((str(error), f"{NUCLEI_TABLE} and {IMAGES_TABLE} {note}.")))
+
+
+@dataclass(frozen=True)
+class _Outputs:
+    """The folder and the tables of a prediction."""
+
+    folder: Path
+    nuclei: "CsvTable"
+    images: "CsvTable"
+
+    def add(self, name: str, image: ScaledImage, blocks: Iterable[LabelledBlock]) -> int:
+        """Write the results of an image, all or none of its rows; return its number of nuclei."""
+        with self.nuclei.rows() as rows:
+            row = write_image(image, blocks, self.folder / stem_of(name), rows)
+        try:
+            self.images.add(row)
+        except OSError:
+            self.nuclei.take_back()
+            raise
+        return int(row["nuclei"])
+
+
+def _predict_all(
+    model: Model,
+    named: Mapping[str, Path],
+    outputs: _Outputs,
+    channel: int | None,
+    found: PredictedFiles,
+    advance: Advance,
+) -> None:
+    """Predict the images; add the number of nuclei or the error message of each to `found`."""
+    remaining = iter(named.items())
+    while chunk := list(islice(remaining, IMAGES_AT_ONCE)):
+        opened = _open_all(model, chunk, channel, found.failures)
+        for (name, image), blocks in zip(opened.items(), model.segment_blocks(list(opened.values())), strict=True):
+            try:
+                found.counts[name] = outputs.add(name, image, blocks)
+            except ImageError as error:  # a channel that is measured but not segmented may be damaged
+                found.failures[name] = str(error)
+            advance(len(found.counts) + len(found.failures), len(named))
+        advance(len(found.counts) + len(found.failures), len(named))
 
 
 def _most_channels(files: Iterable[Path]) -> int:
@@ -270,34 +315,56 @@ class RowWriter(Protocol):
 
 
 class CsvTable:
-    """A CSV file with a header of column names."""
+    """A CSV file with a header of column names, to which rows are added whole or, if the disk is full, not at all."""
 
-    def __init__(self, file: TextIO, columns: Sequence[str], folder: Path) -> None:
+    def __init__(self, file: io.FileIO, columns: Sequence[str], folder: Path) -> None:
         self._file = file
         self._columns = columns
         self._folder = folder
-        self._writer(file).writeheader()
+        self._before = 0
+        with self._spooled() as header:
+            header.writeheader()
 
     def add(self, row: dict[str, Any]) -> None:
         """Add a row."""
-        self._writer(self._file).writerow(row)
+        with self._spooled() as rows:
+            rows.writerow(row)
 
     @contextmanager
     def rows(self) -> Iterator["csv.DictWriter[str]"]:
         """Provide a writer for the rows of an image: kept on disk, and added if the block ends without error."""
-        with tempfile.TemporaryFile("w+", newline="", encoding="utf-8", dir=self._folder) as spooled:
-            yield self._writer(spooled)
-            spooled.seek(0)
-            shutil.copyfileobj(spooled, self._file)
+        with self._spooled() as rows:
+            yield rows
 
-    def _writer(self, file: IO[str]) -> "csv.DictWriter[str]":
-        return csv.DictWriter(file, self._columns, restval="", lineterminator="\n")
+    def take_back(self) -> None:
+        """Remove what was added last."""
+        self._file.seek(self._before)
+        self._file.truncate()
+
+    @contextmanager
+    def _spooled(self) -> Iterator["csv.DictWriter[str]"]:
+        folder = str(self._folder)
+        with tempfile.SpooledTemporaryFile(_SPOOLED, "w+", newline="", encoding="utf-8", dir=folder) as spooled:
+            yield csv.DictWriter(spooled, self._columns, restval="", lineterminator="\n")
+            spooled.seek(0)
+            self._append(spooled)
+
+    def _append(self, text: IO[str]) -> None:
+        self._before = self._file.tell()
+        try:
+            while block := text.read(_SPOOLED):
+                rest = memoryview(block.encode())
+                while rest:
+                    rest = rest[self._file.write(rest) :]
+        except OSError:
+            self.take_back()
+            raise
 
 
 @contextmanager
 def csv_table(path: Path, columns: Sequence[str]) -> Iterator[CsvTable]:
     """Provide a CSV file that appears at `path` if the block ends without error."""
-    with atomic_path(path) as beside, beside.open("w", newline="", encoding="utf-8") as file:
+    with atomic_path(path) as beside, io.FileIO(beside, "w") as file:
         yield CsvTable(file, columns, path.parent)
 
 

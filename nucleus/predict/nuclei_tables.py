@@ -1,7 +1,6 @@
 """Parquet tables of nuclei: one per image in a bucket, joined at the end."""
 
 import json
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ import pyarrow.parquet as pq
 
 from nucleus.predict.measurement import IMAGE_COLUMNS, nucleus_columns
 from nucleus.storage.bucket import Bucket
+from nucleus.storage.files import temporary_folder
 
 __all__ = ["ImageTable", "image_table", "write_tables"]
 
@@ -59,15 +59,15 @@ def write_tables(bucket: Bucket, keys: Sequence[str], nuclei: Path, images: Path
         nuclei: Parquet file to write, with one row per nucleus.
         images: Parquet file to write, with one row per image.
     """
-    with tempfile.TemporaryDirectory(prefix="nucleus-tables-") as temporary:
-        paths = [Path(temporary) / f"{number:07d}.parquet" for number in range(len(keys))]
+    with temporary_folder("tables") as temporary:
+        paths = [temporary / f"{number:07d}.parquet" for number in range(len(keys))]
         with ThreadPoolExecutor(_AT_ONCE) as pool:
             list(pool.map(bucket.download, keys, paths))
         found = [pq.read_metadata(path) for path in paths]
         rows = [json.loads(metadata.metadata[_IMAGE_ROW.encode()]) for metadata in found]
         pq.write_table(pa.Table.from_pylist(rows, schema=_schema(IMAGE_COLUMNS)), images, compression="zstd")
         widest = max((metadata.schema.to_arrow_schema() for metadata in found), key=len)
-        joined = Path(temporary) / "joined"
+        joined = temporary / "joined"
         pads.write_dataset(
             pads.dataset([str(path) for path in paths], schema=widest.remove_metadata(), format="parquet"),
             joined,

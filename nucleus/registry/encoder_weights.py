@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import io
+import os
 import secrets
 import socket
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from nucleus.lazy import keras
 from nucleus.progress import Advance, no_progress
 from nucleus.registry.manifest import EncoderWeightsOrigin
 from nucleus.storage.bucket import Bucket, StoredObject
-from nucleus.storage.files import sha256_of
+from nucleus.storage.files import is_full, output_error, sha256_of, temporary_folder
 from nucleus.storage.uri import S3Uri, parse_uri
 from nucleus.surroundings import proxy_advice
 
@@ -55,8 +55,8 @@ def add_weights(path: Path, encoder: EncoderName, bucket: Bucket, advance: Advan
     Raises:
         WeightsError: The file does not exist, or does not fit the encoder.
     """
-    with tempfile.TemporaryDirectory(prefix="nucleus-weights-") as folder:
-        return _keep(_checked_file(path, encoder, Path(folder)), _folder(encoder), "imagenet", bucket, advance)
+    with temporary_folder("weights") as folder:
+        return _keep(_checked_file(path, encoder, folder), _folder(encoder), "imagenet", bucket, advance)
 
 
 def _folder(encoder: EncoderName) -> str:
@@ -103,8 +103,8 @@ def provide_weights(
         stored = list_weights(bucket, encoder)
         if stored:
             return _known_by_prefix(bucket, stored[-1].key, advance)
-    with tempfile.TemporaryDirectory(prefix="nucleus-weights-") as temporary:
-        folder, beside = Path(temporary), f"{beside}/encoder-"
+    beside = f"{beside}/encoder-"
+    with temporary_folder("weights") as folder:
         if choice == "imagenet":
             with _downloaded(encoder, report) as path:
                 return _keep_where_allowed(path, (_folder(encoder), beside), bucket, advance)
@@ -129,8 +129,8 @@ def fetch_weights(weights: EncoderWeights, cache_dir: Path) -> Path:
 def _known_by_prefix(bucket: Bucket, key: str, advance: Advance) -> EncoderWeights:
     """Return weights whose file name begins with their SHA-256, after checking it."""
     prefix = Path(key).name.removesuffix(_SUFFIX)
-    with tempfile.TemporaryDirectory(prefix="nucleus-weights-") as folder:
-        digest = bucket.download(key, Path(folder) / Path(key).name, advance=advance)
+    with temporary_folder("weights") as folder:
+        digest = bucket.download(key, folder / Path(key).name, advance=advance)
     if not digest.startswith(prefix):
         raise WeightsError(
             f"Expected {bucket.uri / key} to have a SHA-256 that begins with {prefix}; found {digest}. "
@@ -195,6 +195,9 @@ def _downloaded(encoder: EncoderName, report: Callable[[str], object]) -> Iterat
                 input_shape=(224, 224, 3), include_top=False, weights="imagenet"
             )
     except Exception as error:  # urllib, ssl and Keras each raise their own
+        if isinstance(error, OSError) and is_full(error):
+            kept = Path(os.environ.get("KERAS_HOME") or "~/.keras").expanduser() / encoder
+            raise output_error(kept, error, "export KERAS_HOME=DIR") from error
         raise WeightsError(
             f"Expected ImageNet weights of {encoder}: the bucket has none under weights/{encoder}/, Keras's cache "
             f"has none, and the download failed ({error}).{proxy_advice(_DOWNLOADS)} Do one of these: run `nucleus "
@@ -203,7 +206,7 @@ def _downloaded(encoder: EncoderName, report: Callable[[str], object]) -> Iterat
         ) from error
     finally:
         socket.setdefaulttimeout(timeout)
-    with tempfile.TemporaryDirectory(prefix="nucleus-weights-") as folder:
-        path = Path(folder) / f"{encoder}{_SUFFIX}"
+    with temporary_folder("weights") as folder:
+        path = folder / f"{encoder}{_SUFFIX}"
         model.save_weights(path)
         yield path

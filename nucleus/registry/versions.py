@@ -8,8 +8,6 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from filelock import FileLock
-
 from nucleus.config.names import Reference, check_name, clean_name
 from nucleus.data.cache import default_cache_dir
 from nucleus.errors import IntegrityError, ModelError, ObjectNotFoundError, UsageError
@@ -27,7 +25,7 @@ from nucleus.registry.manifest import (
 )
 from nucleus.registry.publish import run_of_claim
 from nucleus.storage.bucket import Bucket
-from nucleus.storage.files import sha256_of, write_atomic
+from nucleus.storage.files import file_lock, sha256_of, write_atomic, writing
 
 __all__ = [
     "PulledModel",
@@ -179,8 +177,7 @@ def check_model_path(model: str) -> None:
 
 def _bring(bucket: Bucket, manifest: ModelManifest, folder: Path, advance: Advance) -> None:
     """Download a version into `folder`, unless the folder already contains it, intact."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.with_name(f".{folder.name}.lock")):
+    with file_lock(folder.with_name(f".{folder.name}.lock")), writing(folder):
         if not is_whole(folder, manifest):
             _check_replaceable(folder, manifest)
             _replace(bucket, manifest, folder, advance)

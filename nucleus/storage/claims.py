@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from nucleus.errors import ObjectExistsError, ObjectNotFoundError, OutputError
 from nucleus.storage.bucket import Bucket
-from nucleus.storage.files import writing
+from nucleus.storage.files import lock_file, writing
 from nucleus.text import moment_text
 
 __all__ = ["CLAIM_LOST_SECONDS", "PrefixClaim", "claimed_folder", "claimed_prefix"]
@@ -114,17 +114,12 @@ def _locked(file: Path) -> int:
 
 def _lock(descriptor: int, file: Path) -> None:
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock_file(descriptor, file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         other = _holder(os.pread(descriptor, 1 << 12, 0)) or "a process that has just begun"
         raise OutputError(
             f"Expected no other process that writes results to {file.parent}; found one: {other}. Wait until it has "
             "ended or stop it, or name another --out."
-        ) from error
-    except OSError as error:
-        raise OutputError(
-            f"Expected a file system with locks at {file.parent}; it has none ({error.strerror}), so another process "
-            "could replace the results. Name a folder on another file system, and copy the results."
         ) from error
 
 

@@ -1,10 +1,12 @@
-"""Files on disk: SHA-256 sums, atomic writes and why they fail, and versioned JSON documents."""
+"""Files on disk: SHA-256 sums, atomic writes, locks and why they fail, and versioned JSON documents."""
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
 import secrets
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -13,17 +15,25 @@ from typing import TypeVar
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from nucleus import __version__
-from nucleus.errors import IntegrityError, NucleusError, OutputError
+from nucleus.errors import IntegrityError, NucleusError, OutputError, UsageError
+from nucleus.surroundings import CACHE_VARIABLE, find_cache
 
 __all__ = [
     "SUMS_FILE",
     "atomic_path",
     "check_sums",
+    "disk_errors",
+    "disk_room",
     "failed_write",
+    "file_lock",
+    "free_bytes",
+    "is_full",
+    "lock_file",
     "output_error",
     "read_document",
     "read_sums",
     "sha256_of",
+    "temporary_folder",
     "write_atomic",
     "write_sums",
     "writing",
@@ -33,7 +43,11 @@ __all__ = [
 SUMS_FILE = "sums.json"
 _SUMS = TypeAdapter(dict[str, str])
 _BLOCK = 1 << 20
+_TEMPORARY_VARIABLE = "TMPDIR"
+_TEMPORARY_PREFIX = "nucleus-"
+"""With this begin the names of this project's temporary folders."""
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_FULL_TEXTS = tuple(os.strerror(number) for number in sorted(_FULL))
 _FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
 _IN_THE_WAY = {errno.EEXIST, errno.ENOTDIR}
 
@@ -49,43 +63,109 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
-def output_error(path: Path, error: OSError) -> OutputError:
+def output_error(path: Path, error: OSError, move: str | None = None) -> OutputError:
     """Return the error of a file or folder that could not be written: what is in the way, and what helps.
 
     Args:
         path: The file or folder.
         error: The error of the file system.
+        move: What chooses another place, such as `--dir DIR`; None for what the path suggests: the variable of the
+            cache or of temporary files, else `--out`.
     """
     there = _nearest(path)
-    reason = error.strerror or str(error)
-    if error.errno in _FULL:
+    reason = error.strerror or (os.strerror(errno.ENOSPC) if is_full(error) else str(error))
+    move = move or _mover(path)
+    if is_full(error):
         return OutputError(
-            f"Expected room to write {path}; found none ({reason}; {_room(there)}). Files that were written before are "
-            "whole. Make room, or use another disk (with --out; with TMPDIR for temporary files), and "
-            "repeat the command."
+            f"Expected room to write {path}; found none ({reason}; {disk_room(there)}). Files that were written before "
+            f"are whole. Make room, or choose a folder on another disk ({move}), and repeat the command."
         )
     if not there.is_dir() and (there != path or error.errno in _IN_THE_WAY):
-        return OutputError(f"Expected a folder at {there}; it is a file. Name another folder, or move the file away.")
+        return OutputError(
+            f"Expected a folder at {there}; it is a file. Name another folder ({move}), or move the file away."
+        )
     if error.errno in _FORBIDDEN:
         return OutputError(
             f"Expected permission to write {path}; found none ({reason}; this process is user {os.getuid()}, and "
-            f"{there} belongs to user {there.stat().st_uid}). Name another folder, or change the permissions."
+            f"{there} belongs to user {there.stat().st_uid}). Name another folder ({move}), or change the permissions."
         )
-    return OutputError(f"Expected to write {path}; found an obstacle: {reason}. Name another file or folder.")
+    return OutputError(f"Expected to write {path}; found an obstacle: {reason}. Name another file or folder ({move}).")
 
 
-def _room(place: Path) -> str:
-    """Return how much room is left on the disk of an existing path."""
-    disk = os.statvfs(place)
+def _mover(path: Path) -> str:
+    """Return the variable or option that chooses another place for a path."""
+    above = {path.absolute(), *path.absolute().parents}
+    with suppress(UsageError):
+        if find_cache().path in above:
+            return f"export {CACHE_VARIABLE}=DIR"
+    with suppress(FileNotFoundError):
+        temporary = Path(tempfile.gettempdir()).absolute()
+        if any(place.parent == temporary and place.name.startswith(_TEMPORARY_PREFIX) for place in above):
+            return f"export {_TEMPORARY_VARIABLE}=DIR"
+    return "--out DIR, or the folder that the command was given"
+
+
+def free_bytes(place: Path) -> int | None:
+    """Return how many bytes this user can still write to the disk of a path; None if its file system does not say."""
+    disk = os.statvfs(_nearest(place))
+    if disk.f_blocks == 0:
+        return None
+    return 0 if disk.f_files and not disk.f_favail else disk.f_bavail * disk.f_frsize
+
+
+def disk_room(place: Path) -> str:
+    """Return how much room is left on the disk of a path, as text."""
+    disk = os.statvfs(_nearest(place))
     names = ", and no more files can be made (inodes)" if disk.f_files and not disk.f_favail else ""
     return f"{disk.f_bavail * disk.f_frsize >> 20:,} MiB are free on its disk{names}"
 
 
-def failed_write(error: OSError) -> OutputError | None:
+@contextmanager
+def disk_errors() -> Iterator[None]:
+    """Raise `OutputError` for a write that failed anywhere in the block, as `failed_write` explains it."""
+    try:
+        yield
+    except NucleusError:
+        raise
+    except Exception as error:
+        found = failed_write(error)
+        if found is None:
+            raise
+        raise found from error
+
+
+def failed_write(error: Exception) -> OutputError | None:
     """Return the error of a failed write as `output_error` does; None if it may have been another operation."""
-    if error.errno in _FULL | _IN_THE_WAY | {errno.EROFS} and isinstance(error.filename, str):
-        return output_error(Path(error.filename), error)
-    return None
+    if not isinstance(error, OSError):
+        return _full_somewhere() if is_full(error) else None
+    if isinstance(error, FileNotFoundError) and "usable temporary directory" in str(error):  # Python tried to write
+        return OutputError(
+            f"Expected a folder for temporary files that can be written; found none ({error.strerror}). Make room, or "
+            f"choose another folder: export {_TEMPORARY_VARIABLE}=DIR."
+        )
+    if not isinstance(error.filename, str):
+        return _full_somewhere() if is_full(error) else None
+    return output_error(Path(error.filename), error) if error.errno in _FULL | _IN_THE_WAY | {errno.EROFS} else None
+
+
+def is_full(error: Exception) -> bool:
+    """Return whether a disk was full; HDF5, Arrow and TensorFlow say so in the text of an error only."""
+    number = error.errno if isinstance(error, OSError) else None
+    return number in _FULL or (number is None and any(text in str(error) for text in _FULL_TEXTS))
+
+
+def _full_somewhere() -> OutputError:
+    """Return the error of a full disk that the system does not name: the room where this program writes."""
+    places = {"the current folder": Path.cwd()}
+    with suppress(FileNotFoundError):
+        places[_TEMPORARY_VARIABLE] = Path(tempfile.gettempdir())
+    with suppress(UsageError):
+        places[CACHE_VARIABLE] = find_cache().path
+    rooms = "; ".join(f"{path} ({name}): {disk_room(path)}" for name, path in places.items())
+    return OutputError(
+        f"Expected room on the disk; found none. Where this program writes: {rooms}. Make room, or choose folders on "
+        f"another disk: export {_TEMPORARY_VARIABLE}=DIR {CACHE_VARIABLE}=DIR, or --out DIR."
+    )
 
 
 def _nearest(path: Path) -> Path:
@@ -98,8 +178,11 @@ def _nearest(path: Path) -> Path:
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Raise `OutputError` for errors of the file system that concern `path`, while the block writes it."""
+def writing(path: Path, move: str | None = None) -> Iterator[None]:
+    """Raise `OutputError` for errors of the file system that concern `path`, while the block writes it.
+
+    `move` is that of `output_error`.
+    """
     try:
         yield
     except NucleusError:
@@ -107,22 +190,88 @@ def writing(path: Path) -> Iterator[None]:
     except OSError as error:
         place = Path(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes) else None
         near = place is not None and (path.parent in (place, *place.parents) or place in path.parents)
-        if near or error.errno in _FULL | {errno.EROFS}:  # writes to an open file give no name
-            raise output_error(path, error) from error
+        if near or is_full(error) or error.errno == errno.EROFS:  # writes to an open file give no name
+            raise output_error(path if near or place is None else place, error, move) from error
         raise
+    except Exception as error:  # TensorFlow and HDF5 have their own
+        if not is_full(error):
+            raise
+        raise output_error(path, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), move) from error
 
 
 @contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
+def temporary_folder(what: str) -> Iterator[Path]:
+    """Provide an empty folder below TMPDIR, `nucleus-<what>-...`, and remove it after the block.
+
+    Raises:
+        OutputError: There is no such folder, or the block wrote to it, and it has no room.
+    """
+    prefix = f"{_TEMPORARY_PREFIX}{what}-"
+    with disk_errors(), tempfile.TemporaryDirectory(prefix=prefix) as folder, writing(Path(folder) / what):
+        yield Path(folder)
+
+
+def lock_file(descriptor: int, path: Path, how: int, move: str | None = None) -> None:
+    """Lock an open file as `flock` does.
+
+    Args:
+        descriptor: The open file; it is open for writing, which network file systems require of an exclusive lock.
+        path: Its path.
+        how: `fcntl.LOCK_EX` or `LOCK_SH`, and `LOCK_NB` not to wait.
+        move: That of `output_error`.
+
+    Raises:
+        BlockingIOError: Another process holds the lock, and `how` has `LOCK_NB`.
+        OutputError: The file system has no locks, as some network file systems.
+    """
+    try:
+        fcntl.flock(descriptor, how)
+    except BlockingIOError:
+        raise
+    except OSError as error:
+        raise OutputError(
+            f"Expected a file system with locks at {path}; it has none ({error.strerror}), so two processes could "
+            f"write there at once. Choose a folder on another file system ({move or _mover(path)}), such as that of a "
+            "local disk."
+        ) from error
+
+
+@contextmanager
+def file_lock(path: Path, move: str | None = None, *, wait: bool = True) -> Iterator[int]:
+    """Hold an exclusive lock between threads and processes while the block runs; yield the descriptor of its file.
+
+    The kernel waits, and releases the lock when its process ends. The file stays.
+
+    Args:
+        path: File of the lock; its folder is created.
+        move: That of `output_error`.
+        wait: Whether to wait for a process that holds the lock.
+
+    Raises:
+        BlockingIOError: Another process holds the lock, and `wait` is false.
+        OutputError: The file cannot be written, or its file system has no locks.
+    """
+    with writing(path, move):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        lock_file(descriptor, path, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB), move)
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def atomic_path(path: Path, move: str | None = None) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it to `path` if the block succeeds, else remove it.
 
     The name is unique per process and call, so concurrent writers never share it; the last one wins. It has the suffix
-    of `path`, by which image writers choose the format.
+    of `path`, by which image writers choose the format. `move` is that of `output_error`.
 
     Raises:
         OutputError: The disk is full, the permissions are missing, or a file is in the place of a folder.
     """
-    with writing(path):
+    with writing(path, move):
         path.parent.mkdir(parents=True, exist_ok=True)
         beside = path.with_name(f".{os.getpid()}-{secrets.token_hex(4)}{path.suffix}")
         try:
@@ -132,9 +281,9 @@ def atomic_path(path: Path) -> Iterator[Path]:
             beside.unlink(missing_ok=True)
 
 
-def write_atomic(path: Path, data: bytes | str) -> None:
-    """Write `data` to `path`, completely or not at all."""
-    with atomic_path(path) as beside:
+def write_atomic(path: Path, data: bytes | str, move: str | None = None) -> None:
+    """Write `data` to `path`, completely or not at all. Raises the errors of `atomic_path`."""
+    with atomic_path(path, move) as beside:
         beside.write_bytes(data.encode() if isinstance(data, str) else data)
 
 

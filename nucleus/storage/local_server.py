@@ -1,29 +1,34 @@
-"""Embedded S3 server: ministack as a child process, reachable on this machine only, with its data in one folder.
+"""Embedded S3 server: a child process (`store_process`) with its data in one folder, reachable on this machine only.
 
 It replaces AWS or MinIO where there is neither. The rest of this project reaches it like any S3 server, through
 `AWS_ENDPOINT_URL_S3`.
 """
 
+import http.client
 import importlib.util
 import json
 import os
+import shlex
 import socket
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import psutil
-from filelock import FileLock
+from pydantic import TypeAdapter, ValidationError
 
-from nucleus.errors import StoreServerError
-from nucleus.storage.files import write_atomic
+from nucleus.errors import OutputError, StoreServerError
+from nucleus.storage.files import file_lock, write_atomic, writing
 from nucleus.surroundings import loopback_exemption
 
-__all__ = ["RunningStore", "environment", "make_bucket", "start", "status", "stop"]
+__all__ = ["RunningStore", "environment", "make_bucket", "served_folder", "start", "status", "stop"]
 
 
 HOST = "127.0.0.1"
@@ -32,6 +37,16 @@ DEFAULT_BUCKET = "nucleus"
 _START_SECONDS = 60.0
 _STOP_SECONDS = 15.0
 _PORT_SECONDS = 3.0
+_ASK_SECONDS = 2.0
+_DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # without any http_proxy
+_MOVE = "--dir DIR; of nucleus demo, --workdir DIR"
+_LOG_FILE = "store.log"
+_LOG_BYTES = 1 << 20
+_PROGRAM = (
+    "import sys; sys.path.append(sys.argv[1]); from nucleus.storage.store_process import serve_store; "
+    "serve_store(*sys.argv[2:])"
+)
+"""Not `python -m`, which would run modules of the folder it starts in."""
 # The server checks no keys, but the SDKs require some.
 _CREDENTIALS = {
     "AWS_ACCESS_KEY_ID": "nucleus",
@@ -64,6 +79,9 @@ class RunningStore:
     def endpoint(self) -> str:
         """URL for AWS_ENDPOINT_URL_S3."""
         return f"http://{HOST}:{self.port}"
+
+
+_RECORD = TypeAdapter(RunningStore)
 
 
 def environment(store: RunningStore) -> dict[str, str]:
@@ -107,17 +125,17 @@ def start(folder: Path, port: int | None = None) -> RunningStore:
         port: Port on 127.0.0.1; 0 for any free one; None for the last one used with this folder, else 9000.
 
     Raises:
-        StoreServerError: ministack is not installed, the port is in use, or the server does not start.
+        StoreServerError: ministack is not installed or of another version, the port is in use, the folder cannot be
+            written, its file system has no locks or no room, or the server does not start.
     """
     folder = folder.expanduser().absolute()
-    folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / "store.lock"):
+    with _explained(), file_lock(folder / "store.lock", _MOVE):
         running = status(folder)
         if running is not None:
             if port not in {None, 0, running.port}:
                 raise StoreServerError(
                     f"Expected to start on port {port}; a server for {folder} runs on port {running.port}. "
-                    f"Run: nucleus store stop --dir {folder}"
+                    f"Run: nucleus store stop --dir {shlex.quote(str(folder))}"
                 )
             return running
         if importlib.util.find_spec("ministack") is None:
@@ -128,8 +146,17 @@ def start(folder: Path, port: int | None = None) -> RunningStore:
         return _launch(folder, _choose_port(folder, port))
 
 
+@contextmanager
+def _explained() -> Iterator[None]:
+    """Raise `StoreServerError` for a folder that cannot be written or locked."""
+    try:
+        yield
+    except OutputError as error:
+        raise StoreServerError(str(error)) from error
+
+
 def status(folder: Path) -> RunningStore | None:
-    """Return the server that runs for `folder`, or None."""
+    """Return the server that runs for `folder`, or None. Raises `StoreServerError` if its record is damaged."""
     record = _record(folder.expanduser().absolute())
     if record is None or _process(record) is None:
         return None
@@ -137,22 +164,36 @@ def status(folder: Path) -> RunningStore | None:
 
 
 def stop(folder: Path) -> bool:
-    """Stop the server for `folder`, if it was started by `start`. Return whether one was running."""
+    """Stop the server for `folder`, if it was started by `start`. Return whether one was running.
+
+    Raises:
+        StoreServerError: The record of the server is damaged, or the server belongs to another user.
+    """
     folder = folder.expanduser().absolute()
     record = _record(folder)
     process = _process(record) if record is not None else None
     if process is None:
         return False
-    process.terminate()
+    try:
+        process.terminate()
+        _await_end(process)
+    except psutil.AccessDenied as error:
+        raise StoreServerError(
+            f"Expected a server for {folder} of this user; process {process.pid} belongs to {process.username()}. "
+            "Stop it as that user."
+        ) from error
+    child = _children.pop(process.pid, None)
+    if child is not None:
+        child.wait()
+    return True
+
+
+def _await_end(process: psutil.Process) -> None:
     try:
         process.wait(_STOP_SECONDS)
     except psutil.TimeoutExpired:
         process.kill()  # data is on disk after each request, so nothing is lost
         process.wait(_STOP_SECONDS)
-    child = _children.pop(process.pid, None)
-    if child is not None:
-        child.wait()
-    return True
 
 
 def _choose_port(folder: Path, port: int | None) -> int:
@@ -180,66 +221,89 @@ def _free_port(port: int) -> int:
 
 
 def _launch(folder: Path, port: int) -> RunningStore:
-    # IOT_MTLS_ENABLED: otherwise ministack opens an MQTT listener on every interface (port 8883), despite BIND_HOST.
-    settings = {
-        "BIND_HOST": HOST,
-        "GATEWAY_PORT": str(port),
-        "SERVICES": "s3",
-        "IOT_MTLS_ENABLED": "0",
-        "SFTP_HOST": HOST,
-        "PERSIST_STATE": "1",
-        "STATE_DIR": str(folder / "state"),
-        "S3_PERSIST": "1",
-        "S3_DATA_DIR": str(folder / "s3"),
-        "TMPDIR": str(folder),
-    }
-    with (folder / "store.log").open("ab") as log:
-        child = subprocess.Popen(
-            [sys.executable, "-m", "ministack"],
-            cwd=folder,
-            env={**os.environ, **settings},
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+    child = _spawn(folder, port)
+    try:
+        store = RunningStore(str(folder), port, child.pid, psutil.Process(child.pid).create_time())
+        write_atomic(folder / "store.json", json.dumps(asdict(store)), _MOVE)
+        _await_answer(child, store)
+    except BaseException:  # nobody would know of it
+        child.kill()
+        child.wait()
+        raise
     for ended in [pid for pid, other in _children.items() if other.poll() is not None]:
         del _children[ended]
     _children[child.pid] = child
-    store = RunningStore(str(folder), port, child.pid, psutil.Process(child.pid).create_time())
-    write_atomic(folder / "store.json", json.dumps(asdict(store)))
-    deadline = time.monotonic() + _START_SECONDS
-    while time.monotonic() < deadline:
-        if child.poll() is not None:
-            raise StoreServerError(
-                f"Expected the S3 server to start; it ended with status {child.returncode}. See {folder / 'store.log'}."
+    return store
+
+
+def _spawn(folder: Path, port: int) -> "subprocess.Popen[bytes]":
+    """Start the process; on its stdout, it says why it cannot serve."""
+    log, here = folder / _LOG_FILE, Path(__file__).parents[2]
+    with writing(log, _MOVE):
+        if log.exists() and log.stat().st_size > _LOG_BYTES:  # what the process itself does not bound
+            log.replace(log.with_name(f"{_LOG_FILE}.1"))
+        with log.open("ab") as file:
+            return subprocess.Popen(  # noqa: S603
+                [sys.executable, "-P", "-c", _PROGRAM, str(here), str(folder), str(log), str(port)],
+                cwd=folder,
+                env={**os.environ, "TMPDIR": str(folder)},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=file,
+                start_new_session=True,
             )
-        if _answers(store):
-            return store
-        time.sleep(0.1)
-    child.kill()
-    raise StoreServerError(
-        f"Expected the S3 server to answer within {_START_SECONDS:.0f} s; it did not. See {folder / 'store.log'}."
-    )
+
+
+def _await_answer(child: "subprocess.Popen[bytes]", store: RunningStore) -> None:
+    """Wait until the server answers. Raises `StoreServerError` if it ends or takes too long."""
+    assert child.stdout is not None
+    log = Path(store.folder) / _LOG_FILE
+    with child.stdout:
+        deadline = time.monotonic() + _START_SECONDS
+        while time.monotonic() < deadline:
+            if child.poll() is not None:
+                problem = child.stdout.read().decode(errors="replace").strip()
+                raise StoreServerError(
+                    problem or f"Expected the S3 server to start; it ended with status {child.returncode}. See {log}."
+                )
+            if _answers(store):
+                return
+            time.sleep(0.1)
+    raise StoreServerError(f"Expected the S3 server to answer within {_START_SECONDS:.0f} s; it did not. See {log}.")
+
+
+def served_folder(endpoint: str) -> Path | None:
+    """Return the folder of the embedded server at an endpoint; None if it is another server, or not on this machine."""
+    if urlsplit(endpoint).hostname not in {HOST, "localhost"}:
+        return None
+    try:
+        with _DIRECT.open(f"{endpoint.rstrip('/')}/_nucleus", timeout=_ASK_SECONDS) as answer:
+            return Path(json.loads(answer.read())["folder"])
+    except (OSError, ValueError, KeyError, TypeError, http.client.HTTPException):
+        return None
 
 
 def _answers(store: RunningStore) -> bool:
     try:
-        direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # without any http_proxy
-        with direct.open(f"{store.endpoint}/_ministack/health", timeout=2) as answer:
+        with _DIRECT.open(f"{store.endpoint}/_ministack/health", timeout=_ASK_SECONDS) as answer:
             return bool(answer.status == 200)
     except (urllib.error.URLError, TimeoutError, ConnectionError):
         return False
 
 
 def _record(folder: Path) -> RunningStore | None:
+    path = folder / "store.json"
     try:
-        return RunningStore(**json.loads((folder / "store.json").read_text()))
-    except FileNotFoundError:
+        return _RECORD.validate_json(path.read_bytes(), strict=True)
+    except (FileNotFoundError, NotADirectoryError):
         return None
-    except (ValueError, TypeError) as error:
+    except ValidationError as error:
         raise StoreServerError(
-            f"Expected {folder / 'store.json'} to describe a server; it is damaged. Remove this file."
+            f"Expected {path} to describe a server; it is damaged. Remove this file (the data stays)."
+        ) from error
+    except OSError as error:
+        raise StoreServerError(
+            f"Expected to read {path}; found an obstacle: {error.strerror}. Name another folder: {_MOVE}"
         ) from error
 
 

@@ -7,7 +7,6 @@ epochs, from 0; pictures from before training are at step -1.
 from __future__ import annotations
 
 import struct
-import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from nucleus.lazy import tf
-from nucleus.storage.files import write_atomic
+from nucleus.storage.files import temporary_folder, write_atomic
 
 __all__ = ["EVENTS_FILE", "TENSORBOARD_FOLDER", "WARM_UP_STEPS", "StepProfile", "events_of", "graph_of", "write_events"]
 
@@ -62,8 +61,8 @@ def events_of(
     if graph is not None:
         events.append(tf.compat.v1.Event(wall_time=now, graph_def=graph))
     events += [tf.compat.v1.Event(wall_time=now, step=step, summary=summaries[step]) for step in sorted(summaries)]
-    with tempfile.TemporaryDirectory(prefix="nucleus-tensorboard-") as folder:
-        path = Path(folder) / "events"
+    with temporary_folder("tensorboard") as folder:
+        path = folder / "events"
         with tf.io.TFRecordWriter(str(path)) as writer:
             for event in events:
                 writer.write(event.SerializeToString())

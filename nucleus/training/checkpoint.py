@@ -98,10 +98,11 @@ def load_checkpoint(folder: Path, model: keras.Model, groups: Sequence[Parameter
     """
     try:
         progress = Progress.model_validate_json((folder / _STATE).read_bytes())
-        if progress.best_epoch >= 0:
-            best.write_bytes((folder / BEST_WEIGHTS).read_bytes())
+        best_weights = (folder / BEST_WEIGHTS).read_bytes() if progress.best_epoch >= 0 else None
     except (OSError, ValidationError) as error:
         raise IntegrityError(f"Expected a complete checkpoint in {folder}; {error}.") from error
+    if best_weights is not None:
+        best.write_bytes(best_weights)
     _assign(list(model.weights), load_arrays(folder / _CURRENT_WEIGHTS), folder)
     for group in groups:
         _assign(group.state, load_arrays(folder / f"{group.name}.npz"), folder)

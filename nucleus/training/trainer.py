@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -30,6 +29,7 @@ from nucleus.model.unet import build_unet, calibrate_encoder, encoder_of
 from nucleus.model.weight_files import load_encoder_weights, load_weights
 from nucleus.predict.evaluation import PredictedImage, predict_images
 from nucleus.predict.model import Model
+from nucleus.storage.files import temporary_folder
 from nucleus.text import plural
 from nucleus.training.callbacks import (
     Callback,
@@ -98,8 +98,8 @@ def train(
         IntegrityError: The checkpoint is incomplete, damaged or of another network.
     """
     check_has_nuclei(given.dataset)
-    with tempfile.TemporaryDirectory(prefix="nucleus-train-") as folder:
-        run = TrainingRun(recipe, given, workers, callback, signals or Signals(), Path(folder) / BEST_WEIGHTS)
+    with temporary_folder("train") as folder:
+        run = TrainingRun(recipe, given, workers, callback, signals or Signals(), folder / BEST_WEIGHTS)
         return run.execute(resume_from)
 
 

@@ -1,6 +1,7 @@
 """The shard cache against a real server: its limit, crashes, several processes, and blocks that are read ahead."""
 
 import contextlib
+import errno
 import fcntl
 import os
 import signal
@@ -20,7 +21,7 @@ from nucleus.data.reader import SplitReader
 from nucleus.data.sampling import epoch_plan
 from nucleus.data.shards import ShardFile, write_shard
 from nucleus.data.synthetic import write_generated
-from nucleus.errors import CacheFullError, IntegrityError
+from nucleus.errors import CacheFullError, IntegrityError, OutputError
 from nucleus.storage.bucket import Bucket
 from nucleus.storage.files import sha256_of
 from nucleus.storage.uri import S3Uri
@@ -236,3 +237,39 @@ def test_a_lost_shard_is_an_error(shards: Dataset, tmp_path: Path) -> None:
     with pytest.raises(IntegrityError, match="train-00099"):
         ShardCache(tmp_path).open(shards, lost)
     assert not list(tmp_path.rglob("*.tfrecord"))
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL])
+def test_file_systems_without_locks(
+    number: int, shards: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    folder = cache_module.default_cache_dir()
+    ShardCache(folder).open(shards, shards.manifest.shards[0])
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    for shard in shards.manifest.shards[:2]:  # one is there, the other is not
+        with pytest.raises(OutputError) as caught:
+            ShardCache(folder).open(shards, shard)
+        for fact in (str(folder), os.strerror(number), "file system with locks", "export XDG_CACHE_HOME=DIR"):
+            assert fact in str(caught.value)
+    assert cached(tmp_path) == [0]
+    assert not list(tmp_path.rglob("*.part"))
+
+
+def test_a_full_disk(shards: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The system writes half of a shard; nothing of it stays, and the error names the variable of the cache."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    code = f"import resource\nresource.setrlimit(resource.RLIMIT_FSIZE, (500_000, 500_000))\n{CHILD}"
+    manifest = tmp_path / "manifest.json"
+    manifest.write_text(shards.manifest.model_dump_json())
+    folder = str(cache_module.default_cache_dir())
+    command = [sys.executable, "-c", code, "open", folder, str(manifest), "1.0"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    last = done.stderr.strip().splitlines()[-1]
+    assert "OutputError: Expected room to write" in last
+    assert "export XDG_CACHE_HOME=DIR" in last
+    assert cached(tmp_path) == []
+    assert not list(tmp_path.rglob("*.part"))

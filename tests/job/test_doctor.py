@@ -1,9 +1,12 @@
 """`nucleus doctor` as typed: it finds each broken set-up, says what puts it right, and lets the rest be."""
 
+import errno
+import fcntl
 import json
 import os
 import platform
 import socket
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +16,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 import job.cluster_check
+import nucleus.doctor
 from job.cluster_check import query_head
 from nucleus.cli.main import cli
 from nucleus.doctor import Gpus, call_in_subprocess, check_gpus
@@ -27,6 +31,9 @@ pytestmark = pytest.mark.filterwarnings("default")
 HEALTHY = {
     "packages": "ok",
     "cache": "ok",
+    "file locks": "ok",
+    "temporary folder": "ok",
+    "store room": "ok",
     "bucket": "ok",
     "endpoint": "ok",
     "credentials": "ok",
@@ -68,6 +75,7 @@ class Here:
     patch: pytest.MonkeyPatch
     folder: Path
     line: Proxy
+    store: RunningStore
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +98,7 @@ def here(
     monkeypatch.setattr(job, "local_addresses", list)  # others run clusters on this machine
     with proxied(store.port) as line:
         monkeypatch.setenv("AWS_ENDPOINT_URL_S3", line.endpoint)
-        yield Here(bucket, monkeypatch, tmp_path, line)
+        yield Here(bucket, monkeypatch, tmp_path, line, store)
 
 
 def closed_port() -> str:
@@ -112,6 +120,16 @@ def environment(name: str, value: str) -> Callable[[Here], None]:
 
 def ignoring(header: str) -> Callable[[Here], None]:
     return lambda here: setattr(here.line, "dropped", here.line.dropped | {header})
+
+
+def without_locks(*_: object) -> None:
+    raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+
+def little_room(here: Here, folder: Path) -> None:
+    """Leave 7 MiB on the disk of a folder, and none but that."""
+    free = nucleus.doctor.free_bytes
+    here.patch.setattr(nucleus.doctor, "free_bytes", lambda place: 7 << 20 if place == folder else free(place))
 
 
 def nvidia_smi(text: str) -> Callable[[Here], None]:
@@ -223,7 +241,27 @@ BROKEN: dict[str, tuple[Callable[[Here], object], str, str, str, str, set[str]]]
     ),
     "no cache": (
         environment("XDG_CACHE_HOME", __file__),
-        "cache", "failed", "cannot be written", "export XDG_CACHE_HOME=DIR", set(),
+        "cache", "failed", "cannot be written", "export XDG_CACHE_HOME=DIR", {"file locks"},
+    ),
+    "no locks": (
+        lambda here: here.patch.setattr(fcntl, "flock", without_locks),
+        "file locks", "failed", "has none (No locks available)", "export XDG_CACHE_HOME=DIR", set(),
+    ),
+    "little room in the cache": (
+        lambda here: little_room(here, here.folder / "cache" / "nucleus"),
+        "cache", "warning", "7 MiB are free", "export XDG_CACHE_HOME=DIR", set(),
+    ),
+    "little room for temporary files": (
+        lambda here: little_room(here, Path(tempfile.gettempdir())),
+        "temporary folder", "warning", "7 MiB are free", "export TMPDIR=DIR", set(),
+    ),
+    "a folder for temporary files that cannot be used": (
+        environment("TMPDIR", "/nowhere"),
+        "temporary folder", "warning", "TMPDIR=/nowhere cannot be written", "export TMPDIR=DIR", set(),
+    ),
+    "little room in the store": (
+        lambda here: little_room(here, Path(here.store.folder)),
+        "store room", "warning", "7 MiB are free", "nucleus store start --dir DIR", set(),
     ),
     "no W&B key": (
         no_key("online"),
@@ -274,13 +312,14 @@ def test_a_line_for_each_check_with_its_fix(here: Here) -> None:
     assert run.exit_code == 1
     lines = run.stdout.splitlines()
     assert [line.split(":")[0].split(maxsplit=1)[1] for line in lines] == list(HEALTHY)
-    assert lines[2].startswith("failed   bucket: Expected ")
-    assert "Run: aws s3 mb s3://never-made" in lines[2]
+    place = list(HEALTHY).index("bucket")
+    assert lines[place].startswith("failed   bucket: Expected ")
+    assert "Run: aws s3 mb s3://never-made" in lines[place]
     here.patch.setenv("FORCE_COLOR", "1")  # as on a terminal
     here.patch.setenv("COLUMNS", "200")
     shown = invoke().stdout.splitlines()
-    assert "\x1b[31mfailed" in shown[2]
-    assert shown[3].split("\x1b")[1].startswith("[1mRun: aws s3 mb s3://never-made")
+    assert "\x1b[31mfailed" in shown[place]
+    assert shown[place + 1].split("\x1b")[1].startswith("[1mRun: aws s3 mb s3://never-made")
 
 
 def test_a_driver_without_a_gpu(here: Here) -> None:

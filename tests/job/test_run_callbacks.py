@@ -1,5 +1,8 @@
 """Callbacks of a worker without Ray: how W&B is closed, what TensorBoard shows, and the lines of a trial."""
 
+import errno
+import os
+import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -7,8 +10,10 @@ from typing import Any
 import pytest
 
 from job.events import EventCallback
-from job.run_callbacks import ProfileCallback, TensorBoardCallback, WandbCallback
+from job.run_callbacks import ProfileCallback, TensorBoardCallback, WandbCallback, _saved
 from job.sweep import _TrialCallback
+from nucleus.errors import OutputError
+from nucleus.storage.files import check_sums
 from nucleus.training.callbacks import CallbackList, TrainingResult
 
 
@@ -98,3 +103,17 @@ def test_a_trial_sends_lines_with_its_number_and_no_steps() -> None:
         ("on_stage", ("trial 3: epoch 1: loss 0.2500, mAP 0.5000",)),
         ("on_warning", ("trial 3: a remark",)),
     ]
+
+
+def test_a_checkpoint_that_does_not_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing of it stays on the full disk, and the error names the variable of the folder."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+
+    def save(folder: Path) -> None:
+        (folder / "weights").write_bytes(b"half")
+        raise RuntimeError(f"Unable to flush (errno = 28, error message = '{os.strerror(errno.ENOSPC)}')")  # HDF5's
+
+    with pytest.raises(OutputError, match=rf"{tmp_path}/nucleus-checkpoint-.*export TMPDIR=DIR"):
+        _saved(save)
+    assert list(tmp_path.iterdir()) == []
+    check_sums(Path(_saved(lambda folder: (folder / "weights").write_bytes(b"whole"))), "here")

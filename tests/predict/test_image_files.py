@@ -1,10 +1,13 @@
 """Which files of a folder are predicted, under which names, and what happens where results cannot be written."""
 
 import errno
+import io
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import tifffile
 
@@ -107,11 +110,15 @@ def test_a_disk_that_fills_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         write(path, data)
 
     monkeypatch.setattr(image_files, "write_atomic", full)
-    with pytest.raises(OutputError, match=rf"{tmp_path / 'out'}.*No space left.*MiB are free"):
+    with pytest.raises(OutputError, match=rf"{tmp_path / 'out'}.*No space left.*MiB are free.*have the 1 image before"):
         predict_files(small_model(), files, tmp_path / "out")
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
-        *("a.labels.tif", "a.overlay.png", "b.labels.tif"),
+        *("a.labels.tif", "a.overlay.png", "b.labels.tif", "images.csv", "nuclei.csv"),
     ]
+    tables = [pd.read_csv(tmp_path / "out" / name) for name in (NUCLEI_TABLE, IMAGES_TABLE)]
+    predict_files(small_model(), files[:1], tmp_path / "alone")
+    for table, name in zip(tables, (NUCLEI_TABLE, IMAGES_TABLE), strict=True):
+        pd.testing.assert_frame_equal(table, pd.read_csv(tmp_path / "alone" / name))
     assert tifffile.imread(tmp_path / "out" / "a.labels.tif").max() > 3
 
 
@@ -147,3 +154,39 @@ def test_the_same_values_by_name_and_in_a_row(tmp_path: Path) -> None:
     rows = [rows_of(tmp_path / folder / NUCLEI_TABLE) for folder in ("one", "two")]
     assert [{**row, "image": "a.png"} for row in rows[0]] == rows[1]
     assert np.array_equal(*(tifffile.imread(tmp_path / p) for p in ("one/s/a.labels.tif", "two/a.labels.tif")))
+
+
+class FullFile(io.FileIO):
+    """A file on a disk with room for a number of bytes; the last write writes what fits, as the system does."""
+
+    room = 0
+
+    def write(self, data: Any) -> int:
+        if FullFile.room == 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        fits = min(len(data), FullFile.room)
+        FullFile.room -= fits
+        return super().write(bytes(data)[:fits])
+
+
+def test_a_disk_without_room_for_the_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever it fills up: the tables have the same images, whole rows only, or are missing, and the error says so."""
+    files = [images(tmp_path, name) / name for name in ("a.png", "b.png")]
+    predict_files(small_model(), files, tmp_path / "whole")
+    whole = {name: (tmp_path / "whole" / name).read_text() for name in (NUCLEI_TABLE, IMAGES_TABLE)}
+    monkeypatch.setattr(image_files.io, "FileIO", FullFile)
+    headers = sum(len(text.splitlines()[0]) + 1 for text in whole.values())
+    for room in (0, headers - 1, headers + 1, headers + 400, sum(map(len, whole.values())) - 1):
+        FullFile.room = room
+        out = tmp_path / f"out{room}"
+        with pytest.raises(OutputError) as caught:
+            predict_files(small_model(), files, out)
+        found = {path.name: path.read_text() for path in out.glob("*.csv")}
+        if room < headers:
+            assert found == {}
+            assert "nuclei.csv and images.csv are missing" in str(caught.value)
+            continue
+        assert all(whole[name].startswith(text) and text.endswith("\n") for name, text in found.items())
+        listed = {line.split(",")[0] for line in found[IMAGES_TABLE].splitlines()[1:]}
+        assert {line.split(",")[0] for line in found[NUCLEI_TABLE].splitlines()[1:]} == listed
+        assert f"have the {len(listed)} image" in str(caught.value)

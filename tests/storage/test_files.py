@@ -1,15 +1,28 @@
 """Writing to a disk that is full, to folders without permission, and where a file is in the way."""
 
 import errno
+import fcntl
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from nucleus.errors import OutputError, UsageError
-from nucleus.storage.files import atomic_path, failed_write, output_error, write_atomic, writing
+from nucleus.storage.files import (
+    atomic_path,
+    disk_errors,
+    failed_write,
+    file_lock,
+    free_bytes,
+    output_error,
+    temporary_folder,
+    write_atomic,
+    writing,
+)
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
@@ -75,3 +88,91 @@ def test_names_as_long_as_the_file_system_allows(tmp_path: Path) -> None:
     path = tmp_path / f"{'x' * 251}.tif"
     write_atomic(path, b"whole")
     assert path.read_bytes() == b"whole"
+
+
+FULL = os.strerror(errno.ENOSPC)
+FOREIGN = [
+    OSError(f"Can't write data (file write failed: errno = 28, error message = '{FULL}')"),  # HDF5
+    RuntimeError(f"Unable to flush file's cached information (errno = 28, error message = '{FULL}')"),  # HDF5
+    type("ResourceExhaustedError", (Exception,), {})(f"/x/events; {FULL}"),  # TensorFlow
+    OSError(f"Error writing bytes to file. Detail: [errno 28] {FULL}"),  # Arrow
+]
+
+
+@pytest.mark.parametrize("error", FOREIGN, ids=lambda error: type(error).__name__)
+def test_full_disks_in_the_words_of_libraries(error: Exception, tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match=rf"{tmp_path}/x.*{FULL}"), writing(tmp_path / "x"):
+        raise error
+    with (
+        pytest.raises(OutputError, match=r"TMPDIR\).*XDG_CACHE_HOME\).*export TMPDIR=DIR XDG_CACHE_HOME=DIR"),
+        disk_errors(),
+    ):
+        raise error
+    for other in (RuntimeError("HDF5"), ValueError("wrong"), OSError("Can't open file")):
+        with pytest.raises(type(other)) as caught, writing(tmp_path / "x"), disk_errors():
+            raise other
+        assert caught.value is other
+
+
+def test_the_variable_that_moves_a_folder_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "tmp" / "nucleus-1"))  # without a home folder
+    error = OSError(errno.ENOSPC, FULL)
+    for path, variable in {
+        "tmp/nucleus-1/nucleus/datasets/x": "(export XDG_CACHE_HOME=DIR)",
+        "tmp/nucleus-train-a1/best.h5": "(export TMPDIR=DIR)",
+        "tmp/mine/x.tif": "(--out DIR",
+        "out/x.tif": "(--out DIR",
+    }.items():
+        assert variable in str(output_error(tmp_path / path, error))
+        assert "(--dir DIR)" in str(output_error(tmp_path / path, error, "--dir DIR"))
+
+
+def test_a_full_folder_for_temporary_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with pytest.raises(OutputError, match=rf"{tmp_path}/nucleus-train-.*export TMPDIR=DIR"), temporary_folder("train"):
+        raise OSError(errno.ENOSPC, FULL)
+    assert list(tmp_path.iterdir()) == []
+    elsewhere = OSError(errno.ENOSPC, FULL, str(tmp_path / "other" / "x"))
+    with pytest.raises(OutputError, match=rf"write {tmp_path}/other/x"), temporary_folder("train"):
+        raise elsewhere
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
+    with pytest.raises(FileNotFoundError), temporary_folder("train"):
+        pass
+
+
+def test_no_folder_for_temporary_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: [str(tmp_path / "gone")])
+    with pytest.raises(OutputError, match=r"gone.*export TMPDIR=DIR"), temporary_folder("train"):
+        pass
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL])
+def test_a_file_system_without_locks(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.raises(OutputError) as caught, file_lock(tmp_path / "deeper" / "x.lock"):
+        pass
+    for fact in (str(tmp_path / "deeper" / "x.lock"), os.strerror(number), "--out"):
+        assert fact in str(caught.value)
+
+
+def test_a_lock_is_held_until_the_block_ends(tmp_path: Path) -> None:
+    with file_lock(tmp_path / "x.lock"), pytest.raises(BlockingIOError), file_lock(tmp_path / "x.lock", wait=False):
+        pass
+    with file_lock(tmp_path / "x.lock", wait=False):
+        pass
+
+
+def test_room_that_is_not_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some network file systems give no numbers; a disk without inodes has no room, whatever its bytes."""
+    assert free_bytes(tmp_path / "not yet" / "there") > 0
+    found = os.statvfs(tmp_path)
+    values = {name: getattr(found, name) for name in dir(found) if name.startswith("f_")}
+    monkeypatch.setattr(os, "statvfs", lambda _: SimpleNamespace(**{**values, "f_blocks": 0}))
+    assert free_bytes(tmp_path) is None
+    monkeypatch.setattr(os, "statvfs", lambda _: SimpleNamespace(**{**values, "f_files": 9, "f_favail": 0}))
+    assert free_bytes(tmp_path) == 0
