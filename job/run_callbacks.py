@@ -31,6 +31,7 @@ from nucleus.runs.record import (
     TestImage,
     epochs_of_picture,
 )
+from nucleus.runs.state import AttemptCallback
 from nucleus.storage.bucket import Bucket
 from nucleus.storage.files import write_sums
 from nucleus.storage.uri import parse_uri
@@ -83,7 +84,10 @@ def worker_callbacks(plan: RunPlan, events: Any | None, local: Path, wandb_dir: 
     wandb = WandbCallback(tracking, home.below(WANDB_FOLDER))
     checkpoint = CheckpointCallback(folder, tensorboard, tracking)
     return CallbackList(
-        [profile, pictures, tensorboard, FactsCallback(report, plan.recipe), wandb, to_driver, checkpoint]
+        [
+            AttemptCallback(home), profile, pictures, tensorboard, FactsCallback(report, plan.recipe), wandb,
+            to_driver, checkpoint,
+        ]  # fmt: skip
     )
 
 
@@ -95,7 +99,9 @@ def _wandb_run(plan: RunPlan, folder: Path, mode: str) -> WandbRun:
         "commit": plan.commit,
         "versions": installed_versions(),
     }
-    return WandbRun(plan.run, plan.recipe.tracking, mode, folder, config, plan.group, plan.commit)
+    return WandbRun(
+        plan.run, plan.recipe.tracking, mode, folder, config, plan.group, plan.commit, first_epoch=plan.first_epoch
+    )
 
 
 class ProfileCallback(Callback):

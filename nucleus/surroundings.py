@@ -8,6 +8,7 @@ folder.
 import os
 import platform
 import pwd
+import re
 import shutil
 import stat
 import subprocess
@@ -38,6 +39,7 @@ __all__ = [
     "provide_folders",
     "proxy_advice",
     "proxy_of",
+    "repository",
 ]
 
 CACHE_VARIABLE = "XDG_CACHE_HOME"
@@ -61,6 +63,7 @@ that is used if it exists, though it cannot be written: it may hold weights or a
 _USER_VARIABLES = ("LOGNAME", "USER", "LNAME", "USERNAME")
 """Where Python looks for the user's name before it asks the system, which may not know the user."""
 _WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
+_SSH_ADDRESS = re.compile(r"[\w.-]+@[\w.-]+:[\w./~-]+")
 _choosing = threading.Lock()
 _THIS_MACHINE = ("127.0.0.1", "localhost", "::1")
 
@@ -278,6 +281,23 @@ def commit() -> str | None:
     head = _git(root, "rev-parse", "HEAD")
     changed = _git(root, "status", "--porcelain", "--untracked-files=no")
     return f"{head}-dirty" if head and changed else head or None
+
+
+def repository() -> str | None:
+    """Return the address of the git repository that this code was cloned from, without credentials.
+
+    None if the code is not in a clone, git is not installed, or the origin is not a server.
+    """
+    root = Path(__file__).parents[1]
+    if not (root / ".git").exists() or not shutil.which("git"):
+        return None
+    address = _git(root, "remote", "get-url", "origin")
+    if "://" not in address:  # such as git@host:owner/name.git, or a path of this machine
+        return address if _SSH_ADDRESS.fullmatch(address) else None
+    parts = urlsplit(address)
+    if not parts.hostname:
+        return None
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
 
 
 def _git(root: Path, *arguments: str) -> str:

@@ -136,6 +136,27 @@ def test_datasets_by_command(dozen: Path, here: Path, bucket_uri: S3Uri) -> None
     assert json.loads(run.stdout)["problems"][0].startswith(Path(key).name)
 
 
+@pytest.mark.parametrize("damage", [b"[" * 100_000, b'{"format": 1}', b'{"format": 9}', b"\xff", b""])
+def test_a_damaged_dataset_does_not_break_the_list(dozen: Path, here: Path, bucket_uri: S3Uri, damage: bytes) -> None:
+    good = json.loads(invoke("data", "import", dozen, "good", "--json").stdout)
+    bucket = Bucket(bucket_uri)
+    for name in ("good", "bad"):
+        bucket.put(f"datasets/{name}/{'0' * 12}/manifest.json", damage)
+    for arguments, names in (((), ["bad", "good", "good"]), (("good",), ["good", "good"]), (("bad",), ["bad"])):
+        run = invoke("data", "list", *arguments, "--json")
+        assert run.exit_code == 1
+        rows = json.loads(run.stdout)
+        assert sorted(row["name"] for row in rows) == names
+        assert [row["version"] for row in rows if "damaged" not in row] == [good["version"]] * ("good" in names)
+        assert {row["version"] for row in rows if "damaged" in row} == {"0" * 12}
+        assert f"/{'0' * 12}/manifest.json" in run.stderr
+        table = invoke("data", "list", *arguments)
+        assert table.exit_code == 1
+        assert table.stdout.count("\tdamaged\t") == len({*names})
+    assert invoke("data", "show", f"good@{good['version']}").exit_code == 0, "by its version it can be used"
+    assert list(here.glob("*.json")) == []
+
+
 def test_a_dataset_without_nuclei_by_command(here: Path) -> None:
     for number in range(6):
         for kind, pixels in (("images", generated_image(number, 48, 48)[0]), ("labels", np.zeros((48, 48), np.uint16))):
@@ -200,6 +221,9 @@ BAD_INPUT: list[tuple[list[Any], int, str]] = [
     (["data", "list", "nothing"], 1, "nucleus data list"),
     (["models", "pull", "nothing"], 1, "it has no version"),
     (["predict", "flat", "--model", "cells-3", "--out", "o"], 1, "such as cells@3"),
+    (["models", "list", "nothing"], 1, "it has no version"),
+    (["predict", "flat", "--model", "s3://b/models/cells/versions/000003", "--out", "o"], 2, "such as cells@3"),
+    (["models", "export", "nothing", "flat/a.png", "--format", "onnx"], 2, "flat/a.png; it exists already"),
     (["models", "show", "m@"], 2, "version or alias after the @"),
     (["models", "list", "Bad"], 2, "Try 'bad'"),
     (["models", "alias", "nothing", "production"], 1, "it has no version"),

@@ -11,6 +11,7 @@ import pytest
 from job.ray_internals import is_submitted_job
 from job.reporting import report_published
 from nucleus.cli.training import print_published
+from nucleus.config.recipe import GateOptions
 from nucleus.config.settings import parse_recipe
 from nucleus.metrics.scores import HEADLINES
 from nucleus.registry.aliases import pass_gate
@@ -70,7 +71,7 @@ def rows(manifest: ModelManifest, bucket: Bucket, capsys: pytest.CaptureFixture[
 def test_where_all_is(published: Published, bucket: Bucket, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     manifest = published()
     bucket.put(f"runs/r/{EVENTS_FILE}", b"events")
-    pass_gate(bucket, manifest, "production", "map", lambda _: 0.0)
+    pass_gate(bucket, manifest, GateOptions(), lambda _: 0.0)
     found = rows(manifest, bucket, capsys)
     assert found.pop("TensorBoard").startswith("tensorboard --logdir runs/r/tensorboard")
     assert (tmp_path / "runs" / "r" / EVENTS_FILE).read_bytes() == b"events"
@@ -86,11 +87,11 @@ def test_where_all_is(published: Published, bucket: Bucket, tmp_path: Path, caps
 
 
 def test_why_an_alias_did_not_move(published: Published, bucket: Bucket, capsys: pytest.CaptureFixture[str]) -> None:
-    pass_gate(bucket, published(), "production", "map", lambda _: 0.0)
+    pass_gate(bucket, published(), GateOptions(), lambda _: 0.0)
     second = published(run="s", score=0.25)
     assert rows(second, bucket, capsys)["compare"] == "nucleus models compare m@1 m@2"
     assert rows(second, bucket, capsys)["production"] == "not judged. Run: nucleus models alias m@2 production"
-    pass_gate(bucket, second, "production", "map", lambda _: 0.0)
+    pass_gate(bucket, second, GateOptions(), lambda _: 0.0)
     told = rows(second, bucket, capsys)["production"]
     assert told == "does not move to version 2: test map 0.2500 does not beat 0.5000 of version 1"
     free = published(run="t", gate={"enabled": False})

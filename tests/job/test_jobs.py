@@ -98,7 +98,7 @@ def test_ctrl_c_asks_and_stops(
         done = nucleus("jobs", command, "nobody", "--address", ray_cluster)
         assert done.returncode == 1
         assert "'nobody'" in done.stderr
-        assert "nucleus jobs list" in done.stderr
+        assert f"nucleus jobs list --address {ray_cluster}" in done.stderr
 
 
 def wait_for(terminal: int, text: str, seconds: float = 240) -> str:
