@@ -83,12 +83,9 @@ def worker_callbacks(plan: RunPlan, events: Any | None, local: Path, wandb_dir: 
     tracking = RunTracking(partial(_wandb_run, plan, wandb_dir), plan.wandb_mode, to_driver.on_warning)
     wandb = WandbCallback(tracking, home.below(WANDB_FOLDER))
     checkpoint = CheckpointCallback(folder, tensorboard, tracking)
-    return CallbackList(
-        [
-            AttemptCallback(home), profile, pictures, tensorboard, FactsCallback(report, plan.recipe), wandb,
-            to_driver, checkpoint,
-        ]  # fmt: skip
-    )
+    facts = FactsCallback(report, plan.recipe)
+    attempt = AttemptCallback(home)
+    return CallbackList([attempt, profile, pictures, tensorboard, facts, wandb, to_driver, checkpoint])
 
 
 def _wandb_run(plan: RunPlan, folder: Path, mode: str) -> WandbRun:

@@ -80,7 +80,7 @@ def _write_keras(config: ModelConfig, weights: Path, path: Path) -> None:
 
 @contextmanager
 def _without_warnings() -> Iterator[None]:
-    """Hide Keras's warning that HDF5 files are a legacy format: whoever asks for one knows, or another tool needs it."""
+    """Hide Keras's warning that HDF5 files are a legacy format: another tool needs one, or nobody would ask for it."""
     logger = logging.getLogger("absl")
     before = logger.level
     logger.setLevel(logging.ERROR)

@@ -82,7 +82,7 @@ def commands_to_use(record: RunRecord) -> str:
 
 
 def commands_to_repeat(record: RunRecord, dataset: DatasetManifest) -> str:
-    """Return the commands that fetch the code, import the same data, train with the same recipe and score the result."""
+    """Return the commands that fetch the code, import the data, train with the same recipe and score the result."""
     name = record.dataset.rpartition("@")[0].rpartition("/")[2] or dataset.name
     lines = [f"git clone {_word(record.repository)} nucleus && cd nucleus"] if record.repository else []
     if record.commit is not None:

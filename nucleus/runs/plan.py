@@ -174,8 +174,8 @@ def check_new_run(bucket: Bucket, run: str, resume_command: str) -> None:
 
 def _taken(run: str, resume_command: str) -> JobError:
     return JobError(
-        f"Expected a run name that is not in use; {run!r} is. Choose another with --run (for a sweep, --name), or resume "
-        f"that run: {resume_command}"
+        f"Expected a run name that is not in use; {run!r} is. Choose another with --run (for a sweep, --name), or "
+        f"resume that run: {resume_command}"
     )
 
 

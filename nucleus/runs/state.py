@@ -16,7 +16,7 @@ from typing import Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict
 
-from nucleus.errors import JobError, ObjectNotFoundError, RunStoppedError
+from nucleus.errors import JobError, ObjectNotFoundError, RunStoppedError, StorageError
 from nucleus.runs.plan import RUNS, RunFolder
 from nucleus.runs.record import ATTEMPTS_FILE, HISTORY_FILE, Attempt, attempts_json, read_attempts
 from nucleus.storage.bucket import Bucket
@@ -237,7 +237,8 @@ def _one_line(error: BaseException) -> str:
 class AttemptCallback(Callback):
     """Records each start of the workers with what it cost: the time since the last checkpoint before it.
 
-    All times are the server's: of the last write of a checkpoint, and of this record at the first step.
+    All times are the server's: of the last write of a checkpoint, and of this record at the first step. A record that
+    cannot be written does not end the run.
 
     Args:
         home: Folder of the run in the bucket.
@@ -245,9 +246,12 @@ class AttemptCallback(Callback):
 
     def __init__(self, home: RunFolder) -> None:
         self._home = home
-        self._before = self._read()
-        self._since = self._last_write(HISTORY_FILE, ATTEMPTS_FILE) if self._before else None
+        self._before: list[Attempt] = []
+        self._since: datetime | None = None
         self._recorded = False
+        with suppress(StorageError, JobError):  # none was written, or it is damaged
+            self._before = read_attempts(home.bucket.get(home.key(ATTEMPTS_FILE)), str(home.uri(ATTEMPTS_FILE)))
+            self._since = self._last_write(HISTORY_FILE, ATTEMPTS_FILE)
 
     def on_steps_end(
         self,
@@ -261,17 +265,14 @@ class AttemptCallback(Callback):
         if self._recorded:
             return
         self._recorded = True
-        attempt = Attempt(driver=self._driver(), epochs_done=epoch - 1)
+        with suppress(StorageError):
+            self._record(Attempt(driver=self._driver(), epochs_done=epoch - 1))
+
+    def _record(self, attempt: Attempt) -> None:
         self._write(attempt)
-        now = self._last_write(ATTEMPTS_FILE)
+        now = self._last_write(ATTEMPTS_FILE) if self._since is not None else None
         if self._since is not None and now is not None:
             self._write(attempt.model_copy(update={"lost": max(0.0, (now - self._since).total_seconds())}))
-
-    def _read(self) -> list[Attempt]:
-        try:
-            return read_attempts(self._home.bucket.get(self._home.key(ATTEMPTS_FILE)), str(self._home.uri(ATTEMPTS_FILE)))
-        except ObjectNotFoundError:
-            return []
 
     def _write(self, attempt: Attempt) -> None:
         self._home.bucket.put(self._home.key(ATTEMPTS_FILE), attempts_json([*self._before, attempt]))
@@ -283,6 +284,6 @@ class AttemptCallback(Callback):
     def _driver(self) -> str:
         try:
             state = read_state(self._home)
-        except ObjectNotFoundError:  # its driver could not write it
+        except (ObjectNotFoundError, JobError):  # its driver could not write it, or it is damaged
             return ""
         return f"{state.host} {state.process} {state.since.isoformat()}"

@@ -72,9 +72,7 @@ def note_published(
     if unusable is not None:
         return [_not_noted(manifest, run, unusable)]
     try:
-        opened = WandbRun(
-            run, options, mode, folder, group=group, commit=commit, first_epoch=first_epoch, system=False
-        )
+        opened = WandbRun(run, options, mode, folder, group=group, commit=commit, first_epoch=first_epoch, system=False)
     except Exception as error:  # W&B's errors have no common class, and the model is published
         return [_not_noted(manifest, run, first_line(error))]
     problems = []

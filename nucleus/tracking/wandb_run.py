@@ -1,8 +1,8 @@
 """A training run in W&B: metrics and predictions of each epoch are logged once, even if the run is interrupted.
 
 Every row has a fixed step: `4 * (epoch - 1)` for the metrics of an epoch, and the next three for its pictures. A row
-that is logged again therefore has the same step. In online mode, W&B reports the next step. In offline mode, each attempt
-writes a folder `wandb/offline-run-<time>-<run>/`, which `wandb sync` uploads later and which holds our ledger.
+that is logged again therefore has the same step. In online mode, W&B reports the next step. In offline mode, each
+attempt writes a folder `wandb/offline-run-<time>-<run>/`, which `wandb sync` uploads later and which holds our ledger.
 """
 
 from __future__ import annotations

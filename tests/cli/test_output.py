@@ -89,9 +89,9 @@ def test_a_run_on_a_terminal(width: int) -> None:
     last = next(line for line in reversed(lines) if line.startswith("epoch 12/12 ") and ":" not in line[:13])
     assert re.fullmatch(r"epoch 12/12 ━* ?100% loss 0.2000 IoU 0.5000 1234 images/s in ((\d+:\d\d)|0:…)", last)
     assert width == 60 or "━" in last
-    for epoch in range(12):  # each whole, on a line of its own
+    for epoch in range(1, 13):  # each whole, on a line of its own
         assert f"Warning: number {epoch}." in lines
-        line = f"epoch {epoch + 1}/12: loss 0.2000, val loss 0.5000, mAP 0.5000, IoU 0.5000, Dice 0.5000"
+        line = f"epoch {epoch}/12: loss 0.2000, val loss 0.5000, mAP 0.5000, IoU 0.5000, Dice 0.5000"
         assert width == 60 or f"{line}, 1234.5 images/s" in lines or (width == 80 and line in lines)
     assert lines[-1] == "result"
     assert written.rindex("\x1b[?25h") > written.rindex("\x1b[?25l")  # the cursor is there again

@@ -528,13 +528,16 @@ def test_values_of_a_comparison() -> None:
 
 
 def test_a_taken_run_name_is_refused_before_anything_starts(
-    bucket: Bucket, here: Path, monkeypatch: pytest.MonkeyPatch  # noqa: ARG001
+    bucket: Bucket,
+    here: Path,  # noqa: ARG001
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     begin(bucket, "taken")
     monkeypatch.setattr("job.train", lambda *_: pytest.fail("it was started"))
     run = invoke("train", "demo", "--run", "taken")
     assert run.exit_code == 1
-    assert "'taken' is. Choose another with --run (for a sweep, --name), or resume that run: nucleus train --resume taken" in run.stderr
+    assert "'taken' is. Choose another with --run" in run.stderr
+    assert "or resume that run: nucleus train --resume taken" in run.stderr
     with pytest.raises(JobError, match=r'nucleus.train\(resume="taken"\)'):
         nucleus.train("demo", run="taken")
 

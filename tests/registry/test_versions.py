@@ -147,7 +147,7 @@ def test_a_damaged_alias_is_named_and_can_be_set_anew(bucket: Bucket, model_file
         publish(bucket, "m", model_files, origin())
     move_alias(bucket, "m", "staging", 1)
     bucket.put("models/m/aliases/production.json", b"{")
-    with pytest.raises(ModelError, match="production.json.*nucleus models alias NAME@VERSION ALIAS"):
+    with pytest.raises(ModelError, match=r"production\.json.*nucleus models alias NAME@VERSION ALIAS"):
         list_aliases(bucket, "m")
     warnings: list[str] = []
     assert list_aliases(bucket, "m", warnings.append).keys() == {"staging"}

@@ -23,6 +23,7 @@ from nucleus.report.figures import timing_panel
 from nucleus.report.page import (
     MOST_BYTES,
     commands_to_repeat,
+    commands_to_use,
     differing_settings,
     recipe_toml,
     render_page,

@@ -157,7 +157,9 @@ def test_a_run_that_began_before_0_3_goes_on_counting_from_zero(tmp_path: Path) 
     assert pictures(rows) == [(-1, "predictions/a"), (4, "best/a")]
     assert summary_of_file(offline_files(tmp_path, RUN)[-1])["epoch"] == 4
     train(tmp_path / "new", range(5), [predicted()], end=True)
-    steps = [[row["_step"] for row in rows_of_run(folder, RUN) if "loss" in row] for folder in (tmp_path, tmp_path / "new")]
+    steps = [
+        [row["_step"] for row in rows_of_run(folder, RUN) if "loss" in row] for folder in (tmp_path, tmp_path / "new")
+    ]
     assert steps[0] == steps[1]
 
 
@@ -551,7 +553,11 @@ def test_tensorboard_shows_scalars_pictures_and_the_graph(tmp_path: Path) -> Non
 
 
 def calls(epochs: int, total: int, at_once: int) -> list[tuple[int, int, int]]:
-    return [(epoch, min(done + at_once, total), total) for epoch in range(1, epochs + 1) for done in range(0, total, at_once)]
+    return [
+        (epoch, min(done + at_once, total), total)
+        for epoch in range(1, epochs + 1)
+        for done in range(0, total, at_once)
+    ]
 
 
 @pytest.mark.parametrize(
