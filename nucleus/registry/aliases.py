@@ -314,7 +314,7 @@ def _first(manifest: ModelManifest, options: GateOptions, score: float) -> tuple
     """Return whether an alias that does not exist yet may point to a version with this score, and why."""
     scored = f"test {options.metric} {score:.4f}"
     if score >= options.minimum:
-        return True, f"{options.alias} did not exist before, and {scored} reaches gate.minimum {options.minimum:g}"
+        return True, f"{options.alias} did not exist before, and {scored} reaches {options.minimum:g}"
     return False, (
         f"{options.alias} does not exist yet, and {scored} is below gate.minimum {options.minimum:g}. Train longer, or "
         f"look at its predictions and run: nucleus models alias {manifest.model}@{manifest.version} {options.alias}"

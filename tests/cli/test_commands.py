@@ -237,7 +237,7 @@ BAD_INPUT: list[tuple[list[Any], int, str]] = [
     (["predict", "flat", "--model", "m", "--out", "flat/a.png/below"], 1, "flat/a.png; it is a file"),
     (["predict", "flat", "--model", "pulled", "--out", "o"], 2, "pulled/000001, pulled/000002. Name one of them"),
     (["predict", "flat", "--model", "./pulled/", "--out", "o"], 2, "pulled/000001, pulled/000002. Name one of them"),
-    (["predict", "flat", "--model", "nothing/there", "--out", "o"], 2, "nucleus models pull NAME@VERSION nothing/there"),
+    (["predict", "flat", "--model", "nothing/there", "--out", "o"], 2, "models pull NAME@VERSION nothing/there"),
     (["predict", "flat", "--model", "./flat", "--out", "o"], 2, "found a folder without manifest.json"),
     (["predict", "flat", "--model", "pulled/000001/manifest.json", "--out", "o"], 2, "is a file. Name its folder"),
     (["predict", "flat", "--model", "pulled@latest", "--out", "o"], 1, "it has no version"),

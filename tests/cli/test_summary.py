@@ -77,7 +77,7 @@ def test_where_all_is(published: Published, bucket: Bucket, tmp_path: Path, caps
     assert (tmp_path / "runs" / "r" / EVENTS_FILE).read_bytes() == b"events"
     assert found == {
         "published": f"m@1 at {bucket.uri}/models/m/versions/000001",
-        "production": "points to version 1: production did not exist before, and test map 0.5000 reaches gate.minimum 0.1",
+        "production": "points to version 1: production did not exist before, and test map 0.5000 reaches 0.1",
         "run": f"{bucket.uri}/runs/r",
         "report": "runs/r/report/report.html",
         "W&B": "off",
