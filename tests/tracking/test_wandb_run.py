@@ -143,9 +143,10 @@ def test_a_run_that_began_before_0_3_goes_on_counting_from_zero(tmp_path: Path) 
     """W&B keeps the rows that it has; the steps are the same in both counts."""
     earlier = [{**metrics, "epoch": metrics["epoch"] - 1} for metrics in HISTORY]
     run = WandbRun(RUN, TrackingOptions(), "offline", tmp_path, first_epoch=0)
-    for metrics in HISTORY[:3]:
-        run.log(metrics)
+    run.log(HISTORY[0])
     run.predictions(0, [predicted()])
+    for metrics in HISTORY[1:3]:
+        run.log(metrics)
     run.abort()
     resumed = WandbRun(RUN, TrackingOptions(), "offline", tmp_path, first_epoch=0)
     for metrics in HISTORY:
@@ -428,7 +429,7 @@ def check_sent(server: WandbServer, published: ModelManifest) -> None:
     """What an online run has sent, or an offline one when it was synced."""
     assert numbers(server.history) == HISTORY
     once = [(epoch, "predictions/a") for epoch in (1, 0, 2, 4)]
-    assert pictures(server.history) == [*once, (5, "best/a"), (4, "worst/x"), (4, "worst/y")]
+    assert pictures(server.history) == [*once, (5, "best/a"), (5, "worst/x"), (5, "worst/y")]
     shown = [value for row in server.history for value in row.values() if isinstance(value, dict)]
     for value in shown:
         masks = [mask["path"] for mask in value.get("masks", {}).values()]
