@@ -218,7 +218,7 @@ def _facts(run: "StoredRun") -> list[tuple[str, Any]]:
     if record is not None:
         facts += [
             ("ended", moment_text(record.ended)),
-            ("workers", f"{record.workers}, each on {record.device}"),
+            ("workers", f"{record.workers}{', each' if record.workers > 1 else ''} on {record.device}"),
             ("CPU time", time_text(record.cpu_seconds)),
             ("GPU time", time_text(record.gpu_seconds or None)),
             ("commit", commit_text(record.commit)),

@@ -125,8 +125,8 @@ def rollback_alias(bucket: Bucket, name: str, alias: str) -> Alias:
             raise ModelError(
                 f"Expected the last move of {alias!r} of {name!r} to be to a newer version; it was back from version "
                 f"{current.previous} to version {current.version}, and what it pointed to before is not recorded. "
-                f"Choose an older version (nucleus models list {name}), and run: nucleus models alias {name}@VERSION "
-                f"{alias}"
+                f"To move it further, choose a version (nucleus models list {name}), and run: nucleus models alias "
+                f"{name}@VERSION {alias}"
             )
         moved = Alias(version=current.previous, previous=current.version, moved=_now())
         if _swap(bucket, key, moved, etag):
@@ -203,8 +203,8 @@ class GateDecision(BaseModel):
 
     @property
     def outcome(self) -> str:
-        """Whether the alias points to the version, and why; to be read after the name of the alias."""
-        verb = "points to" if self.passed else "does not move to"
+        """Whether the alias moved to the version, and why; to be read after its name. It may have moved on since."""
+        verb = "moved to" if self.passed else "did not move to"
         return f"{verb} version {self.version}: {self.reason}"
 
     def __str__(self) -> str:
@@ -284,7 +284,7 @@ def _decide(
         except (ModelError, IntegrityError, DataError) as error:
             problem = str(error)
     if there:
-        passed, reason = True, f"{alias} points to it already"
+        passed, reason = True, f"{alias} pointed to it already"
     elif score is None:
         passed, reason = False, _why_unscored(manifest, metric)
     elif incumbent is None:

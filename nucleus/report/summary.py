@@ -92,7 +92,7 @@ def workers_of(record: RunRecord) -> str:
     changes = [
         f"{before} to {after} in epoch {epoch}" for (_, before), (epoch, after) in pairwise(counted) if before != after
     ]
-    said = f"{plural(record.workers, 'worker')}, each on {record.device}"
+    said = f"{plural(record.workers, 'worker')}{', each' if record.workers > 1 else ''} on {record.device}"
     return f"{said}; their number changed from {', from '.join(changes)}" if changes else said
 
 

@@ -77,7 +77,7 @@ def test_where_all_is(published: Published, bucket: Bucket, tmp_path: Path, caps
     assert (tmp_path / "runs" / "r" / EVENTS_FILE).read_bytes() == b"events"
     assert found == {
         "published": f"m@1 at {bucket.uri}/models/m/versions/000001",
-        "production": "points to version 1: production did not exist before, and test map 0.5000 reaches 0.1",
+        "production": "moved to version 1: production did not exist before, and test map 0.5000 reaches 0.1",
         "run": f"{bucket.uri}/runs/r",
         "report": "runs/r/report/report.html",
         "W&B": "off",
@@ -93,7 +93,7 @@ def test_why_an_alias_did_not_move(published: Published, bucket: Bucket, capsys:
     assert rows(second, bucket, capsys)["production"] == "not judged. Run: nucleus models alias m@2 production"
     pass_gate(bucket, second, GateOptions(), lambda _: 0.0)
     told = rows(second, bucket, capsys)["production"]
-    assert told == "does not move to version 2: test map 0.2500 does not beat 0.5000 of version 1"
+    assert told == "did not move to version 2: test map 0.2500 does not beat 0.5000 of version 1"
     free = published(run="t", gate={"enabled": False})
     assert rows(free, bucket, capsys)["production"] == "not moved: gate.enabled = false"
 

@@ -52,7 +52,7 @@ def test_the_record_is_of_this_run(trained: Trained, record: RunRecord, cluster_
     assert [(attempt.epochs_done, attempt.lost) for attempt in record.attempts] == [(0, 0.0)]
     assert record.restarts == []
     assert record.gate is not None
-    assert record.gate.startswith("production points to version 1")
+    assert record.gate.startswith("production moved to version 1")
     validated = [metrics for metrics in record.history if "val_map" in metrics]
     assert record.history[record.best_epoch - 1]["val_map"] == max(metrics["val_map"] for metrics in validated)
 
