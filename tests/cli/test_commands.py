@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -318,3 +320,28 @@ def test_wandb_without_a_key(here: Path, dozen: Path, monkeypatch: pytest.Monkey
     assert "wandb login" in run.stderr
     monkeypatch.setenv("WANDB_MODE", "sometimes")
     assert "online, offline, disabled" in invoke("train", "demo").stderr
+
+
+@pytest.mark.usefixtures("bucket")
+def test_what_cannot_work_is_said_before_tensorflow_is_imported(here: Path) -> None:
+    """It takes seconds to import; an error that needs none of it comes at once."""
+    for name in ("empty", "broken/x/images", "broken/x/masks"):
+        (here / name).mkdir(parents=True)
+    for name in ("images", "masks"):
+        (here / "broken" / "x" / name / "x.png").write_bytes(b"no image")
+    (here / "there.onnx").touch()
+    commands = [
+        *(["data", "import", folder, "d"] for folder in ("empty", "broken")),
+        ["models", "export", "nothing", "m.onnx", "--format", "onnx"],
+        ["models", "export", "nothing", "there.onnx", "--format", "onnx"],
+        ["predict", "broken", "--model", "nothing", "--out", "o"],
+        ["evaluate", "nothing", "nothing"],
+    ]
+    code = (
+        "import json, sys\nfrom click.testing import CliRunner\nfrom nucleus.cli.main import cli\n"
+        "codes = [CliRunner().invoke(cli, command).exit_code for command in json.loads(sys.argv[1])]\n"
+        "print(codes, sorted({'tensorflow', 'keras'} & set(sys.modules)))"
+    )
+    command = [sys.executable, "-c", code, json.dumps(commands)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == "[1, 1, 1, 2, 1, 1] []\n", done.stderr
