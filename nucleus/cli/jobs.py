@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["jobs", "submit"]
 
 _INTERRUPTED = 130
-_CHECK_SECONDS = 10.0
+_CHECK_SECONDS = 5.0
 """Longest time for which `submit` asks a bucket that does not answer: this machine may not reach it."""
 
 

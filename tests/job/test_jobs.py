@@ -70,12 +70,15 @@ def test_ctrl_c_asks_and_stops(
             env=environment, stdin=theirs, stdout=subprocess.PIPE, stderr=theirs, start_new_session=True,
         )  # fmt: skip
         os.close(theirs)
-        deadline = time.monotonic() + 240
-        while not (proxy.met[Fault.STALL] and breaking_line.broken > 2):  # the job is at work
+        shown = wait_for(ours, "submitted stuck")
+        assert "the job will check it" in shown  # whether the name is free: this machine gives up soon
+        ours_met, deadline = proxy.met[Fault.STALL], time.monotonic() + 240
+        while not (proxy.met[Fault.STALL] > ours_met and breaking_line.broken > 2):  # the job is at work
             assert time.monotonic() < deadline
             time.sleep(0.1)
         process.send_signal(signal.SIGINT)
-        assert wait_for(ours, "detach or stop").count("Running entrypoint for job stuck") == 1
+        shown += wait_for(ours, "detach or stop")
+        assert shown.count("Running entrypoint for job stuck") == 1
         os.write(ours, b"stop\n")
         out, _ = process.communicate(timeout=240)
         os.close(ours)
