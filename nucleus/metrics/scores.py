@@ -159,8 +159,11 @@ def count_from_one(history: Sequence[Mapping[str, float]]) -> list[dict[str, flo
     >>> count_from_one([{"epoch": 0.0}, {"epoch": 1.0}])
     [{'epoch': 1.0}, {'epoch': 2.0}]
     """
-    shift = 1.0 if history and history[0].get("epoch") == 0 else 0.0
-    return [{**metrics, "epoch": metrics["epoch"] + shift} if shift else dict(metrics) for metrics in history]
+    from_zero = bool(history) and history[0].get("epoch") == 0
+    return [
+        {**metrics, "epoch": metrics["epoch"] + 1} if from_zero and "epoch" in metrics else dict(metrics)
+        for metrics in history
+    ]
 
 
 def amount(scores: Scores, key: str) -> float:

@@ -558,6 +558,8 @@ def test_epochs_of_older_versions_count_from_one(bucket: Bucket, here: Path) -> 
     assert history_of_version(bucket, read_version(bucket, "m", 2)) == history(4)
     for run in ("stopped", "ended"):
         found = find_run(bucket, run)
+        assert found.plan.first_epoch == 0  # in W&B, which keeps the rows that it has
+        assert found.plan.model_copy(update={"format": 2}).first_epoch == 1
         assert found.history == history(4)
         assert found.best == history(4)[1]
     assert found.record is not None
