@@ -110,7 +110,11 @@ def wait_for(terminal: int, text: str, seconds: float = 240) -> str:
     seen, deadline = "", time.monotonic() + seconds
     while text not in seen:
         assert time.monotonic() < deadline, seen
-        with suppress(BlockingIOError):
+        try:
             seen += os.read(terminal, 4096).decode()
+        except BlockingIOError:
+            pass
+        except OSError:
+            raise AssertionError(seen) from None
         time.sleep(0.05)
     return seen
