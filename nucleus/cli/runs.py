@@ -219,6 +219,7 @@ def _facts(run: "StoredRun") -> list[tuple[str, Any]]:
         facts += [
             ("ended", moment_text(record.ended)),
             ("workers", f"{record.workers}{', each' if record.workers > 1 else ''} on {record.device}"),
+            ("restarts", "; ".join(nucleus.report.restarts_of(record)) or None),
             ("CPU time", time_text(record.cpu_seconds)),
             ("GPU time", time_text(record.gpu_seconds or None)),
             ("commit", commit_text(record.commit)),

@@ -150,8 +150,8 @@ def _read(bucket: Bucket, key: str, *, replace: bool = False) -> tuple[Alias | N
         if replace:
             return None, etag
         raise ModelError(
-            f"Expected an alias at {bucket.uri / key}; it is damaged: {first_line(error)} To set it anew, run: nucleus "
-            "models alias NAME@VERSION ALIAS"
+            f"Expected an alias at {bucket.uri / key}; it is damaged ({first_line(error)}). To set it anew, run: "
+            "nucleus models alias NAME@VERSION ALIAS"
         ) from error
 
 

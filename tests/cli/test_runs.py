@@ -196,7 +196,8 @@ def all_sorts(bucket: Bucket, here: Path) -> Bucket:
     end(bucket, record("trial"))
     begin(bucket, "won", recipe=recipe(model="other"))
     go_on(bucket, "won", 2)
-    end(bucket, record("won", 7, model="other"))
+    attempts = [{"driver": "a", "epochs_done": 0}, {"driver": "a", "epochs_done": 1, "lost": 51.0}]
+    end(bucket, record("won", 7, model="other", attempts=attempts))
     bucket.put("runs/s/tuner.pkl", b"Ray Tune's")
     return bucket
 
@@ -329,6 +330,7 @@ def test_show_tells_where_everything_is(all_sorts: Bucket) -> None:
     assert facts["optimizer.learning_rate"] == "0.001"
     assert facts["best epoch"] == "2: val_map 0.5000 (before the thresholds were tuned)"
     assert facts["CPU time"] == "2 h 0 min"
+    assert facts["restarts"] == "after 1 epoch: 51.0 s from the last checkpoint to the next step"
     places = dict(line.split(": ") for line in run.stdout.split("\n\n")[-1].splitlines())
     assert places["report"] == f"{all_sorts.uri}/runs/won/report/report.html"
     assert places["version"] == f"{all_sorts.uri}/models/other/versions/000007"
