@@ -30,6 +30,7 @@ from .job_api import all_jobs as all_jobs
 from .job_api import capacities_of as capacities_of
 from .job_api import check_address as check_address
 from .job_api import cluster_address as cluster_address
+from .job_api import cluster_flags as cluster_flags
 from .job_api import find_job as find_job
 from .job_api import follow as follow
 from .job_api import job_client as job_client

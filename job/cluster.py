@@ -115,6 +115,8 @@ def _explained() -> Iterator[None]:
 def _connect(own_cpus: int | None, shown: int, *, verbose: bool) -> None:
     """Join a cluster or start one; `shown` is the file descriptor for a note that it takes long."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if not sys.stderr.isatty():  # no codes of colours in the log of a job, or in a file
+        os.environ.setdefault("RAY_COLOR_PREFIX", "0")
     quiet = {"log_to_driver": verbose, "logging_level": "info" if verbose else "error"}
     if own_cpus is not None:
         _start(shown, num_cpus=max(own_cpus, os.cpu_count() or 1), **quiet)

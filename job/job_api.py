@@ -27,6 +27,7 @@ __all__ = [
     "capacities_of",
     "check_address",
     "cluster_address",
+    "cluster_flags",
     "find_job",
     "follow",
     "job_client",
@@ -40,6 +41,8 @@ DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 STOP_SECONDS = 120
 """Seconds that a stopped job has to save a checkpoint before Ray kills it."""
 
+_accepted: set[str] = set()
+"""Addresses of clusters that this process uses although they are insecure, because the user said so."""
 _LOOPBACK = {"127.0.0.1", "localhost", "::1"}
 _ANSWER_SECONDS = 10.0
 _POLL_SECONDS = 1.0
@@ -101,6 +104,8 @@ def job_client(address: str, *, insecure: bool) -> Any:
         ClusterError: The cluster does not answer, requires no token, refuses the token or runs another version of Ray.
     """
     exempt_this_machine()
+    if insecure:
+        _accepted.add(address)
     if _accepts_anybody(address) and not insecure:
         raise ClusterError(
             f"Expected a Ray cluster that requires a token at {address}; it runs code of anybody who can reach it. "
@@ -132,6 +137,12 @@ def job_client(address: str, *, insecure: bool) -> Any:
             f"sides: ray=={found} here, or ray=={ray.__version__} there."
         )
     return client
+
+
+def cluster_flags(client: Any) -> str:
+    """Return the options with which another command reaches the cluster of a client from `job_client`."""
+    address = client.get_address()
+    return f"--address {address}{' --insecure' if address in _accepted else ''}"
 
 
 def capacities_of(client: Any) -> dict[str, Capacity]:
@@ -222,18 +233,18 @@ class Job:
 
 def all_jobs(client: Any) -> list[Job]:
     """Return all submitted jobs that the cluster still knows, newest first."""
-    jobs = [_job(details) for details in _ask(client.list_jobs) if details.submission_id]
+    jobs = [_job(details) for details in _ask(client, client.list_jobs) if details.submission_id]
     return sorted(jobs, key=lambda job: job.started or "9999", reverse=True)
 
 
 def find_job(client: Any, job: str) -> Job:
     """Return a job. Raises `ClusterError` if the cluster does not know it."""
-    return _job(_ask_about(job, lambda: client.get_job_info(job)))
+    return _job(_ask_about(client, job, lambda: client.get_job_info(job)))
 
 
 def job_log(client: Any, job: str) -> str:
     """Return the log of a job so far. Raises `ClusterError` if the cluster does not know the job."""
-    return str(_ask_about(job, lambda: client.get_job_logs(job)))
+    return str(_ask_about(client, job, lambda: client.get_job_logs(job)))
 
 
 def stop_job(client: Any, job: str) -> Job:
@@ -245,12 +256,13 @@ def stop_job(client: Any, job: str) -> Job:
     found = find_job(client, job)
     if found.over:
         return found
-    _ask(lambda: client.stop_job(job))
+    _ask(client, lambda: client.stop_job(job))
     deadline = time.monotonic() + STOP_SECONDS + _PATIENCE_SECONDS
     while not (found := find_job(client, job)).over:
         if time.monotonic() > deadline:
             raise ClusterError(
-                f"Expected the job {job} to stop; it is still {found.status}. Run: nucleus jobs status {job}"
+                f"Expected the job {job} to stop; it is still {found.status}. Run: nucleus jobs status {job} "
+                f"{cluster_flags(client)}"
             )
         time.sleep(_POLL_SECONDS)
     return found
@@ -289,7 +301,7 @@ async def _tail(client: Any, job: str, seen: int, write: Callable[[str], None]) 
     return seen
 
 
-def _ask(request: Callable[[], Any]) -> Any:
+def _ask(client: Any, request: Callable[[], Any]) -> Any:
     """Return the cluster's answer to a request; repeat the request while the cluster does not answer.
 
     Raises:
@@ -304,7 +316,7 @@ def _ask(request: Callable[[], Any]) -> Any:
             raise
         raise ClusterError(
             f"Expected the cluster to answer; it has not for {_PATIENCE_SECONDS:.0f} s: {failure_text(error)} Its "
-            "jobs continue without this command. Run: nucleus jobs list"
+            f"jobs continue without this command. Run: nucleus jobs list {cluster_flags(client)}"
         ) from error
 
 
@@ -315,12 +327,12 @@ def with_retries(request: Callable[[], Any], retry: retry_base) -> Any:
     )(request)
 
 
-def _ask_about(job: str, request: Callable[[], Any]) -> Any:
+def _ask_about(client: Any, job: str, request: Callable[[], Any]) -> Any:
     try:
-        return _ask(request)
+        return _ask(client, request)
     except _NO_ANSWER as error:
         raise ClusterError(
-            f"Expected a job of the cluster; found none named {job!r}. Run: nucleus jobs list"
+            f"Expected a job of the cluster; found none named {job!r}. Run: nucleus jobs list {cluster_flags(client)}"
         ) from error
 
 

@@ -53,9 +53,8 @@ def judge(bucket: Bucket, manifest: ModelManifest, plan: RunPlan, callback: Call
         callback.on_stage(f"Scoring version {incumbent.version} on the test split of {plan.dataset}")
         return _score_on_test(bucket, incumbent, plan, callback)
 
-    decision = pass_gate(bucket, manifest, options.alias, options.metric, rescore)
-    verb = "points to" if decision.passed else "does not move to"
-    callback.on_stage(f"{options.alias} {verb} version {manifest.version}: {decision.reason}")
+    decision = pass_gate(bucket, manifest, options, rescore)
+    callback.on_stage(str(decision))
 
 
 def _score_on_test(bucket: Bucket, manifest: ModelManifest, plan: RunPlan, callback: Callback) -> float | None:

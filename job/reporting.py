@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from nucleus import __version__
 from nucleus.data.dataset import DatasetManifest, locate_dataset, open_dataset
-from nucleus.errors import JobError
+from nucleus.errors import JobError, ObjectNotFoundError
 from nucleus.registry.aliases import GateDecision, read_decision
 from nucleus.registry.manifest import ModelManifest, version_prefix
 from nucleus.report.page import write_report
@@ -18,11 +18,13 @@ from nucleus.report.page_pictures import mistakes_in_words
 from nucleus.runs.download import names_below
 from nucleus.runs.plan import WANDB_FOLDER, RunFolder, RunPlan
 from nucleus.runs.record import (
+    ATTEMPTS_FILE,
     FACTS_FILE,
     HISTORY_FILE,
     PICTURES,
     RECORD_FILE,
     REPORT_FOLDER,
+    Attempt,
     ExampleImage,
     Facts,
     RunRecord,
@@ -30,11 +32,14 @@ from nucleus.runs.record import (
     TestImage,
     WatchedImage,
     epochs_of_picture,
+    read_attempts,
     read_facts,
     read_history,
 )
 from nucleus.storage.bucket import Bucket
 from nucleus.storage.files import write_atomic
+from nucleus.storage.s3_errors import endpoint
+from nucleus.surroundings import repository
 from nucleus.tracking.wandb_artifacts import note_published
 from nucleus.tracking.wandb_run import WorstImage, keep_files, kept_files
 from nucleus.training.callbacks import Callback
@@ -92,6 +97,7 @@ def _report_published(
         worst=[_worst_image(plan, image) for image in record.test_images if image.group == "worst"],
         alias=decision.alias if decision and decision.passed else None,
         commit=plan.commit,
+        first_epoch=plan.first_epoch,
     )
     for problem in problems:
         callback.on_warning(problem)
@@ -141,6 +147,7 @@ def report_run(
     pictures = _fetch_pictures(stored, folder)
     facts = read_facts(stored.get(FACTS_FILE), str(stored.uri / FACTS_FILE))
     history = read_history(bucket.get(home.key(HISTORY_FILE)), str(home.uri(HISTORY_FILE)))
+    attempts = _attempts(home)
     dataset = open_dataset(locate_dataset(plan.dataset)).manifest
     record = RunRecord(
         run=plan.run,
@@ -148,7 +155,7 @@ def report_run(
         bucket=str(bucket.uri),
         model=plan.recipe.model,
         version=manifest.version if manifest else None,
-        gate=_decided(decision) if decision else None,
+        gate=str(decision) if decision else None,
         begun=plan.begun,
         ended=datetime.now(UTC).isoformat(timespec="seconds"),
         recipe=plan.recipe.model_dump(mode="json"),
@@ -162,7 +169,7 @@ def report_run(
         nucleus_diameter=facts.nucleus_diameter,
         workers=facts.workers,
         device=facts.device,
-        stages=_stages(facts, history, seconds),
+        stages=_stages(facts, history, seconds, attempts),
         worker_seconds=_worker_seconds(facts, history),
         cpus_per_worker=plan.recipe.cpus_per_worker,
         gpus_per_worker=plan.recipe.gpus_per_worker,
@@ -174,6 +181,9 @@ def report_run(
         examples=[ExampleImage(name=name, kind=kind) for name, kind in _named(pictures, "examples", dataset)],
         watched=_watched(pictures, dataset, len(history)),
         test_images=_test_images(folder, pictures),
+        attempts=attempts,
+        endpoint=where if "://" in (where := endpoint()) else None,
+        repository=repository(),
     )
     write_atomic(folder / RECORD_FILE, record.model_dump_json(indent=1))
     write_report(folder, record, dataset)
@@ -196,11 +206,17 @@ def _fetch_pictures(stored: Bucket, folder: Path) -> list[PurePosixPath]:
     return [PurePosixPath(name) for name in names]
 
 
-def _decided(decision: GateDecision) -> str:
-    return f"{decision.alias} {'moved' if decision.passed else 'did not move'} to this version: {decision.reason}"
+def _attempts(home: RunFolder) -> list[Attempt]:
+    try:
+        return read_attempts(home.bucket.get(home.key(ATTEMPTS_FILE)), str(home.uri(ATTEMPTS_FILE)))
+    except ObjectNotFoundError:  # an older version of this package trained the run
+        return []
 
 
-def _stages(facts: Facts, history: list[dict[str, float]], seconds: Mapping[str, float]) -> list[Stage]:
+def _stages(
+    facts: Facts, history: list[dict[str, float]], seconds: Mapping[str, float], attempts: list[Attempt]
+) -> list[Stage]:
+    """Return the stages of a run. What restarts cost is a stage of its own, as far as this driver has seen them."""
     epochs = {
         "train": sum(metrics["seconds"] for metrics in history),
         "validate": sum(metrics.get("validation_seconds", 0.0) for metrics in history),
@@ -209,8 +225,10 @@ def _stages(facts: Facts, history: list[dict[str, float]], seconds: Mapping[str,
     after = {name: spent for name, spent in facts.seconds.items() if name not in build}
     stages = {**build, **epochs, **after}
     rest = seconds.get("train", 0.0) - sum(stages.values())
+    lost = sum(each.lost for each in attempts[1:] if each.driver == attempts[-1].driver)
     if rest > 0:
-        stages = {"start, wait and save": rest, **stages}
+        restarts = {"lost to restarts": min(lost, rest)} if lost else {}
+        stages = {"start, wait and save": max(0.0, rest - lost), **stages, **restarts}
     if "publish" in seconds:
         stages["publish"] = seconds["publish"]
     return [Stage(name=name, seconds=spent) for name, spent in stages.items()]

@@ -32,6 +32,7 @@ from nucleus.runs.record import (
     TestImage,
     epochs_of_picture,
 )
+from nucleus.runs.state import AttemptCallback
 from nucleus.storage.bucket import Bucket
 from nucleus.storage.files import disk_errors, write_sums, writing
 from nucleus.storage.uri import parse_uri
@@ -83,9 +84,9 @@ def worker_callbacks(plan: RunPlan, events: Any | None, local: Path, wandb_dir: 
     tracking = RunTracking(partial(_wandb_run, plan, wandb_dir), plan.wandb_mode, to_driver.on_warning)
     wandb = WandbCallback(tracking, home.below(WANDB_FOLDER))
     checkpoint = CheckpointCallback(folder, tensorboard, tracking)
-    return CallbackList(
-        [profile, pictures, tensorboard, FactsCallback(report, plan.recipe), wandb, to_driver, checkpoint]
-    )
+    facts = FactsCallback(report, plan.recipe)
+    attempt = AttemptCallback(home)
+    return CallbackList([attempt, profile, pictures, tensorboard, facts, wandb, to_driver, checkpoint])
 
 
 def _wandb_run(plan: RunPlan, folder: Path, mode: str) -> WandbRun:
@@ -96,7 +97,9 @@ def _wandb_run(plan: RunPlan, folder: Path, mode: str) -> WandbRun:
         "commit": plan.commit,
         "versions": installed_versions(),
     }
-    return WandbRun(plan.run, plan.recipe.tracking, mode, folder, config, plan.group, plan.commit)
+    return WandbRun(
+        plan.run, plan.recipe.tracking, mode, folder, config, plan.group, plan.commit, first_epoch=plan.first_epoch
+    )
 
 
 class ProfileCallback(Callback):

@@ -13,7 +13,7 @@ from typing import Any
 from tenacity import retry_if_exception
 
 from job.cluster import Capacity, resources_needed, shortage
-from job.job_api import STOP_SECONDS, with_retries
+from job.job_api import STOP_SECONDS, cluster_flags, find_job, with_retries
 from job.ray_internals import failure_text
 from nucleus.config.recipe import Recipe
 from nucleus.data.dataset import locate_dataset, open_dataset
@@ -67,13 +67,19 @@ class Submission:
             with_retries(start, retry_if_exception(lambda error: "No available agent" in str(error)))
         except (RuntimeError, ConnectionError, ValueError) as error:
             if _TAKEN in str(error):
-                raise ClusterError(
-                    f"Expected a new run; the cluster already has a job named {self.job}. Choose another name with "
-                    f"--run, or continue that run: nucleus submit --resume {self.job}"
-                ) from error
+                raise ClusterError(_taken(client, self.job)) from error
             raise ClusterError(
                 f"Expected the cluster to accept the job {self.job}; it did not: {failure_text(error)}"
             ) from error
+
+
+def _taken(client: Any, job: str) -> str:
+    """Return the message that a cluster has a job of this name; that job may have failed before it began its run."""
+    return (
+        f"Expected a new run; the cluster already has a job named {job} ({find_job(client, job).status}). Choose "
+        f"another name with --run. If that job began its run (nucleus runs show {job}), continue it: nucleus submit "
+        f"--resume {job} {cluster_flags(client)}"
+    )
 
 
 def prepare(recipe: Path | None, job: str, arguments: Sequence[str], folder: Path, *, verbose: bool) -> Submission:

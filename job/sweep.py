@@ -14,12 +14,13 @@ from job.reporting import report_published, report_run
 from job.train import RunOptions, fit_trial, plan_run, tracked_where_possible
 from nucleus.config.recipe import Recipe
 from nucleus.errors import JobError, NucleusError, RecipeError
-from nucleus.metrics.scores import score_cell
+from nucleus.metrics.scores import epoch_scores, score_cell
 from nucleus.registry.manifest import ModelManifest
 from nucleus.runs.plan import RUNS, RunFolder, RunPlan, save_plan
 from nucleus.runs.state import StateWriter
 from nucleus.storage.retries import set_storage_timeout, storage_timeout
 from nucleus.storage.uri import parse_uri
+from nucleus.text import plural
 from nucleus.training.callbacks import Callback
 
 __all__ = ["Outcome", "SweepResult", "Trial", "sweep"]
@@ -96,9 +97,7 @@ class _TrialCallback(Callback):
         self._callback.on_warning(f"trial {self._number}: {text}")
 
     def on_epoch_end(self, metrics: dict[str, float]) -> None:
-        names = {"loss": "loss", "val_loss": "val loss", "val_map": "mAP", "val_iou": "IoU", "val_dice": "Dice"}
-        scores = ", ".join(f"{title} {metrics[name]:.4f}" for name, title in names.items() if name in metrics)
-        self.on_stage(f"epoch {metrics['epoch'] + 1:.0f}: {scores}")
+        self.on_stage(f"epoch {metrics['epoch']:.0f}: {epoch_scores(metrics)}")
 
 
 def sweep(
@@ -125,7 +124,9 @@ def sweep(
         for number, trial in enumerate(trials, 1)
     ]
     plans = tracked_where_possible(plans, callback)
-    callback.on_stage(f"Sweep {name}: {len(plans)} trials")
+    callback.on_stage(f"Sweep {name}: {plural(len(plans), 'trial')}")
+    for number, (trial, plan) in enumerate(zip(trials, plans, strict=True), 1):
+        callback.on_stage(f"trial {number}: {' '.join(trial.settings)} (run {plan.run})")
     largest = max(plans, key=lambda plan: sum(resources_needed(plan.recipe).values()))
     with connected(largest.recipe, own=False, verbose=options.verbose):
         most = _parallel_trials(largest.recipe, capacities())

@@ -27,6 +27,7 @@ from nucleus.predict.evaluation import Evaluation, splits_named
 from nucleus.predict.evaluation import evaluate as evaluate_splits
 from nucleus.predict.model import Model, PredictionOptions, Segmentation, load_pulled
 from nucleus.registry.manifest import ModelManifest
+from nucleus.runs.plan import check_new_run
 
 __all__ = [
     "Dataset",
@@ -254,6 +255,8 @@ def train(
         raise UsageError("Expected settings with the file or name of a recipe; found a `Recipe`.")
     content = read_recipe(recipe, settings) if isinstance(recipe, str | Path) else recipe
     options = job.RunOptions(run=run, folder=None if out is None else Path(out))
+    if run and content:
+        check_new_run(options.bucket(content.bucket), run, f'nucleus.train(resume="{run}")')
     with TrainingDisplay() as display:
         if resume:
             return job.resume(resume, content.bucket if content else None, options, display)

@@ -8,6 +8,7 @@ folder.
 import os
 import platform
 import pwd
+import re
 import shutil
 import stat
 import subprocess
@@ -38,6 +39,7 @@ __all__ = [
     "provide_folders",
     "proxy_advice",
     "proxy_of",
+    "repository",
 ]
 
 CACHE_VARIABLE = "XDG_CACHE_HOME"
@@ -50,17 +52,18 @@ _NAME = "nucleus"
 _HOME = "HOME"
 _CHANGE = f"To choose another folder, run: export {CACHE_VARIABLE}=DIR"
 _LIBRARY_FOLDERS = {
-    "KERAS_HOME": ("keras", ".keras"),
-    "MPLCONFIGDIR": ("matplotlib", None),
-    "WANDB_CACHE_DIR": ("wandb/cache", None),
-    "WANDB_CONFIG_DIR": ("wandb/config", ".config/wandb"),
-    "WANDB_DATA_DIR": ("wandb/data", None),
+    "KERAS_HOME": ("keras", ".keras", True),
+    "MPLCONFIGDIR": ("matplotlib", ".config/matplotlib", False),
+    "WANDB_CACHE_DIR": ("wandb/cache", ".cache/wandb", False),
+    "WANDB_CONFIG_DIR": ("wandb/config", ".config/wandb", True),
+    "WANDB_DATA_DIR": ("wandb/data", ".local/share/wandb", False),
 }
-"""Variables of libraries that write to the home folder: a folder below the cache, and the folder in the home folder
-that is used if it exists, though it cannot be written: it may hold weights or a key."""
+"""Variables of libraries that write to the home folder: a folder below the cache, the usual folder in the home folder,
+and whether that one is used if it exists, though it cannot be written: it may hold weights or a key."""
 _USER_VARIABLES = ("LOGNAME", "USER", "LNAME", "USERNAME")
 """Where Python looks for the user's name before it asks the system, which may not know the user."""
 _WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
+_SSH_ADDRESS = re.compile(r"[\w.-]+@[\w.-]+:[\w./~-]+")
 _choosing = threading.Lock()
 _THIS_MACHINE = ("127.0.0.1", "localhost", "::1")
 
@@ -129,24 +132,33 @@ def cache_folder() -> Path:
 def provide_folders() -> None:
     """Set environment variables of libraries that would otherwise fail or warn for want of a home folder.
 
-    Nothing is set if the home folder can be written. What the user has set stays. Call it before such a library is
-    imported, or Ray is started.
+    Nothing is set for a library whose usual folder in the home folder can be written. What the user has set stays. Call
+    it before such a library is imported, or Ray is started.
 
     Raises:
         UsageError: No folder can be written.
     """
-    if _home_problem() is None:
+    home, problem = _home(), _home_problem()
+    missing = [variable for variable in _LIBRARY_FOLDERS if variable not in os.environ and not _has_folder(variable)]
+    if problem is None and not missing:
         return
-    home, base = _home(), cache_folder() / "libraries"
-    for variable, (name, usual) in _LIBRARY_FOLDERS.items():
-        kept = home is not None and usual is not None and (home / usual).is_dir()
-        if not kept and variable not in os.environ:
-            (base / name).mkdir(parents=True, exist_ok=True)
-            os.environ[variable] = str(base / name)
+    base = cache_folder() / "libraries"
+    for variable in missing:
+        folder = base / _LIBRARY_FOLDERS[variable][0]
+        folder.mkdir(parents=True, exist_ok=True)
+        os.environ[variable] = str(folder)
     if home is None or not home.is_dir():
         os.environ[_HOME] = str(base)
     if not any(os.environ.get(name) for name in _USER_VARIABLES) and _listed_home() is None:
         os.environ["USER"] = f"uid-{os.getuid()}"
+
+
+def _has_folder(variable: str) -> bool:
+    """Return whether a library of `_LIBRARY_FOLDERS` can use its usual folder in the home folder."""
+    home, (_, usual, kept) = _home(), _LIBRARY_FOLDERS[variable]
+    if home is None or not home.is_dir():
+        return False
+    return _can_write(home / usual) or (kept and (home / usual).is_dir())
 
 
 def _home_problem() -> str | None:
@@ -278,6 +290,24 @@ def commit() -> str | None:
     head = _git(root, "rev-parse", "HEAD")
     changed = _git(root, "status", "--porcelain", "--untracked-files=no")
     return f"{head}-dirty" if head and changed else head or None
+
+
+def repository() -> str | None:
+    """Return the address of the git repository that this code was cloned from, without credentials.
+
+    None if the code is not in a clone, git is not installed, or the origin is not a server.
+    """
+    root = Path(__file__).parents[1]
+    if not (root / ".git").exists() or not shutil.which("git"):
+        return None
+    address = _git(root, "remote", "get-url", "origin")
+    if "://" not in address:  # such as git@host:owner/name.git, or a path of this machine
+        return address if _SSH_ADDRESS.fullmatch(address) else None
+    parts = urlsplit(address)
+    if not parts.hostname:
+        return None
+    user = f"{parts.username}@" if parts.scheme == "ssh" and parts.username else ""
+    return parts._replace(netloc=user + parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
 
 
 def _git(root: Path, *arguments: str) -> str:

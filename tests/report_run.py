@@ -48,8 +48,8 @@ def make_dataset(**changes: Any) -> DatasetManifest:
 def make_record(**changes: Any) -> RunRecord:
     """A run of two epochs, the second validated."""
     recipe = parse_recipe({"model": "cells", "dataset": "cells", "optimizer": {"epochs": 2}}, "the test")
-    first = {"epoch": 0.0, "loss": 1.2, "learning_rate": 2e-3, "images_per_second": 30.5, "images_dropped": 0.0}
-    second = {**first, "epoch": 1.0, "loss": 0.8, "val_loss": 0.9, **{f"val_{k}": v for k, v in _scores().items()}}
+    first = {"epoch": 1.0, "loss": 1.2, "learning_rate": 2e-3, "images_per_second": 30.5, "images_dropped": 0.0}
+    second = {**first, "epoch": 2.0, "loss": 0.8, "val_loss": 0.9, **{f"val_{k}": v for k, v in _scores().items()}}
     content = {
         "run": "cells-20261123-080000",
         "group": None,
@@ -71,7 +71,7 @@ def make_record(**changes: Any) -> RunRecord:
             for split in ("val", "test")
         },
         "history": [first, second],
-        "best_epoch": 1,
+        "best_epoch": 2,
         "network": NetworkFacts(
             encoder="mobilenet_v2",
             parameters=2_100_000,

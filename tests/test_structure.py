@@ -195,7 +195,7 @@ def test_private_names_of_ray_stand_in_one_file() -> None:
 HOMES = {
     "runs/plan.py": {"runs/", "run.json"},
     "runs/state.py": {"state.json"},
-    "runs/record.py": {"history.json", "record.json", "facts.json", "report.html"},
+    "runs/record.py": {"attempts.json", "history.json", "record.json", "facts.json", "report.html"},
     "registry/manifest.py": {"models/", "manifest.json"},
     "registry/publish.py": {"claim.json"},
     "registry/encoder_weights.py": {"weights/"},

@@ -18,6 +18,7 @@ from nucleus.surroundings import (
     provide_folders,
     proxy_advice,
     proxy_of,
+    repository,
 )
 
 LIBRARIES = ("KERAS_HOME", "MPLCONFIGDIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR")
@@ -121,6 +122,40 @@ def test_a_home_folder_that_cannot_be_written_is_only_read(
     assert ("WANDB_DATA_DIR" in os.environ) == (kind != "cache is read-only")
     assert ("KERAS_HOME" in os.environ) == (kind == "missing")  # the folder that exists may hold weights
     assert (os.environ["HOME"] == str(home)) == (kind != "missing")  # it may hold credentials
+
+
+def test_a_library_whose_own_folder_cannot_be_written_gets_another(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as Matplotlib's in a container whose home folder is a volume, and `.config` is not."""
+    home = place / "home"
+    (home / ".config" / "wandb").mkdir(parents=True)
+    read_only(home / ".config", monkeypatch)
+    provide_folders()
+    assert Path(os.environ["MPLCONFIGDIR"]) == home / ".cache" / "nucleus" / "libraries" / "matplotlib"
+    assert Path(os.environ["MPLCONFIGDIR"]).is_dir()
+    assert not (set(LIBRARIES) - {"MPLCONFIGDIR"}) & set(os.environ)  # W&B's folder exists, and may hold a key
+    assert os.environ["HOME"] == str(home)
+
+
+@pytest.mark.parametrize(
+    ("origin", "told"),
+    [
+        ("https://me:secret@git.example:8443/a/b.git?token=secret", "https://git.example:8443/a/b.git"),
+        ("ssh://git:secret@git.example/a/b.git", "ssh://git@git.example/a/b.git"),
+        ("git@git.example:a/b.git", "git@git.example:a/b.git"),
+        ("/home/me/secret", None),
+        ("file:///home/me/secret", None),
+        ("", None),
+    ],
+)
+def test_the_repository_is_told_without_credentials(
+    origin: str, told: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nucleus.surroundings._git", lambda *_: origin)
+    monkeypatch.setattr("shutil.which", lambda _: "git")
+    monkeypatch.setattr("pathlib.Path.exists", lambda _: True)
+    assert repository() == told
 
 
 @pytest.mark.parametrize("kind", ["link", "open to others", "file"])

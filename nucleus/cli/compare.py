@@ -140,8 +140,8 @@ def _print_facts(runs: "Sequence[ComparedRun]") -> None:
         ("dataset", lambda one: one.dataset.rpartition("/")[2]),
         ("encoder weights", lambda one: one.encoder_weights),
         ("epochs", lambda one: epochs_text(len(one.history), one.epochs_asked)),
-        ("best epoch", lambda one: one.best and f"{one.best['epoch'] + 1:.0f}"),
-        ("chosen by", lambda one: one.best and f"{one.monitor} {one.best[one.monitor]:.4f}"),
+        ("best epoch", lambda one: one.best and f"{one.best['epoch']:.0f}"),
+        ("chosen by (before tuning)", lambda one: one.best and f"{one.monitor} {one.best[one.monitor]:.4f}"),
         ("begun (UTC)", lambda one: one.begun and moment_text(one.begun)),
         ("time", lambda one: time_text(one.seconds)),
         ("CPU time", lambda one: time_text(one.cpu_seconds)),
@@ -177,7 +177,7 @@ def _print_metrics(runs: "Sequence[ComparedRun]") -> None:
             line += [score_text(value), score_text(difference, "+")] if with_differences else [score_text(value)]
         cells.append(line)
     click.echo()
-    print_table(columns, cells, title="Mean over images, by the best weights")
+    print_table(columns, cells, title="Mean over images, by the best weights and the tuned thresholds")
     if not with_differences:
         note(f"Left out: the differences to {first}. To see them, use a pipe or --json.")
 

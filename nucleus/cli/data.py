@@ -12,9 +12,10 @@ from nucleus.cli.options import json_option, single_writer_option
 from nucleus.cli.output import note, print_facts, print_json, print_table, warn
 from nucleus.cli.progress_bars import show_progress
 from nucleus.errors import DataError
+from nucleus.text import MISSING
 
 if TYPE_CHECKING:
-    from nucleus.data.dataset import Dataset
+    from nucleus.data.dataset import DamagedDataset, Dataset
 
 __all__ = ["data"]
 
@@ -85,37 +86,33 @@ def import_(
 @data.command("list")
 @click.argument("uri", required=False)
 @json_option
-def list_(uri: str | None, as_json: bool) -> None:
-    """List the versions of a dataset; without URI, the latest version of every dataset in NUCLEUS_BUCKET."""
+@click.pass_context
+def list_(ctx: click.Context, uri: str | None, as_json: bool) -> None:
+    """List the versions of a dataset; without URI, the latest version of every dataset in NUCLEUS_BUCKET.
+
+    A version whose manifest cannot be read is listed as damaged; the exit status is then 1.
+    """
+    damaged: list[DamagedDataset] = []
     if uri is None:
-        datasets = nucleus.data.list_datasets(nucleus.storage.bucket_from_environment())
+        datasets = nucleus.data.list_datasets(nucleus.storage.bucket_from_environment(), damaged.append)
     else:
         location = nucleus.data.locate_dataset(uri)
-        datasets = nucleus.data.list_versions(location.uri)
-        if not datasets:
+        datasets = nucleus.data.list_versions(location.uri, damaged.append)
+        if not datasets and not damaged:
             raise DataError(
                 f"Expected a dataset at {location.uri}; none was imported there. To see all datasets, run: nucleus "
                 "data list"
             )
+    for item in damaged:
+        warn(item.problem)
     if as_json:
-        print_json([_summary(dataset) for dataset in datasets])
-        return
-    rows = [
-        (
-            dataset.manifest.version,
-            dataset.manifest.created[:19],
-            len(dataset.manifest.samples),
-            sum(sample.nuclei for sample in dataset.manifest.samples),
-        )
-        for dataset in datasets
-    ]
-    if uri is None:
-        print_table(
-            ("dataset", *_LIST_COLUMNS),
-            [(dataset.manifest.name, *row) for dataset, row in zip(datasets, rows, strict=True)],
-        )
+        print_json([*map(_summary, datasets), *map(_damaged_summary, damaged)])
     else:
-        print_table(_LIST_COLUMNS, rows)
+        rows = sorted([*map(_row, datasets), *map(_damaged_row, damaged)], key=lambda row: str(row[0]))
+        first = 0 if uri is None else 1  # the name, which is the same for all versions of a dataset
+        print_table(("dataset", *_LIST_COLUMNS)[first:], [row[first:] for row in rows])
+    if damaged:
+        ctx.exit(1)
 
 
 @data.command()
@@ -159,6 +156,26 @@ def verify(ctx: click.Context, uri: str, as_json: bool) -> None:
         ctx.exit(1)
 
 
+def _row(dataset: "Dataset") -> tuple[object, ...]:
+    """A dataset version in the list: name, and the cells of `_LIST_COLUMNS`."""
+    manifest = dataset.manifest
+    nuclei = sum(sample.nuclei for sample in manifest.samples)
+    return manifest.name, manifest.version, manifest.created[:19], len(manifest.samples), nuclei
+
+
+def _damaged_row(damaged: "DamagedDataset") -> tuple[object, ...]:
+    return damaged.uri.name, damaged.version, "damaged", MISSING, MISSING
+
+
+def _damaged_summary(damaged: "DamagedDataset") -> dict[str, Any]:
+    return {
+        "uri": str(damaged.uri),
+        "name": damaged.uri.name,
+        "version": damaged.version,
+        "damaged": damaged.problem,
+    }
+
+
 def _summary(dataset: "Dataset") -> dict[str, Any]:
     manifest = dataset.manifest
     return {
@@ -173,7 +190,7 @@ def _summary(dataset: "Dataset") -> dict[str, Any]:
         "shards": len(manifest.shards),
         "duplicates": [item.model_dump() for item in manifest.duplicates],
         "left_out": [item.model_dump() for item in manifest.left_out],
-        "splits": {split: _split_summary(dataset, split) for split in ("train", "val", "test")},
+        "splits": {split: _split_summary(dataset, split) for split in nucleus.data.SPLITS},
     }
 
 

@@ -13,6 +13,7 @@ from job import job_api
 from job import submit as job_submission
 from nucleus.cli.options import check_run_options, cluster_options, json_option, run_options
 from nucleus.cli.output import note, print_json, print_table
+from nucleus.errors import StorageError, UriError
 
 if TYPE_CHECKING:
     from job.job_api import Job
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 __all__ = ["jobs", "submit"]
 
 _INTERRUPTED = 130
+_CHECK_SECONDS = 5.0
+"""Longest time for which `submit` asks a bucket that does not answer: this machine may not reach it."""
 
 
 @click.group()
@@ -80,7 +83,7 @@ def stop(job: str, address: str | None, insecure: bool, as_json: bool) -> None:
     client = _open_client(address, insecure=insecure)
     stopped = job_api.stop_job(client, job)
     _show_job(stopped, as_json=as_json)
-    _say_how_to_continue(stopped, client, insecure=insecure)
+    _say_how_to_continue(stopped, client)
 
 
 def _open_client(address: str | None, *, insecure: bool) -> Any:
@@ -90,16 +93,11 @@ def _open_client(address: str | None, *, insecure: bool) -> Any:
     return job_api.job_client(where, insecure=insecure)
 
 
-def _cluster_flags(client: Any, *, insecure: bool) -> str:
-    """Return the options with which another command reaches the same cluster."""
-    return f"--address {client.get_address()}{' --insecure' if insecure else ''}"
-
-
-def _say_how_to_continue(job: "Job", client: Any, *, insecure: bool) -> None:
+def _say_how_to_continue(job: "Job", client: Any) -> None:
     """Print the command that continues the run of a stopped job; the run's name is in the job's command."""
     run = next((run for flag, run in pairwise(shlex.split(job.entrypoint)) if flag in {"--run", "--resume"}), None)
     if job.status == "STOPPED" and run:
-        note(f"to continue: nucleus submit --resume {run} {_cluster_flags(client, insecure=insecure)}")
+        note(f"to continue: nucleus submit --resume {run} {job_api.cluster_flags(client)}")
 
 
 def _exit_as(job: "Job") -> None:
@@ -153,6 +151,8 @@ def submit(
     job = nucleus.runs.new_run_name(name) if resume else name  # a run can be resumed more than once
     arguments = ["--resume" if resume else "--run", name, *(f"--set={text}" for text in settings)]
     arguments += ["--single-writer"] if single_writer else []
+    if run:
+        _check_name_is_free(run, content.bucket if content else None, client)
     with nucleus.storage.temporary_folder("submit") as folder:
         verbose = bool(ctx.find_root().params.get("debug"))
         submission = job_submission.prepare(path, job, arguments, folder, verbose=verbose)
@@ -165,13 +165,28 @@ def submit(
     if detach:
         print_json(submitted) if as_json else click.echo(job)
         return
-    found = _follow(client, job, insecure=insecure)
+    found = _follow(client, job)
     print_json({**submitted, "status": found.status}) if as_json else click.echo(f"{job} {found.status}")
-    _say_how_to_continue(found, client, insecure=insecure)
+    _say_how_to_continue(found, client)
     _exit_as(found)
 
 
-def _follow(client: Any, job: str, *, insecure: bool) -> "Job":
+def _check_name_is_free(run: str, bucket: str | None, client: Any) -> None:
+    """Raise `JobError` if a run of this name exists, where this machine can see it: the job itself checks it too."""
+    patience = nucleus.storage.storage_timeout()
+    nucleus.storage.set_storage_timeout(min(patience, _CHECK_SECONDS))
+    try:
+        found = nucleus.storage.Bucket(nucleus.storage.bucket_from_environment(bucket))
+        nucleus.runs.check_new_run(found, run, f"nucleus submit --resume {run} {job_api.cluster_flags(client)}")
+    except UriError:  # only the cluster knows its bucket
+        return
+    except StorageError as error:
+        note(f"Whether there is a run {run} already could not be seen from here; the job will check it. {error}")
+    finally:
+        nucleus.storage.set_storage_timeout(patience)
+
+
+def _follow(client: Any, job: str) -> "Job":
     """Show a job's log until its end. Ctrl-C asks whether to stop the job or to detach."""
     try:
         return job_api.follow(client, job, lambda text: click.echo(text, nl=False, err=True))
@@ -179,7 +194,7 @@ def _follow(client: Any, job: str, *, insecure: bool) -> "Job":
         if sys.stdin.isatty() and _asked_to_stop(job):
             note(f"Stopping {job}; it saves a checkpoint first")
             return job_api.stop_job(client, job)
-        where = _cluster_flags(client, insecure=insecure)
+        where = job_api.cluster_flags(client)
         note(f"{job} continues. Its log: nucleus jobs logs --follow {job} {where}")
         note(f"To stop it: nucleus jobs stop {job} {where}")
         raise click.exceptions.Exit(_INTERRUPTED) from None

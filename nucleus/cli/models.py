@@ -56,7 +56,8 @@ def list_models_command(name: str | None, as_json: bool) -> None:
             for model in nucleus.registry.list_models(bucket)
         ]
     else:
-        aliases = nucleus.registry.list_aliases(bucket, name)
+        nucleus.registry.resolve_version(bucket, nucleus.config.Reference(name))  # raises an error if there is none
+        aliases = nucleus.registry.list_aliases(bucket, name, warn)
         rows = []
         for version in nucleus.registry.list_versions(bucket, name):
             pointing = sorted(alias for alias, value in aliases.items() if value.version == version)
@@ -92,8 +93,7 @@ def show(model: str, as_json: bool) -> None:
     print_markdown(nucleus.registry.without_front_matter(bucket.get(f"{prefix}/{nucleus.model.CARD_FILE}").decode()))
     click.echo(f"version {manifest.version}, {manifest.created[:19]}, {bucket.uri / prefix}")
     if decision is not None:
-        verb = "moved" if decision.passed else "did not move"
-        click.echo(f"{decision.alias} {verb} to it: {decision.reason}")
+        click.echo(str(decision))
 
 
 @models.command()
@@ -132,6 +132,7 @@ def export(model: str, dest: Path, kind: Any, as_json: bool) -> None:
     h5 and keras load with Keras 3, savedmodel (a folder) with TensorFlow, onnx with ONNX Runtime. DEST.json describes
     the input, the output and their processing.
     """
+    nucleus.model.check_export(dest)  # before the download, and before TensorFlow is imported
     pulled = pulled_model(model)
     manifest = pulled.manifest
     about = {"model": manifest.model, "version": manifest.version}

@@ -15,6 +15,7 @@ from nucleus.cli.options import is_pulled, json_option, pulled_model, single_wri
 from nucleus.cli.output import note, print_facts, print_json, print_scores, print_table, warn
 from nucleus.cli.progress_bars import show_progress
 from nucleus.errors import NucleusError, UsageError
+from nucleus.text import SPLIT_NAMES
 
 if TYPE_CHECKING:
     from nucleus.data.dataset import Dataset
@@ -94,6 +95,7 @@ def predict(
 
 
 def _predict_files(inputs: tuple[str, ...], model: str, out: Path, given: _Choices) -> None:
+    started = time.monotonic()  # what takes longest for a few images is TensorFlow's import
     found = nucleus.predict.find_inputs([Path(text) for text in inputs])
     with nucleus.storage.claimed_folder(out):
         if not given.overwrite:
@@ -102,7 +104,6 @@ def _predict_files(inputs: tuple[str, ...], model: str, out: Path, given: _Choic
             diameter=given.diameter, pixel_size=given.pixel_size, turns=given.tta
         )
         segmenter = nucleus.predict.load_pulled(pulled_model(model), options)
-        started = time.monotonic()
         with show_progress("segment images") as advance:
             predicted = nucleus.predict.predict_files(segmenter, found.images, out, given.channel, advance)
     failures = {**found.unread, **predicted.failures}
@@ -186,7 +187,7 @@ def _check(failures: Mapping[str, str], images: int) -> None:
 @click.command()
 @click.argument("model", metavar="NAME[@REF]")
 @click.argument("dataset")
-@click.option("--split", type=click.Choice(["train", "val", "test", "all"]), default="test", show_default=True)
+@click.option("--split", type=click.Choice([*SPLIT_NAMES, "all"]), default="test", show_default=True)
 @click.option("--tta", is_flag=True, help="Average over flips and quarter turns: better, but eight times slower.")
 @click.option("--gallery", type=click.Path(path_type=Path), metavar="FILE.png", help="Draw the twelve worst images.")
 @workers_option("evaluate in this process")
@@ -254,7 +255,7 @@ def _evaluate_on_cluster(
 
 def _print_images(found: "Evaluation") -> None:
     print_table(
-        ("image", "kind", *(title for _, title in _IMAGE_SCORES), "nuclei", "found"),
+        ("image", "kind", *(title for _, title in _IMAGE_SCORES), "nuclei", "predicted"),
         [
             (
                 row.name,

@@ -23,6 +23,7 @@ from rich.table import Column
 from rich.text import Text
 
 from nucleus.cli.output import note
+from nucleus.metrics.scores import epoch_scores
 from nucleus.progress import Advance
 from nucleus.training.callbacks import Callback
 
@@ -45,8 +46,6 @@ _WIDEST_BAR = 40
 """Largest width of a bar, columns."""
 _WIDE = 100
 """Smallest width of a terminal for lines with the speed, which the bar shows too, columns."""
-_SCORES = {"val_loss": "val loss", "val_map": "mAP", "val_iou": "IoU", "val_dice": "Dice"}
-"""Metrics in the line of an epoch, besides the loss: key, then title."""
 
 
 def progress_console() -> Console:
@@ -190,7 +189,7 @@ def _line_at_end(title: str, unit: Unit) -> Iterator[Advance]:
 
 
 class TrainingDisplay(Callback):
-    """Display of a run: one line per stage and epoch (from 1) and, on a terminal, one bar for the whole run."""
+    """Display of a run: one line per stage and epoch and, on a terminal, one bar for the whole run."""
 
     def __init__(self) -> None:
         self._console = progress_console()
@@ -230,12 +229,13 @@ class TrainingDisplay(Callback):
     def on_steps_end(
         self, epoch: int, epochs: int, done: int, total: int, loss: float, images_per_second: float
     ) -> None:
-        self._pace.record(epoch * total + done, epochs * total, epochs)
+        taken = (epoch - 1) * total + done
+        self._pace.record(taken, epochs * total, epochs)
         if self._bar is None:
             return
         shown: dict[str, Any] = {
-            "description": f"epoch {epoch + 1}/{epochs}",
-            "completed": epoch * total + done,
+            "description": f"epoch {epoch}/{epochs}",
+            "completed": taken,
             "total": epochs * total,
             "scores": self._scores(loss),
             "speed": f"{images_per_second:.0f} images/s",
@@ -250,8 +250,7 @@ class TrainingDisplay(Callback):
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, scores=self._scores(metrics["loss"]))
         of = f"/{self._pace.epochs}" if self._pace.epochs else ""
-        parts = [f"epoch {metrics['epoch'] + 1:.0f}{of}: loss {metrics['loss']:.4f}"]
-        parts += [f"{title} {metrics[name]:.4f}" for name, title in _SCORES.items() if name in metrics]
+        parts = [f"epoch {metrics['epoch']:.0f}{of}: {epoch_scores(metrics)}"]
         if self._bar is None or self._console.width >= _WIDE:
             parts.append(f"{metrics['images_per_second']:.1f} images/s")
         left = self._pace.seconds_left()

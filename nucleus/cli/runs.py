@@ -46,6 +46,7 @@ _COLUMNS: tuple[tuple[str, Callable[[dict[str, Any]], str]], ...] = (
     ("details", lambda row: row["details"]),
 )
 """Columns of the list: title, and text of a row's cell."""
+_UNTUNED = "(before the thresholds were tuned)"
 _ON_TERMINAL = ("run", "state", "epochs", "epoch mAP", "test mAP")
 """Columns of the list that fit on a terminal of 80 columns."""
 
@@ -210,14 +211,15 @@ def _facts(run: "StoredRun") -> list[tuple[str, Any]]:
         ("encoder weights", run.plan.weights.source),
         *((key, nucleus.runs.setting(run.plan.settings, key)) for key in _SETTINGS),
         ("epochs", epochs_text(*run.epochs)),
-        ("best epoch", best and f"{best['epoch'] + 1:.0f}: {run.monitor} {best[run.monitor]:.4f}"),
+        ("best epoch", best and f"{best['epoch']:.0f}: {run.monitor} {best[run.monitor]:.4f} {_UNTUNED}"),
         ("begun (UTC)", moment_text(record.begun if record else run.begun)),
         ("last write", moment_text(run.written)),
     ]
     if record is not None:
         facts += [
             ("ended", moment_text(record.ended)),
-            ("workers", f"{record.workers}, each on {record.device}"),
+            ("workers", f"{record.workers}{', each' if record.workers > 1 else ''} on {record.device}"),
+            ("restarts", "; ".join(nucleus.report.restarts_of(record)) or None),
             ("CPU time", time_text(record.cpu_seconds)),
             ("GPU time", time_text(record.gpu_seconds or None)),
             ("commit", commit_text(record.commit)),

@@ -56,6 +56,8 @@ def train(
     bucket = content.bucket if content else None
     verbose = bool(ctx.find_root().params.get("debug"))
     options = job.RunOptions(run=run, verbose=verbose, single_writer=single_writer, folder=out)
+    if run:
+        nucleus.runs.check_new_run(options.bucket(bucket), run, f"nucleus train --resume {run}")
     with TrainingDisplay() as display:
         if content is None or resume:
             manifest = job.resume(str(resume), bucket, options, display)
@@ -201,8 +203,7 @@ def _alias(manifest: "ModelManifest", bucket: "Bucket", plan: "RunPlan") -> dict
     decision = nucleus.registry.read_decision(bucket, manifest.model, manifest.version)
     if decision is None:
         return {gate.alias: f"not judged. Run: nucleus models alias {manifest.model}@{manifest.version} {gate.alias}"}
-    verb = "points to" if decision.passed else "does not move to"
-    return {decision.alias: f"{verb} version {decision.version}: {decision.reason}"}
+    return {decision.alias: decision.outcome}
 
 
 def _tensorboard(home: "RunFolder", folder: Path) -> str:

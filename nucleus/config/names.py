@@ -64,6 +64,11 @@ def clean_name(text: str, *, fallback: str = "image") -> str:
     return cleaned or fallback
 
 
+def _with_at(text: str) -> str:
+    name, _, ref = text.partition(":")
+    return f"{clean_name(name, fallback='name')}@{clean_name(ref, fallback='latest')}"
+
+
 def parse_reference(text: str, what: str) -> Reference:
     """Parse `NAME` or `NAME@REF`; without `@REF` the reference is `latest`.
 
@@ -73,5 +78,7 @@ def parse_reference(text: str, what: str) -> Reference:
     name, at, ref = text.partition("@")
     if at and not ref:
         raise UriError(f"Expected NAME@REF with a version or alias after the @; found {text!r}.")
+    if ":" in name and "/" not in name and not at:
+        raise UriError(f"Expected NAME@REF, with an @ before the version; found {text!r}. Try {_with_at(text)!r}.")
     check_name(name, what)
     return Reference(name, check_name(ref, "version or alias")) if at else Reference(name)

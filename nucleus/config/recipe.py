@@ -104,7 +104,7 @@ class NetworkOptions(_Options):
         weights: Initial weights of the encoder: `imagenet`, a local path, an `s3://` URI, or `none` (random).
         freeze_encoder: Whether the encoder keeps its initial weights, until `unfreeze_epoch` if that is set. Its
             BatchNorm layers are always frozen.
-        unfreeze_epoch: Epoch, counted from 0, at which a frozen encoder starts to train; if not set, it never does.
+        unfreeze_epoch: Number of epochs after which a frozen encoder starts to train; if not set, it never does.
         encoder_learning_rate_factor: Learning rate of the encoder, as a multiple of the decoder's. If not set: 0.1 for
             pretrained weights, which larger steps would destroy, and 1 for random weights.
         decoder_channels: Channels of the five decoder levels, from 1/16 resolution to full resolution.
@@ -279,11 +279,14 @@ class GateOptions(_Options):
         alias: The alias. It moves only if the new version scores higher on the same test split than the version it
             points to.
         metric: The metric that is compared, a mean over images; higher is better.
+        minimum: Lowest score with which a version becomes the first that the alias points to. Set it higher if the
+            metric is `iou`, `dice` or `accuracy`, in which a model that finds nothing useful can reach 0.1 to 0.9.
     """
 
     enabled: bool = True
     alias: str = "production"
     metric: Literal["map", "ap_50", "ap_70", "ap_90", "f1_50", "pq_50", "iou", "dice", "accuracy"] = "map"
+    minimum: Fraction = 0.1
 
 
 class TrackingOptions(_Options):

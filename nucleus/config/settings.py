@@ -16,6 +16,8 @@ from nucleus.errors import RecipeError
 __all__ = ["combinations", "parse_recipe", "read_recipe", "recipe_path"]
 
 _RECIPES = Path(__file__).parents[2] / "job" / "recipes"
+_MOST_NAMED = 3
+"""Recipes that an error message names, at most."""
 _COMMA = re.compile(r",(?![^\[]*\])")
 """Matches a comma outside brackets."""
 
@@ -33,15 +35,30 @@ def read_recipe(path: Path, settings: Sequence[str] = ()) -> Recipe:
     try:
         content = tomllib.loads(path.read_text())
     except FileNotFoundError as error:
-        shipped = ", ".join(sorted(recipe.stem for recipe in _RECIPES.glob("*.toml")))
+        shipped = sorted(recipe.stem for recipe in _RECIPES.glob("*.toml"))
         raise RecipeError(
-            f"Expected a recipe file at {path}; found none. Give a path, or the name of a shipped recipe: {shipped}."
+            f"Expected a recipe file at {path}; found none{_meant(path, shipped)}. Give a path, or the name of a "
+            f"shipped recipe: {', '.join(shipped)}."
+        ) from error
+    except IsADirectoryError as error:
+        inside = ", ".join(sorted(str(recipe) for recipe in path.glob("*.toml"))[:_MOST_NAMED])
+        raise RecipeError(
+            f"Expected a recipe file at {path}; found a folder. Name a file"
+            f"{f' in it: {inside}' if inside else ', or a shipped recipe'}."
         ) from error
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise RecipeError(f"Expected TOML in the recipe {path}; {error}.") from error
     for setting in settings:
         _apply(content, setting)
     return parse_recipe(content, str(path))
+
+
+def _meant(path: Path, shipped: Sequence[str]) -> str:
+    """Return a remark with the recipes whose names are like that of a missing file; empty if there are none."""
+    beside = {recipe.stem: str(recipe) for recipe in path.parent.glob("*.toml")}
+    known = {**dict.fromkeys(shipped, ""), **beside}
+    near = difflib.get_close_matches(path.stem, known, n=_MOST_NAMED)
+    return f" (did you mean {' or '.join(known[name] or name for name in near)}?)" if near else ""
 
 
 def parse_recipe(content: dict[str, Any], where: str) -> Recipe:

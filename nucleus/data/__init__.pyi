@@ -4,6 +4,7 @@ from .dataset import DATASET_FORMAT as DATASET_FORMAT
 from .dataset import DATASETS as DATASETS
 from .dataset import MANIFEST_FILE as MANIFEST_FILE
 from .dataset import SPLITS as SPLITS
+from .dataset import DamagedDataset as DamagedDataset
 from .dataset import Dataset as Dataset
 from .dataset import DatasetLocation as DatasetLocation
 from .dataset import DatasetManifest as DatasetManifest

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Annotated
@@ -16,13 +17,14 @@ from nucleus.progress import Advance, no_progress, split_progress
 from nucleus.storage.bucket import Bucket
 from nucleus.storage.files import read_document
 from nucleus.storage.uri import S3Uri, bucket_from_environment, parse_uri
-from nucleus.text import plural
+from nucleus.text import SPLIT_NAMES, plural
 
 __all__ = [
     "DATASETS",
     "DATASET_FORMAT",
     "MANIFEST_FILE",
     "SPLITS",
+    "DamagedDataset",
     "Dataset",
     "DatasetLocation",
     "DatasetManifest",
@@ -41,7 +43,8 @@ __all__ = [
 
 
 DATASET_FORMAT = 1
-SPLITS = ("train", "val", "test")
+SPLITS = tuple(SPLIT_NAMES)
+_SPLIT = rf"({'|'.join(SPLITS)})"
 
 DATASETS = "datasets/"
 """Prefix of all datasets in the project's bucket; in the cache, the folder of shards."""
@@ -72,7 +75,7 @@ class Sample(_Frozen):
     """
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,79}$")]
-    split: Annotated[str, Field(pattern=r"^(train|val|test)$")]
+    split: Annotated[str, Field(pattern=rf"^{_SPLIT}$")]
     kind: Kind
     group: Count
     height: Annotated[int, Field(ge=1)]
@@ -93,8 +96,8 @@ class Shard(_Frozen):
         sha256: SHA-256 of the file.
     """
 
-    file: Annotated[str, Field(pattern=r"^(train|val|test)-\d{5}-of-\d{5}\.tfrecord$")]
-    split: Annotated[str, Field(pattern=r"^(train|val|test)$")]
+    file: Annotated[str, Field(pattern=rf"^{_SPLIT}-\d{{5}}-of-\d{{5}}\.tfrecord$")]
+    split: Annotated[str, Field(pattern=rf"^{_SPLIT}$")]
     records: Annotated[int, Field(ge=1)]
     size: Annotated[int, Field(ge=1)]
     sha256: Sha256
@@ -225,17 +228,55 @@ def locate_dataset(text: str, bucket: str | None = None) -> DatasetLocation:
     return DatasetLocation(uri, ref or "latest")
 
 
-def list_datasets(uri: S3Uri) -> list[Dataset]:
-    """Return the latest version of every dataset in the bucket at `uri`, ordered by name."""
-    found = (list_versions(uri / DATASETS / name) for name in Bucket(uri).folders(DATASETS))
+@dataclass(frozen=True)
+class DamagedDataset:
+    """A dataset version whose manifest cannot be read.
+
+    Attributes:
+        uri: `s3://bucket/datasets/<name>`.
+        version: The version.
+        problem: Error message, with the address of the manifest.
+    """
+
+    uri: S3Uri
+    version: str
+    problem: str
+
+
+def list_datasets(uri: S3Uri, on_damaged: Callable[[DamagedDataset], None] | None = None) -> list[Dataset]:
+    """Return the latest version of every dataset in the bucket at `uri`, ordered by name.
+
+    Args:
+        uri: `s3://bucket[/prefix]`.
+        on_damaged: As for `list_versions`. The latest version is then the latest of those that can be read.
+
+    Raises:
+        DataError, IntegrityError: A manifest is damaged, and `on_damaged` is not given.
+    """
+    found = (list_versions(uri / DATASETS / name, on_damaged) for name in Bucket(uri).folders(DATASETS))
     return [versions[-1] for versions in found if versions]
 
 
-def list_versions(uri: S3Uri) -> list[Dataset]:
-    """Return every version of the dataset at `uri`, ordered by time of import."""
+def list_versions(uri: S3Uri, on_damaged: Callable[[DamagedDataset], None] | None = None) -> list[Dataset]:
+    """Return every version of the dataset at `uri`, ordered by time of import.
+
+    Args:
+        uri: `s3://bucket/datasets/<name>`.
+        on_damaged: Called for each version whose manifest cannot be read, which is then left out.
+
+    Raises:
+        DataError, IntegrityError: A manifest is damaged, and `on_damaged` is not given.
+    """
     bucket = Bucket(uri)
     keys = [item.key for item in bucket.objects("") if _MANIFEST_KEY.fullmatch(item.key)]
-    datasets = [_read(bucket, key.partition("/")[0]) for key in keys]
+    datasets = []
+    for version in (key.partition("/")[0] for key in keys):
+        try:
+            datasets.append(_read(bucket, version))
+        except (DataError, IntegrityError) as error:
+            if on_damaged is None:
+                raise
+            on_damaged(DamagedDataset(uri, version, str(error)))
     return sorted(datasets, key=lambda dataset: dataset.manifest.created)
 
 
@@ -244,7 +285,7 @@ def open_dataset(location: DatasetLocation) -> Dataset:
 
     Raises:
         DataError: No such dataset or version.
-        IntegrityError: The manifest does not match its version.
+        IntegrityError: The manifest does not match its version; for `latest`, a manifest of any version is damaged.
     """
     if location.ref == "latest":
         versions = list_versions(location.uri)

@@ -22,7 +22,9 @@ from .scores import PixelCounts as PixelCounts
 from .scores import Scores as Scores
 from .scores import ScoreSums as ScoreSums
 from .scores import amount as amount
+from .scores import count_from_one as count_from_one
 from .scores import count_pixels as count_pixels
+from .scores import epoch_scores as epoch_scores
 from .scores import found_one_for_one as found_one_for_one
 from .scores import score_cell as score_cell
 from .scores import score_cells as score_cells

@@ -7,7 +7,7 @@ If no image has a true nucleus, nothing was there to be found: the scores of the
 however good the images look one by one. Numbers of nuclei, `count_error` and the loss are still known.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,7 +38,9 @@ __all__ = [
     "ScoreSums",
     "Scores",
     "amount",
+    "count_from_one",
     "count_pixels",
+    "epoch_scores",
     "found_one_for_one",
     "score_cell",
     "score_cells",
@@ -55,6 +57,8 @@ HEADLINES = (
     ("accuracy", "accuracy"),
 )
 """Keys and titles of the main scores, means over images."""
+_OF_EPOCH = {"loss": "loss", "val_loss": "val loss", "val_map": "mAP", "val_iou": "IoU", "val_dice": "Dice"}
+"""Keys and titles of the metrics in the line of an epoch."""
 SCORE_COLUMNS = ("split", "kind", "images", *(title for _, title in HEADLINES))
 """Titles of the columns of `score_cells`."""
 MISTAKES = {"nuclei_missed": "missed", "nuclei_extra": "extra", "nuclei_merged": "merged", "nuclei_split": "split"}
@@ -136,6 +140,30 @@ def score_cell(scores: Scores, key: str, digits: int = 4) -> str:
     """Return a score as text: `undefined` if no image has a nucleus, a dash if it was not computed."""
     value = scores.get(key)
     return UNDEFINED if key in scores and value is None else score_text(value, digits=digits)
+
+
+def epoch_scores(metrics: Mapping[str, float]) -> str:
+    """Return the main metrics of an epoch as text.
+
+    >>> epoch_scores({"epoch": 3.0, "loss": 0.52, "val_map": 0.6})
+    'loss 0.5200, mAP 0.6000'
+    """
+    return ", ".join(f"{title} {metrics[name]:.4f}" for name, title in _OF_EPOCH.items() if name in metrics)
+
+
+def count_from_one(history: Sequence[Mapping[str, float]]) -> list[dict[str, float]]:
+    """Return the metrics of a run's epochs with `epoch` counted from 1.
+
+    Versions before 0.3.0 counted from 0. A history always begins with the first epoch, which shows how it counts.
+
+    >>> count_from_one([{"epoch": 0.0}, {"epoch": 1.0}])
+    [{'epoch': 1.0}, {'epoch': 2.0}]
+    """
+    from_zero = bool(history) and history[0].get("epoch") == 0
+    return [
+        {**metrics, "epoch": metrics["epoch"] + 1} if from_zero and "epoch" in metrics else dict(metrics)
+        for metrics in history
+    ]
 
 
 def amount(scores: Scores, key: str) -> float:

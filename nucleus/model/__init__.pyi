@@ -11,6 +11,7 @@ from .architecture import mask_of_logits as mask_of_logits
 from .architecture import read_model_config as read_model_config
 from .export import EXPORT_FORMATS as EXPORT_FORMATS
 from .export import ExportFormat as ExportFormat
+from .export import check_export as check_export
 from .export import export_model as export_model
 from .instances import kept_labels as kept_labels
 from .instances import label_nuclei as label_nuclei

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -16,7 +18,7 @@ from nucleus.model.unet import build_unet
 from nucleus.model.weight_files import CONFIG_FILE, WEIGHTS_FILE, load_weights
 from nucleus.storage.files import write_atomic, writing
 
-__all__ = ["EXPORT_FORMATS", "ExportFormat", "export_model"]
+__all__ = ["EXPORT_FORMATS", "ExportFormat", "check_export", "export_model"]
 
 ExportFormat = Literal["h5", "keras", "savedmodel", "onnx"]
 EXPORT_FORMATS: tuple[ExportFormat, ...] = get_args(ExportFormat)
@@ -49,10 +51,7 @@ def export_model(folder: Path, kind: ExportFormat, dest: Path, about: dict[str, 
         OutputError: There is no room for the files.
         UsageError: `dest` exists already.
     """
-    usage = dest.with_name(f"{dest.name}.json")
-    for path in (dest, usage):
-        if path.exists():
-            raise UsageError(f"Expected nothing at {path}; it exists already. Remove it, or choose another path.")
+    usage = check_export(dest)
     config = read_model_config((folder / CONFIG_FILE).read_bytes(), str(folder / CONFIG_FILE))
     with writing(dest):
         dest.parent.mkdir(parents=True, exist_ok=True)
@@ -64,21 +63,43 @@ def export_model(folder: Path, kind: ExportFormat, dest: Path, about: dict[str, 
     return usage
 
 
+def check_export(dest: Path) -> Path:
+    """Return the path of the JSON file beside an export, `<dest>.json`. Raises `UsageError` if either exists."""
+    usage = dest.with_name(f"{dest.name}.json")
+    for path in (dest, usage):
+        if path.exists():
+            raise UsageError(f"Expected nothing at {path}; it exists already. Remove it, or choose another path.")
+    return usage
+
+
 def _write_keras(config: ModelConfig, weights: Path, path: Path) -> None:
     """Write a file that contains only Keras's own layers, so that it loads without this package."""
     model = build_unet(config, keras.layers.UpSampling2D)
     load_weights(model, weights)
-    model.save(path)
+    with _without_warnings():
+        model.save(path)
+
+
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Hide Keras's warning that HDF5 files are a legacy format: another tool needs one, or nobody would ask for it."""
+    logger = logging.getLogger("absl")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def _write_savedmodel(config: ModelConfig, weights: Path, path: Path) -> None:
-    tf.saved_model.save(_Servable(config, weights), str(path))
+    tf.saved_model.save(_servable(config, weights), str(path))
 
 
 def _write_onnx(config: ModelConfig, weights: Path, path: Path) -> None:
     import tf2onnx  # noqa: PLC0415  slow to import, and only this export needs it
 
-    servable = _Servable(config, weights)
+    servable = _servable(config, weights)
     tf2onnx.convert.from_function(
         servable.__call__, servable.__call__.input_signature, opset=_ONNX_OPSET, output_path=str(path)
     )
@@ -92,19 +113,21 @@ _WRITERS: dict[ExportFormat, Callable[[ModelConfig, Path, Path], None]] = {
 }
 
 
-class _Servable(tf.Module):
-    """A network as a TensorFlow graph."""
+def _servable(config: ModelConfig, weights: Path) -> Any:
+    """Return a network as a `tf.Module`, a TensorFlow graph. The class is made here: it would import TensorFlow."""
 
-    def __init__(self, config: ModelConfig, weights: Path) -> None:
-        super().__init__()
-        self._model = build_unet(config)
-        load_weights(self._model, weights)
-        self._variables = [variable.value for variable in self._model.variables]  # for `tf.saved_model.save`
+    class Servable(tf.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self._model = build_unet(config)
+            load_weights(self._model, weights)
+            self._variables = [variable.value for variable in self._model.variables]  # for `tf.saved_model.save`
 
-    @tf.function(input_signature=[tf.TensorSpec((None, None, None, 3), tf.float32, name="image")])
-    def __call__(self, image: tf.Tensor) -> dict[str, tf.Tensor]:
-        """Return the logits of images."""
-        return {"logits": self._model(image, training=False)}
+        @tf.function(input_signature=[tf.TensorSpec((None, None, None, 3), tf.float32, name="image")])
+        def __call__(self, image: tf.Tensor) -> dict[str, tf.Tensor]:
+            return {"logits": self._model(image, training=False)}
+
+    return Servable()
 
 
 def _usage(config: ModelConfig) -> dict[str, Any]:

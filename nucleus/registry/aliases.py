@@ -8,9 +8,11 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from nucleus.config.names import check_alias
+from nucleus.config.recipe import GateOptions
 from nucleus.errors import DataError, IntegrityError, ModelError, ObjectExistsError, ObjectNotFoundError
 from nucleus.registry.manifest import ModelManifest, model_key, read_version
 from nucleus.storage.bucket import Bucket, check_conditional_writes
+from nucleus.text import first_line
 
 __all__ = [
     "Alias",
@@ -44,11 +46,26 @@ class Alias(BaseModel):
     moved: str
 
 
-def list_aliases(bucket: Bucket, name: str) -> dict[str, Alias]:
-    """Return every alias of a model, by name."""
+def list_aliases(bucket: Bucket, name: str, warn: Callable[[str], None] | None = None) -> dict[str, Alias]:
+    """Return every alias of a model, by name.
+
+    Args:
+        bucket: The project's bucket.
+        name: Name of the model.
+        warn: Called with a message for each damaged alias, which is then left out.
+
+    Raises:
+        ModelError: An alias is damaged, and `warn` is not given.
+    """
     prefix = f"{model_key(name, _ALIASES)}/"
-    names = [item.key.removeprefix(prefix).removesuffix(".json") for item in bucket.objects(prefix)]
-    found = {alias: read_alias(bucket, name, alias) for alias in names}
+    found = {}
+    for alias in (item.key.removeprefix(prefix).removesuffix(".json") for item in bucket.objects(prefix)):
+        try:
+            found[alias] = read_alias(bucket, name, alias)
+        except ModelError as error:
+            if warn is None:
+                raise
+            warn(str(error))
     return {alias: value for alias, value in found.items() if value is not None}
 
 
@@ -58,10 +75,14 @@ def read_alias(bucket: Bucket, name: str, alias: str) -> Alias | None:
 
 
 def move_alias(bucket: Bucket, name: str, alias: str, version: int) -> Alias:
-    """Point an alias to an existing version; return it. Raises `ModelError` if other processes keep moving it."""
+    """Point an alias to an existing version; return it. A damaged alias is replaced.
+
+    Raises:
+        ModelError: Other processes keep moving the alias.
+    """
     key = _alias_key(name, check_alias(alias))
     for _ in range(_ATTEMPTS):
-        current, etag = _read(bucket, key)
+        current, etag = _read(bucket, key, replace=True)
         if current is not None and current.version == version:
             return current
         moved = Alias(version=version, previous=current.version if current else None, moved=_now())
@@ -86,7 +107,8 @@ def replace_alias(bucket: Bucket, name: str, alias: str, version: int, expected:
 def rollback_alias(bucket: Bucket, name: str, alias: str) -> Alias:
     """Point an alias back to the older version that it pointed to before.
 
-    Only the last move is recorded, so an alias can be rolled back once: a second rollback would undo the first.
+    Only the last move is recorded, so an alias can be rolled back once: a second rollback would undo the first, and
+    point it to the version that was found wanting.
 
     Raises:
         ModelError: The alias does not exist, was never moved, or was last moved to an older version.
@@ -102,7 +124,9 @@ def rollback_alias(bucket: Bucket, name: str, alias: str) -> Alias:
         if current.previous > current.version:
             raise ModelError(
                 f"Expected the last move of {alias!r} of {name!r} to be to a newer version; it was back from version "
-                f"{current.previous} to version {current.version}. Run: nucleus models alias {name}@VERSION {alias}"
+                f"{current.previous} to version {current.version}, and what it pointed to before is not recorded. "
+                f"To move it further, choose a version (nucleus models list {name}), and run: nucleus models alias "
+                f"{name}@VERSION {alias}"
             )
         moved = Alias(version=current.previous, previous=current.version, moved=_now())
         if _swap(bucket, key, moved, etag):
@@ -114,14 +138,21 @@ def _alias_key(name: str, alias: str) -> str:
     return model_key(name, _ALIASES, f"{alias}.json")
 
 
-def _read(bucket: Bucket, key: str) -> tuple[Alias | None, str | None]:
+def _read(bucket: Bucket, key: str, *, replace: bool = False) -> tuple[Alias | None, str | None]:
+    """Return an alias and the ETag of its object; with `replace`, None for a damaged one, which will be replaced."""
     try:
         data, etag = bucket.get_tagged(key)
-        return Alias.model_validate_json(data), etag
     except ObjectNotFoundError:
         return None, None
+    try:
+        return Alias.model_validate_json(data), etag
     except ValidationError as error:
-        raise ModelError(f"Expected an alias at {bucket.uri / key}; it is damaged: {error}") from error
+        if replace:
+            return None, etag
+        raise ModelError(
+            f"Expected an alias at {bucket.uri / key}; it is damaged ({first_line(error)}). To set it anew, run: "
+            "nucleus models alias NAME@VERSION ALIAS"
+        ) from error
 
 
 def _swap(bucket: Bucket, key: str, alias: Alias, etag: str | None) -> bool:
@@ -170,15 +201,26 @@ class GateDecision(BaseModel):
     reason: str
     decided: str
 
+    @property
+    def outcome(self) -> str:
+        """Whether the alias moved to the version, and why; to be read after its name. It may have moved on since."""
+        verb = "moved to" if self.passed else "did not move to"
+        return f"{verb} version {self.version}: {self.reason}"
+
+    def __str__(self) -> str:
+        return f"{self.alias} {self.outcome}"
+
 
 def pass_gate(
     bucket: Bucket,
     manifest: ModelManifest,
-    alias: str,
-    metric: str,
+    options: GateOptions,
     rescore: Callable[[ModelManifest], float | None],
 ) -> GateDecision:
     """Move an alias to a version if it beats the incumbent on the same frozen test split; record the decision.
+
+    Without an incumbent, the version must reach `options.minimum`: a model that finds nothing is not published under
+    the alias only because it is the first.
 
     A version is judged once: later calls return the first decision. An alias that points to the version already stays
     as it is: a person moved it there, or an earlier process died before it could record its decision.
@@ -186,8 +228,7 @@ def pass_gate(
     Args:
         bucket: The project's bucket.
         manifest: Manifest of the new version.
-        alias: Alias to move, such as `production`.
-        metric: Metric of the manifest; larger is better.
+        options: The recipe's gate: the alias, the metric of the manifest (larger is better), and the minimum.
         rescore: Function that scores an incumbent, which was tested on another dataset, on the test split of the new
             version. It may raise `ModelError`, `IntegrityError` or `DataError`, which count as a lack of a score.
 
@@ -197,9 +238,10 @@ def pass_gate(
     decided = read_decision(bucket, manifest.model, manifest.version)
     if decided is not None:
         return decided
+    alias = options.alias
     for _ in range(_ATTEMPTS):
         current = read_alias(bucket, manifest.model, alias)
-        decision = _decide(bucket, manifest, alias, metric, current, rescore)
+        decision = _decide(bucket, manifest, options, current, rescore)
         expected = current.version if current else None
         if (
             not decision.passed
@@ -227,11 +269,11 @@ def read_decision(bucket: Bucket, name: str, version: int) -> GateDecision | Non
 def _decide(
     bucket: Bucket,
     manifest: ModelManifest,
-    alias: str,
-    metric: str,
+    options: GateOptions,
     current: Alias | None,
     rescore: Callable[[ModelManifest], float | None],
 ) -> GateDecision:
+    alias, metric = options.alias, options.metric
     score = _score(manifest, metric)
     there = current is not None and current.version == manifest.version
     incumbent = None if current is None else (current.previous if there else current.version)
@@ -242,11 +284,11 @@ def _decide(
         except (ModelError, IntegrityError, DataError) as error:
             problem = str(error)
     if there:
-        passed, reason = True, f"{alias} points to it already"
+        passed, reason = True, f"{alias} pointed to it already"
     elif score is None:
         passed, reason = False, _why_unscored(manifest, metric)
     elif incumbent is None:
-        passed, reason = True, f"{alias} did not exist before"
+        passed, reason = _first(manifest, options, score)
     elif other is None:
         problem = problem or f"its test {metric} is undefined"
         passed, reason = False, f"version {incumbent} could not be scored: {problem}"
@@ -265,6 +307,17 @@ def _decide(
         passed=passed,
         reason=reason,
         decided=_now(),
+    )
+
+
+def _first(manifest: ModelManifest, options: GateOptions, score: float) -> tuple[bool, str]:
+    """Return whether an alias that does not exist yet may point to a version with this score, and why."""
+    scored = f"test {options.metric} {score:.4f}"
+    if score >= options.minimum:
+        return True, f"{options.alias} did not exist before, and {scored} reaches {options.minimum:g}"
+    return False, (
+        f"{options.alias} does not exist yet, and {scored} is below gate.minimum {options.minimum:g}. Train longer, or "
+        f"look at its predictions and run: nucleus models alias {manifest.model}@{manifest.version} {options.alias}"
     )
 
 

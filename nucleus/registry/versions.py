@@ -3,6 +3,8 @@
 A version exists once its manifest does, which its publisher writes last.
 """
 
+import difflib
+import re
 import secrets
 import shutil
 from dataclasses import dataclass
@@ -41,6 +43,11 @@ __all__ = [
 ]
 
 
+_PULLED = re.compile(r"(?:^|/)([a-z0-9][a-z0-9._-]*)(?:-|/versions/)(\d+)/?$", re.ASCII)
+"""End of a path that looks like a version: the folder of a pulled one, or its prefix in the bucket."""
+_BUCKET = "s3://"
+
+
 @dataclass(frozen=True)
 class PulledModel:
     """A model version on this machine, verified: its files match the SHA-256 in the manifest."""
@@ -72,10 +79,9 @@ def resolve_version(bucket: Bucket, reference: Reference) -> int:
     """
     versions = list_versions(bucket, reference.name)
     if not versions:
-        name, _, number = reference.name.rpartition("-")
-        hint = f" A version is written with @, such as {name}@{int(number)}." if name and number.isdecimal() else ""
         raise ModelError(
-            f"Expected a model {reference.name!r} in {bucket.uri}; it has no version.{hint} Run: nucleus models list"
+            f"Expected a model {reference.name!r} in {bucket.uri}; it has no version.{_meant(bucket, reference.name)} "
+            "Run: nucleus models list"
         )
     if reference.ref == "latest":
         return versions[-1]
@@ -86,7 +92,7 @@ def resolve_version(bucket: Bucket, reference: Reference) -> int:
         if alias is None:
             raise ModelError(
                 f"Expected a version number, latest or an alias in {str(reference)!r}; {reference.ref!r} is none of "
-                f"them. Run: nucleus models list {reference.name}"
+                f"them.{_number_meant(reference.ref)} Run: nucleus models list {reference.name}"
             )
         version = alias.version
     if version not in versions:
@@ -95,6 +101,22 @@ def resolve_version(bucket: Bucket, reference: Reference) -> int:
             f"{', '.join(map(str, versions[-10:]))}. Run: nucleus models list {reference.name}"
         )
     return version
+
+
+def _meant(bucket: Bucket, name: str) -> str:
+    """Return a sentence, with a blank before it, with what the name of a missing model may mean; or nothing."""
+    near = difflib.get_close_matches(name, bucket.folders(MODELS), n=3)
+    return _number_meant(name) or (f" Did you mean {' or '.join(near)}?" if near else "")
+
+
+def _number_meant(text: str) -> str:
+    """Return a sentence, with a blank before it, if a name or path ends like a pulled folder's; or nothing.
+
+    >>> _number_meant("runs/cells-000003")
+    ' A version is written with @, such as cells@3.'
+    """
+    found = _PULLED.search(text)
+    return f" A version is written with @, such as {found[1]}@{int(found[2])}." if found else ""
 
 
 def version_of_run(bucket: Bucket, name: str, run: str) -> ModelManifest | None:
@@ -161,6 +183,11 @@ def read_pulled(folder: Path) -> PulledModel:
 
 def check_model_path(model: str) -> None:
     """Raise `UsageError` if a model is given as a path, not as NAME[@REF], and the path is not a pulled model."""
+    if model.startswith(_BUCKET):
+        raise UsageError(
+            f"Expected NAME[@REF] of a model in the bucket of NUCLEUS_BUCKET, or a pulled folder; found {model}."
+            f"{_number_meant(model)} Run: nucleus models list"
+        )
     path = Path(model)
     versions = sorted(file.parent for level in ("*", "*/*") for file in path.glob(f"{level}/{MANIFEST_FILE}"))
     if path.is_dir() and versions and "@" not in model:
@@ -172,7 +199,10 @@ def check_model_path(model: str) -> None:
         raise UsageError(f"Expected NAME[@REF] or the folder of a pulled version; {path} is a file. Name its folder.")
     if "/" in model:
         found = "a folder without " + MANIFEST_FILE if path.is_dir() else "nothing there"
-        raise UsageError(f"Expected a pulled model at {path}; found {found}. Run: nucleus models pull NAME {path}")
+        raise UsageError(
+            f"Expected a pulled model at {path}; found {found}.{_number_meant(model)} Run: nucleus models pull "
+            f"NAME@VERSION {path}"
+        )
 
 
 def _bring(bucket: Bucket, manifest: ModelManifest, folder: Path, advance: Advance) -> None:

@@ -32,6 +32,7 @@ from .page_pictures import watched_groups as watched_groups
 from .summary import Headline as Headline
 from .summary import Summary as Summary
 from .summary import cost_of as cost_of
+from .summary import restarts_of as restarts_of
 from .summary import scored_split as scored_split
 from .summary import summarize as summarize
 from .summary import workers_of as workers_of

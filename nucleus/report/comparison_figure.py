@@ -92,7 +92,7 @@ def _line(axes: "Axes", run: ComparedRun, metric: str, style: dict[str, Any], *,
     known = [entry for entry in run.history if metric in entry]
     if not known:
         return
-    epochs = [entry["epoch"] + 1 for entry in known]
+    epochs = [entry["epoch"] for entry in known]
     look: dict[str, Any] = {**style, "markevery": max(1, len(known) // 10)}
     if not bold:
         look |= {"linewidth": 0.9, "marker": "." if len(known) == 1 else "", "alpha": 0.8}

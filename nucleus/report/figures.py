@@ -93,8 +93,8 @@ def curve_panels(history: History, best_epoch: int) -> list[Panel]:
     """Return a figure for each metric in the history.
 
     Args:
-        history: Metrics of each epoch; `epoch` counts from 0.
-        best_epoch: Epoch whose weights were kept, counted from 0.
+        history: Metrics of each epoch; `epoch` counts from 1.
+        best_epoch: Epoch whose weights were kept, counted from 1.
     """
     panels = []
     for curve in _CURVES:
@@ -116,7 +116,7 @@ def history_table(history: History) -> Table:
     ]
     rows = [
         (
-            count(entry["epoch"] + 1),
+            count(entry["epoch"]),
             *(written(entry[key]) if key in entry else MISSING for _, key, written in lines),
         )
         for entry in history
@@ -130,8 +130,8 @@ def history_table(history: History) -> Table:
 
 
 def _points(history: History, key: str) -> list[tuple[float, float]]:
-    """Return epochs, counted from 1, with their values."""
-    return [(entry["epoch"] + 1, entry[key]) for entry in history if key in entry and "epoch" in entry]
+    """Return epochs with their values."""
+    return [(entry["epoch"], entry[key]) for entry in history if key in entry and "epoch" in entry]
 
 
 def _panel(curve: _Curve, lines: list[tuple[_Line, list[tuple[float, float]]]], best_epoch: int) -> Panel:
@@ -145,7 +145,7 @@ def _panel(curve: _Curve, lines: list[tuple[_Line, list[tuple[float, float]]]], 
                 linestyle=_DASHES[style],
                 marker=_MARKS[style] if len(points) <= _MOST_MARKED else None,
             )
-        axes.axvline(best_epoch + 1, color=TEXT, linewidth=1, linestyle=(0, (1, 3)), label="best weights")
+        axes.axvline(best_epoch, color=TEXT, linewidth=1, linestyle=(0, (1, 3)), label="best weights")
         axes.set_xlabel("epoch")
         axes.set_ylabel(curve.unit)
         axes.xaxis.get_major_locator().set_params(integer=True)
@@ -160,7 +160,7 @@ def _panel(curve: _Curve, lines: list[tuple[_Line, list[tuple[float, float]]]], 
         f"to {curve.written(points[-1][1])} at epoch {count(points[-1][0])}"
         for line, points in lines
     ]
-    description = f"{curve.title} by epoch: {'; '.join(said)}. The best weights are those of epoch {best_epoch + 1}."
+    description = f"{curve.title} by epoch: {'; '.join(said)}. The best weights are those of epoch {best_epoch}."
     return Panel(f"curve-{curve.key}", curve.title, description, draw)
 
 

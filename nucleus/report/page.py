@@ -26,7 +26,7 @@ from nucleus.report.page_pictures import (
     tested_groups,
     watched_groups,
 )
-from nucleus.report.summary import cost_of, scored_split, summarize, workers_of
+from nucleus.report.summary import cost_of, restarts_of, scored_split, summarize, workers_of
 from nucleus.report.tables import (
     all_scores_table,
     dataset_facts,
@@ -56,15 +56,17 @@ __all__ = [
 MOST_BYTES = 4_800_000
 """Size limit of the page; pictures that do not fit are left out."""
 _RECIPE_FILE = "recipe.toml"
+_FOLDER = "FOLDER"
+"""Stands for the folder with the imported images, which is not recorded."""
 _HERE = Path(__file__).parent
 _THRESHOLDS = {
-    "seed_threshold": "Seeds: interior map above",
-    "mask_threshold": "Nuclei: mask map above",
-    "min_seed_area": "Smallest seed, px",
+    "mask_threshold": "A pixel belongs to a nucleus from this probability",
+    "seed_threshold": "It is the inside of one, from which a nucleus grows, from this probability",
+    "min_seed_area": "Smallest inside that begins a nucleus, px",
     "min_area": "Smallest nucleus, px",
-    "min_score": "Lowest mean of the mask map in a nucleus",
+    "min_score": "Lowest mean probability in a nucleus",
 }
-"""Titles of the settings in `nucleus.model.architecture.InstanceSettings`."""
+"""Titles of the settings in `nucleus.model.architecture.InstanceSettings`, in the order of their use."""
 
 
 def commands_to_use(record: RunRecord) -> str:
@@ -80,12 +82,14 @@ def commands_to_use(record: RunRecord) -> str:
 
 
 def commands_to_repeat(record: RunRecord, dataset: DatasetManifest) -> str:
-    """Return the commands that import the same data, train with the same recipe and score the result."""
+    """Return the commands that fetch the code, import the data, train with the same recipe and score the result."""
     name = record.dataset.rpartition("@")[0].rpartition("/")[2] or dataset.name
-    lines = [] if record.commit is None else [f"git checkout {_word(record.commit.removesuffix('-dirty'))}"]
+    lines = [f"git clone {_word(record.repository)} nucleus && cd nucleus"] if record.repository else []
+    if record.commit is not None:
+        lines.append(f"git checkout {_word(record.commit.removesuffix('-dirty'))}")
     lines += [
         _bucket(record),
-        f"nucleus data import {_word(dataset.source)} {_word(name)} --seed {dataset.seed}",
+        f"nucleus data import {_FOLDER}/{_word(dataset.source)} {_word(name)} --seed {dataset.seed}",
         f"nucleus train {_RECIPE_FILE}",
         f"nucleus evaluate {_model(record)} {_word(record.dataset)} --split test --gallery worst.png",
     ]
@@ -130,7 +134,10 @@ def _without_none(value: Any) -> Any:
 
 
 def _bucket(record: RunRecord) -> str:
-    return f"export NUCLEUS_BUCKET={_word(record.bucket)}"
+    lines = [f"export NUCLEUS_BUCKET={_word(record.bucket)}"]
+    if record.endpoint is not None:
+        lines.insert(0, f"export AWS_ENDPOINT_URL_S3={_word(record.endpoint)}")
+    return "\n".join(lines)
 
 
 def _model(record: RunRecord) -> str:
@@ -217,7 +224,8 @@ def _content(record: RunRecord, dataset: DatasetManifest) -> dict[str, Any]:
         "splits": splits_table(dataset),
         "left_out": left_out_tables(dataset),
         "network": network_table(record.network),
-        "thresholds": {_THRESHOLDS.get(name, name): value for name, value in record.thresholds.items()},
+        "thresholds": _thresholds(record.thresholds),
+        "restarts": restarts_of(record),
         "cost": cost_of(record),
         "workers": workers_of(record),
         "started": moment_text(record.begun),
@@ -226,6 +234,12 @@ def _content(record: RunRecord, dataset: DatasetManifest) -> dict[str, Any]:
         "differing": differing_settings(record),
         "recipe": recipe_toml(record),
     }
+
+
+def _thresholds(stored: Mapping[str, float]) -> dict[str, float]:
+    """Return the settings with which labels are made by their titles; unknown ones have their own names."""
+    ordered = [*(name for name in _THRESHOLDS if name in stored), *(name for name in stored if name not in _THRESHOLDS)]
+    return {_THRESHOLDS.get(name, name): stored[name] for name in ordered}
 
 
 def _groups(record: RunRecord) -> dict[str, list[PictureGroup]]:

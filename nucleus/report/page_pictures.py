@@ -133,7 +133,7 @@ def example_groups(record: RunRecord) -> list[PictureGroup]:
 
 def watched_groups(record: RunRecord) -> list[PictureGroup]:
     """Return validation images with predictions from before training to the best weights."""
-    return [_watched(image, record.best_epoch + 1) for image in record.watched[:_MOST_WATCHED]]
+    return [_watched(image, record.best_epoch) for image in record.watched[:_MOST_WATCHED]]
 
 
 def tested_groups(record: RunRecord, group: str) -> list[PictureGroup]:

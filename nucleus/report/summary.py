@@ -9,7 +9,7 @@ from nucleus.metrics.scores import Scores, amount, found_one_for_one
 from nucleus.runs.record import RunRecord
 from nucleus.text import KINDS, SPLIT_NAMES, count, moment_text, percent, plural, score_text, seconds_between, time_text
 
-__all__ = ["Headline", "Summary", "cost_of", "scored_split", "summarize", "workers_of"]
+__all__ = ["Headline", "Summary", "cost_of", "restarts_of", "scored_split", "summarize", "workers_of"]
 
 _FEW_IMAGES = 20
 _FEW_OF_KIND = 5
@@ -88,12 +88,22 @@ def cost_of(record: RunRecord) -> str:
 
 def workers_of(record: RunRecord) -> str:
     """Return the number of workers and its changes during the run, as text."""
-    counted = [(int(entry["epoch"]) + 1, int(entry["workers"])) for entry in record.history if "workers" in entry]
+    counted = [(int(entry["epoch"]), int(entry["workers"])) for entry in record.history if "workers" in entry]
     changes = [
         f"{before} to {after} in epoch {epoch}" for (_, before), (epoch, after) in pairwise(counted) if before != after
     ]
-    said = f"{plural(record.workers, 'worker')}, each on {record.device}"
+    said = f"{plural(record.workers, 'worker')}{', each' if record.workers > 1 else ''} on {record.device}"
     return f"{said}; their number changed from {', from '.join(changes)}" if changes else said
+
+
+def restarts_of(record: RunRecord) -> list[str]:
+    """Return, for each restart of the workers, when it was and what it cost, as text."""
+    said = []
+    for attempt, same_driver in record.restarts:
+        when = f"after {plural(attempt.epochs_done, 'epoch')}" if attempt.epochs_done else "in the first epoch"
+        cost = f"{time_text(attempt.lost)} from the last checkpoint to the next step"
+        said.append(f"{when}: {cost}" if same_driver else f"{when}, the run was resumed: {cost}, pauses included")
+    return said
 
 
 def _sentence(split: str | None, scores: Scores) -> str:
@@ -121,15 +131,15 @@ def _sentence(split: str | None, scores: Scores) -> str:
 def _mistakes(scores: Scores, found: float) -> str:
     """Return the nuclei found and the mistakes, as text; the numbers of true nuclei add up."""
     true = amount(scores, "nuclei_true")
-    missed, merged, split = (count(amount(scores, f"nuclei_{name}")) for name in ("missed", "merged", "split"))
+    missed, merged, split = (amount(scores, f"nuclei_{name}") for name in ("missed", "merged", "split"))
     text = (
         f"the model found {count(found)} of {plural(true, 'nucleus', 'nuclei')} ({percent(found, true, digits=0)}) one "
-        f"for one; {missed} were missed, {merged} merged with a neighbour and {split} split."
+        f"for one; it missed {count(missed)}, merged {count(merged)} with a neighbour and split {count(split)}."
     )
     if "nuclei_extra" in scores and "nuclei_predicted" in scores:
         outlined = plural(amount(scores, "nuclei_predicted"), "nucleus", "nuclei")
-        extra = count(amount(scores, "nuclei_extra"))
-        text += f" Of the {outlined} that it outlined, {extra} were extra: no true nucleus matches them."
+        extra = plural(amount(scores, "nuclei_extra"), "is", "are")
+        text += f" Of the {outlined} that it outlined, {extra} extra: no true nucleus matches."
     return text
 
 
@@ -156,6 +166,7 @@ def _facts(record: RunRecord, dataset: DatasetManifest) -> list[tuple[str, str]]
         ("Duration", "not known" if seconds is None else time_text(seconds)),
         ("Machine", workers_of(record)),
         ("Cost", cost_of(record)),
+        *([("Restarts", "; ".join(restarts_of(record)))] if record.restarts else []),
         ("Published", _published(record)),
     ]
     if record.group:

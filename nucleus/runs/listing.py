@@ -15,6 +15,7 @@ from pydantic import BaseModel, ValidationError
 import nucleus
 from nucleus.config.names import check_name
 from nucleus.errors import IntegrityError, JobError, ModelError, NucleusError, ObjectNotFoundError, StorageError
+from nucleus.metrics.scores import count_from_one
 from nucleus.registry.manifest import ModelManifest, read_version, version_prefix
 from nucleus.registry.versions import list_versions
 from nucleus.runs.plan import PLAN_FILE, RUNS, RunFolder, RunPlan, read_plan
@@ -37,7 +38,7 @@ __all__ = [
 
 
 EpochMetrics = dict[str, float]
-"""Metrics of one epoch: `epoch` (from 0), `loss`, `learning_rate` and, if it was validated, `val_` metrics."""
+"""Metrics of one epoch: `epoch` (from 1), `loss`, `learning_rate` and, if it was validated, `val_` metrics."""
 
 _DEFAULT_MONITOR = "val_map"
 """Metric that chooses the best weights in a recipe without `optimizer.monitor`."""
@@ -266,7 +267,7 @@ def history_of_version(bucket: Bucket, manifest: ModelManifest) -> list[EpochMet
     file = io.BytesIO()
     try:
         bucket.read_into(key, file, sha256=manifest.files[name].sha256)
-        return _VersionMetrics.model_validate_json(file.getvalue()).history
+        return count_from_one(_VersionMetrics.model_validate_json(file.getvalue()).history)
     except ObjectNotFoundError as error:
         raise IntegrityError(
             f"Expected {bucket.uri / key}, which the manifest lists; it is missing. Choose another version."

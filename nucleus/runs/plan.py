@@ -25,6 +25,7 @@ __all__ = [
     "WANDB_FOLDER",
     "RunFolder",
     "RunPlan",
+    "check_new_run",
     "load_plan",
     "new_run_name",
     "read_plan",
@@ -39,7 +40,8 @@ WANDB_FOLDER = "wandb"
 """Folder of a run with W&B's files that were kept offline, in the bucket and on disk."""
 CHECKPOINT_PREFIX = "checkpoint_"
 """Prefix of the names of a run's checkpoint folders, which Ray Train chooses."""
-PLAN_FORMAT = 1
+PLAN_FORMAT = 2
+"""Plans of format 1 were written before 0.3.0."""
 
 
 @dataclass(frozen=True)
@@ -127,6 +129,11 @@ class RunPlan(BaseModel):
         return str(self.settings["model"])
 
     @property
+    def first_epoch(self) -> int:
+        """Number of the run's first epoch in W&B, in which rows stay as they are: 0 for one that began before 0.3.0."""
+        return 0 if self.format == 1 else 1
+
+    @property
     def resume_command(self) -> str:
         """Command that resumes the run."""
         command = "submit" if self.submitted else "train"
@@ -150,16 +157,35 @@ def new_run_name(model: str) -> str:
     return f"{model[:40]}-{moment}-{secrets.token_hex(2)}"
 
 
+def check_new_run(bucket: Bucket, run: str, resume_command: str) -> None:
+    """Check before the start of a run that its name is free; `save_plan` decides between runs that start at once.
+
+    Args:
+        bucket: The project's bucket.
+        run: Name of the new run.
+        resume_command: Command that resumes the run that has this name.
+
+    Raises:
+        JobError: A run of this name exists.
+    """
+    if bucket.find(RunFolder(bucket, check_name(run, "run")).key(PLAN_FILE)) is not None:
+        raise _taken(run, resume_command)
+
+
+def _taken(run: str, resume_command: str) -> JobError:
+    return JobError(
+        f"Expected a run name that is not in use; {run!r} is. Choose another with --run (for a sweep, --name), or "
+        f"resume that run: {resume_command}"
+    )
+
+
 def save_plan(bucket: Bucket, plan: RunPlan) -> None:
     """Write a new run's plan. Raises `JobError` if a run of this name exists."""
     key = RunFolder(bucket, check_name(plan.run, "run")).key(PLAN_FILE)
     try:
         bucket.put(key, plan.model_dump_json(indent=1).encode(), if_absent=True)
     except ObjectExistsError as error:
-        raise JobError(
-            f"Expected a run name that is not in use; {plan.run!r} is. Choose another with --run, or resume that run: "
-            f"{plan.resume_command}"
-        ) from error
+        raise _taken(plan.run, plan.resume_command) from error
 
 
 def read_plan(bucket: Bucket, run: str) -> RunPlan:

@@ -1,22 +1,27 @@
 """The record of a run, `runs/<run>/report/record.json`: the content of its report as one document."""
 
+from itertools import pairwise
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from nucleus.data.images import Kind
 from nucleus.errors import JobError
+from nucleus.metrics.scores import count_from_one
 from nucleus.registry.manifest import EncoderWeightsOrigin, tracked_text
 from nucleus.storage.files import read_document
 
 __all__ = [
+    "ATTEMPTS_FILE",
     "EPOCH_PICTURE",
     "FACTS_FILE",
     "HISTORY_FILE",
     "PICTURES",
     "RECORD_FILE",
+    "RECORD_FORMAT",
     "REPORT_FOLDER",
     "REPORT_PAGE",
+    "Attempt",
     "ExampleImage",
     "Facts",
     "NetworkFacts",
@@ -24,16 +29,21 @@ __all__ = [
     "Stage",
     "TestImage",
     "WatchedImage",
+    "attempts_json",
     "epochs_of_picture",
+    "read_attempts",
     "read_facts",
     "read_history",
     "read_record",
 ]
 
 
-RECORD_FORMAT = 1
+RECORD_FORMAT = 2
+"""In format 1, written before 0.3.0, epochs count from 0. They are read as if they had been counted from 1."""
 HISTORY_FILE = "history.json"
 """File in a run's folder: the metrics of each finished epoch, as a list; written with every checkpoint."""
+ATTEMPTS_FILE = "attempts.json"
+"""File in a run's folder: its `Attempt`s, written at the first step of each."""
 REPORT_FOLDER = "report"
 """Folder in a run's folder: the report and its data."""
 REPORT_PAGE = "report.html"
@@ -60,6 +70,24 @@ class Stage(_Frozen):
     seconds: Annotated[float, Field(ge=0)]
 
 
+class _CountsEpochs(_Frozen):
+    """A document with the number of an epoch."""
+
+    format: int = RECORD_FORMAT
+    best_epoch: int
+
+    @model_validator(mode="before")
+    @classmethod
+    def _count_from_one(cls, stored: Any) -> Any:
+        if not isinstance(stored, dict) or stored.get("format") != 1:
+            return stored
+        try:
+            history = {"history": count_from_one(stored["history"])} if "history" in stored else {}
+            return {**stored, **history, "best_epoch": stored["best_epoch"] + 1, "format": RECORD_FORMAT}
+        except (AttributeError, KeyError, TypeError):  # damaged, as the check of the fields says
+            return stored
+
+
 class NetworkFacts(_Frozen):
     """Size and structure of a network.
 
@@ -82,7 +110,7 @@ class NetworkFacts(_Frozen):
     outputs: list[str]
 
 
-class Facts(_Frozen):
+class Facts(_CountsEpochs):
     """Facts about a finished run that only its workers know. `RunRecord` describes the other fields.
 
     Attributes:
@@ -90,8 +118,6 @@ class Facts(_Frozen):
         seconds: Seconds that one worker spent on each part of the run outside the epochs, which are in the history.
     """
 
-    format: int = RECORD_FORMAT
-    best_epoch: int
     network: NetworkFacts
     thresholds: dict[str, float]
     nucleus_diameter: float | None
@@ -99,6 +125,21 @@ class Facts(_Frozen):
     device: str
     seconds: dict[str, float]
     versions: dict[str, str]
+
+
+class Attempt(_Frozen):
+    """A start of a run's workers: the first one, or after they were lost, resized or stopped.
+
+    Attributes:
+        driver: Machine, process id and start of the driver.
+        epochs_done: Number of finished epochs at its first step.
+        lost: Seconds from the last checkpoint of the attempts before (or their first step) to its own first step; 0 for
+            the first attempt.
+    """
+
+    driver: str
+    epochs_done: Count
+    lost: Annotated[float, Field(ge=0)] = 0.0
 
 
 class ExampleImage(_Frozen):
@@ -159,7 +200,10 @@ class TestImage(_Frozen):
     split: Count
 
 
-class RunRecord(_Frozen):
+_ATTEMPTS = TypeAdapter(list[Attempt])
+
+
+class RunRecord(_CountsEpochs):
     """Everything about a finished run.
 
     Attributes:
@@ -176,15 +220,16 @@ class RunRecord(_Frozen):
         dataset: `s3://.../NAME@VERSION`.
         encoder_weights: Origin of the encoder's initial weights.
         metrics: Scores of the best weights: split, then `all` or kind of image, then metric.
-        history: Metrics of each epoch; `epoch` counts from 0.
-        best_epoch: Epoch (from 0) with the best weights.
+        history: Metrics of each epoch; `epoch` counts from 1.
+        best_epoch: Epoch, counted from 1, with the best weights.
         network: Size and structure of the network.
         thresholds: Thresholds for turning maps into labels; see `nucleus.model.architecture.InstanceSettings`.
         nucleus_diameter: Median diameter of the validation split's nuclei, px.
         workers: Number of workers at the end.
         device: Device of each worker, such as a GPU's name or `4 CPU cores`.
         stages: Parts of the run, in order.
-        worker_seconds: Seconds, summed over workers; waiting and lost attempts are not counted.
+        worker_seconds: Seconds, summed over workers, of the epochs in the history and of the stages after them. What
+            was computed and lost is not counted.
         cpus_per_worker: CPU cores of one worker.
         gpus_per_worker: GPUs of one worker.
         versions: Versions of Python and packages.
@@ -196,9 +241,12 @@ class RunRecord(_Frozen):
         examples: Training images with pictures.
         watched: Validation images that were predicted at several times.
         test_images: Best images of the test split, best first, then the worst ones, worst first.
+        attempts: Starts of the workers; more than one if some were lost, or the run was resumed. Empty if an older
+            version of this package trained it.
+        endpoint: URL of the S3 server; None for AWS, or if an older version of this package wrote the record.
+        repository: Address of the git repository of the code, without credentials; None if it is not known.
     """
 
-    format: int = RECORD_FORMAT
     run: str
     group: str | None
     bucket: str
@@ -212,7 +260,6 @@ class RunRecord(_Frozen):
     encoder_weights: EncoderWeightsOrigin
     metrics: dict[str, dict[str, dict[str, float | None]]]
     history: list[dict[str, float]]
-    best_epoch: int
     network: NetworkFacts
     thresholds: dict[str, float]
     nucleus_diameter: float | None
@@ -230,6 +277,14 @@ class RunRecord(_Frozen):
     examples: list[ExampleImage]
     watched: list[WatchedImage]
     test_images: list[TestImage]
+    attempts: list[Attempt] = []
+    endpoint: str | None = None
+    repository: str | None = None
+
+    @property
+    def restarts(self) -> list[tuple[Attempt, bool]]:
+        """The attempts after the first, each with whether it has the same driver as the one before it."""
+        return [(later, later.driver == before.driver) for before, later in pairwise(self.attempts)]
 
     @property
     def tracked(self) -> str | None:
@@ -258,11 +313,24 @@ def read_facts(data: bytes, where: str) -> Facts:
 
 
 def read_history(data: bytes, where: str) -> list[dict[str, float]]:
-    """Parse and validate the metrics of a run's epochs. Raises `JobError` if they are damaged."""
+    """Parse and validate the metrics of a run's epochs, which count from 1. Raises `JobError` if they are damaged."""
     try:
-        return _HISTORY.validate_json(data)
+        return count_from_one(_HISTORY.validate_json(data))
     except ValidationError as error:
         raise JobError(f"Expected a run's history at {where}; it is damaged: {error}") from error
+
+
+def read_attempts(data: bytes, where: str) -> list[Attempt]:
+    """Parse and validate the attempts of a run. Raises `JobError` if they are damaged."""
+    try:
+        return _ATTEMPTS.validate_json(data)
+    except ValidationError as error:
+        raise JobError(f"Expected a run's attempts at {where}; they are damaged: {error}") from error
+
+
+def attempts_json(attempts: list[Attempt]) -> bytes:
+    """Return the document that `read_attempts` reads."""
+    return _ATTEMPTS.dump_json(attempts, indent=1)
 
 
 def epochs_of_picture(name: str) -> int | None:

@@ -2,7 +2,7 @@
 
 The run's driver writes the file at each change, and every minute while the run continues (a heartbeat): the time of the
 object shows whether the driver is alive. A separate thread writes it, so that a slow or failing bucket neither ends nor
-delays the run.
+delays the run. `AttemptCallback` records each start of the workers.
 """
 
 import os
@@ -16,17 +16,20 @@ from typing import Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict
 
-from nucleus.errors import JobError, RunStoppedError
+from nucleus.errors import JobError, ObjectNotFoundError, RunStoppedError, StorageError
 from nucleus.runs.plan import RUNS, RunFolder
+from nucleus.runs.record import ATTEMPTS_FILE, HISTORY_FILE, Attempt, attempts_json, read_attempts
 from nucleus.storage.bucket import Bucket
 from nucleus.storage.files import read_document
 from nucleus.text import moment_text
+from nucleus.training.callbacks import Callback
 
 __all__ = [
     "HEARTBEAT_SECONDS",
     "LOST_SECONDS",
     "STATE_FILE",
     "UNKNOWN",
+    "AttemptCallback",
     "RunState",
     "StateWriter",
     "Status",
@@ -229,3 +232,58 @@ def _here(state: Literal["running", "stopped", "failed", "published", "finished"
 def _one_line(error: BaseException) -> str:
     lines = str(error).split("\n")
     return (" ".join(lines[0].split()) or type(error).__name__)[:_LONGEST_CAUSE]
+
+
+class AttemptCallback(Callback):
+    """Records each start of the workers with what it cost: the time since the last checkpoint before it.
+
+    All times are the server's: of the last write of a checkpoint, and of this record at the first step. A record that
+    cannot be written does not end the run.
+
+    Args:
+        home: Folder of the run in the bucket.
+    """
+
+    def __init__(self, home: RunFolder) -> None:
+        self._home = home
+        self._before: list[Attempt] = []
+        self._since: datetime | None = None
+        self._recorded = False
+        with suppress(StorageError, JobError):  # none was written, or it is damaged
+            self._before = read_attempts(home.bucket.get(home.key(ATTEMPTS_FILE)), str(home.uri(ATTEMPTS_FILE)))
+            self._since = self._last_write(HISTORY_FILE, ATTEMPTS_FILE)
+
+    def on_steps_end(
+        self,
+        epoch: int,
+        epochs: int,  # noqa: ARG002
+        done: int,  # noqa: ARG002
+        total: int,  # noqa: ARG002
+        loss: float,  # noqa: ARG002
+        images_per_second: float,  # noqa: ARG002
+    ) -> None:
+        if self._recorded:
+            return
+        self._recorded = True
+        with suppress(StorageError):
+            self._record(Attempt(driver=self._driver(), epochs_done=epoch - 1))
+
+    def _record(self, attempt: Attempt) -> None:
+        self._write(attempt)
+        now = self._last_write(ATTEMPTS_FILE) if self._since is not None else None
+        if self._since is not None and now is not None:
+            self._write(attempt.model_copy(update={"lost": max(0.0, (now - self._since).total_seconds())}))
+
+    def _write(self, attempt: Attempt) -> None:
+        self._home.bucket.put(self._home.key(ATTEMPTS_FILE), attempts_json([*self._before, attempt]))
+
+    def _last_write(self, *names: str) -> datetime | None:
+        found = [self._home.bucket.find(self._home.key(name)) for name in names]
+        return max((item.modified for item in found if item is not None), default=None)
+
+    def _driver(self) -> str:
+        try:
+            state = read_state(self._home)
+        except (ObjectNotFoundError, JobError):  # its driver could not write it, or it is damaged
+            return ""
+        return f"{state.host} {state.process} {state.since.isoformat()}"

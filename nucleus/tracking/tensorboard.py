@@ -1,7 +1,8 @@
 """TensorBoard's event file, rewritten from the run's history at each checkpoint, and a profile of training steps.
 
 Because the file is rewritten and not appended to, it has each epoch once, even if the run was interrupted. Steps are
-epochs, from 0; pictures from before training are at step -1.
+epochs, from 1; pictures from before training are at step 0. So a run that began before 0.3.0, when epochs counted from
+0, is counted from 1 throughout once it is resumed.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ def events_of(
 
     Args:
         history: Metrics of each epoch; each becomes a scalar of its name at step `epoch`.
-        pictures: PNGs by number of finished epochs, then tag; those after n epochs are at step n - 1.
+        pictures: PNGs by number of finished epochs, then tag; those after n epochs are at step n.
         graph: The network, as returned by `graph_of`.
     """
     now = time.time()
@@ -56,7 +57,7 @@ def events_of(
         for tag, png in drawn.items():
             width, height = _PNG_SIZE.unpack_from(png, _PNG_SIZE_AT)
             image = {"width": width, "height": height, "colorspace": _COLOURS, "encoded_image_string": png}
-            summaries[done - 1].value.add(tag=tag, image=image)
+            summaries[done].value.add(tag=tag, image=image)
     events = [tf.compat.v1.Event(wall_time=now, file_version=_VERSION)]
     if graph is not None:
         events.append(tf.compat.v1.Event(wall_time=now, graph_def=graph))
@@ -116,7 +117,7 @@ class StepProfile:
         """Record that `done` of an epoch's `total` steps are done; begin or end the profile if it is time."""
         if not self._asked:
             return
-        if self._last is None and epoch:
+        if self._last is None and epoch > 1:
             self._asked = 0
             return
         taken = done - self._last[1] if self._last and self._last[0] == epoch else done

@@ -36,6 +36,7 @@ def note_published(
     worst: Sequence[WorstImage],
     alias: str | None = None,
     commit: str | None = None,
+    first_epoch: int = 1,
 ) -> list[str]:
     """Continue a run in W&B: log its worst test images, and the published version as an artifact of references.
 
@@ -58,6 +59,7 @@ def note_published(
         worst: The worst test images, worst first.
         alias: The recipe's alias if the gate moved it to this version, else None.
         commit: Commit of this package's code.
+        first_epoch: Number in W&B of the run's first epoch.
 
     Returns:
         Messages of problems, which are not raised because the model is published.
@@ -71,7 +73,7 @@ def note_published(
     if unusable is not None:
         return [_not_noted(manifest, run, unusable)]
     try:
-        opened = WandbRun(run, options, mode, folder, group=group, commit=commit, system=False)
+        opened = WandbRun(run, options, mode, folder, group=group, commit=commit, first_epoch=first_epoch, system=False)
     except Exception as error:  # W&B's errors have no common class, and the model is published
         return [_not_noted(manifest, run, first_line(error))]
     problems = []

@@ -1,8 +1,8 @@
 """A training run in W&B: metrics and predictions of each epoch are logged once, even if the run is interrupted.
 
-Every row has a fixed step: `4 * epoch` for the metrics of an epoch, and the next three for its pictures. A row that is
-logged again therefore has the same step. In online mode, W&B reports the next step. In offline mode, each attempt
-writes a folder `wandb/offline-run-<time>-<run>/`, which `wandb sync` uploads later and which holds our ledger.
+Every row has a fixed step: `4 * (epoch - 1)` for the metrics of an epoch, and the next three for its pictures. A row
+that is logged again therefore has the same step. In online mode, W&B reports the next step. In offline mode, each
+attempt writes a folder `wandb/offline-run-<time>-<run>/`, which `wandb sync` uploads later and which holds our ledger.
 """
 
 from __future__ import annotations
@@ -181,6 +181,7 @@ class WandbRun:
         config: Configuration of the run; None for no change.
         group: Group of the run, such as a sweep.
         commit: Commit of this package's code.
+        first_epoch: Number in W&B of the run's first epoch, which is 1 everywhere else.
         system: Whether W&B records the machine's load.
 
     Attributes:
@@ -198,6 +199,7 @@ class WandbRun:
         group: str | None = None,
         commit: str | None = None,
         *,
+        first_epoch: int = 1,
         system: bool = True,
     ) -> None:
         logged = _logged_steps(folder, run) if mode == "offline" else set()
@@ -234,7 +236,8 @@ class WandbRun:
         self.wandb_run.define_metric("*", step_metric="epoch")
         self._next: int = max([self.wandb_run.step, *(step + 1 for step in logged)])
         self._waiting: dict[int, dict[str, Any]] = {}
-        self._epoch = -1
+        self._epoch = 0
+        self._first_epoch = first_epoch
         self._values: dict[str, float] = {}
         self._folder = folder
         self._offline = mode == "offline"
@@ -252,27 +255,27 @@ class WandbRun:
     def log(self, metrics: dict[str, float]) -> None:
         """Log the metrics of an epoch, including `epoch`, unless an earlier attempt has logged them."""
         self._epoch = int(metrics["epoch"])
-        self._values |= metrics
-        self._row(_ROWS * self._epoch, dict(metrics))
+        row = self._counted(metrics)
+        self._values |= row
+        self._row(_ROWS * (self._epoch - 1), row)
         self._log_waiting()
 
     def predictions(self, epochs_done: int | None, images: Sequence[PredictedImage]) -> None:
         """Log predictions as `predictions/<name>`, or `best/<name>`, once, after the metrics of the current epoch.
 
         Args:
-            epochs_done: Number of finished epochs; 0 is before training, shown at epoch -1; None is at the end, with
-                the best weights.
+            epochs_done: Number of finished epochs; 0 is before training; None is at the end, with the best weights.
             images: Images with true and predicted labels.
         """
         if epochs_done is None:
-            step, epoch, title = _ROWS * self._epoch + 3, self._epoch, "best"
+            step, epoch, title = _ROWS * (self._epoch - 1) + 3, self._epoch, "best"
         elif epochs_done == 0:  # logged with those of the first validation
-            step, epoch, title = _ROWS * (self._epoch + 1) + 1, -1, "predictions"
+            step, epoch, title = _ROWS * self._epoch + 1, 0, "predictions"
         else:
-            step, epoch, title = _ROWS * (epochs_done - 1) + 2, epochs_done - 1, "predictions"
+            step, epoch, title = _ROWS * (epochs_done - 1) + 2, epochs_done, "predictions"
         if self._is_free(step):
             row = {f"{title}/{image.sample.name}": overlay_image(image) for image in images}
-            self._waiting[step] = {"epoch": epoch, **row}
+            self._waiting[step] = self._counted({"epoch": epoch, **row})
         self._log_waiting()
 
     def worst_images(self, epochs: int, images: Sequence[WorstImage]) -> None:
@@ -285,7 +288,7 @@ class WandbRun:
         step = _ROWS * epochs
         if images and self._is_free(step):
             row = {f"worst/{image.name}": _pair(place, image) for place, image in enumerate(images, start=1)}
-            self._row(step, {"epoch": epochs - 1, **row})
+            self._row(step, self._counted({"epoch": epochs, **row}))
 
     def note_version(self, version: int, aliases: Sequence[str]) -> None:
         """Record in the ledger of a closed offline run that a model version with these aliases was logged."""
@@ -302,7 +305,7 @@ class WandbRun:
             Why W&B's server lacks a part of an online run; None if it has everything, and for an offline run.
         """
         self._log_waiting()
-        self.wandb_run.summary.update({**self._values, **summary})
+        self.wandb_run.summary.update({**self._values, **self._counted(summary)})
         return self._close(0)
 
     def abort(self) -> str | None:
@@ -326,13 +329,18 @@ class WandbRun:
         write_atomic(self._attempt / _LEDGER, self._ledger.model_dump_json())
         return None
 
+    def _counted(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """Return a row whose `epoch`, if it has one, is counted from `first_epoch` instead of 1."""
+        shifted = {"epoch": row["epoch"] - 1 + self._first_epoch} if "epoch" in row else {}
+        return {**row, **shifted}
+
     def _is_free(self, step: int) -> bool:
         """Return whether a row can still be logged: W&B accepts only ascending steps."""
         return step >= self._next
 
     def _log_waiting(self) -> None:
         """Log the waiting pictures of epochs whose metrics have been logged."""
-        for step in sorted(step for step in self._waiting if step < _ROWS * (self._epoch + 1)):
+        for step in sorted(step for step in self._waiting if step < _ROWS * self._epoch):
             self._row(step, self._waiting.pop(step))
 
     def _row(self, step: int, row: dict[str, Any]) -> None:

@@ -91,7 +91,7 @@ class Callback:
     In the driver, `on_stage`, `on_warning` and `progress` are called for the driver's work, and `on_stage`,
     `on_steps_end` and `on_epoch_end` also for events that the first worker sends.
 
-    Epochs count from 0 (`epoch`, and `metrics["epoch"]`); `epochs_done` is a number of epochs.
+    Epochs count from 1 (`epoch`, and `metrics["epoch"]`); `epochs_done` is a number of epochs.
     """
 
     def on_stage(self, text: str) -> None:
@@ -122,7 +122,7 @@ class Callback:
         """Called after one or more steps.
 
         Args:
-            epoch: Epoch, from 0.
+            epoch: Epoch, from 1.
             epochs: Number of epochs in the recipe.
             done: Number of finished steps of the epoch.
             total: Number of steps per epoch.

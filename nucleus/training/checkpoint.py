@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from nucleus.errors import IntegrityError
 from nucleus.lazy import keras
+from nucleus.metrics.scores import count_from_one
 from nucleus.model.weight_files import load_arrays, save_arrays
 from nucleus.training.optimizer import ParameterGroup
 
@@ -17,7 +18,7 @@ __all__ = ["BEST_WEIGHTS", "History", "Progress", "load_checkpoint", "save_check
 
 
 History = list[dict[str, float]]
-"""Metrics of each finished epoch."""
+"""Metrics of each finished epoch; `epoch` counts from 1."""
 
 BEST_WEIGHTS = "best.weights.h5"
 """File of the best weights so far."""
@@ -33,11 +34,11 @@ class Progress(BaseModel):
         steps_done: Number of finished steps of the current epoch.
         sums_done: Sums of the loss and of the scores over these steps and all workers; empty before the first step.
         seconds_done: Duration of these steps, seconds.
-        best_epoch: Epoch (from 0) with the best weights; -1 before the first validation.
+        best_epoch: Epoch, counted from 1, with the best weights; 0 before the first validation.
         best_score: Value of the monitored metric in that epoch.
         validations_since_best: Number of validations since that epoch.
-        history: Metrics of each finished epoch: `epoch`, `loss`, `learning_rate` and others and, if it was validated,
-            `val_` metrics.
+        history: Metrics of each finished epoch: `epoch` (from 1), `loss`, `learning_rate` and others and, if it was
+            validated, `val_` metrics.
     """
 
     model_config = ConfigDict(extra="forbid", ser_json_inf_nan="strings")  # best_score starts at -inf
@@ -46,10 +47,22 @@ class Progress(BaseModel):
     steps_done: int = 0
     sums_done: list[float] = []
     seconds_done: float = 0.0
-    best_epoch: int = -1
+    best_epoch: int = 0
     best_score: float = float("-inf")
     validations_since_best: int = 0
     history: History = []
+
+    @model_validator(mode="before")
+    @classmethod
+    def _count_from_one(cls, stored: Any) -> Any:
+        """Accept a checkpoint of a version before 0.3.0, which counted epochs from 0."""
+        try:
+            history = count_from_one(stored["history"])
+            if history == stored["history"] and stored["best_epoch"] != -1:
+                return stored
+            return {**stored, "history": history, "best_epoch": stored["best_epoch"] + 1}
+        except (AttributeError, KeyError, TypeError):  # damaged, or without a field: the check of the fields says so
+            return stored
 
     def note_score(self, epoch: int, score: float) -> bool:
         """Record the score of a validation; return whether it is the best so far."""
@@ -98,7 +111,7 @@ def load_checkpoint(folder: Path, model: keras.Model, groups: Sequence[Parameter
     """
     try:
         progress = Progress.model_validate_json((folder / _STATE).read_bytes())
-        best_weights = (folder / BEST_WEIGHTS).read_bytes() if progress.best_epoch >= 0 else None
+        best_weights = (folder / BEST_WEIGHTS).read_bytes() if progress.best_epoch > 0 else None
     except (OSError, ValidationError) as error:
         raise IntegrityError(f"Expected a complete checkpoint in {folder}; {error}.") from error
     if best_weights is not None:

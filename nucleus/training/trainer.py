@@ -253,7 +253,7 @@ class TrainingRun:
                 scores = score_images(self.predicted("val"), self.workers).scores()
                 metrics |= {f"val_{name}": value for name, value in scores.items() if value is not None}
                 _check_finite(metrics)
-                if progress.note_score(epoch, metrics[options.monitor]):
+                if progress.note_score(epoch + 1, metrics[options.monitor]):
                     self.model.save_weights(self.best)
                 metrics["validation_seconds"] = time.monotonic() - started
                 if watch is not None:
@@ -345,7 +345,7 @@ class TrainingRun:
         mean = (before + loss * self.workers.count) / done
         speed = done * self.recipe.input.batch_size / max(seconds, 1e-9)
         epochs = self.recipe.optimizer.epochs
-        self.callback.on_steps_end(progress.epochs_done, epochs, done, self.steps_per_epoch, mean, speed)
+        self.callback.on_steps_end(progress.epochs_done + 1, epochs, done, self.steps_per_epoch, mean, speed)
 
     def _epoch_metrics(self) -> dict[str, float]:
         """Return the metrics of a finished epoch; IoU, Dice and accuracy are means over its training crops."""
@@ -353,7 +353,7 @@ class TrainingRun:
         loss, *scores = progress.sums_done
         seconds = max(progress.seconds_done, 1e-9)
         return {
-            "epoch": float(progress.epochs_done),
+            "epoch": float(progress.epochs_done + 1),
             "loss": loss / total,
             **{name: value / (total * batch) for name, value in zip(self.score.names, scores, strict=True)},
             "learning_rate": float(np.asarray(self.groups[0].optimizer.learning_rate)),
@@ -398,6 +398,6 @@ def _check_finite(metrics: dict[str, float]) -> None:
     for name, value in metrics.items():
         if not np.isfinite(value):
             raise JobError(
-                f"Expected finite metrics; {name} is {value} in epoch {metrics['epoch'] + 1:.0f}: training has "
+                f"Expected finite metrics; {name} is {value} in epoch {metrics['epoch']:.0f}: training has "
                 "diverged. Set optimizer.learning_rate lower or optimizer.warmup_steps higher."
             )

@@ -14,7 +14,7 @@ import sys, time
 from nucleus.cli.progress_bars import TrainingDisplay
 steps = TrainingDisplay.on_steps_end
 def first(self, epoch, epochs, done, *more):
-    if epoch == 0:
+    if epoch == 1:
         print("first step", time.time(), flush=True, file=sys.__stdout__)
     steps(self, epoch, epochs, done, *more)
 TrainingDisplay.on_steps_end = first

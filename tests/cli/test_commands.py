@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +138,27 @@ def test_datasets_by_command(dozen: Path, here: Path, bucket_uri: S3Uri) -> None
     assert json.loads(run.stdout)["problems"][0].startswith(Path(key).name)
 
 
+@pytest.mark.parametrize("damage", [b"[" * 100_000, b'{"format": 1}', b'{"format": 9}', b"\xff", b""])
+def test_a_damaged_dataset_does_not_break_the_list(dozen: Path, here: Path, bucket_uri: S3Uri, damage: bytes) -> None:
+    good = json.loads(invoke("data", "import", dozen, "good", "--json").stdout)
+    bucket = Bucket(bucket_uri)
+    for name in ("good", "bad"):
+        bucket.put(f"datasets/{name}/{'0' * 12}/manifest.json", damage)
+    for arguments, names in (((), ["bad", "good", "good"]), (("good",), ["good", "good"]), (("bad",), ["bad"])):
+        run = invoke("data", "list", *arguments, "--json")
+        assert run.exit_code == 1
+        rows = json.loads(run.stdout)
+        assert sorted(row["name"] for row in rows) == names
+        assert [row["version"] for row in rows if "damaged" not in row] == [good["version"]] * ("good" in names)
+        assert {row["version"] for row in rows if "damaged" in row} == {"0" * 12}
+        assert f"/{'0' * 12}/manifest.json" in run.stderr
+        table = invoke("data", "list", *arguments)
+        assert table.exit_code == 1
+        assert table.stdout.count("\tdamaged\t") == len({*names})
+    assert invoke("data", "show", f"good@{good['version']}").exit_code == 0, "by its version it can be used"
+    assert list(here.glob("*.json")) == []
+
+
 def test_a_dataset_without_nuclei_by_command(here: Path) -> None:
     for number in range(6):
         for kind, pixels in (("images", generated_image(number, 48, 48)[0]), ("labels", np.zeros((48, 48), np.uint16))):
@@ -200,6 +223,9 @@ BAD_INPUT: list[tuple[list[Any], int, str]] = [
     (["data", "list", "nothing"], 1, "nucleus data list"),
     (["models", "pull", "nothing"], 1, "it has no version"),
     (["predict", "flat", "--model", "cells-3", "--out", "o"], 1, "such as cells@3"),
+    (["models", "list", "nothing"], 1, "it has no version"),
+    (["predict", "flat", "--model", "s3://b/models/cells/versions/000003", "--out", "o"], 2, "such as cells@3"),
+    (["models", "export", "nothing", "flat/a.png", "--format", "onnx"], 2, "flat/a.png; it exists already"),
     (["models", "show", "m@"], 2, "version or alias after the @"),
     (["models", "list", "Bad"], 2, "Try 'bad'"),
     (["models", "alias", "nothing", "production"], 1, "it has no version"),
@@ -213,7 +239,7 @@ BAD_INPUT: list[tuple[list[Any], int, str]] = [
     (["predict", "flat", "--model", "m", "--out", "flat/a.png/below"], 1, "flat/a.png; it is a file"),
     (["predict", "flat", "--model", "pulled", "--out", "o"], 2, "pulled/000001, pulled/000002. Name one of them"),
     (["predict", "flat", "--model", "./pulled/", "--out", "o"], 2, "pulled/000001, pulled/000002. Name one of them"),
-    (["predict", "flat", "--model", "nothing/there", "--out", "o"], 2, "nucleus models pull NAME nothing/there"),
+    (["predict", "flat", "--model", "nothing/there", "--out", "o"], 2, "models pull NAME@VERSION nothing/there"),
     (["predict", "flat", "--model", "./flat", "--out", "o"], 2, "found a folder without manifest.json"),
     (["predict", "flat", "--model", "pulled/000001/manifest.json", "--out", "o"], 2, "is a file. Name its folder"),
     (["predict", "flat", "--model", "pulled@latest", "--out", "o"], 1, "it has no version"),
@@ -294,3 +320,28 @@ def test_wandb_without_a_key(here: Path, dozen: Path, monkeypatch: pytest.Monkey
     assert "wandb login" in run.stderr
     monkeypatch.setenv("WANDB_MODE", "sometimes")
     assert "online, offline, disabled" in invoke("train", "demo").stderr
+
+
+@pytest.mark.usefixtures("bucket")
+def test_what_cannot_work_is_said_before_tensorflow_is_imported(here: Path) -> None:
+    """It takes seconds to import; an error that needs none of it comes at once."""
+    for name in ("empty", "broken/x/images", "broken/x/masks"):
+        (here / name).mkdir(parents=True)
+    for name in ("images", "masks"):
+        (here / "broken" / "x" / name / "x.png").write_bytes(b"no image")
+    (here / "there.onnx").touch()
+    commands = [
+        *(["data", "import", folder, "d"] for folder in ("empty", "broken")),
+        ["models", "export", "nothing", "m.onnx", "--format", "onnx"],
+        ["models", "export", "nothing", "there.onnx", "--format", "onnx"],
+        ["predict", "broken", "--model", "nothing", "--out", "o"],
+        ["evaluate", "nothing", "nothing"],
+    ]
+    code = (
+        "import json, sys\nfrom click.testing import CliRunner\nfrom nucleus.cli.main import cli\n"
+        "codes = [CliRunner().invoke(cli, command).exit_code for command in json.loads(sys.argv[1])]\n"
+        "print(codes, sorted({'tensorflow', 'keras'} & set(sys.modules)))"
+    )
+    command = [sys.executable, "-c", code, json.dumps(commands)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == "[1, 1, 1, 2, 1, 1] []\n", done.stderr

@@ -28,7 +28,7 @@ with TrainingDisplay() as display:
     with display.progress("publish", "bytes") as advance:
         advance(0, 9_000_000)
         advance(9_000_000, 9_000_000)
-    for epoch in range(12):
+    for epoch in range(1, 13):
         for step in range(3):
             display.on_steps_end(epoch, 12, step + 1, 3, 0.25, 1234.5)
         warn(f"number {epoch}.")
@@ -89,9 +89,9 @@ def test_a_run_on_a_terminal(width: int) -> None:
     last = next(line for line in reversed(lines) if line.startswith("epoch 12/12 ") and ":" not in line[:13])
     assert re.fullmatch(r"epoch 12/12 ━* ?100% loss 0.2000 IoU 0.5000 1234 images/s in ((\d+:\d\d)|0:…)", last)
     assert width == 60 or "━" in last
-    for epoch in range(12):  # each whole, on a line of its own
+    for epoch in range(1, 13):  # each whole, on a line of its own
         assert f"Warning: number {epoch}." in lines
-        line = f"epoch {epoch + 1}/12: loss 0.2000, val loss 0.5000, mAP 0.5000, IoU 0.5000, Dice 0.5000"
+        line = f"epoch {epoch}/12: loss 0.2000, val loss 0.5000, mAP 0.5000, IoU 0.5000, Dice 0.5000"
         assert width == 60 or f"{line}, 1234.5 images/s" in lines or (width == 80 and line in lines)
     assert lines[-1] == "result"
     assert written.rindex("\x1b[?25h") > written.rindex("\x1b[?25l")  # the cursor is there again
@@ -145,11 +145,11 @@ def test_a_run_where_there_is_no_terminal(capsys: pytest.CaptureFixture[str], mo
     monkeypatch.setattr("time.monotonic", lambda: now[0])
     with TrainingDisplay() as display:
         display.on_stage("Training r on 2 workers")
-        for epoch in range(3):
+        for epoch in range(1, 4):
             for step in range(2):
                 now[0] += 30
                 display.on_steps_end(epoch, 3, step + 1, 2, 0.5, 4.0)
-            scores = {"val_loss": 0.6, "val_map": 0.1, "val_iou": 0.7, "val_dice": 0.8} if epoch == 2 else {}
+            scores = {"val_loss": 0.6, "val_map": 0.1, "val_iou": 0.7, "val_dice": 0.8} if epoch == 3 else {}
             display.on_epoch_end({"epoch": float(epoch), "loss": 0.5, "images_per_second": 4.0, **scores})
         display.on_warning("a remark")
     told = capsys.readouterr()
@@ -167,10 +167,10 @@ def test_time_left_of_a_run_that_goes_on(capsys: pytest.CaptureFixture[str], mon
     now = [0.0]
     monkeypatch.setattr("time.monotonic", lambda: now[0])
     display = TrainingDisplay()
-    for moment, epoch, done in ((0, 0, 1), (1, 0, 2), (500, 0, 1), (510, 0, 2)):  # a worker died after a second
+    for moment, epoch, done in ((0, 1, 1), (1, 1, 2), (500, 1, 1), (510, 1, 2)):  # a worker died after a second
         now[0] = float(moment)
         display.on_steps_end(epoch, 2, done, 2, 0.5, 4.0)
-    display.on_epoch_end({"epoch": 0.0, "loss": 0.5, "images_per_second": 4.0})
+    display.on_epoch_end({"epoch": 1.0, "loss": 0.5, "images_per_second": 4.0})
     assert "0:20 left" in capsys.readouterr().err  # two steps of ten seconds each
 
 

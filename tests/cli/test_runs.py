@@ -15,13 +15,15 @@ import cv2
 import pytest
 from click.testing import CliRunner, Result
 
+import nucleus
 from nucleus.cli.main import cli
-from nucleus.registry.manifest import EncoderWeightsOrigin, Origin
+from nucleus.errors import JobError
+from nucleus.registry.manifest import EncoderWeightsOrigin, Origin, read_version
 from nucleus.registry.publish import publish
 from nucleus.report.comparison_figure import draw_curves, encode_figure
 from nucleus.runs.comparison import ComparedRun, datasets_warning, flat_recipe, recipe_differences, score_rows
-from nucleus.runs.listing import best_epoch, find_run, list_runs
-from nucleus.runs.record import NetworkFacts, RunRecord, Stage
+from nucleus.runs.listing import best_epoch, find_run, history_of_version, list_runs
+from nucleus.runs.record import RECORD_FORMAT, Facts, NetworkFacts, RunRecord, Stage, read_facts
 from nucleus.storage.bucket import Bucket
 from nucleus.storage.local_server import RunningStore
 from nucleus.storage.uri import S3Uri
@@ -49,7 +51,7 @@ def history(epochs: int, score: float = 0.5) -> list[dict[str, float]]:
     """Every second epoch is validated; the last but one of those validations is the best."""
     found: list[dict[str, float]] = []
     for epoch in range(epochs):
-        entry = {"epoch": float(epoch), "loss": 1.0 / (epoch + 1), "learning_rate": 1e-3}
+        entry = {"epoch": epoch + 1.0, "loss": 1.0 / (epoch + 1), "learning_rate": 1e-3}
         if epoch % 2:
             lower = 0.01 * abs(epoch - 1)
             entry |= {"val_loss": 1.0, "val_iou": score + 0.2, "val_dice": score + 0.3, "val_map": score - lower}
@@ -80,7 +82,7 @@ def record(run: str, version: int | None = None, **changes: Any) -> RunRecord:
         "encoder_weights": EncoderWeightsOrigin(source="none", sha256=None),
         "metrics": scores(0.5, "dark-field"),
         "history": history(4),
-        "best_epoch": 1,
+        "best_epoch": 2,
         "network": NetworkFacts(
             encoder="plain",
             parameters=2,
@@ -194,7 +196,8 @@ def all_sorts(bucket: Bucket, here: Path) -> Bucket:
     end(bucket, record("trial"))
     begin(bucket, "won", recipe=recipe(model="other"))
     go_on(bucket, "won", 2)
-    end(bucket, record("won", 7, model="other"))
+    attempts = [{"driver": "a", "epochs_done": 0}, {"driver": "a", "epochs_done": 1, "lost": 51.0}]
+    end(bucket, record("won", 7, model="other", attempts=attempts))
     bucket.put("runs/s/tuner.pkl", b"Ray Tune's")
     return bucket
 
@@ -216,9 +219,9 @@ def test_list_tells_where_each_run_stands(all_sorts: Bucket) -> None:
         "won": "other@7",
     }
     told = ("epochs", "epochs_asked", "monitor", "best_epoch", "best_epoch_map", "val_map", "test_map", "group")
-    assert [rows["stopped"][key] for key in told] == [3, 9, "val_iou", 1, 0.5, None, None, "s"]
-    assert [rows["old"][key] for key in told] == [4, 4, "val_map", 1, 0.4, 0.4, 0.4, None]
-    assert [rows["won"][key] for key in told] == [4, 4, "val_map", 1, 0.5, 0.5, 0.5, None]
+    assert [rows["stopped"][key] for key in told] == [3, 9, "val_iou", 2, 0.5, None, None, "s"]
+    assert [rows["old"][key] for key in told] == [4, 4, "val_map", 2, 0.4, 0.4, 0.4, None]
+    assert [rows["won"][key] for key in told] == [4, 4, "val_map", 2, 0.5, 0.5, 0.5, None]
     assert rows["stopped"]["last_write"] >= rows["stopped"]["begun"]
     written = all_sorts.find("runs/stopped/history.json")
     assert written is not None
@@ -325,8 +328,9 @@ def test_show_tells_where_everything_is(all_sorts: Bucket) -> None:
     facts = dict(line.split("\t", 1) for line in run.stdout.split("\n\n")[0].splitlines())
     assert facts["state"] == "published as other@7"
     assert facts["optimizer.learning_rate"] == "0.001"
-    assert facts["best epoch"] == "2: val_map 0.5000"
+    assert facts["best epoch"] == "2: val_map 0.5000 (before the thresholds were tuned)"
     assert facts["CPU time"] == "2 h 0 min"
+    assert facts["restarts"] == "after 1 epoch: 51.0 s from the last checkpoint to the next step"
     places = dict(line.split(": ") for line in run.stdout.split("\n\n")[-1].splitlines())
     assert places["report"] == f"{all_sorts.uri}/runs/won/report/report.html"
     assert places["version"] == f"{all_sorts.uri}/models/other/versions/000007"
@@ -523,6 +527,48 @@ def test_values_of_a_comparison() -> None:
     assert [(row.values, row.differences) for row in rows] == [((None, 0.5), (None, None))]
     assert best_epoch([{"epoch": 0.0, "loss": 1.0}], recipe()) is None
     assert best_epoch(history(6), recipe()) == history(6)[1]
+
+
+def test_a_taken_run_name_is_refused_before_anything_starts(
+    bucket: Bucket,
+    here: Path,  # noqa: ARG001
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    begin(bucket, "taken")
+    monkeypatch.setattr("job.train", lambda *_: pytest.fail("it was started"))
+    run = invoke("train", "demo", "--run", "taken")
+    assert run.exit_code == 1
+    assert "'taken' is. Choose another with --run" in run.stderr
+    assert "or resume that run: nucleus train --resume taken" in run.stderr
+    with pytest.raises(JobError, match=r'nucleus.train\(resume="taken"\)'):
+        nucleus.train("demo", run="taken")
+
+
+def test_epochs_of_older_versions_count_from_one(bucket: Bucket, here: Path) -> None:
+    """They counted from 0, in each of their documents."""
+    earlier = [{**metrics, "epoch": metrics["epoch"] - 1} for metrics in history(4)]
+    published(bucket, here / "model", "old")
+    begin(bucket, "old")
+    begin(bucket, "stopped")
+    bucket.put("runs/stopped/history.json", json.dumps(earlier).encode())
+    begin(bucket, "ended")
+    ended = record("ended").model_dump(mode="json") | {"format": 1, "history": earlier, "best_epoch": 1}
+    bucket.put("runs/ended/report/record.json", json.dumps(ended).encode())
+    (here / "model" / "metrics.json").write_text(json.dumps({"history": earlier}))
+    origin = read_version(bucket, "m", 1).origin
+    publish(bucket, "m", here / "model", origin)
+    assert history_of_version(bucket, read_version(bucket, "m", 2)) == history(4)
+    for run in ("stopped", "ended"):
+        found = find_run(bucket, run)
+        assert found.plan.first_epoch == 0  # in W&B, which keeps the rows that it has
+        assert found.plan.model_copy(update={"format": 2}).first_epoch == 1
+        assert found.history == history(4)
+        assert found.best == history(4)[1]
+    assert found.record is not None
+    assert (found.record.best_epoch, found.record.format) == (2, RECORD_FORMAT)
+    facts = {**ended, "seconds": {}}
+    kept = {name: facts[name] for name in Facts.model_fields if name in facts}
+    assert read_facts(json.dumps(kept).encode(), "x").best_epoch == 2
 
 
 def test_two_hundred_runs_take_few_requests(bucket: Bucket, here: Path, store: RunningStore) -> None:

@@ -11,6 +11,7 @@ import pytest
 from job.ray_internals import is_submitted_job
 from job.reporting import report_published
 from nucleus.cli.training import print_published
+from nucleus.config.recipe import GateOptions
 from nucleus.config.settings import parse_recipe
 from nucleus.metrics.scores import HEADLINES
 from nucleus.registry.aliases import pass_gate
@@ -70,13 +71,13 @@ def rows(manifest: ModelManifest, bucket: Bucket, capsys: pytest.CaptureFixture[
 def test_where_all_is(published: Published, bucket: Bucket, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     manifest = published()
     bucket.put(f"runs/r/{EVENTS_FILE}", b"events")
-    pass_gate(bucket, manifest, "production", "map", lambda _: 0.0)
+    pass_gate(bucket, manifest, GateOptions(), lambda _: 0.0)
     found = rows(manifest, bucket, capsys)
     assert found.pop("TensorBoard").startswith("tensorboard --logdir runs/r/tensorboard")
     assert (tmp_path / "runs" / "r" / EVENTS_FILE).read_bytes() == b"events"
     assert found == {
         "published": f"m@1 at {bucket.uri}/models/m/versions/000001",
-        "production": "points to version 1: production did not exist before",
+        "production": "moved to version 1: production did not exist before, and test map 0.5000 reaches 0.1",
         "run": f"{bucket.uri}/runs/r",
         "report": "runs/r/report/report.html",
         "W&B": "off",
@@ -86,13 +87,13 @@ def test_where_all_is(published: Published, bucket: Bucket, tmp_path: Path, caps
 
 
 def test_why_an_alias_did_not_move(published: Published, bucket: Bucket, capsys: pytest.CaptureFixture[str]) -> None:
-    pass_gate(bucket, published(), "production", "map", lambda _: 0.0)
+    pass_gate(bucket, published(), GateOptions(), lambda _: 0.0)
     second = published(run="s", score=0.25)
     assert rows(second, bucket, capsys)["compare"] == "nucleus models compare m@1 m@2"
     assert rows(second, bucket, capsys)["production"] == "not judged. Run: nucleus models alias m@2 production"
-    pass_gate(bucket, second, "production", "map", lambda _: 0.0)
+    pass_gate(bucket, second, GateOptions(), lambda _: 0.0)
     told = rows(second, bucket, capsys)["production"]
-    assert told == "does not move to version 2: test map 0.2500 does not beat 0.5000 of version 1"
+    assert told == "did not move to version 2: test map 0.2500 does not beat 0.5000 of version 1"
     free = published(run="t", gate={"enabled": False})
     assert rows(free, bucket, capsys)["production"] == "not moved: gate.enabled = false"
 

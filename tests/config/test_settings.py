@@ -1,8 +1,10 @@
-"""What trials a sweep has."""
+"""What trials a sweep has, and what a missing recipe says."""
+
+from pathlib import Path
 
 import pytest
 
-from nucleus.config.settings import combinations
+from nucleus.config.settings import combinations, read_recipe
 from nucleus.errors import RecipeError
 
 
@@ -17,3 +19,21 @@ def test_every_combination_once() -> None:
 def test_what_means_nothing(over: list[str]) -> None:
     with pytest.raises(RecipeError, match="found"):
         combinations(over)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("trail.toml", r"trail.toml; found none \(did you mean .*trial.toml\?\).*demo, dsb2018-cpu"),
+        ("dsb2018", r"did you mean dsb2018-"),
+        ("zzz", r"zzz; found none\. Give a path, or the name of a shipped recipe: demo"),
+        (".", r"found a folder. Name a file in it: .*trial.toml"),
+    ],
+)
+def test_a_missing_recipe_names_those_near(
+    given: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "trial.toml").write_text("")
+    with pytest.raises(RecipeError, match=said):
+        read_recipe(Path(given))

@@ -11,6 +11,7 @@ from click.testing import CliRunner
 
 from nucleus.cli.main import cli
 from nucleus.config.names import Reference
+from nucleus.config.recipe import GateOptions
 from nucleus.errors import ConditionalWritesError, ModelError
 from nucleus.registry.aliases import Alias, move_alias, pass_gate, read_alias
 from nucleus.registry.manifest import ModelManifest, read_version, version_prefix
@@ -35,7 +36,7 @@ def _publish(bucket: Bucket, model_files: Path, run: str, endpoint: str | None =
     if endpoint:
         os.environ["AWS_ENDPOINT_URL_S3"] = endpoint
     manifest = publish(bucket, "m", model_files, origin(run, score))
-    pass_gate(bucket, manifest, "production", "map", lambda _: 0.0)
+    pass_gate(bucket, manifest, GateOptions(), lambda _: 0.0)
 
 
 def test_stopped_before_and_after_every_request(

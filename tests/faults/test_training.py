@@ -208,7 +208,7 @@ def is_complete(place: Place, run: str) -> None:
     """One version whose history, like that in W&B and TensorBoard, has each epoch once."""
     assert list_versions(place.bucket, run) == [1]
     history = place.history(run)
-    once = Counter(range(EPOCHS))
+    once = Counter(range(1, EPOCHS + 1))
     assert Counter(int(row["epoch"]) for row in history) == once
     assert Counter(logged(place.folder, run)) == once
     kept = [item.key.removeprefix(f"runs/{run}/wandb/") for item in place.bucket.objects(f"runs/{run}/wandb/")]

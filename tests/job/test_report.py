@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from job.reporting import _stages
 from nucleus.runs.listing import find_run
 from nucleus.runs.plan import RunFolder
-from nucleus.runs.record import RunRecord, read_record
+from nucleus.runs.record import Attempt, Facts, RunRecord, read_record
 from nucleus.runs.state import read_state
 from nucleus.tracking.tensorboard import EVENTS_FILE
 from nucleus.training.validation import RANKED_IMAGES
+from tests.faults.proxy import Proxy
 from tests.whole_way import Trained
 
 pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("default")]
@@ -39,17 +41,20 @@ def test_the_same_on_disk_and_in_the_bucket(trained: Trained, folder: Path) -> N
         assert trained.bucket.get(prefix + name) == (folder / name).read_bytes(), name
 
 
-def test_the_record_is_of_this_run(trained: Trained, record: RunRecord) -> None:
+def test_the_record_is_of_this_run(trained: Trained, record: RunRecord, cluster_line: Proxy) -> None:
     manifest = trained.manifest
     assert (record.run, record.model, record.version) == ("first-run", "tiny", 1)
     assert record.metrics == manifest.origin.metrics
     assert record.history == trained.recorder.epochs
     assert record.recipe == manifest.origin.recipe
     assert (record.workers, record.device) == (2, "1 CPU core")
+    assert record.endpoint == cluster_line.endpoint
+    assert [(attempt.epochs_done, attempt.lost) for attempt in record.attempts] == [(0, 0.0)]
+    assert record.restarts == []
     assert record.gate is not None
-    assert record.gate.startswith("production moved to this version")
+    assert record.gate.startswith("production moved to version 1")
     validated = [metrics for metrics in record.history if "val_map" in metrics]
-    assert record.history[record.best_epoch]["val_map"] == max(metrics["val_map"] for metrics in validated)
+    assert record.history[record.best_epoch - 1]["val_map"] == max(metrics["val_map"] for metrics in validated)
 
 
 def test_the_state_is_that_of_a_published_run(trained: Trained) -> None:
@@ -65,6 +70,28 @@ def test_time_and_cost(record: RunRecord) -> None:
     of_workers = sum(seconds.values()) - seconds["start, wait and save"] - seconds["publish"]
     assert record.worker_seconds == pytest.approx(2 * of_workers)
     assert (record.cpu_seconds, record.gpu_seconds) == (record.worker_seconds, 0)
+
+
+def test_what_restarts_cost_is_a_stage_of_its_own(record: RunRecord) -> None:
+    seconds = {"build the network": 5.0, "tune the thresholds": 2.0}
+    kept = {name: value for name, value in record.model_dump().items() if name in Facts.model_fields}
+    facts = Facts.model_validate({**kept, "seconds": seconds})
+    history = [{"seconds": 10.0, "validation_seconds": 1.0}] * 2
+    attempts = [
+        Attempt(driver="a", epochs_done=0),
+        Attempt(driver="a", epochs_done=0, lost=500.0),  # before this driver
+        Attempt(driver="b", epochs_done=1, lost=900.0),
+        Attempt(driver="b", epochs_done=1, lost=30.0),
+    ]
+    del attempts[2]
+    stages = {stage.name: stage.seconds for stage in _stages(facts, history, {"train": 100.0}, attempts)}
+    assert list(stages) == [
+        *("start, wait and save", "build the network", "train", "validate", "tune the thresholds", "lost to restarts"),
+    ]
+    assert (stages["start, wait and save"], stages["lost to restarts"]) == (41.0, 30.0)
+    assert sum(stages.values()) == 100.0
+    alone = {stage.name for stage in _stages(facts, history, {"train": 100.0}, attempts[:1])}
+    assert "lost to restarts" not in alone
 
 
 def test_network(record: RunRecord) -> None:
@@ -129,6 +156,6 @@ def test_tensorboard_on_disk_and_in_the_bucket(trained: Trained, record: RunReco
         expected = {int(metrics["epoch"]): metrics[name] for metrics in record.history if name in metrics}
         assert told == pytest.approx(expected, rel=1e-6)
     watched = record.watched[0]
-    assert [event.step for event in found.Images(f"predictions/{watched.name}")] == [-1, 1, 2]
-    assert [event.step for event in found.Images(f"best/{watched.name}")] == [2]
+    assert [event.step for event in found.Images(f"predictions/{watched.name}")] == [0, 2, 3]
+    assert [event.step for event in found.Images(f"best/{watched.name}")] == [3]
     assert found.Tags()["graph"]

@@ -51,11 +51,11 @@ def result() -> TrainingResult:
 def test_a_finished_run_is_not_aborted_in_wandb(monkeypatch: pytest.MonkeyPatch) -> None:
     tracked = Tracked()
     callback = wandb_callback(tracked, monkeypatch)
-    callback.on_resume([{"epoch": 0.0}, {"epoch": 1.0}], "epoch 2, step 0 on 1 worker")
-    callback.on_epoch_end({"epoch": 2.0})
+    callback.on_resume([{"epoch": 1.0}, {"epoch": 2.0}], "epoch 2, step 0 on 1 worker")
+    callback.on_epoch_end({"epoch": 3.0})
     callback.on_train_end(result(), lambda _: None)
     callback.on_close(failed=False)
-    assert tracked.calls == [0.0, 1.0, 2.0, {"val_map": 0.5}, "kept"]
+    assert tracked.calls == [1.0, 2.0, 3.0, {"val_map": 0.5}, "kept"]
 
 
 @pytest.mark.parametrize("failed", [True, False])
@@ -83,7 +83,7 @@ def test_tensorboard_shows_earlier_predictions_and_those_of_the_best_weights_las
         uploaded_predictions=lambda epochs: {0: {"a": b"first"}, epochs: {"a": b"old"}},
     )
     callback = TensorBoardCallback(None, Path(), pictures, None)  # type: ignore[arg-type]
-    callback.on_resume([{"epoch": 0.0}, {"epoch": 1.0}], "epoch 2")
+    callback.on_resume([{"epoch": 1.0}, {"epoch": 2.0}], "epoch 2")
     assert callback._tagged_pictures(3) == {
         0: {"predictions/a": b"first"},
         2: {"predictions/a": b"new"},
@@ -95,8 +95,8 @@ def test_a_trial_sends_lines_with_its_number_and_no_steps() -> None:
     sent: list[Any] = []
     callback = _TrialCallback(3, EventCallback(SimpleNamespace(put=sent.append)))
     callback.on_stage("Workers started: 1")
-    callback.on_steps_end(0, 1, 1, 2, 0.5, 4.0)
-    callback.on_epoch_end({"epoch": 0.0, "loss": 0.25, "val_map": 0.5})
+    callback.on_steps_end(1, 1, 1, 2, 0.5, 4.0)
+    callback.on_epoch_end({"epoch": 1.0, "loss": 0.25, "val_map": 0.5})
     callback.on_warning("a remark")
     assert sent == [
         ("on_stage", ("trial 3: Workers started: 1",)),

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -19,10 +20,13 @@ import requests
 from click.testing import CliRunner
 
 from job import cluster
-from job.job_api import check_address
+from job.job_api import check_address, cluster_flags
 from job.submit import prepare
+from nucleus.cli.jobs import _check_name_is_free
 from nucleus.cli.main import cli
 from nucleus.errors import JobError, UsageError
+from nucleus.storage.bucket import Bucket
+from nucleus.storage.retries import storage_timeout
 from nucleus.storage.uri import S3Uri
 from tests.faults.proxy import Proxy
 from tests.job.conftest import BreakingLine
@@ -148,8 +152,47 @@ def test_a_job_ends_as_its_run_does_and_is_sent_no_key(
     assert not any(text in str(kept) for text in (*secrets.values(), os.environ["AWS_SECRET_ACCESS_KEY"]))
     done = submit("demo", "--run", "sent", "--address", ray_cluster)
     assert done.returncode == 1
-    assert "nucleus submit --resume sent" in done.stderr
+    assert "a job named sent (FAILED). Choose another name with --run. If" in done.stderr
+    assert f"nucleus submit --resume sent --address {ray_cluster}" in done.stderr
     assert len(done.stderr.splitlines()) == 1  # and not Ray's traceback
+
+
+CLIENT = SimpleNamespace(get_address=lambda: "http://127.0.0.1:8265")
+
+
+def test_a_taken_name_is_refused_before_a_job_is_made(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("NUCLEUS_BUCKET", str(bucket.uri))
+    bucket.put("runs/taken/run.json", b"{}")
+    again = "nucleus submit --resume taken --address http://127.0.0.1:8265"
+    with pytest.raises(JobError, match=again):
+        _check_name_is_free("taken", None, CLIENT)
+    _check_name_is_free("free", None, CLIENT)
+    with pytest.raises(JobError, match=again):
+        _check_name_is_free("taken", str(bucket.uri), CLIENT)
+    monkeypatch.delenv("NUCLEUS_BUCKET")
+    _check_name_is_free("taken", None, CLIENT)  # only the cluster knows its bucket
+    assert capsys.readouterr().err == ""
+
+
+def test_a_bucket_that_this_machine_cannot_reach_does_not_keep_a_job_from_starting(
+    bucket_uri: S3Uri, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://127.0.0.1:{port}")
+    monkeypatch.setattr("nucleus.cli.jobs._CHECK_SECONDS", 0.1)
+    patience = storage_timeout()
+    _check_name_is_free("new", str(bucket_uri), CLIENT)
+    assert "the job will check it" in capsys.readouterr().err
+    assert storage_timeout() == patience
+
+
+def test_hints_name_the_cluster_that_was_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert cluster_flags(CLIENT) == "--address http://127.0.0.1:8265"
+    monkeypatch.setattr("job.job_api._accepted", {"http://127.0.0.1:8265"})
+    assert cluster_flags(CLIENT) == "--address http://127.0.0.1:8265 --insecure"
 
 
 def test_a_resumed_run_needs_no_recipe(tmp_path: Path) -> None:

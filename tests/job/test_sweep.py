@@ -51,6 +51,7 @@ def test_only_the_best_is_published(bucket: Bucket, recipe: Path, tmp_path: Path
     over = ("--over", "optimizer.learning_rate=1e-6,1e30,1e-2", "--name", "some")
     status, told, said = sweep(recipe, *over, "--json")
     assert status == 0, said
+    assert "trial 2: optimizer.learning_rate=1e30 (run some-02)" in said
     answer = json.loads(told)
     trials = {trial["run"]: trial for trial in answer["trials"]}
     assert {run: trial["settings"] for run, trial in trials.items()} == {

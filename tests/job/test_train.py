@@ -121,7 +121,7 @@ def test_pulled_weights_predict_what_the_trainer_predicted(trained: Trained) -> 
 
 def test_history_is_complete_and_the_same_everywhere(trained: Trained) -> None:
     epochs = trained.recorder.epochs
-    assert [e["epoch"] for e in epochs] == [0, 1, 2]
+    assert [e["epoch"] for e in epochs] == [1, 2, 3]
     assert ["val_map" in e for e in epochs] == [False, True, True]
     assert epochs[-1]["loss"] < epochs[0]["loss"]
     stored = json.loads((trained.folder / "metrics.json").read_text())
@@ -140,9 +140,9 @@ def test_offline_wandb_run_holds_the_history(trained: Trained) -> None:
     history, config = read_wandb(path)
     rows = [{k: v for k, v in row.items() if not k.startswith("_")} for row in history]
     assert [row for row in rows if "loss" in row] == trained.recorder.epochs
-    assert [row["epoch"] for row in rows if "loss" not in row] == [-1, 1, 2, 2]  # pictures; the last of the best
+    assert [row["epoch"] for row in rows if "loss" not in row] == [0, 2, 3, 3]  # pictures; the last of the best
     (worst,) = read_wandb(of_driver)[0]
-    assert worst["epoch"] == 2
+    assert worst["epoch"] == 3
     assert any(key.startswith("worst/") for key in worst)
     (artifact,) = logged_artifacts(trained.wandb_dir.parent, "first-run")
     metadata = json.loads(artifact.metadata)

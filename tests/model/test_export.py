@@ -78,6 +78,21 @@ def exported(pulled: tuple[Path, np.ndarray], tmp_path_factory: pytest.TempPathF
     return folder
 
 
+def test_a_place_that_is_taken_is_refused_before_tensorflow_is_imported(tmp_path: Path) -> None:
+    (tmp_path / "m.onnx").touch()
+    code = (
+        "import sys, nucleus\nfrom pathlib import Path\n"
+        "try:\n    nucleus.model.check_export(Path(sys.argv[1]))\n"
+        "except nucleus.errors.UsageError as error:\n    print(error)\n"
+        "assert not {'tensorflow', 'keras'} & set(sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", f"import nucleus.errors\n{code}", str(tmp_path / "m.onnx")],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert "m.onnx; it exists already" in done.stdout
+
+
 @pytest.mark.parametrize("kind", EXPORT_FORMATS)
 def test_the_same_output_elsewhere(kind: ExportFormat, exported: Path, pulled: tuple[Path, np.ndarray]) -> None:
     _, expected = pulled

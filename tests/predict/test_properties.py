@@ -2,6 +2,7 @@
 
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from nucleus.config.recipe import NormalizationOptions
 from nucleus.data.shards import ShardFile, decode_record, encode_record, write_shard
@@ -163,3 +165,30 @@ def test_progress_survives() -> None:
     """Also before the first validation, when the best score is minus infinity."""
     for progress in (Progress(), Progress(epochs_done=3, best_score=0.5, history=[{"epoch": 2.0, "loss": 0.1}])):
         assert Progress.model_validate_json(progress.model_dump_json()) == progress
+
+
+@pytest.mark.parametrize(
+    ("stored", "epochs", "best"),
+    [
+        ({"best_epoch": -1, "history": []}, [], 0),
+        ({"best_epoch": -1, "history": [{"epoch": 0.0}]}, [1.0], 0),
+        ({"best_epoch": 1, "history": [{"epoch": 0.0}, {"epoch": 1.0}]}, [1.0, 2.0], 2),
+        ({"best_epoch": 0, "history": [{"epoch": 1.0}]}, [1.0], 0),
+        ({"best_epoch": 1, "history": [{"epoch": 1.0}, {"epoch": 2.0}]}, [1.0, 2.0], 1),
+    ],
+)
+def test_checkpoints_of_older_versions_count_epochs_from_one(
+    stored: dict[str, Any], epochs: list[float], best: int
+) -> None:
+    found = Progress.model_validate(stored)
+    assert [metrics["epoch"] for metrics in found.history] == epochs
+    assert found.best_epoch == best
+    assert Progress.model_validate_json(found.model_dump_json()) == found
+
+
+@pytest.mark.parametrize("history", [[1], [[]], "x", [{}], [{"epoch": "x"}], None])
+def test_damaged_checkpoints_end_in_a_validation_error(history: Any) -> None:
+    with suppress(ValidationError):
+        Progress.model_validate({"best_epoch": -1, "history": history})
+    with suppress(ValidationError):
+        Progress.model_validate({"history": history})

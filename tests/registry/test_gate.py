@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from nucleus.config.recipe import GateOptions
 from nucleus.errors import DataError, IntegrityError, ModelError
 from nucleus.registry import aliases as gate
 from nucleus.registry.aliases import GateDecision, move_alias, pass_gate, read_alias, read_decision, rollback_alias
@@ -50,7 +51,7 @@ def never(manifest: ModelManifest) -> float:
 def judged(
     bucket: Bucket, manifest: ModelManifest, rescore: Callable[[ModelManifest], float | None] = never
 ) -> GateDecision:
-    return pass_gate(bucket, manifest, "production", "map", rescore)
+    return pass_gate(bucket, manifest, GateOptions(), rescore)
 
 
 def meant(bucket: Bucket) -> int | None:
@@ -72,6 +73,29 @@ def test_only_better_versions_pass(bucket: Bucket, released: Callable[..., Model
     assert kept is not None
     assert re.search(r"0\.4000 .*0\.5000 .*version 1", kept.reason)
     assert read_decision(bucket, "m", 9) is None
+
+
+@pytest.mark.parametrize("score", [0.0, 0.0999])
+def test_a_first_version_needs_the_minimum(
+    bucket: Bucket, released: Callable[..., ModelManifest], score: float
+) -> None:
+    """A model that finds nothing does not become production because there is no other."""
+    decision = judged(bucket, released(score, iou=0.1))
+    assert (decision.passed, decision.incumbent, meant(bucket)) == (False, None, None)
+    assert re.search(rf"{score:.4f} is below gate.minimum 0.1.*nucleus models alias m@1 production", decision.reason)
+    assert judged(bucket, released(0.05)).passed is False, "the alias still does not exist"
+    assert judged(bucket, released(0.1)).passed
+    assert meant(bucket) == 3
+    assert judged(bucket, released(0.11)).passed, "from now on the incumbent decides"
+
+
+def test_the_minimum_is_a_choice_of_the_recipe(bucket: Bucket, released: Callable[..., ModelManifest]) -> None:
+    low, high = GateOptions(minimum=0.0), GateOptions(alias="strict", minimum=0.9)
+    manifest = released(0.0)
+    assert pass_gate(bucket, manifest, low, never).passed
+    assert not pass_gate(bucket, released(0.8), high, never).passed
+    move_alias(bucket, "m", "strict", 1)
+    assert pass_gate(bucket, released(0.85), high, never).passed, "better than what a person has put there"
 
 
 def test_a_version_is_judged_once(bucket: Bucket, released: Callable[..., ModelManifest]) -> None:

@@ -10,6 +10,7 @@ from nucleus.registry.aliases import list_aliases, move_alias, rollback_alias
 from nucleus.registry.manifest import Origin, version_prefix
 from nucleus.registry.publish import publish
 from nucleus.registry.versions import (
+    check_model_path,
     is_whole,
     list_models,
     list_versions,
@@ -121,6 +122,40 @@ def test_unknown_references(bucket: Bucket, model_files: Path) -> None:
         resolve_version(bucket, Reference("m", "9"))
     with pytest.raises(ModelError, match="staging"):
         resolve_version(bucket, Reference("m", "staging"))
+
+
+@pytest.mark.parametrize("name", ["cells-3", "cells-000003"])
+def test_a_folders_name_for_a_version_is_understood(bucket: Bucket, model_files: Path, name: str) -> None:
+    publish(bucket, "cells", model_files, origin())
+    with pytest.raises(ModelError, match=r"such as cells@3\. Run: nucleus models list"):
+        resolve_version(bucket, Reference(name))
+    with pytest.raises(ModelError, match=r"such as cells@3\. Run: nucleus models list cells"):
+        resolve_version(bucket, Reference("cells", name))
+    for path in (f"./{name}", f"/nowhere/{name}/", f"s3://b/models/{name.replace('-', '/versions/')}"):
+        with pytest.raises(UsageError, match=r"such as cells@3\."):
+            check_model_path(path)
+
+
+def test_a_model_that_is_not_there_names_those_near(bucket: Bucket, model_files: Path) -> None:
+    publish(bucket, "cells", model_files, origin())
+    with pytest.raises(ModelError, match=r"'cels'.* Did you mean cells\? Run: nucleus models list"):
+        resolve_version(bucket, Reference("cels"))
+
+
+def test_a_damaged_alias_is_named_and_can_be_set_anew(bucket: Bucket, model_files: Path) -> None:
+    for _ in range(2):
+        publish(bucket, "m", model_files, origin())
+    move_alias(bucket, "m", "staging", 1)
+    bucket.put("models/m/aliases/production.json", b"{")
+    with pytest.raises(ModelError, match=r"production\.json.*nucleus models alias NAME@VERSION ALIAS"):
+        list_aliases(bucket, "m")
+    warnings: list[str] = []
+    assert list_aliases(bucket, "m", warnings.append).keys() == {"staging"}
+    assert len(warnings) == 1
+    with pytest.raises(ModelError, match="damaged"):
+        rollback_alias(bucket, "m", "production")
+    assert move_alias(bucket, "m", "production", 2).previous is None
+    assert list_aliases(bucket, "m").keys() == {"production", "staging"}
 
 
 def test_manifests_that_could_not_be_read_again_are_refused() -> None:

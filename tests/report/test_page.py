@@ -23,13 +23,14 @@ from nucleus.report.figures import timing_panel
 from nucleus.report.page import (
     MOST_BYTES,
     commands_to_repeat,
+    commands_to_use,
     differing_settings,
     recipe_toml,
     render_page,
     write_report,
 )
 from nucleus.report.page_pictures import PictureFolder
-from nucleus.report.summary import workers_of
+from nucleus.report.summary import restarts_of, workers_of
 from nucleus.report.tables import has_published_images
 from nucleus.runs.record import RunRecord, Stage
 from tests.report_run import make_dataset, make_record, write_pictures
@@ -95,7 +96,7 @@ def test_the_page_says_what_there_is_to_say(written: Path) -> None:
         "full 3 (the image) 16",
         "1/32 1,280 –",
         "background, body, border, distance",
-        "Seeds: interior map above 0.6",
+        "from which a nucleus grows, from this probability 0.6",
         "nucleus predict IMAGES --model cells@3",
         "AWS_ENDPOINT_URL_S3",
         "the same pixels as one",
@@ -136,9 +137,39 @@ def test_images_without_mistakes_are_not_among_the_worst(tmp_path: Path) -> None
     assert "No other test images with mistakes" in text
 
 
+def test_restarts_are_told_with_what_they_cost(tmp_path: Path) -> None:
+    attempts = [
+        {"driver": "a", "epochs_done": 0},
+        {"driver": "a", "epochs_done": 0, "lost": 20.0},
+        {"driver": "a", "epochs_done": 3, "lost": 51.0},
+        {"driver": "b", "epochs_done": 4, "lost": 3849.0},
+    ]
+    record = make_record(attempts=attempts)
+    assert restarts_of(record) == [
+        "in the first epoch: 20.0 s from the last checkpoint to the next step",
+        "after 3 epochs: 51.0 s from the last checkpoint to the next step",
+        "after 4 epochs, the run was resumed: 1 h 4 min from the last checkpoint to the next step, pauses included",
+    ]
+    text = Page(render_page(tmp_path, record, make_dataset())).text
+    assert text.count("after 3 epochs: 51.0 s from the last checkpoint") == 2  # at the top, and beside the cost
+    assert "Restarts" not in Page(render_page(tmp_path, make_record(attempts=attempts[:1]), make_dataset())).text
+
+
+def test_a_run_can_be_repeated_from_what_the_page_says(tmp_path: Path) -> None:
+    where = {"endpoint": "http://127.0.0.1:9000", "repository": "https://git.example/nucleus.git"}
+    record, dataset = make_record(**where), make_dataset()
+    first, *_, second, third, _, _, _ = commands_to_repeat(record, dataset).splitlines()
+    assert first == "git clone https://git.example/nucleus.git nucleus && cd nucleus"
+    assert (second, third) == ("export AWS_ENDPOINT_URL_S3=http://127.0.0.1:9000", "export NUCLEUS_BUCKET=s3://nucleus")
+    assert commands_to_use(record).startswith(f"{second}\n{third}\n")
+    text = Page(render_page(tmp_path, record, dataset)).text
+    assert "at http://127.0.0.1:9000" in text
+    assert "address was not recorded" in Page(render_page(tmp_path, make_record(), dataset)).text
+
+
 def test_workers_that_came_and_went_are_told() -> None:
     entry = {"loss": 1.0}
-    history = [{**entry, "epoch": float(epoch), "workers": float(n)} for epoch, n in enumerate((3, 3, 2, 3))]
+    history = [{**entry, "epoch": float(epoch), "workers": float(n)} for epoch, n in enumerate((3, 3, 2, 3), 1)]
     assert workers_of(make_record(history=history)).endswith("changed from 3 to 2 in epoch 3, from 2 to 3 in epoch 4")
     del history[1]["workers"]
     assert workers_of(make_record(history=history)).endswith("changed from 3 to 2 in epoch 3, from 2 to 3 in epoch 4")
@@ -235,8 +266,8 @@ def test_pictures_that_do_not_fit_are_left_out(tmp_path: Path) -> None:
 
 def test_a_long_history_is_thinned(tmp_path: Path) -> None:
     entry = {"loss": 1.0, "learning_rate": 1e-3, "images_per_second": 9.0}
-    history = [{"epoch": float(epoch), **entry} for epoch in range(20000)]
-    page = render_page(tmp_path, make_record(history=history, best_epoch=19999), make_dataset())
+    history = [{"epoch": float(epoch), **entry} for epoch in range(1, 20001)]
+    page = render_page(tmp_path, make_record(history=history, best_epoch=20000), make_dataset())
     assert len(page) < MOST_BYTES
     assert "Metrics by epoch (200 of 20,000 epochs)" in Page(page).text
 
@@ -314,7 +345,7 @@ def test_missing_and_damaged_pictures_are_named(tmp_path: Path) -> None:
                 "metrics": {"val": make_record().metrics["val"], "test": {"all": {"images": 0.0}}},
                 "test_images": [],
                 "history": make_record().history[:1],
-                "best_epoch": 0,
+                "best_epoch": 1,
                 "encoder_weights": {"source": "none", "sha256": None},
             },
             {"counts": {"train": 40, "val": 6, "test": 0}},
@@ -393,9 +424,9 @@ def test_mistakes_add_up_where_the_metrics_have_them(tmp_path: Path) -> None:
     assert "all kinds 1,000 870 (87 %) 80 (8 %) 20 (2 %) 30 (3 %) 19 (2 %) 91 %" in text
     assert "stain (H&E and others) – – – – – – –" in text
     assert (
-        "found 870 of 1,000 nuclei (87 %) one for one; 80 were missed, 20 merged with a neighbour and 30 split." in text
+        "found 870 of 1,000 nuclei (87 %) one for one; it missed 80, merged 20 with a neighbour and split 30." in text
     )
-    assert "Of the 950 nuclei that it outlined, 19 were extra" in text
+    assert "Of the 950 nuclei that it outlined, 19 are extra" in text
 
 
 def test_training_scores_are_drawn_if_there_are_any(tmp_path: Path) -> None:
@@ -426,7 +457,7 @@ def test_commands_quote_what_they_are_given() -> None:
     assert lines == [
         "git checkout 'abc`id`'",
         "export NUCLEUS_BUCKET='s3://x$(id)'",
-        "nucleus data import 'my cells.zip' cells --seed 3",
+        "nucleus data import FOLDER/'my cells.zip' cells --seed 3",
         "nucleus train recipe.toml",
         "nucleus evaluate 'cells; rm -rf ~@3' s3://nucleus/datasets/cells@0123456789ab --split test "
         "--gallery worst.png",

@@ -16,9 +16,11 @@ from nucleus.registry.manifest import EncoderWeightsOrigin
 from nucleus.runs import state as run_state
 from nucleus.runs.listing import find_run
 from nucleus.runs.plan import RunFolder, RunPlan, load_plan, save_plan
+from nucleus.runs.record import ATTEMPTS_FILE, HISTORY_FILE, Attempt, attempts_json, read_attempts
 from nucleus.runs.state import (
     LOST_SECONDS,
     STATE_FILE,
+    AttemptCallback,
     RunState,
     StateWriter,
     Status,
@@ -195,3 +197,50 @@ def test_a_plan_of_another_version_is_listed_and_not_resumed(bucket: Bucket) -> 
     begin(bucket, "ours")
     assert load_plan(bucket, "ours").recipe == parse_recipe({"model": "m", "dataset": "d"}, "r.toml")
     assert RunPlan.model_validate_json(plan.model_dump_json()) == plan
+
+
+def attempts_of(home: RunFolder) -> list[Attempt]:
+    return read_attempts(home.bucket.get(home.key(ATTEMPTS_FILE)), "x")
+
+
+def test_each_start_of_the_workers_is_recorded_with_what_it_cost(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the last checkpoint before it to its first step, by the server's clock, which the test drives."""
+    home = RunFolder(bucket, "trial")
+    clock: dict[str, datetime] = {}
+
+    def last_write(_: AttemptCallback, *names: str) -> datetime | None:
+        return max((clock[name] for name in names if name in clock), default=None)
+
+    monkeypatch.setattr(AttemptCallback, "_last_write", last_write)
+
+    def start(driver: int, epoch: int, at: int) -> None:
+        state = RunState(state="running", since=NOON, host="node-1", process=driver)
+        home.bucket.put(home.key(STATE_FILE), state.model_dump_json().encode())
+        callback = AttemptCallback(home)
+        clock[ATTEMPTS_FILE] = NOON + timedelta(seconds=at)
+        for step in range(3):  # only the first counts
+            callback.on_steps_end(epoch, 9, step + 1, 3, 0.5, 4.0)
+
+    start(driver=1, epoch=1, at=0)
+    assert [(each.epochs_done, each.lost) for each in attempts_of(home)] == [(0, 0.0)]
+    start(driver=1, epoch=1, at=40)  # lost before its first checkpoint
+    clock[HISTORY_FILE] = NOON + timedelta(seconds=100)
+    start(driver=1, epoch=4, at=151)
+    start(driver=2, epoch=4, at=4000)
+    found = attempts_of(home)
+    assert [(each.epochs_done, each.lost) for each in found] == [(0, 0.0), (0, 40.0), (3, 51.0), (3, 3849.0)]
+    assert len({each.driver for each in found}) == 2
+    assert found[2].driver == found[1].driver != found[3].driver
+
+
+def test_attempts_are_read_from_the_servers_times(bucket: Bucket) -> None:
+    home = RunFolder(bucket, "trial")
+    home.bucket.put(home.key(ATTEMPTS_FILE), attempts_json([Attempt(driver="", epochs_done=0)]))
+    AttemptCallback(home).on_steps_end(3, 9, 1, 3, 0.5, 4.0)
+    first, second = attempts_of(home)
+    assert (first.epochs_done, second.epochs_done) == (0, 2)
+    assert 0 <= second.lost < 600
+    with pytest.raises(JobError, match="attempts at x; they are damaged"):
+        read_attempts(b"[{}]", "x")

@@ -25,7 +25,7 @@ from tests.tracking.wandb_server import WandbServer, wandb_server
 
 KEY = "0123456789" * 4
 RUN = "r-1"
-HISTORY = [{"epoch": float(epoch), "loss": 1 / (epoch + 3)} for epoch in range(4)]
+HISTORY = [{"epoch": epoch + 1.0, "loss": 1 / (epoch + 3)} for epoch in range(4)]
 
 
 @pytest.fixture
@@ -231,7 +231,7 @@ def tracking_of(runs: dict[str, Failing | Exception], mode: str) -> tuple[RunTra
 def whole_run(tracking: RunTracking) -> None:
     for metrics in HISTORY[:2]:
         tracking.log(metrics)
-        tracking.predictions(int(metrics["epoch"]) + 1, [])
+        tracking.predictions(int(metrics["epoch"]), [])
     tracking.finish({"val_map": 0.5})
 
 
@@ -241,7 +241,7 @@ def test_an_online_run_that_fails_goes_on_offline_with_all_metrics(fails: str) -
     offline = Failing()
     tracking, warnings = tracking_of({"online": online, "offline": offline}, "online")
     whole_run(tracking)
-    assert {call for call in offline.calls if call[0] == "log"} == {("log", 0.0), ("log", 1.0)}
+    assert {call for call in offline.calls if call[0] == "log"} == {("log", 1.0), ("log", 2.0)}
     assert ("finish", {"val_map": 0.5}) in offline.calls
     assert (tracking.mode, tracking.run_path, tracking.kept_files) == ("offline", "nucleus/r-1", offline.kept_files)
     (warning,) = warnings

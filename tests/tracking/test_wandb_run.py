@@ -45,7 +45,7 @@ from tests.tracking.wandb_server import WandbServer, wandb_server
 
 RUN = "r-1"
 HISTORY = [
-    {"epoch": float(epoch), "loss": 1 / (epoch + 3), "learning_rate": 1e-4 / 3, "images_per_second_per_worker": 7.0}
+    {"epoch": epoch + 1.0, "loss": 1 / (epoch + 3), "learning_rate": 1e-4 / 3, "images_per_second_per_worker": 7.0}
     | ({"val_map": math.sqrt(epoch) / 3, "val_iou": 0.1 + 0.2} if epoch % 2 else {})
     for epoch in range(5)
 ]
@@ -110,8 +110,8 @@ def test_every_number_and_picture_is_there_once(tmp_path: Path) -> None:
     run = train(tmp_path, range(5), [predicted("a"), predicted("b")], end=True)
     rows = rows_of_run(tmp_path, RUN)
     assert numbers(rows) == HISTORY
-    shown = [(epoch, f"predictions/{name}") for epoch in (0, -1, 1, 3) for name in "ab"]
-    assert pictures(rows) == [*shown, (4, "best/a"), (4, "best/b")]
+    shown = [(epoch, f"predictions/{name}") for epoch in (1, 0, 2, 4) for name in "ab"]
+    assert pictures(rows) == [*shown, (5, "best/a"), (5, "best/b")]
     steps = [row["_step"] for row in rows]
     assert steps == sorted(set(steps))
     assert run.run_path == f"nucleus/{RUN}"
@@ -122,8 +122,8 @@ def test_a_resumed_run_adds_what_is_missing(tmp_path: Path) -> None:
     train(tmp_path / "a", range(3), [predicted()], end=False)
     train(tmp_path / "a", range(2, 5), [predicted()], end=True)
     assert numbers(rows_of_run(tmp_path / "a", RUN)) == HISTORY
-    once = [(epoch, "predictions/a") for epoch in (0, -1, 1, 3)]
-    assert pictures(rows_of_run(tmp_path / "a", RUN)) == [*once, (4, "best/a")]
+    once = [(epoch, "predictions/a") for epoch in (1, 0, 2, 4)]
+    assert pictures(rows_of_run(tmp_path / "a", RUN)) == [*once, (5, "best/a")]
     train(tmp_path / "a", range(4, 5), [predicted()], end=True)  # it ended, and the driver was lost before it heard
     assert numbers(rows_of_run(tmp_path / "a", RUN)) == HISTORY
     assert Counter(pictures(rows_of_run(tmp_path / "a", RUN))).most_common(1)[0][1] == 1
@@ -137,6 +137,31 @@ def test_a_resumed_run_adds_what_is_missing(tmp_path: Path) -> None:
     last = summary_of_file(offline_files(tmp_path / "a", RUN)[-1])
     expected = {"test_map": 0.25, **HISTORY[3], **HISTORY[4]}
     assert {name: last[name] for name in expected} == expected  # sent last, it replaces the others
+
+
+def test_a_run_that_began_before_0_3_goes_on_counting_from_zero(tmp_path: Path) -> None:
+    """W&B keeps the rows that it has; the steps are the same in both counts."""
+    earlier = [{**metrics, "epoch": metrics["epoch"] - 1} for metrics in HISTORY]
+    run = WandbRun(RUN, TrackingOptions(), "offline", tmp_path, first_epoch=0)
+    run.log(HISTORY[0])
+    run.predictions(0, [predicted()])
+    for metrics in HISTORY[1:3]:
+        run.log(metrics)
+    run.abort()
+    resumed = WandbRun(RUN, TrackingOptions(), "offline", tmp_path, first_epoch=0)
+    for metrics in HISTORY:
+        resumed.log(metrics)
+    resumed.predictions(None, [predicted()])
+    resumed.finish({"epoch": 5.0, "test_map": 0.25})
+    rows = rows_of_run(tmp_path, RUN)
+    assert numbers(rows) == earlier
+    assert pictures(rows) == [(-1, "predictions/a"), (4, "best/a")]
+    assert summary_of_file(offline_files(tmp_path, RUN)[-1])["epoch"] == 4
+    train(tmp_path / "new", range(5), [predicted()], end=True)
+    steps = [
+        [row["_step"] for row in rows_of_run(folder, RUN) if "loss" in row] for folder in (tmp_path, tmp_path / "new")
+    ]
+    assert steps[0] == steps[1]
 
 
 KILLED = """
@@ -344,7 +369,7 @@ def test_a_published_model_is_an_artifact_of_references(
     assert {item.path: item.digest for item in model.manifest.contents} == etags
 
     (row,) = logged_rows(paths[1])
-    assert row["epoch"] == 4
+    assert row["epoch"] == 5
     assert row["_step"] > max(row["_step"] for row in logged_rows(paths[0]))
     files = []
     for number, image in enumerate(worst):
@@ -403,8 +428,8 @@ def sync(*folders: Path) -> None:
 def check_sent(server: WandbServer, published: ModelManifest) -> None:
     """What an online run has sent, or an offline one when it was synced."""
     assert numbers(server.history) == HISTORY
-    once = [(epoch, "predictions/a") for epoch in (0, -1, 1, 3)]
-    assert pictures(server.history) == [*once, (4, "best/a"), (4, "worst/x"), (4, "worst/y")]
+    once = [(epoch, "predictions/a") for epoch in (1, 0, 2, 4)]
+    assert pictures(server.history) == [*once, (5, "best/a"), (5, "worst/x"), (5, "worst/y")]
     shown = [value for row in server.history for value in row.values() if isinstance(value, dict)]
     for value in shown:
         masks = [mask["path"] for mask in value.get("masks", {}).values()]
@@ -522,24 +547,28 @@ def test_tensorboard_shows_scalars_pictures_and_the_graph(tmp_path: Path) -> Non
         assert [(item.step, item.value) for item in found.Scalars(name)] == expected
     assert found.Tags()["images"] == ["predictions/a"]
     shown = [(item.step, item.width, item.height, item.encoded_image_string) for item in found.Images("predictions/a")]
-    assert shown == [(done - 1, 9, 8, png) for done, png in drawn.items()]
+    assert shown == [(done, 9, 8, png) for done, png in drawn.items()]
     nodes = found.Graph().node
     assert any("first" in node.name and node.op == "Conv2D" for node in nodes)
     assert len(graph) < 20_000  # no weights
 
 
 def calls(epochs: int, total: int, at_once: int) -> list[tuple[int, int, int]]:
-    return [(epoch, min(done + at_once, total), total) for epoch in range(epochs) for done in range(0, total, at_once)]
+    return [
+        (epoch, min(done + at_once, total), total)
+        for epoch in range(1, epochs + 1)
+        for done in range(0, total, at_once)
+    ]
 
 
 @pytest.mark.parametrize(
     ("asked", "given", "first", "last"),
     [
-        (5, calls(2, 100, 1), (0, 10), (0, 15)),
-        (5, calls(2, 100, 8), (0, 16), (0, 24)),
-        (50, calls(2, 20, 4), (0, 12), (0, 20)),  # to the epoch's end
-        (5, calls(4, 6, 1), (1, 4), (1, 6)),  # short epochs
-        (5, calls(4, 8, 8), (1, 8), (2, 8)),  # each is one call
+        (5, calls(2, 100, 1), (1, 10), (1, 15)),
+        (5, calls(2, 100, 8), (1, 16), (1, 24)),
+        (50, calls(2, 20, 4), (1, 12), (1, 20)),  # to the epoch's end
+        (5, calls(4, 6, 1), (2, 4), (2, 6)),  # short epochs
+        (5, calls(4, 8, 8), (2, 8), (3, 8)),  # each is one call
         (5, calls(1, 9, 1), None, None),  # too few
         (0, calls(2, 100, 1), None, None),
         (5, calls(3, 100, 1)[100:], None, None),  # it goes on with the second epoch
@@ -574,7 +603,7 @@ def test_a_profile_can_be_read(tmp_path: Path) -> None:
     profile = StepProfile(100, tmp_path)
     for done in range(1, 14):
         tf.linalg.matmul(tf.ones((64, 64)), tf.ones((64, 64))).numpy()
-        profile.steps(0, done, 100)
+        profile.steps(1, done, 100)
     assert profile.files == {}
     profile.stop()  # as when the run is broken off
     (name,) = [name for name in profile.files if name.endswith(".xplane.pb")]

@@ -79,7 +79,7 @@ class Keeper(Callback):
     def on_steps_end(
         self, epoch: int, epochs: int, done: int, total: int, loss: float, images_per_second: float
     ) -> None:
-        assert 0 <= epoch < epochs
+        assert 1 <= epoch <= epochs
         assert 0 < done <= total
         assert loss > 0
         assert images_per_second > 0
