@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,6 +19,7 @@ from job.events import EventCallback
 from job.final_model import FINAL_FOLDER, run_facts, save_model
 from nucleus.config.recipe import Recipe
 from nucleus.data.images import RgbImage, encode_png
+from nucleus.errors import StorageError
 from nucleus.metrics.scores import AP_NAMES
 from nucleus.pictures import CYAN, YELLOW, brightened, draw_mistakes, draw_outlines, resize_to_side
 from nucleus.predict.evaluation import PredictedImage
@@ -35,6 +37,7 @@ from nucleus.storage.bucket import Bucket
 from nucleus.storage.files import write_sums
 from nucleus.storage.uri import parse_uri
 from nucleus.surroundings import installed_versions
+from nucleus.text import first_line
 from nucleus.tracking.failover import RunTracking
 from nucleus.tracking.tensorboard import EVENTS_FILE, TENSORBOARD_FOLDER, StepProfile, events_of, graph_of, write_events
 from nucleus.tracking.wandb_artifacts import summary_of
@@ -77,8 +80,8 @@ def worker_callbacks(plan: RunPlan, events: Any | None, local: Path, wandb_dir: 
     if events is None:
         return CallbackList([pictures, CheckpointCallback()])
     profile = ProfileCallback(plan.recipe.tracking.profile_steps, local / TENSORBOARD_FOLDER)
-    tensorboard = TensorBoardCallback(folder, local, pictures, profile)
     to_driver = EventCallback(events)
+    tensorboard = TensorBoardCallback(folder, local, pictures, profile, to_driver.on_warning)
     tracking = RunTracking(partial(_wandb_run, plan, wandb_dir), plan.wandb_mode, to_driver.on_warning)
     wandb = WandbCallback(tracking, home.below(WANDB_FOLDER))
     checkpoint = CheckpointCallback(folder, tensorboard, tracking)
@@ -235,13 +238,23 @@ class TensorBoardCallback(Callback):
         local: The run's folder on this machine.
         pictures: Callback with the predictions for the event file.
         profile: Callback with the profile's files.
+        warn: Called with a text, once, if a file on this machine cannot be written or has vanished.
     """
 
-    def __init__(self, folder: Bucket, local: Path, pictures: PictureCallback, profile: ProfileCallback) -> None:
+    def __init__(
+        self,
+        folder: Bucket,
+        local: Path,
+        pictures: PictureCallback,
+        profile: ProfileCallback,
+        warn: Callable[[str], None],
+    ) -> None:
         self._folder = folder
         self._local = local
         self._pictures = pictures
         self._profile = profile
+        self._warn = warn
+        self._warned = False
         self._earlier: dict[int, dict[str, bytes]] = {}
         self._graph: bytes | None = None
 
@@ -257,12 +270,27 @@ class TensorBoardCallback(Callback):
 
         def upload() -> None:
             events = events_of(history, pictures, graph)
-            write_events(self._local / EVENTS_FILE, events)
             self._folder.put(EVENTS_FILE, events)
-            for name, path in self._profile.files.items():
-                self._folder.put(f"{TENSORBOARD_FOLDER}/{name}", path)
+            with self._forgiven():
+                write_events(self._local / EVENTS_FILE, events)
+                for name, path in self._profile.files.items():
+                    self._folder.put(f"{TENSORBOARD_FOLDER}/{name}", path)
 
         return upload
+
+    @contextmanager
+    def _forgiven(self) -> Iterator[None]:
+        """Make an error of this machine's disk a warning: checkpoints are worth more than these files."""
+        try:
+            yield
+        except OSError as error:
+            if isinstance(error, StorageError):
+                raise
+            if not self._warned:
+                self._warned = True
+                self._warn(
+                    f"TensorBoard's files on this machine are not complete, in {self._local}: {first_line(error)}"
+                )
 
     def _tagged_pictures(self, epochs_done: int) -> dict[int, dict[str, bytes]]:
         """Return PNGs by finished epochs, then tag; predictions by the best weights are at the last epoch."""

@@ -2,6 +2,9 @@
 
 import importlib
 import os
+import signal
+from contextlib import suppress
+from types import FrameType
 from typing import Any
 
 import click
@@ -11,6 +14,13 @@ from nucleus import __version__
 from nucleus.errors import NucleusError
 
 __all__ = ["cli", "main"]
+
+_ENDS: dict[int, str] = {
+    signal.SIGINT: "Interrupted.",
+    signal.SIGTERM: "Terminated.",
+    signal.SIGHUP: "Terminated: terminal closed.",
+}
+"""What a command says that a signal has ended: signal, then text."""
 
 # Command: (module, attribute, help). The help is repeated here so that `nucleus --help` imports no command.
 _COMMANDS = {
@@ -56,6 +66,11 @@ class _Commands(click.Group):
                 raise
             click.echo(f"Error: {error}", err=True)
             raise click.exceptions.Exit(error.exit_code) from error
+        except KeyboardInterrupt as error:  # of Ctrl-C, or `_end`
+            number = int((error.args or _ended_by or [signal.SIGINT])[-1])
+            with suppress(OSError):  # the terminal may be gone
+                click.echo(_ENDS.get(number, "Ended."), err=True)
+            raise click.exceptions.Exit(128 + number) from error
         except BrokenPipeError:
             raise
         except OSError as error:  # a full disk, a file in place of a folder, missing permissions
@@ -82,6 +97,19 @@ def cli(debug: bool, storage_timeout: float | None) -> None:  # noqa: ARG001  de
         nucleus.storage.set_storage_timeout(storage_timeout)
 
 
+_ended_by: list[int] = []
+"""Signals that have ended this process; Ray raises a plain KeyboardInterrupt instead of that of `_end`."""
+
+
+def _end(number: int, _frame: FrameType | None) -> None:
+    """End the command as Ctrl-C does, so that temporary files are removed and processes ended."""
+    _ended_by.append(number)
+    raise KeyboardInterrupt(number)
+
+
 def main() -> None:
-    """Run the command line."""
+    """Run the command line. SIGTERM and SIGHUP, unless they are ignored, end it as Ctrl-C does."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _end)
     cli(prog_name="nucleus")

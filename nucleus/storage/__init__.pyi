@@ -38,6 +38,7 @@ from .retries import set_storage_timeout as set_storage_timeout
 from .retries import storage_timeout as storage_timeout
 from .s3_errors import endpoint as endpoint
 from .s3_errors import explained as explained
+from .uri import BUCKET_VARIABLE as BUCKET_VARIABLE
 from .uri import LONGEST_KEY as LONGEST_KEY
 from .uri import S3Uri as S3Uri
 from .uri import bucket_from_environment as bucket_from_environment

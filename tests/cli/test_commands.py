@@ -222,7 +222,7 @@ BAD_INPUT: list[tuple[list[Any], int, str]] = [
     (["weights", "add", "flat/a.png", "--encoder", "resnet"], 2, "is not one of 'mobilenet_v2', 'efficientnet_v2_b0'"),
     (["data", "import", "two", "d@0123456789ab"], 2, "leave out @0123456789ab"),
     (["data", "import", "two", "d", "--seed", "-1"], 2, "is not in the range"),
-    (["train", "demo", "--resume", "r", "--set", "workers=1"], 2, "leave out --set"),
+    (["train", "--resume", "r", "--set", "workers=1"], 2, "leave out --set"),
     (["store", "start", "--dir", "flat/a.png"], 1, "flat/a.png; it is a file"),
 ]
 
