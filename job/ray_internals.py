@@ -176,6 +176,16 @@ def shielded_start() -> Iterator[None]:
         yield
     finally:
         services.ConsolePopen, utils.set_sigterm_handler = before, handler
+        _restore_handlers()
+
+
+def _restore_handlers() -> None:
+    """Install this process's handlers of signals again: Ray's native ones print a stack, and abort it after 3 s."""
+    if threading.current_thread() is threading.main_thread():
+        for number in _SHIELDED:
+            handler = signal.getsignal(number)
+            if handler is not None:
+                signal.signal(number, handler)
 
 
 class _ShieldedProcess(subprocess.Popen[Any]):
