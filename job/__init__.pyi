@@ -61,6 +61,7 @@ from .ray_internals import shielded_start as shielded_start
 from .ray_internals import socket_path_length as socket_path_length
 from .ray_internals import temporary_folder as temporary_folder
 from .ray_internals import trainer_class as trainer_class
+from .ray_internals import without_state_dumps as without_state_dumps
 from .ray_internals import worker_paths as worker_paths
 from .reporting import has_facts as has_facts
 from .reporting import report_folder as report_folder

@@ -9,7 +9,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, redirect_stdout, suppress
+from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any
@@ -107,7 +107,7 @@ def connection(*, own_cpus: int | None = None, verbose: bool = False) -> Iterato
         with stderr_without(_REMARK) as shown:
             _connect(own_cpus, shown, verbose=verbose)
         try:
-            with _left_if_lost():
+            with nullcontext() if verbose else job.without_state_dumps(), _left_if_lost():
                 yield
         finally:
             job.disconnect(lost=lost_cluster() is not None)

@@ -38,6 +38,7 @@ __all__ = [
     "socket_path_length",
     "temporary_folder",
     "trainer_class",
+    "without_state_dumps",
     "worker_paths",
 ]
 
@@ -72,6 +73,8 @@ _STARTED = ("gcs_server", _NODE_PROCESS)
 """Names of the processes that Ray starts on a machine, beside those that end with them."""
 _SHIELDED = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
 """Signals that Ray's processes do not receive."""
+_STATE_DUMP = "Raylet logs"
+"""Part of the text with which Ray tells that its process of a node has died."""
 _MEMORY = ", often because the machine's memory was full"
 _LONGEST_SOCKET = "dash_TaskEventsHead"
 """Longest name of a socket of Ray."""
@@ -177,6 +180,24 @@ def shielded_start() -> Iterator[None]:
     finally:
         services.ConsolePopen, utils.set_sigterm_handler = before, handler
         _restore_handlers()
+
+
+@contextmanager
+def without_state_dumps() -> Iterator[None]:
+    """Within the block, do not print the pages of its state that Ray prints if its process of a node dies."""
+    from ray._private import worker
+
+    before = worker.print_to_stdstream
+
+    def printed(data: dict[str, Any], **options: Any) -> None:
+        if not any(_STATE_DUMP in line for line in data["lines"]):
+            before(data, **options)
+
+    worker.print_to_stdstream = printed
+    try:
+        yield
+    finally:
+        worker.print_to_stdstream = before
 
 
 def _restore_handlers() -> None:
