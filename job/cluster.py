@@ -173,7 +173,7 @@ def check_temporary_folder() -> None:
         JobError: The folder's path is too long for sockets, it cannot be written, or its disk is full.
     """
     folder = job.temporary_folder()
-    change = f"Set {_FOLDER} to another folder on a local disk, such as: export {_FOLDER}=/tmp/ray-$USER"
+    change = f"Set {_FOLDER} to another folder on a local disk, such as: export {_FOLDER}=/var/tmp/ray-$USER"
     length = job.socket_path_length(folder)
     if length > _LONGEST_SOCKET_PATH:
         raise JobError(

@@ -133,7 +133,8 @@ def sweep(
     callback.on_stage(f"Sweep {name}: {len(plans)} trials")
     bucket = options.bucket(plans[0].bucket)
     make_folder(options.local_folder, callback)
-    with stops_on_signals(callback, lambda: _how_to_go_on(plans)) as interruptions:
+    versions: list[str] = []
+    with stops_on_signals(callback, lambda: _how_to_go_on(plans, versions)) as interruptions:
         outcomes = _outcomes(name, list(zip(plans, trials, strict=True)), options, callback, interruptions, at_once)
         best = outcomes[0]
         if best.fitted is None:
@@ -141,7 +142,8 @@ def sweep(
         by_run = {plan.run: plan for plan in plans}
         with StateWriter(RunFolder(bucket, best.run)) as state:
             published = publish_run(by_run[best.run], best.fitted, bucket, callback)
-            state.published(f"{published.model}@{published.version}")
+            versions.append(f"{published.model}@{published.version}")
+            state.published(versions[0])
         report_published(by_run[best.run], published, bucket, callback, {})
         for outcome in outcomes[1:]:
             _report(by_run[outcome.run], outcome, bucket, callback)
@@ -178,8 +180,15 @@ def _outcomes(
     return sorted(outcomes, key=lambda outcome: -1.0 if outcome.score is None else outcome.score, reverse=True)
 
 
-def _how_to_go_on(plans: Sequence[RunPlan]) -> str:
-    """Return the sentence that says how to continue a trial: a sweep as a whole cannot be resumed."""
+def _how_to_go_on(plans: Sequence[RunPlan], versions: Sequence[str] = ()) -> str:
+    """Return the sentence that says how to continue a trial: a sweep as a whole cannot be resumed.
+
+    Args:
+        plans: The trials.
+        versions: The version that the sweep has published, or nothing.
+    """
+    if versions:
+        return f"{versions[0]} is published; reports of the trials are missing."
     return f"To continue and publish one of its {len(plans)} trials, such as the first: {plans[0].resume_command}"
 
 

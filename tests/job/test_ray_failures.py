@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -194,6 +195,32 @@ def test_errors_of_ray_in_the_block_become_ours() -> None:
         raise task_error(DataError("no masks"))
     with pytest.raises(KeyError), connection(own_cpus=1):
         raise KeyError("not from Ray")
+
+
+@pytest.mark.usefixtures("no_ray")
+@pytest.mark.parametrize("ignored", [False, True])
+def test_a_lost_cluster_ends_the_waiting_of_the_main_thread(ignored: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also in a process that was started to ignore SIGINT, as by a shell in the background."""
+    lost = threading.Event()
+    monkeypatch.setattr(cluster, "_WATCH_SECONDS", 0.01)
+    monkeypatch.setattr(cluster.job, "connected_addresses", dict, raising=False)
+    monkeypatch.setattr(
+        cluster.job, "ended_process", lambda: "Ray's process raylet was ended" if lost.is_set() else None, raising=False
+    )
+
+    def wait() -> None:
+        with connection(own_cpus=1):
+            os.kill(os.getpid(), signal.SIGINT if ignored else signal.SIGWINCH)
+            lost.set()
+            threading.Event().wait()
+
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN) if ignored else signal.getsignal(signal.SIGINT)
+    try:
+        with pytest.raises(JobError, match="is lost: Ray's process raylet"):
+            wait()
+        assert signal.getsignal(signal.SIGINT) is (signal.SIG_IGN if ignored else before)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_a_node_is_waited_for_while_its_process_runs(monkeypatch: pytest.MonkeyPatch) -> None:
