@@ -83,7 +83,7 @@ def worker_callbacks(plan: RunPlan, events: Any | None, local: Path, wandb_dir: 
     to_driver = EventCallback(events)
     tensorboard = TensorBoardCallback(folder, local, pictures, profile, to_driver.on_warning)
     tracking = RunTracking(partial(_wandb_run, plan, wandb_dir), plan.wandb_mode, to_driver.on_warning)
-    wandb = WandbCallback(tracking, home.below(WANDB_FOLDER))
+    wandb = WandbCallback(tracking, home.below(WANDB_FOLDER), to_driver.on_warning)
     checkpoint = CheckpointCallback(folder, tensorboard, tracking)
     return CallbackList(
         [profile, pictures, tensorboard, FactsCallback(report, plan.recipe), wandb, to_driver, checkpoint]
@@ -323,11 +323,13 @@ class WandbCallback(Callback):
     Args:
         tracked: The tracking of the run.
         folder: Folder of the run in the bucket for the files of an offline run.
+        warn: Called with a text if these files have vanished from this machine.
     """
 
-    def __init__(self, tracked: RunTracking, folder: Bucket) -> None:
+    def __init__(self, tracked: RunTracking, folder: Bucket, warn: Callable[[str], None]) -> None:
         self._tracked = tracked
         self._folder = folder
+        self._warn = warn
         self._finished = False
 
     def on_resume(self, history: History, where: str) -> None:  # noqa: ARG002
@@ -348,7 +350,12 @@ class WandbCallback(Callback):
         """Close a run that has not finished, and upload the files of an offline run: this machine may be lost."""
         if not self._finished:
             self._tracked.abort()
-        keep_files(self._folder, self._tracked.kept_files)
+        files = self._tracked.kept_files
+        if self._tracked.mode == "offline" and not files:
+            self._warn(
+                "W&B's files of this run have vanished; its metrics are in the report and in TensorBoard's files."
+            )
+        keep_files(self._folder, files)
 
 
 class CheckpointCallback(Callback):
