@@ -18,7 +18,7 @@ import psutil
 
 import job
 from nucleus.config.recipe import Recipe
-from nucleus.errors import JobError, NucleusError
+from nucleus.errors import ClusterError, JobError, NucleusError
 from nucleus.lazy import stderr_without
 from nucleus.surroundings import provide_folders
 from nucleus.text import first_line, plural
@@ -35,6 +35,7 @@ __all__ = [
     "lost_cluster",
     "resources_needed",
     "shortage",
+    "wait_for_certainty",
 ]
 
 
@@ -50,6 +51,8 @@ _PROBE_BYTES, _FREE_BYTES = 1 << 16, 64 << 20
 """Bytes that are written to Ray's folder to see whether that works, and those that must be free there."""
 _WATCH_SECONDS = 1.0
 """Seconds between two looks at a cluster."""
+_LOOKS = 40
+"""Looks at a cluster that may be lost, which takes longer than any of its servers may be silent."""
 _REMARK = rb"Set ray log level from environment variable"
 """Beginning of a line of Ray that is not shown."""
 
@@ -96,6 +99,7 @@ def connection(*, own_cpus: int | None = None, verbose: bool = False) -> Iterato
 
     Raises:
         JobError: Ray cannot be reached or started, or fails within the block; the message has the last cause.
+        ClusterError: The cluster is lost within the block.
     """
     import ray
 
@@ -240,9 +244,24 @@ def lost_cluster() -> str | None:
     return _watch.lost or job.ended_process()
 
 
+def wait_for_certainty() -> None:
+    """Wait, if a server of the cluster is silent, until it answers or the cluster counts as lost.
+
+    Ray's errors come earlier, and tell less: an actor has died.
+
+    Raises:
+        KeyboardInterrupt: The cluster is lost.
+    """
+    servers = job.connected_addresses().values()
+    for _ in range(_LOOKS):
+        if _watch.lost is not None or all(_accepts((host, port)) for host, port, _ in servers):
+            return
+        time.sleep(_WATCH_SECONDS)
+
+
 @contextmanager
 def _left_if_lost() -> Iterator[None]:
-    """Watch the cluster within the block. Raises `JobError` as soon as it is lost, in the main thread."""
+    """Watch the cluster within the block. Raises `ClusterError` as soon as it is lost, in the main thread."""
     with _heard():
         _watch.start()
         try:
@@ -251,7 +270,7 @@ def _left_if_lost() -> Iterator[None]:
             lost = lost_cluster()
             if lost is None or isinstance(error, NucleusError):
                 raise
-            raise JobError(f"Expected the Ray cluster to stay; it is lost: {lost}.") from error
+            raise ClusterError(f"Expected the Ray cluster to stay; it is lost: {lost}.") from error
         finally:
             _watch.stop()
 

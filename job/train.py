@@ -4,8 +4,8 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +15,7 @@ from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.util import placement_group_table
 
 import job
-from job.cluster import Capacity, capacities, connected, lost_cluster, resources_needed, shortage
+from job.cluster import Capacity, capacities, connected, lost_cluster, resources_needed, shortage, wait_for_certainty
 from job.events import event_queue
 from job.filesystem import run_storage
 from job.publishing import FinishedRun, judge, publish_run
@@ -25,7 +25,7 @@ from job.signals import Interruptions, stop_request, stops_on_signals
 from job.worker import train_worker
 from nucleus.config.recipe import Recipe
 from nucleus.data.dataset import check_has_nuclei, locate_dataset, open_dataset
-from nucleus.errors import DataError, JobError, NucleusError, RunStoppedError, WeightsError
+from nucleus.errors import ClusterError, DataError, JobError, NucleusError, RunStoppedError, WeightsError
 from nucleus.registry.encoder_weights import provide_weights
 from nucleus.registry.manifest import EncoderWeightsOrigin, ModelManifest
 from nucleus.registry.versions import version_of_run
@@ -225,10 +225,12 @@ def _waits_for(recipe: Recipe, capacity: Mapping[str, Capacity], reservations: S
 
 def _explained(error: BaseException, plan: RunPlan, options: RunOptions) -> NucleusError:
     """Return a worker's error of this project, else a `JobError` with the last cause and the command to resume."""
+    found = our_error(error)
+    if found is None:
+        wait_for_certainty()
     lost = lost_cluster()
     if lost is not None:
         return JobError(f"Expected the run {plan.run} to finish; its Ray cluster is lost: {lost}. {plan.how_to_go_on}")
-    found = our_error(error)
     if found is not None:
         return found
     hint = "" if options.verbose else " Run it again with --debug to see the workers' logs."
@@ -372,7 +374,7 @@ def _execute(plan: RunPlan, options: RunOptions, callback: Callback, *, new: boo
     with stops_on_signals(callback, how_to_go_on) as interruptions:
         interruptions.resumable = not new
         with ExitStack() as stack:
-            with connected(plan.recipe, own=options.own_cluster, verbose=options.verbose):
+            with _resumable(plan), connected(plan.recipe, own=options.own_cluster, verbose=options.verbose):
                 if new:  # only now, so that the name of a run that could not start stays free
                     interruptions.resumable = True  # before it is: a signal may arrive in between
                     save_plan(bucket, plan)
@@ -386,6 +388,15 @@ def _execute(plan: RunPlan, options: RunOptions, callback: Callback, *, new: boo
         seconds = {"train": trained - begun, "publish": time.monotonic() - trained}
         report_published(plan, manifest, bucket, callback, seconds)
     return manifest
+
+
+@contextmanager
+def _resumable(plan: RunPlan) -> Iterator[None]:
+    """Add how to resume a run to the error of its lost cluster."""
+    try:
+        yield
+    except ClusterError as error:
+        raise JobError(f"{error} {plan.how_to_go_on}") from error
 
 
 def make_folder(folder: Path, callback: Callback) -> None:

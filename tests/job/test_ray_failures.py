@@ -31,7 +31,7 @@ from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 from job import cluster, ray_internals
 from job.cluster import connection
 from job.ray_internals import failure_text, is_from_ray, our_error, patient_start
-from nucleus.errors import DataError, JobError
+from nucleus.errors import ClusterError, DataError, JobError
 
 ADVICE = ("retr", "RAY_", "max_failures", "Traceback", "ray.exceptions", "\n", "log files")
 """What Ray's own messages have and ours do not: advice on its settings and its logs."""
@@ -216,7 +216,7 @@ def test_a_lost_cluster_ends_the_waiting_of_the_main_thread(ignored: bool, monke
 
     before = signal.signal(signal.SIGINT, signal.SIG_IGN) if ignored else signal.getsignal(signal.SIGINT)
     try:
-        with pytest.raises(JobError, match="is lost: Ray's process raylet"):
+        with pytest.raises(ClusterError, match="is lost: Ray's process raylet"):
             wait()
         assert signal.getsignal(signal.SIGINT) is (signal.SIG_IGN if ignored else before)
     finally:
