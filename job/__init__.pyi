@@ -4,10 +4,13 @@ from .cluster import address_at_hand as address_at_hand
 from .cluster import capacities as capacities
 from .cluster import check_capacity as check_capacity
 from .cluster import check_resources as check_resources
+from .cluster import check_temporary_folder as check_temporary_folder
 from .cluster import connected as connected
 from .cluster import connection as connection
+from .cluster import lost_cluster as lost_cluster
 from .cluster import resources_needed as resources_needed
 from .cluster import shortage as shortage
+from .cluster import wait_for_certainty as wait_for_certainty
 from .cluster_check import RayCheck as RayCheck
 from .cluster_check import check_ray as check_ray
 from .cluster_check import query_head as query_head
@@ -42,7 +45,10 @@ from .publishing import judge as judge
 from .publishing import publish_run as publish_run
 from .ray_internals import ask_head as ask_head
 from .ray_internals import autoscaler_limits as autoscaler_limits
+from .ray_internals import connected_addresses as connected_addresses
+from .ray_internals import disconnect as disconnect
 from .ray_internals import end_started_processes as end_started_processes
+from .ray_internals import ended_process as ended_process
 from .ray_internals import failure_text as failure_text
 from .ray_internals import free_address as free_address
 from .ray_internals import is_from_ray as is_from_ray
@@ -53,7 +59,12 @@ from .ray_internals import our_error as our_error
 from .ray_internals import pass_to_controller as pass_to_controller
 from .ray_internals import patient_start as patient_start
 from .ray_internals import server_ray_version as server_ray_version
+from .ray_internals import shielded_start as shielded_start
+from .ray_internals import socket_path_length as socket_path_length
+from .ray_internals import temporary_folder as temporary_folder
 from .ray_internals import trainer_class as trainer_class
+from .ray_internals import without_state_dumps as without_state_dumps
+from .ray_internals import worker_paths as worker_paths
 from .reporting import has_facts as has_facts
 from .reporting import report_folder as report_folder
 from .reporting import report_published as report_published
@@ -65,9 +76,10 @@ from .run_callbacks import ProfileCallback as ProfileCallback
 from .run_callbacks import TensorBoardCallback as TensorBoardCallback
 from .run_callbacks import WandbCallback as WandbCallback
 from .run_callbacks import worker_callbacks as worker_callbacks
+from .signals import Interruptions as Interruptions
 from .signals import RunSignals as RunSignals
 from .signals import stop_request as stop_request
-from .signals import stops_on_sigterm as stops_on_sigterm
+from .signals import stops_on_signals as stops_on_signals
 from .submit import DryRun as DryRun
 from .submit import Submission as Submission
 from .submit import dry_run as dry_run
@@ -79,6 +91,7 @@ from .sweep import sweep as sweep
 from .train import RunOptions as RunOptions
 from .train import fit as fit
 from .train import fit_trial as fit_trial
+from .train import make_folder as make_folder
 from .train import plan_run as plan_run
 from .train import resume as resume
 from .train import tracked_where_possible as tracked_where_possible

@@ -1,21 +1,27 @@
 """Connection to a Ray cluster (that of RAY_ADDRESS, one on this machine, or a new one), and whether it has room."""
 
 import os
+import shutil
+import signal
 import socket
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
 from dataclasses import dataclass
+from types import FrameType
 from typing import Any
+
+import psutil
 
 import job
 from nucleus.config.recipe import Recipe
-from nucleus.errors import JobError, NucleusError
+from nucleus.errors import ClusterError, JobError, NucleusError
 from nucleus.lazy import stderr_without
 from nucleus.surroundings import provide_folders
-from nucleus.text import plural
+from nucleus.text import first_line, plural
 
 __all__ = [
     "Capacity",
@@ -23,18 +29,30 @@ __all__ = [
     "capacities",
     "check_capacity",
     "check_resources",
+    "check_temporary_folder",
     "connected",
     "connection",
+    "lost_cluster",
     "resources_needed",
     "shortage",
+    "wait_for_certainty",
 ]
 
 
-_ADDRESS = "RAY_ADDRESS"
+_ADDRESS, _FOLDER = "RAY_ADDRESS", "RAY_TMPDIR"
+_CLIENT = "ray://"
 _ANSWER_SECONDS = 5.0
 """Seconds to wait for a server to accept a connection."""
 _START_SECONDS, _NOTE_SECONDS = 180.0, 20.0
 """Longest wait for a cluster on this machine to start, and the wait after which a note says so."""
+_LONGEST_SOCKET_PATH = 107
+"""Bytes in the path of a Unix socket, by the kernel's rules."""
+_PROBE_BYTES, _FREE_BYTES = 1 << 16, 64 << 20
+"""Bytes that are written to Ray's folder to see whether that works, and those that must be free there."""
+_WATCH_SECONDS = 1.0
+"""Seconds between two looks at a cluster."""
+_LOOKS = 40
+"""Looks at a cluster that may be lost, which takes longer than any of its servers may be silent."""
 _REMARK = rb"Set ray log level from environment variable"
 """Beginning of a line of Ray that is not shown."""
 
@@ -81,6 +99,7 @@ def connection(*, own_cpus: int | None = None, verbose: bool = False) -> Iterato
 
     Raises:
         JobError: Ray cannot be reached or started, or fails within the block; the message has the last cause.
+        ClusterError: The cluster is lost within the block.
     """
     import ray
 
@@ -92,9 +111,11 @@ def connection(*, own_cpus: int | None = None, verbose: bool = False) -> Iterato
         with stderr_without(_REMARK) as shown:
             _connect(own_cpus, shown, verbose=verbose)
         try:
-            yield
+            with nullcontext() if verbose else job.without_state_dumps(), _left_if_lost():
+                yield
         finally:
-            ray.shutdown()
+            job.disconnect(lost=lost_cluster() is not None)
+            _watch.lost = None
 
 
 @contextmanager
@@ -128,28 +149,183 @@ def _start(shown: int, **settings: Any) -> None:
     """Start a cluster on this machine; after 20 s, a note says that it takes long. Raises `JobError`."""
     import ray
 
+    check_temporary_folder()
     text = f"Note: Ray takes long to start (is this machine busy?); waiting up to {_START_SECONDS:.0f} s\n"
     note = threading.Timer(_NOTE_SECONDS, os.write, (shown, text.encode()))
     note.start()
+    before = psutil.Process().children()
     try:
-        with job.patient_start(_START_SECONDS):
-            ray.init(address="local", **settings)
-    except Exception as error:  # Ray raises plain `Exception`s, and those of the system
-        job.end_started_processes()
+        with job.patient_start(_START_SECONDS), job.shielded_start():
+            ray.init(address="local", job_config=job.worker_paths(), **settings)
+    except BaseException as error:  # Ray raises plain `Exception`s, and those of the system; a signal interrupts it
+        job.end_started_processes(before)
+        if not isinstance(error, Exception):
+            raise
         raise JobError(
             f"Expected Ray to start on this machine, and waited up to {_START_SECONDS:.0f} s; it did not: "
-            f"{job.failure_text(error)}. Try again when the machine is less busy and has free memory; set RAY_TMPDIR "
-            f"to a folder with a short path on a local disk with space (now {_temporary_folder()}); or use a running "
-            f"cluster with {_ADDRESS}=HOST:6379."
+            f"{job.failure_text(error)}. Try again when the machine is less busy and has free memory; set {_FOLDER} "
+            f"to a folder with a short path on a local disk with space (now {job.temporary_folder().parent}); or use a "
+            f"running cluster with {_ADDRESS}=HOST:6379."
         ) from error
     finally:
         note.cancel()
         note.join()
 
 
-def _temporary_folder() -> str:
-    """Return the folder in which Ray keeps its sockets and logs on this machine."""
-    return os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
+def check_temporary_folder() -> None:
+    """Check that Ray can keep its sockets and logs on this machine.
+
+    Raises:
+        JobError: The folder's path is too long for sockets, it cannot be written, or its disk is full.
+    """
+    folder = job.temporary_folder()
+    change = f"Set {_FOLDER} to another folder on a local disk, such as: export {_FOLDER}=/var/tmp/ray-$USER"
+    length = job.socket_path_length(folder)
+    if length > _LONGEST_SOCKET_PATH:
+        raise JobError(
+            f"Expected a short path for Ray's sockets; {folder} is {length - _LONGEST_SOCKET_PATH} characters too long "
+            f"(from {_folder_source()}). {change}"
+        )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(_PROBE_BYTES))
+        with suppress(PermissionError):  # as Ray does, for other users of this machine
+            folder.chmod(0o777)
+        free = shutil.disk_usage(folder).free
+    except OSError as error:
+        raise JobError(
+            f"Expected to write to Ray's folder {folder} (from {_folder_source()}): {first_line(error)}. {change}"
+        ) from error
+    if free < _FREE_BYTES:
+        raise JobError(
+            f"Expected {_FREE_BYTES >> 20} MiB of free space for Ray's sockets and logs in {folder} (from "
+            f"{_folder_source()}); found {free >> 20} MiB. Make room, or use another disk. {change}"
+        )
+
+
+def _folder_source() -> str:
+    """Return what decides Ray's folder: a variable, or Ray's default."""
+    return next((name for name in (_FOLDER, "TMPDIR") if name in os.environ), "Ray's default")
+
+
+class _Watch:
+    """Watches the cluster of this process from a thread, because Ray itself waits for a lost one for minutes.
+
+    Attributes:
+        lost: Why the cluster is lost, in words; None while it is not.
+    """
+
+    def __init__(self) -> None:
+        self.lost: str | None = None
+        self._over = threading.Event()
+
+    def start(self) -> None:
+        """Watch from now on; interrupt the main thread if the cluster is lost."""
+        self.lost, self._over = None, threading.Event()
+        threading.Thread(target=self._watch, args=(self._over,), name="cluster-watch", daemon=True).start()
+
+    def stop(self) -> None:
+        """Watch no longer."""
+        self._over.set()
+
+    def _watch(self, over: threading.Event) -> None:
+        patience = _Patience(job.connected_addresses())
+        while not over.wait(_WATCH_SECONDS):
+            self.lost = job.ended_process() or patience.lost()
+            if self.lost is not None:
+                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+                return
+
+
+_watch = _Watch()
+
+
+def lost_cluster() -> str | None:
+    """Return why the cluster of this process is lost, in words; None if it is not known to be."""
+    return _watch.lost or job.ended_process()
+
+
+def wait_for_certainty() -> None:
+    """Wait, if a server of the cluster is silent, until it answers or the cluster counts as lost.
+
+    Ray's errors come earlier, and tell less: an actor has died.
+
+    Raises:
+        KeyboardInterrupt: The cluster is lost.
+    """
+    servers = job.connected_addresses().values()
+    for _ in range(_LOOKS):
+        if _watch.lost is not None or all(_accepts((host, port)) for host, port, _ in servers):
+            return
+        time.sleep(_WATCH_SECONDS)
+
+
+@contextmanager
+def _left_if_lost() -> Iterator[None]:
+    """Watch the cluster within the block. Raises `ClusterError` as soon as it is lost, in the main thread."""
+    with _heard():
+        _watch.start()
+        try:
+            yield
+        except (Exception, KeyboardInterrupt) as error:
+            lost = lost_cluster()
+            if lost is None or isinstance(error, NucleusError):
+                raise
+            raise ClusterError(f"Expected the Ray cluster to stay; it is lost: {lost}.") from error
+        finally:
+            _watch.stop()
+
+
+@contextmanager
+def _heard() -> Iterator[None]:
+    """Let SIGINT of `_Watch` interrupt the main thread even if this process was started to ignore it."""
+    main = threading.current_thread() is threading.main_thread()
+    if not main or signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        yield
+        return
+
+    def interrupt(_number: int, _frame: FrameType | None) -> None:
+        if _watch.lost is not None:
+            raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+class _Patience:
+    """Asks servers whether they accept connections, and gives them time to come back.
+
+    Args:
+        addresses: Host and port of each server, and seconds for which it may be silent, by what it is in words.
+    """
+
+    def __init__(self, addresses: Mapping[str, tuple[str, int, float]]) -> None:
+        self._addresses = addresses
+        self._since: dict[str, float] = {}
+
+    def lost(self) -> str | None:
+        """Return which server has been silent for too long, in words; None if none has."""
+        for name, (host, port, seconds) in self._addresses.items():
+            if _accepts((host, port)):
+                self._since.pop(name, None)
+                continue
+            now = time.monotonic()
+            since = self._since.setdefault(name, now)
+            if now - since >= seconds:
+                return f"{name} has not answered for {seconds:.0f} s; its process or its machine is gone"
+        return None
+
+
+def _accepts(address: tuple[str, int]) -> bool:
+    try:
+        socket.create_connection(address, _ANSWER_SECONDS).close()
+    except OSError:
+        return False
+    return True
 
 
 @contextmanager
@@ -183,8 +359,11 @@ def _joined(settings: dict[str, Any]) -> bool:
     address = address_at_hand()
     if address is None:
         return False
+    if not address.startswith(_CLIENT):
+        settings = {**settings, "job_config": job.worker_paths()}
     try:
-        ray.init(address=address, **settings)
+        with job.shielded_start():  # starts nothing here; this process keeps its handlers of signals
+            ray.init(address=address, **settings)
     except Exception as error:  # Ray raises plain `Exception`s too
         raise JobError(
             f"Expected to connect to the Ray cluster at {address}; that failed, perhaps because of its token: "
@@ -216,11 +395,7 @@ def _answers(address: str) -> bool:
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not host or not port.isdecimal():  # such as "local"; Ray itself reports a wrong one
         return True
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), _ANSWER_SECONDS).close()
-    except OSError:
-        return False
-    return True
+    return _accepts((host.strip("[]"), int(port)))
 
 
 def capacities() -> dict[str, Capacity]:

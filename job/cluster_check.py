@@ -7,7 +7,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import job
-from job.cluster import Capacity, address_at_hand
+from job.cluster import Capacity, address_at_hand, check_temporary_folder
 from job.job_api import capacities_of, check_address, cluster_address, job_client
 from nucleus.doctor import Finding, call_in_subprocess, failed
 from nucleus.errors import ClusterError, NucleusError
@@ -54,6 +54,8 @@ def check_ray(given: str | None, *, insecure: bool) -> RayCheck:
 
 
 def _none() -> Finding:
+    """Return the finding if a run starts a cluster. Raises `JobError` if Ray's files have no place on this machine."""
+    check_temporary_folder()
     return Finding(
         _RAY,
         "warning",

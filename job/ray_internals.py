@@ -1,10 +1,15 @@
 """Access to private parts of Ray 2.60: the only module with names that Ray does not promise to keep."""
 
+import atexit
 import os
 import re
+import signal
+import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -15,7 +20,10 @@ from nucleus.text import first_line
 __all__ = [
     "ask_head",
     "autoscaler_limits",
+    "connected_addresses",
+    "disconnect",
     "end_started_processes",
+    "ended_process",
     "failure_text",
     "free_address",
     "is_from_ray",
@@ -26,7 +34,12 @@ __all__ = [
     "pass_to_controller",
     "patient_start",
     "server_ray_version",
+    "shielded_start",
+    "socket_path_length",
+    "temporary_folder",
     "trainer_class",
+    "without_state_dumps",
+    "worker_paths",
 ]
 
 
@@ -53,9 +66,20 @@ _RAISED = re.compile(r"^(?!ray\.)[\w.]*(?:Error|Exception|Exit|Interrupt)(?::|$)
 _TRACEBACK = "Traceback (most recent call last)"
 _PLAIN = (Exception, RuntimeError)
 """Classes that say nothing beside the message; Ray's own code and its job API raise them."""
+_HEAD_SECONDS, _NODE_SECONDS = 30.0, 3.0
+"""Seconds for which the head of a cluster, and Ray on this machine, may be silent."""
 _NODE_PROCESS, _POLL_SECONDS, _END_SECONDS = "raylet", 0.5, 5.0
 _STARTED = ("gcs_server", _NODE_PROCESS)
 """Names of the processes that Ray starts on a machine, beside those that end with them."""
+_SHIELDED = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
+"""Signals that Ray's processes do not receive."""
+_STATE_DUMP = "Raylet logs"
+"""Part of the text with which Ray tells that its process of a node has died."""
+_MEMORY = ", often because the machine's memory was full"
+_LONGEST_SOCKET = "dash_TaskEventsHead"
+"""Longest name of a socket of Ray."""
+_INSTALLED = ("site-packages", "dist-packages")
+"""Names of the folders that are on the `sys.path` of every Python."""
 _GCS_PORT = "RAY_gcs_server_port_wait_time_s"
 """Environment variable with the seconds for which Ray waits for its head process."""
 _JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"
@@ -136,15 +160,137 @@ def patient_start(seconds: float) -> Iterator[None]:
             del os.environ[_GCS_PORT]
 
 
-def end_started_processes() -> None:
-    """End what a failed start of Ray on this machine has left running: children of this process."""
+@contextmanager
+def shielded_start() -> Iterator[None]:
+    """Within the block, start Ray's processes on this machine so that signals to this process's group do not end them.
+
+    They get a session of their own, and SIGTERM, SIGINT and SIGHUP blocked, which their workers inherit: whoever ends a
+    job (`scancel`, systemd, a closed terminal) signals all of its processes, and the workers must live to save. They
+    still end with this process (the kernel sends them SIGKILL), and `disconnect` ends them.
+
+    Ray would also replace this process's handler of SIGTERM, and leave its own; here the handlers stay.
+    """
+    from ray._private import services, utils
+
+    before, handler = services.ConsolePopen, utils.set_sigterm_handler
+    services.ConsolePopen = _ShieldedProcess
+    utils.set_sigterm_handler = lambda _: None
+    try:
+        yield
+    finally:
+        services.ConsolePopen, utils.set_sigterm_handler = before, handler
+        _restore_handlers()
+
+
+@contextmanager
+def without_state_dumps() -> Iterator[None]:
+    """Within the block, do not print the pages of its state that Ray prints if its process of a node dies."""
+    from ray._private import worker
+
+    before = worker.print_to_stdstream
+
+    def printed(data: dict[str, Any], **options: Any) -> None:
+        if not any(_STATE_DUMP in line for line in data["lines"]):
+            before(data, **options)
+
+    worker.print_to_stdstream = printed
+    try:
+        yield
+    finally:
+        worker.print_to_stdstream = before
+
+
+def _restore_handlers() -> None:
+    """Install this process's handlers of signals again: Ray's native ones print a stack, and abort it after 3 s."""
+    if threading.current_thread() is threading.main_thread():
+        for number in _SHIELDED:
+            handler = signal.getsignal(number)
+            if handler is not None:
+                signal.signal(number, handler)
+
+
+class _ShieldedProcess(subprocess.Popen[Any]):
+    """A process in a session of its own, with `_SHIELDED` signals blocked."""
+
+    def __init__(self, command: list[str], *, preexec_fn: Callable[[], None], **settings: Any) -> None:
+        def prepare() -> None:
+            preexec_fn()
+            signal.pthread_sigmask(signal.SIG_BLOCK, _SHIELDED)
+
+        super().__init__(command, **settings, preexec_fn=prepare, start_new_session=True)
+
+
+def disconnect(*, lost: bool) -> None:
+    """Leave the cluster; end the processes of one that this process has started.
+
+    Args:
+        lost: Whether the cluster does not answer. Ray would wait for it for minutes.
+    """
     import ray
 
+    node = _node()
+    if node is not None:
+        node.kill_all_processes = lambda **_: _end(node)  # Ray would send SIGTERM, which they have blocked
+    if lost:
+        _end(node)
+        leaving = threading.Thread(target=ray.shutdown, name="ray-shutdown", daemon=True)
+        leaving.start()
+        leaving.join(_END_SECONDS)
+        if leaving.is_alive():
+            atexit.unregister(ray.shutdown)
+    else:
+        ray.shutdown()
+
+
+def _node() -> Any:
+    """Return Ray's object for the node that this process has started; None if it has started none."""
+    from ray._private import worker
+
+    node = worker._global_node
+    return node if node is not None and node.is_head() and node.all_processes else None
+
+
+def _end(node: Any) -> None:
+    """End the daemons of a node that this process has started, and all that they have started."""
+    daemons = []
+    for _, process in node.live_processes() if node is not None else ():
+        with suppress(psutil.NoSuchProcess):
+            daemons.append(psutil.Process(process.pid))
+            daemons[-1].suspend()  # starts nothing more
+    _kill([each for daemon in daemons for each in (daemon, *_children(daemon))])
+
+
+def _kill(processes: Sequence[psutil.Process]) -> None:
+    for each in processes:
+        with suppress(psutil.NoSuchProcess):
+            each.kill()
+    psutil.wait_procs(list(processes), _END_SECONDS)
+
+
+def end_started_processes(before: Sequence[psutil.Process]) -> None:
+    """End what a failed start of Ray on this machine has left running.
+
+    Args:
+        before: Children of this process before the start, which stay.
+    """
+    import ray
+
+    children = [child for child in psutil.Process().children() if child not in before]
+    left = [each for child in children for each in (child, *_children(child))]
+    _kill(left)  # first: Ray would wait a second for each
     ray.shutdown()
-    left = [child for child in psutil.Process().children() if _name(child) in _STARTED]
-    for child in left:
-        child.kill()
-    psutil.wait_procs(left, _END_SECONDS)
+
+
+def _children(process: psutil.Process) -> list[psutil.Process]:
+    try:
+        return list(process.children(recursive=True))
+    except psutil.NoSuchProcess:
+        return []
+
+
+def _node_runs() -> bool:
+    """Return whether Ray's process of a node, started by this process, is alive."""
+    return any(_name(child) == _NODE_PROCESS and _lives(child) for child in psutil.Process().children())
 
 
 def _name(process: psutil.Process) -> str:
@@ -154,16 +300,75 @@ def _name(process: psutil.Process) -> str:
         return ""
 
 
-def _node_runs() -> bool:
-    """Return whether Ray's process of a node, started by this process, is alive."""
-    return any(_name(child) == _NODE_PROCESS and _lives(child) for child in psutil.Process().children())
-
-
 def _lives(process: psutil.Process) -> bool:
     try:
         return bool(process.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False
+
+
+def ended_process() -> str | None:
+    """Return which process of the cluster that this process has started has ended, in words; None if none has."""
+    node = _node()
+    for name, process in node.dead_processes() if node is not None else ():
+        if name in _STARTED:
+            code = process.returncode
+            how = f"by {signal.Signals(-code).name}" if code < 0 else f"with status {code}"
+            return f"Ray's process {name} on this machine was ended {how}" + (
+                _MEMORY if -code == signal.SIGKILL else ""
+            )
+    return None
+
+
+def connected_addresses() -> dict[str, tuple[str, int, float]]:
+    """Return the servers of the cluster that this process has joined, by what they are in words.
+
+    Returns:
+        Host, port, and the seconds for which each may be silent: a head may be started again, and Ray ends a driver
+        that has not reached it for 60 s. Empty if this process has started the cluster, or is connected by `ray://`.
+    """
+    from ray._private import worker
+
+    node = worker._global_node
+    if node is None or _node() is not None:
+        return {}
+    host, _, port = node.gcs_address.rpartition(":")
+    return {
+        f"the head of the cluster at {node.gcs_address}": (host.strip("[]"), int(port), _HEAD_SECONDS),
+        "Ray on this machine": (node.node_ip_address, int(node.node_manager_port), _NODE_SECONDS),
+    }
+
+
+def temporary_folder() -> Path:
+    """Return the folder in which Ray keeps its sockets and logs on this machine."""
+    from ray._common.utils import get_default_ray_temp_dir
+
+    return Path(get_default_ray_temp_dir())
+
+
+def socket_path_length(folder: Path) -> int:
+    """Return the length, bytes, of the longest path of a socket that Ray makes below `temporary_folder`."""
+    session = f"session_2026-01-01_00-00-00_000000_{os.getpid()}"
+    return len(os.fsencode(folder / session / "sockets" / _LONGEST_SOCKET))
+
+
+def worker_paths() -> Any:
+    """Return the job configuration for `ray.init` by which workers find this project's packages, and nothing else.
+
+    Ray would put the current folder, and that of the running script, in front of the workers' `sys.path`: a `random.py`
+    there would be imported instead of Python's.
+    """
+    from ray.job_config import JobConfig
+
+    root = str(Path(__file__).resolve().parents[1])
+    installed = any(Path(root).name == name for name in _INSTALLED)
+
+    class OwnPaths(JobConfig):
+        def _serialize(self) -> Any:
+            self._py_driver_sys_path = [] if installed or self._runtime_env_has_working_dir() else [root]
+            return super()._serialize()
+
+    return OwnPaths()
 
 
 def free_address() -> str:
@@ -180,10 +385,14 @@ def is_submitted_job() -> bool:
 
 
 def trainer_class() -> Any:
-    """Return the trainer class of Ray Train v2 that runs a function on every worker."""
+    """Return the trainer class of Ray Train v2 that runs a function on every worker, without its handler of SIGINT."""
     from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
-    return DataParallelTrainer
+    class Trainer(DataParallelTrainer):
+        def _register_sigint_handler(self, controller: Any) -> None:
+            """Leave Ctrl-C to `job.signals`: Ray's handler aborts the run without a checkpoint."""
+
+    return Trainer
 
 
 def pass_to_controller(variable: str) -> None:

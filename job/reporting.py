@@ -1,5 +1,7 @@
 """The report of a run, made from its workers' files in the bucket, and written to disk and to the bucket."""
 
+import os
+import tempfile
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
@@ -10,7 +12,7 @@ from pydantic import ValidationError
 
 from nucleus import __version__
 from nucleus.data.dataset import DatasetManifest, locate_dataset, open_dataset
-from nucleus.errors import JobError, ObjectNotFoundError
+from nucleus.errors import JobError, ObjectNotFoundError, StorageError
 from nucleus.registry.aliases import GateDecision, read_decision
 from nucleus.registry.manifest import ModelManifest, version_prefix
 from nucleus.report.page import write_report
@@ -38,8 +40,9 @@ from nucleus.runs.record import (
 )
 from nucleus.storage.bucket import Bucket
 from nucleus.storage.files import write_atomic
-from nucleus.storage.s3_errors import endpoint
+from nucleus.storage.s3_errors import AWS_HOSTS
 from nucleus.surroundings import repository
+from nucleus.text import first_line
 from nucleus.tracking.wandb_artifacts import note_published
 from nucleus.tracking.wandb_run import WorstImage, keep_files, kept_files
 from nucleus.training.callbacks import Callback
@@ -66,25 +69,56 @@ def report_published(
 ) -> None:
     """Write the report of a run that has published a version, and log the version in W&B.
 
-    Problems are shown as warnings, because the version is published and the run has succeeded.
+    Problems are shown as warnings, because the version is published and the run has succeeded. If this machine cannot
+    hold the report (its folder vanished, cannot be written or is full), it is only in the bucket.
     """
+    published = f"{manifest.model}@{manifest.version} is published"
     try:
-        _report_published(plan, manifest, bucket, callback, seconds)
+        _stand_somewhere()
+        folder = report_folder(plan)
+        try:
+            _report_published(plan, manifest, bucket, callback, seconds, folder)
+        except OSError as error:
+            if isinstance(error, StorageError):
+                raise
+            with tempfile.TemporaryDirectory(prefix="nucleus-report-") as temporary:
+                _report_published(plan, manifest, bucket, callback, seconds, Path(temporary))
+            where = RunFolder(bucket, plan.run).uri(REPORT_FOLDER)
+            callback.on_warning(f"{published}; its report is only in {where}, not in {folder}: {first_line(error)}")
     except Exception as error:
         callback.on_warning(
-            f"{manifest.model}@{manifest.version} is published; its report is not complete: "
-            f"{str(error) or type(error).__name__} To write it again: {plan.resume_command}"
+            f"{published}; its report is not complete: {first_line(error) or type(error).__name__} "
+            f"To write it again: {plan.resume_command}"
         )
 
 
+def _stand_somewhere() -> None:
+    """Leave a current folder that was removed: W&B and Matplotlib ask for it."""
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        os.chdir(tempfile.gettempdir())
+
+
 def _report_published(
-    plan: RunPlan, manifest: ModelManifest, bucket: Bucket, callback: Callback, seconds: Mapping[str, float]
+    plan: RunPlan,
+    manifest: ModelManifest,
+    bucket: Bucket,
+    callback: Callback,
+    seconds: Mapping[str, float],
+    folder: Path,
 ) -> None:
     origin = manifest.origin
     decision = read_decision(bucket, manifest.model, manifest.version)
     mode = origin.wandb_mode or plan.wandb_mode
     tracked = (origin.wandb_run, mode)
-    record = report_run(plan, origin.metrics, tracked, bucket, callback, manifest, decision, seconds)
+    record = report_run(plan, origin.metrics, tracked, bucket, callback, manifest, decision, seconds, folder)
+    if mode == "offline" and not Path(plan.wandb_dir).is_dir():
+        callback.on_warning(
+            f"{manifest.model}@{manifest.version} is published, and not logged in W&B: its folder {plan.wandb_dir} "
+            f"has vanished. To log it in another one, run there: {plan.resume_command}"
+        )
+        return
     problems = note_published(
         plan.run,
         plan.recipe.tracking,
@@ -94,7 +128,7 @@ def _report_published(
         manifest=manifest,
         uri=bucket.uri / version_prefix(manifest.model, manifest.version),
         history=record.history,
-        worst=[_worst_image(plan, image) for image in record.test_images if image.group == "worst"],
+        worst=[_worst_image(folder, image) for image in record.test_images if image.group == "worst"],
         alias=decision.alias if decision and decision.passed else None,
         commit=plan.commit,
         first_epoch=plan.first_epoch,
@@ -105,8 +139,8 @@ def _report_published(
         keep_files(RunFolder(bucket, plan.run).below(WANDB_FOLDER), kept_files(Path(plan.wandb_dir), plan.run))
 
 
-def _worst_image(plan: RunPlan, image: TestImage) -> WorstImage:
-    pictures = report_folder(plan) / PICTURES / "test" / image.name
+def _worst_image(folder: Path, image: TestImage) -> WorstImage:
+    pictures = folder / PICTURES / "test" / image.name
     scores = ", ".join(f"{title} {image.scores[name]:.3f}" for title, name in _SHOWN.items())
     nuclei = f"{image.nuclei} nuclei, {image.predicted} predicted: {mistakes_in_words(image)}"
     caption = f"{image.name} ({image.kind}): {scores}; {nuclei}"
@@ -122,8 +156,9 @@ def report_run(
     manifest: ModelManifest | None = None,
     decision: GateDecision | None = None,
     seconds: Mapping[str, float] = MappingProxyType({}),
+    folder: Path | None = None,
 ) -> RunRecord:
-    """Write the report of a run whose workers have finished, to `report_folder` and `runs/<run>/report/` in the bucket.
+    """Write the report of a run whose workers have finished, to a folder and to `runs/<run>/report/` in the bucket.
 
     Args:
         plan: The run.
@@ -134,14 +169,16 @@ def report_run(
         manifest: Manifest of the version that the run has published; None if there is none.
         decision: The gate's decision about that version; None if it was not asked.
         seconds: Seconds that the driver spent on `train` and `publish`; either may be missing.
+        folder: Folder on this machine; None for `report_folder`.
 
     Raises:
+        OSError: The folder cannot be written.
         JobError: A file of the workers is damaged.
         ObjectNotFoundError: The workers' facts or the history are missing.
         StorageError: The bucket cannot be used.
     """
     callback.on_stage("Writing the report")
-    folder = report_folder(plan)
+    folder = folder or report_folder(plan)
     home = RunFolder(bucket, plan.run)
     stored = home.below(REPORT_FOLDER)
     pictures = _fetch_pictures(stored, folder)
@@ -182,7 +219,7 @@ def report_run(
         watched=_watched(pictures, dataset, len(history)),
         test_images=_test_images(folder, pictures),
         attempts=attempts,
-        endpoint=where if "://" in (where := endpoint()) else None,
+        endpoint=bucket.endpoint if AWS_HOSTS not in bucket.endpoint else None,
         repository=repository(),
     )
     write_atomic(folder / RECORD_FILE, record.model_dump_json(indent=1))

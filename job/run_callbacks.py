@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,6 +20,7 @@ from job.events import EventCallback
 from job.final_model import FINAL_FOLDER, run_facts, save_model
 from nucleus.config.recipe import Recipe
 from nucleus.data.images import RgbImage, encode_png
+from nucleus.errors import StorageError
 from nucleus.metrics.scores import AP_NAMES
 from nucleus.pictures import CYAN, YELLOW, brightened, draw_mistakes, draw_outlines, resize_to_side
 from nucleus.predict.evaluation import PredictedImage
@@ -37,6 +39,7 @@ from nucleus.storage.bucket import Bucket
 from nucleus.storage.files import disk_errors, write_sums, writing
 from nucleus.storage.uri import parse_uri
 from nucleus.surroundings import installed_versions
+from nucleus.text import first_line
 from nucleus.tracking.failover import RunTracking
 from nucleus.tracking.tensorboard import EVENTS_FILE, TENSORBOARD_FOLDER, StepProfile, events_of, graph_of, write_events
 from nucleus.tracking.wandb_artifacts import summary_of
@@ -79,10 +82,10 @@ def worker_callbacks(plan: RunPlan, events: Any | None, local: Path, wandb_dir: 
     if events is None:
         return CallbackList([pictures, CheckpointCallback()])
     profile = ProfileCallback(plan.recipe.tracking.profile_steps, local / TENSORBOARD_FOLDER)
-    tensorboard = TensorBoardCallback(folder, local, pictures, profile)
     to_driver = EventCallback(events)
+    tensorboard = TensorBoardCallback(folder, local, pictures, profile, to_driver.on_warning)
     tracking = RunTracking(partial(_wandb_run, plan, wandb_dir), plan.wandb_mode, to_driver.on_warning)
-    wandb = WandbCallback(tracking, home.below(WANDB_FOLDER))
+    wandb = WandbCallback(tracking, home.below(WANDB_FOLDER), to_driver.on_warning)
     checkpoint = CheckpointCallback(folder, tensorboard, tracking)
     facts = FactsCallback(report, plan.recipe)
     attempt = AttemptCallback(home)
@@ -239,13 +242,23 @@ class TensorBoardCallback(Callback):
         local: The run's folder on this machine.
         pictures: Callback with the predictions for the event file.
         profile: Callback with the profile's files.
+        warn: Called with a text, once, if a file on this machine cannot be written or has vanished.
     """
 
-    def __init__(self, folder: Bucket, local: Path, pictures: PictureCallback, profile: ProfileCallback) -> None:
+    def __init__(
+        self,
+        folder: Bucket,
+        local: Path,
+        pictures: PictureCallback,
+        profile: ProfileCallback,
+        warn: Callable[[str], None],
+    ) -> None:
         self._folder = folder
         self._local = local
         self._pictures = pictures
         self._profile = profile
+        self._warn = warn
+        self._warned = False
         self._earlier: dict[int, dict[str, bytes]] = {}
         self._graph: bytes | None = None
 
@@ -261,12 +274,27 @@ class TensorBoardCallback(Callback):
 
         def upload() -> None:
             events = events_of(history, pictures, graph)
-            write_events(self._local / EVENTS_FILE, events)
             self._folder.put(EVENTS_FILE, events)
-            for name, path in self._profile.files.items():
-                self._folder.put(f"{TENSORBOARD_FOLDER}/{name}", path)
+            with self._forgiven():
+                write_events(self._local / EVENTS_FILE, events)
+                for name, path in self._profile.files.items():
+                    self._folder.put(f"{TENSORBOARD_FOLDER}/{name}", path)
 
         return upload
+
+    @contextmanager
+    def _forgiven(self) -> Iterator[None]:
+        """Make an error of this machine's disk a warning: checkpoints are worth more than these files."""
+        try:
+            yield
+        except OSError as error:
+            if isinstance(error, StorageError):
+                raise
+            if not self._warned:
+                self._warned = True
+                self._warn(
+                    f"TensorBoard's files on this machine are not complete, in {self._local}: {first_line(error)}"
+                )
 
     def _tagged_pictures(self, epochs_done: int) -> dict[int, dict[str, bytes]]:
         """Return PNGs by finished epochs, then tag; predictions by the best weights are at the last epoch."""
@@ -299,11 +327,13 @@ class WandbCallback(Callback):
     Args:
         tracked: The tracking of the run.
         folder: Folder of the run in the bucket for the files of an offline run.
+        warn: Called with a text if these files have vanished from this machine.
     """
 
-    def __init__(self, tracked: RunTracking, folder: Bucket) -> None:
+    def __init__(self, tracked: RunTracking, folder: Bucket, warn: Callable[[str], None]) -> None:
         self._tracked = tracked
         self._folder = folder
+        self._warn = warn
         self._finished = False
 
     def on_resume(self, history: History, where: str) -> None:  # noqa: ARG002
@@ -324,7 +354,12 @@ class WandbCallback(Callback):
         """Close a run that has not finished, and upload the files of an offline run: this machine may be lost."""
         if not self._finished:
             self._tracked.abort()
-        keep_files(self._folder, self._tracked.kept_files)
+        files = self._tracked.kept_files
+        if self._tracked.mode == "offline" and not files:
+            self._warn(
+                "W&B's files of this run have vanished; its metrics are in the report and in TensorBoard's files."
+            )
+        keep_files(self._folder, files)
 
 
 class CheckpointCallback(Callback):

@@ -3,21 +3,24 @@
 import signal
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from types import FrameType
 from typing import Any
 
+from job.cluster import lost_cluster
 from job.events import driver_node_options
 from nucleus.errors import RunStoppedError
-from nucleus.runs.plan import RunPlan
-from nucleus.training.callbacks import Signal, Signals
+from nucleus.training.callbacks import Callback, Signal, Signals
 
-__all__ = ["RunSignals", "stop_request", "stops_on_sigterm"]
+__all__ = ["Interruptions", "RunSignals", "stop_request", "stops_on_signals"]
 
 
 _CHECK_SECONDS = 10.0
 """Seconds between two checks. Ray's own watcher checks every 5 s; a reclaimed machine gives 30 s notice or more."""
+_HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_SAME_SECONDS = 1.0
+"""Signals within this time are one request: a closed terminal sends two, and so may who ends a group of processes."""
 
 
 class _StopRequest:
@@ -40,36 +43,105 @@ def stop_request() -> Any:
     return ray.remote(_StopRequest).options(**driver_node_options()).remote()
 
 
-@contextmanager
-def stops_on_sigterm(request: Any, plan: RunPlan) -> Iterator[None]:
-    """Make SIGTERM, within the block, ask the run to save and stop instead of ending this process.
+class Interruptions:
+    """The signals that a run's driver has received, and what they do.
 
-    A second SIGTERM ends the process, for a run that cannot save because it waits for machines.
+    While the workers train, the first one asks them to save and stop. Any other ends the run at once.
+
+    Args:
+        callback: Shows that the workers were asked.
+
+    Attributes:
+        signal: Number of the last signal; None if there was none.
+        resumable: Whether the run exists in the bucket.
+    """
+
+    def __init__(self, callback: Callback) -> None:
+        self.signal: int | None = None
+        self.resumable = False
+        self._callback = callback
+        self._ask: Callable[[], bool] | None = None
+        self._asked = False
+        self._last = -_SAME_SECONDS
+        self._ignored: set[int] = set()
+
+    @property
+    def asked(self) -> bool:
+        """Whether the workers were asked to stop."""
+        return self._asked
+
+    @contextmanager
+    def asking(self, ask: Callable[[], bool]) -> Iterator[None]:
+        """Within the block, the first signal calls `ask`, which returns whether there are workers that can save."""
+        self._ask = ask
+        try:
+            yield
+        finally:
+            self._ask = None
+
+    @contextmanager
+    def handled(self) -> Iterator[None]:
+        """Handle the signals of this process within the block; only in the main thread."""
+        with ExitStack() as handlers:
+            for number in _HANDLED:
+                before = signal.getsignal(number)
+                if before is signal.SIG_IGN:
+                    self._ignored.add(number)
+                if before is not signal.SIG_IGN or number == signal.SIGINT:  # which a lost cluster sends
+                    signal.signal(number, self._handle)
+                    handlers.callback(signal.signal, number, before)
+            yield
+
+    def _handle(self, number: int, _frame: FrameType | None) -> None:
+        """Handle a signal.
+
+        Raises:
+            KeyboardInterrupt: The run ends now. No other exception gets out of Ray's waiting.
+        """
+        if lost_cluster() is not None:
+            raise KeyboardInterrupt
+        if number in self._ignored:
+            return
+        now, before = time.monotonic(), self._last
+        self._last = now
+        if self.signal is not None and now - before < _SAME_SECONDS:
+            return
+        self.signal = number
+        if self._asked or self._ask is None or not self._ask():
+            raise KeyboardInterrupt
+        self._asked = True
+        with suppress(Exception):  # the terminal may be gone
+            self._callback.on_warning(
+                f"{signal.Signals(number).name}: the workers save and stop after their current step. "
+                "A second signal (Ctrl-C) ends the run at once, without saving."
+            )
+
+
+@contextmanager
+def stops_on_signals(callback: Callback, how_to_go_on: Callable[[], str]) -> Iterator[Interruptions]:
+    """Let SIGINT (Ctrl-C), SIGTERM and SIGHUP, within the block, stop a run as `Interruptions` says.
+
+    Signals that this process was started to ignore (`nohup`, a shell's background job) stay ignored. In a thread other
+    than the main one, Python cannot handle signals, and nothing changes.
+
+    Args:
+        callback: Shows that the workers were asked.
+        how_to_go_on: Returns the sentence that says how to go on with a run that exists in the bucket.
 
     Raises:
-        RunStoppedError: A second SIGTERM arrived.
+        RunStoppedError: A signal ended the run.
     """
-    if threading.current_thread() is not threading.main_thread():  # Python handles signals in the main thread only
-        yield
+    found = Interruptions(callback)
+    if threading.current_thread() is not threading.main_thread():
+        yield found
         return
-
-    asked = False
-
-    def ask(_number: int, _frame: FrameType | None) -> None:
-        nonlocal asked
-        if asked:
-            raise RunStoppedError(
-                f"Expected the run {plan.run} to save and stop; a second SIGTERM arrived before that. "
-                f"{plan.how_to_go_on}"
-            )
-        asked = True
-        request.ask.remote()
-
-    before = signal.signal(signal.SIGTERM, ask)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    with found.handled():
+        try:
+            yield found
+        except KeyboardInterrupt as error:
+            number = signal.Signals(found.signal or signal.SIGINT)
+            then = how_to_go_on() if found.resumable else "It had not begun, and nothing of it is in the bucket."
+            raise RunStoppedError(f"The run was ended by {number.name}. {then}", number) from error
 
 
 class RunSignals(Signals):

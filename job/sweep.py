@@ -1,6 +1,8 @@
 """Sweeps: runs of one recipe with different settings, as trials of Ray Tune; the best one is published."""
 
 import os
+import signal
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,16 +13,18 @@ from job.filesystem import run_storage
 from job.publishing import FinishedRun, publish_run
 from job.ray_internals import failure_text
 from job.reporting import report_published, report_run
-from job.train import RunOptions, fit_trial, plan_run, tracked_where_possible
+from job.signals import Interruptions, stop_request, stops_on_signals
+from job.train import RunOptions, fit_trial, make_folder, plan_run, tracked_where_possible
 from nucleus.config.recipe import Recipe
-from nucleus.errors import JobError, NucleusError, RecipeError
+from nucleus.errors import JobError, NucleusError, RecipeError, RunStoppedError
 from nucleus.metrics.scores import epoch_scores, score_cell
 from nucleus.registry.manifest import ModelManifest
 from nucleus.runs.plan import RUNS, RunFolder, RunPlan, save_plan
 from nucleus.runs.state import StateWriter
+from nucleus.storage.bucket import Bucket
 from nucleus.storage.retries import set_storage_timeout, storage_timeout
 from nucleus.storage.uri import parse_uri
-from nucleus.text import plural
+from nucleus.text import first_line, plural
 from nucleus.training.callbacks import Callback
 
 __all__ = ["Outcome", "SweepResult", "Trial", "sweep"]
@@ -127,30 +131,76 @@ def sweep(
     callback.on_stage(f"Sweep {name}: {plural(len(plans), 'trial')}")
     for number, (trial, plan) in enumerate(zip(trials, plans, strict=True), 1):
         callback.on_stage(f"trial {number}: {' '.join(trial.settings)} (run {plan.run})")
-    largest = max(plans, key=lambda plan: sum(resources_needed(plan.recipe).values()))
-    with connected(largest.recipe, own=False, verbose=options.verbose):
-        most = _parallel_trials(largest.recipe, capacities())
-        bucket = options.bucket(largest.bucket)
-        options.local_folder.mkdir(parents=True, exist_ok=True)
-        for plan in plans:
-            save_plan(bucket, plan)
-        results = _tune(name, plans, options, callback, min(most, at_once or most))
-        outcomes = [_outcome(plan, trial, result) for plan, trial, result in zip(plans, trials, results, strict=True)]
-        outcomes.sort(key=lambda outcome: -1.0 if outcome.score is None else outcome.score, reverse=True)
+    bucket = options.bucket(plans[0].bucket)
+    make_folder(options.local_folder, callback)
+    versions: list[str] = []
+    with stops_on_signals(callback, lambda: _how_to_go_on(plans, versions)) as interruptions:
+        outcomes = _outcomes(name, list(zip(plans, trials, strict=True)), options, callback, interruptions, at_once)
         best = outcomes[0]
         if best.fitted is None:
             raise JobError(f"Expected a trial of {name} to finish; none did. The first: {best.error}")
         by_run = {plan.run: plan for plan in plans}
         with StateWriter(RunFolder(bucket, best.run)) as state:
             published = publish_run(by_run[best.run], best.fitted, bucket, callback)
-            state.published(f"{published.model}@{published.version}")
-    report_published(by_run[best.run], published, bucket, callback, {})
-    for outcome in outcomes[1:]:
-        if outcome.fitted is not None:
-            fitted = outcome.fitted
-            tracked = (fitted.wandb_run, fitted.wandb_mode)
-            report_run(by_run[outcome.run], fitted.metrics, tracked, bucket, callback)
+            versions.append(f"{published.model}@{published.version}")
+            state.published(versions[0])
+        report_published(by_run[best.run], published, bucket, callback, {})
+        for outcome in outcomes[1:]:
+            _report(by_run[outcome.run], outcome, bucket, callback)
     return SweepResult(outcomes, published)
+
+
+def _outcomes(
+    name: str,
+    trials: Sequence[tuple[RunPlan, Trial]],
+    options: RunOptions,
+    callback: Callback,
+    interruptions: Interruptions,
+    at_once: int | None,
+) -> list[Outcome]:
+    """Run all trials on the cluster; return their outcomes, the best first.
+
+    Raises:
+        RunStoppedError: A signal asked the trials to save and stop.
+    """
+    plans = [plan for plan, _ in trials]
+    largest = max(plans, key=lambda plan: sum(resources_needed(plan.recipe).values()))
+    with connected(largest.recipe, own=False, verbose=options.verbose):
+        most = _parallel_trials(largest.recipe, capacities())
+        interruptions.resumable = True
+        for plan in plans:
+            save_plan(options.bucket(plan.bucket), plan)
+        results = _tune(name, plans, options, callback, min(most, at_once or most), interruptions)
+    outcomes = [_outcome(plan, trial, result) for (plan, trial), result in zip(trials, results, strict=True)]
+    if interruptions.asked:
+        raise RunStoppedError(
+            f"The sweep {name} was asked to stop, and publishes nothing. {_how_to_go_on(plans)}",
+            interruptions.signal or signal.SIGTERM,
+        )
+    return sorted(outcomes, key=lambda outcome: -1.0 if outcome.score is None else outcome.score, reverse=True)
+
+
+def _how_to_go_on(plans: Sequence[RunPlan], versions: Sequence[str] = ()) -> str:
+    """Return the sentence that says how to continue a trial: a sweep as a whole cannot be resumed.
+
+    Args:
+        plans: The trials.
+        versions: The version that the sweep has published, or nothing.
+    """
+    if versions:
+        return f"{versions[0]} is published; reports of the trials are missing."
+    return f"To continue and publish one of its {len(plans)} trials, such as the first: {plans[0].resume_command}"
+
+
+def _report(plan: RunPlan, outcome: Outcome, bucket: Bucket, callback: Callback) -> None:
+    """Write the report of a trial that was not published; a problem is a warning, because the sweep has its result."""
+    if outcome.fitted is None:
+        return
+    try:
+        tracked = (outcome.fitted.wandb_run, outcome.fitted.wandb_mode)
+        report_run(plan, outcome.fitted.metrics, tracked, bucket, callback)
+    except Exception as error:
+        callback.on_warning(f"The report of {outcome.run} is not complete: {first_line(error) or type(error).__name__}")
 
 
 def _parallel_trials(recipe: Recipe, capacity: dict[str, Capacity]) -> int:
@@ -159,21 +209,34 @@ def _parallel_trials(recipe: Recipe, capacity: dict[str, Capacity]) -> int:
 
 
 def _tune(
-    name: str, plans: Sequence[RunPlan], options: RunOptions, callback: Callback, at_once: int
+    name: str,
+    plans: Sequence[RunPlan],
+    options: RunOptions,
+    callback: Callback,
+    at_once: int,
+    interruptions: Interruptions,
 ) -> list[dict[str, Any]]:
     """Run the trials; return the report of each, in the order of the plans."""
     from ray import tune
 
     if not options.verbose:
         os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the new output prints boxes despite verbose=0
-    home = parse_uri(plans[0].bucket)
-    with event_queue(callback, lambda: None) as events:
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # `job.signals` handles it
+    home, stop, begun = parse_uri(plans[0].bucket), stop_request(), threading.Event()
+
+    def ask() -> bool:
+        if begun.is_set():
+            stop.ask.remote()
+        return begun.is_set()
+
+    with event_queue(callback, lambda: None, begun) as events, interruptions.asking(ask):
         trial = tune.with_parameters(
             _run_trial,
             plans=[plan.model_dump_json() for plan in plans],
             options=options,
             timeout=storage_timeout(),
             events=events,
+            stop=stop,
         )
         tuner = tune.Tuner(
             tune.with_resources(trial, {"memory": _TRIAL_BYTES}),  # the workers reserve the CPUs and GPUs
@@ -190,17 +253,23 @@ def _tune(
     return [found[number] for number in range(len(plans))]
 
 
-def _run_trial(config: dict[str, int], plans: list[str], options: RunOptions, timeout: float, events: Any) -> None:
-    """Run one trial, in an actor of Ray Tune: a complete run without publishing."""
+def _run_trial(
+    config: dict[str, int], plans: list[str], options: RunOptions, timeout: float, events: Any, stop: Any
+) -> None:
+    """Run one trial, in an actor of Ray Tune: a complete run without publishing. After a stop, begin none."""
+    import ray
     from ray import tune
 
     set_storage_timeout(timeout)
     number = config[_NUMBER]
     plan = RunPlan.model_validate_json(plans[number])
+    if ray.get(stop.asked.remote()):
+        tune.report({_ERROR: "the sweep was asked to stop before this trial began"})
+        return
     try:
         with connected(plan.recipe, own=False, verbose=options.verbose):
             callback = _TrialCallback(number + 1, EventCallback(events))
-            fitted = fit_trial(plan, options, callback)
+            fitted = fit_trial(plan, options, callback, stop)
     except NucleusError as error:
         tune.report({_ERROR: str(error)})
         return

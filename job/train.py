@@ -1,41 +1,45 @@
 """Training runs on a Ray cluster: plan, train, publish, report and resume."""
 
 import os
+import signal
+import threading
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.util import placement_group_table
 
 import job
-from job.cluster import Capacity, capacities, connected, resources_needed, shortage
+from job.cluster import Capacity, capacities, connected, lost_cluster, resources_needed, shortage, wait_for_certainty
 from job.events import event_queue
 from job.filesystem import run_storage
 from job.publishing import FinishedRun, judge, publish_run
 from job.ray_internals import failure_text, our_error
 from job.reporting import has_facts, report_published
-from job.signals import stop_request, stops_on_sigterm
+from job.signals import Interruptions, stop_request, stops_on_signals
 from job.worker import train_worker
 from nucleus.config.recipe import Recipe
 from nucleus.data.dataset import check_has_nuclei, locate_dataset, open_dataset
-from nucleus.errors import DataError, JobError, NucleusError, RunStoppedError, WeightsError
+from nucleus.errors import ClusterError, DataError, JobError, NucleusError, RunStoppedError, WeightsError
 from nucleus.registry.encoder_weights import provide_weights
 from nucleus.registry.manifest import EncoderWeightsOrigin, ModelManifest
 from nucleus.registry.versions import version_of_run
-from nucleus.runs.plan import RUNS, RunFolder, RunPlan, load_plan, new_run_name, save_plan
+from nucleus.runs.plan import RUNS, RunFolder, RunPlan, check_same_recipe, load_plan, new_run_name, save_plan
 from nucleus.runs.state import StateWriter
 from nucleus.storage.bucket import Bucket, check_conditional_writes
 from nucleus.storage.retries import storage_timeout
 from nucleus.storage.uri import bucket_from_environment, parse_uri
 from nucleus.surroundings import commit
+from nucleus.text import first_line, plural
 from nucleus.tracking.failover import check_tracking, tracking_mode, usable_mode
 from nucleus.training.callbacks import Callback
 
-__all__ = ["RunOptions", "fit", "fit_trial", "plan_run", "resume", "tracked_where_possible", "train"]
+__all__ = ["RunOptions", "fit", "fit_trial", "make_folder", "plan_run", "resume", "tracked_where_possible", "train"]
 
 
 @dataclass(frozen=True)
@@ -73,75 +77,130 @@ _CHECKPOINTS_KEPT = 2
 _START_TIMEOUT, _ELASTIC_START_SECONDS = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "10"
 _STALL_TIMEOUT = "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"
 """Environment variables of Ray Train."""
+_CALLS_PER_MINUTE = 6
+"""Calls of `_Silence.tell` in a minute."""
 _METRICS = "metrics"
 """Key that only the last report of a finished run has; the other reports are metrics of an epoch."""
 
 
-def fit(plan: RunPlan, options: RunOptions, callback: Callback) -> FinishedRun:
+def fit(
+    plan: RunPlan, options: RunOptions, callback: Callback, interruptions: Interruptions, stop: Any = None
+) -> FinishedRun:
     """Run the workers of a plan on the cluster that this process is connected to.
+
+    Args:
+        plan: The run.
+        options: Options of the run.
+        callback: Receives the events of the workers.
+        interruptions: The signals of this process; the first one asks the workers to save and stop.
+        stop: A `stop_request` of another process that can also ask them; None for a new one.
 
     Raises:
         RunStoppedError: The run was asked to stop; it can be resumed.
         NucleusError: An error of this project in a worker.
         JobError: Ray failed.
     """
-    recipe = plan.recipe
-    resources = {"CPU": recipe.cpus_per_worker, **({"GPU": 1} if recipe.gpus_per_worker else {})}
-    stop, home = stop_request(), parse_uri(plan.bucket)
-    os.environ[_STALL_TIMEOUT] = str(recipe.stall_timeout)  # Ray passes both variables to its controller
-    if recipe.workers.elastic:  # after a request for a machine that is going away, try again soon with those that stay
-        os.environ.setdefault(_START_TIMEOUT, _ELASTIC_START_SECONDS)
+    stop = stop or stop_request()
+    begun = threading.Event()
 
-    others = set(_reservations())
-    shown: list[str] = []
+    def ask() -> bool:
+        if begun.is_set():
+            stop.ask.remote()
+        return begun.is_set()
 
-    def no_worker_yet() -> None:
-        with suppress(Exception):  # an error here must not end the thread that forwards events
-            ours = [state for group, state in _reservations().items() if group not in others]
-            text = _waits_for(recipe, capacities(), ours)
-            if text not in shown[-1:]:
-                shown.append(text)
-                callback.on_stage(text)
-
-    with event_queue(callback, no_worker_yet) as events, stops_on_sigterm(stop, plan):
-        trainer = job.trainer_class()(
-            train_worker,
-            backend_config=job.MultiWorkerConfig(),
-            train_loop_config={
-                "plan": plan.model_dump_json(),
-                "events": events,
-                "stop": stop,
-            },
-            scaling_config=ScalingConfig(
-                num_workers=tuple(recipe.workers) if recipe.workers.elastic else recipe.workers.most,
-                elastic_resize_monitor_interval_s=recipe.resize_interval,
-                use_gpu=bool(recipe.gpus_per_worker),
-                resources_per_worker=resources,
-            ),
-            run_config=RunConfig(
-                name=plan.run,
-                storage_path=f"{home.bucket}/{(home / RUNS).key}",
-                storage_filesystem=run_storage(home, storage_timeout()),
-                failure_config=FailureConfig(max_failures=recipe.max_failures),
-                checkpoint_config=CheckpointConfig(num_to_keep=_CHECKPOINTS_KEPT),
-            ),
-        )
+    with (
+        event_queue(callback, _Silence(plan.recipe, callback).tell, begun) as events,
+        interruptions.asking(ask),
+    ):
         try:
-            result = trainer.fit()
+            result = _trainer(plan, events, stop).fit()
         except Exception as error:  # Ray wraps the errors of workers
             raise _explained(error, plan, options) from error
-    if _METRICS not in result.metrics:
-        raise RunStoppedError(f"The run {plan.run} was asked to stop and saved a checkpoint. {plan.how_to_go_on}")
+        except KeyboardInterrupt as error:
+            if lost_cluster() is None:
+                raise
+            raise _explained(error, plan, options) from error
+    if interruptions.asked or _METRICS not in result.metrics:
+        done = "has trained, and publishes when it is resumed" if _METRICS in result.metrics else "saved a checkpoint"
+        raise RunStoppedError(
+            f"The run {plan.run} was asked to stop and {done}. {plan.how_to_go_on}",
+            interruptions.signal or signal.SIGTERM,
+        )
     wandb_run, mode = (result.metrics[name] for name in ("wandb_run", "wandb_mode"))
     return FinishedRun(result.metrics[_METRICS], wandb_run, result.checkpoint.path, mode)
 
 
-def fit_trial(plan: RunPlan, options: RunOptions, callback: Callback) -> FinishedRun:
-    """Run `fit` for a sweep's trial, and write its state; nothing is published. Raises what `fit` raises."""
+def _trainer(plan: RunPlan, events: Any, stop: Any) -> Any:
+    """Return Ray's trainer for the workers of a plan."""
+    recipe, home = plan.recipe, parse_uri(plan.bucket)
+    resources = {"CPU": recipe.cpus_per_worker, **({"GPU": 1} if recipe.gpus_per_worker else {})}
+    os.environ[_STALL_TIMEOUT] = str(recipe.stall_timeout)  # Ray passes both variables to its controller
+    if recipe.workers.elastic:  # after a request for a machine that is going away, try again soon with those that stay
+        os.environ.setdefault(_START_TIMEOUT, _ELASTIC_START_SECONDS)
+    return job.trainer_class()(
+        train_worker,
+        backend_config=job.MultiWorkerConfig(),
+        train_loop_config={"plan": plan.model_dump_json(), "events": events, "stop": stop},
+        scaling_config=ScalingConfig(
+            num_workers=tuple(recipe.workers) if recipe.workers.elastic else recipe.workers.most,
+            elastic_resize_monitor_interval_s=recipe.resize_interval,
+            use_gpu=bool(recipe.gpus_per_worker),
+            resources_per_worker=resources,
+        ),
+        run_config=RunConfig(
+            name=plan.run,
+            storage_path=f"{home.bucket}/{(home / RUNS).key}",
+            storage_filesystem=run_storage(home, storage_timeout()),
+            failure_config=FailureConfig(max_failures=recipe.max_failures),
+            checkpoint_config=CheckpointConfig(num_to_keep=_CHECKPOINTS_KEPT),
+        ),
+    )
+
+
+def fit_trial(plan: RunPlan, options: RunOptions, callback: Callback, stop: Any) -> FinishedRun:
+    """Run `fit` for a sweep's trial, and write its state; nothing is published.
+
+    Args:
+        plan: The run.
+        options: Options of the run.
+        callback: Receives the events of the workers.
+        stop: The `stop_request` of the sweep.
+
+    Raises:
+        NucleusError: As for `fit`.
+    """
     with StateWriter(RunFolder(options.bucket(plan.bucket), plan.run)) as state:
-        fitted = fit(plan, options, callback)
+        fitted = fit(plan, options, callback, Interruptions(callback), stop)
         state.finished()
     return fitted
+
+
+class _Silence:
+    """Says, until the workers report something, what a run waits for: each new reason, and the same one every minute.
+
+    Args:
+        recipe: The run's recipe.
+        callback: Shows the text.
+    """
+
+    def __init__(self, recipe: Recipe, callback: Callback) -> None:
+        self._recipe = recipe
+        self._callback = callback
+        self._others = set(_reservations())
+        self._shown = ""
+        self._calls = 0
+
+    def tell(self) -> None:
+        """Show the reason if it is new or was shown a minute ago. Called every ten seconds."""
+        with suppress(Exception):  # an error here must not end the thread that forwards events
+            ours = [state for group, state in _reservations().items() if group not in self._others]
+            text = _waits_for(self._recipe, capacities(), ours)
+            if text != self._shown:
+                self._shown, self._calls = text, 0
+                self._callback.on_stage(text)
+            elif self._calls % _CALLS_PER_MINUTE == 0:
+                self._callback.on_stage(f"{text}, for {plural(self._calls // _CALLS_PER_MINUTE, 'minute')} now")
+        self._calls += 1
 
 
 def _reservations() -> dict[str, str]:
@@ -167,6 +226,11 @@ def _waits_for(recipe: Recipe, capacity: Mapping[str, Capacity], reservations: S
 def _explained(error: BaseException, plan: RunPlan, options: RunOptions) -> NucleusError:
     """Return a worker's error of this project, else a `JobError` with the last cause and the command to resume."""
     found = our_error(error)
+    if found is None:
+        wait_for_certainty()
+    lost = lost_cluster()
+    if lost is not None:
+        return JobError(f"Expected the run {plan.run} to finish; its Ray cluster is lost: {lost}. {plan.how_to_go_on}")
     if found is not None:
         return found
     hint = "" if options.verbose else " Run it again with --debug to see the workers' logs."
@@ -192,17 +256,29 @@ def train(recipe: Recipe, options: RunOptions | None = None, callback: Callback 
 
 
 def resume(
-    run: str, bucket: str | None, options: RunOptions | None = None, callback: Callback | None = None
+    run: str,
+    bucket: str | None,
+    options: RunOptions | None = None,
+    callback: Callback | None = None,
+    recipe: Recipe | None = None,
 ) -> ModelManifest:
     """Resume a run from its last checkpoint, with the recipe and the dataset version of its plan.
 
     For a run that has published its version, only the gate, the report and W&B are repeated.
+
+    Args:
+        run: Name of the run.
+        bucket: URI of its bucket; None for that of the environment.
+        options: Options of the run.
+        callback: Shows progress and warnings.
+        recipe: A recipe that must be that of the run; None for no such check.
 
     Returns:
         The manifest of the published version.
 
     Raises:
         JobError: There is no such run.
+        RecipeError: The recipe is another one than that of the run.
         NucleusError: Anything else that prevents the run.
     """
     options = options or RunOptions()
@@ -210,6 +286,8 @@ def resume(
     store = options.bucket(bucket)
     here = {"folder": str(options.local_folder), "submitted": job.is_submitted_job()}
     plan = load_plan(store, run).model_copy(update=here)
+    for text in check_same_recipe(plan, recipe) if recipe else ():
+        callback.on_warning(f"The run keeps what it started with; ignored: {text}")
     check_conditional_writes(store)
     published = version_of_run(store, plan.recipe.model, run)
     if published is None:
@@ -247,7 +325,7 @@ def plan_run(recipe: Recipe, options: RunOptions, callback: Callback, group: str
     mode = tracking_mode(recipe.tracking)
     check_tracking(mode)
     check_conditional_writes(bucket)
-    run = options.run or new_run_name(recipe.model)
+    run, replaced = options.run or new_run_name(recipe.model), False
     try:
         with callback.progress("encoder weights", "bytes") as advance:
             network, beside = recipe.network, RunFolder(bucket, run).key()
@@ -255,7 +333,7 @@ def plan_run(recipe: Recipe, options: RunOptions, callback: Callback, group: str
     except WeightsError as error:
         if not (options.weights_optional and recipe.network.weights == "imagenet"):
             raise
-        weights = None
+        weights, replaced = None, True
         recipe = recipe.with_random_encoder()
         callback.on_warning(f"Training WITHOUT pretrained encoder weights, so results will be worse. {error}")
     return RunPlan(
@@ -271,6 +349,7 @@ def plan_run(recipe: Recipe, options: RunOptions, callback: Callback, group: str
         folder=str(options.local_folder),
         commit=commit(),
         submitted=job.is_submitted_job(),
+        encoder_replaced=replaced,
     )
 
 
@@ -283,18 +362,55 @@ def tracked_where_possible(plans: Sequence[RunPlan], callback: Callback) -> list
 
 
 def _execute(plan: RunPlan, options: RunOptions, callback: Callback, *, new: bool) -> ModelManifest:
-    bucket = options.bucket(plan.bucket)
+    bucket, versions = options.bucket(plan.bucket), list[str]()
+
+    def how_to_go_on() -> str:
+        if versions:
+            return f"{versions[0]} is published. To write its report again, run: {plan.resume_command}"
+        return plan.how_to_go_on
+
     callback.on_stage(f"{'Training' if new else 'Resuming'} {plan.run} on {plan.recipe.workers}")
-    options.local_folder.mkdir(parents=True, exist_ok=True)  # workers on this machine use it if it exists
-    with connected(plan.recipe, own=options.own_cluster, verbose=options.verbose):
-        if new:  # only now, so that the name of a run that could not start stays free
-            save_plan(bucket, plan)
-        begun = time.monotonic()
-        with StateWriter(RunFolder(bucket, plan.run)) as state:
-            fitted = fit(plan, options, callback)
-            trained = time.monotonic()
+    make_folder(options.local_folder, callback)
+    with stops_on_signals(callback, how_to_go_on) as interruptions:
+        interruptions.resumable = not new
+        with ExitStack() as stack:
+            with _resumable(plan), connected(plan.recipe, own=options.own_cluster, verbose=options.verbose):
+                if new:  # only now, so that the name of a run that could not start stays free
+                    interruptions.resumable = True  # before it is: a signal may arrive in between
+                    save_plan(bucket, plan)
+                state = stack.enter_context(StateWriter(RunFolder(bucket, plan.run)))
+                begun = time.monotonic()
+                fitted = fit(plan, options, callback, interruptions)
+            trained = time.monotonic()  # nothing from here on needs the cluster, which may be lost now
             manifest = publish_run(plan, fitted, bucket, callback)
-            state.published(f"{manifest.model}@{manifest.version}")
-    seconds = {"train": trained - begun, "publish": time.monotonic() - trained}
-    report_published(plan, manifest, bucket, callback, seconds)
+            versions.append(f"{manifest.model}@{manifest.version}")
+            state.published(versions[0])
+        seconds = {"train": trained - begun, "publish": time.monotonic() - trained}
+        report_published(plan, manifest, bucket, callback, seconds)
     return manifest
+
+
+@contextmanager
+def _resumable(plan: RunPlan) -> Iterator[None]:
+    """Add how to resume a run to the error of its lost cluster."""
+    try:
+        yield
+    except ClusterError as error:
+        raise JobError(f"{error} {plan.how_to_go_on}") from error
+
+
+def make_folder(folder: Path, callback: Callback) -> None:
+    """Make the folder for reports on this machine, where workers write too if it exists.
+
+    A run does not need it: everything is in the bucket too. If it cannot be made, a warning says so.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        writable = os.access(folder, os.W_OK | os.X_OK)
+        problem = "" if writable else "it cannot be written"
+    except OSError as error:
+        problem = first_line(error)
+    if problem:
+        callback.on_warning(
+            f"The report will be only in the bucket, not in {folder}: {problem}. To choose another folder: --out DIR"
+        )

@@ -6,6 +6,7 @@ Progress is shown on stderr as in the commands: a bar on a terminal, otherwise o
 from __future__ import annotations
 
 import re
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from nucleus.data.dataset import Dataset, locate_dataset
 from nucleus.data.dataset import open_dataset as open_located
 from nucleus.data.importing import SplitOptions
 from nucleus.data.importing import import_dataset as import_source
-from nucleus.errors import UsageError
+from nucleus.errors import RunStoppedError, UsageError
 from nucleus.predict.evaluation import Evaluation, splits_named
 from nucleus.predict.evaluation import evaluate as evaluate_splits
 from nucleus.predict.model import Model, PredictionOptions, Segmentation, load_pulled
@@ -225,7 +226,7 @@ def train(
 
     Args:
         recipe: A recipe from `nucleus.read_recipe`, or a file or name as for `nucleus.read_recipe`. Not needed with
-            `resume`.
+            `resume`; if it is given, it must be that of the run.
         settings: Changes to the recipe, such as "optimizer.epochs=3".
         run: Name of the run; by default, the name of the model and the time.
         resume: Name of a run to continue from its last checkpoint, with the recipe that it started with.
@@ -236,6 +237,7 @@ def train(
 
     Raises:
         NucleusError: Training is impossible or failed; problems that can be detected early are raised before it starts.
+        KeyboardInterrupt: Ctrl-C. The first one saves a checkpoint before, the second one ends the run at once.
 
     Examples:
         >>> version = nucleus.train("recipe.toml")
@@ -245,8 +247,10 @@ def train(
         >>> sorted(version.origin.metrics)
         ['test', 'val']
     """
-    if resume and (run or settings):
-        raise UsageError("Expected resume alone: a resumed run keeps its name and its recipe; found run or settings.")
+    if resume and run:
+        raise UsageError("Expected resume alone: a resumed run keeps its name; found run.")
+    if settings and recipe is None:
+        raise UsageError("Expected resume alone: a resumed run keeps its recipe; found settings.")
     if recipe is None and not resume:
         raise UsageError('Expected a recipe, as nucleus.train("recipe.toml"), or resume="RUN"; found neither.')
     for name in filter(None, (run, resume)):
@@ -257,8 +261,13 @@ def train(
     options = job.RunOptions(run=run, folder=None if out is None else Path(out))
     if run and content:
         check_new_run(options.bucket(content.bucket), run, f'nucleus.train(resume="{run}")')
-    with TrainingDisplay() as display:
-        if resume:
-            return job.resume(resume, content.bucket if content else None, options, display)
-        assert content is not None
-        return job.train(content, options, display)
+    try:
+        with TrainingDisplay() as display:
+            if resume:
+                return job.resume(resume, content.bucket if content else None, options, display, content)
+            assert content is not None
+            return job.train(content, options, display)
+    except RunStoppedError as error:
+        if error.signal == signal.SIGINT:
+            raise KeyboardInterrupt(str(error)) from error
+        raise

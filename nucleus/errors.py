@@ -25,11 +25,13 @@
     ├── ModelError (ValueError)          a stored model that this version cannot rebuild
     ├── ClusterError                     a Ray cluster that cannot or must not be used
     └── JobError                         a training run that did not finish
-        └── RunStoppedError              stopped on request (SIGTERM), can be resumed; exit status 143
+        └── RunStoppedError              stopped by a signal, can be resumed; exit status 143, after Ctrl-C 130
 
 Messages state what was expected, what was found, and the command that fixes it. Every error is created from a single
 string, so that it survives pickling on its way from a Ray worker.
 """
+
+import signal
 
 __all__ = [
     "AccessDeniedError",
@@ -166,6 +168,14 @@ class JobError(NucleusError):
 
 
 class RunStoppedError(JobError):
-    """A training run that saved a checkpoint and ended on request."""
+    """A training run that a signal ended, after saving a checkpoint if it could.
 
-    exit_code = 143  # 128 + SIGTERM, as in a shell
+    Attributes:
+        signal: Number of the signal.
+        exit_code: 128 + number of the signal, as in a shell: 130 after Ctrl-C, 143 after SIGTERM.
+    """
+
+    def __init__(self, message: str, number: int = signal.SIGTERM) -> None:
+        super().__init__(message)
+        self.signal = int(number)
+        self.exit_code = 128 + self.signal

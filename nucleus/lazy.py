@@ -7,15 +7,18 @@ and SciPy are here because each worker of a run would import them before its fir
 """
 
 import importlib
+import json
 import os
 import re
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nucleus.errors import UsageError
 from nucleus.surroundings import provide_folders
 
 if TYPE_CHECKING:
@@ -30,7 +33,23 @@ __all__ = ["keras", "ndimage", "pandas", "skimage", "stderr_without", "tf", "wan
 
 _REMARKS = rb"^(WARNING: All log messages before absl|[IW]0000 |To enable the following instructions)"
 
-
+_KERAS, _BACKEND, _FLOATX, _EPSILON, _FORMAT = "keras", "tensorflow", "float32", 1e-7, "channels_last"
+"""Name of Keras, and the settings that this project needs."""
+_KERAS_VARIABLES = (
+    "KERAS_BACKEND",
+    "KERAS_MAX_EPOCHS",
+    "KERAS_MAX_STEPS_PER_EPOCH",
+    "KERAS_NNX_ENABLED",
+    "TF_USE_LEGACY_KERAS",
+)
+"""Environment variables that change what Keras and TensorFlow do when they are imported."""
+_KERAS_VALUES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "floatx": (lambda value: value in ("float16", "float32", "float64"), "'float32'"),
+    "epsilon": (lambda value: isinstance(value, float), "a number such as 1e-07"),
+    "image_data_format": (lambda value: value in ("channels_last", "channels_first"), "'channels_last'"),
+    "(the whole)": (lambda _: False, "a JSON object"),
+}
+"""Keys of `keras.json` whose values are checked when Keras is imported: the check, and what is expected."""
 _redirecting = threading.RLock()
 """Held while stderr is held back: two threads at once would put it back in the wrong order, and lose what follows."""
 
@@ -40,10 +59,15 @@ class _LazyModule:
 
     def __init__(self, name: str) -> None:
         self._name = name
+        self._ready = False
 
     def __getattr__(self, attribute: str) -> Any:
-        if self._name not in sys.modules:
-            _import_quietly(self._name)
+        if not self._ready:
+            if self._name not in sys.modules:
+                _import_quietly(self._name)
+            if self._name == _KERAS:
+                _check_keras(importlib.import_module(_KERAS))
+            self._ready = True
         return getattr(importlib.import_module(self._name), attribute)  # waits for another thread's import
 
 
@@ -52,7 +76,80 @@ def _import_quietly(name: str) -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     provide_folders()
     with stderr_without(_REMARKS):
+        if name in {_KERAS, "tensorflow"}:  # TensorFlow imports Keras
+            _import_keras(name)
+        else:
+            importlib.import_module(name)
+
+
+def _import_keras(name: str) -> None:
+    """Import TensorFlow or Keras; a Keras that was not imported before gets the settings that this project needs.
+
+    The user's `keras.json` and environment stay, and have no effect here.
+
+    Raises:
+        UsageError: Keras or TensorFlow cannot read the user's `keras.json`.
+    """
+    imported = _KERAS in sys.modules
+    if not imported:
+        _check_keras_file()
+    before = {variable: os.environ.pop(variable, None) for variable in _KERAS_VARIABLES}
+    os.environ["KERAS_BACKEND"] = _BACKEND
+    try:
         importlib.import_module(name)
+    finally:
+        for variable, value in before.items():
+            os.environ.pop(variable, None)
+            if value is not None:
+                os.environ[variable] = value
+    if not imported and _KERAS in sys.modules:
+        config = importlib.import_module(_KERAS).config
+        config.set_floatx(_FLOATX)
+        config.set_epsilon(_EPSILON)
+        config.set_image_data_format(_FORMAT)
+
+
+def _check_keras_file() -> None:
+    """Raise `UsageError` if the user's `keras.json` has a value with which Keras or TensorFlow cannot be imported."""
+    path = Path(os.environ.get("KERAS_HOME") or "~/.keras").expanduser() / "keras.json"
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError):  # which both ignore
+        return
+    known = content if isinstance(content, dict) else {"(the whole)": content}
+    wrong = [
+        f"{key} {known[key]!r} in place of {words}"
+        for key, (fits, words) in _KERAS_VALUES.items()
+        if key in known and not fits(known[key])
+    ]
+    if wrong:
+        raise UsageError(
+            f"Expected settings that Keras can read in {path}; found {'; '.join(wrong)}. Correct or remove the file."
+        )
+
+
+def _check_keras(found: Any) -> None:
+    """Check the settings of a Keras that may have been imported by someone else.
+
+    Raises:
+        UsageError: They are not those that this project needs.
+    """
+    config = found.config
+    wanted = {
+        "backend": (config.backend(), _BACKEND, f"set KERAS_BACKEND={_BACKEND} before Keras is imported"),
+        "floatx": (config.floatx(), _FLOATX, f'call keras.config.set_floatx("{_FLOATX}")'),
+        "image_data_format": (
+            config.image_data_format(),
+            _FORMAT,
+            f'call keras.config.set_image_data_format("{_FORMAT}")',
+        ),
+    }
+    wrong = [f"{name} {is_!r} in place of {must!r}: {fix}" for name, (is_, must, fix) in wanted.items() if is_ != must]
+    if wrong:
+        raise UsageError(
+            f"Expected Keras as this package needs it; your program has imported it with {'; '.join(wrong)}. Or import "
+            "nucleus, and use it, before Keras."
+        )
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 import doctest
 import json
 import shutil
+import signal
 import subprocess
 import sys
 import textwrap
@@ -23,7 +24,7 @@ from nucleus.cli.main import cli
 from nucleus.config.recipe import NormalizationOptions
 from nucleus.data.images import encode_png
 from nucleus.data.synthetic import generated_image
-from nucleus.errors import DataError, IntegrityError, ModelError, RecipeError, UsageError
+from nucleus.errors import DataError, IntegrityError, ModelError, RecipeError, RunStoppedError, UsageError
 from nucleus.metrics.scores import HEADLINES
 from nucleus.model.architecture import InstanceSettings, ModelConfig
 from nucleus.model.unet import build_unet, calibrate_encoder
@@ -251,3 +252,19 @@ def test_the_dataset_says_what_was_left_out(capsys: pytest.CaptureFixture[str], 
 def test_errors_say_what_was_expected(call: Callable[[], Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         call()
+
+
+def test_ctrl_c_reaches_the_caller(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has saved a checkpoint before; its text says how to go on. SIGTERM is an error of this package."""
+
+    def stopped_by(number: int) -> None:
+        def train(*_: object) -> None:
+            raise RunStoppedError("Run: nucleus train --resume trial", number)
+
+        monkeypatch.setattr("nucleus.api.job.train", train, raising=False)
+        nucleus.train(nucleus.read_recipe("demo"))
+
+    with pytest.raises(KeyboardInterrupt, match="--resume trial"):
+        stopped_by(signal.SIGINT)
+    with pytest.raises(RunStoppedError, match="--resume trial"):
+        stopped_by(signal.SIGTERM)

@@ -16,7 +16,7 @@ import nucleus
 from nucleus.cli.output import note, print_table, warn
 from nucleus.cli.progress_bars import TrainingDisplay, show_progress
 from nucleus.cli.training import print_published, short_path
-from nucleus.errors import NucleusError, RecipeError
+from nucleus.errors import JobError, NucleusError, RecipeError
 from nucleus.storage import local_server
 
 if TYPE_CHECKING:
@@ -143,8 +143,12 @@ class _Demo:
         options = job.RunOptions(
             weights_optional=True, own_cluster=True, verbose=self.verbose, folder=self.workdir / nucleus.runs.RUNS
         )
-        with self._stage("train and publish"), TrainingDisplay() as display:
-            return job.train(recipe, options, display)
+        try:
+            with self._stage("train and publish"), TrainingDisplay() as display:
+                return job.train(recipe, options, display)
+        except JobError:
+            note(f"The run's bucket is in {self.workdir / 'store'}. To use it again, first run: {self._start_store()}")
+            raise
 
     def _pull(self, manifest: "ModelManifest") -> Path:
         folder = self.workdir / "model" / f"{manifest.version:06d}"
@@ -189,5 +193,9 @@ class _Demo:
             "predictions": here / "predictions" / version,
             "model": here / "model" / version,
             "bucket": here / "store",
-            "use it again": f'eval "$(nucleus store start --dir {shlex.quote(str(here / "store"))})"',
+            "use it again": self._start_store(),
         }
+
+    def _start_store(self) -> str:
+        """Return the command that starts the demo's server again."""
+        return f'eval "$(nucleus store start --dir {shlex.quote(str(short_path(self.workdir) / "store"))})"'

@@ -1,6 +1,7 @@
 """`nucleus submit` and `nucleus jobs`: training runs as jobs of a Ray cluster."""
 
 import shlex
+import signal
 import sys
 from dataclasses import asdict
 from itertools import pairwise
@@ -18,10 +19,10 @@ from nucleus.errors import StorageError, UriError
 if TYPE_CHECKING:
     from job.job_api import Job
     from job.submit import DryRun
+    from nucleus.config.recipe import Recipe
 
 __all__ = ["jobs", "submit"]
 
-_INTERRUPTED = 130
 _CHECK_SECONDS = 5.0
 """Longest time for which `submit` asks a bucket that does not answer: this machine may not reach it."""
 
@@ -144,9 +145,11 @@ def submit(
     or to detach from it.
     """
     check_run_options(recipe, settings, run, resume)
-    client = _open_client(address, insecure=insecure)
     path = nucleus.config.recipe_path(recipe) if recipe else None
     content = nucleus.config.read_recipe(path, settings) if path else None
+    if content and resume:
+        _compare(content, resume)
+    client = _open_client(address, insecure=insecure)
     name = resume or run or nucleus.runs.new_run_name(content.model if content else "")
     job = nucleus.runs.new_run_name(name) if resume else name  # a run can be resumed more than once
     arguments = ["--resume" if resume else "--run", name, *(f"--set={text}" for text in settings)]
@@ -186,18 +189,30 @@ def _check_name_is_free(run: str, bucket: str | None, client: Any) -> None:
         nucleus.storage.set_storage_timeout(patience)
 
 
+def _compare(content: "Recipe", run: str) -> None:
+    """Refuse another recipe than that of a run to resume. Without access to the bucket, the job does it."""
+    try:
+        bucket = nucleus.storage.Bucket(nucleus.storage.bucket_from_environment(content.bucket))
+        plan = nucleus.runs.load_plan(bucket, run)
+    except StorageError as error:
+        note(f"The recipe is compared with that of {run} on the cluster; the bucket cannot be read here: {error}")
+        return
+    for text in nucleus.runs.check_same_recipe(plan, content):
+        note(f"The run keeps what it started with; ignored: {text}")
+
+
 def _follow(client: Any, job: str) -> "Job":
     """Show a job's log until its end. Ctrl-C asks whether to stop the job or to detach."""
     try:
         return job_api.follow(client, job, lambda text: click.echo(text, nl=False, err=True))
-    except KeyboardInterrupt:
-        if sys.stdin.isatty() and _asked_to_stop(job):
+    except KeyboardInterrupt as error:
+        if not error.args and sys.stdin.isatty() and _asked_to_stop(job):  # it has arguments after SIGTERM
             note(f"Stopping {job}; it saves a checkpoint first")
             return job_api.stop_job(client, job)
         where = job_api.cluster_flags(client)
         note(f"{job} continues. Its log: nucleus jobs logs --follow {job} {where}")
         note(f"To stop it: nucleus jobs stop {job} {where}")
-        raise click.exceptions.Exit(_INTERRUPTED) from None
+        raise click.exceptions.Exit(128 + int((error.args or [signal.SIGINT])[0])) from None
 
 
 def _asked_to_stop(job: str) -> bool:

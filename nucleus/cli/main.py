@@ -4,9 +4,11 @@ import errno
 import importlib
 import io
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from types import FrameType
 from typing import Any, TextIO
 
 import click
@@ -19,6 +21,12 @@ __all__ = ["cli", "main"]
 
 _NO_READER = 141
 """Exit status if nobody reads stdout any more, as behind `head`: 128 + SIGPIPE, as in a shell."""
+_ENDS: dict[int, str] = {
+    signal.SIGINT: "Interrupted.",
+    signal.SIGTERM: "Terminated.",
+    signal.SIGHUP: "Terminated: terminal closed.",
+}
+"""What a command says that a signal has ended: signal, then text."""
 
 # Command: (module, attribute, help). The help is repeated here so that `nucleus --help` imports no command.
 _COMMANDS = {
@@ -64,6 +72,11 @@ class _Commands(click.Group):
                 raise
             click.echo(f"Error: {error}", err=True)
             raise click.exceptions.Exit(error.exit_code) from error
+        except KeyboardInterrupt as error:  # of Ctrl-C, or `_end`
+            number = int((error.args or _ended_by or [signal.SIGINT])[-1])
+            with suppress(OSError):  # the terminal may be gone
+                click.echo(_ENDS.get(number, "Ended."), err=True)
+            raise click.exceptions.Exit(128 + number) from error
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
         except Exception as error:  # of any library: a full disk, a file in place of a folder, missing permissions
@@ -160,9 +173,25 @@ def _coding(file: TextIO | None) -> tuple[str | None, str | None]:
     return (file.encoding, file.errors) if file is not None else (None, "backslashreplace")
 
 
+_ended_by: list[int] = []
+"""Signals that have ended this process; Ray raises a plain KeyboardInterrupt instead of that of `_end`."""
+
+
+def _end(number: int, _frame: FrameType | None) -> None:
+    """End the command as Ctrl-C does, so that temporary files are removed and processes ended."""
+    _ended_by.append(number)
+    raise KeyboardInterrupt(number)
+
+
 def main() -> None:
-    """Run the command line, and end the process with its exit status."""
+    """Run the command line, and end the process with its exit status.
+
+    SIGTERM and SIGHUP, unless they are ignored, end it as Ctrl-C does.
+    """
     _open_standard_files()
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _end)
     try:
         try:
             cli(prog_name="nucleus")

@@ -77,7 +77,7 @@ def run_options(command: Command) -> Command:
         click.option(
             "--resume",
             metavar="RUN",
-            help="Continue this run, with the recipe that it started with; RECIPE is not needed.",
+            help="Continue this run with the recipe that it started with. RECIPE is not needed; another is refused.",
         ),
         single_writer_option,
     )
@@ -104,7 +104,7 @@ def check_run_options(recipe: str | None, settings: tuple[str, ...], run: str | 
         raise click.UsageError("Missing argument 'RECIPE'. Only --resume RUN works without one.")
     if run and resume:
         raise click.UsageError("--run names a new run, --resume an existing one; give one of them")
-    if resume and settings:
+    if settings and recipe is None:
         raise click.UsageError("--resume uses the recipe that the run started with; leave out --set")
     for name in (run, resume):
         if name:

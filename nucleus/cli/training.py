@@ -49,7 +49,8 @@ def train(
     """Train by RECIPE (a TOML file, or a shipped recipe: demo, dsb2018-cpu, dsb2018-long, dsb2018-gpu).
 
     Uses the Ray cluster of RAY_ADDRESS or one on this machine, or starts one for the run. --resume needs no RECIPE; if
-    one is given, only its bucket is used.
+    one is given, it must be the one that the run started with. Ctrl-C saves a checkpoint and stops; a second one ends
+    the run at once.
     """
     check_run_options(recipe, settings, run, resume)
     content = nucleus.config.read_recipe(nucleus.config.recipe_path(recipe), settings) if recipe else None
@@ -60,7 +61,7 @@ def train(
         nucleus.runs.check_new_run(options.bucket(bucket), run, f"nucleus train --resume {run}")
     with TrainingDisplay() as display:
         if content is None or resume:
-            manifest = job.resume(str(resume), bucket, options, display)
+            manifest = job.resume(str(resume), bucket, options, display, content)
         else:
             manifest = job.train(content, options, display)
     if as_json:

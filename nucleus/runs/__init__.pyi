@@ -25,6 +25,7 @@ from .plan import WANDB_FOLDER as WANDB_FOLDER
 from .plan import RunFolder as RunFolder
 from .plan import RunPlan as RunPlan
 from .plan import check_new_run as check_new_run
+from .plan import check_same_recipe as check_same_recipe
 from .plan import load_plan as load_plan
 from .plan import new_run_name as new_run_name
 from .plan import read_plan as read_plan

@@ -2,6 +2,8 @@
 
 import json
 import secrets
+import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -11,12 +13,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from nucleus.config.names import check_name
 from nucleus.config.recipe import Recipe
-from nucleus.errors import JobError, ObjectExistsError, ObjectNotFoundError, UriError
+from nucleus.data.dataset import locate_dataset
+from nucleus.errors import JobError, ObjectExistsError, ObjectNotFoundError, RecipeError, UriError
 from nucleus.registry.encoder_weights import EncoderWeights
 from nucleus.registry.manifest import EncoderWeightsOrigin
 from nucleus.storage.bucket import Bucket
 from nucleus.storage.files import read_document
-from nucleus.storage.uri import S3Uri, parse_uri
+from nucleus.storage.uri import BUCKET_VARIABLE, S3Uri, parse_uri
 
 __all__ = [
     "CHECKPOINT_PREFIX",
@@ -26,6 +29,7 @@ __all__ = [
     "RunFolder",
     "RunPlan",
     "check_new_run",
+    "check_same_recipe",
     "load_plan",
     "new_run_name",
     "read_plan",
@@ -42,6 +46,11 @@ CHECKPOINT_PREFIX = "checkpoint_"
 """Prefix of the names of a run's checkpoint folders, which Ray Train chooses."""
 PLAN_FORMAT = 2
 """Plans of format 1 were written before 0.3.0."""
+
+_ELSEWHERE = ("bucket", "dataset")
+"""Keys of a recipe that are not compared as text: the run was found in its bucket, and a dataset has two spellings."""
+_HARMLESS = ("cache_dir", "cache_limit_gib")
+"""Keys without any effect on a run's result."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +98,8 @@ class RunPlan(BaseModel):
         begun: Start of the run, UTC, ISO 8601.
         token: Random text that distinguishes this plan from another one with the same name and content.
         submitted: Whether the run was started as a job of a cluster.
+        encoder_replaced: Whether the encoder has random weights because pretrained ones were not available; None in a
+            plan of an older version of this package, which did not record it.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore", serialize_by_alias=True)
@@ -108,6 +119,7 @@ class RunPlan(BaseModel):
     begun: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
     token: str = Field(default_factory=lambda: secrets.token_hex(8))
     submitted: bool = False
+    encoder_replaced: bool | None = None
 
     @field_validator("settings")
     @classmethod
@@ -136,9 +148,10 @@ class RunPlan(BaseModel):
     @property
     def resume_command(self) -> str:
         """Command that resumes the run."""
-        command = "submit" if self.submitted else "train"
-        recipe = "RECIPE " if self.settings.get("bucket") else ""  # which names the bucket
-        return f"nucleus {command} {recipe}--resume {self.run}"
+        command = f"nucleus {'submit' if self.submitted else 'train'} --resume {self.run}"
+        if self.settings.get("bucket"):  # it is not that of the environment
+            return f"{BUCKET_VARIABLE}={shlex.quote(self.bucket)} {command}"
+        return command
 
     @property
     def how_to_go_on(self) -> str:
@@ -222,3 +235,49 @@ def load_plan(bucket: Bucket, run: str) -> RunPlan:
             f"version wrote it: {error}"
         ) from error
     return plan
+
+
+def check_same_recipe(plan: RunPlan, recipe: Recipe) -> list[str]:
+    """Check that a recipe is that of a run, which is resumed with the recipe that it started with.
+
+    The bucket may be written in another way, because the run was found in it. A dataset without a version is the one
+    of the run. The recipe of a run that found no pretrained weights (`nucleus demo`) is the one before that.
+
+    Returns:
+        The differences that cannot change the result, in words: other places for the cache, which the run ignores.
+
+    Raises:
+        RecipeError: Other keys differ; the message lists all of them, with both values.
+    """
+    if plan.encoder_replaced is not False and plan.recipe == plan.recipe.with_random_encoder():
+        recipe = recipe.with_random_encoder() if recipe.network.weights == "imagenet" else recipe
+    theirs, ours = _flat(plan.recipe.model_dump(mode="json")), _flat(recipe.model_dump(mode="json"))
+    keys = [key for key in sorted({*theirs, *ours} - {*_ELSEWHERE}) if theirs.get(key) != ours.get(key)]
+    words = {key: f"{key}: {_value(theirs.get(key))} in the run, {_value(ours.get(key))} here" for key in keys}
+    if not _same_dataset(plan, recipe):
+        words["dataset"] = f"dataset: {_value(plan.dataset)} in the run, {_value(recipe.dataset)} here"
+    refused = [text for key, text in words.items() if key not in _HARMLESS]
+    if refused:
+        raise RecipeError(
+            f"Expected the recipe that the run {plan.run} started with; these keys differ: {'; '.join(refused)}. To "
+            f"continue the run as it began, leave the recipe out: {plan.resume_command}. To train with this recipe, "
+            "start a new run, without --resume."
+        )
+    return list(words.values())
+
+
+def _flat(settings: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    """Return the keys of nested tables as `table.key`."""
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        flat |= _flat(value, f"{above}{key}.") if isinstance(value, dict) and value else {f"{above}{key}": value}
+    return flat
+
+
+def _same_dataset(plan: RunPlan, recipe: Recipe) -> bool:
+    ours, theirs = locate_dataset(recipe.dataset, plan.bucket), locate_dataset(plan.dataset)
+    return ours.uri == theirs.uri and ours.ref in {"latest", theirs.ref}
+
+
+def _value(value: object) -> str:
+    return "not set" if value is None else json.dumps(value)

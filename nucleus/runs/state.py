@@ -8,6 +8,7 @@ delays the run. `AttemptCallback` records each start of the workers.
 import os
 import socket
 import threading
+import time
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -16,7 +17,7 @@ from typing import Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict
 
-from nucleus.errors import JobError, ObjectNotFoundError, RunStoppedError, StorageError
+from nucleus.errors import AccessDeniedError, JobError, ObjectNotFoundError, RunStoppedError, StorageError
 from nucleus.runs.plan import RUNS, RunFolder
 from nucleus.runs.record import ATTEMPTS_FILE, HISTORY_FILE, Attempt, attempts_json, read_attempts
 from nucleus.storage.bucket import Bucket
@@ -46,8 +47,8 @@ HEARTBEAT_SECONDS = 60.0
 LOST_SECONDS = 300.0
 """Seconds without a heartbeat after which a run is lost: its driver was killed, or cannot reach the bucket."""
 
-_LAST_WRITE_SECONDS = 10.0
-"""Seconds to wait for the last write at the end of a run."""
+_LAST_WRITE_SECONDS, _RETRY_SECONDS = 10.0, 0.5
+"""Seconds for which the last write at the end of a run is tried, and between two tries."""
 _LONGEST_CAUSE = 300
 """Characters of a failed run's cause, at most."""
 
@@ -160,8 +161,8 @@ def read_state(folder: RunFolder) -> RunState:
 class StateWriter:
     """Context manager that writes the state of a run: `running` within the block, and its final state at the end.
 
-    `RunStoppedError` and Ctrl-C make the run `stopped`, any other exception `failed`. A block that succeeds must call
-    `published` or `finished` before its end; otherwise the run stays `running`, and is lost later.
+    `RunStoppedError` and `KeyboardInterrupt` make the run `stopped`, any other exception `failed`. A block that
+    succeeds must call `published` or `finished` before its end; otherwise the run stays `running`, and is lost later.
 
     Args:
         folder: The folder of the run.
@@ -174,6 +175,7 @@ class StateWriter:
         self._state = _here("running")
         self._changed = threading.Condition()
         self._over = False
+        self._deadline = 0.0
         self._thread = threading.Thread(target=self._write_all, name="run-state", daemon=True)
 
     def published(self, version: str) -> None:
@@ -195,6 +197,7 @@ class StateWriter:
             stopped = isinstance(error, RunStoppedError | KeyboardInterrupt)
             self._set(_here("stopped") if stopped else _here("failed", cause=_one_line(error)))
         with self._changed:
+            self._deadline = time.monotonic() + _LAST_WRITE_SECONDS
             self._over = True
             self._changed.notify()
         self._thread.join(_LAST_WRITE_SECONDS)  # a bucket that does not answer must not delay the end
@@ -205,18 +208,30 @@ class StateWriter:
             self._changed.notify()
 
     def _write_all(self) -> None:
-        written: RunState | None = None
+        tried: RunState | None = None
+        written = True
         while True:
             with self._changed:
-                if self._state is written and not self._over:
+                if self._state is tried and not self._over:
                     self._changed.wait(self._beat_seconds)
                 state, over = self._state, self._over
-            if state is not written or (state.state == "running" and not over):
-                with suppress(Exception):  # an unwritten state must not end the run
-                    self._files.put(STATE_FILE, state.model_dump_json(indent=1).encode())
-            written = state
-            if over:
+            if state is not tried or not written or (state.state == "running" and not over):
+                written = self._write(state)
+            tried = state
+            if over and (written or time.monotonic() > self._deadline):
                 return
+            if over:
+                time.sleep(_RETRY_SECONDS)
+
+    def _write(self, state: RunState) -> bool:
+        """Write a state; return whether to leave it at that. A failure must not end the run."""
+        try:
+            self._files.put(STATE_FILE, state.model_dump_json(indent=1).encode())
+        except AccessDeniedError:  # trying again is of no use
+            return True
+        except Exception:
+            return False
+        return True
 
 
 def _here(state: Literal["running", "stopped", "failed", "published", "finished"], **known: str) -> RunState:

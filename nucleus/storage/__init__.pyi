@@ -54,6 +54,7 @@ from .s3_errors import endpoint_source as endpoint_source
 from .s3_errors import explained as explained
 from .s3_errors import refusal_of as refusal_of
 from .store_process import serve_store as serve_store
+from .uri import BUCKET_VARIABLE as BUCKET_VARIABLE
 from .uri import LONGEST_KEY as LONGEST_KEY
 from .uri import S3Uri as S3Uri
 from .uri import bucket_from_environment as bucket_from_environment

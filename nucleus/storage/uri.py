@@ -5,9 +5,10 @@ from dataclasses import dataclass
 
 from nucleus.errors import UriError
 
-__all__ = ["LONGEST_KEY", "S3Uri", "bucket_from_environment", "key_problem", "parse_uri"]
+__all__ = ["BUCKET_VARIABLE", "LONGEST_KEY", "S3Uri", "bucket_from_environment", "key_problem", "parse_uri"]
 
 BUCKET_VARIABLE = "NUCLEUS_BUCKET"
+"""Environment variable with the project's bucket."""
 LONGEST_KEY = 1024
 """Bytes of a key, by S3's rules."""
 _FIRST_PRINTABLE, _DELETE = 32, "\x7f"

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -248,7 +249,7 @@ BAD_INPUT: list[tuple[list[Any], int, str]] = [
     (["weights", "add", "flat/a.png", "--encoder", "resnet"], 2, "is not one of 'mobilenet_v2', 'efficientnet_v2_b0'"),
     (["data", "import", "two", "d@0123456789ab"], 2, "leave out @0123456789ab"),
     (["data", "import", "two", "d", "--seed", "-1"], 2, "is not in the range"),
-    (["train", "demo", "--resume", "r", "--set", "workers=1"], 2, "leave out --set"),
+    (["train", "--resume", "r", "--set", "workers=1"], 2, "leave out --set"),
     (["store", "start", "--dir", "flat/a.png"], 1, "flat/a.png; it is a file"),
 ]
 
@@ -345,3 +346,67 @@ def test_what_cannot_work_is_said_before_tensorflow_is_imported(here: Path) -> N
     command = [sys.executable, "-c", code, json.dumps(commands)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout == "[1, 1, 1, 2, 1, 1] []\n", done.stderr
+
+
+SLOW = """
+import sys, tempfile, time
+import click
+import nucleus.cli.machine
+from nucleus.cli.main import main
+
+@click.command()
+def slow():
+    with tempfile.TemporaryDirectory() as folder:
+        print(folder, flush=True)
+        for line in sys.stdin:
+            print(line, flush=True)
+
+nucleus.cli.machine.doctor = slow
+sys.argv = ["nucleus", "doctor"]
+main()
+"""
+"""A command that has a temporary folder and waits for its input."""
+
+
+def started_slowly(before: str = "") -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", before + SLOW],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.mark.parametrize(
+    ("number", "status", "text"),
+    [(signal.SIGINT, 130, "Interrupted.\n"), (signal.SIGTERM, 143, "Terminated.\n"), (signal.SIGHUP, 129, "terminal")],
+)
+def test_a_signal_ends_a_command_with_one_line(number: int, status: int, text: str) -> None:
+    command = started_slowly()
+    assert command.stdout is not None
+    folder = Path(command.stdout.readline().strip())
+    assert folder.is_dir()
+    command.send_signal(number)
+    _, told = command.communicate()
+    assert (command.returncode, len(told.splitlines())) == (status, 1)
+    assert text in told
+    assert not folder.exists()
+
+
+def test_a_command_under_nohup_goes_on() -> None:
+    command = started_slowly("import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)\n")
+    assert command.stdout is not None
+    command.stdout.readline()
+    command.send_signal(signal.SIGHUP)
+    told, _ = command.communicate("still here\n")
+    assert (command.returncode, told.strip()) == (0, "still here")
+
+
+def test_files_of_the_current_folder_are_not_imported(tmp_path: Path) -> None:
+    for name in ("job", "keras", "ray", "random", "wandb"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('imported from the current folder')")
+    command = [sys.executable, "-m", "nucleus", "train", "no-such-recipe"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "no-such-recipe" in done.stderr

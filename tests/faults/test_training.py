@@ -4,16 +4,18 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import struct
 import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 
 import psutil
 import pytest
@@ -86,8 +88,11 @@ class Place:
         workers: str = "2",
         epochs: int = EPOCHS,
         stall_timeout: float = 60.0,
+        cwd: Path | None = None,
+        out: bool = True,
+        changes: Mapping[str, str] = MappingProxyType({}),
     ) -> "Driver":
-        """`nucleus train` in a process of its own; the model is named as the run."""
+        """`nucleus train` in a process group of its own; the model is named as the run."""
         recipe = self.folder / f"{run}.toml"
         content = {"model": run, "workers": workers, "epochs": epochs, "stall_timeout": stall_timeout}
         recipe.write_text(RECIPE.format(**content))
@@ -99,6 +104,7 @@ class Place:
             "WANDB_DIR": str(self.folder),
             "XDG_CACHE_HOME": str(self.folder / "cache"),
             **({"AWS_ENDPOINT_URL_S3": endpoint} if endpoint else {}),
+            **changes,
         }
         name = ("--resume" if resume else "--run", run)
         command = [
@@ -108,13 +114,14 @@ class Place:
             *before,
             "train",
             str(recipe),
-            "--out",
-            str(self.folder / "runs"),
+            *(("--out", str(self.folder / "runs")) if out else ()),
             *name,
         ]
         log = self.folder / f"{run}-{len(self.started)}.log"
-        with log.open("wb") as out:
-            process = subprocess.Popen(command, env=environment, stdout=out, stderr=subprocess.STDOUT)
+        with log.open("wb") as file:
+            process = subprocess.Popen(
+                command, cwd=cwd, env=environment, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
+            )
         self.started.append(Driver(process, log))
         return self.started[-1]
 
@@ -305,6 +312,71 @@ def test_one_run_meets_everything(
     is_complete(place, "hunted")
     assert find_run(place.bucket, "hunted").status.short == "published as hunted@1"
     assert read_state(RunFolder(place.bucket, "hunted")).state == "published"
+
+
+def test_a_published_run_whose_folders_vanished_has_succeeded(place: Place, tmp_path: Path) -> None:
+    """Ctrl-C, as a terminal sends it, saves; then the current folder, with all that the run keeps there, is removed."""
+    here = tmp_path / "here"
+    here.mkdir()
+    settings = {"cwd": here, "out": False, "changes": {"WANDB_DIR": str(here)}}
+    driver = place.train("vanishing", **settings)
+    driver.wait_until(lambda: place.latest("vanishing"))
+    os.killpg(driver.process.pid, signal.SIGINT)
+    assert driver.ended() == 130, driver.text
+    assert "SIGINT: the workers save and stop" in driver.text
+    assert place.progress("vanishing") == saved(driver, "a stop was requested")
+    assert "nucleus train --resume vanishing" in driver.text
+    assert find_run(place.bucket, "vanishing").status.state == "stopped"
+
+    driver = place.train("vanishing", resume=True, **settings)
+    driver.wait_until(lambda: gone_on(driver))
+    shutil.rmtree(here)
+    assert driver.ended() == 0, driver.text
+    assert "Traceback" not in driver.text
+    assert "W&B's files of this run have vanished" in driver.text
+    assert find_run(place.bucket, "vanishing").status.short == "published as vanishing@1"
+    assert place.bucket.find("runs/vanishing/report/report.html")
+
+
+def test_signals_to_all_processes_save_and_a_lost_cluster_is_told(place: Place, tmp_path: Path) -> None:
+    """On a cluster that the command starts; in a folder, and with settings of Keras, that are not for this project."""
+    for name in ("job", "keras", "ray", "random", "tensorflow"):
+        (tmp_path / f"{name}.py").write_text(f"raise SystemExit('{name}.py of the current folder')")
+    (tmp_path / "keras.json").write_text(json.dumps({"backend": "torch", "image_data_format": "channels_first"}))
+    changes = {"RAY_ADDRESS": "local", "KERAS_HOME": str(tmp_path), "KERAS_BACKEND": "torch"}
+    driver = place.train("ended", epochs=1000, cwd=tmp_path, changes=changes)
+    driver.wait_until(lambda: place.latest("ended"))
+    processes = of_driver(driver)
+    os.killpg(driver.process.pid, signal.SIGTERM)
+    for each in processes:
+        each.send_signal(signal.SIGTERM)
+    assert driver.ended() == 143, driver.text
+    stopped_at = saved(driver, "a stop was requested")
+    assert place.progress("ended") == stopped_at
+    assert "nucleus train --resume ended" in driver.text
+    assert psutil.wait_procs(processes, 60)[1] == []
+
+    driver = place.train("ended", resume=True, epochs=1000, cwd=tmp_path, changes=changes)
+    driver.wait_until(lambda: gone_on(driver))
+    assert gone_on(driver)[0][0] == stopped_at
+    processes = of_driver(driver)
+    next(each for each in processes if each.name() == "gcs_server").kill()
+    assert driver.ended() == 1, driver.text
+    last = driver.text.splitlines()[-1]
+    for text in ("gcs_server", "SIGKILL", "nucleus train --resume ended"):
+        assert text in last
+    assert "Traceback" not in driver.text
+    assert psutil.wait_procs(processes, 60)[1] == []
+    assert find_run(place.bucket, "ended").status.state == "failed"
+
+    driver = place.train("ended", resume=True, epochs=8, cwd=tmp_path, changes=changes)
+    assert driver.ended() == 2
+    assert "optimizer.epochs: 1000 in the run, 8 here" in driver.text
+
+
+def of_driver(driver: Driver) -> list[psutil.Process]:
+    """All processes of a driver's cluster, and what they have started."""
+    return psutil.Process(driver.process.pid).children(recursive=True)
 
 
 def test_no_key_was_printed(place: Place) -> None:

@@ -1,12 +1,20 @@
 """Errors of Ray: the last cause reaches the user, in one line; a cluster that does not start is explained."""
 
+import json
 import os
 import pickle
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 from ray.exceptions import (
     ActorDiedError,
@@ -23,7 +31,7 @@ from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 from job import cluster, ray_internals
 from job.cluster import connection
 from job.ray_internals import failure_text, is_from_ray, our_error, patient_start
-from nucleus.errors import DataError, JobError
+from nucleus.errors import ClusterError, DataError, JobError
 
 ADVICE = ("retr", "RAY_", "max_failures", "Traceback", "ray.exceptions", "\n", "log files")
 """What Ray's own messages have and ours do not: advice on its settings and its logs."""
@@ -119,6 +127,7 @@ def no_ray(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[dict[str, Any]]]:
     monkeypatch.setattr(ray, "shutdown", lambda: None)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr(cluster.job, "local_addresses", list, raising=False)
+    monkeypatch.setattr(cluster, "check_temporary_folder", lambda: None)
     return calls
 
 
@@ -144,7 +153,7 @@ def test_a_cluster_that_does_not_start_is_one_error(error: Exception, monkeypatc
 
     ended: list[bool] = []
     monkeypatch.setattr(ray, "init", failing(error))
-    monkeypatch.setattr(cluster.job, "end_started_processes", lambda: ended.append(True), raising=False)
+    monkeypatch.setattr(cluster.job, "end_started_processes", lambda _: ended.append(True), raising=False)
     monkeypatch.setenv("RAY_TMPDIR", "/elsewhere")
     with pytest.raises(JobError) as caught, connection(own_cpus=1):
         pytest.fail("connected")
@@ -188,6 +197,32 @@ def test_errors_of_ray_in_the_block_become_ours() -> None:
         raise KeyError("not from Ray")
 
 
+@pytest.mark.usefixtures("no_ray")
+@pytest.mark.parametrize("ignored", [False, True])
+def test_a_lost_cluster_ends_the_waiting_of_the_main_thread(ignored: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also in a process that was started to ignore SIGINT, as by a shell in the background."""
+    lost = threading.Event()
+    monkeypatch.setattr(cluster, "_WATCH_SECONDS", 0.01)
+    monkeypatch.setattr(cluster.job, "connected_addresses", dict, raising=False)
+    monkeypatch.setattr(
+        cluster.job, "ended_process", lambda: "Ray's process raylet was ended" if lost.is_set() else None, raising=False
+    )
+
+    def wait() -> None:
+        with connection(own_cpus=1):
+            os.kill(os.getpid(), signal.SIGINT if ignored else signal.SIGWINCH)
+            lost.set()
+            threading.Event().wait()
+
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN) if ignored else signal.getsignal(signal.SIGINT)
+    try:
+        with pytest.raises(ClusterError, match="is lost: Ray's process raylet"):
+            wait()
+        assert signal.getsignal(signal.SIGINT) is (signal.SIG_IGN if ignored else before)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def test_a_node_is_waited_for_while_its_process_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     from ray._private import services
 
@@ -219,14 +254,138 @@ def test_a_node_is_waited_for_while_its_process_runs(monkeypatch: pytest.MonkeyP
 def test_what_a_failed_start_left_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     import ray
 
-    killed: list[str] = []
-
-    def child(name: str) -> SimpleNamespace:
-        return SimpleNamespace(name=lambda: name, kill=lambda: killed.append(name))
-
-    children = [child(name) for name in ("raylet", "sh", "gcs_server")]
+    before = subprocess.Popen(["sleep", "1000"])
+    known = psutil.Process().children()
+    started = subprocess.Popen(["sh", "-c", "sleep 1000 & wait"])
+    while not (below := psutil.Process(started.pid).children()):
+        time.sleep(0.01)
     monkeypatch.setattr(ray, "shutdown", lambda: None)
-    monkeypatch.setattr(ray_internals.psutil.Process, "children", lambda _: children)
-    monkeypatch.setattr(ray_internals.psutil, "wait_procs", lambda *_: None)
-    ray_internals.end_started_processes()
-    assert killed == ["raylet", "gcs_server"]
+    try:
+        ray_internals.end_started_processes(known)
+        started.wait(60)
+        assert psutil.wait_procs(below, 60)[1] == []
+        assert before.poll() is None
+    finally:
+        before.kill()
+        before.wait()
+
+
+OWN_CLUSTER = """
+import json, os, sys, time
+import psutil
+from job.cluster import connection
+with connection(own_cpus=1):
+    import ray
+    @ray.remote
+    def answer():
+        return os.getpid(), sys.path
+    worker, path = ray.get(answer.remote())
+    print(json.dumps({"worker": worker, "path": path}), flush=True, file=sys.__stdout__)
+    for line in sys.stdin:
+        if line == "end\\n":
+            break
+        print(json.dumps({"worker": ray.get(answer.remote())[0]}), flush=True, file=sys.__stdout__)
+print(json.dumps([each.pid for each in psutil.Process().children(recursive=True)]), flush=True)
+"""
+"""A program with a cluster of its own, which calls a worker for each line of its input, and then ends."""
+
+
+class OwnCluster:
+    """`OWN_CLUSTER` in a process group of its own, and all processes that it has started."""
+
+    def __init__(self, folder: Path) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", OWN_CLUSTER],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            cwd=folder,
+            env={**os.environ, "RAY_ADDRESS": ""},
+            start_new_session=True,
+        )
+        self.first = self.answer()
+        self.started = psutil.Process(self.process.pid).children(recursive=True)
+
+    def answer(self) -> Any:
+        assert self.process.stdout is not None
+        return json.loads(self.process.stdout.readline())
+
+    def ask(self, line: str) -> Any:
+        assert self.process.stdin is not None
+        self.process.stdin.write(f"{line}\n".encode())
+        self.process.stdin.flush()
+        return self.answer()
+
+
+@pytest.fixture
+def own_cluster(tmp_path: Path) -> Iterator[OwnCluster]:
+    found = OwnCluster(tmp_path)
+    yield found
+    found.process.kill()
+    found.process.communicate()
+
+
+@pytest.mark.ray
+def test_signals_leave_a_cluster_of_ones_own_alone_and_nothing_is_left_of_it(
+    own_cluster: OwnCluster, tmp_path: Path
+) -> None:
+    names = {each.name() for each in own_cluster.started}
+    assert {"raylet", "gcs_server"} <= names
+    for each in own_cluster.started:
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            each.send_signal(number)
+    assert own_cluster.ask("again") == {"worker": own_cluster.first["worker"]}  # the same process
+    assert str(tmp_path) not in own_cluster.first["path"]
+    assert own_cluster.ask("end") == []
+    assert own_cluster.process.wait(60) == 0
+    assert psutil.wait_procs(own_cluster.started, 60)[1] == []
+
+
+@pytest.mark.ray
+def test_a_cluster_of_ones_own_ends_with_a_process_that_is_killed(own_cluster: OwnCluster) -> None:
+    agents = {"ray::DashboardAg", "ray::RuntimeEnv"}  # which first wait for the head for a minute
+    processes = [each for each in own_cluster.started if each.name()[:15] not in agents]
+    assert len(processes) >= 5
+    own_cluster.process.kill()
+    assert psutil.wait_procs(processes, 60)[1] == []
+
+
+def test_rays_folder_is_checked_before_ray_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(folder: str, variable: str = "RAY_TMPDIR") -> str:
+        monkeypatch.setenv(variable, folder)
+        with pytest.raises(JobError) as caught:
+            cluster.check_temporary_folder()
+        assert f"from {variable}" in str(caught.value)
+        assert "export RAY_TMPDIR=" in str(caught.value)
+        monkeypatch.delenv(variable)
+        return str(caught.value)
+
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    with tempfile.TemporaryDirectory(prefix="n-", dir="/tmp") as folder:
+        assert "too long" in refused(f"{folder}/{'long' * 20}")
+        assert not (Path(folder) / ("long" * 20)).exists()
+        (Path(folder) / "file").touch()
+        assert f"{folder}/file" in refused(f"{folder}/file")
+        monkeypatch.setattr(cluster, "_FREE_BYTES", 1 << 60)
+        assert "found" in refused(folder, "TMPDIR")
+        monkeypatch.setattr(cluster, "_FREE_BYTES", 1)
+        monkeypatch.setenv("RAY_TMPDIR", folder)
+        cluster.check_temporary_folder()
+        assert list((Path(folder) / "ray").iterdir()) == []
+
+
+def test_a_head_is_given_time_to_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, answers = [0.0], [True]
+    monkeypatch.setattr(cluster.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(cluster, "_accepts", lambda _: answers[0])
+    patience = cluster._Patience({"the head": ("h", 1, 30.0)})
+    for now, answer, lost in (
+        (0, True, None),
+        (1, False, None),
+        (30, False, None),
+        (30.5, True, None),
+        (31, False, None),
+    ):
+        clock[0], answers[0] = now, answer
+        assert patience.lost() is lost
+    clock[0] = 61
+    assert "the head" in str(patience.lost())

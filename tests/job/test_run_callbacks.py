@@ -24,6 +24,7 @@ class Tracked:
 
     def __init__(self, *, broken: bool = False) -> None:
         self.calls: list[Any] = []
+        self.mode = "online"
         self.kept_files = {}
         self._broken = broken
 
@@ -41,7 +42,7 @@ class Tracked:
 
 def wandb_callback(tracked: Tracked, monkeypatch: pytest.MonkeyPatch) -> WandbCallback:
     monkeypatch.setattr("job.run_callbacks.keep_files", lambda *_: tracked.calls.append("kept"))
-    return WandbCallback(tracked, None)  # type: ignore[arg-type]
+    return WandbCallback(tracked, None, tracked.calls.append)  # type: ignore[arg-type]
 
 
 def result() -> TrainingResult:
@@ -82,13 +83,48 @@ def test_tensorboard_shows_earlier_predictions_and_those_of_the_best_weights_las
         predictions={2: {"a": b"new"}, None: {"a": b"best"}},
         uploaded_predictions=lambda epochs: {0: {"a": b"first"}, epochs: {"a": b"old"}},
     )
-    callback = TensorBoardCallback(None, Path(), pictures, None)  # type: ignore[arg-type]
+    callback = TensorBoardCallback(None, Path(), pictures, None, print)  # type: ignore[arg-type]
     callback.on_resume([{"epoch": 1.0}, {"epoch": 2.0}], "epoch 2")
     assert callback._tagged_pictures(3) == {
         0: {"predictions/a": b"first"},
         2: {"predictions/a": b"new"},
         3: {"best/a": b"best"},
     }
+
+
+def test_wandbs_files_that_vanished_are_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for mode, files, told in (
+        ("offline", {}, 1),
+        ("offline", {"a": tmp_path}, 0),
+        ("online", {}, 0),
+        ("disabled", {}, 0),
+    ):
+        tracked = Tracked()
+        tracked.mode, tracked.kept_files = mode, files
+        wandb_callback(tracked, monkeypatch).on_close(failed=False)
+        assert len([call for call in tracked.calls if "have vanished" in call]) == told
+        assert tracked.calls[-1] == "kept"
+
+
+def test_a_folder_that_cannot_be_written_is_told_once_and_the_bucket_has_the_events(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("job.run_callbacks.events_of", lambda *_: b"events")
+    put: list[str] = []
+    told: list[str] = []
+    (tmp_path / "file").touch()
+    callback = TensorBoardCallback(
+        SimpleNamespace(put=lambda name, _: put.append(name)),  # type: ignore[arg-type]
+        tmp_path / "file" / "run",
+        SimpleNamespace(predictions={}),  # type: ignore[arg-type]
+        SimpleNamespace(files={}),  # type: ignore[arg-type]
+        told.append,
+    )
+    for _ in range(2):
+        callback.upload([])()
+    assert len(put) == 2
+    (text,) = told
+    assert str(tmp_path / "file") in text
 
 
 def test_a_trial_sends_lines_with_its_number_and_no_steps() -> None:

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 from nucleus.cli.main import cli
 from nucleus.config.settings import parse_recipe
-from nucleus.errors import DataError, JobError, RunStoppedError
+from nucleus.errors import AccessDeniedError, DataError, JobError, RunStoppedError, StorageError
 from nucleus.registry.manifest import EncoderWeightsOrigin
 from nucleus.runs import state as run_state
 from nucleus.runs.listing import find_run
@@ -156,6 +156,32 @@ def test_a_bucket_that_refuses_or_hangs_does_not_hurt_a_run(monkeypatch: pytest.
             state.published("m@1")
     never.set()
     assert refused
+
+
+def test_the_last_state_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_state, "_RETRY_SECONDS", 0.0)
+    words: list[str] = []
+
+    def put(word: str) -> None:
+        words.append(word)
+        if words.count("published") < 3 and word == "published":
+            raise StorageError("busy")
+
+    with StateWriter(FakeFolder(put)) as state:  # type: ignore[arg-type]
+        state.published("m@1")
+    assert words.count("published") == 3
+
+
+def test_a_denied_state_is_not_tried_again() -> None:
+    words: list[str] = []
+
+    def put(word: str) -> None:
+        words.append(word)
+        raise AccessDeniedError("no")
+
+    with StateWriter(FakeFolder(put)) as state:  # type: ignore[arg-type]
+        state.published("m@1")
+    assert words.count("published") == 1
 
 
 def test_commands_show_the_state(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
