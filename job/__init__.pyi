@@ -11,9 +11,13 @@ from .cluster import lost_cluster as lost_cluster
 from .cluster import resources_needed as resources_needed
 from .cluster import shortage as shortage
 from .cluster import wait_for_certainty as wait_for_certainty
+from .cluster_check import Gpus as Gpus
 from .cluster_check import RayCheck as RayCheck
+from .cluster_check import check_gpus as check_gpus
 from .cluster_check import check_ray as check_ray
+from .cluster_check import gpus_here as gpus_here
 from .cluster_check import query_head as query_head
+from .cluster_check import tensorflow_gpus as tensorflow_gpus
 from .events import EventCallback as EventCallback
 from .events import driver_node_options as driver_node_options
 from .events import event_queue as event_queue

@@ -1,7 +1,9 @@
-"""Ray check of `nucleus doctor`: a query of the cluster that a run would use, without joining it."""
+"""Checks of `nucleus doctor`: the cluster that a run would use, without joining it, and the GPUs of this machine."""
 
 import os
 import platform
+import shutil
+import subprocess
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -11,11 +13,14 @@ from job.cluster import Capacity, address_at_hand, check_temporary_folder
 from job.job_api import capacities_of, check_address, cluster_address, job_client
 from nucleus.doctor import Finding, call_in_subprocess, failed
 from nucleus.errors import ClusterError, NucleusError
+from nucleus.lazy import tf
 
-__all__ = ["RayCheck", "check_ray", "query_head"]
+__all__ = ["Gpus", "RayCheck", "check_gpus", "check_ray", "gpus_here", "query_head", "tensorflow_gpus"]
 
 
-_RAY = "Ray"
+_RAY, _GPU = "Ray", "GPU"
+_HIDING = "CUDA_VISIBLE_DEVICES"
+_NVIDIA_SECONDS, _TENSORFLOW_SECONDS = 10.0, 60.0
 _CLIENT, _OWN = "ray://", "local"
 _SECONDS = 20.0
 
@@ -113,3 +118,85 @@ def _check_versions(address: str, cluster: dict[str, Any]) -> None:
             f"Expected Ray {ours[0]} and Python {ours[1]} at {address}, as here; found Ray {theirs[0]} and Python "
             f"{theirs[1]}. Install the same version on both sides: ray=={theirs[0]} here, or ray=={ours[0]} there."
         )
+
+
+@dataclass(frozen=True)
+class Gpus:
+    """NVIDIA GPUs of this machine.
+
+    Attributes:
+        names: Names of the GPUs, as the driver lists them.
+        seen: Number of GPUs that TensorFlow can use.
+        cuda: Whether this TensorFlow is built with CUDA.
+    """
+
+    names: tuple[str, ...]
+    seen: int = 0
+    cuda: bool = True
+
+
+def gpus_here() -> Gpus:
+    """Return the GPUs that the driver lists and, if there are any, how many TensorFlow can use (takes seconds).
+
+    Raises:
+        NucleusError: The driver or TensorFlow fails.
+    """
+    names = _names_from_driver()
+    if not names:
+        return Gpus(names)
+    found = call_in_subprocess(tensorflow_gpus, who="TensorFlow", seconds=_TENSORFLOW_SECONDS)
+    return Gpus(names, found["seen"], found["cuda"])
+
+
+def tensorflow_gpus() -> dict[str, Any]:
+    """Return the number of GPUs that TensorFlow sees (`seen`), and whether it is built with CUDA (`cuda`)."""
+    return {"seen": len(tf.config.list_physical_devices("GPU")), "cuda": tf.test.is_built_with_cuda()}
+
+
+def check_gpus(here: Gpus | NucleusError, of_cluster: float) -> Finding:
+    """Check whether training can use the GPUs.
+
+    Args:
+        here: GPUs of this machine, or the error that `gpus_here` raised.
+        of_cluster: Number of GPUs of the Ray cluster.
+    """
+    if isinstance(here, NucleusError):
+        return failed(_GPU, here)
+    if not here.names and of_cluster:
+        return Finding(_GPU, "ok", f"none on this machine; the Ray cluster has {of_cluster:g}")
+    if not here.names:
+        return Finding(_GPU, "warning", "none; training runs on CPUs", "Use a recipe for CPUs, such as dsb2018-cpu.")
+    text = f"{len(here.names)} of this machine ({here.names[0]}), of which TensorFlow sees {here.seen}"
+    if here.seen == len(here.names):
+        return Finding(_GPU, "ok", text)
+    return Finding(_GPU, "warning" if here.seen else "failed", text, _fix_for_gpus(here))
+
+
+def _fix_for_gpus(here: Gpus) -> str:
+    hidden = os.environ.get(_HIDING)
+    if not here.cuda:
+        return "This TensorFlow is built for CPUs only. Run: make install EXTRA=gpu."
+    if hidden is not None:
+        return f"{_HIDING}={hidden!r} hides them. Run: unset {_HIDING}."
+    return "CUDA's libraries are missing or the driver is too old. Run: make install EXTRA=gpu, and check nvidia-smi."
+
+
+def _names_from_driver() -> tuple[str, ...]:
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return ()
+    command = [program, "--query-gpu=name", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_NVIDIA_SECONDS, check=False)  # noqa: S603
+    except subprocess.TimeoutExpired:
+        raise NucleusError(
+            f"Expected nvidia-smi to answer within {_NVIDIA_SECONDS:.0f} s; it did not. Restart the machine, or "
+            "reinstall the driver."
+        ) from None
+    lines = tuple(line.strip() for line in done.stdout.splitlines() if line.strip())
+    if done.returncode == 0:
+        return lines
+    if any("no devices" in line.lower() for line in lines):
+        return ()
+    message = (*lines, *done.stderr.splitlines(), f"exit status {done.returncode}")[0].rstrip(".")
+    raise NucleusError(f"Expected nvidia-smi to list GPUs; found {message!r}. Reinstall the GPU's driver.")

@@ -17,7 +17,6 @@ from nucleus.registry.aliases import GateDecision, read_decision
 from nucleus.registry.manifest import ModelManifest, version_prefix
 from nucleus.report.page import write_report
 from nucleus.report.page_pictures import mistakes_in_words
-from nucleus.runs.download import names_below
 from nucleus.runs.plan import WANDB_FOLDER, RunFolder, RunPlan
 from nucleus.runs.record import (
     ATTEMPTS_FILE,
@@ -34,6 +33,7 @@ from nucleus.runs.record import (
     TestImage,
     WatchedImage,
     epochs_of_picture,
+    names_below,
     read_attempts,
     read_facts,
     read_history,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -20,7 +19,6 @@ from typing import Any, Literal
 from nucleus import errors
 from nucleus.config.recipe import NetworkOptions, TrackingOptions
 from nucleus.errors import ClockError, NucleusError, UsageError
-from nucleus.lazy import tf
 from nucleus.registry.encoder_weights import WEIGHTS, list_weights
 from nucleus.registry.manifest import MODELS
 from nucleus.storage.bucket import Bucket, check_conditional_writes, knows_checksums
@@ -33,25 +31,21 @@ from nucleus.tracking.failover import check_tracking, server_problem, tracking_m
 
 __all__ = [
     "Finding",
-    "Gpus",
     "State",
     "call_in_subprocess",
     "check_cache",
     "check_disks",
-    "check_gpus",
     "check_packages",
     "check_storage",
     "check_wandb",
     "failed",
-    "gpus_here",
     "skipped",
-    "tensorflow_gpus",
     "wandb_problem",
 ]
 
 State = Literal["ok", "warning", "failed", "skipped"]
 
-_CACHE, _GPU, _WANDB = "cache", "GPU", "W&B"
+_CACHE, _WANDB = "cache", "W&B"
 _LOCKS, _TEMPORARY, _STORE = "file locks", "temporary folder", "store room"
 _LITTLE_ROOM = 1 << 30
 """Bytes below which little room is a warning: the images of a dataset or a model with its checkpoints take as much."""
@@ -69,8 +63,7 @@ _PROVIDERS = {
 }
 """What botocore calls the places that credentials come from."""
 
-_HIDING = "CUDA_VISIBLE_DEVICES"
-_NVIDIA_SECONDS, _TENSORFLOW_SECONDS, _WANDB_SECONDS = 10.0, 60.0, 40.0
+_WANDB_SECONDS = 40.0
 _CLOCK_WARNING, _CLOCK_FAILURE = 60.0, 300.0
 """Seconds of difference; S3 refuses requests at 15 minutes, which a drifting clock reaches sooner or later."""
 _SET_THE_CLOCK = "Run: timedatectl set-ntp true (for a container, on its host)."
@@ -192,88 +185,6 @@ def _room(check: str, folder: Path, fix: str) -> Finding:
 
 def _room_text(room: int) -> str:
     return f"{room >> 20:,} MiB are free" + (f", fewer than {_LITTLE_ROOM >> 20:,}" if room < _LITTLE_ROOM else "")
-
-
-@dataclass(frozen=True)
-class Gpus:
-    """NVIDIA GPUs of this machine.
-
-    Attributes:
-        names: Names of the GPUs, as the driver lists them.
-        seen: Number of GPUs that TensorFlow can use.
-        cuda: Whether this TensorFlow is built with CUDA.
-    """
-
-    names: tuple[str, ...]
-    seen: int = 0
-    cuda: bool = True
-
-
-def gpus_here() -> Gpus:
-    """Return the GPUs that the driver lists and, if there are any, how many TensorFlow can use (takes seconds).
-
-    Raises:
-        NucleusError: The driver or TensorFlow fails.
-    """
-    names = _names_from_driver()
-    if not names:
-        return Gpus(names)
-    found = call_in_subprocess(tensorflow_gpus, who="TensorFlow", seconds=_TENSORFLOW_SECONDS)
-    return Gpus(names, found["seen"], found["cuda"])
-
-
-def tensorflow_gpus() -> dict[str, Any]:
-    """Return the number of GPUs that TensorFlow sees (`seen`), and whether it is built with CUDA (`cuda`)."""
-    return {"seen": len(tf.config.list_physical_devices("GPU")), "cuda": tf.test.is_built_with_cuda()}
-
-
-def check_gpus(here: Gpus | NucleusError, of_cluster: float) -> Finding:
-    """Check whether training can use the GPUs.
-
-    Args:
-        here: GPUs of this machine, or the error that `gpus_here` raised.
-        of_cluster: Number of GPUs of the Ray cluster.
-    """
-    if isinstance(here, NucleusError):
-        return failed(_GPU, here)
-    if not here.names and of_cluster:
-        return Finding(_GPU, "ok", f"none on this machine; the Ray cluster has {of_cluster:g}")
-    if not here.names:
-        return Finding(_GPU, "warning", "none; training runs on CPUs", "Use a recipe for CPUs, such as dsb2018-cpu.")
-    text = f"{len(here.names)} of this machine ({here.names[0]}), of which TensorFlow sees {here.seen}"
-    if here.seen == len(here.names):
-        return Finding(_GPU, "ok", text)
-    return Finding(_GPU, "warning" if here.seen else "failed", text, _fix_for_gpus(here))
-
-
-def _fix_for_gpus(here: Gpus) -> str:
-    hidden = os.environ.get(_HIDING)
-    if not here.cuda:
-        return "This TensorFlow is built for CPUs only. Run: make install EXTRA=gpu."
-    if hidden is not None:
-        return f"{_HIDING}={hidden!r} hides them. Run: unset {_HIDING}."
-    return "CUDA's libraries are missing or the driver is too old. Run: make install EXTRA=gpu, and check nvidia-smi."
-
-
-def _names_from_driver() -> tuple[str, ...]:
-    program = shutil.which("nvidia-smi")
-    if program is None:
-        return ()
-    command = [program, "--query-gpu=name", "--format=csv,noheader"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_NVIDIA_SECONDS, check=False)  # noqa: S603
-    except subprocess.TimeoutExpired:
-        raise NucleusError(
-            f"Expected nvidia-smi to answer within {_NVIDIA_SECONDS:.0f} s; it did not. Restart the machine, or "
-            "reinstall the driver."
-        ) from None
-    lines = tuple(line.strip() for line in done.stdout.splitlines() if line.strip())
-    if done.returncode == 0:
-        return lines
-    if any("no devices" in line.lower() for line in lines):
-        return ()
-    message = (*lines, *done.stderr.splitlines(), f"exit status {done.returncode}")[0].rstrip(".")
-    raise NucleusError(f"Expected nvidia-smi to list GPUs; found {message!r}. Reinstall the GPU's driver.")
 
 
 def check_storage() -> Iterator[Finding]:

@@ -21,7 +21,8 @@ from nucleus.errors import NucleusError
 from nucleus.storage import local_server
 
 if TYPE_CHECKING:
-    from nucleus.doctor import Finding, Gpus
+    from job.cluster_check import Gpus
+    from nucleus.doctor import Finding
 
 __all__ = ["doctor", "store"]
 
@@ -75,13 +76,13 @@ def _findings(address: str | None, *, insecure: bool) -> "Iterator[Finding]":
         yield from nucleus.doctor.check_disks()
         yield from nucleus.doctor.check_storage()
         yield ray.result().finding
-        yield nucleus.doctor.check_gpus(gpus.result(), ray.result().gpus)
+        yield job.check_gpus(gpus.result(), ray.result().gpus)
         yield wandb.result()
 
 
 def _gpus_here() -> "Gpus | NucleusError":
     try:
-        return nucleus.doctor.gpus_here()
+        return job.gpus_here()
     except NucleusError as error:
         return error
 

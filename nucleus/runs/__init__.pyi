@@ -6,8 +6,6 @@ from .comparison import of_run as of_run
 from .comparison import of_version as of_version
 from .comparison import recipe_differences as recipe_differences
 from .comparison import score_rows as score_rows
-from .download import download_report as download_report
-from .download import names_below as names_below
 from .listing import DamagedRun as DamagedRun
 from .listing import EpochMetrics as EpochMetrics
 from .listing import StoredRun as StoredRun
@@ -48,7 +46,9 @@ from .record import Stage as Stage
 from .record import TestImage as TestImage
 from .record import WatchedImage as WatchedImage
 from .record import attempts_json as attempts_json
+from .record import download_report as download_report
 from .record import epochs_of_picture as epochs_of_picture
+from .record import names_below as names_below
 from .record import read_attempts as read_attempts
 from .record import read_facts as read_facts
 from .record import read_history as read_history

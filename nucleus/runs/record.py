@@ -1,14 +1,20 @@
-"""The record of a run, `runs/<run>/report/record.json`: the content of its report as one document."""
+"""The record of a run, `runs/<run>/report/record.json`: the content of its report as one document; its download."""
 
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
+from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from nucleus.data.images import Kind
-from nucleus.errors import JobError
+from nucleus.errors import IntegrityError, JobError, UsageError
 from nucleus.metrics.scores import count_from_one
+from nucleus.progress import Advance, no_progress
 from nucleus.registry.manifest import EncoderWeightsOrigin, tracked_text
+from nucleus.runs.plan import WANDB_FOLDER, RunFolder
+from nucleus.storage.bucket import Bucket
 from nucleus.storage.files import read_document
 
 __all__ = [
@@ -30,7 +36,9 @@ __all__ = [
     "TestImage",
     "WatchedImage",
     "attempts_json",
+    "download_report",
     "epochs_of_picture",
+    "names_below",
     "read_attempts",
     "read_facts",
     "read_history",
@@ -54,6 +62,9 @@ PICTURES = "pictures"
 """Folder in the report's folder: PNG pictures that the workers drew during training."""
 EPOCH_PICTURE = "epoch-"
 """Prefix of the file names of a watched image's pictures; the number of finished epochs follows, in five digits."""
+
+_AT_ONCE = 8
+"""Files that are downloaded in parallel."""
 
 Count = Annotated[int, Field(ge=0)]
 _HISTORY = TypeAdapter(list[dict[str, float]])
@@ -337,3 +348,66 @@ def epochs_of_picture(name: str) -> int | None:
     """Return the number of finished epochs from the file name of a watched image's picture; None for another name."""
     digits = name.removeprefix(EPOCH_PICTURE).removesuffix(".png")
     return int(digits) if name.startswith(EPOCH_PICTURE) and digits.isdecimal() else None
+
+
+def download_report(bucket: Bucket, run: str, folder: Path, advance: Advance = no_progress) -> list[Path]:
+    """Download a run's report into a folder, each file atomically; return the paths of the files.
+
+    W&B's files that were kept offline go to `wandb/` in the folder, ready for `wandb sync`. Files of an earlier
+    download are replaced.
+
+    Args:
+        bucket: The project's bucket.
+        run: Name of the run.
+        folder: A folder that does not exist, is empty, or holds only files of this report.
+        advance: Called with the number of files downloaded, and their total number.
+
+    Raises:
+        JobError: The run has no report.
+        UsageError: The folder holds other files; nothing is changed.
+        IntegrityError: An object's key would be a file outside the folder.
+    """
+    home = RunFolder(bucket, run)
+    report = f"{home.key(REPORT_FOLDER)}/"
+    names = names_below(bucket, report)
+    if not names:
+        raise JobError(
+            f"Expected a report at {bucket.uri / report}; found none: a run writes it at its end. "
+            f"Run: nucleus runs show {run}"
+        )
+    offline = f"{home.key(WANDB_FOLDER)}/"
+    keys = {folder / name: report + name for name in names}
+    keys |= {folder / WANDB_FOLDER / name: offline + name for name in names_below(bucket, offline)}
+    _check_replaceable(folder, keys, run)
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        downloads = pool.map(lambda path: bucket.download(keys[path], path), keys)
+        for done, _ in enumerate(downloads, start=1):
+            advance(done, len(keys))
+    return list(keys)
+
+
+def names_below(bucket: Bucket, prefix: str) -> list[str]:
+    """Return the keys below a prefix, relative to it, and safe as relative paths of files on disk.
+
+    Raises:
+        IntegrityError: A key would be a file outside the folder.
+    """
+    return [_checked(bucket, prefix, item.key.removeprefix(prefix)) for item in bucket.objects(prefix)]
+
+
+def _checked(bucket: Bucket, prefix: str, name: str) -> str:
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts or str(path) != name or "\\" in name:
+        raise IntegrityError(f"Expected the files of a report below {bucket.uri / prefix}; found the key {name!r}.")
+    return name
+
+
+def _check_replaceable(folder: Path, paths: Iterable[Path], run: str) -> None:
+    if not folder.exists():
+        return
+    expected = set(paths)
+    if not folder.is_dir() or any(not path.is_dir() and path not in expected for path in folder.rglob("*")):
+        raise UsageError(
+            f"Expected {folder} to be new, empty or a copy of the report of {run}; it holds other files. "
+            "Choose another folder."
+        )

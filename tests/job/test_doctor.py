@@ -17,9 +17,9 @@ from click.testing import CliRunner, Result
 
 import job.cluster_check
 import nucleus.doctor
-from job.cluster_check import query_head
+from job.cluster_check import Gpus, check_gpus, query_head
 from nucleus.cli.main import cli
-from nucleus.doctor import Gpus, call_in_subprocess, check_gpus
+from nucleus.doctor import call_in_subprocess
 from nucleus.errors import ClusterError, NucleusError
 from nucleus.storage.bucket import Bucket
 from nucleus.storage.local_server import RunningStore
