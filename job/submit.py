@@ -28,8 +28,9 @@ _MAX_BYTES = 100 << 20
 """Ray's limit for a working directory."""
 _PACKAGES = ("nucleus", "job")
 _PASSED_ON = (
-    "NUCLEUS_BUCKET", "WANDB_MODE", "WANDB_PROJECT", "WANDB_ENTITY",
+    "NUCLEUS_BUCKET", "WANDB_MODE", "WANDB_PROJECT", "WANDB_ENTITY", "WANDB_BASE_URL",
     "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_REGION", "AWS_DEFAULT_REGION",
+    "AWS_REQUEST_CHECKSUM_CALCULATION", "AWS_RESPONSE_CHECKSUM_VALIDATION",
 )  # fmt: skip
 """Environment variables that the job needs. None may be secret: Ray's dashboard shows them to everybody."""
 _RECIPE = "recipe.toml"

@@ -29,7 +29,16 @@ from nucleus.errors import ClusterError, DataError, JobError, NucleusError, RunS
 from nucleus.registry.encoder_weights import provide_weights
 from nucleus.registry.manifest import EncoderWeightsOrigin, ModelManifest
 from nucleus.registry.versions import version_of_run
-from nucleus.runs.plan import RUNS, RunFolder, RunPlan, check_same_recipe, load_plan, new_run_name, save_plan
+from nucleus.runs.plan import (
+    RUNS,
+    RunFolder,
+    RunPlan,
+    check_new_run,
+    check_same_recipe,
+    load_plan,
+    new_run_name,
+    save_plan,
+)
 from nucleus.runs.state import StateWriter
 from nucleus.storage.bucket import Bucket, check_conditional_writes
 from nucleus.storage.retries import storage_timeout
@@ -314,6 +323,8 @@ def plan_run(recipe: Recipe, options: RunOptions, callback: Callback, group: str
     """
     bucket = options.bucket(recipe.bucket)
     bucket.check(RUNS)
+    if options.run:
+        check_new_run(bucket, options.run, f"nucleus train --resume {options.run}")
     dataset = open_dataset(locate_dataset(recipe.dataset, recipe.bucket))
     images = len(dataset.manifest.split_samples("train"))
     if images < recipe.input.batch_size:
