@@ -10,6 +10,7 @@ from .cluster import connection as connection
 from .cluster import lost_cluster as lost_cluster
 from .cluster import resources_needed as resources_needed
 from .cluster import shortage as shortage
+from .cluster import wait_for_certainty as wait_for_certainty
 from .cluster_check import RayCheck as RayCheck
 from .cluster_check import check_ray as check_ray
 from .cluster_check import query_head as query_head
