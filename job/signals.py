@@ -141,7 +141,9 @@ def stops_on_signals(callback: Callback, how_to_go_on: Callable[[], str]) -> Ite
         except KeyboardInterrupt as error:
             number = signal.Signals(found.signal or signal.SIGINT)
             then = how_to_go_on() if found.resumable else "It had not begun, and nothing of it is in the bucket."
-            raise RunStoppedError(f"The run was ended by {number.name}. {then}", number) from error
+            raise RunStoppedError(
+                f"Expected the run to finish; it was ended by {number.name}. {then}", number
+            ) from error
 
 
 class RunSignals(Signals):

@@ -174,7 +174,7 @@ def _outcomes(
     outcomes = [_outcome(plan, trial, result) for (plan, trial), result in zip(trials, results, strict=True)]
     if interruptions.asked:
         raise RunStoppedError(
-            f"The sweep {name} was asked to stop, and publishes nothing. {_how_to_go_on(plans)}",
+            f"Expected the sweep {name} to finish; it was asked to stop, and publishes nothing. {_how_to_go_on(plans)}",
             interruptions.signal or signal.SIGTERM,
         )
     return sorted(outcomes, key=lambda outcome: -1.0 if outcome.score is None else outcome.score, reverse=True)

@@ -407,7 +407,8 @@ def _resumable(plan: RunPlan) -> Iterator[None]:
     try:
         yield
     except ClusterError as error:
-        raise JobError(f"{error} {plan.how_to_go_on}") from error
+        message = f"{error} {plan.how_to_go_on}"
+        raise JobError(message) from error
 
 
 def make_folder(folder: Path, callback: Callback) -> None:

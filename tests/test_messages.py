@@ -22,9 +22,6 @@ HOLE = "{}"
 
 OTHERWISE = {
     "The run {} was": "a run that was asked to stop: nothing is wrong",
-    "The run was ended by {}": "so was this one",
-    "The sweep {} was": "as a run",
-    "{} {}": "the error of a lost cluster, and how to continue",
     "{} of {} images could not be read": "a sum; each image has its own message before",
     "Cannot read {}": "the library's words follow",
     "{}: {}": "the library's or the server's words follow",
