@@ -272,7 +272,7 @@ def test_a_machine_comes_and_is_taken_away(place: Place, cluster_line: Proxy, cl
     assert find_run(place.bucket, "elastic").status.state == "stopped"
     assert list_versions(place.bucket, "elastic") == []
     epochs = logged(place.folder, "elastic")
-    assert Counter(epochs) == Counter(range(len(epochs)))
+    assert Counter(epochs) == Counter(range(1, len(epochs) + 1))
     assert len(epochs) >= place.progress("elastic")[0]
 
 
@@ -297,7 +297,9 @@ def test_one_run_meets_everything(
 
     before = cluster_line.met.total()
     monkeypatch.setattr(cluster_line, "decide", seldom(0.1, seed=3))
-    driver = place.train("hunted", resume=True, before=("--storage-timeout", "30"), endpoint=cluster_line.endpoint)
+    driver = place.train(
+        "hunted", resume=True, stall_timeout=20.0, before=("--storage-timeout", "30"), endpoint=cluster_line.endpoint
+    )
     driver.wait_until(lambda: gone_on(driver))
     folder = Path(store.folder)
     running = server.status(folder)
