@@ -126,7 +126,6 @@ def import_dataset(
     """
     bucket = Bucket(uri, single_writer=single_writer)
     bucket.check()
-    check_conditional_writes(Bucket(uri.parent, single_writer=single_writer), TEST_FILE)  # before minutes of reading
     source = open_source(src)
     layout = find_images(source)
     with temporary_folder("import") as spool:
@@ -314,6 +313,8 @@ def _upload(bucket: Bucket, manifest: DatasetManifest, spool: Path, advance: Adv
         return _existing(bucket, key)
     except ObjectNotFoundError:
         pass
+    datasets = Bucket(bucket.uri.parent, single_writer=bucket.single_writer)
+    check_conditional_writes(datasets, TEST_FILE)  # before gigabytes are sent
     shares = split_progress({shard.file: shard.size for shard in manifest.shards}, advance)
 
     def put(file: str) -> None:

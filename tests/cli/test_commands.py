@@ -26,11 +26,11 @@ CONTRACT = {
     "store start": {"--dir", "--port"},
     "store stop": {"--dir"},
     "store status": {"--dir", "--json"},
-    "data import": {"--seed", "--val", "--test", "--group-by", "--json"},
+    "data import": {"--seed", "--val", "--test", "--group-by", "--single-writer", "--json"},
     "data list": {"--json"},
     "data show": {"--out", "--json"},
     "data verify": {"--json"},
-    "weights add": {"--encoder"},
+    "weights add": {"--encoder", "--single-writer"},
     "weights list": {"--json"},
     "train": {"--set", "--run", "--resume", "--single-writer", "--out", "--json"},
     "submit": {
@@ -51,13 +51,13 @@ CONTRACT = {
     "models compare": {"--out", "--json"},
     "models pull": {"--json"},
     "models alias": {"--single-writer"},
-    "models clean": {"--remove", "--older-than", "--json"},
+    "models clean": {"--remove", "--older-than", "--single-writer", "--json"},
     "models export": {"--format", "--json"},
     "models rollback": {"--single-writer"},
     "evaluate": {"--split", "--tta", "--gallery", "--workers", "--json"},
     "predict": {
         *("--model", "--out", "--diameter", "--pixel-size", "--channel", "--tta", "--overwrite", "--workers"),
-        "--json",
+        *("--single-writer", "--json"),
     },
 }
 
