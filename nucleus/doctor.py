@@ -25,6 +25,7 @@ from nucleus.storage.bucket import Bucket, check_conditional_writes, knows_check
 from nucleus.storage.client import Connection
 from nucleus.storage.files import free_bytes, lock_file, output_error
 from nucleus.storage.local_server import served_folder
+from nucleus.storage.s3_errors import CHECKSUM_FIX, endpoint_variable
 from nucleus.storage.uri import bucket_from_environment
 from nucleus.surroundings import CACHE_VARIABLE, PACKAGES, find_cache, installed_versions
 from nucleus.tracking.failover import check_tracking, server_problem, tracking_mode
@@ -133,7 +134,7 @@ def check_disks() -> Iterator[Finding]:
     """Check locks in the cache, the room for temporary files, and the room of this machine's embedded S3 server."""
     yield _locks()
     yield _temporary_folder()
-    folder = served_folder(os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "")
+    folder = served_folder(os.environ.get(endpoint_variable() or "", ""))
     if folder is None:
         yield Finding(
             _STORE, "ok", "not known: the bucket's server is not one of `nucleus store start` on this machine"
@@ -248,12 +249,8 @@ def _checksums(bucket: Bucket) -> Finding:
         return failed(_CHECKSUMS, error)
     if known:
         return Finding(_CHECKSUMS, "ok", "the server takes the SDK's checksums of uploads")
-    return Finding(
-        _CHECKSUMS,
-        "failed",
-        "the server does not take the SDK's newer checksums of uploads",
-        "Run: export AWS_REQUEST_CHECKSUM_CALCULATION=when_required.",
-    )
+    found = "the server does not take the SDK's newer checksums of uploads"
+    return Finding(_CHECKSUMS, "failed", found, f"Run: {CHECKSUM_FIX}.")
 
 
 def _clock(ahead: float | None) -> Finding:

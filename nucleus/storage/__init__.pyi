@@ -48,9 +48,10 @@ from .retries import set_retry_clock as set_retry_clock
 from .retries import set_storage_timeout as set_storage_timeout
 from .retries import storage_timeout as storage_timeout
 from .s3_errors import AWS_HOSTS as AWS_HOSTS
-from .s3_errors import ENDPOINT_VARIABLES as ENDPOINT_VARIABLES
+from .s3_errors import CHECKSUM_FIX as CHECKSUM_FIX
 from .s3_errors import credentials_refused as credentials_refused
 from .s3_errors import endpoint_source as endpoint_source
+from .s3_errors import endpoint_variable as endpoint_variable
 from .s3_errors import explained as explained
 from .s3_errors import refusal_of as refusal_of
 from .store_process import serve_store as serve_store

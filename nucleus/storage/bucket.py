@@ -31,7 +31,7 @@ from nucleus.storage.answers import Download, ListingCheck, check_received
 from nucleus.storage.client import Connection, body_of
 from nucleus.storage.files import atomic_path
 from nucleus.storage.retries import ask_briefly, ask_patiently
-from nucleus.storage.s3_errors import credentials_refused, explained, refusal_of
+from nucleus.storage.s3_errors import CHECKSUM_FIX, credentials_refused, explained, refusal_of
 from nucleus.storage.uri import S3Uri
 
 if TYPE_CHECKING:
@@ -411,8 +411,7 @@ def _check_stored(bucket: Bucket, key: str) -> None:
     if bucket.get(key) != body:
         raise StorageError(
             f"Expected the server behind {bucket.uri} to store what it is sent; found other bytes at "
-            f"{bucket.uri / key}. If it does not know the SDK's newer checksums, run: export "
-            "AWS_REQUEST_CHECKSUM_CALCULATION=when_required."
+            f"{bucket.uri / key}. If it does not know the SDK's newer checksums, run: {CHECKSUM_FIX}."
         )
 
 

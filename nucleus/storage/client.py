@@ -20,7 +20,7 @@ from nucleus.errors import AccessDeniedError, NucleusError, UnreachableError
 from nucleus.progress import Advance, no_progress
 from nucleus.storage.answers import REGION_HEADER, check_answer
 from nucleus.storage.retries import seconds_of_silence, storage_timeout
-from nucleus.storage.s3_errors import AWS_HOSTS, ENDPOINT_VARIABLES, endpoint_source, explained
+from nucleus.storage.s3_errors import AWS_HOSTS, endpoint_source, endpoint_variable, explained
 from nucleus.storage.uri import S3Uri
 from nucleus.surroundings import exempt_this_machine, proxy_of
 from nucleus.text import first_line
@@ -110,8 +110,8 @@ class Connection:
             return True
 
     def _connect(self) -> tuple[Any, "S3Client"]:
-        configured = next((os.environ[name] for name in ENDPOINT_VARIABLES if os.environ.get(name)), "the S3 server")
-        with explained(self._uri, configured):
+        variable = endpoint_variable()
+        with explained(self._uri, os.environ[variable] if variable else "the S3 server"):
             session = _session()
             found, keys = _credentials(session, self._uri)
             self.provider, self.expire = getattr(found, "method", None), getattr(found, "_expiry_time", None)

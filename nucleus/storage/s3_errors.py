@@ -19,12 +19,22 @@ from nucleus.storage.uri import S3Uri
 from nucleus.surroundings import proxy_advice
 from nucleus.text import first_line
 
-__all__ = ["AWS_HOSTS", "ENDPOINT_VARIABLES", "credentials_refused", "endpoint_source", "explained", "refusal_of"]
+__all__ = [
+    "AWS_HOSTS",
+    "CHECKSUM_FIX",
+    "credentials_refused",
+    "endpoint_source",
+    "endpoint_variable",
+    "explained",
+    "refusal_of",
+]
 
 AWS_HOSTS = ".amazonaws.com"
-ENDPOINT_VARIABLES = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
+_ENDPOINT_VARIABLES = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
 """Environment variables of the AWS SDK with the URL of the server, the first that is set."""
-_CHECKSUMS = "AWS_REQUEST_CHECKSUM_CALCULATION"
+_CHECKSUMS, _NO_CHECKSUMS = "AWS_REQUEST_CHECKSUM_CALCULATION", "when_required"
+CHECKSUM_FIX = f"export {_CHECKSUMS}={_NO_CHECKSUMS}"
+"""The command that helps with a server that does not know the SDK's newer checksums of uploads."""
 
 _REFUSALS: tuple[tuple[set[str], type[StorageError], str], ...] = (
     (
@@ -107,13 +117,18 @@ class Refusal(NamedTuple):
     message: str
 
 
+def endpoint_variable() -> str | None:
+    """Return the name of the environment variable that has the URL of the server; None if none is set."""
+    return next((name for name in _ENDPOINT_VARIABLES if os.environ.get(name)), None)
+
+
 def endpoint_source(endpoint: str) -> str:
     """Return where an endpoint was set: an environment variable, or the configuration file of the AWS SDK."""
-    named = next((name for name in ENDPOINT_VARIABLES if os.environ.get(name)), None)
+    named = endpoint_variable()
     if named is not None:
         return named
     if AWS_HOSTS in endpoint:
-        return f"{ENDPOINT_VARIABLES[0]}, which is not set, so that AWS is asked"
+        return f"{_ENDPOINT_VARIABLES[0]}, which is not set, so that AWS is asked"
     return f"endpoint_url in the AWS configuration file ({os.environ.get('AWS_CONFIG_FILE', '~/.aws/config')})"
 
 
@@ -210,12 +225,9 @@ def _words(refusal: Refusal) -> str:
 
 def _checksum_advice(operation: str, code: str) -> str:
     """Return a sentence about checksums that older servers do not know; empty where they cannot be the cause."""
-    if operation != "PutObject" or code not in _OLD_CHECKSUMS or os.environ.get(_CHECKSUMS) == "when_required":
+    if operation != "PutObject" or code not in _OLD_CHECKSUMS or os.environ.get(_CHECKSUMS) == _NO_CHECKSUMS:
         return ""
-    return (
-        " If the server does not know the SDK's newer checksums (nucleus doctor finds out), run: export "
-        f"{_CHECKSUMS}=when_required."
-    )
+    return f" If the server does not know the SDK's newer checksums (nucleus doctor finds out), run: {CHECKSUM_FIX}."
 
 
 def _from_tls(text: str, uri: S3Uri, endpoint: str) -> StorageError:

@@ -16,6 +16,7 @@ from nucleus.storage.bucket import Bucket, check_conditional_writes
 from nucleus.storage.local_server import RunningStore
 from nucleus.storage.retries import set_retry_clock, set_storage_timeout
 from nucleus.storage.uri import S3Uri
+from tests.faults.credentials import without_keys, written
 from tests.faults.proxy import Answer, Fault, Proxy, Request, proxied, refusal
 from tests.faults.test_requests import DrivenClock
 
@@ -357,25 +358,18 @@ def test_a_program_that_gives_credentials(
 
 def by_program(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Configure the AWS SDK to get its credentials from a program."""
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        monkeypatch.delenv(name)
+    without_keys(monkeypatch)
     config = tmp_path / "aws-config"
     config.write_text(f"[default]\ncredential_process = {file}\n")
     monkeypatch.setenv("AWS_CONFIG_FILE", str(config))
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
 
 
-def written(file: Path, key: str) -> None:
-    """Write a credentials file."""
-    file.write_text(f"[default]\naws_access_key_id = {key}\naws_secret_access_key = s\naws_session_token = t-{key}\n")
-
-
 @pytest.mark.parametrize("code", ["ExpiredToken", "InvalidToken", "InvalidAccessKeyId"])
 def test_credentials_that_are_renewed_in_their_file(
     line: Proxy, bucket_uri: S3Uri, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str
 ) -> None:
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        monkeypatch.delenv(name)
+    without_keys(monkeypatch)
     file = tmp_path / "credentials"
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(file))
     written(file, "FIRST")

@@ -18,6 +18,7 @@ from nucleus.storage.local_server import RunningStore
 from nucleus.storage.retries import set_storage_timeout
 from nucleus.storage.uri import S3Uri
 from tests.faults.certificates import private_authority
+from tests.faults.credentials import without_keys, written
 from tests.faults.proxy import Answer, Framing, Proxy, Request, proxied, refusal
 
 DATA = b"0123456789abcdef" * 20_000
@@ -167,10 +168,9 @@ def test_an_endpoint_of_the_configuration_file(
 def test_credentials_of_a_profile(
     line: Proxy, bucket_uri: S3Uri, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, profile: str
 ) -> None:
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        monkeypatch.delenv(name)
+    without_keys(monkeypatch)
     file = tmp_path / "credentials"
-    file.write_text(f"[{profile}]\naws_access_key_id = KEYOFPROFILE\naws_secret_access_key = s\n")
+    written(file, "KEYOFPROFILE", profile)
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(file))
     monkeypatch.setenv("AWS_PROFILE", profile)
     check_every_way(bucket_uri, tmp_path)

@@ -17,6 +17,7 @@ from nucleus.storage.bucket import Bucket
 from nucleus.storage.files import atomic_path, sha256_of, write_atomic
 from nucleus.storage.retries import set_storage_timeout
 from nucleus.storage.uri import parse_uri
+from tests.faults.credentials import without_keys
 
 
 def test_objects(bucket: Bucket, tmp_path: Path) -> None:
@@ -106,8 +107,7 @@ def test_unreachable_endpoint(store: object, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_no_credentials(store: object, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:  # noqa: ARG001
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        monkeypatch.delenv(name)
+    without_keys(monkeypatch)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
