@@ -118,6 +118,7 @@ def _predict_files(inputs: tuple[str, ...], model: str, out: Path, given: _Choic
 def _predict_bucket(images: str, model: str, out: str, workers: int | None, given: _Choices) -> None:
     if is_pulled(model):
         raise UsageError(f"Expected NAME[@REF] for images in a bucket, as each worker pulls the model; found {model}.")
+    nucleus.lazy.need(*nucleus.lazy.TRAINING)
     reference = nucleus.config.parse_reference(model, "model")
     registry = nucleus.storage.Bucket(nucleus.storage.bucket_from_environment())
     registry.check(nucleus.registry.MODELS)
@@ -198,6 +199,8 @@ def evaluate(
     """Score a model on a split of DATASET (s3://bucket/datasets/NAME[@VERSION], or NAME in the bucket)."""
     if workers is not None and is_pulled(model):
         raise UsageError(f"Expected NAME[@REF] for --workers, because each worker pulls the model; found {model}.")
+    if workers is not None:
+        nucleus.lazy.need(*nucleus.lazy.TRAINING)
     opened = nucleus.data.open_dataset(nucleus.data.locate_dataset(dataset))
     pulled = pulled_model(model)
     splits = nucleus.predict.splits_named(split)

@@ -233,7 +233,7 @@ BROKEN: dict[str, tuple[Callable[[Here], object], str, str, str, str, set[str]]]
     ),
     "GPU not seen by TensorFlow": (
         nvidia_smi('[ "$1" = --query-gpu=name ] && echo NVIDIA H100'),
-        "GPU", "failed", "(NVIDIA H100), of which TensorFlow sees 0", "make install EXTRA=gpu", set(),
+        "GPU", "failed", "(NVIDIA H100), of which TensorFlow sees 0", "make install EXTRA=train-gpu", set(),
     ),
     "GPU without its driver": (
         nvidia_smi("echo NVIDIA-SMI has failed; exit 9"),
