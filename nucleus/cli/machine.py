@@ -71,12 +71,14 @@ def _findings(address: str | None, *, insecure: bool) -> "Iterator[Finding]":
         wandb = pool.submit(nucleus.doctor.check_wandb)
         ray = pool.submit(job.check_ray, address, insecure=insecure)
         gpus = pool.submit(_gpus_here)
+        engine = pool.submit(nucleus.doctor.check_engine)
         yield nucleus.doctor.check_packages()
         yield cache
         yield from nucleus.doctor.check_disks()
         yield from nucleus.doctor.check_storage()
         yield ray.result().finding
         yield job.check_gpus(gpus.result(), ray.result().gpus)
+        yield engine.result()
         yield wandb.result()
 
 
