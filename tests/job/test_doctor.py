@@ -43,6 +43,7 @@ HEALTHY = {
     "weights": "ok",
     "Ray": "warning",  # training starts a cluster
     "GPU": "warning",  # training runs on CPUs
+    "engine": "ok",
     "W&B": "ok",
 }
 """The checks in their order, and what they find where nothing is missing but a cluster and a GPU."""
