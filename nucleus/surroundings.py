@@ -39,7 +39,6 @@ __all__ = [
     "CLOCK_FIX",
     "COMMIT_VARIABLE",
     "ENDING_SIGNALS",
-    "PACKAGES",
     "CacheFolder",
     "cache_folder",
     "check_can_train",
@@ -73,7 +72,7 @@ CACHE_VARIABLE = "XDG_CACHE_HOME"
 COMMIT_VARIABLE = "WANDB_GIT_COMMIT"
 """W&B's variable for the commit of code outside a git clone, such as in a job or an image."""
 
-PACKAGES = ("nucleus", "ray", "tensorflow", "keras")
+_PACKAGES = ("nucleus", "onnxruntime", "ray", "tensorflow", "keras")
 _NAME = "nucleus"
 _HOME = "USERPROFILE" if sys.platform == "win32" else "HOME"
 
@@ -383,8 +382,8 @@ def _exempted() -> list[str]:
 
 
 def installed_versions() -> dict[str, str]:
-    """Return the versions of Python and of those of `PACKAGES` that are installed; `tensorflow-cpu` is TensorFlow."""
-    found = {name: _version(name) or _version(f"{name}-cpu") for name in PACKAGES}
+    """Return the versions of Python and of those of `_PACKAGES` that are installed; `tensorflow-cpu` is TensorFlow."""
+    found = {name: _version(name) or _version(f"{name}-cpu") for name in _PACKAGES}
     return {"python": platform.python_version(), **{name: text for name, text in found.items() if text}}
 
 
