@@ -101,7 +101,7 @@ def publish_run(plan: RunPlan, fitted: FinishedRun, bucket: Bucket, callback: Ca
         _fetch_model(checkpoint, folder)
         config = read_model_config((folder / CONFIG_FILE).read_bytes(), str(checkpoint.uri))
         dataset = open_dataset(locate_dataset(plan.dataset)).manifest
-        (folder / CARD_FILE).write_text(model_card(plan.recipe.model, origin, config, dataset), encoding="utf-8")
+        (folder / CARD_FILE).write_text(model_card(plan.recipe.model, origin, config, dataset))
         with callback.progress("publish", "bytes") as advance:
             manifest = publish(bucket, plan.recipe.model, folder, origin, advance)
     judge(bucket, manifest, plan, callback)
