@@ -18,7 +18,7 @@ EXTRAS = {
 ROOT = Path(__file__).resolve().parent.parent
 
 for name, extras in EXTRAS.items():
-    subprocess.run(  # noqa: S603
+    subprocess.run(
         [
             *(sys.executable, "-m", "uv", "pip", "compile", "--quiet", *sys.argv[1:]),
             *("--generate-hashes", "--no-emit-index-url", "--no-header", "--no-annotate"),
