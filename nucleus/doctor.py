@@ -19,6 +19,7 @@ from typing import Any, Literal
 from nucleus import errors
 from nucleus.config.recipe import NetworkOptions, TrackingOptions
 from nucleus.errors import ClockError, NucleusError, UsageError
+from nucleus.lazy import TRAINING, missing_packages
 from nucleus.registry.encoder_weights import WEIGHTS, list_weights
 from nucleus.registry.manifest import MODELS
 from nucleus.storage.bucket import Bucket, check_conditional_writes, knows_checksums
@@ -27,7 +28,7 @@ from nucleus.storage.files import free_bytes, lock_file, output_error
 from nucleus.storage.local_server import served_folder
 from nucleus.storage.s3_errors import CHECKSUM_FIX, endpoint_variable
 from nucleus.storage.uri import bucket_from_environment
-from nucleus.surroundings import CACHE_VARIABLE, PACKAGES, find_cache, installed_versions
+from nucleus.surroundings import CACHE_VARIABLE, find_cache, installed_versions
 from nucleus.tracking.failover import check_tracking, server_problem, tracking_mode
 
 __all__ = [
@@ -73,6 +74,7 @@ _NOT_SENT = {
     "disabled": "disabled, set by WANDB_MODE",
 }
 _MAX_MESSAGE = 200
+_EXTRA = "To train: pip install 'nucleus[train]'"
 
 
 @dataclass(frozen=True)
@@ -105,13 +107,20 @@ def skipped(check: str, first: str) -> Finding:
 
 
 def check_packages() -> Finding:
-    """Check that the packages are installed, and list their versions."""
+    """Check that the packages are installed, all or those of the light install, and list their versions."""
     found = installed_versions()
     text = ", ".join(f"{name} {version}" for name, version in found.items())
-    missing = [name for name in PACKAGES if name not in found]
+    missing = missing_packages()
+    if set(missing) == set(TRAINING):
+        return Finding("packages", "ok", f"{text}: the light install, which predicts, and does not train. {_EXTRA}")
     if missing:
-        return Finding("packages", "failed", f"{', '.join(missing)} not installed; found {text}", "Run: make install.")
+        return Finding("packages", "failed", f"{', '.join(missing)} not installed; found {text}", _EXTRA)
     return Finding("packages", "ok", text)
+
+
+def not_installed(check: str) -> Finding:
+    """Return the finding of a check that only training needs, in the light install."""
+    return Finding(check, "skipped", f"not installed. {_EXTRA}")
 
 
 def check_cache() -> Finding:
@@ -304,6 +313,8 @@ _NO_KEY = Finding(
 def check_wandb() -> Finding:
     """Check where W&B records a run, by WANDB_MODE and the recipe's defaults."""
     chosen = os.environ.get("WANDB_MODE")
+    if missing_packages(["wandb"]):
+        return not_installed(_WANDB)
     try:
         mode = tracking_mode(TrackingOptions())
         if chosen in _NOT_SENT:

@@ -4,6 +4,7 @@
     ├── UsageError (ValueError)          a wrong argument or recipe; exit status 2
     │   ├── RecipeError                  a wrong key, type or value in a recipe
     │   └── UriError                     a malformed URI, name or NAME@REF
+    ├── MissingPackageError (ImportError) a package that this command needs is not installed
     ├── StorageError (OSError)           a request to the bucket failed
     │   ├── BucketNotFoundError
     │   ├── ObjectNotFoundError          also a FileNotFoundError
@@ -44,6 +45,7 @@ __all__ = [
     "ImageError",
     "IntegrityError",
     "JobError",
+    "MissingPackageError",
     "ModelError",
     "NucleusError",
     "ObjectExistsError",
@@ -81,6 +83,10 @@ class RecipeError(UsageError):
 
 class UriError(UsageError):
     """A malformed URI, name or NAME@REF."""
+
+
+class MissingPackageError(NucleusError, ImportError):
+    """A package that only some commands need, and that is not installed."""
 
 
 class StorageError(NucleusError, OSError):

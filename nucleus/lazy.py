@@ -1,5 +1,8 @@
 """Lazy imports of heavy libraries: imported at first use, without the log messages of their native code.
 
+The light install lacks those that only training needs. Whoever uses one then gets a `MissingPackageError` that names
+the extra to install.
+
 TensorFlow takes seconds to import, and most commands do not need it. A module that does has
 `from nucleus.lazy import tf` at its top; TensorFlow is imported when the module first uses an attribute. scikit-image
 and SciPy are here because each worker of a run would import them before its first step, and needs them later. With
@@ -7,29 +10,58 @@ and SciPy are here because each worker of a run would import them before its fir
 """
 
 import importlib
+import importlib.util
 import json
 import os
 import re
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nucleus.errors import UsageError
+from nucleus.errors import MissingPackageError, UsageError
 from nucleus.surroundings import provide_folders
 
 if TYPE_CHECKING:
     import keras
     import pandas
+    import pyarrow as pa
+    import pyarrow.dataset as pads
+    import pyarrow.parquet as pq
     import skimage
     import tensorflow as tf
     import wandb
     from scipy import ndimage
 
-__all__ = ["keras", "ndimage", "pandas", "skimage", "stderr_without", "tf", "wandb"]
+__all__ = [
+    "TRAINING",
+    "keras",
+    "missing_package",
+    "missing_packages",
+    "ndimage",
+    "need",
+    "pa",
+    "pads",
+    "pandas",
+    "pq",
+    "skimage",
+    "stderr_without",
+    "tf",
+    "wandb",
+]
+
+TRAINING = ("tensorflow", "keras", "ray", "wandb")
+"""What the package `job` needs; all are in the extras `train` and `train-gpu`."""
+_EXTRAS = {
+    **dict.fromkeys((*TRAINING, "matplotlib", "pyarrow", "tf2onnx"), "train"),
+    "ministack": "local",
+    "pandas": "table",
+}
+"""Packages that the light install lacks, and the extra of `pyproject.toml` that has them."""
+_NO_TENSORFLOW_FROM = (3, 14)
 
 _REMARKS = rb"^(WARNING: All log messages before absl|[IW]0000 |To enable the following instructions)"
 
@@ -75,11 +107,39 @@ def _import_quietly(name: str) -> None:
     """Import a module, and hide TensorFlow's usual log messages among its output to stderr."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     provide_folders()
-    with stderr_without(_REMARKS):
-        if name in {_KERAS, "tensorflow"}:  # TensorFlow imports Keras
-            _import_keras(name)
-        else:
-            importlib.import_module(name)
+    try:
+        with stderr_without(_REMARKS):
+            if name in {_KERAS, "tensorflow"}:  # TensorFlow imports Keras
+                _import_keras(name)
+            else:
+                importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        raise missing_package(error) or error from error
+
+
+def missing_packages(names: Sequence[str] = TRAINING) -> list[str]:
+    """Return those of these packages that are not installed; none of them is imported."""
+    return [name for name in names if name not in sys.modules and importlib.util.find_spec(name) is None]
+
+
+def need(*names: str) -> None:
+    """Raise `MissingPackageError` if one of these packages is not installed; none of them is imported."""
+    for name in missing_packages(names):
+        raise _missing(name)
+
+
+def missing_package(error: BaseException) -> MissingPackageError | None:
+    """Return the error that says which extra to install, for the failed import of a package that an extra has."""
+    name = (error.name or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
+    return _missing(name) if name in _EXTRAS else None
+
+
+def _missing(name: str) -> MissingPackageError:
+    extra = _EXTRAS[name]
+    text = f"Expected the package {name}, which this needs; it is not installed. Run: pip install 'nucleus[{extra}]'"
+    if extra == "train" and sys.version_info >= _NO_TENSORFLOW_FROM:
+        text += " with Python 3.13 or older, because there is no TensorFlow for newer ones"
+    return MissingPackageError(text)
 
 
 def _import_keras(name: str) -> None:
@@ -181,3 +241,4 @@ def stderr_without(remark: bytes) -> Iterator[int]:
 if not TYPE_CHECKING:
     keras, pandas, tf, wandb = (_LazyModule(name) for name in ("keras", "pandas", "tensorflow", "wandb"))
     ndimage, skimage = (_LazyModule(name) for name in ("scipy.ndimage", "skimage"))
+    pa, pads, pq = (_LazyModule(name) for name in ("pyarrow", "pyarrow.dataset", "pyarrow.parquet"))

@@ -28,7 +28,6 @@ from nucleus.errors import UsageError
 __all__ = [
     "CACHE_VARIABLE",
     "COMMIT_VARIABLE",
-    "PACKAGES",
     "CacheFolder",
     "cache_folder",
     "commit",
@@ -47,7 +46,7 @@ CACHE_VARIABLE = "XDG_CACHE_HOME"
 COMMIT_VARIABLE = "WANDB_GIT_COMMIT"
 """W&B's variable for the commit of code outside a git clone, such as in a job or an image."""
 
-PACKAGES = ("nucleus", "ray", "tensorflow", "keras")
+_PACKAGES = ("nucleus", "onnxruntime", "ray", "tensorflow", "keras")
 _NAME = "nucleus"
 _HOME = "HOME"
 _CHANGE = f"To choose another folder, run: export {CACHE_VARIABLE}=DIR"
@@ -266,8 +265,8 @@ def _exempted() -> list[str]:
 
 
 def installed_versions() -> dict[str, str]:
-    """Return the versions of Python and of those of `PACKAGES` that are installed; `tensorflow-cpu` is TensorFlow."""
-    found = {name: _version(name) or _version(f"{name}-cpu") for name in PACKAGES}
+    """Return the versions of Python and of those of `_PACKAGES` that are installed; `tensorflow-cpu` is TensorFlow."""
+    found = {name: _version(name) or _version(f"{name}-cpu") for name in _PACKAGES}
     return {"python": platform.python_version(), **{name: text for name, text in found.items() if text}}
 
 

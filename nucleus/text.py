@@ -1,5 +1,6 @@
 """Numbers, times and names as text, for the terminal, the report and the model card."""
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any, overload
 
@@ -8,6 +9,7 @@ __all__ = [
     "MISSING",
     "SPLIT_NAMES",
     "UNDEFINED",
+    "aligned",
     "commit_text",
     "count",
     "epochs_text",
@@ -44,6 +46,17 @@ def value_text(value: Any) -> str:
     if value is None:
         return MISSING
     return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Return rows of cells as lines: columns two blanks apart, the first to the left, the others to the right.
+
+    >>> print(aligned([["", "images"], ["all", "12"]]))
+         images
+    all      12
+    """
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows)
 
 
 def count(value: float) -> str:

@@ -1,22 +1,28 @@
 """Write the locks of every dependency, with hashes and without a registry's host: `make lock`.
 
-Each file is what `pip install --require-hashes -r` needs for one kind of machine: `cpu` and `gpu` run the job,
-`dev` is `cpu` with the embedded S3 server and the tools.
+Each file is what `pip install --require-hashes -r` or `uv pip sync` needs, on any platform and any Python from 3.11
+for which the packages exist: a line that differs has a marker. `predict` is the light install; `train` and `train-gpu`
+run the job, `train` with the embedded S3 server too; `dev` is `train` with the tools.
 """
 
 import subprocess
 import sys
 from pathlib import Path
 
-EXTRAS = {"cpu": ["cpu", "local"], "gpu": ["gpu"], "dev": ["cpu", "local", "dev"]}
+EXTRAS = {
+    "predict": [],
+    "train": ["train", "local"],
+    "train-gpu": ["train-gpu"],
+    "dev": ["train", "local", "dev"],
+}
 ROOT = Path(__file__).resolve().parent.parent
 
 for name, extras in EXTRAS.items():
     subprocess.run(  # noqa: S603
         [
-            *(sys.executable, "-m", "uv", "pip", "compile", "--quiet", "--upgrade"),
+            *(sys.executable, "-m", "uv", "pip", "compile", "--quiet", *sys.argv[1:]),
             *("--generate-hashes", "--no-emit-index-url", "--no-header", "--no-annotate"),
-            *("--python-version", "3.11", "--python-platform", "x86_64-manylinux_2_28"),
+            *("--universal", "--python-version", "3.11"),
             *(f"--extra={extra}" for extra in extras),
             *("--output-file", f"requirements/{name}.txt", "pyproject.toml"),
         ],

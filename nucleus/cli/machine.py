@@ -69,14 +69,18 @@ def _findings(address: str | None, *, insecure: bool) -> "Iterator[Finding]":
     cache = nucleus.doctor.check_cache()  # before others change the environment
     with ThreadPoolExecutor() as pool:
         wandb = pool.submit(nucleus.doctor.check_wandb)
-        ray = pool.submit(job.check_ray, address, insecure=insecure)
-        gpus = pool.submit(_gpus_here)
+        trains = not nucleus.lazy.missing_packages()
+        ray = pool.submit(job.check_ray, address, insecure=insecure) if trains else None
+        gpus = pool.submit(_gpus_here) if trains else None
         yield nucleus.doctor.check_packages()
         yield cache
         yield from nucleus.doctor.check_disks()
         yield from nucleus.doctor.check_storage()
-        yield ray.result().finding
-        yield job.check_gpus(gpus.result(), ray.result().gpus)
+        if ray and gpus:
+            yield ray.result().finding
+            yield job.check_gpus(gpus.result(), ray.result().gpus)
+        else:
+            yield from map(nucleus.doctor.not_installed, ("Ray", "GPU"))
         yield wandb.result()
 
 

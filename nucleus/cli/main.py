@@ -16,6 +16,7 @@ import click
 import nucleus
 from nucleus import __version__
 from nucleus.errors import NucleusError, OutputError
+from nucleus.lazy import missing_package
 
 __all__ = ["cli", "main"]
 
@@ -80,7 +81,7 @@ class _Commands(click.Group):
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
         except Exception as error:  # of any library: a full disk, a file in place of a folder, missing permissions
-            found = None if ctx.params.get("debug") else nucleus.storage.failed_write(error)
+            found = None if ctx.params.get("debug") else missing_package(error) or nucleus.storage.failed_write(error)
             if found is None and (ctx.params.get("debug") or not isinstance(error, OSError)):
                 raise
             click.echo(f"Error: {found or error}", err=True)

@@ -94,6 +94,7 @@ from .sampling import stored_order as stored_order
 from .shards import ShardFile as ShardFile
 from .shards import decode_record as decode_record
 from .shards import encode_record as encode_record
+from .shards import renamed_record as renamed_record
 from .shards import write_shard as write_shard
 from .sources import Listing as Listing
 from .sources import Source as Source

@@ -30,11 +30,10 @@ from nucleus.data.images import Kind, decode_pixels, kind_of, open_pixels
 from nucleus.data.layouts import Annotated, MaskForm, find_images
 from nucleus.data.masks import MaskFacts, MaskLabels, labels_from_mask, labels_from_masks, mask_warnings
 from nucleus.data.sampling import shard_count, stored_order
-from nucleus.data.shards import encode_record, write_shard
+from nucleus.data.shards import encode_record, renamed_record, write_shard
 from nucleus.data.sources import Source, open_source
 from nucleus.data.splits import Fingerprint, fingerprint, group_images, split_images
 from nucleus.errors import DataError, ImageError, ObjectExistsError, ObjectNotFoundError, UsageError
-from nucleus.lazy import tf
 from nucleus.progress import Advance, no_progress, split_progress
 from nucleus.storage.bucket import TEST_FILE, Bucket, check_conditional_writes
 from nucleus.storage.files import sha256_of, temporary_folder
@@ -287,7 +286,7 @@ def _write_shards(samples: list[Sample], images: list[_Prepared], spool: Path) -
         for number in range(count):
             path = spool / f"{split}-{number:05d}-of-{count:05d}.tfrecord"
             chosen = order[number::count]
-            write_shard(path, (_named(images[i].spooled, samples[i].name) for i in chosen))
+            write_shard(path, (renamed_record(images[i].spooled.read_bytes(), samples[i].name) for i in chosen))
             shards.append(
                 Shard(
                     file=path.name,
@@ -298,13 +297,6 @@ def _write_shards(samples: list[Sample], images: list[_Prepared], spool: Path) -
                 )
             )
     return shards
-
-
-def _named(spooled: Path, name: str) -> bytes:
-    """Return a record from its temporary file, with its name filled in."""
-    example = tf.train.Example.FromString(spooled.read_bytes())
-    example.features.feature["name"].bytes_list.value[0] = name.encode()
-    return bytes(example.SerializeToString(deterministic=True))
 
 
 def _upload(bucket: Bucket, manifest: DatasetManifest, spool: Path, advance: Advance) -> Imported:

@@ -1,4 +1,4 @@
-"""TFRecord shards of images and labels: the format of a record, writing, and random access.
+"""TFRecord shards of images and labels: the format of a record, writing, and random access; without TensorFlow.
 
 A record is a `tf.train.Example` with `name`, `image` (PNG, 8-bit RGB, original size) and `labels` (PNG, one channel of
 16 bits, 0 background, 1..K nuclei).
@@ -6,65 +6,121 @@ A record is a `tf.train.Example` with `name`, `image` (PNG, 8-bit RGB, original 
 
 from __future__ import annotations
 
-import errno
 import os
 import struct
+import threading
 import weakref
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import cv2
+import google_crc32c
 import numpy as np
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
 from nucleus.data.images import LabelImage, RgbImage, encode_png
 from nucleus.errors import IntegrityError
-from nucleus.lazy import tf
-from nucleus.storage.files import output_error
+from nucleus.storage.files import writing
 
-__all__ = ["ShardFile", "decode_record", "encode_record", "write_shard"]
+__all__ = ["ShardFile", "decode_record", "encode_record", "renamed_record", "write_shard"]
 
 # Framing of a TFRecord (tensorflow/core/lib/io/record_writer.h): length, its checksum, the record, its checksum.
 _LENGTH = struct.Struct("<Q")
+_CHECKSUM = struct.Struct("<I")
 _HEADER_BYTES = 12
 _FOOTER_BYTES = 4
+_MASK = 0xA282EAD8
+_FIELDS = ("name", "image", "labels")
 
 
 def encode_record(name: str, image: RgbImage, labels: LabelImage) -> bytes:
     """Return a record of a shard; the same bytes for the same input."""
-
-    def feature(data: bytes) -> Any:
-        return tf.train.Feature(bytes_list=tf.train.BytesList(value=[data]))
-
-    features = {"name": name.encode(), "image": encode_png(image), "labels": encode_png(labels)}
-    example = tf.train.Example(
-        features=tf.train.Features(feature={key: feature(value) for key, value in features.items()})
-    )
-    return bytes(example.SerializeToString(deterministic=True))
+    return _record((name.encode(), encode_png(image), encode_png(labels)))
 
 
-def write_shard(path: Path, records: Iterable[bytes]) -> None:
-    """Write records to a TFRecord file. Raises `OutputError` if the disk is full."""
-    try:
-        with tf.io.TFRecordWriter(str(path)) as writer:
-            for record in records:
-                writer.write(record)
-    except tf.errors.ResourceExhaustedError as error:
-        raise output_error(path, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))) from error
+def renamed_record(data: bytes, name: str) -> bytes:
+    """Return a record with another name. Raises `IntegrityError` if it is damaged."""
+    _, image_png, labels_png = _values(data)
+    return _record((name.encode(), image_png, labels_png))
 
 
 def decode_record(data: bytes) -> tuple[str, RgbImage, LabelImage]:
     """Return name, image (H x W x 3, uint8) and labels (H x W, uint16) of a record. Raises `IntegrityError`."""
+    name, image_png, labels_png = _values(data)
     try:
-        feature = tf.train.Example.FromString(data).features.feature
-        name, image_png, labels_png = (feature[key].bytes_list.value[0] for key in ("name", "image", "labels"))
         image = cv2.imdecode(np.frombuffer(image_png, np.uint8), cv2.IMREAD_COLOR_RGB)
         labels = cv2.imdecode(np.frombuffer(labels_png, np.uint8), cv2.IMREAD_UNCHANGED)
         return name.decode(), np.asarray(image, np.uint8), np.asarray(labels, np.uint16)
-    except (DecodeError, IndexError, ValueError, TypeError, cv2.error) as error:
-        raise IntegrityError(f"Expected a record with name, image and labels; it is damaged: {error}.") from error
+    except (ValueError, TypeError, cv2.error) as error:
+        raise _damaged(error) from error
+
+
+def write_shard(path: Path, records: Iterable[bytes]) -> None:
+    """Write records to a TFRecord file. Raises `OutputError` if the disk is full."""
+    with writing(path), path.open("wb") as file:
+        for record in records:
+            length = _LENGTH.pack(len(record))
+            file.write(length + _masked_checksum(length))
+            file.write(record)
+            file.write(_masked_checksum(record))
+
+
+def _masked_checksum(data: bytes) -> bytes:
+    """Return the CRC-32C of data as TFRecords store it: rotated by 15 bits, plus a constant.
+
+    >>> _masked_checksum(b"123456789").hex()
+    'e5b08ac7'
+    """
+    checksum = google_crc32c.value(data)
+    return _CHECKSUM.pack(((checksum >> 15 | checksum << 17) + _MASK) & 0xFFFFFFFF)
+
+
+def _record(values: tuple[bytes, ...]) -> bytes:
+    example = _example_class()()
+    for field, value in zip(_FIELDS, values, strict=True):
+        example.features.feature[field].bytes_list.value.append(value)
+    return bytes(example.SerializeToString(deterministic=True))
+
+
+def _values(data: bytes) -> tuple[bytes, ...]:
+    """Return the values of a record in the order of `_FIELDS`. Raises `IntegrityError`."""
+    try:
+        feature = _example_class().FromString(data).features.feature
+        return tuple(feature[field].bytes_list.value[0] for field in _FIELDS)
+    except (DecodeError, IndexError) as error:
+        raise _damaged(error) from error
+
+
+def _damaged(error: Exception) -> IntegrityError:
+    return IntegrityError(f"Expected a record with name, image and labels; it is damaged: {error}.")
+
+
+@cache
+def _example_class() -> Any:
+    """Return the class of `tf.train.Example` (tensorflow/core/example/example.proto), with the fields that are used.
+
+    It is in a pool of its own, because TensorFlow registers the same name in the common one.
+    """
+    file = descriptor_pb2.FileDescriptorProto(name="nucleus/example.proto", package="nucleus", syntax="proto3")
+    bytes_list = file.message_type.add(name="BytesList")
+    bytes_list.field.add(name="value", number=1, label=3, type=12)  # repeated bytes
+    feature = file.message_type.add(name="Feature")
+    feature.oneof_decl.add(name="kind")
+    feature.field.add(name="bytes_list", number=1, label=1, type=11, type_name=".nucleus.BytesList", oneof_index=0)
+    features = file.message_type.add(name="Features")
+    entry = features.nested_type.add(name="FeatureEntry", options=descriptor_pb2.MessageOptions(map_entry=True))
+    entry.field.add(name="key", number=1, label=1, type=9)
+    entry.field.add(name="value", number=2, label=1, type=11, type_name=".nucleus.Feature")
+    features.field.add(name="feature", number=1, label=3, type=11, type_name=".nucleus.Features.FeatureEntry")
+    example = file.message_type.add(name="Example")
+    example.field.add(name="features", number=1, label=1, type=11, type_name=".nucleus.Features")
+    pool = descriptor_pool.DescriptorPool()
+    pool.Add(file)
+    return message_factory.GetMessageClass(pool.FindMessageTypeByName("nucleus.Example"))
 
 
 class ShardFile:
@@ -97,7 +153,7 @@ class ShardFile:
     def read(self, record: int) -> bytes:
         """Return the bytes of a record."""
         offset, length = self._index[record]
-        return os.pread(self._descriptor, int(length), int(offset))
+        return _read_at(self._descriptor, int(length), int(offset))
 
 
 def _index(descriptor: int, name: str) -> NDArray[np.int64]:
@@ -106,10 +162,22 @@ def _index(descriptor: int, name: str) -> NDArray[np.int64]:
     found = []
     position = 0
     while position < size:
-        header = os.pread(descriptor, _HEADER_BYTES, position)
+        header = _read_at(descriptor, _HEADER_BYTES, position)
         length = _LENGTH.unpack_from(header)[0] if len(header) == _HEADER_BYTES else size
         found.append((position + _HEADER_BYTES, length))
         position += _HEADER_BYTES + length + _FOOTER_BYTES
     if position != size:
         raise IntegrityError(f"Expected complete records in {name}; the last one is cut off. Remove it and run again.")
     return np.array(found, np.int64).reshape(-1, 2)
+
+
+_seeking = threading.Lock()
+
+
+def _read_at(descriptor: int, length: int, offset: int) -> bytes:
+    """Read part of a file; Windows, which has no `pread`, moves the position of the descriptor."""
+    if hasattr(os, "pread"):
+        return os.pread(descriptor, length, offset)
+    with _seeking:
+        os.lseek(descriptor, offset, os.SEEK_SET)
+        return os.read(descriptor, length)

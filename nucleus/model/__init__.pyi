@@ -5,7 +5,6 @@ from .architecture import Maps as Maps
 from .architecture import ModelConfig as ModelConfig
 from .architecture import activations as activations
 from .architecture import config_of_recipe as config_of_recipe
-from .architecture import logits_of as logits_of
 from .architecture import maps_of as maps_of
 from .architecture import mask_of_logits as mask_of_logits
 from .architecture import read_model_config as read_model_config
@@ -18,6 +17,7 @@ from .instances import label_nuclei as label_nuclei
 from .instances import nucleus_mask as nucleus_mask
 from .losses import distance_targets as distance_targets
 from .losses import image_losses as image_losses
+from .losses import loss_of_values as loss_of_values
 from .losses import pixel_classes as pixel_classes
 from .tiling import Axis as Axis
 from .tiling import NetworkImage as NetworkImage

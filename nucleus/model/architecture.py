@@ -32,7 +32,6 @@ __all__ = [
     "ModelConfig",
     "activations",
     "config_of_recipe",
-    "logits_of",
     "maps_of",
     "mask_of_logits",
     "read_model_config",
@@ -41,7 +40,6 @@ __all__ = [
 MODEL_FORMAT = 3
 _READABLE_SINCE = "0.3.0"
 """Oldest version of this package that reads `MODEL_FORMAT`."""
-_SMALLEST = 1e-7
 
 CHANNELS: dict[Heads, tuple[str, ...]] = {
     "border": ("background", "body", "border"),
@@ -167,16 +165,6 @@ def mask_of_logits(logits: tf.Tensor, heads: Heads) -> tf.Tensor:
     if heads == "distance":
         return logits[..., 0] > 0
     return tf.reduce_logsumexp(logits[..., 1:3], axis=-1) > logits[..., 0]
-
-
-def logits_of(values: NDArray[np.float32], heads: Heads) -> tf.Tensor:
-    """Return logits (N x H x W x C) whose activations are `values`, clipped away from 0 and 1."""
-    clipped = tf.clip_by_value(tf.constant(values), _SMALLEST, 1 - _SMALLEST)
-    sigmoids = tf.math.log(clipped) - tf.math.log1p(-clipped)
-    if heads == "distance":
-        return sigmoids
-    classes = tf.math.log(clipped[..., :3])
-    return tf.concat([classes, sigmoids[..., 3:]], axis=-1)
 
 
 def maps_of(values: NDArray[Any], heads: Heads) -> Maps:

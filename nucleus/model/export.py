@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 
 from nucleus.config.recipe import STRIDE
 from nucleus.errors import UsageError
-from nucleus.lazy import keras, tf
+from nucleus.lazy import keras, need, tf
 from nucleus.model.architecture import ModelConfig, read_model_config
 from nucleus.model.unet import build_unet
 from nucleus.model.weight_files import CONFIG_FILE, WEIGHTS_FILE, load_weights
@@ -97,6 +97,7 @@ def _write_savedmodel(config: ModelConfig, weights: Path, path: Path) -> None:
 
 
 def _write_onnx(config: ModelConfig, weights: Path, path: Path) -> None:
+    need("tf2onnx")
     import tf2onnx  # noqa: PLC0415  slow to import, and only this export needs it
 
     servable = _servable(config, weights)

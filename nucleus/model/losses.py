@@ -1,15 +1,29 @@
-"""Training targets and losses, computed from integer labels with TensorFlow operations."""
+"""Targets and losses, computed from integer labels: with TensorFlow in training, with NumPy and OpenCV in evaluation.
+
+`image_losses` is what training minimizes; `loss_of_values` is the same for one image whose activations are known, so
+that a model can be evaluated without TensorFlow.
+"""
 
 from __future__ import annotations
+
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
 
 from nucleus.config.recipe import Heads, LossOptions
 from nucleus.lazy import tf
 
-__all__ = ["distance_targets", "image_losses", "pixel_classes"]
+__all__ = ["distance_targets", "image_losses", "loss_of_values", "pixel_classes"]
 
 
 _DISTANCE_STEPS = 24
 _SMOOTH = 1.0
+_SMALLEST = 1e-7
+"""Activations are clipped to this distance from 0 and 1, so that their logarithms are finite."""
+_SQUARE = cv2.getStructuringElement(cv2.MORPH_RECT, (3, 3))
+_CROSS = cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))
 
 
 def pixel_classes(labels: tf.Tensor) -> tf.Tensor:
@@ -121,3 +135,68 @@ def _distance_losses(logits: tf.Tensor, target: tf.Tensor) -> tf.Tensor:
     entropy = tf.nn.sigmoid_cross_entropy_with_logits(labels=target, logits=logits)
     smallest = tf.math.xlogy(target, target) + tf.math.xlogy(1 - target, 1 - target)
     return tf.reduce_mean(entropy + smallest, axis=(1, 2))
+
+
+def loss_of_values(
+    values: NDArray[np.float32], labels: NDArray[np.integer], heads: Heads, options: LossOptions
+) -> float:
+    """Return the loss of an image, as `image_losses` computes it, from the network's activations.
+
+    Args:
+        values: H x W x C, 0 to 1; the C channels are described in `nucleus.model.architecture`.
+        labels: H x W, integers from 0 (background) to 65,535.
+        heads: Outputs of the network.
+        options: Weights of the terms.
+    """
+    clipped = np.clip(values, _SMALLEST, 1 - _SMALLEST, dtype=np.float64)
+    nucleus, border = _nucleus_and_border_of(labels)
+    if heads == "distance":
+        truth = nucleus[..., np.newaxis]
+        entropy = _entropy(clipped[..., :1], truth).mean()
+        classes = entropy + options.dice * _dice_of(values[..., :1], truth)
+    else:
+        classes = _class_loss(clipped[..., :3], nucleus.astype(np.intp) + border, options)
+    if heads == "border":
+        return float(classes)
+    target = _distances(labels, nucleus, border)
+    smallest = _entropy(np.clip(target, _SMALLEST, 1 - _SMALLEST), target)
+    return float(classes + options.distance * (_entropy(clipped[..., -1], target) - smallest).mean())
+
+
+def _nucleus_and_border_of(labels: NDArray[np.integer]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Return the masks of the nuclei and of their pixels next to another label; H x W, as `_nucleus_and_border`."""
+    values = labels.astype(np.float32)
+    nucleus = values > 0
+    return nucleus, nucleus & (cv2.dilate(values, _SQUARE) != cv2.erode(values, _SQUARE))
+
+
+def _distances(
+    labels: NDArray[np.integer], nucleus: NDArray[np.bool_], border: NDArray[np.bool_]
+) -> NDArray[np.float64]:
+    """Return the targets of `distance_targets` for one image, H x W."""
+    inside = (nucleus & ~border).astype(np.uint8)
+    distance = nucleus.astype(np.uint8) + inside
+    for step in range(_DISTANCE_STEPS - 2):
+        inside = np.asarray(cv2.erode(inside, _SQUARE if step % 2 else _CROSS), np.uint8)
+        distance += inside
+    largest = np.ones(int(labels.max(initial=0)) + 1)
+    np.maximum.at(largest, labels.ravel(), distance.ravel())
+    return np.asarray(distance / largest[labels])
+
+
+def _class_loss(probabilities: NDArray[np.float64], classes: NDArray[np.intp], options: LossOptions) -> float:
+    truth = np.eye(3)[classes]
+    weights = np.array([1.0, 1.0, options.border_weight])[classes]
+    total = probabilities.sum(axis=-1, keepdims=True)  # the clipped ones may not sum to one
+    entropy = -(truth * np.log(probabilities / total)).sum(axis=-1)
+    return float((weights * entropy).mean()) + options.dice * _dice_of(probabilities[..., 1:] / total, truth[..., 1:])
+
+
+def _dice_of(probabilities: NDArray[np.floating], truth: NDArray[Any]) -> float:
+    overlap = (probabilities * truth).sum(axis=(0, 1), dtype=np.float64)
+    total = probabilities.sum(axis=(0, 1), dtype=np.float64) + truth.sum(axis=(0, 1), dtype=np.float64)
+    return float((1 - (2 * overlap + _SMOOTH) / (total + _SMOOTH)).mean())
+
+
+def _entropy(probabilities: NDArray[np.float64], target: NDArray[Any]) -> NDArray[np.float64]:
+    return np.asarray(-(target * np.log(probabilities) + (1.0 - target) * np.log1p(-probabilities)))

@@ -16,20 +16,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nucleus.config.recipe import Heads, LossOptions
+from nucleus.config.recipe import LossOptions
 from nucleus.data.cache import ShardCache
 from nucleus.data.dataset import SPLITS, Dataset
-from nucleus.data.images import Kind, LabelImage
+from nucleus.data.images import Kind
 from nucleus.data.reader import LabelledImage, images_of_range
 from nucleus.errors import DataError, UsageError
-from nucleus.lazy import pandas, tf
+from nucleus.lazy import pandas
 from nucleus.metrics.scores import HEADLINES, ImageScores, ScoreSums, amount, score_cell, score_labels
-from nucleus.model.architecture import logits_of
-from nucleus.model.losses import image_losses
+from nucleus.model.losses import loss_of_values
 from nucleus.pictures import GalleryImage
 from nucleus.predict.model import IMAGES_AT_ONCE, Model
 from nucleus.predict.source import array_source
 from nucleus.progress import Advance, no_progress
+from nucleus.text import aligned
 
 __all__ = [
     "Evaluation",
@@ -75,13 +75,8 @@ def predict_images(model: Model, images: Iterable[LabelledImage], loss: LossOpti
     found = model.values(array_source(sample.image, sample.name) for sample in again)
     for sample, values in zip(samples, found, strict=True):
         labels = model.label(values)
-        whole_loss = _image_loss(values.values, sample.labels, model.config.heads, loss)
+        whole_loss = loss_of_values(values.values, sample.labels, model.config.heads, loss)
         yield PredictedImage(sample, labels, score_labels(sample.labels, labels, whole_loss))
-
-
-def _image_loss(values: NDArray[np.float32], labels: LabelImage, heads: Heads, options: LossOptions) -> float:
-    truth = tf.constant(labels[np.newaxis].astype(np.int32))
-    return float(image_losses(logits_of(values[np.newaxis], heads), truth, heads, options)[0])
 
 
 @dataclass(frozen=True)
@@ -155,7 +150,7 @@ class Evaluation(Mapping[str, dict[str, float | None]]):
 
     @property
     def table(self) -> pandas.DataFrame:
-        """Scores of each image: pandas DataFrame, one row per image."""
+        """Scores of each image: pandas DataFrame, one row per image. Raises `MissingPackageError` without pandas."""
         return pandas.DataFrame([row.as_dict() for row in self.images]).drop(columns="ap")
 
     def __getitem__(self, kind: str) -> dict[str, float | None]:
@@ -168,14 +163,12 @@ class Evaluation(Mapping[str, dict[str, float | None]]):
         return len(self._report)
 
     def __repr__(self) -> str:
-        rows = {
-            kind: {
-                "images": round(amount(scores, "images")),
-                **{title: score_cell(scores, name) for name, title in HEADLINES},
-            }
+        titles = ["", "images", *(title for _, title in HEADLINES)]
+        rows = [
+            [kind, f"{amount(scores, 'images'):.0f}", *(str(score_cell(scores, name)) for name, _ in HEADLINES)]
             for kind, scores in self.items()
-        }
-        return str(pandas.DataFrame.from_dict(rows, orient="index").to_string())
+        ]
+        return aligned([titles, *rows])
 
 
 @dataclass(frozen=True)

@@ -92,9 +92,9 @@ class Segmentation:
 
     Attributes:
         labels: H x W, int32: 0 background, 1..K nuclei.
-        table: pandas DataFrame with one row per nucleus and the columns of `nuclei.csv`: lengths in px, centroids in px
-            from the centre of the first pixel, grey values in the depth of the image. Columns in micrometres are NaN
-            if the pixel size is unknown.
+        rows: One dictionary per nucleus with the columns of `nuclei.csv`: lengths in px, centroids in px from the
+            centre of the first pixel, grey values in the depth of the image. Values in micrometres are None if the
+            pixel size is unknown.
 
     Examples:
         >>> found = model.segment("image.png")
@@ -103,15 +103,20 @@ class Segmentation:
         >>> found.table.to_csv("nuclei.csv", index=False)
     """
 
-    def __init__(self, image: ScaledImage, labels: NDArray[np.int32], table: pandas.DataFrame) -> None:
+    def __init__(self, image: ScaledImage, labels: NDArray[np.int32], rows: list[dict[str, Any]]) -> None:
         self.labels = labels
-        self.table = table
+        self.rows = rows
         self._image = image
+
+    @property
+    def table(self) -> pandas.DataFrame:
+        """The rows as a pandas DataFrame; unknown values are NaN. Raises `MissingPackageError` without pandas."""
+        return _table(self.rows, self._image.source.read_channels(slice(0, 1), slice(0, 1)).shape[2])
 
     @property
     def count(self) -> int:
         """Number of nuclei."""
-        return len(self.table)
+        return len(self.rows)
 
     def overlay(self) -> RgbImage:
         """Return the image, H x W x 3, uint8, with each nucleus outlined in yellow."""
@@ -204,8 +209,7 @@ class Model:
         labels = AssembledLabels(np.zeros(scaled.source_shape, np.int32))
         (blocks,) = self.segment_blocks([scaled])
         rows = [row for part in measure_blocks(frame_of(scaled.source), blocks, labels) for row in part]
-        channels = scaled.source.read_channels(slice(0, 1), slice(0, 1)).shape[2]
-        return Segmentation(scaled, labels.labels, _table(rows, channels))
+        return Segmentation(scaled, labels.labels, rows)
 
     def scaled_image(self, source: ImageSource) -> ScaledImage:
         """Normalise and rescale an image for the network. Raises `ImageError` if it is damaged or out of scale."""

@@ -1,5 +1,7 @@
 """Parquet tables of nuclei: one per image in a bucket, joined at the end."""
 
+from __future__ import annotations
+
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -7,10 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.dataset as pads
-import pyarrow.parquet as pq
-
+from nucleus.lazy import pa, pads, pq
 from nucleus.predict.measurement import IMAGE_COLUMNS, nucleus_columns
 from nucleus.storage.bucket import Bucket
 from nucleus.storage.files import temporary_folder

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from nucleus.lazy import need
 from nucleus.runs.comparison import ComparedRun
 from nucleus.surroundings import provide_folders
 from nucleus.text import short
@@ -47,6 +48,7 @@ def draw_curves(runs: Sequence[ComparedRun]) -> "Figure":
     from the later ones, the axis is cut to keep the later differences visible. The legend marks runs without a history.
     """
     provide_folders()  # Matplotlib writes to the home folder
+    need("matplotlib")
     from matplotlib.figure import Figure  # noqa: PLC0415  matplotlib is slow to import
 
     figure = Figure(figsize=_SIZE, layout="constrained")

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 from xml.etree import ElementTree
 
+from nucleus.lazy import need
 from nucleus.surroundings import provide_folders
 from nucleus.text import plain
 
@@ -115,6 +116,7 @@ def svg_of(panel: Panel) -> str:
     of the panel, its text is in the font of the page, and its colours are the CSS variables of the page.
     """
     provide_folders()  # Matplotlib writes to the home folder
+    need("matplotlib")
     from matplotlib.figure import Figure  # noqa: PLC0415
 
     written = io.StringIO()

@@ -5,7 +5,6 @@ It replaces AWS or MinIO where there is neither. The rest of this project reache
 """
 
 import http.client
-import importlib.util
 import json
 import os
 import shlex
@@ -25,6 +24,7 @@ import psutil
 from pydantic import TypeAdapter, ValidationError
 
 from nucleus.errors import OutputError, StoreServerError
+from nucleus.lazy import need
 from nucleus.storage.files import file_lock, write_atomic, writing
 from nucleus.surroundings import loopback_exemption
 
@@ -125,7 +125,8 @@ def start(folder: Path, port: int | None = None) -> RunningStore:
         port: Port on 127.0.0.1; 0 for any free one; None for the last one used with this folder, else 9000.
 
     Raises:
-        StoreServerError: ministack is not installed or of another version, the port is in use, the folder cannot be
+        MissingPackageError: ministack is not installed.
+        StoreServerError: ministack is of another version, the port is in use, the folder cannot be
             written, its file system has no locks or no room, or the server does not start.
     """
     folder = folder.expanduser().absolute()
@@ -138,11 +139,7 @@ def start(folder: Path, port: int | None = None) -> RunningStore:
                     f"Run: nucleus store stop --dir {shlex.quote(str(folder))}"
                 )
             return running
-        if importlib.util.find_spec("ministack") is None:
-            raise StoreServerError(
-                "Expected the package ministack (extra `local`); it is not installed. Run: make install "
-                "(or pip install ministack)."
-            )
+        need("ministack")
         return _launch(folder, _choose_port(folder, port))
 
 

@@ -1,8 +1,11 @@
+import warnings
 from collections import Counter
 
+import numpy as np
 import pytest
+from sklearn.model_selection import StratifiedGroupKFold
 
-from nucleus.data.splits import split_images
+from nucleus.data.splits import _stratified_folds, split_images
 from nucleus.errors import DataError
 
 
@@ -56,3 +59,19 @@ def test_a_given_test_split_is_kept_with_its_groups() -> None:
 def test_no_split_is_left_empty() -> None:
     with pytest.raises(DataError, match="train"):
         split_images(["dark"] * 3, [0, 1, 2], [None] * 3, seed=0, val=0.5, test=0.4)
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_folds_are_those_of_scikit_learn(seed: int) -> None:
+    """The light install does without scikit-learn; datasets that were split by it are split alike again."""
+    random = np.random.default_rng(seed)
+    images, number = int(random.integers(30, 300)), int(random.integers(1, 6))
+    shares = random.dirichlet(np.ones(number))
+    kinds = [f"kind {i}" for i in random.choice(number, images, p=shares)]
+    groups = random.integers(0, random.integers(25, images + 25), images).tolist()
+    count = min(20, len(set(groups)), max(Counter(kinds).values()))
+    splitter = StratifiedGroupKFold(count, shuffle=True, random_state=seed)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The least populated class", UserWarning)
+        expected = [fold.tolist() for _, fold in splitter.split(kinds, kinds, groups)]
+    assert _stratified_folds(kinds, groups, count, seed) == expected

@@ -16,8 +16,8 @@ from nucleus.data.sampling import epoch_plan
 from nucleus.data.shards import ShardFile, encode_record, write_shard
 from nucleus.data.synthetic import generated_image
 from nucleus.errors import IntegrityError, ModelError, WeightsError
-from nucleus.model.architecture import ModelConfig, activations, logits_of, maps_of, read_model_config
-from nucleus.model.losses import distance_targets, image_losses, pixel_classes
+from nucleus.model.architecture import ModelConfig, activations, maps_of, read_model_config
+from nucleus.model.losses import distance_targets, image_losses, loss_of_values, pixel_classes
 from nucleus.model.tiling import Region, TiledNetwork, axis_tiles, reflect_indices
 from nucleus.model.unet import build_unet, calibrate_encoder, decoder_variables, encoder_of, encoder_variables
 from nucleus.model.weight_files import load_encoder_weights, load_model
@@ -109,11 +109,24 @@ def test_the_distance_has_its_own_loss() -> None:
 
 
 @pytest.mark.parametrize("heads", ["border", "distance", "both"])
-def test_logits_and_activations_are_inverse(heads: Heads) -> None:
+def test_the_loss_of_values_is_that_of_training(heads: Heads) -> None:
     channels = {"border": 3, "distance": 2, "both": 4}[heads]
-    logits = tf.random.stateless_normal((1, 5, 4, channels), (1, 2))
-    values = activations(logits, heads)
-    assert activations(logits_of(values.numpy(), heads), heads).numpy() == pytest.approx(values.numpy(), abs=1e-6)
+    logits = 2 * tf.random.stateless_normal((2, 64, 48, channels), (1, 2))
+    labels = np.stack([generated_image(seed, 64, 48)[1] for seed in (1, 2)]).astype(np.int32)
+    labels[1, :9] = 65535
+    options = LossOptions(border_weight=3.0, dice=0.7, distance=2.0)
+    expected = image_losses(logits, tf.constant(labels), heads, options).numpy()
+    values = activations(logits, heads).numpy()
+    found = [loss_of_values(*pair, heads, options) for pair in zip(values, labels, strict=True)]
+    assert found == pytest.approx(expected.tolist(), rel=1e-4)
+    certain = activations(100 * logits, heads).numpy()[0]  # 0 or 1 in float32
+    assert np.isfinite(loss_of_values(certain, labels[0], heads, options))
+
+
+@pytest.mark.parametrize("heads", ["border", "distance", "both"])
+def test_maps_of_activations(heads: Heads) -> None:
+    channels = {"border": 3, "distance": 2, "both": 4}[heads]
+    values = activations(tf.random.stateless_normal((1, 5, 4, channels), (1, 2)), heads)
     maps = maps_of(values.numpy()[0], heads)
     assert maps.mask.shape == maps.interior.shape == (5, 4)
     assert 0 <= maps.mask.min() <= maps.mask.max() <= 1
