@@ -7,11 +7,12 @@ DATA ?=
 WEIGHTS ?=
 EXTRA ?= dev
 BENCH ?=
-IMAGE = $(if $(filter gpu,$(EXTRA)),gpu,cpu)
+IMAGE = $(if $(filter predict train-gpu,$(EXTRA)),$(EXTRA),train)
+CONTAINERS ?= /var/tmp/nucleus-containers
 
 .DEFAULT_GOAL := help
 
-.PHONY: help install demo test test-fast test-ray test-others bench check audit lock image clean
+.PHONY: help install demo test test-fast test-ray test-others bench check audit lock image containers clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -61,8 +62,11 @@ audit: install ## known vulnerabilities in the locked packages, and risky calls 
 lock: install ## rewrite requirements/*.txt
 	$(BIN)/python requirements/lock.py
 
-image: ## build the container image nucleus:cpu, or nucleus:gpu with EXTRA=gpu (docker)
+image: ## build the container image nucleus:train; with EXTRA=predict or EXTRA=train-gpu another one (docker)
 	docker build --tag nucleus:$(IMAGE) --build-arg EXTRA=$(IMAGE) --build-arg REVISION=$$(git rev-parse HEAD) .
+
+containers: ## docs/infra/local.md on a real Docker Engine, which this installs (root, Debian; 1 hour): CONTAINERS=folder
+	@python3 -m tests.containers "$(CONTAINERS)"
 
 clean: ## remove .venv and caches
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache *.egg-info

@@ -14,12 +14,16 @@ from pathlib import Path
 
 __all__ = ["slim"]
 
-FOLDERS = ["**/tests", "*/include", "numpy/_core/include", "ray/jars", "ray/rllib", "onnxruntime/transformers"]
-"""Left out of every image: tests, headers for compilers, Ray for Java, reinforcement learning, ONNX model converters."""
-FILES = ["**/*.a", "**/*.h", "**/*.hpp", "**/*.pxd", "**/*.pyx", "onnxruntime/capi/libonnxruntime.so.*", "skimage/data/*.*g"]
-"""The Python module of ONNX Runtime contains the library, which lies beside it for programs in C. Also sample pictures."""
+FOLDERS = ["**/tests", "*/include", "numpy/_core/include", "ray/jars", "ray/rllib", "onnxruntime/transformers", "clang"]
+"""Left out of every image: tests, headers, Ray for Java and for reinforcement learning, converters, a C compiler."""
+FILES = [
+    *("**/*.a", "**/*.h", "**/*.hpp", "**/*.pxd", "**/*.pyx"),
+    "onnxruntime/capi/libonnxruntime.so.*",  # its Python module contains it; this one is for programs in C
+    "skimage/data/*.*g",  # sample pictures
+]
+"""Single files that are left out of every image."""
 PREDICT_FOLDERS = ["PIL", "pillow-*", "pillow.libs", "imageio", "imageio-*", "networkx", "networkx-*"]
-"""Needed by parts of scikit-image that read files or work on graphs; nucleus reads files with OpenCV and imagecodecs."""
+"""What scikit-image reads files and works on graphs with; nucleus reads them with OpenCV and imagecodecs."""
 AWS = {"s3", "sts", "sso", "sso-oidc", "signin"}
 """The services of AWS that the predict image knows: objects, and the ways to get credentials for them."""
 
