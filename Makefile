@@ -1,72 +1,86 @@
 # `make help` lists the targets. Everything lives in .venv; nothing outside this folder is touched.
-PYTHON ?= python3.11
+PYTHONS := 3.11 3.12 3.13
+# 3.11 comes first, because the images have it, and a cluster and its driver need the same.
+PYTHON ?= $$(sh requirements/find_python.sh $(PYTHONS))
+INSTALLER ?= uv
 VENV := .venv
 BIN := $(VENV)/bin
+EXTRAS := predict train train-gpu dev
+EXTRA ?= dev
 WORKDIR ?= demo-run
 DATA ?=
 WEIGHTS ?=
-EXTRA ?= dev
 BENCH ?=
 IMAGE = $(if $(filter predict train-gpu,$(EXTRA)),$(EXTRA),train)
 CONTAINERS ?= /var/tmp/nucleus-containers
+LOCK_FLAGS ?=
+
+INSTALLED := $(VENV)/.installed-
+DEV := $(INSTALLED)dev
+# The demo runs in what is installed, or else in the smallest that can.
+DEMO := $(firstword $(wildcard $(INSTALLED)dev $(INSTALLED)train) $(INSTALLED)train)
+
+$(if $(filter $(EXTRA),$(EXTRAS)),,$(error EXTRA is "$(EXTRA)"; expected one of: $(EXTRAS)))
 
 .DEFAULT_GOAL := help
 
-.PHONY: help install demo test test-fast test-ray test-others bench check audit lock image containers clean
+.PHONY: help install demo test test-fast test-ray test-others test-pythons test-wheel bench check audit lock image containers clean
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
 
-install: $(VENV)/.installed-$(EXTRA) ## create .venv with all packages (hash-locked)
+install: $(INSTALLED)$(EXTRA) ## create .venv from a lock: EXTRA=predict, train, train-gpu or dev (default)
 
-$(VENV)/.installed-$(EXTRA): requirements/$(EXTRA).txt pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || \
-	  { echo "Python 3.11 is needed; found: $$($(PYTHON) --version 2>&1). Run: make install PYTHON=/path/to/python3.11" >&2; exit 1; }
-	@$(PYTHON) -c 'import ensurepip' || \
-	  { echo "Python's venv module is incomplete. On Debian run: apt-get install python3.11-venv" >&2; exit 1; }
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --disable-pip-version-check --quiet --require-hashes -r requirements/$(EXTRA).txt
-	$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps --no-build-isolation --editable .
-	@touch $@
+$(INSTALLED)%: requirements/%.txt pyproject.toml
+	@python="$(PYTHON)" && "$$python" requirements/install.py --installer "$(INSTALLER)" "$(VENV)" "$*"
 
-demo: install ## import, train, publish and predict: DATA=zip-or-folder WEIGHTS=file WORKDIR=folder
+demo: $(DEMO) ## import, train, publish and predict: DATA=zip-or-folder WEIGHTS=file WORKDIR=folder
 	$(BIN)/nucleus demo $(if $(DATA),"$(DATA)") $(if $(WEIGHTS),--weights "$(WEIGHTS)") --workdir "$(WORKDIR)"
 
-test: install ## every test: test-ray and test-others at the same time
+test: $(DEV) ## every test: test-ray and test-others at the same time
 	@echo "Two sessions at the same time; the output of each appears when it has ended (live: make test-ray)."
 	@$(MAKE) --no-print-directory --jobs 2 --output-sync=target test-ray test-others
 
-test-fast: install ## the tests that use no server and no Ray cluster
+test-fast: $(DEV) ## the tests that use no server and no Ray cluster
 	@$(BIN)/python -m pytest tests -m "not ray and not server"
 
 # Both run at the same time, because each waits during part of it. The second has lower priority, because runs on a
 # cluster have timeouts and Ray starts its workers at niceness 15.
-test-ray: install
+test-ray: $(DEV)
 	@$(BIN)/python -m pytest tests -m ray
 
-test-others: install
+test-others: $(DEV)
 	@nice -n 19 $(BIN)/python -m pytest tests -m "not ray"
 
-bench: install ## the benchmarks, one JSON line each: BENCH="step_rate scaling" for some
+test-pythons: test-fast-3.12 test-fast-3.13 ## the fast tests on the other Pythons, each in an environment of its own
+
+test-fast-%:
+	@python="$$(sh requirements/find_python.sh $*)" && \
+	  $(MAKE) --no-print-directory test-fast VENV=.venv-$* PYTHON="$$python"
+
+test-wheel: $(DEV) ## the wheel alone, in a fresh environment without TensorFlow and Ray
+	@$(BIN)/python -m tests.clean_room
+
+bench: $(DEV) ## the benchmarks, one JSON line each: BENCH="step_rate scaling" for some
 	$(BIN)/python -m tests.benchmarks $(BENCH)
 
-check: install ## lint, format, types
+check: $(DEV) ## lint, format, types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-audit: install ## known vulnerabilities in the locked packages, and risky calls in this one
-	for lock in cpu gpu dev; do $(BIN)/pip-audit --strict --disable-pip --require-hashes --requirement requirements/$$lock.txt || exit 1; done
+audit: $(DEV) ## known vulnerabilities in the locked packages, and risky calls in this one
+	for lock in $(EXTRAS); do $(BIN)/pip-audit --strict --disable-pip --require-hashes --requirement requirements/$$lock.txt || exit 1; done
 	$(BIN)/bandit --quiet --recursive --severity-level medium nucleus job
 
-lock: install ## rewrite requirements/*.txt
-	$(BIN)/python requirements/lock.py
+lock: $(DEV) ## rewrite requirements/*.txt: LOCK_FLAGS=--upgrade for newer versions
+	$(BIN)/python requirements/lock.py $(LOCK_FLAGS)
 
 image: ## build the container image nucleus:train; with EXTRA=predict or EXTRA=train-gpu another one (docker)
 	docker build --tag nucleus:$(IMAGE) --build-arg EXTRA=$(IMAGE) --build-arg REVISION=$$(git rev-parse HEAD) .
 
-containers: ## docs/infra/local.md on a real Docker Engine, which this installs (root, Debian; 1 hour): CONTAINERS=folder
+containers: ## docs/infra/local.md on a real Docker Engine, which this installs (root, on Debian; an hour): CONTAINERS=folder
 	@python3 -m tests.containers "$(CONTAINERS)"
 
-clean: ## remove .venv and caches
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache *.egg-info
+clean: ## remove the environments and caches
+	rm -rf $(VENV) .venv-* .pytest_cache .mypy_cache .ruff_cache build *.egg-info

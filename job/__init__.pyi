@@ -23,6 +23,8 @@ from .events import driver_node_options as driver_node_options
 from .events import event_queue as event_queue
 from .filesystem import run_storage as run_storage
 from .final_model import FINAL_FOLDER as FINAL_FOLDER
+from .final_model import add_onnx as add_onnx
+from .final_model import check_same_nuclei as check_same_nuclei
 from .final_model import network_facts as network_facts
 from .final_model import run_facts as run_facts
 from .final_model import save_model as save_model

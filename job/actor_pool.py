@@ -61,14 +61,24 @@ class _Actor(Generic[Item, Answer]):
         try:
             with disk_errors():
                 if self._work is None:
-                    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-                    limit_devices(1, self._gpus)
+                    _limit_to_resources(self._gpus)
                     self._work = self._make()
                 return self._work(item)
         except NucleusError as error:
             return error
         except Exception as error:
             return JobError(f"Expected a worker to finish its part; it failed: {failure_text(error)}")
+
+
+def _limit_to_resources(gpus: int) -> None:
+    """Limit this process to one CPU and to the GPU that Ray has assigned, if any; without one, import no TensorFlow."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ["TF_NUM_INTRAOP_THREADS"] = "1"  # of ONNX Runtime too
+    if gpus:
+        limit_devices(1, gpus)
+    else:
+        os.environ["TF_NUM_INTEROP_THREADS"] = "2"  # as `limit_devices`
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # Ray 2.60 leaves all GPUs visible
 
 
 def map_on_cluster(

@@ -175,10 +175,10 @@ def check_gpus(here: Gpus | NucleusError, of_cluster: float) -> Finding:
 def _fix_for_gpus(here: Gpus) -> str:
     hidden = os.environ.get(_HIDING)
     if not here.cuda:
-        return "This TensorFlow is built for CPUs only. Run: make install EXTRA=gpu."
+        return "This TensorFlow is built for CPUs only. Run: make install EXTRA=train-gpu."
     if hidden is not None:
         return f"{_HIDING}={hidden!r} hides them. Run: unset {_HIDING}."
-    return "CUDA's libraries are missing or the driver is too old. Run: make install EXTRA=gpu, and check nvidia-smi."
+    return "CUDA's libraries are missing or the driver is too old. Run: make install EXTRA=train-gpu; check nvidia-smi."
 
 
 def _names_from_driver() -> tuple[str, ...]:

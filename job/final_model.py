@@ -1,12 +1,20 @@
-"""The model of a finished run: its files in the run's last checkpoint, and facts for the report."""
+"""The model of a finished run: its files in the run's last checkpoint, `model.onnx`, and facts for the report."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
+from contextlib import suppress
+from itertools import tee
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
 import nucleus
+from nucleus.errors import ModelError
 from nucleus.lazy import keras, tf
 from nucleus.runs.record import Facts, NetworkFacts
 from nucleus.surroundings import installed_versions
@@ -14,10 +22,14 @@ from nucleus.text import plural
 
 if TYPE_CHECKING:
     from nucleus.config.recipe import Recipe
-    from nucleus.model.architecture import ModelConfig
+    from nucleus.data.cache import ShardCache
+    from nucleus.data.dataset import Dataset
+    from nucleus.data.reader import LabelledImage
+    from nucleus.model.architecture import InstanceSettings, Maps, ModelConfig
+    from nucleus.predict.model import ImageValues, Model
     from nucleus.training.callbacks import TrainingResult
 
-__all__ = ["FINAL_FOLDER", "network_facts", "run_facts", "save_model"]
+__all__ = ["FINAL_FOLDER", "add_onnx", "check_same_nuclei", "network_facts", "run_facts", "save_model"]
 
 
 FINAL_FOLDER = "model"
@@ -25,6 +37,15 @@ FINAL_FOLDER = "model"
 
 _PREVIEW_SIDE = 256
 """Side of an image in the preview, px."""
+_COMPARED_IMAGES = 16
+_MOST_APART = 1e-3
+"""Largest difference of a value between two engines; rounding gives 1e-6, and up to 1e-4 in a random network."""
+_SAME_NUCLEUS = 0.9
+"""Lowest IoU of two labels of the same nucleus."""
+_NOT_PUBLISHED = (
+    "Nothing was published. Install the versions of tf2onnx and onnxruntime that requirements/ locks, and run: nucleus "
+    "train --resume RUN"
+)
 
 
 def save_model(folder: Path, result: TrainingResult) -> None:
@@ -40,7 +61,7 @@ def save_model(folder: Path, result: TrainingResult) -> None:
 
 def _preview(result: TrainingResult) -> Any:
     """Draw image, true and predicted outlines side by side for a few images of the test split."""
-    segmenter = nucleus.predict.Model(result.model, result.config)
+    segmenter = nucleus.predict.Model(nucleus.model.KerasEngine(result.model, result.config.heads), result.config)
     rows = []
     for example in result.examples:
         labels = segmenter.segment(example.image).labels
@@ -52,6 +73,112 @@ def _preview(result: TrainingResult) -> Any:
             ]
         )
     return nucleus.pictures.contact_sheet(rows, _PREVIEW_SIDE)
+
+
+def add_onnx(folder: Path, dataset: Dataset, cache: ShardCache) -> None:
+    """Write `model.onnx` beside a model's weights, and compare it with TensorFlow on images of the dataset.
+
+    The first 16 images of the test split are compared or, if it is empty, of another; see `check_same_nuclei`.
+
+    Args:
+        folder: Folder with the configuration and the weights.
+        dataset: The dataset of the run.
+        cache: Cache of its shards.
+
+    Raises:
+        ModelError: ONNX Runtime does not find the same nuclei as TensorFlow.
+    """
+    with suppress(RuntimeError):  # TensorFlow has started before
+        tf.config.set_visible_devices([], "GPU")
+    with tf.device("CPU"):  # a GPU rounds in another way, and may belong to others
+        model, config = nucleus.model.load_model(folder)
+        path = folder / nucleus.model.ONNX_FILE
+        nucleus.model.write_onnx(model, config.heads, path)
+        expected = nucleus.predict.Model(nucleus.model.KerasEngine(model, config.heads), config)
+        found = nucleus.predict.Model(nucleus.model.OnnxEngine(path, config), config)
+        check_same_nuclei(expected, found, _images_to_compare(dataset, cache))
+
+
+def _images_to_compare(dataset: Dataset, cache: ShardCache) -> Iterable[LabelledImage]:
+    splits = ((split, len(dataset.manifest.split_samples(split))) for split in ("test", "val", "train"))
+    split, count = next((split, count) for split, count in splits if count)
+    return nucleus.data.images_of_range(dataset, split, cache, range(min(count, _COMPARED_IMAGES)))
+
+
+def check_same_nuclei(expected: Model, found: Model, images: Iterable[LabelledImage]) -> None:
+    """Check that two engines find the same nuclei.
+
+    No value may differ by more than 1e-3. Each nucleus of one engine must be one of the other's (IoU of at least 0.9),
+    except where a decision lies on the edge: a pixel's value is as close to a threshold as the image's values differ,
+    or the mean over a nucleus is to `min_score`. Rounding may change such a pixel, and with it the nuclei around it.
+
+    Args:
+        expected: Model on TensorFlow.
+        found: The same on ONNX Runtime.
+        images: Images to compare.
+
+    Raises:
+        ModelError: The engines do not find the same; it names the image and the difference.
+    """
+    named, *sources = tee(images, 3)
+    pairs = zip(
+        *(model.values(_sources(each)) for model, each in zip((expected, found), sources, strict=True)), strict=True
+    )
+    for image, (one, other) in zip(named, pairs, strict=True):
+        apart = float(np.abs(one.values - other.values).max())
+        if not apart <= _MOST_APART:  # also NaN
+            raise ModelError(
+                f"Expected values of {nucleus.model.ONNX_FILE} within {_MOST_APART:g} of TensorFlow's for the image "
+                f"{image.name}; found a difference of {apart:.3g}. {_NOT_PUBLISHED}"
+            )
+        changed = _changed_nuclei(expected, one, expected.label(one), expected.label(other), apart)
+        if changed:
+            raise ModelError(
+                f"Expected the same nuclei from {nucleus.model.ONNX_FILE} and TensorFlow in the image {image.name}; "
+                f"{changed} differ, though no value differs by more than {apart:.1g}. {_NOT_PUBLISHED}"
+            )
+
+
+def _sources(images: Iterable[LabelledImage]) -> Iterable[Any]:
+    return (nucleus.predict.array_source(image.image, image.name) for image in images)
+
+
+def _changed_nuclei(
+    model: Model, values: ImageValues, one: NDArray[np.int32], other: NDArray[np.int32], apart: float
+) -> int:
+    """Return the number of nuclei of two label images that have no counterpart, apart from those on an edge."""
+    if np.array_equal(one, other):
+        return 0
+    maps = nucleus.model.maps_of(values.values, model.config.heads)
+    pairs = nucleus.metrics.pair_labels(one, other)
+    same = pairs.iou >= _SAME_NUCLEUS
+    alone = [
+        np.where(np.isin(labels, of[same]), 0, labels) for labels, of in ((one, pairs.true), (other, pairs.predicted))
+    ]
+    region = _on_edge(maps, model.config.instances, apart)
+    for labels in alone:
+        region |= np.isin(labels, _uncertain(labels, maps, model.config.instances, apart))
+    for labels in (*alone, *alone):  # what lies over an excused nucleus is excused, in both directions
+        region |= np.isin(labels, np.setdiff1d(labels[region], 0))
+    return sum(len(np.setdiff1d(labels[~region], 0)) for labels in alone)
+
+
+def _without(labels: NDArray[np.int32], some: NDArray[np.int64]) -> NDArray[np.int32]:
+    return np.where(np.isin(labels, some), 0, labels)
+
+
+def _on_edge(maps: Maps, settings: InstanceSettings, apart: float) -> NDArray[np.bool_]:
+    """Return the pixels that may change sides at a threshold, and their neighbours."""
+    close = np.abs(maps.mask - settings.mask_threshold) <= apart
+    close |= np.abs(maps.interior - settings.seed_threshold) <= apart
+    return np.asarray(cv2.dilate(close.astype(np.uint8), np.ones((3, 3), np.uint8)) > 0)
+
+
+def _uncertain(labels: NDArray[np.int32], maps: Maps, settings: InstanceSettings, apart: float) -> NDArray[np.int64]:
+    """Return the labels whose mean over the mask is as close to the lowest score."""
+    areas = np.maximum(np.bincount(labels.ravel()), 1)
+    means = np.bincount(labels.ravel(), maps.mask.ravel()) / areas
+    return np.setdiff1d(np.flatnonzero(np.abs(means - settings.min_score) <= apart), 0)
 
 
 def run_facts(result: TrainingResult, recipe: Recipe) -> Facts:

@@ -1,7 +1,7 @@
 """Prediction of a bucket's images, and evaluation on a dataset's splits, on a Ray cluster."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
 
@@ -9,6 +9,7 @@ from job.actor_pool import map_on_cluster
 from nucleus.config.names import Reference
 from nucleus.data.cache import ShardCache, default_cache_dir
 from nucleus.data.dataset import Dataset
+from nucleus.model.engines import EngineChoice
 from nucleus.predict.bucket_images import (
     BatchPredictor,
     BucketImage,
@@ -55,6 +56,7 @@ class BucketPrediction:
 def predict_bucket(
     settings: PredictionSettings,
     *,
+    engine: EngineChoice = "auto",
     workers: int | None = None,
     overwrite: bool = False,
     single_writer: bool = False,
@@ -66,6 +68,7 @@ def predict_bucket(
 
     Args:
         settings: Images, model, prediction options and location of the results.
+        engine: What computes the network; see `PredictionOptions`. The results do not depend on it.
         workers: Number of actors; by default, one per GPU of the cluster, or one per CPU if it has no GPU.
         overwrite: Whether to predict all images again, and to replace results with other settings.
         single_writer: Whether nobody else writes at the same time, so that a server may lack conditional writes.
@@ -83,7 +86,7 @@ def predict_bucket(
     failures = dict(found.unread)
     with claim_output(settings, overwrite=overwrite, single_writer=single_writer) as claim:
         wanted = found.images if overwrite else not_done(settings, found.images)
-        batches, make = batches_of(wanted), partial(_batch_predictor, settings)
+        batches, make = batches_of(wanted), partial(_batch_predictor, settings, engine)
         answers = map_on_cluster(batches, make, workers=workers, waiting=waiting, verbose=verbose) if batches else ()
         for outcome in chain.from_iterable(answers):
             claim.check()
@@ -99,10 +102,12 @@ def predict_bucket(
     return BucketPrediction(dict(sorted(counts.items())), dict(sorted(failures.items())), before)
 
 
-def _batch_predictor(settings: PredictionSettings) -> Callable[[Sequence[BucketImage]], list[ImageOutcome]]:
+def _batch_predictor(
+    settings: PredictionSettings, engine: EngineChoice
+) -> Callable[[Sequence[BucketImage]], list[ImageOutcome]]:
     """Load the model, in an actor, and return the function that predicts a batch."""
     pulled = pull_cached(Bucket(parse_uri(settings.registry)), settings.reference)
-    return BatchPredictor(settings, load_pulled(pulled, settings.options)).predict
+    return BatchPredictor(settings, load_pulled(pulled, replace(settings.options, engine=engine))).predict
 
 
 @dataclass(frozen=True)

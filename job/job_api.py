@@ -17,7 +17,7 @@ import job
 from job.cluster import Capacity
 from job.ray_internals import failure_text
 from nucleus.errors import ClusterError, UsageError
-from nucleus.lazy import need
+from nucleus.lazy import TRAINING, need
 from nucleus.surroundings import exempt_this_machine, proxy_advice
 
 __all__ = [
@@ -107,6 +107,7 @@ def job_client(address: str, *, insecure: bool) -> Any:
     exempt_this_machine()
     if insecure:
         _accepted.add(address)
+    need(*TRAINING)
     if _accepts_anybody(address) and not insecure:
         raise ClusterError(
             f"Expected a Ray cluster that requires a token at {address}; it runs code of anybody who can reach it. "
@@ -116,7 +117,6 @@ def job_client(address: str, *, insecure: bool) -> Any:
     if _has_token():
         os.environ.setdefault("RAY_AUTH_MODE", "token")  # otherwise Ray's client does not send the token
     os.environ.pop("RAY_ADDRESS", None)  # it would take precedence over the address
-    need("ray")
     import ray
     from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient

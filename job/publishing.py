@@ -4,14 +4,13 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 import nucleus
-from job.final_model import FINAL_FOLDER
+from job.final_model import FINAL_FOLDER, add_onnx
 from nucleus import __version__
 from nucleus.config.names import Reference
 from nucleus.data.cache import ShardCache, default_cache_dir
 from nucleus.data.dataset import locate_dataset, open_dataset
 from nucleus.errors import IntegrityError, ObjectNotFoundError
-from nucleus.model.architecture import read_model_config
-from nucleus.model.weight_files import CARD_FILE, CONFIG_FILE
+from nucleus.model.architecture import CARD_FILE, CONFIG_FILE, ONNX_FILE, read_model_config
 from nucleus.registry.aliases import pass_gate
 from nucleus.registry.card import model_card
 from nucleus.registry.manifest import ModelManifest, Origin
@@ -59,8 +58,7 @@ def judge(bucket: Bucket, manifest: ModelManifest, plan: RunPlan, callback: Call
 
 def _score_on_test(bucket: Bucket, manifest: ModelManifest, plan: RunPlan, callback: Callback) -> float | None:
     """Return the gate's metric of another version on this run's test split; None if it is undefined."""
-    cache_dir = Path(plan.recipe.cache_dir) if plan.recipe.cache_dir else default_cache_dir()
-    cache = ShardCache(cache_dir, plan.recipe.cache_limit_gib)
+    cache = _cache(plan)
     dataset = open_dataset(locate_dataset(plan.dataset))
     with temporary_folder("incumbent") as temporary:
         folder = temporary / "model"
@@ -77,12 +75,18 @@ def _score_on_test(bucket: Bucket, manifest: ModelManifest, plan: RunPlan, callb
         return found["all"][plan.recipe.gate.metric]
 
 
+def _cache(plan: RunPlan) -> ShardCache:
+    cache_dir = Path(plan.recipe.cache_dir) if plan.recipe.cache_dir else default_cache_dir()
+    return ShardCache(cache_dir, plan.recipe.cache_limit_gib)
+
+
 def publish_run(plan: RunPlan, fitted: FinishedRun, bucket: Bucket, callback: Callback) -> ModelManifest:
     """Publish the model of a finished run, and let the gate decide about the recipe's alias.
 
     Raises:
         DataError: The dataset, which the card describes, no longer exists.
         IntegrityError: The checkpoint or the dataset's manifest is damaged.
+        ModelError: ONNX Runtime does not find the same nuclei as TensorFlow; nothing is published.
         StorageError: The bucket cannot be used.
     """
     callback.on_stage(f"Publishing {plan.recipe.model}")
@@ -100,8 +104,10 @@ def publish_run(plan: RunPlan, fitted: FinishedRun, bucket: Bucket, callback: Ca
     with temporary_folder("model") as folder:
         _fetch_model(checkpoint, folder)
         config = read_model_config((folder / CONFIG_FILE).read_bytes(), str(checkpoint.uri))
-        dataset = open_dataset(locate_dataset(plan.dataset)).manifest
-        (folder / CARD_FILE).write_text(model_card(plan.recipe.model, origin, config, dataset))
+        dataset = open_dataset(locate_dataset(plan.dataset))
+        callback.on_stage(f"Comparing {ONNX_FILE} with TensorFlow")
+        add_onnx(folder, dataset, _cache(plan))
+        (folder / CARD_FILE).write_text(model_card(plan.recipe.model, origin, config, dataset.manifest))
         with callback.progress("publish", "bytes") as advance:
             manifest = publish(bucket, plan.recipe.model, folder, origin, advance)
     judge(bucket, manifest, plan, callback)

@@ -24,6 +24,7 @@ from nucleus.data.dataset import open_dataset as open_located
 from nucleus.data.importing import SplitOptions
 from nucleus.data.importing import import_dataset as import_source
 from nucleus.errors import RunStoppedError, UsageError
+from nucleus.model.engines import EngineChoice
 from nucleus.predict.evaluation import Evaluation, splits_named
 from nucleus.predict.evaluation import evaluate as evaluate_splits
 from nucleus.predict.model import Model, PredictionOptions, Segmentation, load_pulled
@@ -53,6 +54,7 @@ def load(
     diameter: float | None = None,
     pixel_size: float | None = None,
     tta: bool = False,
+    engine: EngineChoice = "auto",
 ) -> Model:
     """Load a published model.
 
@@ -65,13 +67,15 @@ def load(
         pixel_size: Side of a pixel in your images, micrometres; by default, the value in the image file. The images are
             rescaled by it if the model knows the pixel size of its training images and `diameter` is not given.
         tta: Whether to average predictions over flips and quarter turns: better, but eight times slower.
+        engine: What computes the network: "onnx" (ONNX Runtime) or "tensorflow"; by default, TensorFlow if it sees a
+            GPU or the version has no `model.onnx`, else ONNX Runtime.
 
     Returns:
         The model; see `Model.segment`.
 
     Raises:
         ModelError: The model or version does not exist, or `diameter` is given and the model does not know the diameter
-            of its training nuclei.
+            of its training nuclei, or neither ONNX Runtime nor TensorFlow can compute it here.
         IntegrityError: A file of the model is damaged.
 
     Examples:
@@ -86,7 +90,7 @@ def load(
         >>> found.overlay().shape
         (96, 80, 3)
     """
-    options = PredictionOptions(diameter=diameter, pixel_size=pixel_size, turns=tta)
+    options = PredictionOptions(diameter=diameter, pixel_size=pixel_size, turns=tta, engine=engine)
     return load_pulled(pulled_model(str(model), bucket), options)
 
 

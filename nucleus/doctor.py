@@ -20,6 +20,7 @@ from nucleus import errors
 from nucleus.config.recipe import NetworkOptions, TrackingOptions
 from nucleus.errors import ClockError, NucleusError, UsageError
 from nucleus.lazy import TRAINING, missing_packages
+from nucleus.model.engines import decide_engine
 from nucleus.registry.encoder_weights import WEIGHTS, list_weights
 from nucleus.registry.manifest import MODELS
 from nucleus.storage.bucket import Bucket, check_conditional_writes, knows_checksums
@@ -37,9 +38,11 @@ __all__ = [
     "call_in_subprocess",
     "check_cache",
     "check_disks",
+    "check_engine",
     "check_packages",
     "check_storage",
     "check_wandb",
+    "engine_here",
     "failed",
     "skipped",
     "wandb_problem",
@@ -47,7 +50,8 @@ __all__ = [
 
 State = Literal["ok", "warning", "failed", "skipped"]
 
-_CACHE, _WANDB = "cache", "W&B"
+_CACHE, _WANDB, _ENGINE = "cache", "W&B", "engine"
+_ENGINE_SECONDS = 60.0
 _LOCKS, _TEMPORARY, _STORE = "file locks", "temporary folder", "store room"
 _LITTLE_ROOM = 1 << 30
 """Bytes below which little room is a warning: the images of a dataset or a model with its checkpoints take as much."""
@@ -121,6 +125,20 @@ def check_packages() -> Finding:
 def not_installed(check: str) -> Finding:
     """Return the finding of a check that only training needs, in the light install."""
     return Finding(check, "skipped", f"not installed. {_EXTRA}")
+
+
+def check_engine() -> Finding:
+    """Say what computes predictions on this machine, and why."""
+    try:
+        found = call_in_subprocess(engine_here, who="TensorFlow", seconds=_ENGINE_SECONDS)
+    except NucleusError as error:
+        return failed(_ENGINE, error)
+    return Finding(_ENGINE, "ok", found)
+
+
+def engine_here() -> str:
+    """Return the engine for a version with `model.onnx`, and why; where there is a GPU, this imports TensorFlow."""
+    return str(decide_engine())
 
 
 def check_cache() -> Finding:

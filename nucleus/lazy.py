@@ -124,20 +124,25 @@ def missing_packages(names: Sequence[str] = TRAINING) -> list[str]:
 
 def need(*names: str) -> None:
     """Raise `MissingPackageError` if one of these packages is not installed; none of them is imported."""
-    for name in missing_packages(names):
-        raise _missing(name)
+    missing = missing_packages(names)
+    if missing:
+        raise _missing(missing)
 
 
 def missing_package(error: BaseException) -> MissingPackageError | None:
     """Return the error that says which extra to install, for the failed import of a package that an extra has."""
     name = (error.name or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
-    return _missing(name) if name in _EXTRAS else None
+    return _missing([name]) if name in _EXTRAS else None
 
 
-def _missing(name: str) -> MissingPackageError:
-    extra = _EXTRAS[name]
-    text = f"Expected the package {name}, which this needs; it is not installed. Run: pip install 'nucleus[{extra}]'"
-    if extra == "train" and sys.version_info >= _NO_TENSORFLOW_FROM:
+def _missing(names: Sequence[str]) -> MissingPackageError:
+    extras = dict.fromkeys(_EXTRAS[name] for name in names)
+    what, are = ("the package", "it is") if len(names) == 1 else ("the packages", "they are")
+    text = (
+        f"Expected {what} {', '.join(names)}, which this needs; {are} not installed. "
+        f"Run: pip install 'nucleus[{','.join(extras)}]'"
+    )
+    if "train" in extras and sys.version_info >= _NO_TENSORFLOW_FROM:
         text += " with Python 3.13 or older, because there is no TensorFlow for newer ones"
     return MissingPackageError(text)
 

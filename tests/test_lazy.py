@@ -1,4 +1,4 @@
-"""Lines that are held back from stderr, by several threads at once; and the settings of Keras."""
+"""Lines held back from stderr, by several threads at once; settings of Keras; packages that the light install lacks."""
 
 import json
 import os
@@ -11,6 +11,8 @@ import pytest
 
 from nucleus.errors import UsageError
 from nucleus.lazy import _check_keras_file, stderr_without
+
+ROOT = Path(__file__).parents[1]
 
 
 def test_lines_that_match_are_left_out(capfd: pytest.CaptureFixture[str]) -> None:
@@ -102,3 +104,66 @@ def test_settings_that_keras_can_read_are_accepted(
     _check_keras_file()
     (tmp_path / "keras.json").write_text(content)
     _check_keras_file()
+
+
+HIDDEN = ("tensorflow", "keras", "ray", "wandb", "pyarrow", "pandas", "matplotlib", "sklearn", "tf2onnx", "ministack",
+          "requests")  # fmt: skip
+HIDE = f"""
+import importlib.abc, importlib.util, sys
+class Hidden(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {HIDDEN}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+sys.meta_path.insert(0, Hidden())
+found = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *more: None if name.partition(".")[0] in {HIDDEN} else found(name, *more)
+"""
+"""Makes the packages that the light install lacks unknown to a process."""
+
+
+def in_the_light_install(code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", HIDE + code], capture_output=True, text=True, check=False)
+
+
+def test_light_modules_import_nothing_that_the_light_install_lacks() -> None:
+    """Each module of `nucleus` but those of `nucleus.training`, and each command."""
+    files = [path.relative_to(ROOT) for path in (ROOT / "nucleus").rglob("*.py") if path.stem not in {"__main__"}]
+    names = [".".join(file.with_suffix("").parts).removesuffix(".__init__") for file in files]
+    light = sorted(name for name in names if not name.startswith("nucleus.training"))
+    done = in_the_light_install(f"import importlib, job\nfor name in {light}: importlib.import_module(name)")
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "extras"),
+    [
+        (["train", "demo"], "train"),
+        (["sweep", "demo", "--over", "seed=1,2"], "train"),
+        (["submit", "demo"], "train"),
+        (["jobs", "list"], "train"),
+        (["predict", "s3://bucket/images", "--model", "cells", "--out", "s3://bucket/results"], "train"),
+        (["evaluate", "cells", "cells", "--workers", "2"], "train"),
+        (["demo"], "local,train"),
+        (["store", "start"], "local"),
+    ],
+)  # fmt: skip
+def test_a_command_names_the_extra_that_it_needs(command: list[str], extras: str, tmp_path: Path) -> None:
+    code = f"import os; os.chdir({str(tmp_path)!r}); sys.argv[1:] = {command}; "
+    code += "from nucleus.cli.main import main; main()"
+    done = in_the_light_install(code)
+    assert f"pip install 'nucleus[{extras}]'" in done.stderr, done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.returncode == 1
+
+
+def test_the_api_names_the_extra_that_it_needs() -> None:
+    code = (
+        "import nucleus, job\nfrom nucleus.errors import MissingPackageError\n"
+        "for use in (lambda: nucleus.train('demo'), lambda: nucleus.lazy.tf.add, lambda: nucleus.lazy.pandas.DataFrame,"
+        " lambda: job.map_on_cluster, lambda: nucleus.report.draw_curves([])):\n"
+        "    try: use()\n    except MissingPackageError as error: print(error)"
+    )
+    done = in_the_light_install(code)
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) == 5
+    assert "nucleus[table]" in done.stdout

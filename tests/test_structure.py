@@ -200,7 +200,9 @@ HOMES = {
     "registry/publish.py": {"claim.json"},
     "registry/encoder_weights.py": {"weights/"},
     "data/dataset.py": {"datasets/", "manifest.json"},
-    "model/weight_files.py": {"model.json", "model.weights.h5", "metrics.json", "card.md", "preview.png"},
+    "model/architecture.py": {
+        *("model.json", "model.weights.h5", "model.onnx", "metrics.json", "card.md", "preview.png"),
+    },
     "training/checkpoint.py": {"state.json"},
     "storage/bucket.py": {"models/"},
 }

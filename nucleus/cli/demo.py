@@ -58,6 +58,7 @@ def demo(
 
     SRC is a zip or folder of annotated images; without it, images are generated.
     """
+    nucleus.lazy.need("ministack", *nucleus.lazy.TRAINING)
     workdir = workdir.absolute()
     chosen = recipe or ("dsb2018-cpu" if src else "demo")
     content = nucleus.config.read_recipe(

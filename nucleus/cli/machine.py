@@ -72,6 +72,7 @@ def _findings(address: str | None, *, insecure: bool) -> "Iterator[Finding]":
         trains = not nucleus.lazy.missing_packages()
         ray = pool.submit(job.check_ray, address, insecure=insecure) if trains else None
         gpus = pool.submit(_gpus_here) if trains else None
+        engine = pool.submit(nucleus.doctor.check_engine)
         yield nucleus.doctor.check_packages()
         yield cache
         yield from nucleus.doctor.check_disks()
@@ -81,6 +82,7 @@ def _findings(address: str | None, *, insecure: bool) -> "Iterator[Finding]":
             yield job.check_gpus(gpus.result(), ray.result().gpus)
         else:
             yield from map(nucleus.doctor.not_installed, ("Ray", "GPU"))
+        yield engine.result()
         yield wandb.result()
 
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 __all__ = [
     "check_run_options",
     "cluster_options",
+    "engine_option",
     "is_pulled",
     "json_option",
     "out_option",
@@ -42,6 +43,16 @@ out_option = click.option(
     show_default=True,
     help="Folder on this machine. The report and the TensorBoard events of a run go to DIR/RUN/.",
     metavar="DIR",
+)
+
+
+engine_option = click.option(
+    "--engine",
+    type=click.Choice(["auto", "onnx", "tensorflow"]),
+    default="auto",
+    show_default=True,
+    help="What computes the network; auto is TensorFlow if it sees a GPU or the version has no model.onnx, else ONNX "
+    "Runtime.",
 )
 
 

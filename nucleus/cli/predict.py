@@ -11,7 +11,14 @@ import click
 
 import job
 import nucleus
-from nucleus.cli.options import is_pulled, json_option, pulled_model, single_writer_option, workers_option
+from nucleus.cli.options import (
+    engine_option,
+    is_pulled,
+    json_option,
+    pulled_model,
+    single_writer_option,
+    workers_option,
+)
 from nucleus.cli.output import note, print_facts, print_json, print_scores, print_table, warn
 from nucleus.cli.progress_bars import show_progress
 from nucleus.errors import NucleusError, UsageError
@@ -19,6 +26,7 @@ from nucleus.text import SPLIT_NAMES
 
 if TYPE_CHECKING:
     from nucleus.data.dataset import Dataset
+    from nucleus.model.engines import EngineChoice
     from nucleus.predict.evaluation import Evaluation
     from nucleus.predict.model import PredictionOptions
     from nucleus.registry.manifest import ModelManifest
@@ -39,6 +47,7 @@ class _Choices:
     pixel_size: float | None
     channel: int | None
     tta: bool
+    engine: "EngineChoice"
     overwrite: bool
     single_writer: bool
     as_json: bool
@@ -59,6 +68,7 @@ class _Choices:
 )
 @click.option("--channel", type=click.IntRange(0), metavar="N", help="Segment this channel, counted from 0.")
 @click.option("--tta", is_flag=True, help="Average over flips and quarter turns: better, but eight times slower.")
+@engine_option
 @click.option("--overwrite", is_flag=True, help="Replace the results of an earlier prediction.")
 @workers_option("one per GPU, or else per CPU")
 @single_writer_option
@@ -101,7 +111,7 @@ def _predict_files(inputs: tuple[str, ...], model: str, out: Path, given: _Choic
         if not given.overwrite:
             nucleus.predict.check_outputs(found.images, out)
         options = nucleus.predict.PredictionOptions(
-            diameter=given.diameter, pixel_size=given.pixel_size, turns=given.tta
+            diameter=given.diameter, pixel_size=given.pixel_size, turns=given.tta, engine=given.engine
         )
         segmenter = nucleus.predict.load_pulled(pulled_model(model), options)
         with show_progress("segment images") as advance:
@@ -118,6 +128,7 @@ def _predict_files(inputs: tuple[str, ...], model: str, out: Path, given: _Choic
 def _predict_bucket(images: str, model: str, out: str, workers: int | None, given: _Choices) -> None:
     if is_pulled(model):
         raise UsageError(f"Expected NAME[@REF] for images in a bucket, as each worker pulls the model; found {model}.")
+    nucleus.lazy.need(*nucleus.lazy.TRAINING)
     reference = nucleus.config.parse_reference(model, "model")
     registry = nucleus.storage.Bucket(nucleus.storage.bucket_from_environment())
     registry.check(nucleus.registry.MODELS)
@@ -136,6 +147,7 @@ def _predict_bucket(images: str, model: str, out: str, workers: int | None, give
     with show_progress("segment images") as advance:
         found = job.predict_bucket(
             settings,
+            engine=given.engine,
             workers=workers,
             overwrite=given.overwrite,
             single_writer=given.single_writer,
@@ -189,19 +201,29 @@ def _check(failures: Mapping[str, str], images: int) -> None:
 @click.argument("dataset")
 @click.option("--split", type=click.Choice([*SPLIT_NAMES, "all"]), default="test", show_default=True)
 @click.option("--tta", is_flag=True, help="Average over flips and quarter turns: better, but eight times slower.")
+@engine_option
 @click.option("--gallery", type=click.Path(path_type=Path), metavar="FILE.png", help="Draw the twelve worst images.")
 @workers_option("evaluate in this process")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document, with the scores of each image.")
 def evaluate(
-    model: str, dataset: str, split: str, tta: bool, gallery: Path | None, workers: int | None, as_json: bool
+    model: str,
+    dataset: str,
+    split: str,
+    tta: bool,
+    engine: "EngineChoice",
+    gallery: Path | None,
+    workers: int | None,
+    as_json: bool,
 ) -> None:
     """Score a model on a split of DATASET (s3://bucket/datasets/NAME[@VERSION], or NAME in the bucket)."""
     if workers is not None and is_pulled(model):
         raise UsageError(f"Expected NAME[@REF] for --workers, because each worker pulls the model; found {model}.")
+    if workers is not None:
+        nucleus.lazy.need(*nucleus.lazy.TRAINING)
     opened = nucleus.data.open_dataset(nucleus.data.locate_dataset(dataset))
     pulled = pulled_model(model)
     splits = nucleus.predict.splits_named(split)
-    options = nucleus.predict.PredictionOptions(turns=tta)
+    options = nucleus.predict.PredictionOptions(turns=tta, engine=engine)
     if workers is None:
         found = nucleus.predict.evaluate(
             nucleus.predict.load_pulled(pulled, options),

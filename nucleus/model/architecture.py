@@ -1,4 +1,4 @@
-"""Configuration of a network (`model.json`, from which it is rebuilt), and what its output channels mean.
+"""Files of a model; its configuration (`model.json`, from which it is rebuilt), and what its output channels mean.
 
 - `border`: softmax over background, body and border (Caicedo et al. 2019, https://doi.org/10.1002/cyto.a.23863).
 - `distance`: sigmoid of nucleus, and sigmoid of the distance to the nucleus's edge, relative to its maximum over the
@@ -25,8 +25,14 @@ from nucleus.lazy import tf
 from nucleus.storage.files import read_document
 
 __all__ = [
+    "CARD_FILE",
     "CHANNELS",
+    "CONFIG_FILE",
+    "METRICS_FILE",
     "MODEL_FORMAT",
+    "ONNX_FILE",
+    "PREVIEW_FILE",
+    "WEIGHTS_FILE",
     "InstanceSettings",
     "Maps",
     "ModelConfig",
@@ -36,6 +42,15 @@ __all__ = [
     "mask_of_logits",
     "read_model_config",
 ]
+
+CONFIG_FILE = "model.json"
+WEIGHTS_FILE = "model.weights.h5"
+ONNX_FILE = "model.onnx"
+"""The network with its weights, for ONNX Runtime; versions published before 0.4.0 do not have it."""
+METRICS_FILE = "metrics.json"
+"""Scores of the best weights and metrics of each epoch."""
+CARD_FILE = "card.md"
+PREVIEW_FILE = "preview.png"
 
 MODEL_FORMAT = 3
 _READABLE_SINCE = "0.3.0"

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from nucleus.config.recipe import STRIDE
 from nucleus.data.images import RgbImage
-from nucleus.lazy import tf
-from nucleus.model.architecture import ModelConfig, activations
+from nucleus.model.architecture import ModelConfig
+from nucleus.model.engines import Engine
 
 __all__ = ["Axis", "NetworkImage", "Region", "TiledNetwork", "axis_tiles", "reflect_indices"]
 
@@ -77,22 +77,16 @@ class TiledNetwork:
     """A network applied to images tile by tile.
 
     Args:
-        model: A network of `build_unet`.
+        engine: The network.
         config: Its configuration.
         turns: Whether to average over the eight flips and quarter turns of each tile (test-time augmentation); eight
             times slower.
     """
 
-    def __init__(self, model: Any, config: ModelConfig, *, turns: bool = False) -> None:
+    def __init__(self, engine: Engine, config: ModelConfig, *, turns: bool = False) -> None:
+        self._engine = engine
         self._config = config
         self._orientations = tuple(product(range(4), (False, True))) if turns else ((0, False),)
-
-        # One graph for all shapes: tracing one per shape takes seconds.
-        @tf.function(input_signature=[tf.TensorSpec((None, None, None, 3), tf.uint8)])
-        def values(tiles: tf.Tensor) -> tf.Tensor:
-            return activations(model(tf.cast(tiles, tf.float32), training=False), config.heads)
-
-        self._values = values
 
     def whole_images(self, images: Sequence[NetworkImage]) -> list[NDArray[np.float32]]:
         """Return the values, H x W x channels, of whole images.
@@ -164,7 +158,7 @@ class TiledNetwork:
     def _tiles(self, tiles: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Return the values of tiles, averaged over the orientations."""
         found = [
-            _turned_back(self._values(_turned(tiles, quarter, flip)).numpy(), quarter, flip)
+            _turned_back(self._engine(_turned(tiles, quarter, flip)), quarter, flip)
             for quarter, flip in self._orientations
         ]
         return np.asarray(found[0] if len(found) == 1 else np.mean(found, axis=0), np.float32)

@@ -1,18 +1,33 @@
-"""U-Net (Ronneberger et al. 2015, https://arxiv.org/abs/1505.04597) on the features of an encoder."""
+"""U-Net (Ronneberger et al. 2015, https://arxiv.org/abs/1505.04597) on the features of an encoder, and its weights.
+
+The files, `model.json` and `model.weights.h5`, cannot contain code.
+"""
 
 from __future__ import annotations
 
+import warnings
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nucleus.config.encoders import ENCODERS, build_encoder
+from nucleus.errors import ModelError, WeightsError
 from nucleus.lazy import keras, tf
-from nucleus.model.architecture import ModelConfig
+from nucleus.model.architecture import CONFIG_FILE, WEIGHTS_FILE, ModelConfig, read_model_config
 
-__all__ = ["build_unet", "calibrate_encoder", "decoder_variables", "encoder_of", "encoder_variables"]
+__all__ = [
+    "build_unet",
+    "calibrate_encoder",
+    "decoder_variables",
+    "encoder_of",
+    "encoder_variables",
+    "load_encoder_weights",
+    "load_model",
+    "load_weights",
+]
 
 _STEM_CHANNELS = 16
 
@@ -126,3 +141,46 @@ def _freeze_batch_norm(encoder: keras.Model) -> None:
     for layer in encoder.layers:
         if isinstance(layer, keras.layers.BatchNormalization):
             layer.trainable = False
+
+
+def load_model(folder: Path) -> tuple[keras.Model, ModelConfig]:
+    """Rebuild a network from its folder, with this package's own code.
+
+    Raises:
+        ModelError: This version cannot read the configuration, or the weights do not fit it.
+    """
+    path = folder / CONFIG_FILE
+    config = read_model_config(path.read_bytes(), str(path))
+    model = build_unet(config)
+    load_weights(model, folder / WEIGHTS_FILE)
+    return model, config
+
+
+def load_weights(model: keras.Model, path: Path) -> None:
+    """Load a `.weights.h5` file into a network. Raises `ModelError` if it does not fit."""
+    try:
+        _load(model, path)
+    except Exception as error:  # Keras and HDF5 raise many kinds of errors for damaged files
+        raise ModelError(f"Expected weights of this network in {path}; they do not fit: {error}") from error
+
+
+def load_encoder_weights(encoder: keras.Model, path: Path) -> None:
+    """Load encoder weights from a file `.weights.h5` or, in Keras's older format, `.h5`.
+
+    Raises:
+        WeightsError: The file is damaged or belongs to another network.
+    """
+    try:
+        _load(encoder, path)
+    except Exception as error:
+        raise WeightsError(
+            f"Expected weights of the encoder in {path}; they do not fit: {error}. "
+            "Use the file without the top (include_top=False) of the same network."
+        ) from error
+
+
+def _load(model: keras.Model, path: Path) -> None:
+    """Load all weights of a file; weights that Keras would skip with a warning are an error."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        model.load_weights(path)

@@ -16,10 +16,10 @@ from nucleus.config.recipe import LossOptions
 from nucleus.data.images import RgbImage
 from nucleus.errors import ImageError, ModelError
 from nucleus.lazy import pandas
-from nucleus.model.architecture import InstanceSettings, ModelConfig, maps_of
+from nucleus.model.architecture import CONFIG_FILE, ONNX_FILE, InstanceSettings, ModelConfig, maps_of, read_model_config
+from nucleus.model.engines import Engine, EngineChoice, load_engine
 from nucleus.model.instances import label_nuclei
 from nucleus.model.tiling import Region, TiledNetwork
-from nucleus.model.weight_files import load_model
 from nucleus.pictures import draw_outlines
 from nucleus.predict.blocks import (
     AssembledLabels,
@@ -66,12 +66,15 @@ class PredictionOptions:
             rescaled by it if the model knows the pixel size of its training images and `diameter` is not given.
         turns: Whether to average predictions over the eight flips and quarter turns; eight times slower.
         block_side: Side of the blocks in which large images are labelled, px.
+        engine: `onnx` or `tensorflow`, which compute the same up to rounding; `auto` is TensorFlow if it sees a GPU or
+            the model has no `model.onnx`, else ONNX Runtime.
     """
 
     diameter: float | None = None
     pixel_size: float | None = None
     turns: bool = False
     block_side: int = _BLOCK_SIDE
+    engine: EngineChoice = "auto"
 
 
 @dataclass(frozen=True)
@@ -137,7 +140,7 @@ class Model:
     have the same effect everywhere.
 
     Args:
-        network: A network from `build_unet`.
+        engine: The network, of `nucleus.model.engines`.
         config: Configuration of the network.
         options: Options of the segmentation.
         manifest: Manifest of the published version; None while the network is in training.
@@ -153,7 +156,7 @@ class Model:
 
     def __init__(
         self,
-        network: Any,
+        engine: Engine,
         config: ModelConfig,
         options: PredictionOptions | None = None,
         manifest: ModelManifest | None = None,
@@ -161,7 +164,7 @@ class Model:
         self.config = config
         self.options = options or PredictionOptions()
         self.manifest = manifest
-        self._network = TiledNetwork(network, config, turns=self.options.turns)
+        self._network = TiledNetwork(engine, config, turns=self.options.turns)
         if self.options.diameter is not None and config.nucleus_diameter is None:
             raise ModelError(
                 "Expected a model that knows the diameter of its nuclei; this one does not, so --diameter has no "
@@ -328,5 +331,14 @@ def load_model_folder(folder: Path, options: PredictionOptions | None = None) ->
 
 
 def load_pulled(pulled: PulledModel, options: PredictionOptions | None = None) -> Model:
-    """Load a model whose files are already verified. Raises `ModelError`."""
-    return Model(*load_model(pulled.folder), options, pulled.manifest)
+    """Load a model whose files are already verified.
+
+    Raises:
+        ModelError: This version of the package cannot rebuild the network, the options do not fit the model, or neither
+            ONNX Runtime nor TensorFlow can compute it here.
+    """
+    path = pulled.folder / CONFIG_FILE
+    config = read_model_config(path.read_bytes(), str(path))
+    choice = options.engine if options else "auto"
+    engine = load_engine(pulled.folder, config, choice, has_onnx=ONNX_FILE in pulled.manifest.files)
+    return Model(engine, config, options, pulled.manifest)

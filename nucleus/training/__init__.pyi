@@ -10,7 +10,9 @@ from .callbacks import example_images as example_images
 from .checkpoint import BEST_WEIGHTS as BEST_WEIGHTS
 from .checkpoint import History as History
 from .checkpoint import Progress as Progress
+from .checkpoint import load_arrays as load_arrays
 from .checkpoint import load_checkpoint as load_checkpoint
+from .checkpoint import save_arrays as save_arrays
 from .checkpoint import save_checkpoint as save_checkpoint
 from .distributed import NO_SCORES as NO_SCORES
 from .distributed import ScoreFunction as ScoreFunction

@@ -6,15 +6,24 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from nucleus.errors import IntegrityError
 from nucleus.lazy import keras
 from nucleus.metrics.scores import count_from_one
-from nucleus.model.weight_files import load_arrays, save_arrays
 from nucleus.training.optimizer import ParameterGroup
 
-__all__ = ["BEST_WEIGHTS", "History", "Progress", "load_checkpoint", "save_checkpoint"]
+__all__ = [
+    "BEST_WEIGHTS",
+    "History",
+    "Progress",
+    "load_arrays",
+    "load_checkpoint",
+    "save_arrays",
+    "save_checkpoint",
+]
 
 
 History = list[dict[str, float]]
@@ -128,3 +137,17 @@ def _assign(variables: list[Any], arrays: list[Any], folder: Path) -> None:
         raise IntegrityError(f"Expected the state of this network in {folder}; found that of another network.")
     for variable, array in zip(variables, arrays, strict=True):
         variable.assign(array)
+
+
+def save_arrays(path: Path, arrays: list[NDArray[np.generic]]) -> None:
+    """Write a list of arrays to a file for `load_arrays`."""
+    np.savez(path, **{f"{i:05d}": array for i, array in enumerate(arrays)})  # type: ignore[arg-type]
+
+
+def load_arrays(path: Path) -> list[NDArray[np.generic]]:
+    """Read the arrays that `save_arrays` wrote; pickled objects are refused. Raises `IntegrityError`."""
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
+            return [stored[key] for key in sorted(stored.files)]
+    except Exception as error:  # NumPy and zipfile raise many kinds of errors for damaged files
+        raise IntegrityError(f"Expected arrays in {path}; it is damaged: {error}.") from error

@@ -24,9 +24,9 @@ from nucleus.data.synthetic import generated_image
 from nucleus.errors import JobError
 from nucleus.lazy import keras, tf
 from nucleus.model.architecture import config_of_recipe
+from nucleus.model.engines import KerasEngine
 from nucleus.model.losses import image_losses
-from nucleus.model.unet import build_unet, calibrate_encoder, encoder_of
-from nucleus.model.weight_files import load_encoder_weights, load_weights
+from nucleus.model.unet import build_unet, calibrate_encoder, encoder_of, load_encoder_weights, load_weights
 from nucleus.predict.evaluation import PredictedImage, predict_images
 from nucleus.predict.model import Model
 from nucleus.storage.files import temporary_folder
@@ -138,7 +138,7 @@ class TrainingRun:
         self.groups = parameter_groups(self.model, recipe, self.steps_per_epoch)
         self.steps: dict[int, TrainingStep] = {}
         self.progress = Progress()
-        self.segmenter = Model(self.model, self.config)
+        self.segmenter = Model(KerasEngine(self.model, self.config.heads), self.config)
 
     def _build(self, encoder_weights: Path | None) -> keras.Model:
         recipe = self.recipe

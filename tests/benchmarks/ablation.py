@@ -79,17 +79,19 @@ def _recipe(line: str, cache: Path) -> Recipe:
 
 def _other_uses(bucket: Bucket, manifest: ModelManifest, recipe: Recipe, dataset: Dataset, root: Path) -> None:
     """The same weights with untuned thresholds, and averaged over flips and turns."""
-    from nucleus.model.weight_files import load_model
+    from nucleus.model.engines import KerasEngine
+    from nucleus.model.unet import load_model
     from nucleus.predict.evaluation import evaluate
     from nucleus.predict.model import Model, PredictionOptions
 
     folder = root / "pulled"
     pull(bucket, Reference(manifest.model, str(manifest.version)), folder)
     model, config = load_model(folder)
+    engine = KerasEngine(model, config.heads)
     untuned = config.model_copy(update={"instances": InstanceSettings()})
     for line, segmenter in {
-        "recipe, thresholds not tuned": Model(model, untuned),
-        "recipe, flips and turns averaged": Model(model, config, PredictionOptions(turns=True)),
+        "recipe, thresholds not tuned": Model(engine, untuned),
+        "recipe, flips and turns averaged": Model(engine, config, PredictionOptions(turns=True)),
     }.items():
         started = time.monotonic()
         found = evaluate(segmenter, dataset, ("val",), ShardCache(root / "cache"), loss=recipe.loss)

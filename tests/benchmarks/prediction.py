@@ -82,6 +82,7 @@ def _segmenter() -> tuple[Any, Any]:
 
     from nucleus.config.settings import parse_recipe
     from nucleus.model.architecture import config_of_recipe
+    from nucleus.model.engines import KerasEngine
     from nucleus.model.unet import build_unet
     from nucleus.predict.model import Model
 
@@ -91,7 +92,7 @@ def _segmenter() -> tuple[Any, Any]:
     bright = layers.Concatenate()([grey, layers.AveragePooling2D(5, 1, padding="same")(grey)])
     drowned = layers.Rescaling(1e-6)(build_unet(config)(image))
     model = keras.Model(image, layers.Add()([layers.Rescaling(0.05, -5.0)(bright), drowned]))
-    return Model(model, config), model
+    return Model(KerasEngine(model, config.heads), config), model
 
 
 def _blurred(mask: np.ndarray) -> np.ndarray:

@@ -24,9 +24,11 @@ _BLOCK_SIDE = 256
 def stitching(folder: Path, paths: list[Path]) -> dict[str, Any]:
     """Compare the two ways on the images that are larger than a tile."""
     from nucleus.data.images import decode_image
-    from nucleus.model.weight_files import load_model
+    from nucleus.model.engines import KerasEngine
+    from nucleus.model.unet import load_model
 
-    network, config = load_model(folder)
+    model, config = load_model(folder)
+    network = KerasEngine(model, config.heads)
     stitched = Model(network, config, PredictionOptions(block_side=_BLOCK_SIDE))
     worst: list[float] = []
     images = 0

@@ -54,10 +54,10 @@ CONTRACT = {
     "models clean": {"--remove", "--older-than", "--single-writer", "--json"},
     "models export": {"--format", "--json"},
     "models rollback": {"--single-writer"},
-    "evaluate": {"--split", "--tta", "--gallery", "--workers", "--json"},
+    "evaluate": {"--split", "--tta", "--engine", "--gallery", "--workers", "--json"},
     "predict": {
         *("--model", "--out", "--diameter", "--pixel-size", "--channel", "--tta", "--overwrite", "--workers"),
-        *("--single-writer", "--json"),
+        *("--engine", "--single-writer", "--json"),
     },
 }
 

@@ -22,13 +22,14 @@ from nucleus.cli.main import cli
 from nucleus.config.settings import parse_recipe
 from nucleus.errors import IntegrityError, ModelError, NucleusError
 from nucleus.model.architecture import ModelConfig, read_model_config
-from nucleus.model.weight_files import load_arrays, load_weights
+from nucleus.model.unet import load_weights
 from nucleus.registry.publish import publish
 from nucleus.registry.versions import list_versions
 from nucleus.storage import local_server as server
 from nucleus.storage.bucket import Bucket
 from nucleus.storage.local_server import RunningStore
 from nucleus.storage.uri import S3Uri
+from nucleus.training.checkpoint import load_arrays
 from tests.conftest import SECRET
 from tests.faults.policy import JOB_POLICY, allows
 from tests.faults.proxy import Proxy, Request

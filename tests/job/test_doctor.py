@@ -43,6 +43,7 @@ HEALTHY = {
     "weights": "ok",
     "Ray": "warning",  # training starts a cluster
     "GPU": "warning",  # training runs on CPUs
+    "engine": "ok",
     "W&B": "ok",
 }
 """The checks in their order, and what they find where nothing is missing but a cluster and a GPU."""
@@ -233,7 +234,7 @@ BROKEN: dict[str, tuple[Callable[[Here], object], str, str, str, str, set[str]]]
     ),
     "GPU not seen by TensorFlow": (
         nvidia_smi('[ "$1" = --query-gpu=name ] && echo NVIDIA H100'),
-        "GPU", "failed", "(NVIDIA H100), of which TensorFlow sees 0", "make install EXTRA=gpu", set(),
+        "GPU", "failed", "(NVIDIA H100), of which TensorFlow sees 0", "make install EXTRA=train-gpu", set(),
     ),
     "GPU without its driver": (
         nvidia_smi("echo NVIDIA-SMI has failed; exit 9"),

@@ -23,7 +23,7 @@ from nucleus.data.images import encode_png
 from nucleus.data.importing import SplitOptions, import_dataset
 from nucleus.data.synthetic import generated_image
 from nucleus.errors import DataError, JobError, WeightsError
-from nucleus.model.weight_files import load_model
+from nucleus.model.unet import load_model
 from nucleus.predict.evaluation import evaluate
 from nucleus.predict.model import load_model_folder
 from nucleus.registry.aliases import move_alias, read_decision

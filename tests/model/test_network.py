@@ -17,10 +17,18 @@ from nucleus.data.shards import ShardFile, encode_record, write_shard
 from nucleus.data.synthetic import generated_image
 from nucleus.errors import IntegrityError, ModelError, WeightsError
 from nucleus.model.architecture import ModelConfig, activations, maps_of, read_model_config
+from nucleus.model.engines import KerasEngine
 from nucleus.model.losses import distance_targets, image_losses, loss_of_values, pixel_classes
 from nucleus.model.tiling import Region, TiledNetwork, axis_tiles, reflect_indices
-from nucleus.model.unet import build_unet, calibrate_encoder, decoder_variables, encoder_of, encoder_variables
-from nucleus.model.weight_files import load_encoder_weights, load_model
+from nucleus.model.unet import (
+    build_unet,
+    calibrate_encoder,
+    decoder_variables,
+    encoder_of,
+    encoder_variables,
+    load_encoder_weights,
+    load_model,
+)
 from nucleus.predict.source import ScaledImage, array_source
 
 PLAIN = NormalizationOptions(method="none")
@@ -152,7 +160,7 @@ def values_of(network: TiledNetwork, image: np.ndarray) -> np.ndarray:
 
 
 def test_tiles_blend(model: keras.Model) -> None:
-    network = TiledNetwork(model, CONFIG)
+    network = TiledNetwork(KerasEngine(model, "both"), CONFIG)
     for shape in ((64, 64), (1, 1), (30, 200), (100, 70)):
         image = np.random.default_rng(0).integers(0, 255, (*shape, 3)).astype(np.uint8)
         values = values_of(network, image)
@@ -167,17 +175,17 @@ def test_tiles_lie_on_the_grid_of_the_untiled_image() -> None:
     """A network that sees nothing but the cell of 32 px that a pixel is in gives the same with tiles and without."""
     image = keras.Input((None, None, 3))
     cells = keras.layers.UpSampling2D(32)(keras.layers.AveragePooling2D(32)(image))
-    cellular = keras.Model(image, keras.layers.Conv2D(4, 1)(cells))
+    engine = KerasEngine(keras.Model(image, keras.layers.Conv2D(4, 1)(cells)), "both")
     pixels = np.random.default_rng(3).integers(0, 255, (150, 333, 3)).astype(np.uint8)
     tiled, untiled = (
-        values_of(TiledNetwork(cellular, CONFIG.model_copy(update={"tile": tile, "overlap": 32})), pixels)
+        values_of(TiledNetwork(engine, CONFIG.model_copy(update={"tile": tile, "overlap": 32})), pixels)
         for tile in (96, 352)
     )
     assert tiled == pytest.approx(untiled, abs=1e-5)
 
 
 def test_parts_of_an_image_have_the_values_of_the_whole(model: keras.Model) -> None:
-    network = TiledNetwork(model, CONFIG)
+    network = TiledNetwork(KerasEngine(model, "both"), CONFIG)
     image = np.random.default_rng(1).integers(0, 255, (150, 170, 3)).astype(np.uint8)
     whole = values_of(network, image)
     rows = (slice(0, 70), slice(50, 120), slice(149, 150))
@@ -198,7 +206,8 @@ def test_parts_of_an_image_have_the_values_of_the_whole(model: keras.Model) -> N
 
 def test_turns_are_averaged(model: keras.Model) -> None:
     image = np.random.default_rng(2).integers(0, 255, (64, 96, 3)).astype(np.uint8)
-    plain, turned = TiledNetwork(model, CONFIG), TiledNetwork(model, CONFIG, turns=True)
+    engine = KerasEngine(model, "both")
+    plain, turned = TiledNetwork(engine, CONFIG), TiledNetwork(engine, CONFIG, turns=True)
     values = values_of(turned, image)
     views = [(np.rot90(image, k)[:, :: -1 if f else 1], k, f) for k in range(4) for f in (False, True)]
     back = [np.rot90(values_of(plain, np.ascontiguousarray(v))[:, :: -1 if f else 1], -k) for v, k, f in views]

@@ -19,6 +19,7 @@ from nucleus.data.normalization import normalize
 from nucleus.data.synthetic import generated_image
 from nucleus.errors import ImageError, ModelError
 from nucleus.model.architecture import InstanceSettings, ModelConfig
+from nucleus.model.engines import KerasEngine
 from nucleus.model.tiling import Region
 from nucleus.predict import blocks as blocks_module
 from nucleus.predict import source as sources
@@ -51,7 +52,7 @@ def bright_pixels() -> keras.Model:
 
 
 def small_model(options: PredictionOptions | None = None, **changes: object) -> Model:
-    return Model(bright_pixels(), CONFIG.model_copy(update=changes), options)
+    return Model(KerasEngine(bright_pixels(), "distance"), CONFIG.model_copy(update=changes), options)
 
 
 def spots(height: int, width: int, seed: int = 0, count: int = 40, radius: float = 6) -> NDArray[np.uint8]:

@@ -18,10 +18,10 @@ from nucleus.data.synthetic import generated_image
 from nucleus.errors import IntegrityError, ModelError
 from nucleus.model.architecture import ModelConfig, read_model_config
 from nucleus.model.tiling import TiledNetwork, axis_tiles, reflect_indices
-from nucleus.model.weight_files import load_arrays, load_weights, save_arrays
+from nucleus.model.unet import load_weights
 from nucleus.predict.blocks import AssembledLabels, nuclei_of_block, plan_blocks
 from nucleus.predict.source import ScaledImage, array_source
-from nucleus.training.checkpoint import Progress
+from nucleus.training.checkpoint import Progress, load_arrays, save_arrays
 
 CONFIG = ModelConfig(
     encoder="mobilenet_v2",
@@ -52,8 +52,8 @@ def test_mirroring_is_numpys(length: int, more: int) -> None:
     assert np.array_equal(reflect_indices(length, length + more), np.pad(np.arange(length), (0, more), "reflect"))
 
 
-def _two_channels(tiles: tf.Tensor, *, training: bool) -> tf.Tensor:  # noqa: ARG001
-    return tiles[..., :2] / 64.0
+def _two_channels(tiles: np.ndarray) -> np.ndarray:
+    return tf.sigmoid(tiles[..., :2].astype(np.float32) / 64.0).numpy()
 
 
 _pointwise = TiledNetwork(_two_channels, CONFIG)

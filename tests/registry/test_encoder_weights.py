@@ -17,8 +17,7 @@ from nucleus.config.encoders import KNOWN_WEIGHTS, build_encoder
 from nucleus.config.settings import parse_recipe
 from nucleus.errors import IntegrityError, WeightsError
 from nucleus.model.architecture import config_of_recipe
-from nucleus.model.unet import build_unet, encoder_of
-from nucleus.model.weight_files import load_encoder_weights
+from nucleus.model.unet import build_unet, encoder_of, load_encoder_weights
 from nucleus.registry.encoder_weights import _Download, add_weights, fetch_weights, list_weights, provide_weights
 from nucleus.storage.bucket import Bucket
 from nucleus.storage.files import sha256_of
