@@ -19,7 +19,7 @@ RUN apt-get update \
     && rm -rf /var/lib/apt/lists/*
 
 # uv, with the version and hashes of the lock file, installs in seconds what takes pip minutes; setuptools builds nucleus.
-COPY requirements/ requirements/
+COPY requirements/dev.txt requirements/${EXTRA}.txt requirements/
 RUN for name in uv setuptools; do sed --quiet "/^${name}==/,/[^\\\\]\$/p" requirements/dev.txt; done \
     | python -m pip install --no-cache-dir --disable-pip-version-check --require-hashes --requirement /dev/stdin
 
