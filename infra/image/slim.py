@@ -19,11 +19,23 @@ FOLDERS = ["**/tests", "*/include", "numpy/_core/include", "ray/jars", "ray/rlli
 FILES = [
     *("**/*.a", "**/*.h", "**/*.hpp", "**/*.pxd", "**/*.pyx"),
     "onnxruntime/capi/libonnxruntime.so.*",  # its Python module contains it; this one is for programs in C
-    "skimage/data/*.*g",  # sample pictures
+    *("skimage/data/*.*g", "skimage/data/*.tif", "skimage/data/*.np?"),  # sample pictures
 ]
 """Single files that are left out of every image."""
-PREDICT_FOLDERS = ["PIL", "pillow-*", "pillow.libs", "imageio", "imageio-*", "networkx", "networkx-*"]
-"""What scikit-image reads files and works on graphs with; nucleus reads them with OpenCV and imagecodecs."""
+PREDICT_FOLDERS = [
+    *(
+        "PIL",
+        "pillow-*",
+        "pillow.libs",
+        "imageio",
+        "imageio-*",
+        "networkx",
+        "networkx-*",
+    ),  # scikit-image's files, graphs
+    *("pygments", "pygments-*"),  # with which rich colours source code
+    *("numpy/distutils", "numpy/f2py", "onnxruntime/quantization", "onnxruntime/tools"),  # to build programs and models
+]
+"""What only the predict image leaves out; it reads and writes images with OpenCV, tifffile and imagecodecs."""
 AWS = {"s3", "sts", "sso", "sso-oidc", "signin"}
 """The services of AWS that the predict image knows: objects, and the ways to get credentials for them."""
 
