@@ -1,4 +1,4 @@
-"""Checks of `nucleus doctor`: packages, bucket, clock, conditional writes, encoder weights, GPUs and W&B."""
+"""Checks of `nucleus doctor`: packages, disks, bucket, clock, conditional writes, weights, engine and W&B."""
 
 from __future__ import annotations
 

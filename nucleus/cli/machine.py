@@ -45,7 +45,7 @@ _DIR = click.option(
 @json_option
 @click.pass_context
 def doctor(ctx: click.Context, address: str | None, insecure: bool, as_json: bool) -> None:
-    """Check packages, disks, bucket, clock, conditional writes, weights, Ray, GPU and W&B; explain how to fix them.
+    """Check packages, disks, bucket, clock, conditional writes, weights, Ray, GPU, engine and W&B; explain fixes.
 
     Nothing is started or downloaded. The exit status is 1 if a check fails; warnings do not count. The check of
     conditional writes leaves one small object in the bucket, models/.conditional-writes.
