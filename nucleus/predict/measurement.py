@@ -13,15 +13,7 @@ from nucleus.predict.source import ImageSource
 
 __all__ = ["IMAGE_COLUMNS", "Frame", "frame_of", "image_row", "measure_blocks", "measure_nuclei", "nucleus_columns"]
 
-_PROPERTIES = {
-    "label": "label",
-    "centroid-1": "centroid_x",
-    "centroid-0": "centroid_y",
-    "area": "area",
-    "equivalent_diameter_area": "diameter",
-    "eccentricity": "eccentricity",
-    "solidity": "solidity",
-}
+_SHAPE = ("label", "centroid_x", "centroid_y", "area", "diameter", "eccentricity", "solidity")
 _PHYSICAL = ("area_um2", "diameter_um")
 IMAGE_COLUMNS = (
     *("image", "width", "height", "nuclei", "nuclei_per_megapixel", "coverage"),
@@ -51,7 +43,7 @@ class Frame:
 def nucleus_columns(channels: int) -> tuple[str, ...]:
     """Return the column names of a table of nuclei, for images of up to `channels` channels."""
     intensities = (f"{what}_{channel}" for channel in range(channels) for what in ("mean", "integrated"))
-    return ("image", *_PROPERTIES.values(), "touches_edge", *_PHYSICAL, *intensities)
+    return ("image", *_SHAPE, "touches_edge", *_PHYSICAL, *intensities)
 
 
 def frame_of(source: ImageSource) -> Frame:
@@ -88,9 +80,8 @@ def measure_nuclei(
         so on. `touches_edge` is true if the nucleus has a pixel at the edge of the image. Columns in micrometres are
         None if the pixel size is unknown.
     """
-    properties = sorted({key.partition("-")[0] for key in _PROPERTIES})
-    table = skimage.measure.regionprops_table(labels, properties=properties)
-    numbers = table["label"]
+    table = _shapes(labels)
+    numbers = table["label"].astype(np.int64)
     sums = _integrated(pixels, labels)[numbers]
     edge = _labels_at_edge(frame, labels)
     scale = frame.pixel_size
@@ -98,10 +89,10 @@ def measure_nuclei(
     for i, number in enumerate(numbers):
         area = int(table["area"][i])
         row: dict[str, Any] = {"image": frame.image}
-        row |= {column: round(float(table[key][i]), 3) for key, column in _PROPERTIES.items()}
+        row |= {column: round(float(table[column][i]), 3) for column in _SHAPE}
         row |= {"label": int(number) + first, "area": area}
-        row["centroid_x"] = round(float(table["centroid-1"][i]) + frame.left, 3)
-        row["centroid_y"] = round(float(table["centroid-0"][i]) + frame.top, 3)
+        row["centroid_x"] = round(float(table["centroid_x"][i]) + frame.left, 3)
+        row["centroid_y"] = round(float(table["centroid_y"][i]) + frame.top, 3)
         row["touches_edge"] = int(number) in edge
         row["area_um2"] = None if scale is None else round(area * scale**2, 4)
         row["diameter_um"] = None if scale is None else round(row["diameter"] * scale, 4)
@@ -110,6 +101,29 @@ def measure_nuclei(
             row[f"integrated_{channel}"] = float(f"{value:.10g}")
         rows.append(row)
     return rows
+
+
+def _shapes(labels: NDArray[np.int32]) -> dict[str, NDArray[Any]]:
+    """Return the columns `_SHAPE` of the labels; all at once, as scikit-image takes a millisecond for a nucleus."""
+    y, x = np.nonzero(labels)
+    of = labels[y, x]
+    areas = np.bincount(of)
+    numbers = np.flatnonzero(areas)
+    areas = np.maximum(areas, 1)
+    middle = [np.bincount(of, at) / areas for at in (y, x)]
+    down, across = y - middle[0][of], x - middle[1][of]
+    yy, xx, yx = (np.bincount(of, product) / areas for product in (down * down, across * across, down * across))
+    mean, half = (yy + xx) / 2, np.hypot((yy - xx) / 2, yx)  # of the two squared axes, up to a factor
+    ratio = np.clip(mean - half, 0, None) / np.where(mean + half > 0, mean + half, 1)
+    columns = {
+        "centroid_x": middle[1],
+        "centroid_y": middle[0],
+        "area": areas,
+        "diameter": np.sqrt(4 * areas / np.pi),
+        "eccentricity": np.where(mean + half > 0, np.sqrt(1 - ratio), 0.0),
+    }
+    solidity = skimage.measure.regionprops_table(labels, properties=("label", "solidity"))["solidity"]
+    return {"label": numbers, "solidity": solidity, **{name: values[numbers] for name, values in columns.items()}}
 
 
 def image_row(frame: Frame, nuclei: int, nucleus_pixels: int) -> dict[str, Any]:

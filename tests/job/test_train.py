@@ -13,7 +13,8 @@ import pytest
 import wandb
 from click.testing import CliRunner
 
-from job.publishing import judge
+import nucleus
+from job.publishing import FinishedRun, judge, publish_run
 from job.ray_internals import pass_to_controller
 from job.train import RunOptions, resume, train
 from nucleus.cli.main import cli
@@ -22,7 +23,8 @@ from nucleus.data.dataset import locate_dataset, open_dataset
 from nucleus.data.images import encode_png
 from nucleus.data.importing import SplitOptions, import_dataset
 from nucleus.data.synthetic import generated_image
-from nucleus.errors import DataError, JobError, WeightsError
+from nucleus.errors import DataError, JobError, ModelError, WeightsError
+from nucleus.model.export import write_onnx
 from nucleus.model.unet import load_model
 from nucleus.predict.evaluation import evaluate
 from nucleus.predict.model import load_model_folder
@@ -33,6 +35,7 @@ from nucleus.registry.versions import list_versions
 from nucleus.runs.plan import load_plan
 from nucleus.tracking.wandb_run import offline_files
 from tests.data.test_importing import write_pairs
+from tests.job.test_publishing import with_a_weight_changed
 from tests.tracking.offline_log import logged_artifacts, records, rows_of_run
 from tests.tracking.wandb_server import wandb_server
 from tests.whole_way import Recorder, Trained, assert_same_labels, assert_same_scores, recipe_for
@@ -162,6 +165,23 @@ def test_a_finished_run_publishes_once_and_its_name_is_taken(trained: Trained, t
         train(trained.recipe, RunOptions(run="first-run", folder=tmp_path))
     with pytest.raises(JobError, match="no-such-run"):
         resume("no-such-run", str(trained.bucket.uri))
+
+
+def test_a_wrong_onnx_file_ends_the_publication_before_its_number_is_claimed(
+    trained: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write_wrongly(model: Any, heads: Any, path: Path) -> None:
+        write_onnx(model, heads, path)
+        with_a_weight_changed(path)
+
+    weights = [item.key for item in trained.bucket.objects("runs/first-run/") if item.key.endswith("/model.weights.h5")]
+    checkpoint = f"{trained.bucket.uri.bucket}/{weights[-1].removesuffix('/model/model.weights.h5')}"
+    before = {item.key for item in trained.bucket.objects("models/")}
+    monkeypatch.setattr(nucleus.model, "write_onnx", write_wrongly)
+    plan = load_plan(trained.bucket, "first-run")
+    with pytest.raises(ModelError, match="Nothing was published"):
+        publish_run(plan, FinishedRun({}, None, checkpoint, "disabled"), trained.bucket, Recorder())
+    assert {item.key for item in trained.bucket.objects("models/")} == before
 
 
 def test_predict_and_evaluate_as_typed(trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

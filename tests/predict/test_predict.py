@@ -10,6 +10,7 @@ import cv2
 import keras
 import numpy as np
 import pytest
+import skimage
 import tifffile
 from numpy.typing import NDArray
 
@@ -172,6 +173,21 @@ def test_labels_that_are_hidden_are_not_counted(tmp_path: Path) -> None:
         added, first = assembled.add(hidden, Region(slice(0, 4), slice(0, 6)))
         assert (assembled.count, first, added.max(), (added > 0).sum()) == (2, 1, 1, 6)
         assert (assembled.labels == 2).sum() == 6
+
+
+def test_shapes_are_those_of_scikit_image() -> None:
+    labels = cv2.connectedComponents((spots(120, 150, seed=3) > 100).astype(np.uint8), ltype=cv2.CV_32S)[1]
+    labels[labels == 2] = 0  # a gap in the numbers
+    labels[0, 0], labels[119, 140:150] = 90, 91  # of one pixel, and of one row
+    rows = measure_nuclei(Frame("a", labels.shape), labels[..., np.newaxis], labels)
+    regions = skimage.measure.regionprops(labels)
+    assert [row["label"] for row in rows] == [region.label for region in regions]
+    for row, region in zip(rows, regions, strict=True):
+        assert row["area"] == region.area
+        assert (row["centroid_y"], row["centroid_x"]) == pytest.approx(region.centroid, abs=1e-3)
+        assert row["diameter"] == pytest.approx(region.equivalent_diameter_area, abs=1e-3)
+        assert row["eccentricity"] == pytest.approx(region.eccentricity, abs=1e-3)
+        assert row["solidity"] == pytest.approx(region.solidity, abs=1e-3)
 
 
 def test_many_nuclei_need_32_bits(tmp_path: Path) -> None:
