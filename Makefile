@@ -12,6 +12,7 @@ DATA ?=
 WEIGHTS ?=
 BENCH ?=
 IMAGE = $(if $(filter predict train-gpu,$(EXTRA)),$(EXTRA),train)
+CONTAINERS ?= /var/tmp/nucleus-containers
 LOCK_FLAGS ?=
 
 INSTALLED := $(VENV)/.installed-
@@ -23,7 +24,7 @@ $(if $(filter $(EXTRA),$(EXTRAS)),,$(error EXTRA is "$(EXTRA)"; expected one of:
 
 .DEFAULT_GOAL := help
 
-.PHONY: help install demo test test-fast test-ray test-others test-pythons test-wheel bench check audit lock image clean
+.PHONY: help install demo test test-fast test-ray test-others test-pythons test-wheel bench check audit lock image containers clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -77,6 +78,9 @@ lock: $(DEV) ## rewrite requirements/*.txt: LOCK_FLAGS=--upgrade for newer versi
 
 image: ## build the container image nucleus:train; with EXTRA=predict or EXTRA=train-gpu another one (docker)
 	docker build --tag nucleus:$(IMAGE) --build-arg EXTRA=$(IMAGE) --build-arg REVISION=$$(git rev-parse HEAD) .
+
+containers: ## docs/infra/local.md on a real Docker Engine, which this installs (root, on Debian; an hour): CONTAINERS=folder
+	@python3 -m tests.containers "$(CONTAINERS)"
 
 clean: ## remove the environments and caches
 	rm -rf $(VENV) .venv-* .pytest_cache .mypy_cache .ruff_cache build *.egg-info

@@ -1,121 +1,27 @@
-"""The Dockerfile: linted, and its steps carried out in a clean directory, for no engine is at hand to build it."""
+"""The Dockerfile and what it leaves out, as far as no engine is needed; `make containers` builds and runs it."""
 
-import fnmatch
-import os
+import ctypes
+import importlib.util
 import re
-import shlex
 import shutil
 import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.infra.dockerfile import Instruction, Stage, read_stages
+from infra.image import slim
 
 ROOT = Path(__file__).parents[2]
-BUILD, IMAGE = read_stages(ROOT / "Dockerfile")
-OWN = re.compile(r"(?<![\w.])/(opt|build|etc|home)(?=/|\b)")
-"""Paths of the image that stand for folders below the clean directory here; /proc, /tmp and /dev are this machine's."""
-CACHE = "/var/cache/uv"
-UID = 1000
+TEXT = (ROOT / "Dockerfile").read_text()
+LINES = re.sub(r"\\\n\s*(?:#.*\n\s*)*", " ", TEXT).splitlines()
+"""The instructions, continued lines joined."""
+EXTRAS = ("predict", "train", "train-gpu")
 
 
-def values(stage: Stage, *names: str) -> dict[str, str]:
-    """What ARG (defaults) or ENV instructions set."""
-    steps = [step for step in stage.steps if step.name in names]
-    pairs = [word.partition("=") for step in steps for word in shlex.split(step.value)]
-    return {name: value for name, _, value in pairs}
-
-
-def commands(stage: Stage) -> list[list[str]]:
-    """Each command of the stage's RUN instructions, as words."""
-    runs = [step.value for step in stage.steps if step.name == "RUN"]
-    return [shlex.split(command) for run in runs for command in run.split("&&")]
-
-
-def command(stage: Stage, *start: str) -> list[str]:
-    """The one command that begins so."""
-    (found,) = [words for words in commands(stage) if tuple(words[: len(start)]) == start]
-    return found
-
-
-class Builder:
-    """Carries out a stage's instructions below a folder."""
-
-    def __init__(self, root: Path, python: Path) -> None:
-        self.root = root
-        self.environment = {
-            # How this machine reaches its package registry, and no more of its environment.
-            **{name: value for name, value in os.environ.items() if name.startswith(("PIP_", "SSL_", "UV_"))},
-            "PATH": f"{python.parent}:/usr/bin:/bin",
-            "HOME": str(root / "builder"),
-        }
-        self.folder = root
-        self.shell = ["/bin/sh", "-c"]
-
-    def here(self, text: str) -> str:
-        return OWN.sub(rf"{self.root}/\1", text)
-
-    def carry_out(self, stage: Stage) -> None:
-        for step in stage.steps:
-            getattr(self, f"_{step.name.lower()}")(step)
-
-    def _arg(self, step: Instruction) -> None:
-        name, _, value = step.value.partition("=")
-        self.environment[name] = value
-
-    def _env(self, step: Instruction) -> None:
-        self.environment |= dict(word.split("=", 1) for word in shlex.split(step.value))
-        # Neither changes what is installed; compiled and copied instead of linked it takes a minute longer.
-        self.environment |= {"UV_COMPILE_BYTECODE": "0", "UV_LINK_MODE": "hardlink"}
-
-    def _shell(self, step: Instruction) -> None:
-        self.shell = step.words
-
-    def _workdir(self, step: Instruction) -> None:
-        self.folder = Path(self.here(step.value))
-        self.folder.mkdir(parents=True)
-
-    def _copy(self, step: Instruction) -> None:
-        *sources, target = step.value.split()
-        for source in sources:
-            if (ROOT / source).is_dir():
-                shutil.copytree(ROOT / source, self.folder / target, ignore=shutil.ignore_patterns("__pycache__"))
-            else:
-                shutil.copy(ROOT / source, self.folder / target)
-
-    def _run(self, step: Instruction) -> None:
-        script = self.here(step.value)
-        if "mount" in step.flags:
-            assert step.flags["mount"] == f"type=cache,target={CACHE}"
-            script = script.replace(f"--cache-dir {CACHE}", "")  # this machine's own cache stands for the builder's
-            self.environment["UV_CACHE_DIR"] = uv_cache()
-        done = subprocess.run(
-            [*self.shell, script], cwd=self.folder, env=self.environment, capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, f"{script}\n{done.stdout}{done.stderr}"
-
-
-def uv_cache() -> str:
-    found = subprocess.run(
-        [sys.executable, "-m", "uv", "cache", "dir"], capture_output=True, text=True, check=True
-    ).stdout
-    return found.strip()
-
-
-@pytest.fixture(scope="module")
-def built() -> Iterator[Path]:
-    """The clean directory after the build stage. pytest's own folders are closed to other users."""
-    base = shutil.which("python3.11", path="/usr/local/bin:/usr/bin:/bin") or sys._base_executable  # type: ignore[attr-defined]
-    with tempfile.TemporaryDirectory(prefix="nucleus-image-") as name:
-        root = Path(name)
-        root.chmod(0o755)
-        subprocess.run([base, "-m", "venv", root / "base"], check=True)  # stands for the base image's Python
-        Builder(root, root / "base" / "bin" / "python").carry_out(BUILD)
-        yield root
+def instructions(name: str) -> list[str]:
+    """What stands behind each instruction of a name."""
+    return [line.removeprefix(name).strip() for line in LINES if line.startswith(f"{name} ")]
 
 
 def test_hadolint_passes() -> None:
@@ -126,118 +32,106 @@ def test_hadolint_passes() -> None:
     assert (linted.returncode, linted.stdout) == (0, ""), linted.stderr
 
 
-def test_both_stages_begin_with_the_same_image_by_digest() -> None:
-    assert BUILD.base == IMAGE.base
-    assert re.fullmatch(r"python:3\.11\.\d+-slim-bookworm@sha256:[0-9a-f]{64}", IMAGE.base)
+def test_every_stage_begins_with_one_image_by_digest() -> None:
+    base, *_ = [value for value in instructions("ARG") if value.startswith("BASE=")]
+    assert re.fullmatch(r"BASE=python:3\.11\.\d+-slim-bookworm@sha256:[0-9a-f]{64}", base)
+    begun = {line.split()[0] for line in instructions("FROM")}
+    stages = {line.split()[2] for line in instructions("FROM") if " AS " in line}
+    assert begun - stages == {"${BASE}", "scratch", "image-${EXTRA}"}
+    assert f'base.name="docker.io/library/{base.removeprefix("BASE=").partition("@")[0]}"' in TEXT
 
 
-def test_every_kind_of_image_has_its_lock() -> None:
-    assert values(BUILD, "ARG")["EXTRA"] == values(IMAGE, "ARG")["EXTRA"] == "cpu"
-    for extra in ("cpu", "gpu"):
-        locked = (ROOT / "requirements" / f"{extra}.txt").read_text()
-        assert "\nsetuptools==" in locked  # which builds the project itself
+def test_every_kind_of_image_has_its_stage_and_its_lock() -> None:
+    stages = {line.split()[2] for line in instructions("FROM") if " AS " in line}
+    assert "EXTRA=train" in instructions("ARG")
+    for extra in EXTRAS:
+        assert f"image-{extra}" in stages
+        assert (ROOT / "requirements" / f"{extra}.txt").is_file()
+    tools = (ROOT / "requirements" / "dev.txt").read_text()
+    assert all(f"\n{name}==" in f"\n{tools}" for name in ("uv", "uv-build"))  # which install and build the project
 
 
 def test_only_the_program_goes_to_the_builder() -> None:
     ignored = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if not line.startswith("#")]
     assert ignored[0] == "*"
     wanted = [line[1:] for line in ignored if line.startswith("!")]
-    sources = [word for step in BUILD.steps if step.name == "COPY" for word in step.value.split()[:-1]]
-    for source in sources:
-        assert any(fnmatch.fnmatch(source.rstrip("/"), name.partition("/")[0]) for name in wanted), source
+    copies = [v.replace("${EXTRA}", "train").split() for v in instructions("COPY") if not v.startswith("--from")]
+    for source in [source for *sources, _ in copies for source in sources]:
+        assert (ROOT / source).exists()
+        assert any(source.rstrip("/").startswith(name.partition("*")[0].rstrip("/")) for name in wanted), source
     assert all((ROOT / name).exists() or list(ROOT.glob(name)) for name in wanted)
 
 
 def test_it_says_what_it_is_and_holds_no_secret() -> None:
-    labels = values(IMAGE, "LABEL")
-    assert labels["org.opencontainers.image.title"] == "nucleus"
-    project = (ROOT / "pyproject.toml").read_text()
-    assert f'version = "{labels["org.opencontainers.image.version"]}"' in project
-    assert labels["org.opencontainers.image.base.name"].split("/")[-1] == IMAGE.base.partition("@")[0]
-    names = {*values(BUILD, "ARG", "ENV"), *values(IMAGE, "ARG", "ENV")}
+    (labels,) = instructions("LABEL")
+    version = re.search(r'image\.version="([\d.]+)"', labels)
+    assert version
+    assert f'version = "{version[1]}"' in (ROOT / "pyproject.toml").read_text()
+    names = [re.split(r"[= ]", value)[0] for value in (*instructions("ARG"), *instructions("ENV"))]
     assert not [name for name in names if re.search("KEY|SECRET|TOKEN|PASSWORD", name)]
 
 
-def test_debian_has_the_packages() -> None:
+def test_users_and_entry_points() -> None:
+    assert instructions("USER") == ["1000:1000"] * 2
+    assert instructions("ENTRYPOINT") == ['["tini", "--"]', '["nucleus"]']
+    assert all("--uid 1000" in run for run in instructions("RUN") if "useradd" in run)
+
+
+@pytest.mark.parametrize("run", [run for run in instructions("RUN") if "apt-get install" in run])
+def test_debian_has_the_packages(run: str) -> None:
     if "VERSION_CODENAME=bookworm" not in Path("/etc/os-release").read_text():
         pytest.skip("this machine is not the image's Debian 12")
-    install = command(IMAGE, "apt-get", "install")
-    simulated = subprocess.run([*install, "--simulate"], capture_output=True, text=True, check=False)
+    names = re.findall(r'"([\w-]+=[^"]+)"', run)
+    assert names
+    simulated = subprocess.run(
+        ["apt-get", "install", "--simulate", "--yes", "--no-install-recommends", *names],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
     if "Unable to locate package" in simulated.stderr:
         pytest.skip("this machine has no list of Debian's packages: apt-get update")
     assert simulated.returncode == 0, simulated.stderr
-    assert {name.partition("=")[0] for name in install if "=" in name} >= {"tini", "wget", "rsync", "openssh-client"}
 
 
-def test_user_is_made_as_the_image_says(tmp_path: Path) -> None:
-    if os.geteuid() != 0:
-        pytest.skip("only root makes users")
-    (tmp_path / "etc" / "profile.d").mkdir(parents=True)
-    for name in ("passwd", "group", "shadow", "gshadow"):
-        (tmp_path / "etc" / name).touch()
-    (tmp_path / "home").mkdir()
-    make, own, *_ = [words for words in commands(IMAGE) if words[0] in {"useradd", "install"}]
-    subprocess.run(["/usr/sbin/useradd", "--prefix", tmp_path, *make[1:]], check=True, capture_output=True)
-    assert f"nucleus:x:{UID}:{UID}::/home/nucleus:/bin/bash" in (tmp_path / "etc" / "passwd").read_text()
-    subprocess.run([OWN.sub(rf"{tmp_path}/\1", word) for word in own], check=True)
-    for step in (IMAGE.only("WORKDIR").value, f"{values(IMAGE, 'ENV')['HOME']}/.cache"):
-        assert (tmp_path / step.lstrip("/")).stat().st_uid == UID  # or a named volume there would be root's
-    assert IMAGE.only("USER").value == f"{UID}:{UID}"
+def test_the_predict_image_keeps_what_a_shell_and_python_need() -> None:
+    kept = (ROOT / "infra" / "image" / "predict-packages.txt").read_text().splitlines()
+    assert kept == sorted(kept)
+    assert {"bash", "coreutils", "ca-certificates", "libc6", "libssl3", "libstdc++6", "zlib1g"} <= set(kept)
+    assert not {"apt", "perl-base", "passwd", "login"} & set(kept)
 
 
-def as_user(root: Path, words: list[str], **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run as the image's user with the image's environment, and nothing of this machine's."""
-    home = root / "home" / "nucleus"
-    home.mkdir(parents=True, exist_ok=True)
-    drop = []
-    if os.geteuid() == 0:
-        os.chown(home, UID, UID)
-        drop = ["setpriv", f"--reuid={UID}", f"--regid={UID}", "--clear-groups"]
-    settings = {name: OWN.sub(rf"{root}/\1", value) for name, value in values(IMAGE, "ENV").items()}
-    return subprocess.run(
-        [*drop, *words], cwd=home, env={**settings, **environment}, capture_output=True, text=True, check=False
-    )
+def fill(site: Path, *names: str) -> None:
+    for name in names:
+        (site / name).parent.mkdir(parents=True, exist_ok=True)
+        (site / name).write_text("content")
 
 
-def test_installs_and_runs_as_its_user(built: Path) -> None:
-    assert IMAGE.only("ENTRYPOINT").words == ["tini", "--"]
-    helped = as_user(built, IMAGE.only("CMD").words)
-    assert helped.returncode == 0, helped.stderr
-    assert "Commands:" in helped.stdout
-    modules = "keras, tensorflow, ray, boto3, job.train, nucleus"
-    script = f"import {modules}; print(nucleus.__file__, keras.backend.backend())"
-    imported = as_user(built, ["python", "-c", script], TF_CPP_MIN_LOG_LEVEL="3")
-    assert imported.returncode == 0, imported.stderr
-    place, backend = imported.stdout.split()
-    assert Path(place).is_relative_to(built / "opt" / "nucleus")
-    assert backend == "tensorflow"
-    assert list((built / "opt" / "nucleus").glob("lib/python3.11/site-packages/job/recipes/dsb2018-gpu.toml"))
-    assert as_user(built, ["touch", str(built / "opt" / "nucleus" / "file")]).returncode != 0 or os.geteuid() != 0
+def test_what_is_left_out(tmp_path: Path) -> None:
+    used = ("scipy/ndimage/a.py", "skimage/a.pyi", "botocore/data/s3/a.json.gz", "botocore/data/endpoints.json")
+    never = ("scipy/tests/a.py", "pyarrow/include/a", "numpy/a.a", "onnxruntime/capi/libonnxruntime.so.1")
+    not_to_predict = ("PIL/Image.py", "numpy/f2py/a.py", "botocore/data/ec2/a.json.gz")
+    for extra, kept in (("train", {*used, *not_to_predict}), ("predict", {*used})):
+        site = tmp_path / extra
+        fill(site, *used, *never, *not_to_predict)
+        assert slim.slim(extra, site) > 0
+        assert {str(path.relative_to(site)) for path in site.rglob("*") if path.is_file()} == kept
 
 
-def test_what_is_installed_is_the_lock(built: Path) -> None:
-    freeze = [sys.executable, "-m", "uv", "pip", "freeze", "--python", built / "opt" / "nucleus" / "bin" / "python"]
-    found = subprocess.run(freeze, capture_output=True, text=True, check=True).stdout.splitlines()
-    locked = re.findall(r"^([\w.-]+==[^ ]+) \\$", (ROOT / "requirements" / "cpu.txt").read_text(), flags=re.MULTILINE)
-    assert {line for line in found if not line.startswith("nucleus @")} == set(locked)
+def shared_object(package: str, pattern: str) -> Path:
+    found = importlib.util.find_spec(package)
+    assert found
+    assert found.origin
+    return next(iter(Path(found.origin).parents[1].glob(pattern)))
 
 
-def test_login_shells_find_it(built: Path) -> None:
-    script = next(run.value.split("&&")[-1] for run in IMAGE.steps if run.name == "RUN" and "profile.d" in run.value)
-    (built / "etc" / "profile.d").mkdir(parents=True, exist_ok=True)
-    subprocess.run(["/bin/sh", "-c", OWN.sub(rf"{built}/\1", script)], check=True)
-    shell = f'PATH=/usr/bin:/bin; . "{built}/etc/profile.d/nucleus.sh"; command -v nucleus ray python'
-    found = as_user(built, ["bash", "-c", shell])
-    assert found.stdout.split() == [
-        str(built / "opt" / "nucleus" / "bin" / name) for name in ("nucleus", "ray", "python")
-    ]
-
-
-def test_health_check(built: Path) -> None:
-    check = IMAGE.only("HEALTHCHECK").value.partition("CMD ")[2]
-    words = Instruction("CMD", {}, check).words
-    no_ray = [word.replace("raylet /proc", "raylet-of-no-machine /proc") for word in words]
-    assert as_user(built, no_ray).returncode == 0
-    assert as_user(built, no_ray, PATH="/usr/bin:/bin").returncode != 0
-    dumb = [word.replace("grep -qsx raylet /proc/[0-9]*/comm", "true").replace(":52365/", ":9/") for word in words]
-    assert as_user(built, dumb).returncode != 0  # a raylet whose agent does not answer
+@pytest.mark.skipif(shutil.which("strip") is None, reason="needs strip: apt-get install binutils")
+def test_symbols_are_dropped_only_where_the_file_still_loads(tmp_path: Path) -> None:
+    """`strip` breaks the segments of OpenBLAS, which patchelf has changed; such a file stays as it is."""
+    plain = shared_object("imagecodecs", "imagecodecs/_png*.so")
+    changed = shared_object("numpy", "numpy.libs/libscipy_openblas*.so")
+    for path in (plain, changed):
+        shutil.copy(path, tmp_path)
+    slim.slim("train", tmp_path)
+    assert (tmp_path / plain.name).stat().st_size < plain.stat().st_size
+    assert (tmp_path / changed.name).read_bytes() == changed.read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([plain.name, changed.name])
+    ctypes.CDLL(str(tmp_path / changed.name))

@@ -93,7 +93,7 @@ def test_rayjob_schema_finds(path: list[str | int], key: str, value: object) -> 
 
 def test_ray_is_the_project_s() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert f"ray[default,data,train]=={CLUSTER['rayVersion']}" in project["dependencies"]
+    assert f"ray[default,data,train]=={CLUSTER['rayVersion']}" in project["optional-dependencies"]["training"]
 
 
 def test_a_token_is_asked_for() -> None:
