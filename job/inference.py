@@ -142,10 +142,11 @@ def evaluate_on_cluster(
     """Evaluate a model as `nucleus.predict.evaluation.evaluate` does, with actors that each score parts of the splits.
 
     The images are predicted in the same batches, and their scores are added in the same order. All numbers are
-    therefore bit-identical to those of a single process with as many threads as an actor (TF_NUM_INTRAOP_THREADS=1) on
-    the same kind of machine. Another number of threads, another CPU or a GPU changes the last bits of a convolution:
-    the loss changes by rounding, and a pixel whose probability is that close to a threshold may change its label. All
-    other numbers are counted from labels (nuclei, matches, pixels), and are equal if the labels are.
+    therefore bit-identical to those of a single process with as many threads as an actor (TF_NUM_INTRAOP_THREADS=1) and
+    the same engine on the same kind of machine. Another number of threads, another engine, another CPU or a GPU changes
+    the last bits of a convolution: the loss changes by rounding, and a pixel whose probability is that close to a
+    threshold may change its label. All other numbers are counted from labels (nuclei, matches, pixels), and are equal
+    if the labels are.
 
     Raises:
         NucleusError: The dataset, the model or the cluster cannot be used.

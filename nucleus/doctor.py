@@ -1,4 +1,4 @@
-"""Checks of `nucleus doctor`: packages, bucket, clock, conditional writes, encoder weights, GPUs and W&B."""
+"""Checks of `nucleus doctor`: packages, disks, bucket, clock, conditional writes, weights, engine and W&B."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from nucleus.storage.files import free_bytes, output_error
 from nucleus.storage.local_server import served_folder
 from nucleus.storage.s3_errors import CHECKSUM_FIX, endpoint_variable
 from nucleus.storage.uri import bucket_from_environment
-from nucleus.surroundings import CACHE_VARIABLE, CLOCK_FIX, export, find_cache, installed_versions
+from nucleus.surroundings import CACHE_VARIABLE, CLOCK_FIX, TRAINS_HERE, export, find_cache, installed_versions
 from nucleus.tracking.failover import check_tracking, server_problem, tracking_mode
 
 __all__ = [
@@ -123,7 +123,9 @@ def check_packages() -> Finding:
 
 def not_installed(check: str) -> Finding:
     """Return the finding of a check that only training needs, in the light install."""
-    return Finding(check, "skipped", f"not installed. {_EXTRA}")
+    return Finding(
+        check, "skipped", f"not installed. {_EXTRA}" if TRAINS_HERE else "Windows trains no models. Use WSL."
+    )
 
 
 def check_engine() -> Finding:

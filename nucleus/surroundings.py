@@ -39,6 +39,7 @@ __all__ = [
     "CLOCK_FIX",
     "COMMIT_VARIABLE",
     "ENDING_SIGNALS",
+    "TRAINS_HERE",
     "CacheFolder",
     "cache_folder",
     "check_can_train",
@@ -63,6 +64,8 @@ ENDING_SIGNALS = tuple(
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK") if hasattr(signal, name)
 )
 """Signals that ask a program to end: Ctrl-C first. Windows has no SIGHUP; others have no SIGBREAK."""
+TRAINS_HERE = sys.platform != "win32"
+"""Whether training, Ray and the embedded S3 server run on this operating system."""
 BINARY: int = getattr(os, "O_BINARY", 0)
 """Flag for `os.open`: without it, Windows translates line ends."""
 _ZEROS = 1 << 20
@@ -274,12 +277,12 @@ def who_may_write(place: Path) -> str:
 
 
 def check_can_train(what: str) -> None:
-    """Raise `UsageError` on Windows, where training, Ray and the embedded S3 server do not run.
+    """Raise `UsageError` where training does not run.
 
     Args:
         what: Name of the command or function.
     """
-    if sys.platform == "win32":
+    if not TRAINS_HERE:
         raise UsageError(
             f"Expected Linux, macOS or WSL for {what}; found Windows, where models are used and not trained. Run it in "
             "WSL, or on another machine."

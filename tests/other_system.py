@@ -19,6 +19,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -101,9 +102,12 @@ def opened(path: Any, flags: int, mode: int = 0o777, **more: Any) -> int:
 
 def in_use(path: Path) -> bool:
     """Whether this process has a file open or mapped, or one below a folder."""
-    links = [link for link in Path("/proc/self/fd").iterdir() if link.is_symlink()]
+    held = []
+    for link in Path("/proc/self/fd").iterdir():
+        with suppress(FileNotFoundError):  # closed by another thread
+            held.append(link.readlink())
     maps = [line.split(maxsplit=5) for line in Path("/proc/self/maps").read_text(encoding="utf-8").splitlines()]
-    held = [*(link.readlink() for link in links), *(Path(words[5]) for words in maps if len(words) > 5)]
+    held += [Path(words[5]) for words in maps if len(words) > 5]
     return any(path.absolute() in (place, *place.parents) for place in held)
 
 
@@ -134,15 +138,15 @@ def become(platform: str) -> None:
     }
     real = builtins.__import__
 
-    def imported(name: str, scope: Any = None, local: Any = None, names: Any = (), level: int = 0) -> Any:
-        if level or (scope or {}).get("__name__", "").partition(".")[0] not in OURS:
-            return real(name, scope, local, names, level)
+    def imported(name: str, globals: Any = None, locals: Any = None, fromlist: Any = (), level: int = 0) -> Any:  # noqa: A002
+        if level or (globals or {}).get("__name__", "").partition(".")[0] not in OURS:
+            return real(name, globals, locals, fromlist, level)
         top = name.partition(".")[0]
         if top in MODULES[platform]:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
         if name == "msvcrt":
             return msvcrt
-        return others.get(top if not names else name) or real(name, scope, local, names, level)
+        return others.get(name if fromlist else top) or real(name, globals, locals, fromlist, level)
 
     builtins.__import__ = imported  # type: ignore[assignment]
 
@@ -245,9 +249,9 @@ def helps() -> list[list[str]]:
 
 if __name__ == "__main__":
     file = Path(sys.argv[1])
-    given = json.loads(file.read_text())
+    given = json.loads(file.read_text(encoding="utf-8"))
     assert not OURS & set(sys.modules)
     become(given["platform"])
     warnings.filterwarnings("error", category=EncodingWarning, module=r"(nucleus|job)\b")
     outcomes = [{"step": step, **outcome(step)} for step in helps() + given["steps"]]
-    file.write_text(json.dumps(outcomes))
+    file.write_text(json.dumps(outcomes), encoding="utf-8")

@@ -19,6 +19,7 @@ from nucleus.cli.options import cluster_options, json_option, training_command
 from nucleus.cli.output import note, print_json
 from nucleus.errors import NucleusError
 from nucleus.storage import local_server
+from nucleus.surroundings import TRAINS_HERE
 
 if TYPE_CHECKING:
     from job.cluster_check import Gpus
@@ -45,7 +46,7 @@ _DIR = click.option(
 @json_option
 @click.pass_context
 def doctor(ctx: click.Context, address: str | None, insecure: bool, as_json: bool) -> None:
-    """Check packages, disks, bucket, clock, conditional writes, weights, Ray, GPU and W&B; explain how to fix them.
+    """Check packages, disks, bucket, clock, conditional writes, weights, Ray, GPU, engine and W&B; explain fixes.
 
     Nothing is started or downloaded. The exit status is 1 if a check fails; warnings do not count. The check of
     conditional writes leaves one small object in the bucket, models/.conditional-writes.
@@ -69,7 +70,7 @@ def _findings(address: str | None, *, insecure: bool) -> "Iterator[Finding]":
     cache = nucleus.doctor.check_cache()  # before others change the environment
     with ThreadPoolExecutor() as pool:
         wandb = pool.submit(nucleus.doctor.check_wandb)
-        trains = not nucleus.lazy.missing_packages()
+        trains = TRAINS_HERE and not nucleus.lazy.missing_packages()
         ray = pool.submit(job.check_ray, address, insecure=insecure) if trains else None
         gpus = pool.submit(_gpus_here) if trains else None
         engine = pool.submit(nucleus.doctor.check_engine)

@@ -47,7 +47,7 @@ def test_manifest_and_sums_hold(trained: Trained) -> None:
     manifest = trained.manifest
     prefix = version_prefix("tiny", manifest.version)
     stored = {item.key.removeprefix(f"{prefix}/") for item in trained.bucket.objects(f"{prefix}/")}
-    files = {"model.json", "model.weights.h5", "metrics.json", "card.md", "preview.png"}
+    files = {"model.json", "model.weights.h5", "model.onnx", "metrics.json", "card.md", "preview.png"}
     assert stored == {"claim.json", "manifest.json", *files}
     for name, file in manifest.files.items():
         data = trained.bucket.get(f"{prefix}/{name}")
