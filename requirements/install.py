@@ -5,6 +5,8 @@ the hashes of the lock; it comes by this Python's pip, by a uv that is on PATH, 
 (Debian has each in a package of its own). `--installer pip` does without uv.
 """
 
+from __future__ import annotations  # an older Python reads this too, and says which one is needed
+
 import argparse
 import re
 import shutil
@@ -87,7 +89,8 @@ def uv_installer(python: Path) -> list[str | Path]:
     of_this_python = [sys.executable, "-m", "pip", "--python", python]
     if succeeds(*of_this_python, "--version"):
         return [*of_this_python, *PIP]
-    if found := shutil.which("uv"):
+    found = shutil.which("uv")
+    if found:
         return [found, "pip", "install", "--quiet", "--python", python]
     need_ensurepip()
     run(python, "-m", "ensurepip")
