@@ -1,9 +1,11 @@
 """Make an environment from a lock, with this project in it: `make install`.
 
 Runs on the Python that the environment will have, with the standard library alone. uv installs, in the version and with
-the hashes of the lock; it comes by pip, or by a uv that is on PATH where Python has no `ensurepip` (Debian without
-`python3-venv`). `--installer pip` does without uv.
+the hashes of the lock; it comes by this Python's pip, by a uv that is on PATH, or by `ensurepip`, whichever is there
+(Debian has each in a package of its own). `--installer pip` does without uv.
 """
+
+from __future__ import annotations  # an older Python reads this too, and says which one is needed
 
 import argparse
 import re
@@ -16,7 +18,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 OLDEST, NEWEST = (3, 11), (3, 13)
-PIP = ("-m", "pip", "--disable-pip-version-check", "--quiet", "install")
+PIP = ("--disable-pip-version-check", "--quiet", "install")
 PROJECT = ("--no-deps", "--no-build-isolation", "--editable", str(ROOT))
 
 
@@ -34,7 +36,7 @@ def main() -> None:
         (by_uv if given.installer == "uv" else by_pip)(given.environment, given.extra)
     except subprocess.CalledProcessError as error:
         sys.exit(f"{Path(error.cmd[0]).name} failed; its message is above.{other_way(given.installer)}")
-    mark(given.environment, given.extra)
+    (given.environment / f".installed-{given.extra}").touch()
     print(f"Installed in {time.monotonic() - began:.0f} s")
 
 
@@ -54,60 +56,59 @@ def other_way(installer: str) -> str:
 def by_uv(environment: Path, extra: str) -> None:
     """Make the environment hold exactly what the lock names, uv and this project."""
     python, uv = environment / "bin" / "python", environment / "bin" / "uv"
+    unmark(environment)
     if not runs_here(python):
-        make_environment(environment)
+        run(sys.executable, "-m", "venv", "--clear", "--without-pip", environment)
     with tempfile.TemporaryDirectory() as name:
         own = Path(name) / "uv.txt"
         own.write_text(locked("uv"))
         if not uv.exists():
-            run(*installer_of(python), "--require-hashes", "--requirement", own)
+            run(*uv_installer(python), "--require-hashes", "--requirement", own)
         lock = ROOT / "requirements" / f"{extra}.txt"
         run(uv, "pip", "sync", "--quiet", "--python", python, "--require-hashes", lock, own)
     run(uv, "pip", "install", "--quiet", "--python", python, *PROJECT)
 
 
 def by_pip(environment: Path, extra: str) -> None:
-    """Install the lock, the builder of wheels and this project; an environment of another lock is made anew."""
-    python, pip = environment / "bin" / "python", environment / "bin" / "pip"
-    if not runs_here(python) or not pip.exists() or marks(environment) - {extra}:
+    """Install the lock, the builder of wheels and this project; what is not of this lock alone is made anew."""
+    python = environment / "bin" / "python"
+    before = unmark(environment)
+    if before != {extra} or not runs_here(python) or not python.with_name("pip").exists():
         need_ensurepip()
         run(sys.executable, "-m", "venv", "--clear", environment)
     with tempfile.TemporaryDirectory() as name:
         own = Path(name) / "builder.txt"
         own.write_text(locked("uv-build"))
         lock = ROOT / "requirements" / f"{extra}.txt"
-        run(python, *PIP, "--require-hashes", "--requirement", lock, "--requirement", own)
-    run(python, *PIP, *PROJECT)
+        run(python, "-m", "pip", *PIP, "--require-hashes", "--requirement", lock, "--requirement", own)
+    run(python, "-m", "pip", *PIP, *PROJECT)
 
 
-def make_environment(environment: Path) -> None:
-    """Make an empty environment, by a uv on PATH if Python itself cannot."""
-    if has_ensurepip():
-        run(sys.executable, "-m", "venv", "--clear", environment)
-    elif found := shutil.which("uv"):
-        run(found, "venv", "--quiet", "--clear", "--python", sys.executable, environment)
-    else:
-        need_ensurepip()
-
-
-def installer_of(python: Path) -> list[str | Path]:
-    """Return the command that installs uv: the environment's pip, or a uv on PATH if it has none."""
-    if python.with_name("pip").exists():
-        return [python, *PIP]
+def uv_installer(python: Path) -> list[str | Path]:
+    """Return the command that installs uv into an environment without pip; pip there takes longer than all the rest."""
+    of_this_python = [sys.executable, "-m", "pip", "--python", python]
+    if succeeds(*of_this_python, "--version"):
+        return [*of_this_python, *PIP]
     found = shutil.which("uv")
-    return [found, "pip", "install", "--quiet", "--python", python] if found else [python, *PIP]
+    if found:
+        return [found, "pip", "install", "--quiet", "--python", python]
+    need_ensurepip()
+    run(python, "-m", "ensurepip")
+    return [python, "-m", "pip", *PIP]
 
 
-def has_ensurepip() -> bool:
-    """Whether this Python makes environments with pip; Debian's does not without a package of its own."""
-    return not subprocess.run([sys.executable, "-c", "import ensurepip"], capture_output=True, check=False).returncode
+def succeeds(*command: str | Path) -> bool:
+    """Whether a command ends with status 0; its output is not shown."""
+    return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 
 def need_ensurepip() -> None:
     """End with a message unless this Python makes environments with pip."""
-    if not has_ensurepip():
+    if not succeeds(sys.executable, "-c", "import ensurepip"):
         version = "python{}.{}-venv".format(*sys.version_info)
-        sys.exit(f"Expected Python's ensurepip, or uv on PATH; found neither. On Debian run: apt-get install {version}")
+        sys.exit(
+            f"Expected Python's pip or ensurepip, or uv on PATH; found none. On Debian run: apt-get install {version}"
+        )
 
 
 def runs_here(python: Path) -> bool:
@@ -129,16 +130,12 @@ def locked(name: str) -> str:
     return found[0]
 
 
-def marks(environment: Path) -> set[str]:
-    """Return the locks that the environment was made from."""
-    return {path.name.removeprefix(".installed-") for path in environment.glob(".installed-*")}
-
-
-def mark(environment: Path, extra: str) -> None:
-    """Leave the file that says which lock is installed, and no other."""
-    for name in marks(environment):
-        (environment / f".installed-{name}").unlink()
-    (environment / f".installed-{extra}").touch()
+def unmark(environment: Path) -> set[str]:
+    """Remove the marks of what is installed, and return their locks; what is interrupted leaves none."""
+    marks = list(environment.glob(".installed-*"))
+    for path in marks:
+        path.unlink()
+    return {path.name.removeprefix(".installed-") for path in marks}
 
 
 def run(*command: str | Path) -> None:

@@ -38,7 +38,10 @@ SECRET = f"marked{secrets.token_hex(17)}"
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
-LANES = {"ray": {"ray_cluster", "open_cluster"}, "server": {"store", "browser", "jupyter_home", "built", "exported"}}
+LANES = {
+    "ray": {"ray_cluster", "open_cluster"},
+    "server": {"store", "browser", "jupyter_home", "exported", "room"},
+}
 """Marks, and the fixtures that give them to a test, directly or through another fixture."""
 
 

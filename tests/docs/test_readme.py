@@ -83,11 +83,11 @@ def test_every_figure_stands_in_the_document_that_explains_it(title: str, source
     assert [row for row in here if not any(row <= line for line in there)] == []
 
 
-@pytest.mark.parametrize("figure", ["0.90", "1 min 35 s", "2 minutes"])
+@pytest.mark.parametrize("figure", ["0.90", "1 min 35 s", "32 s"])
 def test_what_the_commands_take_is_measured(figure: str) -> None:
     performance = (ROOT / "docs/performance.md").read_text()
     assert figure in README
-    assert figure.replace("2 minutes", "two minutes") in performance
+    assert figure in performance
 
 
 def test_every_benchmark_has_its_number() -> None:

@@ -145,7 +145,7 @@ def test_images_are_imported_and_verified(room: Room, dozen: Path, bucket_uri: S
 def test_a_published_model_evaluates_as_where_it_was_trained(room: Room, trained: Trained) -> None:
     words = ("evaluate", "tiny@1", str(trained.dataset.uri), "--json")
     shown = room.run("nucleus", *words, bucket=trained.bucket.uri).stdout
-    assert_same_scores(json.loads(shown)["overall"], trained.manifest.metrics["test"])
+    assert_same_scores(json.loads(shown)["overall"], trained.manifest.origin.metrics["test"])
 
 
 def test_a_pulled_model_predicts_the_labels_of_tensorflow(room: Room, trained: Trained, dozen: Path) -> None:
