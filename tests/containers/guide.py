@@ -199,7 +199,9 @@ class Guide:
     # --- train and use ---
 
     def _import(self) -> str:
-        return self._nucleus("data", "import", "/data/stage1_train.zip", "dsb2018")
+        printed = self._nucleus("data", "import", "/data/stage1_train.zip", "dsb2018")
+        found = dict(re.findall(r"^(images|nuclei)\t(\d+)$", printed, re.M))
+        return f"{found['images']} images, {found['nuclei']} nuclei"
 
     def _weights(self) -> str:
         files = sorted(self.data.glob("*.weights.h5"))
@@ -293,7 +295,8 @@ class Guide:
     def _again(self) -> str:
         self._dc("down")
         self._dc("up", "--detach", "--wait", "ray-cpu")
-        return self._nucleus("models", "list")
+        listed = json.loads(self._nucleus("models", "list", "--json"))
+        return f"{len(listed)} models"
 
     def _down(self) -> str:
         self._dc("down", "--volumes", "--remove-orphans")
