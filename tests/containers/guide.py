@@ -23,7 +23,17 @@ __all__ = ["Guide", "Store"]
 
 _PROJECT = "nucleus-check"
 _DASHBOARD, _STORE_PORT = 18265, 19000
-_SMALL = ("--set", "workers=2", "--set", "input.crop=96")
+_SMALL = tuple(
+    word
+    for setting in (
+        "workers=2",
+        "input.crop=96",
+        "input.batch_size=4",
+        "optimizer.warmup_steps=4",
+        "optimizer.ema_momentum=0.9",
+    )
+    for word in ("--set", setting)
+)
 _RANDOM = ("--set", 'network.weights="none"', "--set", "network.freeze_encoder=false")
 _HARDENED = {"store": True, "ray-cpu": False}
 """Long-running services, and whether their root is read-only."""
