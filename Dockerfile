@@ -18,9 +18,9 @@ RUN apt-get update \
     && apt-get install --yes --no-install-recommends "binutils=2.40*" \
     && rm -rf /var/lib/apt/lists/*
 
-# uv, with the version and hashes of the lock file, installs in seconds what takes pip minutes; setuptools builds nucleus.
+# uv, with the version and hashes of the lock file, installs in seconds what takes pip minutes, and builds nucleus.
 COPY requirements/dev.txt requirements/${EXTRA}.txt requirements/
-RUN for name in uv setuptools; do sed --quiet "/^${name}==/,/[^\\\\]\$/p" requirements/dev.txt; done \
+RUN sed --quiet '/^uv==/,/[^\]$/p' requirements/dev.txt \
     | python -m pip install --no-cache-dir --disable-pip-version-check --require-hashes --requirement /dev/stdin
 
 # Bytecode is compiled here, because the folder is read-only at run time.
@@ -39,7 +39,7 @@ ARG EXTRA
 COPY pyproject.toml README.md LICENSE ./
 COPY job/ job/
 COPY nucleus/ nucleus/
-RUN uv build --quiet --wheel --no-build-isolation --python "$(command -v python)" --out-dir dist . \
+RUN uv build --quiet --wheel --out-dir dist . \
     && uv pip install --no-cache --python /opt/nucleus/bin/python --no-deps dist/*.whl
 WORKDIR /opt/nucleus
 RUN mkdir /program \

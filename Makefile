@@ -59,7 +59,7 @@ test-fast-%:
 	  $(MAKE) --no-print-directory test-fast VENV=.venv-$* PYTHON="$$python"
 
 test-wheel: $(DEV) ## the wheel alone, in a fresh environment without TensorFlow and Ray
-	@$(BIN)/python -m tests.clean_room
+	@$(BIN)/python -m pytest tests/clean_room.py
 
 bench: $(DEV) ## the benchmarks, one JSON line each: BENCH="step_rate scaling" for some
 	$(BIN)/python -m tests.benchmarks $(BENCH)

@@ -15,6 +15,7 @@ from typing import Any
 import psutil
 
 from nucleus.errors import NucleusError
+from nucleus.surroundings import ENDING_SIGNALS
 from nucleus.text import first_line
 
 __all__ = [
@@ -71,8 +72,6 @@ _HEAD_SECONDS, _NODE_SECONDS = 30.0, 3.0
 _NODE_PROCESS, _POLL_SECONDS, _END_SECONDS = "raylet", 0.5, 5.0
 _STARTED = ("gcs_server", _NODE_PROCESS)
 """Names of the processes that Ray starts on a machine, beside those that end with them."""
-_SHIELDED = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
-"""Signals that Ray's processes do not receive."""
 _STATE_DUMP = "Raylet logs"
 """Part of the text with which Ray tells that its process of a node has died."""
 _MEMORY = ", often because the machine's memory was full"
@@ -203,19 +202,19 @@ def without_state_dumps() -> Iterator[None]:
 def _restore_handlers() -> None:
     """Install this process's handlers of signals again: Ray's native ones print a stack, and abort it after 3 s."""
     if threading.current_thread() is threading.main_thread():
-        for number in _SHIELDED:
+        for number in ENDING_SIGNALS:
             handler = signal.getsignal(number)
             if handler is not None:
                 signal.signal(number, handler)
 
 
 class _ShieldedProcess(subprocess.Popen[Any]):
-    """A process in a session of its own, with `_SHIELDED` signals blocked."""
+    """A process in a session of its own, with `ENDING_SIGNALS` blocked."""
 
     def __init__(self, command: list[str], *, preexec_fn: Callable[[], None], **settings: Any) -> None:
         def prepare() -> None:
             preexec_fn()
-            signal.pthread_sigmask(signal.SIG_BLOCK, _SHIELDED)
+            signal.pthread_sigmask(signal.SIG_BLOCK, ENDING_SIGNALS)
 
         super().__init__(command, **settings, preexec_fn=prepare, start_new_session=True)
 

@@ -11,6 +11,7 @@ from typing import Any
 from job.cluster import lost_cluster
 from job.events import driver_node_options
 from nucleus.errors import RunStoppedError
+from nucleus.surroundings import ENDING_SIGNALS
 from nucleus.training.callbacks import Callback, Signal, Signals
 
 __all__ = ["Interruptions", "RunSignals", "stop_request", "stops_on_signals"]
@@ -18,7 +19,6 @@ __all__ = ["Interruptions", "RunSignals", "stop_request", "stops_on_signals"]
 
 _CHECK_SECONDS = 10.0
 """Seconds between two checks. Ray's own watcher checks every 5 s; a reclaimed machine gives 30 s notice or more."""
-_HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _SAME_SECONDS = 1.0
 """Signals within this time are one request: a closed terminal sends two, and so may who ends a group of processes."""
 
@@ -83,7 +83,7 @@ class Interruptions:
     def handled(self) -> Iterator[None]:
         """Handle the signals of this process within the block; only in the main thread."""
         with ExitStack() as handlers:
-            for number in _HANDLED:
+            for number in ENDING_SIGNALS:
                 before = signal.getsignal(number)
                 if before is signal.SIG_IGN:
                     self._ignored.add(number)

@@ -30,6 +30,7 @@ from nucleus.predict.evaluation import evaluate as evaluate_splits
 from nucleus.predict.model import Model, PredictionOptions, Segmentation, load_pulled
 from nucleus.registry.manifest import ModelManifest
 from nucleus.runs.plan import check_new_run
+from nucleus.surroundings import check_can_train
 
 __all__ = [
     "Dataset",
@@ -251,6 +252,7 @@ def train(
         >>> sorted(version.origin.metrics)
         ['test', 'val']
     """
+    check_can_train("nucleus.train")
     if resume and run:
         raise UsageError("Expected resume alone: a resumed run keeps its name; found run.")
     if settings and recipe is None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import subprocess
@@ -24,12 +23,13 @@ from nucleus.model.engines import decide_engine
 from nucleus.registry.encoder_weights import WEIGHTS, list_weights
 from nucleus.registry.manifest import MODELS
 from nucleus.storage.bucket import Bucket, check_conditional_writes, knows_checksums
+from nucleus.storage.claims import lock_file
 from nucleus.storage.client import Connection
-from nucleus.storage.files import free_bytes, lock_file, output_error
+from nucleus.storage.files import free_bytes, output_error
 from nucleus.storage.local_server import served_folder
 from nucleus.storage.s3_errors import CHECKSUM_FIX, endpoint_variable
 from nucleus.storage.uri import bucket_from_environment
-from nucleus.surroundings import CACHE_VARIABLE, find_cache, installed_versions
+from nucleus.surroundings import CACHE_VARIABLE, CLOCK_FIX, export, find_cache, installed_versions
 from nucleus.tracking.failover import check_tracking, server_problem, tracking_mode
 
 __all__ = [
@@ -72,7 +72,6 @@ _PROVIDERS = {
 _WANDB_SECONDS = 40.0
 _CLOCK_WARNING, _CLOCK_FAILURE = 60.0, 300.0
 """Seconds of difference; S3 refuses requests at 15 minutes, which a drifting clock reaches sooner or later."""
-_SET_THE_CLOCK = "Run: timedatectl set-ntp true (for a container, on its host)."
 _NOT_SENT = {
     "offline": "offline, set by WANDB_MODE; `wandb sync` uploads runs later",
     "disabled": "disabled, set by WANDB_MODE",
@@ -143,7 +142,7 @@ def engine_here() -> str:
 
 def check_cache() -> Finding:
     """Check whether the folder for caches can be written, and say how to choose another."""
-    change = f"To choose another folder: export {CACHE_VARIABLE}=DIR."
+    change = f"To choose another folder: {export(CACHE_VARIABLE)}."
     try:
         found = find_cache()
     except NucleusError as error:
@@ -182,16 +181,16 @@ def _locks() -> Finding:
     there = next(place for place in (found.path, *found.path.parents) if place.is_dir())
     try:
         with tempfile.TemporaryFile(dir=there) as file:
-            lock_file(file.fileno(), there, fcntl.LOCK_EX | fcntl.LOCK_NB, f"export {CACHE_VARIABLE}=DIR")
+            lock_file(file.fileno(), there, export(CACHE_VARIABLE), wait=False)
     except NucleusError as error:
         return failed(_LOCKS, error)
     except OSError as error:
-        return failed(_LOCKS, output_error(there, error, f"export {CACHE_VARIABLE}=DIR"))
+        return failed(_LOCKS, output_error(there, error, export(CACHE_VARIABLE)))
     return Finding(_LOCKS, "ok", f"files in {there} can be locked")
 
 
 def _temporary_folder() -> Finding:
-    fix = "To choose another folder: export TMPDIR=DIR."
+    fix = f"To choose another folder: {export('TMPDIR')}."
     try:
         folder = Path(tempfile.gettempdir())
     except FileNotFoundError as error:
@@ -249,7 +248,9 @@ def _endpoint(bucket: Bucket) -> Finding:
     connection = bucket.connection
     region, route = connection.bucket_region, connection.route()
     if region not in {None, connection.client.meta.region_name}:
-        return Finding(_ENDPOINT, "warning", f"{route}; the bucket is in {region}", f"Run: export AWS_REGION={region}.")
+        return Finding(
+            _ENDPOINT, "warning", f"{route}; the bucket is in {region}", f"Run: {export('AWS_REGION', region or '')}."
+        )
     return Finding(_ENDPOINT, "ok", route)
 
 
@@ -291,7 +292,7 @@ def _clock(ahead: float | None) -> Finding:
         _CLOCK,
         "failed" if apart > _CLOCK_FAILURE else "warning",
         f"{text}; from 900 s, S3 refuses requests",
-        _SET_THE_CLOCK,
+        CLOCK_FIX,
     )
 
 
@@ -324,7 +325,8 @@ _NO_KEY = Finding(
     _WANDB,
     "warning",
     "offline, because there is no API key; runs are kept on disk",
-    "To see runs online: wandb login, and export WANDB_MODE=online. To stay offline: export WANDB_MODE=offline.",
+    f"To see runs online: wandb login, and {export('WANDB_MODE', 'online')}. To stay offline: "
+    f"{export('WANDB_MODE', 'offline')}.",
 )
 
 

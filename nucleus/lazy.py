@@ -178,7 +178,7 @@ def _check_keras_file() -> None:
     """Raise `UsageError` if the user's `keras.json` has a value with which Keras or TensorFlow cannot be imported."""
     path = Path(os.environ.get("KERAS_HOME") or "~/.keras").expanduser() / "keras.json"
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):  # which both ignore
         return
     known = content if isinstance(content, dict) else {"(the whole)": content}

@@ -1,20 +1,25 @@
-"""What this process finds around it: folders for its caches and for those of its libraries, proxies, and versions.
+"""What this process finds around it: the operating system, folders for caches, proxies, and versions.
+
+What differs between Linux, macOS and Windows is here and, for open files, in `nucleus.storage.files`.
 
 Containers often run under a user without a home folder, or with one that cannot be written. All caches of this project
 are then in a folder of the temporary directory, and so is what Keras, Matplotlib, Ray and W&B would write to the home
 folder.
 """
 
+import mmap
 import os
 import platform
-import pwd
 import re
 import shutil
+import signal
 import stat
 import subprocess
 import sys
 import tempfile
 import threading
+import unicodedata
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -25,21 +30,42 @@ from platformdirs import user_cache_path
 
 from nucleus.errors import UsageError
 
+if sys.platform != "win32":
+    import pwd
+
 __all__ = [
+    "BINARY",
     "CACHE_VARIABLE",
+    "CLOCK_FIX",
     "COMMIT_VARIABLE",
+    "ENDING_SIGNALS",
     "CacheFolder",
     "cache_folder",
+    "check_can_train",
     "commit",
+    "disk_space",
     "exempt_this_machine",
+    "export",
     "find_cache",
+    "free_pages",
     "installed_versions",
     "loopback_exemption",
+    "name_on_disk",
     "provide_folders",
     "proxy_advice",
     "proxy_of",
     "repository",
+    "take_room",
+    "who_may_write",
 ]
+
+ENDING_SIGNALS = tuple(
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK") if hasattr(signal, name)
+)
+"""Signals that ask a program to end: Ctrl-C first. Windows has no SIGHUP; others have no SIGBREAK."""
+BINARY: int = getattr(os, "O_BINARY", 0)
+"""Flag for `os.open`: without it, Windows translates line ends."""
+_ZEROS = 1 << 20
 
 CACHE_VARIABLE = "XDG_CACHE_HOME"
 """Environment variable of the folder for caches; this project's folder `nucleus` is in it."""
@@ -48,8 +74,20 @@ COMMIT_VARIABLE = "WANDB_GIT_COMMIT"
 
 _PACKAGES = ("nucleus", "onnxruntime", "ray", "tensorflow", "keras")
 _NAME = "nucleus"
-_HOME = "HOME"
-_CHANGE = f"To choose another folder, run: export {CACHE_VARIABLE}=DIR"
+_HOME = "USERPROFILE" if sys.platform == "win32" else "HOME"
+
+
+def export(variable: str, value: str = "DIR") -> str:
+    """Return the command that sets an environment variable: for a shell, or for PowerShell on Windows."""
+    return f'$env:{variable} = "{value}"' if sys.platform == "win32" else f"export {variable}={value}"
+
+
+_CHANGE = f"To choose another folder, run: {export(CACHE_VARIABLE)}"
+CLOCK_FIX = {
+    "darwin": "Turn on the automatic date and time in the system settings.",
+    "win32": "Run: w32tm /resync",
+}.get(sys.platform, "Run: timedatectl set-ntp true (for a container, on its host).")
+"""How to set the clock of this machine."""
 _LIBRARY_FOLDERS = {
     "KERAS_HOME": ("keras", ".keras", True),
     "MPLCONFIGDIR": ("matplotlib", ".config/matplotlib", False),
@@ -97,7 +135,7 @@ def find_cache() -> CacheFolder:
         path = Path(given).absolute() / _NAME
         return CacheFolder(path, _can_write(path))
     if problem is None:
-        usual = Path(user_cache_path(_NAME))
+        usual = Path(user_cache_path(_NAME, appauthor=False))
         if _can_write(usual):
             return CacheFolder(usual, writable=True)
         problem = f"{usual} cannot be written"
@@ -149,7 +187,7 @@ def provide_folders() -> None:
     if home is None or not home.is_dir():
         os.environ[_HOME] = str(base)
     if not any(os.environ.get(name) for name in _USER_VARIABLES) and _listed_home() is None:
-        os.environ["USER"] = f"uid-{os.getuid()}"
+        os.environ["USER"] = f"uid-{_user()}"
 
 
 def _has_folder(variable: str) -> bool:
@@ -164,23 +202,32 @@ def _home_problem() -> str | None:
     """Return why the home folder cannot be used; None if it can."""
     home = _home()
     if home is None:
-        return f"{_HOME} is not set, and the system does not know the user {os.getuid()}"
+        return f"{_HOME} is not set, and the system does not know the user {_user()}"
     if not home.is_dir():
         return f"the home folder {home} does not exist"
     return None if os.access(home, os.W_OK | os.X_OK) else f"the home folder {home} cannot be written"
 
 
 def _home() -> Path | None:
-    """Return the folder of HOME, else the user's in the system's list of users; None if neither is known."""
+    """Return the folder of the home variable, else of the system's list of users; None if neither is known."""
     home = Path(os.environ.get(_HOME, ""))
     return home if home.is_absolute() else _listed_home()
 
 
 def _listed_home() -> Path | None:
-    try:
-        return Path(pwd.getpwuid(os.getuid()).pw_dir)
-    except KeyError:
-        return None
+    if sys.platform != "win32":  # whose list of users has no folders
+        with suppress(KeyError):
+            return Path(pwd.getpwuid(os.getuid()).pw_dir)
+    return None
+
+
+def _user() -> str:
+    """Return the number of the user; on Windows, the name."""
+    if sys.platform == "win32":
+        user = os.environ.get("USERNAME", "unknown")
+    else:
+        user = str(os.getuid())
+    return user
 
 
 def _can_write(folder: Path) -> bool:
@@ -191,7 +238,7 @@ def _can_write(folder: Path) -> bool:
 
 def _temporary_home(problem: str) -> Path:
     try:
-        return Path(tempfile.gettempdir()) / f"{_NAME}-{os.getuid()}"
+        return Path(tempfile.gettempdir()) / f"{_NAME}-{_user()}"
     except FileNotFoundError as error:
         raise UsageError(
             f"Expected a folder for caches that can be written; {problem}, and no temporary directory can be written. "
@@ -206,9 +253,79 @@ def _claim(folder: Path) -> None:
         UsageError: Another user owns it, or can write to it, and could replace what is cached.
     """
     folder.mkdir(mode=0o700, exist_ok=True)
-    found = folder.lstat()
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & _WRITABLE_BY_OTHERS:
+    if not _is_private(folder.lstat()):
         raise UsageError(f"Expected {folder} to be a folder that only this user can write; it is not. {_CHANGE}")
+
+
+def _is_private(found: os.stat_result) -> bool:
+    private = stat.S_ISDIR(found.st_mode)
+    if sys.platform != "win32":  # where each user has a temporary directory
+        private = private and found.st_uid == os.getuid() and not found.st_mode & _WRITABLE_BY_OTHERS
+    return private
+
+
+def who_may_write(place: Path) -> str:
+    """Return what may explain a refused write to a file or folder: its owner or, on Windows, another program."""
+    if sys.platform == "win32":
+        text = "another program may have it open"
+    else:
+        text = f"this process is user {os.getuid()}, and {place} belongs to user {place.stat().st_uid}"
+    return text
+
+
+def check_can_train(what: str) -> None:
+    """Raise `UsageError` on Windows, where training, Ray and the embedded S3 server do not run.
+
+    Args:
+        what: Name of the command or function.
+    """
+    if sys.platform == "win32":
+        raise UsageError(
+            f"Expected Linux, macOS or WSL for {what}; found Windows, where models are used and not trained. Run it in "
+            "WSL, or on another machine."
+        )
+
+
+def disk_space(place: Path) -> tuple[int | None, bool]:
+    """Return the bytes that this user can write to the disk of a path, and whether it can take more files.
+
+    The bytes are None if the file system does not say.
+    """
+    free: int | None
+    if sys.platform == "win32":
+        free, more_files = shutil.disk_usage(place).free, True
+    else:
+        disk = os.statvfs(place)
+        free = disk.f_bavail * disk.f_frsize if disk.f_blocks else None
+        more_files = not disk.f_files or disk.f_favail > 0
+    return free, more_files
+
+
+def take_room(descriptor: int, size: int) -> None:
+    """Fill an empty file with zeros that have their place on the disk. Raises `OSError` if it has no room.
+
+    A process that writes through `mmap` to a file without room would be killed.
+    """
+    if sys.platform == "linux":
+        os.posix_fallocate(descriptor, 0, size)
+    else:
+        zeros = memoryview(bytes(min(size, _ZEROS)))
+        while size:
+            size -= os.write(descriptor, zeros[:size])
+
+
+def free_pages(pages: mmap.mmap) -> None:
+    """Free the memory of a mapped file, which keeps its content; Windows does so by itself when memory is short."""
+    if sys.platform != "win32":
+        pages.madvise(mmap.MADV_DONTNEED)
+
+
+def name_on_disk(name: str) -> str:
+    """Return a relative path in the form by which the file systems of this machine compare it.
+
+    Those of Windows and macOS ignore the case of letters, and macOS the ways to compose an accent.
+    """
+    return name if sys.platform == "linux" else unicodedata.normalize("NFC", name).casefold()
 
 
 def proxy_of(url: str) -> str | None:
@@ -221,7 +338,7 @@ def proxy_of(url: str) -> str | None:
         Such as `HTTP_PROXY=http://proxy:3128`; None if no proxy is used.
     """
     parts, proxies = urlsplit(url), getproxies_environment()
-    if not parts.hostname or proxy_bypass(parts.netloc.rpartition("@")[2], proxies):
+    if not parts.hostname or proxy_bypass(parts.netloc.rpartition("@")[2]):
         return None
     scheme = next((name for name in (parts.scheme, "all") if proxies.get(name)), None)
     if scheme is None:

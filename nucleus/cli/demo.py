@@ -13,6 +13,7 @@ import click
 
 import job
 import nucleus
+from nucleus.cli.options import training_command
 from nucleus.cli.output import note, print_table, warn
 from nucleus.cli.progress_bars import TrainingDisplay, show_progress
 from nucleus.cli.training import print_published, short_path
@@ -46,6 +47,7 @@ _GENERATED_IMAGES = 96
 @click.option("--recipe", help="Path or name of the recipe.  [default: demo; with SRC, dsb2018-cpu]")
 @click.option("--set", "settings", metavar="KEY=VALUE", multiple=True, help="Change a key of the recipe.")
 @click.pass_context
+@training_command
 def demo(
     ctx: click.Context,
     src: Path | None,

@@ -12,7 +12,7 @@ import click
 import nucleus
 from job import job_api
 from job import submit as job_submission
-from nucleus.cli.options import check_run_options, cluster_options, json_option, run_options
+from nucleus.cli.options import check_run_options, cluster_options, json_option, run_options, training_command
 from nucleus.cli.output import note, print_json, print_table
 from nucleus.errors import StorageError, UriError
 
@@ -35,6 +35,7 @@ def jobs() -> None:
 @jobs.command("list")
 @cluster_options
 @json_option
+@training_command
 def list_command(address: str | None, insecure: bool, as_json: bool) -> None:
     """List the jobs that the cluster still has a record of, newest first."""
     found = job_api.all_jobs(_open_client(address, insecure=insecure))
@@ -49,6 +50,7 @@ def list_command(address: str | None, insecure: bool, as_json: bool) -> None:
 @click.argument("job")
 @cluster_options
 @json_option
+@training_command
 def status(job: str, address: str | None, insecure: bool, as_json: bool) -> None:
     """Show the status of JOB."""
     _show_job(job_api.find_job(_open_client(address, insecure=insecure), job), as_json=as_json)
@@ -59,6 +61,7 @@ def status(job: str, address: str | None, insecure: bool, as_json: bool) -> None
 @click.option("--follow", "-f", is_flag=True, help="Follow the log until the job ends; exit with the job's status.")
 @cluster_options
 @json_option
+@training_command
 def logs(job: str, follow: bool, address: str | None, insecure: bool, as_json: bool) -> None:
     """Print the log of JOB."""
     client = _open_client(address, insecure=insecure)
@@ -79,6 +82,7 @@ def logs(job: str, follow: bool, address: str | None, insecure: bool, as_json: b
 @click.argument("job")
 @cluster_options
 @json_option
+@training_command
 def stop(job: str, address: str | None, insecure: bool, as_json: bool) -> None:
     """Stop JOB after it has saved a checkpoint. To continue: nucleus submit --resume RUN."""
     client = _open_client(address, insecure=insecure)
@@ -125,6 +129,7 @@ def _text(value: object) -> str:
 @click.option("--dry-run", is_flag=True, help="Show what would be started and whether there is room; start nothing.")
 @json_option
 @click.pass_context
+@training_command
 def submit(
     ctx: click.Context,
     recipe: str | None,

@@ -15,7 +15,7 @@ from rich.text import Text
 
 import job
 import nucleus
-from nucleus.cli.options import cluster_options, json_option
+from nucleus.cli.options import cluster_options, json_option, training_command
 from nucleus.cli.output import note, print_json
 from nucleus.errors import NucleusError
 from nucleus.storage import local_server
@@ -126,6 +126,7 @@ def store() -> None:
 @click.option(
     "--port", type=click.IntRange(0, 65535), help="Port; 0 for any free one.  [default: the last one used, else 9000]"
 )
+@training_command
 def start(folder: Path, port: int | None) -> None:
     """Start the server, create the bucket `nucleus` and print the variables for using it.
 
@@ -143,6 +144,7 @@ def start(folder: Path, port: int | None) -> None:
 
 @store.command()
 @_DIR
+@training_command
 def stop(folder: Path) -> None:
     """Stop the server; the data stays."""
     note("S3 server stopped" if local_server.stop(folder) else f"No S3 server runs on {folder}")
@@ -152,6 +154,7 @@ def stop(folder: Path) -> None:
 @_DIR
 @json_option
 @click.pass_context
+@training_command
 def status(ctx: click.Context, folder: Path, as_json: bool) -> None:
     """Show whether the server runs; the exit status is 1 if not."""
     running = local_server.status(folder)

@@ -17,17 +17,16 @@ import nucleus
 from nucleus import __version__
 from nucleus.errors import NucleusError, OutputError
 from nucleus.lazy import missing_package
+from nucleus.surroundings import ENDING_SIGNALS
 
 __all__ = ["cli", "main"]
 
 _NO_READER = 141
 """Exit status if nobody reads stdout any more, as behind `head`: 128 + SIGPIPE, as in a shell."""
-_ENDS: dict[int, str] = {
-    signal.SIGINT: "Interrupted.",
-    signal.SIGTERM: "Terminated.",
-    signal.SIGHUP: "Terminated: terminal closed.",
-}
-"""What a command says that a signal has ended: signal, then text."""
+_CLOSED = {errno.EPIPE, errno.EINVAL}
+"""Errors of a pipe that nobody reads any more; the second is that of Windows."""
+_ENDS = {"SIGINT": "Interrupted.", "SIGHUP": "Terminated: terminal closed."}
+"""What a command says that a signal has ended, by the name of the signal."""
 
 # Command: (module, attribute, help). The help is repeated here so that `nucleus --help` imports no command.
 _COMMANDS = {
@@ -76,7 +75,7 @@ class _Commands(click.Group):
         except KeyboardInterrupt as error:  # of Ctrl-C, or `_end`
             number = int((error.args or _ended_by or [signal.SIGINT])[-1])
             with suppress(OSError):  # the terminal may be gone
-                click.echo(_ENDS.get(number, "Ended."), err=True)
+                click.echo(_ENDS.get(signal.Signals(number).name, "Terminated."), err=True)
             raise click.exceptions.Exit(128 + number) from error
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
@@ -122,7 +121,7 @@ class _Stdout(io.TextIOWrapper):
             yield
         except OSError as error:
             _discard(self.fileno())  # or the end of the process would try again
-            if error.errno == errno.EPIPE:
+            if error.errno in _CLOSED:
                 raise SystemExit(_NO_READER) from error
             raise OutputError(
                 f"Expected to write the results to stdout; found an obstacle: {error.strerror}. They are incomplete. "
@@ -164,14 +163,23 @@ def _open_standard_files() -> None:
         except OSError:
             _discard(descriptor)
     sys.stdin = sys.stdin or open(0, closefd=False)  # noqa: SIM115  stays open
-    out, err = io.FileIO(1, "w", closefd=False), io.FileIO(2, "w", closefd=False)
+    out, err = _raw(sys.stdout, 1), _raw(sys.stderr, 2)
     sys.stdout = _Stdout(io.BufferedWriter(out), *_coding(sys.stdout), line_buffering=out.isatty())
     sys.stderr = _Stderr(io.BufferedWriter(err), *_coding(sys.stderr))
 
 
+def _raw(file: TextIO | None, descriptor: int) -> io.RawIOBase:
+    """Return the file below a text file: on Windows, one of a console writes any character, a descriptor does not."""
+    buffer: Any = io.FileIO(descriptor, "w", closefd=False) if file is None else file.buffer
+    raw: io.RawIOBase = getattr(buffer, "raw", buffer)  # with `python -u` nothing is buffered
+    return raw
+
+
 def _coding(file: TextIO | None) -> tuple[str | None, str | None]:
-    """Return the encoding of a file, and how it treats characters that the encoding lacks."""
-    return (file.encoding, file.errors) if file is not None else (None, "backslashreplace")
+    """Return the encoding of a file, and how it treats characters that the encoding lacks: they end no command."""
+    if file is None or file.errors == "strict":
+        return (None if file is None else file.encoding), "backslashreplace"
+    return file.encoding, file.errors
 
 
 _ended_by: list[int] = []
@@ -187,10 +195,10 @@ def _end(number: int, _frame: FrameType | None) -> None:
 def main() -> None:
     """Run the command line, and end the process with its exit status.
 
-    SIGTERM and SIGHUP, unless they are ignored, end it as Ctrl-C does.
+    Other signals that ask it to end, unless they are ignored, end it as Ctrl-C does.
     """
     _open_standard_files()
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    for number in ENDING_SIGNALS[1:]:
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _end)
     try:

@@ -1,6 +1,7 @@
 """Options and arguments that several commands share, and their checks."""
 
 from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -8,6 +9,7 @@ import click
 
 import nucleus
 from nucleus.cli.progress_bars import show_progress
+from nucleus.surroundings import check_can_train
 
 if TYPE_CHECKING:
     from nucleus.registry.versions import PulledModel
@@ -24,6 +26,7 @@ __all__ = [
     "pulled_model",
     "run_options",
     "single_writer_option",
+    "training_command",
     "workers_option",
 ]
 
@@ -54,6 +57,17 @@ engine_option = click.option(
     help="What computes the network; auto is TensorFlow if it sees a GPU or the version has no model.onnx, else ONNX "
     "Runtime.",
 )
+
+
+def training_command(command: Command) -> Command:
+    """Make a command refuse to run on Windows, where nothing is trained; its `--help` works there too."""
+
+    @wraps(command)
+    def checked(*arguments: Any, **options: Any) -> Any:
+        check_can_train(click.get_current_context().command_path)
+        return command(*arguments, **options)
+
+    return checked  # type: ignore[return-value]  # it takes what `command` takes
 
 
 def workers_option(otherwise: str) -> Callable[[Command], Command]:

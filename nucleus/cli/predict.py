@@ -22,6 +22,7 @@ from nucleus.cli.options import (
 from nucleus.cli.output import note, print_facts, print_json, print_scores, print_table, warn
 from nucleus.cli.progress_bars import show_progress
 from nucleus.errors import NucleusError, UsageError
+from nucleus.surroundings import check_can_train
 from nucleus.text import SPLIT_NAMES
 
 if TYPE_CHECKING:
@@ -126,6 +127,7 @@ def _predict_files(inputs: tuple[str, ...], model: str, out: Path, given: _Choic
 
 
 def _predict_bucket(images: str, model: str, out: str, workers: int | None, given: _Choices) -> None:
+    check_can_train("images in a bucket, which are predicted on Ray")
     if is_pulled(model):
         raise UsageError(f"Expected NAME[@REF] for images in a bucket, as each worker pulls the model; found {model}.")
     nucleus.lazy.need(*nucleus.lazy.TRAINING)
@@ -262,6 +264,7 @@ def _evaluate_on_cluster(
     options: "PredictionOptions",
     workers: int,
 ) -> "Evaluation":
+    check_can_train("--workers, which are those of a Ray cluster")
     plan = job.EvaluationPlan(
         registry=nucleus.storage.bucket_from_environment(),
         model=nucleus.config.Reference(manifest.model, str(manifest.version)),

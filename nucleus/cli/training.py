@@ -13,7 +13,7 @@ import click
 
 import job
 import nucleus
-from nucleus.cli.options import check_run_options, out_option, run_options, single_writer_option
+from nucleus.cli.options import check_run_options, out_option, run_options, single_writer_option, training_command
 from nucleus.cli.output import print_facts, print_json, print_scores, print_table, warn
 from nucleus.cli.progress_bars import TrainingDisplay
 from nucleus.errors import NucleusError, StorageError
@@ -36,6 +36,7 @@ _WANDB = "https://wandb.ai"
 @out_option
 @click.option("--json", "as_json", is_flag=True, help="Print the published version's manifest as JSON.")
 @click.pass_context
+@training_command
 def train(
     ctx: click.Context,
     recipe: str | None,
@@ -91,6 +92,7 @@ def train(
 @out_option
 @click.option("--json", "as_json", is_flag=True, help="One JSON document.")
 @click.pass_context
+@training_command
 def sweep(
     ctx: click.Context,
     recipe: str,

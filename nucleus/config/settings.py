@@ -33,7 +33,7 @@ def read_recipe(path: Path, settings: Sequence[str] = ()) -> Recipe:
         RecipeError: The file does not exist or is not TOML, a key is unknown, or a value has the wrong type or range.
     """
     try:
-        content = tomllib.loads(path.read_text())
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         shipped = sorted(recipe.stem for recipe in _RECIPES.glob("*.toml"))
         raise RecipeError(

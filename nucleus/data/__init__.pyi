@@ -72,6 +72,7 @@ from .pixel_files import memory_part as memory_part
 from .pixel_files import naming_damage as naming_damage
 from .pixel_files import seen_channels as seen_channels
 from .pixel_files import seen_pixels as seen_pixels
+from .pixel_files import temporary_pages as temporary_pages
 from .pixel_files import unpacked_part as unpacked_part
 from .rasters import open_bmp as open_bmp
 from .rasters import open_jpeg as open_jpeg

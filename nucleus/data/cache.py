@@ -1,11 +1,10 @@
 """Local cache of dataset shards with a size limit, shared by the processes of a machine.
 
-A file with the name of a shard is always complete. Readers of a shard hold a shared lock on its file and writers an
-exclusive lock, so files without a lock can be evicted, the least recently used first; the kernel releases the locks of
-a process that dies. A download reserves space by extending its file to the final size.
+A file with the name of a shard is always complete. Readers of a shard hold a shared lock on its file, so files without
+a lock can be evicted, the least recently used first. Who downloads or evicts a shard holds the lock beside it. The
+system releases the locks of a process that dies. A download reserves space by extending its file to the final size.
 """
 
-import fcntl
 import os
 import time
 from dataclasses import dataclass
@@ -15,17 +14,19 @@ from pathlib import Path
 from nucleus.config.recipe import DEFAULT_CACHE_LIMIT_GIB
 from nucleus.data.dataset import DATASETS, Dataset, Shard
 from nucleus.data.shards import ShardFile
-from nucleus.errors import CacheFullError, IntegrityError, ObjectNotFoundError
+from nucleus.errors import CacheFullError, IntegrityError, ObjectNotFoundError, OutputError
 from nucleus.storage.bucket import Bucket
-from nucleus.storage.files import file_lock, lock_file, sha256_of, writing
-from nucleus.surroundings import cache_folder
+from nucleus.storage.claims import file_lock, lock_file, remove_unused
+from nucleus.storage.files import sha256_of, writing
+from nucleus.storage.uri import local_path
+from nucleus.surroundings import BINARY, cache_folder
 
 __all__ = ["ShardCache", "default_cache_dir"]
 
 _GIB = 1 << 30
 # In this order, a file that is renamed between the two searches is found (perhaps twice).
 _PATTERNS = (".*.tfrecord.part", "*.tfrecord")
-_PART = ".part"
+_PART, _LOCK = ".part", ".lock"
 _NOTE_BYTES = 24
 _WAIT_SECONDS = 60.0
 _POLL_SECONDS = 0.2
@@ -73,54 +74,47 @@ class ShardCache:
             CacheFullError: The limit leaves no space for it.
             OutputError: The disk is full, or the folder of the cache cannot be written or has no locks.
         """
-        path = self._folder / dataset.uri.bucket / dataset.uri.key / dataset.manifest.version / shard.file
+        path = self._folder / local_path(dataset.version_uri / shard.file)
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             descriptor = None
             while descriptor is None:
                 descriptor = _open_verified(path, shard) or self._fetch(dataset, shard, path)
-            os.utime(descriptor)
+            os.utime(path)
         return ShardFile(descriptor, str(path))
 
     def _fetch(self, dataset: Dataset, shard: Shard, path: Path) -> int | None:
-        """Download a shard and return its descriptor, with a shared lock; None if another process was faster.
-
-        The partial file also serves as the lock. Data that a dead process left in it is overwritten.
-        """
+        """Download a shard, unless another process was faster, and open it; None if it is damaged since then."""
         beside = path.with_name(f".{path.name}{_PART}")
-        descriptor = os.open(beside, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            lock_file(descriptor, beside, fcntl.LOCK_EX)
-            if not _is_at(descriptor, beside) or path.exists():
-                if _is_at(descriptor, beside):
-                    beside.unlink()
-                os.close(descriptor)
-                return None
-            self._reserve(descriptor, shard.size)
+        with file_lock(_lock_of(path)):
             try:
-                with os.fdopen(os.dup(descriptor), "wb") as file:
-                    self._bucket(dataset.version_uri).read_into(shard.file, file, sha256=shard.sha256)
-            except ObjectNotFoundError as error:
-                raise IntegrityError(
-                    f"Expected {shard.file} of {dataset} in the bucket; it is missing. Import the images again."
-                ) from error
-            beside.replace(path)
-            lock_file(descriptor, path, fcntl.LOCK_SH)
-        except BaseException:
-            beside.unlink(missing_ok=True)
-            os.close(descriptor)
-            raise
-        _verified.add(_identity(descriptor))
-        return descriptor
+                if not path.exists():
+                    self._download(dataset, shard, beside)
+                    beside.replace(path)
+                return _open_verified(path, shard)
+            except BaseException:
+                beside.unlink(missing_ok=True)
+                raise
+
+    def _download(self, dataset: Dataset, shard: Shard, beside: Path) -> None:
+        """Download a shard to a partial file; data that a dead process left in it is overwritten."""
+        try:
+            with beside.open("wb") as file:
+                self._reserve(file.fileno(), shard.size)
+                self._bucket(dataset.version_uri).read_into(shard.file, file, sha256=shard.sha256)
+                _verified.add(_identity(file.fileno()))
+        except ObjectNotFoundError as error:
+            raise IntegrityError(
+                f"Expected {shard.file} of {dataset} in the bucket; it is missing. Import the images again."
+            ) from error
 
     def _reserve(self, descriptor: int, size: int) -> None:
         """Extend a file to its final size as soon as there is space for it."""
         deadline = time.monotonic() + self._wait_seconds
         while True:
-            with file_lock(self._folder / ".lock") as note:
+            with file_lock(self._folder / _LOCK) as note:
                 if self._make_room(note, size):
-                    os.truncate(descriptor, 0)
-                    os.truncate(descriptor, size)
+                    os.ftruncate(descriptor, size)
                     return
             if time.monotonic() > deadline or size > self._limit:
                 raise CacheFullError(
@@ -135,12 +129,13 @@ class ShardCache:
         The file `note` contains an upper bound of the bytes in the cache, so that most calls need not list its files.
         Bytes that failed downloads released count as taken until the files are listed again.
         """
-        text = os.pread(note, _NOTE_BYTES, 0)
+        text = os.read(note, _NOTE_BYTES)
         total = int(text) if text else self._limit
         if total + size > self._limit:
             total = self._evict(size)
         fits = total + size <= self._limit
-        os.pwrite(note, str(total + size if fits else total).rjust(_NOTE_BYTES).encode(), 0)
+        os.lseek(note, 0, os.SEEK_SET)
+        os.write(note, str(total + size if fits else total).rjust(_NOTE_BYTES).encode())
         return fits
 
     def _evict(self, size: int) -> int:
@@ -157,14 +152,6 @@ class ShardCache:
         return total
 
 
-def _is_at(descriptor: int, path: Path) -> bool:
-    """Return whether the open file is still the one at `path`."""
-    try:
-        return os.path.samestat(os.fstat(descriptor), path.stat())
-    except FileNotFoundError:
-        return False
-
-
 def _entries(folder: Path) -> dict[int, _Entry]:
     """Return the files of the cache by inode."""
     found = {}
@@ -177,32 +164,28 @@ def _entries(folder: Path) -> dict[int, _Entry]:
     return found
 
 
+def _lock_of(path: Path) -> Path:
+    """Return the file of the lock of a shard, by its path or that of its partial file."""
+    return path.with_name(f".{path.name.removeprefix('.').removesuffix(_PART)}{_LOCK}")
+
+
 def _remove_unused(path: Path) -> bool:
-    """Remove a file unless a process holds a lock on it; return whether it was removed."""
+    """Remove a shard or partial file unless a process reads or downloads it; return whether it was removed."""
     try:
-        descriptor = os.open(path, os.O_RDWR)  # network file systems give no exclusive lock to readers
-    except (FileNotFoundError, PermissionError):  # perhaps renamed, or another user's: its bytes may still exist
+        with file_lock(_lock_of(path), wait=False):
+            return remove_unused(path)
+    except (BlockingIOError, OutputError):  # the file may be another user's
         return False
-    try:
-        lock_file(descriptor, path, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if not _is_at(descriptor, path):  # renamed and unlocked since it was opened: its bytes still exist
-            return False
-        path.unlink()
-    except BlockingIOError:
-        return False
-    finally:
-        os.close(descriptor)
-    return True
 
 
 def _open_verified(path: Path, shard: Shard) -> int | None:
     """Open a cached shard with a shared lock; None if it is missing or damaged. A damaged file is removed."""
     try:
-        descriptor = os.open(path, os.O_RDONLY)
+        descriptor = os.open(path, os.O_RDONLY | BINARY)
     except FileNotFoundError:
         return None
     try:
-        lock_file(descriptor, path, fcntl.LOCK_SH)
+        lock_file(descriptor, path, shared=True)
     except BaseException:
         os.close(descriptor)
         raise

@@ -6,7 +6,6 @@ large ones are all read through it, so that they have the same values.
 
 import logging
 import mmap
-import os
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nucleus.errors import ImageError
+from nucleus.surroundings import free_pages, take_room
 
 __all__ = [
     "Content",
@@ -33,6 +33,7 @@ __all__ = [
     "naming_damage",
     "seen_channels",
     "seen_pixels",
+    "temporary_pages",
     "unpacked_part",
 ]
 
@@ -242,6 +243,22 @@ def memory_part(array: NDArray[Any]) -> ReadPart:
     return lambda rows, columns: array[rows, columns]
 
 
+def temporary_pages(size: int, prefix: str, folder: Path | None = None) -> mmap.mmap:
+    """Map a temporary file of zeros, which is removed when the map is no longer referenced.
+
+    Args:
+        size: Bytes.
+        prefix: Begin of the name of the file.
+        folder: Folder of the file; None for that of temporary files.
+
+    Raises:
+        OSError: The disk has no room for it, or the folder cannot be written.
+    """
+    with tempfile.TemporaryFile(prefix=prefix, dir=folder) as file:
+        take_room(file.fileno(), size)
+        return mmap.mmap(file.fileno(), size)
+
+
 def unpacked_part(file: PixelFile) -> ReadPart:
     """Return a function that reads parts of a file from a temporary file, to which it is unpacked at the first use.
 
@@ -252,7 +269,7 @@ def unpacked_part(file: PixelFile) -> ReadPart:
     def read(rows: slice, columns: slice) -> NDArray[Any]:
         array, backing = whole()
         part = array[rows, columns].copy()
-        backing.madvise(mmap.MADV_DONTNEED)
+        free_pages(backing)
         return part
 
     return read
@@ -260,9 +277,7 @@ def unpacked_part(file: PixelFile) -> ReadPart:
 
 def _unpacked(file: PixelFile) -> tuple[NDArray[Any], mmap.mmap]:
     try:
-        with tempfile.TemporaryFile(prefix="nucleus-pixels-") as backing:
-            os.posix_fallocate(backing.fileno(), 0, file.size)  # a full disk found later would end the process
-            pages = mmap.mmap(backing.fileno(), file.size)
+        pages = temporary_pages(file.size, "nucleus-pixels-")
     except OSError as error:
         raise ImageError(
             f"Expected {file.size:,} free bytes in {tempfile.gettempdir()} to unpack {file.name}; {error.strerror}. "

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from nucleus.data.images import LabelImage, RgbImage, encode_png
 from nucleus.errors import IntegrityError
 from nucleus.storage.files import writing
+from nucleus.surroundings import BINARY
 
 __all__ = ["ShardFile", "decode_record", "encode_record", "renamed_record", "write_shard"]
 
@@ -144,7 +145,7 @@ class ShardFile:
     @classmethod
     def open(cls, path: Path) -> ShardFile:
         """Open a shard file."""
-        return cls(os.open(path, os.O_RDONLY), str(path))
+        return cls(os.open(path, os.O_RDONLY | BINARY), str(path))
 
     def __len__(self) -> int:
         """Return the number of records."""
@@ -177,7 +178,7 @@ _seeking = threading.Lock()
 def _read_at(descriptor: int, length: int, offset: int) -> bytes:
     """Read part of a file; Windows, which has no `pread`, moves the position of the descriptor."""
     if hasattr(os, "pread"):
-        return os.pread(descriptor, length, offset)
+        return bytes(os.pread(descriptor, length, offset))
     with _seeking:
         os.lseek(descriptor, offset, os.SEEK_SET)
         return os.read(descriptor, length)

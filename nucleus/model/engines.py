@@ -22,6 +22,7 @@ from nucleus.errors import ModelError
 from nucleus.lazy import tf
 from nucleus.model.architecture import ONNX_FILE, WEIGHTS_FILE, ModelConfig, activations
 from nucleus.model.unet import build_unet, load_weights
+from nucleus.text import plural
 
 __all__ = [
     "ENGINES",
@@ -155,7 +156,7 @@ class EngineDecision:
     def __str__(self) -> str:
         title, packages = _PACKAGES[self.engine]
         found = next((number for number in map(_version, packages) if number), "")
-        threads = f" on {thread_count()} threads" if self.engine == "onnx" else ""
+        threads = f" on {plural(thread_count(), 'thread')}" if self.engine == "onnx" else ""
         return f"{title} {found}{threads}, because {self.reason}"
 
 
@@ -178,7 +179,7 @@ def decide_engine(choice: EngineChoice = "auto", *, has_onnx: bool = True) -> En
     Raises:
         ModelError: The model or this machine does not have what the engine needs.
     """
-    installed = find_spec("tensorflow") is not None
+    installed = _is_installed("tensorflow")
     if choice == "tensorflow" and not installed:
         raise ModelError(f"Expected TensorFlow for --engine tensorflow; it is not installed. Run: {_INSTALL}")
     if choice == "onnx" and not has_onnx:
@@ -198,6 +199,14 @@ def decide_engine(choice: EngineChoice = "auto", *, has_onnx: bool = True) -> En
     if not installed:
         return EngineDecision("onnx", "TensorFlow is not installed")
     return _by_device()
+
+
+def _is_installed(package: str) -> bool:
+    """Return whether a package could be imported, without importing it."""
+    try:
+        return find_spec(package) is not None
+    except (ImportError, ValueError):  # a finder refuses it, or it is barred in `sys.modules`
+        return False
 
 
 def _by_device() -> EngineDecision:

@@ -6,8 +6,6 @@ same nuclei there.
 """
 
 import mmap
-import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,9 +17,11 @@ import numpy as np
 import tifffile
 from numpy.typing import NDArray
 
+from nucleus.data.pixel_files import temporary_pages
 from nucleus.model.instances import kept_labels
 from nucleus.model.tiling import Region
 from nucleus.storage.files import atomic_path
+from nucleus.surroundings import free_pages
 
 __all__ = [
     "AssembledLabels",
@@ -155,7 +155,7 @@ class AssembledLabels:
     def release(self) -> None:
         """Free the memory of labels in a temporary file; no effect on labels in memory."""
         if self._backing is not None:
-            self._backing.madvise(mmap.MADV_DONTNEED)
+            free_pages(self._backing)
 
     def write(self, path: Path) -> None:
         """Write a TIFF of 16 bits, or of 32 bits if there are more than 65,535 nuclei; tiled if the image is large."""
@@ -192,7 +192,5 @@ def assembled_labels(shape: tuple[int, int], folder: Path) -> Iterator[Assembled
     if size <= _IN_MEMORY_BYTES:
         yield AssembledLabels(np.zeros(shape, np.int32))
         return
-    with tempfile.TemporaryFile(dir=folder, prefix=".nucleus-labels-") as file:
-        os.posix_fallocate(file.fileno(), 0, size)  # writing to a sparse file through mmap on a full disk is fatal
-        backing = mmap.mmap(file.fileno(), size)
-        yield AssembledLabels(np.frombuffer(backing, np.int32).reshape(shape), backing)
+    backing = temporary_pages(size, ".nucleus-labels-", folder)
+    yield AssembledLabels(np.frombuffer(backing, np.int32).reshape(shape), backing)

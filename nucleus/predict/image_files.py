@@ -4,7 +4,7 @@ import csv
 import io
 import os
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -25,6 +25,7 @@ from nucleus.predict.model import IMAGES_AT_ONCE, Model
 from nucleus.predict.source import ScaledImage, channel_count, open_source
 from nucleus.progress import Advance, no_progress
 from nucleus.storage.files import atomic_path, write_atomic, writing
+from nucleus.surroundings import name_on_disk
 from nucleus.text import plural
 
 __all__ = [
@@ -117,7 +118,7 @@ def find_inputs(inputs: Sequence[Path]) -> Inputs:
     if not found:
         reasons = "".join(f" {reason}" for reason in list(unread.values())[:3])
         raise UsageError(f"Expected image files in {', '.join(map(str, inputs))}; found none.{reasons}")
-    check_stems([(stem_of(name), str(path)) for name, path in found])
+    check_stems([(stem_of(name), str(path)) for name, path in found], name_on_disk)
     return Inputs(dict(found), unread)
 
 
@@ -142,11 +143,14 @@ def stem_of(name: str) -> str:
     return str(PurePosixPath(name).with_suffix(""))
 
 
-def check_stems(images: Iterable[tuple[str, str]]) -> None:
-    """Raise `UsageError` if two images, given as (stem, full name), would have the same output."""
+def check_stems(images: Iterable[tuple[str, str]], compared: Callable[[str], str] = str) -> None:
+    """Raise `UsageError` if two images, given as (stem, full name), would have the same output.
+
+    `compared` gives the form of a stem by which the place of the outputs tells names apart.
+    """
     stems: dict[str, str] = {}
     for number, (stem, name) in enumerate(images):
-        other = stems.setdefault(stem, name)
+        other = stems.setdefault(compared(stem), name)
         if len(stems) <= number:
             raise UsageError(
                 f"Expected images with different names; found {other} and {name}, which would both write "

@@ -20,7 +20,7 @@ from nucleus.registry.manifest import EncoderWeightsOrigin
 from nucleus.storage.bucket import Bucket, StoredObject
 from nucleus.storage.files import is_full, output_error, sha256_of, temporary_folder
 from nucleus.storage.uri import S3Uri, parse_uri
-from nucleus.surroundings import proxy_advice
+from nucleus.surroundings import export, proxy_advice
 
 __all__ = ["WEIGHTS", "EncoderWeights", "add_weights", "fetch_weights", "list_weights", "provide_weights"]
 
@@ -197,7 +197,7 @@ def _downloaded(encoder: EncoderName, report: Callable[[str], object]) -> Iterat
     except Exception as error:  # urllib, ssl and Keras each raise their own
         if isinstance(error, OSError) and is_full(error):
             kept = Path(os.environ.get("KERAS_HOME") or "~/.keras").expanduser() / encoder
-            raise output_error(kept, error, "export KERAS_HOME=DIR") from error
+            raise output_error(kept, error, export("KERAS_HOME")) from error
         raise WeightsError(
             f"Expected ImageNet weights of {encoder}: the bucket has none under weights/{encoder}/, Keras's cache "
             f"has none, and the download failed ({error}).{proxy_advice(_DOWNLOADS)} Do one of these: run `nucleus "

@@ -27,7 +27,9 @@ from nucleus.registry.manifest import (
 )
 from nucleus.registry.publish import run_of_claim
 from nucleus.storage.bucket import Bucket
-from nucleus.storage.files import file_lock, sha256_of, write_atomic, writing
+from nucleus.storage.claims import file_lock
+from nucleus.storage.files import sha256_of, write_atomic, writing
+from nucleus.storage.uri import local_path
 
 __all__ = [
     "PulledModel",
@@ -43,7 +45,7 @@ __all__ = [
 ]
 
 
-_PULLED = re.compile(r"(?:^|/)([a-z0-9][a-z0-9._-]*)(?:-|/versions/)(\d+)/?$", re.ASCII)
+_PULLED = re.compile(r"(?:^|[/\\])([a-z0-9][a-z0-9._-]*)(?:-|/versions/)(\d+)[/\\]?$", re.ASCII)
 """End of a path that looks like a version: the folder of a pulled one, or its prefix in the bucket."""
 _BUCKET = "s3://"
 
@@ -159,8 +161,7 @@ def pull(bucket: Bucket, reference: Reference, folder: Path, advance: Advance = 
 def pull_cached(bucket: Bucket, reference: Reference, advance: Advance = no_progress) -> PulledModel:
     """Return a version in the cache, downloaded if it is not there yet. Raises the errors of `pull`."""
     manifest = read_version(bucket, reference.name, resolve_version(bucket, reference))
-    models = default_cache_dir() / MODELS / bucket.uri.bucket / bucket.uri.key
-    folder = models / manifest.model / f"{manifest.version:06d}"
+    folder = default_cache_dir() / MODELS / local_path(bucket.uri / manifest.model / f"{manifest.version:06d}")
     _bring(bucket, manifest, folder, advance)
     return PulledModel(folder, manifest)
 
@@ -197,7 +198,7 @@ def check_model_path(model: str) -> None:
         )
     if path.is_file():
         raise UsageError(f"Expected NAME[@REF] or the folder of a pulled version; {path} is a file. Name its folder.")
-    if "/" in model:
+    if {"/", "\\"} & set(model):
         found = "a folder without " + MANIFEST_FILE if path.is_dir() else "nothing there"
         raise UsageError(
             f"Expected a pulled model at {path}; found {found}.{_number_meant(model)} Run: nucleus models pull "

@@ -201,7 +201,7 @@ def _content(record: RunRecord, dataset: DatasetManifest) -> dict[str, Any]:
         "dataset": dataset_panels(dataset),
         "timing": [timing_panel(record.stages)] if record.stages else [],
     }
-    style = (_HERE / "page.css").read_text()
+    style = (_HERE / "page.css").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
     return {
         "style": Markup(style),  # noqa: S704 # nosec B704 - a file of this package

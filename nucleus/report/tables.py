@@ -215,7 +215,7 @@ class PublishedSystem(BaseModel):
 @cache
 def published_systems() -> tuple[PublishedSystem, ...]:
     """Return the systems of `published.toml`."""
-    content = tomllib.loads((Path(__file__).parent / "published.toml").read_text())
+    content = tomllib.loads((Path(__file__).parent / "published.toml").read_text(encoding="utf-8"))
     return tuple(PublishedSystem.model_validate(system) for system in content["systems"])
 
 

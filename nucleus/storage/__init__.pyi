@@ -12,6 +12,9 @@ from .claims import CLAIM_LOST_SECONDS as CLAIM_LOST_SECONDS
 from .claims import PrefixClaim as PrefixClaim
 from .claims import claimed_folder as claimed_folder
 from .claims import claimed_prefix as claimed_prefix
+from .claims import file_lock as file_lock
+from .claims import lock_file as lock_file
+from .claims import remove_unused as remove_unused
 from .client import Connection as Connection
 from .client import body_of as body_of
 from .files import SUMS_FILE as SUMS_FILE
@@ -20,10 +23,9 @@ from .files import check_sums as check_sums
 from .files import disk_errors as disk_errors
 from .files import disk_room as disk_room
 from .files import failed_write as failed_write
-from .files import file_lock as file_lock
 from .files import free_bytes as free_bytes
 from .files import is_full as is_full
-from .files import lock_file as lock_file
+from .files import mover as mover
 from .files import output_error as output_error
 from .files import read_document as read_document
 from .files import read_sums as read_sums
@@ -60,4 +62,5 @@ from .uri import LONGEST_KEY as LONGEST_KEY
 from .uri import S3Uri as S3Uri
 from .uri import bucket_from_environment as bucket_from_environment
 from .uri import key_problem as key_problem
+from .uri import local_path as local_path
 from .uri import parse_uri as parse_uri

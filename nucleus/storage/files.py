@@ -1,7 +1,6 @@
-"""Files on disk: SHA-256 sums, atomic writes, locks and why they fail, and versioned JSON documents."""
+"""Files on disk: SHA-256 sums, atomic writes and why they fail, and versioned JSON documents."""
 
 import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -16,7 +15,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from nucleus import __version__
 from nucleus.errors import IntegrityError, NucleusError, OutputError, UsageError
-from nucleus.surroundings import CACHE_VARIABLE, find_cache
+from nucleus.surroundings import CACHE_VARIABLE, disk_space, export, find_cache, who_may_write
 
 __all__ = [
     "SUMS_FILE",
@@ -25,10 +24,9 @@ __all__ = [
     "disk_errors",
     "disk_room",
     "failed_write",
-    "file_lock",
     "free_bytes",
     "is_full",
-    "lock_file",
+    "mover",
     "output_error",
     "read_document",
     "read_sums",
@@ -47,7 +45,8 @@ _TEMPORARY_VARIABLE = "TMPDIR"
 _TEMPORARY_PREFIX = "nucleus-"
 """With this begin the names of this project's temporary folders."""
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-_FULL_TEXTS = tuple(os.strerror(number) for number in sorted(_FULL))
+_UNKNOWN = "Unknown error"
+_FULL_TEXTS = tuple(text for text in map(os.strerror, sorted(_FULL)) if not text.startswith(_UNKNOWN))
 _FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
 _IN_THE_WAY = {errno.EEXIST, errno.ENOTDIR}
 
@@ -74,7 +73,7 @@ def output_error(path: Path, error: OSError, move: str | None = None) -> OutputE
     """
     there = _nearest(path)
     reason = error.strerror or (os.strerror(errno.ENOSPC) if is_full(error) else str(error))
-    move = move or _mover(path)
+    move = move or mover(path)
     if is_full(error):
         return OutputError(
             f"Expected room to write {path}; found none ({reason}; {disk_room(there)}). Files that were written before "
@@ -86,38 +85,36 @@ def output_error(path: Path, error: OSError, move: str | None = None) -> OutputE
         )
     if error.errno in _FORBIDDEN:
         return OutputError(
-            f"Expected permission to write {path}; found none ({reason}; this process is user {os.getuid()}, and "
-            f"{there} belongs to user {there.stat().st_uid}). Name another folder ({move}), or change the permissions."
+            f"Expected permission to write {path}; found none ({reason}; {who_may_write(there)}). Name another folder "
+            f"({move}), or change the permissions."
         )
     return OutputError(f"Expected to write {path}; found an obstacle: {reason}. Name another file or folder ({move}).")
 
 
-def _mover(path: Path) -> str:
-    """Return the variable or option that chooses another place for a path."""
+def mover(path: Path) -> str:
+    """Return what chooses another place for a path: a variable with its command, or an option."""
     above = {path.absolute(), *path.absolute().parents}
     with suppress(UsageError):
         if find_cache().path in above:
-            return f"export {CACHE_VARIABLE}=DIR"
+            return export(CACHE_VARIABLE)
     with suppress(FileNotFoundError):
         temporary = Path(tempfile.gettempdir()).absolute()
         if any(place.parent == temporary and place.name.startswith(_TEMPORARY_PREFIX) for place in above):
-            return f"export {_TEMPORARY_VARIABLE}=DIR"
+            return export(_TEMPORARY_VARIABLE)
     return "--out DIR, or the folder that the command was given"
 
 
 def free_bytes(place: Path) -> int | None:
     """Return how many bytes this user can still write to the disk of a path; None if its file system does not say."""
-    disk = os.statvfs(_nearest(place))
-    if disk.f_blocks == 0:
-        return None
-    return 0 if disk.f_files and not disk.f_favail else disk.f_bavail * disk.f_frsize
+    free, more_files = disk_space(_nearest(place))
+    return free if more_files else 0
 
 
 def disk_room(place: Path) -> str:
     """Return how much room is left on the disk of a path, as text."""
-    disk = os.statvfs(_nearest(place))
-    names = ", and no more files can be made (inodes)" if disk.f_files and not disk.f_favail else ""
-    return f"{disk.f_bavail * disk.f_frsize >> 20:,} MiB are free on its disk{names}"
+    free, more_files = disk_space(_nearest(place))
+    names = "" if more_files else ", and no more files can be made (inodes)"
+    return f"{(free or 0) >> 20:,} MiB are free on its disk{names}"
 
 
 @contextmanager
@@ -141,7 +138,7 @@ def failed_write(error: Exception) -> OutputError | None:
     if isinstance(error, FileNotFoundError) and "usable temporary directory" in str(error):  # Python tried to write
         return OutputError(
             f"Expected a folder for temporary files that can be written; found none ({error.strerror}). Make room, or "
-            f"choose another folder: export {_TEMPORARY_VARIABLE}=DIR."
+            f"choose another folder: {export(_TEMPORARY_VARIABLE)}."
         )
     if not isinstance(error.filename, str):
         return _full_somewhere() if is_full(error) else None
@@ -164,7 +161,7 @@ def _full_somewhere() -> OutputError:
     rooms = "; ".join(f"{path} ({name}): {disk_room(path)}" for name, path in places.items())
     return OutputError(
         f"Expected room on the disk; found none. Where this program writes: {rooms}. Make room, or choose folders on "
-        f"another disk: export {_TEMPORARY_VARIABLE}=DIR {CACHE_VARIABLE}=DIR, or --out DIR."
+        f"another disk: {export(_TEMPORARY_VARIABLE)} {CACHE_VARIABLE}=DIR, or --out DIR."
     )
 
 
@@ -211,56 +208,6 @@ def temporary_folder(what: str) -> Iterator[Path]:
         yield Path(folder)
 
 
-def lock_file(descriptor: int, path: Path, how: int, move: str | None = None) -> None:
-    """Lock an open file as `flock` does.
-
-    Args:
-        descriptor: The open file; it is open for writing, which network file systems require of an exclusive lock.
-        path: Its path.
-        how: `fcntl.LOCK_EX` or `LOCK_SH`, and `LOCK_NB` not to wait.
-        move: That of `output_error`.
-
-    Raises:
-        BlockingIOError: Another process holds the lock, and `how` has `LOCK_NB`.
-        OutputError: The file system has no locks, as some network file systems.
-    """
-    try:
-        fcntl.flock(descriptor, how)
-    except BlockingIOError:
-        raise
-    except OSError as error:
-        raise OutputError(
-            f"Expected a file system with locks at {path}; it has none ({error.strerror}), so two processes could "
-            f"write there at once. Choose a folder on another file system ({move or _mover(path)}), such as that of a "
-            "local disk."
-        ) from error
-
-
-@contextmanager
-def file_lock(path: Path, move: str | None = None, *, wait: bool = True) -> Iterator[int]:
-    """Hold an exclusive lock between threads and processes while the block runs; yield the descriptor of its file.
-
-    The kernel waits, and releases the lock when its process ends. The file stays.
-
-    Args:
-        path: File of the lock; its folder is created.
-        move: That of `output_error`.
-        wait: Whether to wait for a process that holds the lock.
-
-    Raises:
-        BlockingIOError: Another process holds the lock, and `wait` is false.
-        OutputError: The file cannot be written, or its file system has no locks.
-    """
-    with writing(path, move):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    try:
-        lock_file(descriptor, path, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB), move)
-        yield descriptor
-    finally:
-        os.close(descriptor)
-
-
 @contextmanager
 def atomic_path(path: Path, move: str | None = None) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it to `path` if the block succeeds, else remove it.
@@ -289,7 +236,7 @@ def write_atomic(path: Path, data: bytes | str, move: str | None = None) -> None
 
 def write_sums(folder: Path) -> None:
     """Write the SHA-256 of all files below a folder to `sums.json` in it."""
-    (folder / SUMS_FILE).write_text(json.dumps(_sums(folder), indent=1))
+    (folder / SUMS_FILE).write_bytes(json.dumps(_sums(folder), indent=1).encode())
 
 
 def check_sums(folder: Path, where: str) -> None:

@@ -25,8 +25,9 @@ from pydantic import TypeAdapter, ValidationError
 
 from nucleus.errors import OutputError, StoreServerError
 from nucleus.lazy import need
-from nucleus.storage.files import file_lock, write_atomic, writing
-from nucleus.surroundings import loopback_exemption
+from nucleus.storage.claims import file_lock
+from nucleus.storage.files import write_atomic, writing
+from nucleus.surroundings import check_can_train, loopback_exemption
 
 __all__ = ["RunningStore", "environment", "make_bucket", "served_folder", "start", "status", "stop"]
 
@@ -129,6 +130,7 @@ def start(folder: Path, port: int | None = None) -> RunningStore:
         StoreServerError: ministack is of another version, the port is in use, the folder cannot be
             written, its file system has no locks or no room, or the server does not start.
     """
+    check_can_train("the embedded S3 server")
     folder = folder.expanduser().absolute()
     with _explained(), file_lock(folder / "store.lock", _MOVE):
         running = status(folder)

@@ -16,7 +16,7 @@ from nucleus.errors import (
     UnreachableError,
 )
 from nucleus.storage.uri import S3Uri
-from nucleus.surroundings import proxy_advice
+from nucleus.surroundings import CLOCK_FIX, export, proxy_advice
 from nucleus.text import first_line
 
 __all__ = [
@@ -59,8 +59,8 @@ _REFUSALS: tuple[tuple[set[str], type[StorageError], str], ...] = (
     (
         {"RequestTimeTooSkewed"},
         ClockError,
-        "Expected this machine's clock to be within 15 minutes of {endpoint}'s; {operation} was refused ({code}). Run: "
-        "timedatectl set-ntp true (for a container, on its host).",
+        "Expected this machine's clock to be within 15 minutes of {endpoint}'s; {operation} was refused ({code}). "
+        + CLOCK_FIX,
     ),
     (
         {"PreconditionFailed", "412"},
@@ -168,8 +168,8 @@ def explained(uri: S3Uri, endpoint: str) -> Iterator[None]:
         raise _from_response(error, uri, endpoint) from error
     except (boto.NoCredentialsError, boto.PartialCredentialsError) as error:
         raise AccessDeniedError(
-            f"Expected credentials for {uri}; found none ({error}). Run: export AWS_ACCESS_KEY_ID=... "
-            "AWS_SECRET_ACCESS_KEY=... (or aws configure)."
+            f"Expected credentials for {uri}; found none ({error}). Run: aws configure "
+            f"(or {export('AWS_ACCESS_KEY_ID', '...')}, and AWS_SECRET_ACCESS_KEY)."
         ) from error
     except (boto.CredentialRetrievalError, boto.SSOError, boto.InvalidConfigError) as error:
         raise AccessDeniedError(f"Expected credentials for {uri}; got none: {_sentence(error)}") from error
@@ -236,7 +236,8 @@ def _from_tls(text: str, uri: S3Uri, endpoint: str) -> StorageError:
         reason = text.partition("certificate verify failed: ")[2].partition(" (_ssl")[0] or "it is not trusted"
         return StorageError(
             f"Expected a certificate of {endpoint} that this machine trusts; found another: {reason}. For a private "
-            "certificate authority, run: export AWS_CA_BUNDLE=FILE.pem (or ca_bundle in the AWS configuration file)."
+            f"certificate authority, run: {export('AWS_CA_BUNDLE', 'FILE.pem')} (or ca_bundle in the AWS configuration "
+            "file)."
         )
     if any(part in text for part in _NO_CERTIFICATES):
         return StorageError(

@@ -24,7 +24,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from nucleus.errors import NucleusError, StoreServerError
-from nucleus.storage.files import file_lock, free_bytes, output_error
+from nucleus.storage.claims import file_lock
+from nucleus.storage.files import free_bytes, output_error
 
 __all__ = ["serve_store"]
 

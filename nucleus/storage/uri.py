@@ -1,17 +1,31 @@
 """S3 URIs: `s3://bucket/key` as a value, and the bucket of NUCLEUS_BUCKET."""
 
 import os
+import re
 from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote
 
 from nucleus.errors import UriError
+from nucleus.surroundings import export
 
-__all__ = ["BUCKET_VARIABLE", "LONGEST_KEY", "S3Uri", "bucket_from_environment", "key_problem", "parse_uri"]
+__all__ = [
+    "BUCKET_VARIABLE",
+    "LONGEST_KEY",
+    "S3Uri",
+    "bucket_from_environment",
+    "key_problem",
+    "local_path",
+    "parse_uri",
+]
 
 BUCKET_VARIABLE = "NUCLEUS_BUCKET"
 """Environment variable with the project's bucket."""
 LONGEST_KEY = 1024
 """Bytes of a key, by S3's rules."""
 _FIRST_PRINTABLE, _DELETE = 32, "\x7f"
+_FORBIDDEN = re.compile(r'[\x00-\x1f<>:"|?*\\%]|^(con|prn|aux|nul|com\d|lpt\d)(?![^. ])|[. ]$', re.IGNORECASE)
+"""What a file name cannot have on Windows: letters, names of devices, a dot or blank at the end; `%` marks them."""
 _ODD_PARTS = {"": "an empty part (two slashes, or one at an end)", ".": "a part '.'", "..": "a part '..'"}
 
 
@@ -74,6 +88,20 @@ def key_problem(key: str) -> str | None:
     return None
 
 
+def local_path(uri: S3Uri) -> Path:
+    """Return a relative path for what is kept of an object, with names that every operating system accepts.
+
+    >>> local_path(S3Uri("cells", "models/aux/v:1")).as_posix()
+    'cells/models/%61ux/v%3A1'
+    """
+    return Path(*(_FORBIDDEN.sub(_quoted, part) for part in (uri.bucket, *uri.key.split("/")) if part))
+
+
+def _quoted(found: re.Match[str]) -> str:
+    letter, rest = found[0][0], found[0][1:]
+    return quote(letter, safe="") + rest if quote(letter, safe="") != letter else f"%{ord(letter):02X}{rest}"
+
+
 def bucket_from_environment(given: str | None = None) -> S3Uri:
     """Return the project's bucket: `given` (from a recipe), else the variable NUCLEUS_BUCKET.
 
@@ -83,7 +111,7 @@ def bucket_from_environment(given: str | None = None) -> S3Uri:
     text = given or os.environ.get(BUCKET_VARIABLE, "")
     if not text:
         raise UriError(
-            f"Expected a bucket in {BUCKET_VARIABLE}; it is not set. Run: export {BUCKET_VARIABLE}=s3://BUCKET "
+            f"Expected a bucket in {BUCKET_VARIABLE}; it is not set. Run: {export(BUCKET_VARIABLE, 's3://BUCKET')} "
             '(or, for a server on this machine: eval "$(nucleus store start)").'
         )
     return parse_uri(text)

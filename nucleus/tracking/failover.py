@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 
 from nucleus.errors import UsageError
 from nucleus.lazy import wandb
-from nucleus.surroundings import exempt_this_machine, proxy_advice
+from nucleus.surroundings import exempt_this_machine, export, proxy_advice
 from nucleus.text import first_line
 
 if TYPE_CHECKING:
@@ -56,7 +56,8 @@ def tracking_mode(options: TrackingOptions) -> str:
     mode = os.environ.get("WANDB_MODE") or options.wandb
     if mode not in _MODES:
         raise UsageError(
-            f"Expected WANDB_MODE to be one of {', '.join(_MODES)}; found {mode!r}. Run: export WANDB_MODE=offline"
+            f"Expected WANDB_MODE to be one of {', '.join(_MODES)}; found {mode!r}. Run: "
+            + export("WANDB_MODE", "offline")
         )
     return mode
 

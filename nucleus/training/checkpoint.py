@@ -109,7 +109,7 @@ def save_checkpoint(
         save_arrays(folder / f"{group.name}.npz", [variable.numpy() for variable in group.state])
     if best.exists():  # it does not before the first validation
         (folder / BEST_WEIGHTS).write_bytes(best.read_bytes())
-    (folder / _STATE).write_text(progress.model_dump_json(indent=1))
+    (folder / _STATE).write_text(progress.model_dump_json(indent=1), encoding="utf-8")
 
 
 def load_checkpoint(folder: Path, model: keras.Model, groups: Sequence[ParameterGroup], best: Path) -> Progress:

@@ -23,6 +23,7 @@ from nucleus.data.shards import ShardFile, write_shard
 from nucleus.data.synthetic import write_generated
 from nucleus.errors import CacheFullError, IntegrityError, OutputError
 from nucleus.storage.bucket import Bucket
+from nucleus.storage.claims import remove_unused
 from nucleus.storage.files import sha256_of
 from nucleus.storage.uri import S3Uri
 
@@ -157,7 +158,7 @@ def test_what_is_renamed_at_the_last_moment_is_not_taken_for_removed(
         lock(descriptor, how)
 
     monkeypatch.setattr(fcntl, "flock", finished_first)
-    assert not cache_module._remove_unused(part)
+    assert not remove_unused(part)
     assert whole.read_bytes() == b"a shard"
 
 

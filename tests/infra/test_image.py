@@ -48,7 +48,7 @@ def test_every_kind_of_image_has_its_stage_and_its_lock() -> None:
         assert f"image-{extra}" in stages
         assert (ROOT / "requirements" / f"{extra}.txt").is_file()
     tools = (ROOT / "requirements" / "dev.txt").read_text()
-    assert all(f"\n{name}==" in f"\n{tools}" for name in ("setuptools", "uv"))  # which build and install the project
+    assert all(f"\n{name}==" in f"\n{tools}" for name in ("uv", "uv-build"))  # which install and build the project
 
 
 def test_only_the_program_goes_to_the_builder() -> None:

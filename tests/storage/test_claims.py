@@ -1,5 +1,6 @@
 """Two processes and one place for results: one of them writes, the other is told who does; the dead do not count."""
 
+import fcntl
 import multiprocessing
 import os
 import signal
@@ -123,7 +124,7 @@ def test_file_systems_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     def refuse(*_: object) -> None:
         raise OSError(38, "Function not implemented")
 
-    monkeypatch.setattr(claims.fcntl, "flock", refuse)
+    monkeypatch.setattr(fcntl, "flock", refuse)
     with pytest.raises(OutputError, match="Function not implemented"), claimed_folder(tmp_path / "out"):
         pass
 

@@ -12,11 +12,11 @@ from types import SimpleNamespace
 import pytest
 
 from nucleus.errors import OutputError, UsageError
+from nucleus.storage.claims import file_lock
 from nucleus.storage.files import (
     atomic_path,
     disk_errors,
     failed_write,
-    file_lock,
     free_bytes,
     output_error,
     temporary_folder,
