@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.containers.engine import BASE
+from tests.containers.images import HARDENED, counted
 from tests.containers.steps import Protocol, Shell, StepError
 
 __all__ = ["Guide", "Store"]
@@ -98,6 +99,7 @@ class Guide:
             ("models pull", self._pull),
             ("predict", self._predict),
             ("evaluate", self._evaluate),
+            ("nucleus:predict: pull, evaluate", self._evaluate_light),
             ("kill -9 of the head: restarted, healthy", self._kill_head),
             ("kill -9 of Ray's control process: restarted, healthy", self._kill_gcs),
             ("down, up: data and models are kept", self._again),
@@ -255,7 +257,8 @@ class Guide:
     def _checkpoint(self) -> str | None:
         """The address of the last checkpoint of the newest run."""
         shown = json.loads(self._nucleus("runs", "show", self._last_run()["run"], "--json"))
-        return shown["places"].get("last checkpoint")
+        place: str | None = shown["places"].get("last checkpoint")
+        return place
 
     def _last_run(self) -> dict[str, Any]:
         return max(self._runs(), key=lambda run: str(run["begun"]))
@@ -273,12 +276,25 @@ class Guide:
         return f"{len(list((self.folder / 'results' / 'model').iterdir()))} files"
 
     def _predict(self) -> str:
-        self._nucleus("predict", "/data/my-images", "--model", "dsb2018@production", "--out", "/results/found")
-        return f"{len([path for path in (self.folder / 'results' / 'found').rglob('*') if path.is_file()])} files"
+        words = ("predict", "/data/my-images", "--model", "dsb2018@production", "--out", "/results/found", "--json")
+        return counted(json.loads(self._nucleus(*words)))
 
     def _evaluate(self) -> str:
-        found = json.loads(self._nucleus("evaluate", "dsb2018@production", "dsb2018", "--json"))
-        return ", ".join(f"{key} {value}" for key, value in found.items() if isinstance(value, str | int))[:100]
+        found = json.loads(self._nucleus("evaluate", "dsb2018@2", "dsb2018", "--json"))
+        return f"{found['model']}, split {found['split']}"
+
+    def _evaluate_light(self) -> str:
+        """The image without TensorFlow, in the stack's network, with the store's key."""
+        values = dict(line.split("=", 1) for line in self.env.read_text().splitlines())
+        (self.folder / "store.env").write_text(
+            "AWS_ENDPOINT_URL_S3=http://store:9000\nAWS_ACCESS_KEY_ID=nucleus\nAWS_REGION=us-east-1\n"
+            f"AWS_SECRET_ACCESS_KEY={values['STORE_PASSWORD']}\nNUCLEUS_BUCKET=s3://nucleus\nXDG_CACHE_HOME=/tmp\n"
+        )
+        options = (*HARDENED, "--network", f"{_PROJECT}_default", "--env-file", self.folder / "store.env")
+        run = ("docker", "run", "--rm", *options, "nucleus:predict")
+        self.shell.run(*run, "models", "pull", "dsb2018@2", "/tmp/model")
+        found = self.shell.json(*run, "evaluate", "dsb2018@2", "dsb2018", "--json")
+        return f"{found['model']}, split {found['split']}"
 
     # --- failures ---
 
