@@ -33,7 +33,7 @@ PREDICT_FOLDERS = [
         "networkx-*",
     ),  # scikit-image's files, graphs
     *("pygments", "pygments-*"),  # with which rich colours source code
-    *("numpy/distutils", "numpy/f2py", "onnxruntime/quantization", "onnxruntime/tools"),  # to build programs and models
+    *("onnxruntime/quantization", "onnxruntime/tools"),  # to convert models
 ]
 """What only the predict image leaves out; it reads and writes images with OpenCV, tifffile and imagecodecs."""
 AWS = {"s3", "sts", "sso", "sso-oidc", "signin"}

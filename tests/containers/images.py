@@ -1,5 +1,6 @@
 """The container images: built, measured, and the predict image used; and the pictures to find nuclei in."""
 
+import json
 import os
 import re
 import subprocess
@@ -8,11 +9,12 @@ import zipfile
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from tests.containers.engine import BASE
 from tests.containers.steps import Protocol, Shell, StepError
 
-__all__ = ["LIMITS", "Images", "PredictImage"]
+__all__ = ["HARDENED", "LIMITS", "Images", "PredictImage", "counted"]
 
 LIMITS = {"predict": 500, "train": 2200}
 """Image: most megabytes (10^6 bytes), uncompressed."""
@@ -107,6 +109,23 @@ class Images:
         self.shell.run("docker", "run", *options, "nucleus:predict", "-c", program)
 
 
+def counted(printed: dict[str, Any]) -> str:
+    """What `nucleus predict --json` found.
+
+    Args:
+        printed: Its document.
+
+    Returns:
+        Numbers of images and nuclei.
+
+    Raises:
+        StepError: An image could not be read.
+    """
+    if printed["failures"]:
+        raise StepError(f"failures: {printed['failures']}")
+    return f"{len(printed['nuclei'])} images, {sum(printed['nuclei'].values())} nuclei"
+
+
 def _some_of(found: Path, archive: Path) -> str:
     """Every so many-th image of an archive in Kaggle's layout, with its masks."""
     with zipfile.ZipFile(found) as whole, zipfile.ZipFile(archive, "w") as some:
@@ -162,12 +181,12 @@ class PredictImage:
         return f"{len(found)} commands"
 
     def _predict(self) -> str:
-        self._run("predict", "my-images", "--model", "/model", "--out", "/out/found")
+        printed = self._run("predict", "my-images", "--model", "/model", "--out", "/out/found", "--json")
         written = [path for path in (self.data.parent / "results-1000" / "found").rglob("*") if path.is_file()]
         names = {path.name for path in written}
         if not any("jpeg" in name for name in names) or not any("plain" in name for name in names):
             raise StepError(f"no result of the TIFFs: {sorted(names)}")
-        return f"{len(written)} files"
+        return counted(json.loads(printed))
 
     def _another_user(self) -> str:
         self._run("predict", "my-images/plain.tif", "--model", "/model", "--out", "/out/found", user=4711)
