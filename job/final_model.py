@@ -42,10 +42,6 @@ _MOST_APART = 1e-3
 """Largest difference of a value between two engines; rounding gives 1e-6, and up to 1e-4 in a random network."""
 _SAME_NUCLEUS = 0.9
 """Lowest IoU of two labels of the same nucleus."""
-_NOT_PUBLISHED = (
-    "Nothing was published. Install the versions of tf2onnx and onnxruntime that requirements/ locks, and run: nucleus "
-    "train --resume RUN"
-)
 
 
 def save_model(folder: Path, result: TrainingResult) -> None:
@@ -129,13 +125,13 @@ def check_same_nuclei(expected: Model, found: Model, images: Iterable[LabelledIm
         if not apart <= _MOST_APART:  # also NaN
             raise ModelError(
                 f"Expected values of {nucleus.model.ONNX_FILE} within {_MOST_APART:g} of TensorFlow's for the image "
-                f"{image.name}; found a difference of {apart:.3g}. {_NOT_PUBLISHED}"
+                f"{image.name}; found a difference of {apart:.3g}."
             )
         changed = _changed_nuclei(expected, one, expected.label(one), expected.label(other), apart)
         if changed:
             raise ModelError(
                 f"Expected the same nuclei from {nucleus.model.ONNX_FILE} and TensorFlow in the image {image.name}; "
-                f"{changed} differ, though no value differs by more than {apart:.1g}. {_NOT_PUBLISHED}"
+                f"{changed} differ, though no value differs by more than {apart:.1g}."
             )
 
 
@@ -161,10 +157,6 @@ def _changed_nuclei(
     for labels in (*alone, *alone):  # what lies over an excused nucleus is excused, in both directions
         region |= np.isin(labels, np.setdiff1d(labels[region], 0))
     return sum(len(np.setdiff1d(labels[~region], 0)) for labels in alone)
-
-
-def _without(labels: NDArray[np.int32], some: NDArray[np.int64]) -> NDArray[np.int32]:
-    return np.where(np.isin(labels, some), 0, labels)
 
 
 def _on_edge(maps: Maps, settings: InstanceSettings, apart: float) -> NDArray[np.bool_]:

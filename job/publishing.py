@@ -9,7 +9,7 @@ from nucleus import __version__
 from nucleus.config.names import Reference
 from nucleus.data.cache import ShardCache, default_cache_dir
 from nucleus.data.dataset import locate_dataset, open_dataset
-from nucleus.errors import IntegrityError, ObjectNotFoundError
+from nucleus.errors import IntegrityError, ModelError, ObjectNotFoundError
 from nucleus.model.architecture import CARD_FILE, CONFIG_FILE, ONNX_FILE, read_model_config
 from nucleus.registry.aliases import pass_gate
 from nucleus.registry.card import model_card
@@ -106,7 +106,13 @@ def publish_run(plan: RunPlan, fitted: FinishedRun, bucket: Bucket, callback: Ca
         config = read_model_config((folder / CONFIG_FILE).read_bytes(), str(checkpoint.uri))
         dataset = open_dataset(locate_dataset(plan.dataset))
         callback.on_stage(f"Comparing {ONNX_FILE} with TensorFlow")
-        add_onnx(folder, dataset, _cache(plan))
+        try:
+            add_onnx(folder, dataset, _cache(plan))
+        except ModelError as error:
+            raise ModelError(
+                f"{error} Nothing was published. Install the versions of tf2onnx and onnxruntime that requirements/ "
+                f"locks, and run: nucleus train --resume {plan.run}"
+            ) from error
         (folder / CARD_FILE).write_text(model_card(plan.recipe.model, origin, config, dataset.manifest))
         with callback.progress("publish", "bytes") as advance:
             manifest = publish(bucket, plan.recipe.model, folder, origin, advance)

@@ -63,7 +63,7 @@ def test_a_network_that_computes_something_else_is_not_published(
 
     monkeypatch.setattr(nucleus.model, "write_onnx", write_wrongly)
     (image,) = images_of_split(dataset, "test", cache)
-    with pytest.raises(ModelError, match=rf"image {image.name}; found a difference of .*Nothing was published"):
+    with pytest.raises(ModelError, match=rf"image {image.name}; found a difference of"):
         add_onnx(model_folder, dataset, cache)
 
 

@@ -209,7 +209,7 @@ def test_threads(pulled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_batches_and_threads_do_not_change_a_value(pulled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Exact by construction on the CPUs tried: each value is the same sum in the same order."""
+    """To within rounding; on the CPUs tried to the bit, for each value is the same sum in the same order."""
     found = []
     for threads in ("1", "2"):
         monkeypatch.setenv("TF_NUM_INTRAOP_THREADS", threads)
