@@ -66,7 +66,9 @@ def by_uv(environment: Path, extra: str) -> None:
         if not uv.exists():
             run(*uv_installer(python), "--require-hashes", "--requirement", own)
         lock = ROOT / "requirements" / f"{extra}.txt"
-        run(uv, "pip", "sync", "--quiet", "--python", python, "--require-hashes", lock, own)
+        # Elsewhere the first import of a module writes its bytecode; here each process would compile everything again.
+        compiled = ["--compile-bytecode"] if sys.dont_write_bytecode else []
+        run(uv, "pip", "sync", "--quiet", *compiled, "--python", python, "--require-hashes", lock, own)
     run(uv, "pip", "install", "--quiet", "--python", python, *PROJECT)
 
 
