@@ -8,6 +8,7 @@ the hashes of the lock; it comes by this Python's pip, by a uv that is on PATH, 
 from __future__ import annotations  # an older Python reads this too, and says which one is needed
 
 import argparse
+import os
 import re
 import shutil
 import subprocess
@@ -65,7 +66,9 @@ def by_uv(environment: Path, extra: str) -> None:
         if not uv.exists():
             run(*uv_installer(python), "--require-hashes", "--requirement", own)
         lock = ROOT / "requirements" / f"{extra}.txt"
-        run(uv, "pip", "sync", "--quiet", "--python", python, "--require-hashes", lock, own)
+        # Elsewhere the first import of a module writes its bytecode; here each process would compile everything again.
+        compiled = ["--compile-bytecode"] if sys.dont_write_bytecode else []
+        run(uv, "pip", "sync", "--quiet", *compiled, "--python", python, "--require-hashes", lock, own)
     run(uv, "pip", "install", "--quiet", "--python", python, *PROJECT)
 
 
@@ -81,7 +84,7 @@ def by_pip(environment: Path, extra: str) -> None:
         own.write_text(locked("uv-build"))
         lock = ROOT / "requirements" / f"{extra}.txt"
         run(python, "-m", "pip", *PIP, "--require-hashes", "--requirement", lock, "--requirement", own)
-    run(python, "-m", "pip", *PIP, *PROJECT)
+    run(python, "-m", "pip", *PIP, *PROJECT, path=python.parent)  # where uv-build looks for itself
 
 
 def uv_installer(python: Path) -> list[str | Path]:
@@ -138,9 +141,11 @@ def unmark(environment: Path) -> set[str]:
     return {path.name.removeprefix(".installed-") for path in marks}
 
 
-def run(*command: str | Path) -> None:
-    """Run a command; `CalledProcessError` if it fails."""
-    subprocess.run(command, check=True)
+def run(*command: str | Path, path: Path | None = None) -> None:
+    """Run a command, with a folder before PATH; `CalledProcessError` if it fails."""
+    before = [str(path.absolute())] if path else []
+    variables = {**os.environ, "PATH": os.pathsep.join([*before, os.environ.get("PATH", os.defpath)])}
+    subprocess.run(command, check=True, env=variables)
 
 
 if __name__ == "__main__":
