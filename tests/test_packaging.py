@@ -6,6 +6,7 @@ Only Linux on x86-64 is run here. For the others, uv resolves the dependencies a
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,8 +20,13 @@ NO_INDEX = ("error sending request", "failed to fetch", "dns error", "network co
 """What uv says, in small letters, where no package index can be reached."""
 
 
-def resolved(platform: str, python: str) -> subprocess.CompletedProcess[str]:
-    """Resolve the dependencies for a platform and a Python, from wheels alone."""
+@pytest.fixture(scope="module")
+def resolve() -> Callable[[str, str], subprocess.CompletedProcess[str]]:
+    """Resolve the dependencies for a platform and a Python, from wheels alone, by the package index."""
+    return _resolved
+
+
+def _resolved(platform: str, python: str) -> subprocess.CompletedProcess[str]:
     command = [
         *(sys.executable, "-m", "uv", "pip", "compile", "--quiet", "--no-header", "--no-annotate"),
         *("--only-binary", ":all:", "--python-platform", platform, "--python-version", python, "pyproject.toml"),
@@ -31,8 +37,10 @@ def resolved(platform: str, python: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize("python", PYTHONS)
 @pytest.mark.parametrize("platform", PLATFORMS)
-def test_the_light_install_has_wheels(platform: str, python: str) -> None:
-    done = resolved(platform, python)
+def test_the_light_install_has_wheels(
+    platform: str, python: str, resolve: Callable[[str, str], subprocess.CompletedProcess[str]]
+) -> None:
+    done = resolve(platform, python)
     if any(text in done.stderr.lower() for text in NO_INDEX):
         pytest.skip(f"no package index can be reached: {done.stderr.strip().splitlines()[-1]}")
     assert done.returncode == 0, done.stderr

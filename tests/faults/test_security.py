@@ -166,6 +166,7 @@ def test_files_that_try_to_run_code(tmp_path: Path) -> None:
     [
         ("model.weights.h5", "pickle"),
         ("model.weights.h5", "keras"),
+        ("model.onnx", "pickle"),
         ("model.json", "pickle"),
         ("model.json", '{"class_name": "Lambda", "config": {"function": "os.system"}}'),
     ],
@@ -190,7 +191,9 @@ def test_published_models_that_try_to_run_code(
     monkeypatch.setenv("NUCLEUS_BUCKET", str(bucket.uri))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     image = next(dozen.rglob("images/*.png"))
-    run = CliRunner().invoke(cli, ["predict", str(image), "--model", "m", "--out", str(tmp_path / "out")])
+    engine = "tensorflow" if name == "model.weights.h5" else "auto"
+    command = ["predict", str(image), "--model", "m", "--out", str(tmp_path / "out"), "--engine", engine]
+    run = CliRunner().invoke(cli, command)
     assert run.exit_code == 1, run.output
     assert name in run.stderr
     assert not trap.exists()
