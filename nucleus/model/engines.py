@@ -43,6 +43,7 @@ _DEVICES = Path("/dev")
 _NVIDIA = ("nvidia[0-9]*", "dxg")
 """Device files of NVIDIA GPUs: on Linux, and on Linux in Windows."""
 _HIDING = "CUDA_VISIBLE_DEVICES"
+_CGROUP = Path("/sys/fs/cgroup")
 _THREADS = ("TF_NUM_INTRAOP_THREADS", "OMP_NUM_THREADS")
 _PACKAGES = {"onnx": ("ONNX Runtime", ("onnxruntime",)), "tensorflow": ("TensorFlow", ("tensorflow", "tensorflow-cpu"))}
 _INSTALL = 'pip install "nucleus[train]"'
@@ -132,13 +133,29 @@ def thread_count() -> int:
     """Return the number of threads for ONNX Runtime.
 
     TF_NUM_INTRAOP_THREADS, which limits TensorFlow too, or else OMP_NUM_THREADS; by default, the CPUs that this process
-    may use.
+    may use, also by the limit of its container.
     """
     for name in _THREADS:
         value = os.environ.get(name, "")
         if value.isdecimal() and int(value):
             return int(value)
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cpus, _container_cpus() or cpus)
+
+
+def _container_cpus() -> int | None:
+    """Return the CPU time that a container may use, in whole CPUs; None without a limit.
+
+    More threads than that would be stopped again and again (Linux's `cpu.max`; with cgroups v1, `cpu.cfs_quota_us`).
+    """
+    for files in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):
+        try:
+            quota, period = " ".join((_CGROUP / name).read_text(encoding="utf-8") for name in files).split()
+        except (OSError, ValueError):
+            continue
+        if quota.isdecimal() and period.isdecimal() and int(period):
+            return max(1, -(-int(quota) // int(period)))
+    return None
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """ONNX Runtime computes what TensorFlow computes, without TensorFlow; and it reads nothing but the network."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -289,3 +290,29 @@ def test_any_damage_ends_in_our_error_or_in_values(pulled: Path, data: st.DataOb
     except ModelError:
         return
     assert engine._session is not None
+
+
+@pytest.mark.parametrize(
+    ("files", "threads"),
+    [
+        ({"cpu.max": "max 100000\n"}, 16),
+        ({"cpu.max": "150000 100000\n"}, 2),
+        ({"cpu.max": "5000 100000\n"}, 1),
+        ({"cpu.max": "6400000 100000\n"}, 16),
+        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, 16),
+        ({"cpu/cpu.cfs_quota_us": "300000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 3),
+        ({"cpu.max": "nonsense\n"}, 16),
+        ({}, 16),
+    ],
+)
+def test_threads_keep_to_the_limit_of_the_container(
+    files: dict[str, str], threads: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("TF_NUM_INTRAOP_THREADS", "OMP_NUM_THREADS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(16)))
+    monkeypatch.setattr(engines, "_CGROUP", tmp_path)
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert thread_count() == threads
