@@ -1,6 +1,6 @@
 """Engines that compute a network's values on tiles, TensorFlow and ONNX Runtime, and the choice between them.
 
-ONNX Runtime needs no TensorFlow, and is several times as fast on CPUs (docs/performance.md). TensorFlow is used where
+ONNX Runtime needs no TensorFlow, and less than half of its time on CPUs (docs/performance.md). TensorFlow is used where
 it sees a GPU, for versions without `model.onnx`, and for networks in training.
 """
 
