@@ -42,7 +42,7 @@ def test_a_dry_run_says_what_would_be_and_starts_nothing(ray_cluster: str, dozen
     assert (found["bucket"], found["dataset"]) == (str(bucket_uri), str(dataset))
     assert (found["images"], found["epochs"], found["steps"]) == (images, 5, images // 4 * 5)
     assert (found["needed"], found["total"]) == ({"CPU": 2, "GPU": 0}, {"CPU": 2, "GPU": 0})
-    assert found["versions"].keys() == {"python", "nucleus", "ray", "tensorflow", "keras"}
+    assert found["versions"].keys() == {"python", "nucleus", "onnxruntime", "ray", "tensorflow", "keras"}
     assert found["environment"]["NUCLEUS_BUCKET"] == str(bucket_uri)
     assert "marked" not in done.stdout
     done = nucleus(*command, "--set", "workers=4", **bucket)
