@@ -110,8 +110,8 @@ def publish_run(plan: RunPlan, fitted: FinishedRun, bucket: Bucket, callback: Ca
             add_onnx(folder, dataset, _cache(plan))
         except ModelError as error:
             raise ModelError(
-                f"{error} Nothing was published. Install the versions of tf2onnx and onnxruntime that requirements/ "
-                f"locks, and run: nucleus train --resume {plan.run}"
+                f"Expected to publish {plan.recipe.model}; nothing was published. {error} Install the versions of "
+                f"tf2onnx and onnxruntime that requirements/ locks, and run: nucleus train --resume {plan.run}"
             ) from error
         (folder / CARD_FILE).write_text(model_card(plan.recipe.model, origin, config, dataset.manifest))
         with callback.progress("publish", "bytes") as advance:
