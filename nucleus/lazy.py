@@ -119,7 +119,14 @@ def _import_quietly(name: str) -> None:
 
 def missing_packages(names: Sequence[str] = TRAINING) -> list[str]:
     """Return those of these packages that are not installed; none of them is imported."""
-    return [name for name in names if name not in sys.modules and importlib.util.find_spec(name) is None]
+    return [name for name in names if not _is_installed(name)]
+
+
+def _is_installed(name: str) -> bool:
+    try:
+        return sys.modules.get(name) is not None or importlib.util.find_spec(name) is not None
+    except (ImportError, ValueError):  # a finder refuses it, or it is barred in `sys.modules`
+        return False
 
 
 def need(*names: str) -> None:

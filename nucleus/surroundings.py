@@ -1,6 +1,6 @@
 """What this process finds around it: the operating system, folders for caches, proxies, and versions.
 
-What differs between Linux, macOS and Windows is here and, for open files, in `nucleus.storage.files`.
+What differs between Linux, macOS and Windows is here and, for locks, in `nucleus.storage.claims`.
 
 Containers often run under a user without a home folder, or with one that cannot be written. All caches of this project
 are then in a folder of the temporary directory, and so is what Keras, Matplotlib, Ray and W&B would write to the home

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import keras
 import numpy as np
 import pytest
 import skimage.io
@@ -27,7 +26,6 @@ from nucleus.data.synthetic import generated_image
 from nucleus.errors import DataError, IntegrityError, ModelError, RecipeError, RunStoppedError, UsageError
 from nucleus.metrics.scores import HEADLINES
 from nucleus.model.architecture import InstanceSettings, ModelConfig
-from nucleus.model.unet import build_unet, calibrate_encoder
 from nucleus.predict.evaluation import evaluate as evaluate_splits
 from nucleus.registry import versions
 from nucleus.registry.aliases import move_alias
@@ -35,7 +33,7 @@ from nucleus.registry.publish import publish
 from nucleus.registry.versions import pull
 from nucleus.storage.bucket import Bucket
 from tests.data.test_importing import write_pairs
-from tests.small_model import origin
+from tests.small_model import origin, write_untrained
 from tests.whole_way import recipe_for
 
 CONFIG = ModelConfig(
@@ -87,15 +85,7 @@ def test_the_import_is_light() -> None:
 @pytest.fixture(scope="module")
 def untrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The files of a small network that was not trained."""
-    folder = tmp_path_factory.mktemp("untrained") / "model"
-    folder.mkdir()
-    keras.utils.set_random_seed(0)
-    network = build_unet(CONFIG)
-    calibrate_encoder(network, np.stack([generated_image(seed, 64, 64)[0] for seed in range(4)]))
-    network.save_weights(folder / "model.weights.h5")
-    (folder / "model.json").write_text(CONFIG.model_dump_json())
-    (folder / "card.md").write_text("A card.")
-    return folder
+    return write_untrained(tmp_path_factory.mktemp("untrained") / "model", CONFIG)
 
 
 @pytest.fixture

@@ -11,14 +11,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import keras
-import numpy as np
 import pytest
 
 from nucleus.data.images import encode_png
 from nucleus.data.synthetic import generated_image
 from nucleus.errors import UsageError
-from nucleus.model.unet import build_unet, calibrate_encoder
 from nucleus.predict.image_files import check_stems
 from nucleus.registry.publish import publish
 from nucleus.storage.bucket import Bucket
@@ -26,7 +23,7 @@ from nucleus.storage.uri import S3Uri, local_path
 from nucleus.surroundings import name_on_disk
 from tests.other_system import MISSING, POSIX_MODULES
 from tests.predict.test_predict import CONFIG
-from tests.small_model import origin
+from tests.small_model import origin, write_untrained
 
 ROOT = Path(__file__).parents[1]
 HOMES = {"nucleus/surroundings.py", "nucleus/storage/claims.py"}
@@ -103,15 +100,7 @@ def test_text_files_have_an_encoding_of_their_own() -> None:
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
     """The files of a small network that was not trained."""
-    folder = tmp_path / "files"
-    folder.mkdir()
-    keras.utils.set_random_seed(0)
-    network = build_unet(CONFIG)
-    calibrate_encoder(network, np.stack([generated_image(seed, 64, 64)[0] for seed in range(4)]))
-    network.save_weights(folder / "model.weights.h5")
-    (folder / "model.json").write_text(CONFIG.model_dump_json())
-    (folder / "card.md").write_text("A card.")
-    return folder
+    return write_untrained(tmp_path / "files", CONFIG)
 
 
 def light_steps(dozen: Path) -> list[list[str]]:

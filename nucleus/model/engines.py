@@ -9,19 +9,20 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
+from google.protobuf.empty_pb2 import Empty
+from google.protobuf.unknown_fields import UnknownFieldSet
 from numpy.typing import NDArray
 
 from nucleus.config.recipe import Heads
 from nucleus.errors import ModelError
-from nucleus.lazy import tf
+from nucleus.lazy import missing_packages, tf
 from nucleus.model.architecture import ONNX_FILE, WEIGHTS_FILE, ModelConfig, activations
 from nucleus.model.unet import build_unet, load_weights
+from nucleus.surroundings import installed_versions
 from nucleus.text import plural
 
 __all__ = [
@@ -45,7 +46,7 @@ _NVIDIA = ("nvidia[0-9]*", "dxg")
 _HIDING = "CUDA_VISIBLE_DEVICES"
 _CGROUP = Path("/sys/fs/cgroup")
 _THREADS = ("TF_NUM_INTRAOP_THREADS", "OMP_NUM_THREADS")
-_PACKAGES = {"onnx": ("ONNX Runtime", ("onnxruntime",)), "tensorflow": ("TensorFlow", ("tensorflow", "tensorflow-cpu"))}
+_PACKAGES = {"onnx": ("ONNX Runtime", "onnxruntime"), "tensorflow": ("TensorFlow", "tensorflow")}
 _INSTALL = 'pip install "nucleus[train]"'
 _INPUT, _OUTPUT = "image", "values"
 
@@ -106,7 +107,7 @@ class OnnxEngine:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
             content = path.read_bytes()
-            _check_content(memoryview(content), "model")
+            _check_content(content, "model")
             self._session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # ONNX Runtime has no common class for its errors
             raise ModelError(
@@ -171,17 +172,10 @@ class EngineDecision:
     reason: str
 
     def __str__(self) -> str:
-        title, packages = _PACKAGES[self.engine]
-        found = next((number for number in map(_version, packages) if number), "")
+        title, package = _PACKAGES[self.engine]
+        found = installed_versions().get(package, "")
         threads = f" on {plural(thread_count(), 'thread')}" if self.engine == "onnx" else ""
         return f"{title} {found}{threads}, because {self.reason}"
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 def decide_engine(choice: EngineChoice = "auto", *, has_onnx: bool = True) -> EngineDecision:
@@ -196,7 +190,7 @@ def decide_engine(choice: EngineChoice = "auto", *, has_onnx: bool = True) -> En
     Raises:
         ModelError: The model or this machine does not have what the engine needs.
     """
-    installed = _is_installed("tensorflow")
+    installed = not missing_packages(["tensorflow"])
     if choice == "tensorflow" and not installed:
         raise ModelError(f"Expected TensorFlow for --engine tensorflow; it is not installed. Run: {_INSTALL}")
     if choice == "onnx" and not has_onnx:
@@ -216,14 +210,6 @@ def decide_engine(choice: EngineChoice = "auto", *, has_onnx: bool = True) -> En
     if not installed:
         return EngineDecision("onnx", "TensorFlow is not installed")
     return _by_device()
-
-
-def _is_installed(package: str) -> bool:
-    """Return whether a package could be imported, without importing it."""
-    try:
-        return find_spec(package) is not None
-    except (ImportError, ValueError):  # a finder refuses it, or it is barred in `sys.modules`
-        return False
 
 
 def _by_device() -> EngineDecision:
@@ -273,7 +259,7 @@ _REFUSED: dict[str, dict[int, str]] = {
 """Fields that must be absent or empty: `model.onnx` of this package has none of them."""
 
 
-def _check_content(message: memoryview, kind: str) -> None:
+def _check_content(message: bytes, kind: str) -> None:
     """Raise `ValueError` if a message of `model.onnx` has, at any depth, what could read files or run other code."""
     for number, value in _fields(message):
         if number in _REFUSED.get(kind, {}) and (value if isinstance(value, int) else len(value)):
@@ -283,34 +269,9 @@ def _check_content(message: memoryview, kind: str) -> None:
             _check_content(value, inside)
 
 
-def _fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
-    """Yield number and value of each field of a Protocol Buffers message; raise `ValueError` if it is damaged."""
-    place = 0
-    while place < len(message):
-        tag, place = _varint(message, place)
-        kind = tag & 7
-        if kind == 0:
-            value, place = _varint(message, place)
-            yield tag >> 3, value
-            continue
-        if kind not in {1, 2, 5}:
-            raise ValueError("it is damaged")
-        length, place = _varint(message, place) if kind == 2 else ({1: 8, 5: 4}[kind], place)
-        if place + length > len(message):
-            raise ValueError("it is damaged")
-        yield tag >> 3, message[place : place + length]
-        place += length
-
-
-def _varint(message: memoryview, place: int) -> tuple[int, int]:
-    """Return an integer of variable length, and the place after it."""
-    value = 0
-    for shift in range(0, 70, 7):
-        if place >= len(message):
-            break
-        byte = message[place]
-        place += 1
-        value |= (byte & 127) << shift
-        if byte < 128:
-            return value, place
-    raise ValueError("it is damaged")
+def _fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
+    """Yield number and value of each field of a Protocol Buffers message. Raises `DecodeError` if it is damaged."""
+    empty = Empty()  # to which every field is unknown
+    empty.MergeFromString(message)
+    for field in UnknownFieldSet(empty):
+        yield field.field_number, field.data

@@ -185,7 +185,7 @@ def test_the_choice(
     if device:
         (tmp_path / device).touch()
     monkeypatch.setattr(engines, "_DEVICES", tmp_path)
-    monkeypatch.setattr(engines, "find_spec", lambda _: engines if installed else None)
+    monkeypatch.setattr(engines, "missing_packages", lambda names: [] if installed else names)
     config = import_module("tensorflow").config
     monkeypatch.setattr(config, "get_visible_devices", lambda _: ["GPU"] * seen)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
