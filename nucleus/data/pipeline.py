@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,6 +31,7 @@ class Feed:
 
     Attributes:
         reader: Reader of this worker's records, in order.
+        targets: Function from the labels of a crop, crop x crop, to the network's targets, crop x crop x T, float32.
         crop: Side of the crops, px.
         normalization: Intensity normalization.
         batch: Crops per step on this worker.
@@ -39,6 +41,7 @@ class Feed:
     """
 
     reader: SplitReader
+    targets: Callable[[NDArray[np.int32]], NDArray[np.float32]]
     crop: int
     normalization: NormalizationOptions
     batch: int
@@ -54,7 +57,7 @@ def training_batches(feed: Feed, epochs: range) -> tf.data.Dataset:
     is off: with it, shutting down the pipeline sometimes took up to 40 s (TensorFlow 2.21).
 
     Returns:
-        Pairs of images, batch x crop x crop x 3, uint8, and labels, batch x crop x crop, int32.
+        Pairs of images, batch x crop x crop x 3, uint8, and targets, batch x crop x crop x T, float32.
     """
     reader = feed.reader
 
@@ -82,7 +85,9 @@ def training_batches(feed: Feed, epochs: range) -> tf.data.Dataset:
     def load(row: tf.Tensor, data: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         epoch, position, _, _ = tf.unstack(row)
         seeds = tf.stack([epoch * _SEEDS_PER_EPOCH + feed.seed, position])
-        return training_sample(data, seeds, feed.crop, feed.normalization, feed.augment)
+        image, labels = training_sample(data, seeds, feed.crop, feed.normalization, feed.augment)
+        targets = tf.numpy_function(feed.targets, [labels], tf.float32)
+        return image, tf.ensure_shape(targets, (feed.crop, feed.crop, None))
 
     options = tf.data.Options()
     options.autotune.enabled = False

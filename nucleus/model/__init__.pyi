@@ -31,10 +31,9 @@ from .export import write_onnx as write_onnx
 from .instances import kept_labels as kept_labels
 from .instances import label_nuclei as label_nuclei
 from .instances import nucleus_mask as nucleus_mask
-from .losses import distance_targets as distance_targets
 from .losses import image_losses as image_losses
 from .losses import loss_of_values as loss_of_values
-from .losses import pixel_classes as pixel_classes
+from .losses import pixel_targets as pixel_targets
 from .tiling import Axis as Axis
 from .tiling import NetworkImage as NetworkImage
 from .tiling import Region as Region

@@ -1,4 +1,4 @@
-"""Targets and losses, computed from integer labels: with TensorFlow in training, with NumPy and OpenCV in evaluation.
+"""Targets, made from integer labels, and losses: with TensorFlow in training, with NumPy in evaluation.
 
 `image_losses` is what training minimizes; `loss_of_values` is the same for one image whose activations are known, so
 that a model can be evaluated without TensorFlow.
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from nucleus.config.recipe import Heads, LossOptions
 from nucleus.lazy import tf
 
-__all__ = ["distance_targets", "image_losses", "loss_of_values", "pixel_classes"]
+__all__ = ["image_losses", "loss_of_values", "pixel_targets"]
 
 
 _DISTANCE_STEPS = 24
@@ -26,69 +26,58 @@ _SQUARE = cv2.getStructuringElement(cv2.MORPH_RECT, (3, 3))
 _CROSS = cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))
 
 
-def pixel_classes(labels: tf.Tensor) -> tf.Tensor:
-    """Return the class of each pixel: background, body or border.
+def pixel_targets(labels: NDArray[np.integer], heads: Heads) -> NDArray[np.float32]:
+    """Return what the network should say at each pixel of an image: its class and, with a distance head, its distance.
 
-    A pixel of a nucleus is border if any of its eight neighbours has another label (another nucleus or background),
-    else body (the inner boundary of Caicedo et al. 2019, https://doi.org/10.1002/cyto.a.23863). Hence body and border
-    together are exactly the nuclei, and touching nuclei are separated by two pixels of border.
-
-    Args:
-        labels: N x H x W, integers, 0 background.
-
-    Returns:
-        N x H x W, int32: 0 background, 1 body, 2 border.
-    """
-    nucleus, border = _nucleus_and_border(labels)
-    classes = tf.cast(nucleus, tf.int32) + tf.cast(border, tf.int32)
-    return tf.squeeze(classes, -1)
-
-
-def distance_targets(labels: tf.Tensor) -> tf.Tensor:
-    """Return the distance of each pixel to the edge of its nucleus, relative to the maximum over the nucleus.
+    Class 0 is background, 1 body, 2 border. A pixel of a nucleus is border if any of its eight neighbours has another
+    label (another nucleus or background), else body (the inner boundary of Caicedo et al. 2019,
+    https://doi.org/10.1002/cyto.a.23863). Hence body and border together are exactly the nuclei, and touching nuclei
+    are separated by two pixels of border.
 
     The distance is the octagonal distance to the nearest pixel of another label (Rosenfeld & Pfaltz 1968,
-    https://doi.org/10.1016/0031-3203(68)90013-7: erosions by a square and a cross in turn), at most 24 px, divided by
-    its maximum over the nucleus, so that it is 1 in the middle of every nucleus. The edge of the crop does not count as
-    the edge of a nucleus.
+    https://doi.org/10.1016/0031-3203(68)90013-7: erosions by a cross and a square in turn), at most 24 px, divided by
+    its maximum over the nucleus, so that it is 1 in the middle of every nucleus. The edge of the image does not count
+    as the edge of a nucleus.
+
+    Made on the CPU by OpenCV: max-pooling in the training step took a third of it.
 
     Args:
-        labels: N x H x W, integers from 0 (background) to 65,535.
+        labels: H x W, integers from 0 (background) to 65,535.
+        heads: Outputs of the network.
 
     Returns:
-        N x H x W, float32: 0 background, else above 0 up to 1.
+        H x W x 1 for `border`, else H x W x 2: the class (0, 1, 2) and the distance, 0 in the background, else above 0
+        up to 1.
     """
     nucleus, border = _nucleus_and_border(labels)
-    inside = tf.cast(nucleus & ~border, tf.float32)
-    distance = tf.cast(nucleus, tf.float32) + inside
-    for step in range(_DISTANCE_STEPS - 2):
-        outside = 1.0 - inside
-        if step % 2:
-            grown = tf.nn.max_pool2d(outside, 3, 1, "SAME")
-        else:
-            grown = tf.maximum(
-                tf.nn.max_pool2d(outside, (3, 1), 1, "SAME"), tf.nn.max_pool2d(outside, (1, 3), 1, "SAME")
-            )
-        inside = 1.0 - grown
-        distance += inside
-    distance = tf.squeeze(distance, -1)
-    places = tf.range(tf.shape(labels)[0])[:, tf.newaxis, tf.newaxis] * 65536 + tf.cast(labels, tf.int32)
-    _, index = tf.unique(tf.reshape(places, [-1]))
-    flat = tf.reshape(distance, [-1])
-    largest = tf.gather(tf.math.unsorted_segment_max(flat, index, tf.reduce_max(index) + 1), index)
-    return tf.reshape(tf.math.divide_no_nan(flat, largest), tf.shape(labels))
+    classes = (nucleus.astype(np.uint8) + border).astype(np.float32)
+    if heads == "border":
+        return classes[..., np.newaxis]
+    return np.stack([classes, _distances(labels, nucleus, border)], axis=-1)
 
 
-def _nucleus_and_border(labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Return the masks of the nuclei and of their pixels next to another label; N x H x W x 1, bool."""
-    values = tf.cast(labels, tf.float32)[..., tf.newaxis]  # exact for integers below 2^24
-    highest = tf.nn.max_pool2d(values, 3, 1, "SAME")  # padding never wins: it is minus infinity
-    lowest = -tf.nn.max_pool2d(-values, 3, 1, "SAME")
+def _nucleus_and_border(labels: NDArray[np.integer]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Return the masks of the nuclei and of their pixels next to another label, H x W."""
+    values = labels.astype(np.float32)  # exact for integers below 2^24
     nucleus = values > 0
-    return nucleus, nucleus & (highest != lowest)
+    return nucleus, nucleus & (cv2.dilate(values, _SQUARE) != cv2.erode(values, _SQUARE))
 
 
-def image_losses(logits: tf.Tensor, labels: tf.Tensor, heads: Heads, options: LossOptions) -> tf.Tensor:
+def _distances(
+    labels: NDArray[np.integer], nucleus: NDArray[np.bool_], border: NDArray[np.bool_]
+) -> NDArray[np.float32]:
+    """Return the relative distances of `pixel_targets`, H x W."""
+    inside = (nucleus & ~border).astype(np.uint8)
+    distance = nucleus.astype(np.uint8) + inside
+    for step in range(_DISTANCE_STEPS - 2):
+        inside = np.asarray(cv2.erode(inside, _SQUARE if step % 2 else _CROSS), np.uint8)
+        distance += inside
+    largest = np.ones(int(labels.max(initial=0)) + 1, np.float32)
+    np.maximum.at(largest, labels.ravel(), distance.ravel().astype(np.float32))
+    return np.asarray(distance / largest[labels], np.float32)
+
+
+def image_losses(logits: tf.Tensor, targets: tf.Tensor, heads: Heads, options: LossOptions) -> tf.Tensor:
     """Return the loss of each image: the class loss plus the distance loss, depending on the heads.
 
     Class loss: the mean over pixels of w(c) * -log p(c), with w = 1, 1, border_weight for background, body and border
@@ -99,7 +88,7 @@ def image_losses(logits: tf.Tensor, labels: tf.Tensor, heads: Heads, options: Lo
 
     Args:
         logits: N x H x W x C, float32; the C channels are described in `nucleus.model.architecture`.
-        labels: N x H x W, integers, 0 background.
+        targets: N x H x W x T, float32, by `pixel_targets`.
         heads: Outputs of the network.
         options: Weights of the terms.
 
@@ -107,14 +96,14 @@ def image_losses(logits: tf.Tensor, labels: tf.Tensor, heads: Heads, options: Lo
         N losses, float32.
     """
     if heads == "distance":
-        nucleus = tf.cast(labels > 0, tf.float32)[..., tf.newaxis]
+        nucleus = tf.cast(targets[..., :1] > 0, tf.float32)
         entropy = tf.nn.sigmoid_cross_entropy_with_logits(labels=nucleus, logits=logits[..., :1])
         classes = tf.reduce_mean(entropy, axis=(1, 2, 3)) + options.dice * _dice(tf.sigmoid(logits[..., :1]), nucleus)
     else:
-        classes = _class_losses(logits[..., :3], pixel_classes(labels), options)
+        classes = _class_losses(logits[..., :3], tf.cast(targets[..., 0], tf.int32), options)
     if heads == "border":
         return classes
-    return classes + options.distance * _distance_losses(logits[..., -1], distance_targets(labels))
+    return classes + options.distance * _distance_losses(logits[..., -1], targets[..., 1])
 
 
 def _class_losses(logits: tf.Tensor, classes: tf.Tensor, options: LossOptions) -> tf.Tensor:
@@ -149,39 +138,18 @@ def loss_of_values(
         options: Weights of the terms.
     """
     clipped = np.clip(values, _SMALLEST, 1 - _SMALLEST, dtype=np.float64)
-    nucleus, border = _nucleus_and_border_of(labels)
+    targets = pixel_targets(labels, heads)
     if heads == "distance":
-        truth = nucleus[..., np.newaxis]
+        truth = targets[..., :1] > 0
         entropy = _entropy(clipped[..., :1], truth).mean()
         classes = entropy + options.dice * _dice_of(values[..., :1], truth)
     else:
-        classes = _class_loss(clipped[..., :3], nucleus.astype(np.intp) + border, options)
+        classes = _class_loss(clipped[..., :3], targets[..., 0].astype(np.intp), options)
     if heads == "border":
         return float(classes)
-    target = _distances(labels, nucleus, border)
+    target = targets[..., 1].astype(np.float64)
     smallest = _entropy(np.clip(target, _SMALLEST, 1 - _SMALLEST), target)
     return float(classes + options.distance * (_entropy(clipped[..., -1], target) - smallest).mean())
-
-
-def _nucleus_and_border_of(labels: NDArray[np.integer]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Return the masks of the nuclei and of their pixels next to another label; H x W, as `_nucleus_and_border`."""
-    values = labels.astype(np.float32)
-    nucleus = values > 0
-    return nucleus, nucleus & (cv2.dilate(values, _SQUARE) != cv2.erode(values, _SQUARE))
-
-
-def _distances(
-    labels: NDArray[np.integer], nucleus: NDArray[np.bool_], border: NDArray[np.bool_]
-) -> NDArray[np.float64]:
-    """Return the targets of `distance_targets` for one image, H x W."""
-    inside = (nucleus & ~border).astype(np.uint8)
-    distance = nucleus.astype(np.uint8) + inside
-    for step in range(_DISTANCE_STEPS - 2):
-        inside = np.asarray(cv2.erode(inside, _SQUARE if step % 2 else _CROSS), np.uint8)
-        distance += inside
-    largest = np.ones(int(labels.max(initial=0)) + 1)
-    np.maximum.at(largest, labels.ravel(), distance.ravel())
-    return np.asarray(distance / largest[labels])
 
 
 def _class_loss(probabilities: NDArray[np.float64], classes: NDArray[np.intp], options: LossOptions) -> float:

@@ -24,7 +24,8 @@ class ScoreFunction:
 
     Attributes:
         names: Names of the scores.
-        compute: Function from logits (N x H x W x C) and labels (N x H x W) to scores (N x number of names), float64.
+        compute: Function from logits (N x H x W x C) and targets (N x H x W x T) to scores (N x number of names),
+            float64.
     """
 
     names: tuple[str, ...]
@@ -42,14 +43,14 @@ def mask_scores(heads: Heads) -> ScoreFunction:
     of a run.
     """
 
-    def compute(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
-        truth, found = labels > 0, mask_of_logits(logits, heads)
+    def compute(logits: tf.Tensor, targets: tf.Tensor) -> tf.Tensor:
+        truth, found = targets[..., 0] > 0, mask_of_logits(logits, heads)
         both, either, correct = (
             tf.reduce_sum(tf.cast(pixels, tf.float64), axis=(1, 2))
             for pixels in (truth & found, truth | found, tf.equal(truth, found))
         )
         iou = tf.where(either > 0, both / tf.maximum(either, 1.0), 1.0)
-        accuracy = correct / tf.cast(tf.reduce_prod(tf.shape(labels)[1:]), tf.float64)
+        accuracy = correct / tf.cast(tf.reduce_prod(tf.shape(truth)[1:]), tf.float64)
         return tf.stack([iou, 2 * iou / (1 + iou), accuracy], axis=1)
 
     return ScoreFunction(("iou", "dice", "accuracy"), compute)
@@ -128,7 +129,7 @@ class TrainingStep:
         workers: The training processes.
         model: Network from images, N x H x W x 3, float32, to logits.
         groups: Groups of trained variables.
-        losses: Function from logits and labels (N x H x W) to N losses.
+        losses: Function from logits and targets (N x H x W x T) to N losses.
         global_batch: Images per step, over all workers.
         accumulation: Number of parts into which a worker divides its batch to save memory; the result is the same.
         global_clipnorm: Maximum norm of the gradient over all groups (Pascanu et al. 2013,
@@ -161,8 +162,8 @@ class TrainingStep:
         def steps(batches: Iterator[Any], count: tf.Tensor, flag: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
             total, scores, flags = tf.zeros([]), tf.zeros([len(score.names)], tf.float64), tf.zeros([])
             for _ in tf.range(count):
-                images, labels = next(batches)
-                loss, found, flags = self._step(images, labels, flag)
+                images, targets = next(batches)
+                loss, found, flags = self._step(images, targets, flag)
                 total += loss
                 scores += found
             return total, scores, flags
@@ -175,8 +176,8 @@ class TrainingStep:
         return StepResult(float(loss), bool(flags > 0), np.asarray(scores.numpy()))
 
     @tf.autograph.experimental.do_not_convert
-    def _step(self, images: tf.Tensor, labels: tf.Tensor, flag: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        loss, scores, gradients = self._accumulated(images, labels)
+    def _step(self, images: tf.Tensor, targets: tf.Tensor, flag: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        loss, scores, gradients = self._accumulated(images, targets)
         *gradients, flags = self._workers.all_reduce([*gradients, flag])
         if self._global_clipnorm is not None:
             gradients, _ = tf.clip_by_global_norm(gradients, self._global_clipnorm)
@@ -186,9 +187,9 @@ class TrainingStep:
             start += len(group.variables)
         return loss, scores, flags
 
-    def _accumulated(self, images: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, list[tf.Tensor]]:
+    def _accumulated(self, images: tf.Tensor, targets: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, list[tf.Tensor]]:
         if self._accumulation == 1:
-            return self._gradients(images, labels)
+            return self._gradients(images, targets)
 
         def in_parts(tensor: tf.Tensor) -> tf.Tensor:
             # Part i contains images i, i + accumulation, ...: those of worker i if there were `accumulation` workers.
@@ -199,17 +200,17 @@ class TrainingStep:
             return tf.nest.map_structure(tf.add, total, self._gradients(*part))
 
         zeros = [tf.zeros_like(variable.value) for group in self._groups for variable in group.variables]
-        parts = (in_parts(images), in_parts(labels))
+        parts = (in_parts(images), in_parts(targets))
         nothing = (tf.zeros([]), tf.zeros([len(self._score.names)], tf.float64), zeros)
         loss, scores, gradients = tf.foldl(add, parts, nothing, parallel_iterations=1)
         return loss, scores, gradients
 
-    def _gradients(self, images: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, list[tf.Tensor]]:
+    def _gradients(self, images: tf.Tensor, targets: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, list[tf.Tensor]]:
         variables = [variable.value for group in self._groups for variable in group.variables]
         # The tape watches nothing else, so that it leaves out the frozen encoder, which makes tracing faster.
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(variables)
             logits = self._model(tf.cast(images, tf.float32), training=True)
-            loss = tf.reduce_sum(self._losses(logits, labels)) / self._global_batch
-        scores = tf.reduce_sum(self._score.compute(logits, labels), axis=0)
+            loss = tf.reduce_sum(self._losses(logits, targets)) / self._global_batch
+        scores = tf.reduce_sum(self._score.compute(logits, targets), axis=0)
         return loss, scores, tape.gradient(loss, variables)

@@ -25,7 +25,7 @@ from nucleus.errors import JobError
 from nucleus.lazy import keras, tf
 from nucleus.model.architecture import config_of_recipe
 from nucleus.model.engines import KerasEngine
-from nucleus.model.losses import image_losses
+from nucleus.model.losses import image_losses, pixel_targets
 from nucleus.model.unet import build_unet, calibrate_encoder, encoder_of, load_encoder_weights, load_weights
 from nucleus.predict.evaluation import PredictedImage, predict_images
 from nucleus.predict.model import Model
@@ -153,9 +153,9 @@ class TrainingRun:
             calibrate_encoder(model, np.stack(images))
         return model
 
-    def losses(self, logits: Any, labels: Any) -> Any:
-        """Return N losses, one per image, for logits (N x H x W x channels) and labels (N x H x W)."""
-        return image_losses(logits, labels, self.config.heads, self.recipe.loss)
+    def losses(self, logits: Any, targets: Any) -> Any:
+        """Return N losses, one per image, for logits (N x H x W x channels) and targets (N x H x W x T)."""
+        return image_losses(logits, targets, self.config.heads, self.recipe.loss)
 
     def step(self, epoch: int) -> TrainingStep:
         """Return the compiled step for the parameter groups that are trained in an epoch."""
@@ -302,6 +302,7 @@ class TrainingRun:
         self.reader.enter(first_epoch, 0)  # an error in TensorFlow's threads would lose its class
         feed = Feed(
             reader=self.reader,
+            targets=partial(pixel_targets, heads=self.config.heads),
             crop=recipe.input.crop,
             normalization=recipe.input.normalization,
             batch=recipe.batch_per_worker(self.workers.count),

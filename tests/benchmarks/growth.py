@@ -118,6 +118,7 @@ def _epoch(root: Path, dataset: str) -> dict[str, object]:
 
 def _ingest(root: Path, folder: str) -> dict[str, object]:  # noqa: ARG001
     """One epoch of batches, after a second of warming up."""
+    from functools import partial
     from itertools import islice
 
     from nucleus.config.recipe import AugmentOptions, NormalizationOptions
@@ -125,6 +126,7 @@ def _ingest(root: Path, folder: str) -> dict[str, object]:  # noqa: ARG001
     from nucleus.data.reader import SplitReader
     from nucleus.data.sampling import epoch_plan
     from nucleus.data.shards import ShardFile
+    from nucleus.model.losses import pixel_targets
 
     paths = sorted(Path(folder).iterdir())
     files = [ShardFile.open(path) for path in paths]
@@ -135,6 +137,7 @@ def _ingest(root: Path, folder: str) -> dict[str, object]:  # noqa: ARG001
     )
     feed = Feed(
         reader=reader,
+        targets=partial(pixel_targets, heads="both"),
         crop=64,
         normalization=NormalizationOptions(),
         batch=8,

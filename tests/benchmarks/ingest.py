@@ -1,5 +1,7 @@
 """`ingest_tfdata`: batches from warm shards against a hand-written tf.data pipeline of the same operations."""
 
+from functools import partial
+
 import tensorflow as tf
 
 from nucleus.config.recipe import AugmentOptions, NormalizationOptions
@@ -8,9 +10,11 @@ from nucleus.data.dataset import Dataset
 from nucleus.data.pipeline import Feed, training_batches, training_sample
 from nucleus.data.reader import cached_split
 from nucleus.data.sampling import epoch_plan
+from nucleus.model.losses import pixel_targets
 from tests.benchmarks.measure import generated_dataset, in_turn, report, temporary_store
 
 CROP, BATCH, THREADS = 192, 8, 2
+TARGETS = partial(pixel_targets, heads="both")
 
 
 def ingest_tfdata() -> None:
@@ -51,6 +55,7 @@ def feed(dataset: Dataset, cache: ShardCache, threads: int = THREADS, rank: int 
     batch = BATCH // world
     return Feed(
         reader=reader,
+        targets=TARGETS,
         crop=CROP,
         normalization=NormalizationOptions(),
         batch=batch,
@@ -64,7 +69,9 @@ def handwritten(paths: list[str]) -> tf.data.Dataset:
     """TFRecords read by TensorFlow itself, shuffled in memory, decoded and augmented by the same operations."""
 
     def load(number: tf.Tensor, data: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        return training_sample(data, tf.stack([number, number]), CROP, NormalizationOptions(), AugmentOptions())
+        seeds = tf.stack([number, number])
+        image, labels = training_sample(data, seeds, CROP, NormalizationOptions(), AugmentOptions())
+        return image, tf.numpy_function(TARGETS, [labels], tf.float32)
 
     options = tf.data.Options()
     options.autotune.enabled = False  # as ours: it does not pay here, and hangs at the end

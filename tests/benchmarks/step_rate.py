@@ -13,7 +13,7 @@ from nucleus.data.cache import ShardCache
 from nucleus.data.pipeline import training_batches
 from nucleus.data.synthetic import generated_image
 from nucleus.model.architecture import config_of_recipe
-from nucleus.model.losses import image_losses
+from nucleus.model.losses import image_losses, pixel_targets
 from nucleus.model.unet import build_unet
 from nucleus.training.distributed import TrainingStep, Workers, mask_scores
 from nucleus.training.optimizer import parameter_groups
@@ -30,19 +30,19 @@ def limit_threads(threads: int) -> None:
     tf.config.threading.set_inter_op_parallelism_threads(2)
 
 
-def losses(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
+def losses(logits: tf.Tensor, targets: tf.Tensor) -> tf.Tensor:
     """The recipe's loss of each image."""
-    return image_losses(logits, labels, RECIPE_OF_BENCH.network.heads, RECIPE_OF_BENCH.loss)
+    return image_losses(logits, targets, RECIPE_OF_BENCH.network.heads, RECIPE_OF_BENCH.loss)
 
 
 def crops(batch: int = 8) -> tf.data.Dataset:
     """Batches from memory, for ever."""
     samples = [generated_image(seed, 192, 192) for seed in range(32)]
     images = np.stack([image for image, _ in samples])
-    labels = np.stack([label for _, label in samples]).astype(np.int32)
+    targets = np.stack([pixel_targets(labels, RECIPE_OF_BENCH.network.heads) for _, labels in samples])
     options = tf.data.Options()
     options.autotune.enabled = False  # with it each `fit` ends with a wait of up to 20 s for tf.data's own thread
-    data = tf.data.Dataset.from_tensor_slices((images, labels)).repeat().batch(batch, drop_remainder=True)
+    data = tf.data.Dataset.from_tensor_slices((images, targets)).repeat().batch(batch, drop_remainder=True)
     return data.prefetch(2).with_options(options)
 
 

@@ -1,5 +1,7 @@
 import itertools
 import json
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import keras
@@ -18,7 +20,7 @@ from nucleus.data.synthetic import generated_image
 from nucleus.errors import IntegrityError, ModelError, WeightsError
 from nucleus.model.architecture import ModelConfig, activations, maps_of, read_model_config
 from nucleus.model.engines import KerasEngine
-from nucleus.model.losses import distance_targets, image_losses, loss_of_values, pixel_classes
+from nucleus.model.losses import image_losses, loss_of_values, pixel_targets
 from nucleus.model.tiling import Region, TiledNetwork, axis_tiles, reflect_indices
 from nucleus.model.unet import (
     build_unet,
@@ -43,11 +45,15 @@ def model() -> keras.Model:
     return build_unet(CONFIG)
 
 
+def targets_of(labels: np.ndarray, heads: Heads) -> np.ndarray:
+    return np.stack([pixel_targets(one, heads) for one in labels])
+
+
 def test_pixel_classes() -> None:
     labels = np.zeros((1, 7, 8), np.int32)
     labels[0, 1:6, 0:4] = 1
     labels[0, 1:6, 4:8] = 2  # touches the first, and both the image's edge
-    classes = pixel_classes(tf.constant(labels))[0].numpy()
+    classes = pixel_targets(labels[0], "border")[..., 0]
     expected = np.zeros((7, 8), int)
     expected[1:6] = 2
     expected[2:5, 0:3] = expected[2:5, 5:8] = 1
@@ -59,7 +65,7 @@ def test_distance_targets_by_hand() -> None:
     labels[0, 1:6, 1:6] = 7  # 5 x 5: rings at 1 and 2, and the middle at 3
     labels[0, 1:6, 6:9] = 2  # touches it; 5 x 3: its middle line at 2
     labels[1, :, :] = 7  # goes on beyond every edge
-    found = distance_targets(tf.constant(labels)).numpy()
+    found = targets_of(labels, "both")[..., 1]
     expected = np.zeros((9, 12))
     expected[1:6, 1:6] = 1 / 3
     expected[2:5, 2:5] = 2 / 3
@@ -72,7 +78,7 @@ def test_distance_targets_by_hand() -> None:
 
 def test_distances_are_close_to_euclidean_ones() -> None:
     labels = generated_image(5, 128, 128)[1].astype(np.int32)
-    found = distance_targets(tf.constant(labels[np.newaxis]))[0].numpy()
+    found = pixel_targets(labels, "distance")[..., 1]
     assert ((found > 0) == (labels > 0)).all()
     for label in range(1, labels.max() + 1):
         inside = labels == label
@@ -88,9 +94,13 @@ def test_losses_by_hand() -> None:
     labels = np.zeros((2, 3, 3), np.int32)
     labels[0, 1, 1] = 1  # one pixel, which is border; the other image is all body: a nucleus that goes on beyond it
     labels[1] = 1
-    found = image_losses(logits, tf.constant(labels), "border", LossOptions(border_weight=3.0, dice=0.0)).numpy()
+    found = image_losses(
+        logits, targets_of(labels, "border"), "border", LossOptions(border_weight=3.0, dice=0.0)
+    ).numpy()
     assert found == pytest.approx([np.log(3) * (8 + 3) / 9, np.log(3)], rel=1e-6)
-    with_dice = image_losses(logits, tf.constant(labels), "border", LossOptions(border_weight=3.0, dice=1.0)).numpy()
+    with_dice = image_losses(
+        logits, targets_of(labels, "border"), "border", LossOptions(border_weight=3.0, dice=1.0)
+    ).numpy()
     body, border = 1 / (9 / 3 + 1), (2 / 3 + 1) / (9 / 3 + 1 + 1)
     assert with_dice[0] - found[0] == pytest.approx(1 - (body + border) / 2, rel=1e-5)
 
@@ -98,7 +108,7 @@ def test_losses_by_hand() -> None:
 def test_the_distance_has_its_own_loss() -> None:
     labels = np.zeros((1, 9, 9), np.int32)
     labels[0, 2:7, 2:7] = 1
-    target = distance_targets(tf.constant(labels)).numpy()[0].astype(np.float64)
+    target = pixel_targets(labels[0], "both")[..., 1].astype(np.float64)
     for heads, others in (("both", 3), ("distance", 1)):
         options = LossOptions(dice=0.0, distance=2.0, border_weight=1.0)
         perfect = np.concatenate(
@@ -107,7 +117,7 @@ def test_the_distance_has_its_own_loss() -> None:
         undecided = perfect.copy()
         undecided[..., -1] = 0
         low, high = (
-            float(image_losses(tf.constant(x, tf.float32), tf.constant(labels), heads, options)[0])
+            float(image_losses(tf.constant(x, tf.float32), targets_of(labels, heads), heads, options)[0])
             for x in (perfect, undecided)
         )
         t = np.clip(target, 1e-12, 1 - 1e-12)
@@ -123,7 +133,7 @@ def test_the_loss_of_values_is_that_of_training(heads: Heads) -> None:
     labels = np.stack([generated_image(seed, 64, 48)[1] for seed in (1, 2)]).astype(np.int32)
     labels[1, :9] = 65535
     options = LossOptions(border_weight=3.0, dice=0.7, distance=2.0)
-    expected = image_losses(logits, tf.constant(labels), heads, options).numpy()
+    expected = image_losses(logits, targets_of(labels, heads), heads, options).numpy()
     values = activations(logits, heads).numpy()
     found = [loss_of_values(*pair, heads, options) for pair in zip(values, labels, strict=True)]
     assert found == pytest.approx(expected.tolist(), rel=1e-4)
@@ -302,6 +312,7 @@ def feed(path: Path, count: int, rank: int, world: int, batch: int, augment: Aug
             lambda _: ShardFile.open(path),
             lambda epoch: epoch_plan([count], seed=5, epoch=epoch, rank=rank, world=world, global_batch=batch),
         ),
+        targets=partial(pixel_targets, heads="both"),
         crop=64,
         normalization=NormalizationOptions(method="none"),
         batch=batch // world,
@@ -332,9 +343,10 @@ def test_crops_keep_image_and_labels_together(tmp_path: Path) -> None:
     image = np.repeat((labels[..., np.newaxis] % 256).astype(np.uint8), 3, axis=2)
     write_shard(path, [encode_record("n", image, labels)])
     plain = AugmentOptions(scale=0.0, invert=0.0, grey=0.0, contrast=0.0, brightness=0.0)
-    for images, found in training_batches(feed(path, 1, 0, 1, 1, plain), range(5)):
+    shown = replace(feed(path, 1, 0, 1, 1, plain), targets=lambda crop: crop[..., np.newaxis].astype(np.float32))
+    for images, found in training_batches(shown, range(5)):
         assert images.shape == (1, 64, 64, 3)
-        assert (images.numpy()[..., 0] == found.numpy() % 256).all()  # the same pixels, mirrored and turned
+        assert (images.numpy()[..., 0] == found.numpy()[..., 0] % 256).all()  # the same pixels, mirrored and turned
 
 
 def test_damaged_shards_are_refused(tmp_path: Path) -> None:

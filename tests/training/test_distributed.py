@@ -29,8 +29,8 @@ def toy(rate: float = 0.1, momentum: float | None = None) -> tuple[keras.Model, 
     return model, ParameterGroup("toy", 0, list(model.trainable_variables), keras.optimizers.SGD(rate), momentum)
 
 
-def squares(outputs: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
-    return tf.square(outputs[:, 0] - tf.cast(labels[:, 0, 0], tf.float32))
+def squares(outputs: tf.Tensor, targets: tf.Tensor) -> tf.Tensor:
+    return tf.square(outputs[:, 0] - tf.cast(targets[:, 0, 0], tf.float32))
 
 
 def batches(count: int = 4) -> Iterator[Any]:

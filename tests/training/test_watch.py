@@ -35,7 +35,7 @@ def test_scores_of_crops_are_those_of_the_mask(heads: Any, channels: int) -> Non
     logits = rng.normal(size=(5, 8, 8, channels)).astype(np.float32)
     labels = rng.integers(0, 3, (5, 8, 8)).astype(np.int32)
     labels[3], logits[3, ..., 0] = 0, -9.0 if heads == "distance" else 9.0  # neither truth nor prediction
-    found = mask_scores(heads).compute(tf.constant(logits), tf.constant(labels)).numpy()
+    found = mask_scores(heads).compute(tf.constant(logits), tf.constant(labels[..., np.newaxis])).numpy()
     ground = tf.nn.softmax(logits[..., :3]).numpy()[..., 0]
     masks = logits[..., 0] > 0 if heads == "distance" else ground < 0.5
     for row, mask, truth in zip(found, masks, labels, strict=True):
