@@ -14,6 +14,7 @@ from .names import parse_reference as parse_reference
 from .recipe import DEFAULT_CACHE_LIMIT_GIB as DEFAULT_CACHE_LIMIT_GIB
 from .recipe import AugmentOptions as AugmentOptions
 from .recipe import CardOptions as CardOptions
+from .recipe import Decoder as Decoder
 from .recipe import GateOptions as GateOptions
 from .recipe import Heads as Heads
 from .recipe import InputOptions as InputOptions

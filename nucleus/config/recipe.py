@@ -14,6 +14,7 @@ __all__ = [
     "DEFAULT_CACHE_LIMIT_GIB",
     "AugmentOptions",
     "CardOptions",
+    "Decoder",
     "GateOptions",
     "Heads",
     "InputOptions",
@@ -33,6 +34,7 @@ Positive = Annotated[float, Field(gt=0)]
 PositiveInt = Annotated[int, Field(ge=1)]
 OneLine = Annotated[str, Field(pattern=r"^\S.*$", max_length=500)]
 Heads = Literal["border", "distance", "both"]
+Decoder = Literal["concat", "sum"]
 KindName = Literal["dark-field", "bright-field", "stain"]
 
 DEFAULT_CACHE_LIMIT_GIB = 50.0
@@ -108,6 +110,9 @@ class NetworkOptions(_Options):
         encoder_learning_rate_factor: Learning rate of the encoder, as a multiple of the decoder's. If not set: 0.1 for
             pretrained weights, which larger steps would destroy, and 1 for random weights.
         decoder_channels: Channels of the five decoder levels, from 1/16 resolution to full resolution.
+        decoder: How a decoder level joins the level below and the encoder's features: `concat` (concatenates all their
+            channels, as in the first U-Net), or `sum` (maps both to the level's channels and adds them, as in feature
+            pyramids; about two thirds of the time of a training step and of a prediction).
         heads: Outputs that separate touching nuclei: `border` (classes background, body, border), `distance`
             (foreground, and distance to the nucleus's edge) or `both`.
     """
@@ -124,6 +129,7 @@ class NetworkOptions(_Options):
         32,
         16,
     ]
+    decoder: Decoder = "concat"
     heads: Heads = "both"
 
     @property
@@ -203,7 +209,14 @@ class AugmentOptions(_Options):
         gamma: All channels are raised to one power 2^u, u uniform in [-gamma, gamma].
         stain: Each channel is raised to its own power 2^u, u uniform in [-stain, stain]: transmitted light with a
             weaker or stronger stain (Beer-Lambert law).
+        hed: Strength of the change of stains in coloured crops. The optical densities of haematoxylin, eosin and
+            diaminobenzidine (Ruifrok & Johnston 2001) are each multiplied by a factor uniform in [1 - hed, 1 + hed] and
+            shifted by up to 0.2 * hed (Tellez et al. 2018, https://doi.org/10.1109/TMI.2018.2820199).
+        shading: Strength of uneven illumination and background: the crop is multiplied by a smooth field between
+            1 - a and 1 + a, and another one of up to a / 2 of the full intensity range is added; a is uniform in
+            [0, shading].
         blur: Fraction of crops that are blurred, as if out of focus.
+        blur_sigma: Blur with a Gaussian of standard deviation uniform in [0.5, blur_sigma], px.
         noise: Gaussian noise is added with a standard deviation uniform in [0, noise], as a fraction of the full
             intensity range.
     """
@@ -216,7 +229,10 @@ class AugmentOptions(_Options):
     brightness: Fraction = 0.1
     gamma: Annotated[float, Field(ge=0, le=2)] = 0.0
     stain: Annotated[float, Field(ge=0, le=2)] = 0.0
+    hed: Fraction = 0.0
+    shading: Fraction = 0.0
     blur: Fraction = 0.0
+    blur_sigma: Annotated[float, Field(ge=0.5, le=3)] = 1.0
     noise: Fraction = 0.0
 
 

@@ -18,10 +18,20 @@ __all__ = ["Feed", "training_batches", "training_sample"]
 _CHOICES = (
     *("scale", "top", "left", "turn", "flip", "invert", "grey", "contrast", "brightness"),
     *("gamma", "stain_0", "stain_1", "stain_2", "blur", "noise"),
+    *("hed_0", "hed_1", "hed_2", "shift_0", "shift_1", "shift_2", "shading", "sigma"),
 )
 _FULL_RANGE = 255.0
 _PREFETCHED_BATCHES = 4
 _READ_AT_ONCE = 16
+_FIELD_SIDE = 3
+"""Smooth fields are interpolated between this many random values per side."""
+_HED_TO_RGB = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]], np.float32)
+"""Optical density of haematoxylin, eosin and diaminobenzidine in red, green and blue (Ruifrok & Johnston 2001)."""
+_RGB_TO_HED = np.linalg.inv(_HED_TO_RGB)
+_COLOURED = 8.0
+"""Crops are coloured if their channels differ by at least this much, on average, in 255."""
+_SHIFT_OF_HED = 0.2
+_BLUR_RADIUS = 6
 _SEEDS_PER_EPOCH = 1 << 31  # seeds are smaller than this, so no two epochs share random numbers
 
 
@@ -142,7 +152,7 @@ def _crop(
     def cut(pixels: tf.Tensor) -> tf.Tensor:
         return tf.gather(tf.gather(pixels, rows, axis=0), columns, axis=1)
 
-    image = tf.image.resize(cut(image), (crop, crop), method="bilinear")
+    image = tf.image.resize(cut(image), (crop, crop), method="bilinear", antialias=True)
     return image, tf.image.resize(cut(labels), (crop, crop), method="nearest")
 
 
@@ -168,14 +178,19 @@ def _change_colours(
     grey = tf.reduce_mean(image, axis=-1, keepdims=True) + tf.zeros_like(image)
     image = tf.where(choices["grey"] < options.grey, grey, image)
     image = tf.where(choices["invert"] < options.invert, _FULL_RANGE - image, image)
+    if options.hed:
+        image = tf.cond(_is_coloured(image), lambda: _restained(image, choices, options.hed), lambda: image)
     if options.gamma or options.stain:
         image = _FULL_RANGE * tf.pow(image / _FULL_RANGE, _powers(choices, options))
     mean = tf.reduce_mean(image)
     contrast = 1.0 + options.contrast * _centred(choices["contrast"])
     brightness = _FULL_RANGE * options.brightness * _centred(choices["brightness"])
     image = (image - mean) * contrast + mean + brightness
+    if options.shading:
+        image = _shaded(image, options.shading * choices["shading"], seeds)
     if options.blur:
-        image = tf.cond(choices["blur"] < options.blur, lambda: _blurred(image), lambda: image)
+        sigma = 0.5 + (options.blur_sigma - 0.5) * choices["sigma"]
+        image = tf.cond(choices["blur"] < options.blur, lambda: _blurred(image, sigma), lambda: image)
     if options.noise:
         strength = _FULL_RANGE * options.noise * choices["noise"]
         image += strength * tf.random.stateless_normal(tf.shape(image), seeds)
@@ -193,10 +208,34 @@ def _centred(choice: tf.Tensor) -> tf.Tensor:
     return 2.0 * choice - 1.0
 
 
-def _blurred(image: tf.Tensor) -> tf.Tensor:
-    """Blur with a binomial kernel of 5 x 5 pixels (standard deviation 1 px)."""
-    line = tf.constant([1.0, 4.0, 6.0, 4.0, 1.0]) / 16.0
-    for shape in ((5, 1, 1, 1), (1, 5, 1, 1)):
+def _is_coloured(image: tf.Tensor) -> tf.Tensor:
+    return tf.reduce_mean(tf.reduce_max(image, axis=-1) - tf.reduce_min(image, axis=-1)) > _COLOURED
+
+
+def _restained(image: tf.Tensor, choices: dict[str, tf.Tensor], strength: float) -> tf.Tensor:
+    """Change the optical density of each stain."""
+    density = -tf.math.log((image + 1.0) / (_FULL_RANGE + 1.0))
+    factors, shifts = (
+        strength * _centred(tf.stack([choices[f"{name}_{stain}"] for stain in range(3)])) for name in ("hed", "shift")
+    )
+    stains = tf.linalg.matmul(density, tf.constant(_RGB_TO_HED)) * (1.0 + factors) + _SHIFT_OF_HED * shifts
+    density = tf.linalg.matmul(stains, tf.constant(_HED_TO_RGB))
+    return (_FULL_RANGE + 1.0) * tf.exp(-density) - 1.0
+
+
+def _shaded(image: tf.Tensor, strength: tf.Tensor, seeds: tf.Tensor) -> tf.Tensor:
+    """Multiply by one smooth field and add another, as uneven illumination and background do."""
+    values = tf.random.stateless_uniform((_FIELD_SIDE, _FIELD_SIDE, 2), seeds + 1, -1.0, 1.0)
+    factor, offset = tf.split(tf.image.resize(values, tf.shape(image)[:2], method="bicubic"), 2, axis=-1)
+    return image * (1.0 + strength * factor) + _FULL_RANGE * strength / 2.0 * offset
+
+
+def _blurred(image: tf.Tensor, sigma: tf.Tensor) -> tf.Tensor:
+    """Blur with a Gaussian of a standard deviation of up to 3 px."""
+    distances = tf.range(-_BLUR_RADIUS, _BLUR_RADIUS + 1, dtype=tf.float32)
+    line = tf.exp(-tf.square(distances / sigma) / 2.0)
+    line /= tf.reduce_sum(line)
+    for shape in ((-1, 1, 1, 1), (1, -1, 1, 1)):
         kernel = tf.tile(tf.reshape(line, shape), (1, 1, 3, 1))
         image = tf.nn.depthwise_conv2d(image[tf.newaxis], kernel, (1, 1, 1, 1), "SAME")[0]
     return image

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from nucleus.config.encoders import EncoderName
-from nucleus.config.recipe import STRIDE, Heads, NormalizationOptions, Recipe
+from nucleus.config.recipe import STRIDE, Decoder, Heads, NormalizationOptions, Recipe
 from nucleus.errors import ModelError
 from nucleus.lazy import tf
 from nucleus.storage.files import read_document
@@ -100,6 +100,7 @@ class ModelConfig(_Frozen):
         architecture: Always `unet`.
         encoder: Name of the encoder.
         decoder_channels: Channels of the five decoder levels.
+        decoder: How a decoder level joins its inputs, as in the recipe.
         heads: Outputs of the network.
         normalization: Intensity normalization.
         tile: Largest side of a tile in prediction, px.
@@ -114,6 +115,7 @@ class ModelConfig(_Frozen):
     architecture: Literal["unet"] = "unet"
     encoder: EncoderName
     decoder_channels: Annotated[list[Annotated[int, Field(ge=8, le=4096)]], Field(min_length=5, max_length=5)]
+    decoder: Decoder = "concat"
     heads: Heads
     normalization: NormalizationOptions
     tile: Annotated[int, Field(ge=2 * STRIDE, le=4096, multiple_of=STRIDE)]
@@ -133,6 +135,7 @@ def config_of_recipe(recipe: Recipe) -> ModelConfig:
     return ModelConfig(
         encoder=recipe.network.encoder,
         decoder_channels=recipe.network.decoder_channels,
+        decoder=recipe.network.decoder,
         heads=recipe.network.heads,
         normalization=recipe.input.normalization,
         tile=recipe.input.tile,

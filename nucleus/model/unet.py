@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nucleus.config.encoders import ENCODERS, build_encoder
+from nucleus.config.recipe import Decoder
 from nucleus.errors import ModelError, WeightsError
 from nucleus.lazy import keras, tf
 from nucleus.model.architecture import CONFIG_FILE, WEIGHTS_FILE, ModelConfig, read_model_config
@@ -51,10 +52,14 @@ def build_unet(config: ModelConfig, upsampling: type[keras.layers.UpSampling2D] 
     The input is N x H x W x 3, RGB from 0 to 255, H and W multiples of 32. The output is N x H x W x channels, float32,
     the logits described in `nucleus.model.architecture`.
 
-    Each decoder level upsamples, concatenates the encoder's features and applies two separable convolutions. The
-    decoder has no normalization layer, and the encoder's BatchNorm always uses its stored statistics. Hence no pixel
-    depends on other images of the batch (any number of workers computes the same), nor on pixels outside its receptive
-    field (tiles agree; except with squeeze-and-excitation, as in EfficientNet, which averages over the whole tile).
+    Each decoder level upsamples, joins the encoder's features and applies two separable convolutions. They are joined
+    by concatenation, or by a sum (Lin et al. 2017, https://arxiv.org/abs/1612.03144), for which both are mapped to the
+    level's channels first, so that the convolutions at high resolution have a fraction of the channels.
+
+    The decoder has no normalization layer, and the encoder's BatchNorm always uses its stored statistics. Hence no
+    pixel depends on other images of the batch (any number of workers computes the same), nor on pixels outside its
+    receptive field (tiles agree; except with squeeze-and-excitation, as in EfficientNet, which averages over the whole
+    tile).
 
     Args:
         config: Configuration of the network.
@@ -75,8 +80,7 @@ def build_unet(config: ModelConfig, upsampling: type[keras.layers.UpSampling2D] 
     for level, (skip, channels) in enumerate(
         zip([*reversed(skips), stem], config.decoder_channels, strict=True), start=1
     ):
-        x = upsampling(2, interpolation="bilinear", name=f"up_{level}")(x)
-        x = keras.layers.Concatenate(name=f"join_{level}")([x, skip])
+        x = _joined(x, skip, level, channels, config.decoder, upsampling)
         for part in ("a", "b"):
             x = keras.layers.SeparableConv2D(
                 channels,
@@ -90,6 +94,26 @@ def build_unet(config: ModelConfig, upsampling: type[keras.layers.UpSampling2D] 
     # float32 even with mixed precision, because the loss needs the range.
     logits = keras.layers.Conv2D(len(config.channels), 1, dtype="float32", name="logits")(x)
     return keras.Model(image, logits, name="unet")
+
+
+def _joined(
+    x: Any, skip: Any, level: int, channels: int, decoder: Decoder, upsampling: type[keras.layers.UpSampling2D]
+) -> Any:
+    """Upsample the level below and join it with the encoder's features."""
+    up = upsampling(2, interpolation="bilinear", name=f"up_{level}")
+    if decoder == "concat":
+        return keras.layers.Concatenate(name=f"join_{level}")([up(x), skip])
+    # Before upsampling, with a quarter of the pixels: both are linear, so their order does not matter.
+    below, beside = (
+        keras.layers.Conv2D(
+            channels,
+            1,
+            kernel_initializer=keras.initializers.VarianceScaling(0.5),  # the sum preserves the variance
+            name=f"{name}_{level}",
+        )
+        for name in ("below", "beside")
+    )
+    return keras.layers.Add(name=f"join_{level}")([up(below(x)), beside(skip)])
 
 
 def encoder_of(model: keras.Model) -> keras.Model:
