@@ -203,7 +203,8 @@ def read_recipe(recipe: str | Path, settings: Sequence[str] = ()) -> Recipe:
     """Read a recipe.
 
     Args:
-        recipe: A TOML file, or the name of a built-in recipe: "demo", "dsb2018-cpu", "dsb2018-long", "dsb2018-gpu".
+        recipe: A TOML file, or the name of a built-in recipe: "demo", "dsb2018-cpu", "dsb2018-long", "dsb2018-gpu",
+            "nuclei".
         settings: Changes to the recipe, such as "optimizer.epochs=3".
 
     Raises:

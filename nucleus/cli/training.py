@@ -47,7 +47,7 @@ def train(
     out: Path,
     as_json: bool,
 ) -> None:
-    """Train by RECIPE (a TOML file, or a shipped recipe: demo, dsb2018-cpu, dsb2018-long, dsb2018-gpu).
+    """Train by RECIPE (a TOML file, or a shipped recipe: demo, dsb2018-cpu, dsb2018-long, dsb2018-gpu, nuclei).
 
     Uses the Ray cluster of RAY_ADDRESS or one on this machine, or starts one for the run. --resume needs no RECIPE; if
     one is given, it must be the one that the run started with. Ctrl-C saves a checkpoint and stops; a second one ends

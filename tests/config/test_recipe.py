@@ -18,7 +18,7 @@ def test_shipped_recipes_are_right(path: Path) -> None:
 
 
 def test_shipped_recipes_are_those_of_the_readme() -> None:
-    assert [path.stem for path in RECIPES] == ["demo", "dsb2018-cpu", "dsb2018-gpu", "dsb2018-long"]
+    assert [path.stem for path in RECIPES] == ["demo", "dsb2018-cpu", "dsb2018-gpu", "dsb2018-long", "nuclei"]
 
 
 def test_when_and_how_fast_the_encoder_is_trained() -> None:

@@ -12,7 +12,7 @@ from scipy import ndimage
 
 from nucleus.config.encoders import ENCODER_NAMES
 from nucleus.config.recipe import AugmentOptions, Heads, LossOptions, NormalizationOptions
-from nucleus.data.pipeline import Feed, training_batches
+from nucleus.data.pipeline import Feed, training_batches, training_sample
 from nucleus.data.reader import SplitReader
 from nucleus.data.sampling import epoch_plan
 from nucleus.data.shards import ShardFile, encode_record, write_shard
@@ -263,10 +263,12 @@ def test_pixels_outside_the_receptive_field_do_not_matter(model: keras.Model) ->
     assert one[:, :, :600] == pytest.approx(two[:, :, :600], abs=1e-5)
 
 
-@pytest.mark.parametrize("encoder", ENCODER_NAMES)
-def test_every_encoder_gives_a_network(encoder: str) -> None:
+@pytest.mark.parametrize(
+    ("encoder", "decoder"), [*((encoder, "concat") for encoder in ENCODER_NAMES), ("mobilenet_v2", "sum")]
+)
+def test_every_encoder_gives_a_network(encoder: str, decoder: str) -> None:
     keras.utils.set_random_seed(3)
-    network = build_unet(ModelConfig.model_validate({**CONFIG.model_dump(), "encoder": encoder}))
+    network = build_unet(ModelConfig.model_validate({**CONFIG.model_dump(), "encoder": encoder, "decoder": decoder}))
     images = np.stack([generated_image(seed, 64, 96)[0] for seed in range(2)])
     calibrate_encoder(network, images)
     found = network(images.astype(np.float32), training=True).numpy()
@@ -274,6 +276,25 @@ def test_every_encoder_gives_a_network(encoder: str) -> None:
     assert found.std() > 0
     assert found == pytest.approx(network(images.astype(np.float32), training=False).numpy(), abs=1e-3)
     assert encoder_variables(network)
+
+
+def test_a_decoder_that_sums_starts_with_the_variance_of_its_inputs() -> None:
+    keras.utils.set_random_seed(4)
+    channels = [64, 64, 32, 32, 32]
+    network = build_unet(CONFIG.model_copy(update={"decoder": "sum", "decoder_channels": channels}))
+    images = np.stack([generated_image(seed, 64, 64)[0] for seed in range(4)])
+    calibrate_encoder(network, images)
+    names = [f"{name}_{level}" for level in range(1, 6) for name in ("join", "conv")]
+    layers = [network.get_layer(name if name.startswith("join") else f"{name}b").output for name in names]
+    found = keras.Model(network.inputs, layers)(images.astype(np.float32))
+    sizes = [float(tf.reduce_mean(tf.square(values))) for values in found]
+    assert all(0.2 < size / before < 5 for before, size in itertools.pairwise(sizes))
+
+
+def test_models_of_before_the_choice_concatenate() -> None:
+    stored = CONFIG.model_dump()
+    del stored["decoder"]
+    assert read_model_config(json.dumps(stored).encode(), "m").decoder == "concat"
 
 
 def test_models_are_rebuilt_from_json_and_weights(model: keras.Model, tmp_path: Path) -> None:
@@ -347,6 +368,49 @@ def test_crops_keep_image_and_labels_together(tmp_path: Path) -> None:
     for images, found in training_batches(shown, range(5)):
         assert images.shape == (1, 64, 64, 3)
         assert (images.numpy()[..., 0] == found.numpy()[..., 0] % 256).all()  # the same pixels, mirrored and turned
+
+
+NOTHING = dict.fromkeys(("scale", "invert", "grey", "contrast", "brightness"), 0.0) | {"flips": False}
+
+
+def changed(image: np.ndarray, number: int = 0, **options: float) -> np.ndarray:
+    """A crop of 64 px after nothing but these changes."""
+    record = encode_record("n", image, np.zeros(image.shape[:2], np.uint16))
+    augment = AugmentOptions.model_validate({**NOTHING, **options})
+    seeds = tf.constant([5, number], tf.int64)
+    return training_sample(tf.constant(record), seeds, 64, NormalizationOptions(method="none"), augment)[0].numpy()
+
+
+def test_stains_are_changed_in_coloured_crops_alone() -> None:
+    stained, grey = generated_image(6, 64, 64)[0], generated_image(0, 64, 64)[0]
+    assert (changed(stained) == stained).all()
+    found = [changed(stained, number, hed=0.3).astype(int) for number in range(8)]
+    assert all(np.abs(image - stained).mean() > 1 for image in found)
+    assert all(np.corrcoef(image.ravel(), stained.ravel())[0, 1] > 0.9 for image in found)  # the same tissue
+    assert len({tuple(image.mean(axis=(0, 1)).round(3)) for image in found}) == 8
+    assert np.abs(changed(stained, 1, hed=1e-6).astype(int) - stained).max() <= 1  # there and back
+    assert (changed(grey, 1, hed=0.3) == grey).all()
+
+
+def test_shading_is_smooth_and_bounded() -> None:
+    flat = np.full((64, 64, 3), 100, np.uint8)
+    found = [changed(flat, number, shading=0.4).astype(float) for number in range(8)]
+    assert all((image == image[..., :1]).all() for image in found)
+    assert any(np.ptp(image) > 20 for image in found)
+    assert all(np.abs(np.diff(image, axis=axis)).max() <= 5 for image in found for axis in (0, 1))
+    assert all(image.min() >= 0 and image.max() <= 255 for image in found)
+
+
+def test_blur_has_the_standard_deviation_that_is_asked_for() -> None:
+    point = np.zeros((64, 64, 3), np.uint8)
+    point[32, 32] = 255
+    places = np.arange(64) - 32
+    widths = []
+    for number in range(12):
+        line = changed(point, number, blur=1.0, blur_sigma=2.0)[..., 0].sum(axis=0).astype(float)
+        widths.append(np.sqrt((line * places**2).sum() / line.sum()))
+    assert 0.4 < min(widths) < 1
+    assert 1.3 < max(widths) < 2.05
 
 
 def test_damaged_shards_are_refused(tmp_path: Path) -> None:
