@@ -45,11 +45,13 @@ class BucketPrediction:
     Attributes:
         counts: Number of nuclei per image that was predicted now, by key.
         failures: Error message per image that could not be read or whose key cannot be used, by key.
+        warnings: Why the result of an image that was predicted now may be wrong, by key.
         done_before: Number of images that were predicted earlier.
     """
 
     counts: dict[str, int]
     failures: dict[str, str]
+    warnings: dict[str, str]
     done_before: int
 
 
@@ -83,6 +85,7 @@ def predict_bucket(
     """
     found = find_images(settings)
     counts: dict[str, int] = {}
+    warnings: dict[str, str] = {}
     failures = dict(found.unread)
     with claim_output(settings, overwrite=overwrite, single_writer=single_writer) as claim:
         wanted = found.images if overwrite else not_done(settings, found.images)
@@ -94,12 +97,16 @@ def predict_bucket(
                 failures[outcome.key] = str(outcome.failure)
             else:
                 counts[outcome.key] = outcome.nuclei
+            if outcome.warning is not None:
+                warnings[outcome.key] = outcome.warning
             advance(len(counts) + len(failures), len(wanted) + len(found.unread))
         done = [image for image in found.images if image.key not in failures]
         if done:
             join_tables(settings, done)
     before = len(found.images) - len(wanted)
-    return BucketPrediction(dict(sorted(counts.items())), dict(sorted(failures.items())), before)
+    return BucketPrediction(
+        dict(sorted(counts.items())), dict(sorted(failures.items())), dict(sorted(warnings.items())), before
+    )
 
 
 def _batch_predictor(

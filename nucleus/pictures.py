@@ -25,6 +25,7 @@ __all__ = [
     "draw_gallery",
     "draw_mistakes",
     "draw_outlines",
+    "draw_overlay",
     "example_sheet",
     "resize_to_side",
 ]
@@ -49,6 +50,8 @@ _GALLERY_GAP = 8
 _TEXT_LINE = 22
 _SWATCH = 24
 _ACROSS = 2
+_CORNER_GAP = 4
+_FONT, _FONT_SIZE = cv2.FONT_HERSHEY_SIMPLEX, 0.45
 
 
 def draw_outlines(image: RgbImage, labels: NDArray[np.integer], colour: tuple[int, int, int] = YELLOW) -> RgbImage:
@@ -56,6 +59,35 @@ def draw_outlines(image: RgbImage, labels: NDArray[np.integer], colour: tuple[in
     drawn = image.copy()
     drawn[skimage.segmentation.find_boundaries(labels, mode="inner")] = colour
     return drawn
+
+
+def draw_overlay(image: RgbImage, labels: NDArray[np.integer], diameter: float | None, every: int = 1) -> RgbImage:
+    """Return a copy of an image with its nuclei outlined; a circle in the lower left corner shows their diameter.
+
+    Args:
+        image: Image, H x W x 3, reduced by the factor `every`.
+        labels: Its labels, H x W, 0 background.
+        diameter: Median diameter of the nuclei before the reduction, px; None for no circle. The circle is left out
+            too if it does not fit.
+        every: Factor by which the image was reduced.
+    """
+    drawn = draw_outlines(image, labels)
+    if diameter is not None:
+        _draw_diameter(drawn, diameter / every, f"{diameter:.1f} px")
+    return drawn
+
+
+def _draw_diameter(image: RgbImage, diameter: float, text: str) -> None:
+    """Draw, in place, a circle of a diameter, with a text beside it if there is room."""
+    radius = max(1, round(diameter / 2))
+    height, width = image.shape[:2]
+    centre = (_CORNER_GAP + radius, height - 1 - _CORNER_GAP - radius)
+    if 2 * (radius + _CORNER_GAP) > min(height, width):
+        return
+    cv2.circle(image, centre, radius, CYAN, 1, cv2.LINE_AA)
+    left = centre[0] + radius + _CORNER_GAP
+    if left + _CORNER_GAP + _text_width(text) <= width and height >= 2 * _TEXT_LINE:
+        _write(image, text, (left, height - 1 - _CORNER_GAP), CYAN)
 
 
 def contact_sheet(rows: list[list[RgbImage]], side: int = 256) -> RgbImage:
@@ -183,6 +215,9 @@ def draw_gallery(images: Sequence[GalleryImage]) -> RgbImage:
 
 def _write(sheet: RgbImage, text: str, place: tuple[int, int], colour: tuple[int, int, int]) -> int:
     """Write a line of text; return its width in pixels."""
-    font, size = cv2.FONT_HERSHEY_SIMPLEX, 0.45
-    cv2.putText(sheet, text, place, font, size, colour, 1, cv2.LINE_AA)
-    return int(cv2.getTextSize(text, font, size, 1)[0][0])
+    cv2.putText(sheet, text, place, _FONT, _FONT_SIZE, colour, 1, cv2.LINE_AA)
+    return _text_width(text)
+
+
+def _text_width(text: str) -> int:
+    return int(cv2.getTextSize(text, _FONT, _FONT_SIZE, 1)[0][0])

@@ -23,7 +23,7 @@ from nucleus.cli.output import note, print_facts, print_json, print_scores, prin
 from nucleus.cli.progress_bars import show_progress
 from nucleus.errors import NucleusError, UsageError
 from nucleus.surroundings import check_can_train
-from nucleus.text import SPLIT_NAMES
+from nucleus.text import SPLIT_NAMES, plural
 
 if TYPE_CHECKING:
     from nucleus.data.dataset import Dataset
@@ -120,9 +120,9 @@ def _predict_files(inputs: tuple[str, ...], model: str, out: Path, given: _Choic
     failures = {**found.unread, **predicted.failures}
     version = str(segmenter.manifest)
     if given.as_json:
-        _print_json(version, str(out.absolute()), predicted.counts, failures)
+        _print_json(version, str(out.absolute()), predicted.counts, failures, predicted.warnings)
     else:
-        _print(version, str(out), predicted.counts, failures, time.monotonic() - started)
+        _print(version, str(out), predicted.counts, failures, predicted.warnings, time.monotonic() - started)
     _check(failures, len(found.images) + len(found.unread))
 
 
@@ -158,15 +158,27 @@ def _predict_bucket(images: str, model: str, out: str, workers: int | None, give
             waiting=note,
         )
     if given.as_json:
-        _print_json(settings.model, settings.out, found.counts, found.failures, done_before=found.done_before)
+        _print_json(
+            settings.model, settings.out, found.counts, found.failures, found.warnings, done_before=found.done_before
+        )
     else:
         more = {"done before": f"{found.done_before} (--overwrite predicts them again)"} if found.done_before else {}
-        _print(settings.model, settings.out, found.counts, found.failures, time.monotonic() - started, more)
+        _print(
+            settings.model, settings.out, found.counts, found.failures, found.warnings, time.monotonic() - started, more
+        )
     _check(found.failures, len(found.counts) + len(found.failures))
 
 
-def _print_json(model: str, out: str, counts: Mapping[str, int], failures: Mapping[str, str], **more: int) -> None:
-    print_json({"model": model, "out": out, "nuclei": counts, "failures": failures, **more})
+def _print_json(
+    model: str,
+    out: str,
+    counts: Mapping[str, int],
+    failures: Mapping[str, str],
+    warnings: Mapping[str, str],
+    **more: int,
+) -> None:
+    found = {"model": model, "out": out, "nuclei": counts, "failures": failures, "warnings": warnings}
+    print_json({**found, **more})
 
 
 def _print(
@@ -174,17 +186,24 @@ def _print(
     out: str,
     counts: Mapping[str, int],
     failures: Mapping[str, str],
+    warnings: Mapping[str, str],
     seconds: float,
     more: Mapping[str, object] = MappingProxyType({}),
 ) -> None:
     for message in failures.values():
         warn(message)
-    print_table(("image", "nuclei"), list(counts.items()))
+    if warnings:
+        print_table(
+            ("image", "nuclei", "warning"), [(name, found, warnings.get(name, "")) for name, found in counts.items()]
+        )
+    else:
+        print_table(("image", "nuclei"), list(counts.items()))
     print_facts(
         {
             "images": len(counts),
             "nuclei": sum(counts.values()),
             "failures": f"{len(failures)}: see above" if failures else 0,
+            **({"warnings": f"{plural(len(warnings), 'image')} to look at: see above"} if warnings else {}),
             **more,
             "seconds": f"{seconds:.1f}",
             "model": model,

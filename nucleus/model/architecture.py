@@ -107,6 +107,10 @@ class ModelConfig(_Frozen):
         overlap: Minimum overlap of neighbouring tiles, px.
         instances: Thresholds for the labels.
         nucleus_diameter: Median diameter of the nuclei in validation, px; None if unknown.
+        diameters: Range of the median diameters of the training images, px (5th to 95th percentile); images whose
+            nuclei are smaller or larger are rescaled in prediction. None turns that off.
+        lowest_score: Lowest mean score of an image's nuclei in validation, 0 to 1; images below it are flagged. None if
+            unknown.
         pixel_size: Pixel size of the training images, micrometres; None if unknown.
     """
 
@@ -122,6 +126,8 @@ class ModelConfig(_Frozen):
     overlap: Annotated[int, Field(ge=0)]
     instances: InstanceSettings = InstanceSettings()
     nucleus_diameter: Annotated[float, Field(gt=0)] | None = None
+    diameters: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] | None = None
+    lowest_score: Annotated[float, Field(ge=0, le=1)] | None = None
     pixel_size: Annotated[float, Field(gt=0)] | None = None
 
     @property

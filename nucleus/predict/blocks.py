@@ -64,11 +64,13 @@ class LabelledBlock:
         region: Part of the image that `labels` and `channels` cover.
         labels: h x w, int32: 0 for background and nuclei of other blocks, 1..k for the nuclei of the block.
         channels: h x w x C, all channels, in the depth of the file.
+        mask: h x w, float32, 0 to 1: probability that a pixel is in a nucleus.
     """
 
     region: Region
     labels: NDArray[np.int32]
     channels: NDArray[Any]
+    mask: NDArray[np.float32]
 
 
 def plan_blocks(shape: tuple[int, int], side: int, margin: int) -> list[Block]:

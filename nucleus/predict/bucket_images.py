@@ -28,8 +28,8 @@ from nucleus.predict.image_files import (
     stem_of,
     write_image,
 )
+from nucleus.predict.measurement import image_table, write_tables
 from nucleus.predict.model import IMAGES_AT_ONCE, Model, PredictionOptions
-from nucleus.predict.nuclei_tables import image_table, write_tables
 from nucleus.predict.source import ScaledImage, channel_count, open_source
 from nucleus.storage.bucket import Bucket
 from nucleus.storage.claims import PrefixClaim, claimed_prefix
@@ -131,11 +131,13 @@ class ImageOutcome:
         key: Key of the image.
         nuclei: Number of nuclei; None if the image failed.
         failure: Error message if the image failed.
+        warning: Why the result may be wrong, or None.
     """
 
     key: str
     nuclei: int | None = None
     failure: str | None = None
+    warning: str | None = None
 
 
 @dataclass(frozen=True)
@@ -344,12 +346,12 @@ class BatchPredictor:
         """Write the outputs of an image and start to upload them."""
         try:
             with image_table(files.table, channel_count(files.file)) as table:
-                row = write_image(image, blocks, files.folder / "image", table)
+                row = write_image(self._model, image, blocks, files.folder / "image", table)
                 table.set_image(row)
         except ImageError as error:  # a part of a large image may be damaged
             return ImageOutcome(files.image.key, failure=self._message(error, files))
         uploads.append(pool.submit(self._upload, files))
-        return ImageOutcome(files.image.key, row["nuclei"])
+        return ImageOutcome(files.image.key, row["nuclei"], warning=row["warning"])
 
     def _upload(self, files: _ImageFiles) -> None:
         """Upload the outputs of an image; the table, which marks it as done, comes last."""

@@ -18,9 +18,16 @@ from numpy.typing import NDArray
 from nucleus.data.images import RgbImage, encode_png
 from nucleus.data.sources import is_image, list_folder
 from nucleus.errors import ImageError, OutputError, UsageError
-from nucleus.pictures import draw_outlines
+from nucleus.pictures import draw_overlay
 from nucleus.predict.blocks import LabelledBlock, assembled_labels
-from nucleus.predict.measurement import IMAGE_COLUMNS, frame_of, image_row, measure_blocks, nucleus_columns
+from nucleus.predict.measurement import (
+    IMAGE_COLUMNS,
+    NucleiSummary,
+    frame_of,
+    image_row,
+    measure_blocks,
+    nucleus_columns,
+)
 from nucleus.predict.model import IMAGES_AT_ONCE, Model
 from nucleus.predict.source import ScaledImage, channel_count, open_source
 from nucleus.progress import Advance, no_progress
@@ -40,9 +47,9 @@ __all__ = [
     "check_outputs",
     "check_stems",
     "csv_table",
-    "draw_overlay",
     "find_inputs",
     "is_input",
+    "overlay_of",
     "predict_files",
     "stem_of",
     "write_image",
@@ -60,14 +67,17 @@ _SPOOLED = 1 << 20
 """Characters of rows that are kept in memory until they are added."""
 
 
-def draw_overlay(image: ScaledImage, labels: NDArray[np.integer]) -> RgbImage:
+def overlay_of(image: ScaledImage, labels: NDArray[np.integer], diameter: float | None = None) -> RgbImage:
     """Return the image with its nuclei outlined, reduced by an integer factor to at most 4,096 px per side.
+
+    See `nucleus.pictures.draw_overlay`.
 
     The image is read band by band, to limit the memory needed.
 
     Args:
         image: The image.
         labels: Labels of the nuclei, H x W, 0 background.
+        diameter: Median diameter of the nuclei, px; None without nuclei.
 
     Returns:
         h x w x 3, uint8.
@@ -79,7 +89,7 @@ def draw_overlay(image: ScaledImage, labels: NDArray[np.integer]) -> RgbImage:
         pixels = image.rgb(rows, slice(0, source.width))
         size = (-(-source.width // every), -(-pixels.shape[0] // every))
         bands.append(pixels if every == 1 else cv2.resize(pixels, size, interpolation=cv2.INTER_AREA))
-    return draw_outlines(np.concatenate(bands), labels[::every, ::every])
+    return draw_overlay(np.concatenate(bands), labels[::every, ::every], diameter, every)
 
 
 @dataclass(frozen=True)
@@ -177,10 +187,12 @@ class PredictedFiles:
     Attributes:
         counts: Number of nuclei of each image, by its name.
         failures: Error message for each image that could not be read, by its name.
+        warnings: Why the result of an image may be wrong, by its name.
     """
 
     counts: dict[str, int]
     failures: dict[str, str]
+    warnings: dict[str, str]
 
 
 def predict_files(
@@ -213,7 +225,7 @@ def predict_files(
             have their rows; where there is no room for the tables either, the message says so.
     """
     named = files if isinstance(files, Mapping) else {file.name: file for file in files}
-    found = PredictedFiles({}, {})
+    found = PredictedFiles({}, {}, {})
     stopped: OutputError | None = None
     try:
         with (
@@ -245,16 +257,16 @@ class _Outputs:
     nuclei: "CsvTable"
     images: "CsvTable"
 
-    def add(self, name: str, image: ScaledImage, blocks: Iterable[LabelledBlock]) -> int:
-        """Write the results of an image, all or none of its rows; return its number of nuclei."""
+    def add(self, model: Model, name: str, image: ScaledImage, blocks: Iterable[LabelledBlock]) -> dict[str, Any]:
+        """Write the results of an image, all or none of its rows; return the row of the image."""
         with self.nuclei.rows() as rows:
-            row = write_image(image, blocks, self.folder / stem_of(name), rows)
+            row = write_image(model, image, blocks, self.folder / stem_of(name), rows)
         try:
             self.images.add(row)
         except OSError:
             self.nuclei.take_back()
             raise
-        return int(row["nuclei"])
+        return row
 
 
 def _predict_all(
@@ -271,7 +283,10 @@ def _predict_all(
         opened = _open_all(model, chunk, channel, found.failures)
         for (name, image), blocks in zip(opened.items(), model.segment_blocks(list(opened.values())), strict=True):
             try:
-                found.counts[name] = outputs.add(name, image, blocks)
+                row = outputs.add(model, name, image, blocks)
+                found.counts[name] = row["nuclei"]
+                if row["warning"]:
+                    found.warnings[name] = row["warning"]
             except ImageError as error:  # a channel that is measured but not segmented may be damaged
                 found.failures[name] = str(error)
             advance(len(found.counts) + len(found.failures), len(named))
@@ -372,10 +387,13 @@ def csv_table(path: Path, columns: Sequence[str]) -> Iterator[CsvTable]:
         yield CsvTable(file, columns, path.parent)
 
 
-def write_image(image: ScaledImage, blocks: Iterable[LabelledBlock], stem: Path, table: RowWriter) -> dict[str, Any]:
+def write_image(
+    model: Model, image: ScaledImage, blocks: Iterable[LabelledBlock], stem: Path, table: RowWriter
+) -> dict[str, Any]:
     """Write the labels, the overlay and the nuclei of an image, block by block; return the row of the image.
 
     Args:
+        model: The model, which judges the result.
         image: The image.
         blocks: Nuclei of the image, from `Model.segment_blocks`.
         stem: Path without endings; the files are `<stem>.labels.tif` and `<stem>.overlay.png`.
@@ -386,11 +404,12 @@ def write_image(image: ScaledImage, blocks: Iterable[LabelledBlock], stem: Path,
         OutputError: The files cannot be written.
     """
     stem.parent.mkdir(parents=True, exist_ok=True)
-    frame = frame_of(image.source)
+    frame, summary = frame_of(image.source), NucleiSummary()
     with assembled_labels(frame.shape, stem.parent) as labels:
         for rows in measure_blocks(frame, blocks, labels):
             table.writerows(rows)
+            summary.add(rows)
         labels.write(stem.with_name(f"{stem.name}{LABELS_ENDING}"))
-        overlay = draw_overlay(image, labels.labels)
+        overlay = overlay_of(image, labels.labels, summary.median_diameter)
         write_atomic(stem.with_name(f"{stem.name}{OVERLAY_ENDING}"), encode_png(overlay))
-        return image_row(frame, labels.count, labels.pixels)
+        return image_row(frame, summary, labels.pixels, image.scale, model.doubt(summary))

@@ -1,24 +1,52 @@
-"""Measurements of nuclei and images: one row per nucleus, one row per image."""
+"""Measurements of nuclei and images: one row per nucleus, one row per image; and their Parquet tables."""
 
-from collections.abc import Iterable, Iterator
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from nucleus.lazy import skimage
+from nucleus.lazy import pa, pads, pq, skimage
 from nucleus.predict.blocks import AssembledLabels, LabelledBlock
 from nucleus.predict.source import ImageSource
+from nucleus.storage.bucket import Bucket
+from nucleus.storage.files import temporary_folder
 
-__all__ = ["IMAGE_COLUMNS", "Frame", "frame_of", "image_row", "measure_blocks", "measure_nuclei", "nucleus_columns"]
+__all__ = [
+    "IMAGE_COLUMNS",
+    "Frame",
+    "ImageTable",
+    "NucleiSummary",
+    "frame_of",
+    "image_row",
+    "image_table",
+    "measure_blocks",
+    "measure_nuclei",
+    "nucleus_columns",
+    "write_tables",
+]
 
 _SHAPE = ("label", "centroid_x", "centroid_y", "area", "diameter", "eccentricity", "solidity")
 _PHYSICAL = ("area_um2", "diameter_um")
 IMAGE_COLUMNS = (
     *("image", "width", "height", "nuclei", "nuclei_per_megapixel", "coverage"),
-    *("mean_area", "pixel_size_um", "nuclei_per_mm2"),
+    *("mean_area", "median_diameter", "pixel_size_um", "nuclei_per_mm2", "scale", "score", "warning"),
 )
+_IMAGE_ROW = "image"
+_INTEGERS = {"label", "area", "width", "height", "nuclei"}
+_TEXTS = {"image", "warning"}
+_SMALLEST_GROUP, _LARGEST_GROUP = 1 << 16, 1 << 20
+_AT_ONCE = 16
+_DIAMETER_BINS = 1 << 14
+"""Bins of a quarter of a pixel; larger diameters count in the last."""
+_BINS_PER_PIXEL = 4
 
 
 @dataclass(frozen=True)
@@ -43,7 +71,7 @@ class Frame:
 def nucleus_columns(channels: int) -> tuple[str, ...]:
     """Return the column names of a table of nuclei, for images of up to `channels` channels."""
     intensities = (f"{what}_{channel}" for channel in range(channels) for what in ("mean", "integrated"))
-    return ("image", *_SHAPE, "touches_edge", *_PHYSICAL, *intensities)
+    return ("image", *_SHAPE, "touches_edge", "score", *_PHYSICAL, *intensities)
 
 
 def frame_of(source: ImageSource) -> Frame:
@@ -58,11 +86,11 @@ def measure_blocks(
     for block in blocks:
         added, before = labels.add(block.labels, block.region)
         frame = replace(image, top=block.region.rows.start, left=block.region.columns.start)
-        yield measure_nuclei(frame, block.channels, added, before)
+        yield measure_nuclei(frame, block.channels, added, block.mask, before)
 
 
 def measure_nuclei(
-    frame: Frame, pixels: NDArray[Any], labels: NDArray[np.int32], first: int = 0
+    frame: Frame, pixels: NDArray[Any], labels: NDArray[np.int32], mask: NDArray[np.float32], first: int = 0
 ) -> list[dict[str, Any]]:
     """Measure each nucleus of a part of an image.
 
@@ -70,6 +98,7 @@ def measure_nuclei(
         frame: Position of the part.
         pixels: Grey values in the depth of the file, h x w x C.
         labels: Labels of the part, h x w, 0 background.
+        mask: Probability that a pixel is in a nucleus, h x w, 0 to 1.
         first: Number that is added to the labels in the table.
 
     Returns:
@@ -77,12 +106,13 @@ def measure_nuclei(
         image (the centre of the first pixel is 0, 0). `diameter` is that of the circle of the same area, `eccentricity`
         that of the ellipse with the same second moments; `solidity` is the area divided by that of the convex hull.
         `mean_0` and `integrated_0` are the mean and the sum of the grey values in channel 0 (red in an RGB image), and
-        so on. `touches_edge` is true if the nucleus has a pixel at the edge of the image. Columns in micrometres are
-        None if the pixel size is unknown.
+        so on. `touches_edge` is true if the nucleus has a pixel at the edge of the image. `score` is the mean of `mask`
+        over the nucleus. Columns in micrometres are None if the pixel size is unknown.
     """
     table = _shapes(labels)
     numbers = table["label"].astype(np.int64)
     sums = _integrated(pixels, labels)[numbers]
+    certain = _integrated(mask[..., np.newaxis], labels)[numbers, 0]
     edge = _labels_at_edge(frame, labels)
     scale = frame.pixel_size
     rows = []
@@ -94,6 +124,7 @@ def measure_nuclei(
         row["centroid_x"] = round(float(table["centroid_x"][i]) + frame.left, 3)
         row["centroid_y"] = round(float(table["centroid_y"][i]) + frame.top, 3)
         row["touches_edge"] = int(number) in edge
+        row["score"] = round(float(certain[i]) / area, 4)
         row["area_um2"] = None if scale is None else round(area * scale**2, 4)
         row["diameter_um"] = None if scale is None else round(row["diameter"] * scale, 4)
         for channel, value in enumerate(sums[i]):
@@ -126,17 +157,50 @@ def _shapes(labels: NDArray[np.int32]) -> dict[str, NDArray[Any]]:
     return {"label": numbers, "solidity": solidity, **{name: values[numbers] for name, values in columns.items()}}
 
 
-def image_row(frame: Frame, nuclei: int, nucleus_pixels: int) -> dict[str, Any]:
+class NucleiSummary:
+    """Number, mean score and median diameter of an image's nuclei, from their rows; in memory of a fixed size."""
+
+    def __init__(self) -> None:
+        self.nuclei = 0
+        self._scores = 0.0
+        self._diameters = np.zeros(_DIAMETER_BINS, np.int64)
+
+    def add(self, rows: Iterable[dict[str, Any]]) -> None:
+        """Add rows from `measure_nuclei`."""
+        for row in rows:
+            self.nuclei += 1
+            self._scores += row["score"]
+            self._diameters[min(int(row["diameter"] * _BINS_PER_PIXEL), _DIAMETER_BINS - 1)] += 1
+
+    @property
+    def score(self) -> float | None:
+        """Mean score of the nuclei; None without nuclei."""
+        return self._scores / self.nuclei if self.nuclei else None
+
+    @property
+    def median_diameter(self) -> float | None:
+        """Median diameter, px, to a quarter of a pixel; None without nuclei."""
+        if not self.nuclei:
+            return None
+        middle = np.searchsorted(np.cumsum(self._diameters), self.nuclei / 2)
+        return float((middle + 0.5) / _BINS_PER_PIXEL)
+
+
+def image_row(
+    frame: Frame, summary: NucleiSummary, nucleus_pixels: int, scale: float, warning: str | None
+) -> dict[str, Any]:
     """Return the measurements of a whole image, a dictionary with the keys `IMAGE_COLUMNS`.
 
     Args:
         frame: Frame of the whole image.
-        nuclei: Number of nuclei.
+        summary: Summary of its nuclei.
         nucleus_pixels: Number of pixels in nuclei.
+        scale: Network pixels per image pixel.
+        warning: Why the result may be wrong, or None.
     """
     height, width = frame.shape
-    pixels = height * width
-    scale = frame.pixel_size
+    pixels, nuclei, size = height * width, summary.nuclei, frame.pixel_size
+    score, diameter = summary.score, summary.median_diameter
     return {
         "image": frame.image,
         "width": width,
@@ -145,8 +209,12 @@ def image_row(frame: Frame, nuclei: int, nucleus_pixels: int) -> dict[str, Any]:
         "nuclei_per_megapixel": round(nuclei / pixels * 1e6, 3),
         "coverage": round(nucleus_pixels / pixels, 5),
         "mean_area": round(nucleus_pixels / nuclei, 3) if nuclei else None,
-        "pixel_size_um": scale,
-        "nuclei_per_mm2": None if scale is None else round(nuclei / (pixels * scale**2) * 1e6, 3),
+        "median_diameter": None if diameter is None else round(diameter, 2),
+        "pixel_size_um": size,
+        "nuclei_per_mm2": None if size is None else round(nuclei / (pixels * size**2) * 1e6, 3),
+        "scale": round(scale, 4),
+        "score": None if score is None else round(score, 4),
+        "warning": warning,
     }
 
 
@@ -166,3 +234,73 @@ def _labels_at_edge(frame: Frame, labels: NDArray[np.int32]) -> set[int]:
         3: (frame.left + width == frame.shape[1], labels[:, -1]),
     }
     return {int(value) for at_edge, line in lines.values() if at_edge for value in np.unique(line)} - {0}
+
+
+class ImageTable:
+    """Parquet file of the nuclei of one image; its metadata contains the row of the image itself."""
+
+    def __init__(self, writer: pq.ParquetWriter, schema: pa.Schema) -> None:
+        self._writer = writer
+        self._schema = schema
+
+    def writerows(self, rows: Iterable[dict[str, Any]], /) -> None:
+        """Add rows from `measure_nuclei`."""
+        self._writer.write_table(pa.Table.from_pylist(list(rows), schema=self._schema))
+
+    def set_image(self, row: dict[str, Any]) -> None:
+        """Store the row of the image, from `image_row`, in the metadata."""
+        self._writer.add_key_value_metadata({_IMAGE_ROW: json.dumps(row)})
+
+
+@contextmanager
+def image_table(path: Path, channels: int) -> Iterator[ImageTable]:
+    """Provide a new table for an image of `channels` channels; the file is complete when the block ends."""
+    schema = _schema(nucleus_columns(channels))
+    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
+        yield ImageTable(writer, schema)
+
+
+def write_tables(bucket: Bucket, keys: Sequence[str], nuclei: Path, images: Path) -> None:
+    """Join the tables of images into a table of all nuclei and a table of all images, in the order of the keys.
+
+    The table of nuclei has columns for as many channels as the image with the most channels; they are null for images
+    with fewer channels.
+
+    Args:
+        bucket: Bucket that contains the tables of the images.
+        keys: Keys of these tables.
+        nuclei: Parquet file to write, with one row per nucleus.
+        images: Parquet file to write, with one row per image.
+    """
+    with temporary_folder("tables") as temporary:
+        paths = [temporary / f"{number:07d}.parquet" for number in range(len(keys))]
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            list(pool.map(bucket.download, keys, paths))
+        found = [pq.read_metadata(path) for path in paths]
+        rows = [json.loads(metadata.metadata[_IMAGE_ROW.encode()]) for metadata in found]
+        pq.write_table(pa.Table.from_pylist(rows, schema=_schema(IMAGE_COLUMNS)), images, compression="zstd")
+        widest = max((metadata.schema.to_arrow_schema() for metadata in found), key=len)
+        joined = temporary / "joined"
+        pads.write_dataset(
+            pads.dataset([str(path) for path in paths], schema=widest.remove_metadata(), format="parquet"),
+            joined,
+            format="parquet",
+            file_options=pads.ParquetFileFormat().make_write_options(compression="zstd"),
+            basename_template="{i}.parquet",
+            min_rows_per_group=_SMALLEST_GROUP,
+            max_rows_per_group=_LARGEST_GROUP,
+            preserve_order=True,
+        )
+        (joined / "0.parquet").rename(nuclei)
+
+
+def _schema(columns: Sequence[str]) -> pa.Schema:
+    return pa.schema([(column, _type(column)) for column in columns])
+
+
+def _type(column: str) -> pa.DataType:
+    if column in _TEXTS:
+        return pa.string()
+    if column == "touches_edge":
+        return pa.bool_()
+    return pa.int64() if column in _INTEGERS else pa.float64()

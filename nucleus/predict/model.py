@@ -16,11 +16,19 @@ from nucleus.config.recipe import LossOptions
 from nucleus.data.images import RgbImage
 from nucleus.errors import ImageError, ModelError
 from nucleus.lazy import pandas
-from nucleus.model.architecture import CONFIG_FILE, ONNX_FILE, InstanceSettings, ModelConfig, maps_of, read_model_config
+from nucleus.model.architecture import (
+    CONFIG_FILE,
+    ONNX_FILE,
+    InstanceSettings,
+    Maps,
+    ModelConfig,
+    maps_of,
+    read_model_config,
+)
 from nucleus.model.engines import Engine, EngineChoice, load_engine
 from nucleus.model.instances import label_nuclei
 from nucleus.model.tiling import Region, TiledNetwork
-from nucleus.pictures import draw_outlines
+from nucleus.pictures import draw_overlay
 from nucleus.predict.blocks import (
     AssembledLabels,
     Block,
@@ -29,7 +37,8 @@ from nucleus.predict.blocks import (
     nuclei_of_block,
     plan_blocks,
 )
-from nucleus.predict.measurement import frame_of, measure_blocks, nucleus_columns
+from nucleus.predict.measurement import NucleiSummary, frame_of, measure_blocks, nucleus_columns
+from nucleus.predict.sizing import Viewer, fitting_scale
 from nucleus.predict.source import ImageSource, ScaledImage, image_source
 from nucleus.registry.manifest import ModelManifest
 from nucleus.registry.versions import PulledModel, read_pulled
@@ -61,7 +70,8 @@ class PredictionOptions:
 
     Attributes:
         diameter: Typical diameter of the nuclei in the images, px. The images are rescaled to the diameter that the
-            model was trained on.
+            model was trained on. None estimates it from each image, if the model knows the range of its training
+            nuclei: images with smaller or larger ones are rescaled.
         pixel_size: Side of a pixel in the images, micrometres; replaces the value in their files. The images are
             rescaled by it if the model knows the pixel size of its training images and `diameter` is not given.
         turns: Whether to average predictions over the eight flips and quarter turns; eight times slower.
@@ -98,6 +108,8 @@ class Segmentation:
         rows: One dictionary per nucleus with the columns of `nuclei.csv`: lengths in px, centroids in px from the
             centre of the first pixel, grey values in the depth of the image. Values in micrometres are None if the
             pixel size is unknown.
+        diameter: Median diameter of the nuclei, px; None without nuclei.
+        warning: Why the result may be wrong, or None.
 
     Examples:
         >>> found = model.segment("image.png")
@@ -106,9 +118,18 @@ class Segmentation:
         >>> found.table.to_csv("nuclei.csv", index=False)
     """
 
-    def __init__(self, image: ScaledImage, labels: NDArray[np.int32], rows: list[dict[str, Any]]) -> None:
+    def __init__(
+        self,
+        image: ScaledImage,
+        labels: NDArray[np.int32],
+        rows: list[dict[str, Any]],
+        diameter: float | None,
+        warning: str | None,
+    ) -> None:
         self.labels = labels
         self.rows = rows
+        self.diameter = diameter
+        self.warning = warning
         self._image = image
 
     @property
@@ -122,14 +143,15 @@ class Segmentation:
         return len(self.rows)
 
     def overlay(self) -> RgbImage:
-        """Return the image, H x W x 3, uint8, with each nucleus outlined in yellow."""
+        """Return the image, H x W x 3, uint8, with each nucleus outlined in yellow and a circle of median diameter."""
         whole = self._image.whole
-        return draw_outlines(self._image.rgb(whole.rows, whole.columns), self.labels)
+        return draw_overlay(self._image.rgb(whole.rows, whole.columns), self.labels, self.diameter)
 
     def __repr__(self) -> str:
         height, width = self.labels.shape
         nuclei = "1 nucleus" if self.count == 1 else f"{self.count} nuclei"
-        return f"<Segmentation of {self._image.source.name}: {width} x {height} px, {nuclei}>"
+        warning = f"; {self.warning}" if self.warning else ""
+        return f"<Segmentation of {self._image.source.name}: {width} x {height} px, {nuclei}{warning}>"
 
 
 class Model:
@@ -180,10 +202,10 @@ class Model:
         """Options of the loss in training."""
         return LossOptions.model_validate(self.manifest.origin.recipe.get("loss", {}) if self.manifest else {})
 
-    def with_labelling(self, instances: InstanceSettings, nucleus_diameter: float | None) -> Model:
-        """Return a model with the same network and other settings for labelling."""
+    def with_config(self, config: ModelConfig) -> Model:
+        """Return a model with the same network and another configuration of how it is used."""
         other = copy.copy(self)
-        other.config = self.config.model_copy(update={"instances": instances, "nucleus_diameter": nucleus_diameter})
+        other.config = config
         return other
 
     def segment(self, image: str | Path | ArrayLike, *, channel: int | None = None) -> Segmentation:
@@ -212,12 +234,52 @@ class Model:
         labels = AssembledLabels(np.zeros(scaled.source_shape, np.int32))
         (blocks,) = self.segment_blocks([scaled])
         rows = [row for part in measure_blocks(frame_of(scaled.source), blocks, labels) for row in part]
-        return Segmentation(scaled, labels.labels, rows)
+        summary = NucleiSummary()
+        summary.add(rows)
+        return Segmentation(scaled, labels.labels, rows, summary.median_diameter, self.doubt(summary))
+
+    def doubt(self, summary: NucleiSummary) -> str | None:
+        """Return why the result for an image may be wrong, or None: no nuclei, or scores below those of validation."""
+        lowest = self.config.lowest_score
+        if summary.score is None:
+            return "no nuclei found"
+        if lowest is not None and summary.score < lowest:
+            return (
+                f"unsure: mean score {summary.score:.2f}, below {lowest:.2f}, the lowest in validation; "
+                "the image is unlike those of training"
+            )
+        return None
 
     def scaled_image(self, source: ImageSource) -> ScaledImage:
-        """Normalise and rescale an image for the network. Raises `ImageError` if it is damaged or out of scale."""
+        """Normalise and rescale an image for the network.
+
+        The scale follows from the options or, without them, from the size of the nuclei, which the network estimates
+        (`nucleus.predict.sizing`) if the model knows the range of its training nuclei.
+
+        Raises:
+            ImageError: The image is damaged or out of scale.
+        """
         known = replace(source, pixel_size=self.options.pixel_size or source.pixel_size)
-        return ScaledImage(known, self.config.normalization, self._scale(known))
+        scale = self._known_scale(known)
+        if scale is None and self.config.diameters is not None:
+            return self._fitted(ScaledImage(known, self.config.normalization), self.config.diameters)
+        return ScaledImage(known, self.config.normalization, scale or 1.0)
+
+    def _fitted(self, image: ScaledImage, diameters: tuple[float, float]) -> ScaledImage:
+        """Return an image at the scale that fits its nuclei; a small one with its network values."""
+        viewer = Viewer(image, self._maps, self.config.instances)
+        return viewer.image_at(fitting_scale(viewer.look, diameters).scale)
+
+    def _maps(self, image: ScaledImage) -> Maps:
+        """Compute the network's values of a whole image, and keep them."""
+        (image.values,) = self._network.whole_images([image])
+        return maps_of(image.values, self.config.heads)
+
+    def _values(self, images: Sequence[ScaledImage]) -> list[NDArray[np.float32]]:
+        """Return the network values of whole images, computed together where they are not known yet."""
+        unknown = [image for image in images if image.values is None]
+        computed = iter(self._network.whole_images(unknown))
+        return [next(computed) if image.values is None else image.values for image in images]
 
     def segment_blocks(self, images: Sequence[ScaledImage]) -> Iterator[Iterator[LabelledBlock]]:
         """Segment images of any size in blocks; each nucleus is complete in one block.
@@ -231,7 +293,7 @@ class Model:
         for group in _groups(images):
             plans = [self._plan(image) for image in group]
             small = [number for number, blocks in enumerate(plans) if len(blocks) == 1]
-            values = dict(zip(small, self._network.whole_images([group[number] for number in small]), strict=True))
+            values = dict(zip(small, self._values([group[number] for number in small]), strict=True))
             for number, (image, blocks) in enumerate(zip(group, plans, strict=True)):
                 regions = [image.covering(block.seen) for block in blocks]
                 whole = number in values
@@ -246,7 +308,7 @@ class Model:
         """
         remaining = iter(sources)
         while chunk := [self.scaled_image(source) for source in islice(remaining, IMAGES_AT_ONCE)]:
-            for image, values in zip(chunk, self._network.whole_images(chunk), strict=True):
+            for image, values in zip(chunk, self._values(chunk), strict=True):
                 yield ImageValues(image.back(values, image.covering(image.whole), image.whole), image.scale)
 
     def label(self, found: ImageValues, instances: InstanceSettings | None = None) -> NDArray[np.int32]:
@@ -269,27 +331,34 @@ class Model:
     ) -> Iterator[LabelledBlock]:
         """Yield labelled blocks from the network values in their regions."""
         for planned, region, values in zip(blocks, regions, found, strict=True):
-            block, labels = planned, self._label_block(image, planned, region, values)
+            block, (labels, mask) = planned, self._label_block(image, planned, region, values)
             while cuts_nuclei(labels, block, image.source_shape) and block.margin * image.scale < _LARGEST_MARGIN:
                 block = block.widened(image.source_shape)  # for a nucleus larger than the margin
                 wider = image.covering(block.seen)
                 (more,) = self._network.regions(image, [wider])
-                labels = self._label_block(image, block, wider, more)
-            yield LabelledBlock(block.seen, labels, image.source.read_channels(block.seen.rows, block.seen.columns))
+                labels, mask = self._label_block(image, block, wider, more)
+            channels = image.source.read_channels(block.seen.rows, block.seen.columns)
+            yield LabelledBlock(block.seen, labels, channels, mask)
 
     def _label_block(
         self, image: ScaledImage, block: Block, region: Region, values: NDArray[np.float32]
-    ) -> NDArray[np.int32]:
+    ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+        """Return the labels of a block's nuclei and the mask map, both of `block.seen`."""
         found = ImageValues(image.back(values, region, block.seen), image.scale)
-        return nuclei_of_block(self.label(found), block)
+        return nuclei_of_block(self.label(found), block), maps_of(found.values, self.config.heads).mask
 
-    def _scale(self, source: ImageSource) -> float:
-        """Return the number of network pixels per image pixel. Raises `ImageError` if it is below 1/16 or above 16."""
-        scale = 1.0
+    def _known_scale(self, source: ImageSource) -> float | None:
+        """Return the number of network pixels per image pixel, or None if neither options nor the image say it.
+
+        Raises:
+            ImageError: It is below 1/16 or above 16.
+        """
         if self.options.diameter is not None and self.config.nucleus_diameter is not None:
             scale = self.config.nucleus_diameter / self.options.diameter
         elif source.pixel_size is not None and self.config.pixel_size is not None:
             scale = source.pixel_size / self.config.pixel_size
+        else:
+            return None
         if not 1 / _LARGEST_SCALE <= scale <= _LARGEST_SCALE:
             raise ImageError(
                 f"Expected {source.name} to be rescaled by 1/{_LARGEST_SCALE:g} to {_LARGEST_SCALE:g}; its diameter or "

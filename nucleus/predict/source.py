@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,20 @@ class ImageSource:
     read: ReadPart
     read_channels: ReadPart
     pixel_size: float | None = None
+
+    def cropped(self, part: Region) -> "ImageSource":
+        """Return a part of the image as an image."""
+
+        def within(read: ReadPart) -> ReadPart:
+            top, left = part.rows.start, part.columns.start
+            return lambda rows, columns: read(
+                slice(top + rows.start, top + rows.stop), slice(left + columns.start, left + columns.stop)
+            )
+
+        height, width = part.shape
+        return replace(
+            self, height=height, width=width, read=within(self.read), read_channels=within(self.read_channels)
+        )
 
     def bands(self, multiple: int) -> Iterator[slice]:
         """Yield the rows of the image from the top, about 16 million pixels at a time, in multiples of `multiple`."""
@@ -213,6 +228,7 @@ class ScaledImage:
         source: The image.
         scale: Network pixels per image pixel.
         shape: Height and width in network pixels.
+        values: Network values of the whole image, h x w x channels, if they are known already; else None.
 
     Raises:
         ImageError: The image is damaged, or has values that are not finite.
@@ -220,11 +236,23 @@ class ScaledImage:
 
     def __init__(self, source: ImageSource, normalization: NormalizationOptions, scale: float = 1.0) -> None:
         self.source = source
-        self.scale = scale
         sample = _sample_of(source)
         self._stretch = stretch_of(sample)
         self._table = normalization_table(stretched_sample(sample, self._stretch), normalization)
-        self.shape = (max(1, round(source.height * scale)), max(1, round(source.width * scale)))
+        self._scale_to(scale)
+
+    def _scale_to(self, scale: float) -> None:
+        self.scale = scale
+        self.shape = (max(1, round(self.source.height * scale)), max(1, round(self.source.width * scale)))
+        self.values: NDArray[np.float32] | None = None
+
+    def at(self, scale: float, part: Region | None = None) -> "ScaledImage":
+        """Return the image at another scale, or a part of it (in image pixels), with the grey values of the whole."""
+        other = copy(self)
+        if part is not None and part != self.whole:
+            other.source = self.source.cropped(part)
+        other._scale_to(scale)
+        return other
 
     @property
     def source_shape(self) -> tuple[int, int]:

@@ -32,3 +32,4 @@ from .validation import ImageRanking as ImageRanking
 from .validation import RankedImage as RankedImage
 from .validation import score_images as score_images
 from .validation import tune_instances as tune_instances
+from .validation import usual_images as usual_images

@@ -43,7 +43,7 @@ from nucleus.training.callbacks import (
 from nucleus.training.checkpoint import BEST_WEIGHTS, Progress, load_checkpoint, save_checkpoint
 from nucleus.training.distributed import TrainingStep, Workers, mask_scores
 from nucleus.training.optimizer import active_groups, averaged, parameter_groups
-from nucleus.training.validation import ImageRanking, score_images, tune_instances
+from nucleus.training.validation import ImageRanking, score_images, tune_instances, usual_images
 
 __all__ = ["TrainingInput", "TrainingRun", "train"]
 
@@ -373,8 +373,11 @@ class TrainingRun:
         """Tune the thresholds for turning maps into labels, on the validation split."""
         self.callback.on_stage("Tuning the thresholds on the validation split")
         settings, diameter = tune_instances(self.segmenter, lambda: self.images("val"), self.workers)
-        self.segmenter = self.segmenter.with_labelling(settings, diameter)
-        self.config = self.segmenter.config
+        self.config = self.config.model_copy(update={"instances": settings, "nucleus_diameter": diameter})
+        self.segmenter = self.segmenter.with_config(self.config)
+        diameters, lowest = usual_images(self.segmenter, self.images("val"), self.workers)
+        self.config = self.config.model_copy(update={"diameters": diameters, "lowest_score": lowest})
+        self.segmenter = self.segmenter.with_config(self.config)
 
     def images(self, split: str) -> Iterator[LabelledImage]:
         """Return this worker's images of a split."""

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from nucleus.data.reader import LabelledImage
 from nucleus.metrics.nuclei import match_nuclei
 from nucleus.metrics.scores import count_pixels
-from nucleus.model.architecture import InstanceSettings
+from nucleus.model.architecture import InstanceSettings, maps_of
 from nucleus.predict.model import Model
 from nucleus.predict.source import array_source
 
@@ -32,6 +32,7 @@ __all__ = [
     "RankedImage",
     "score_images",
     "tune_instances",
+    "usual_images",
 ]
 
 
@@ -51,6 +52,7 @@ _MOST_IMAGES = 256
 """Number of images to tune on, at most, over all workers."""
 _LARGEST_DIAMETER = 1024
 """Number of bins for diameters, px; larger diameters count in the last bin."""
+_SCORE_BINS = 1000
 
 
 def score_images(predicted: Iterable[PredictedImage], workers: Workers) -> ScoreSums:
@@ -150,7 +152,52 @@ def tune_instances(
         combinations = product(*choices.values())
         settings = best([settings.model_copy(update=dict(zip(choices, each, strict=True))) for each in combinations])
     diameters = sum((_diameters(sample.labels) for sample in islice(images(), share)), np.zeros(_LARGEST_DIAMETER))
-    return settings, _median(workers.sum(diameters))
+    counts = workers.sum(diameters)
+    return settings, _percentile(counts, 50) if counts.any() else None
+
+
+def usual_images(
+    model: Model, images: Iterable[LabelledImage], workers: Workers
+) -> tuple[tuple[float, float] | None, float | None]:
+    """Return what the validation images are like, so that prediction can tell others from them.
+
+    Of a large split, the first 256 images are used. Every worker must call this.
+
+    Args:
+        model: The model with its final thresholds.
+        images: This worker's validation images.
+        workers: All workers; each receives the same result.
+
+    Returns:
+        The 5th and 95th percentile of the images' median diameters of the true nuclei, px, and the mean score of the
+        found nuclei (the mean of the mask map over a nucleus) that 98 % of the images reach; None without nuclei.
+    """
+    samples, again = tee(islice(images, -(-_MOST_IMAGES // workers.count)))
+    found = model.values(array_source(sample.image, sample.name) for sample in again)
+    medians, scores = np.zeros(_LARGEST_DIAMETER), np.zeros(_SCORE_BINS)
+    for sample, values in zip(samples, found, strict=True):
+        diameters = _diameters(sample.labels)
+        if diameters.any():
+            medians[round(_percentile(diameters, 50))] += 1
+        score = _mean_score(model.label(values), maps_of(values.values, model.config.heads).mask)
+        if score is not None:
+            scores[min(int(score * _SCORE_BINS), _SCORE_BINS - 1)] += 1
+    medians, scores = np.split(workers.sum(np.concatenate([medians, scores])), [_LARGEST_DIAMETER])
+    return (
+        (_percentile(medians, 5), _percentile(medians, 95)) if medians.any() else None,
+        _percentile(scores, 2) / _SCORE_BINS if scores.any() else None,
+    )
+
+
+def _mean_score(labels: NDArray[np.int32], mask: NDArray[np.float32]) -> float | None:
+    """Return the mean score of the nuclei of an image; None without nuclei."""
+    areas = np.bincount(labels.ravel())[1:]
+    return float(np.mean(np.bincount(labels.ravel(), mask.ravel())[1:] / areas)) if len(areas) else None
+
+
+def _percentile(counts: NDArray[np.float64], percent: float) -> float:
+    """Return the lowest bin, at least 1, up to which a histogram has at least a part of its counts."""
+    return float(max(1, np.searchsorted(np.cumsum(counts), counts.sum() * percent / 100)))
 
 
 def _quality(truth: NDArray[np.integer], labels: NDArray[np.int32]) -> tuple[float, float]:
@@ -163,9 +210,3 @@ def _diameters(labels: NDArray[np.integer]) -> NDArray[np.float64]:
     areas = np.bincount(labels.ravel())[1:]
     diameters = np.rint(np.sqrt(4 * areas[areas > 0] / np.pi)).astype(np.int64)
     return np.bincount(np.minimum(diameters, _LARGEST_DIAMETER - 1), minlength=_LARGEST_DIAMETER).astype(np.float64)
-
-
-def _median(counts: NDArray[np.float64]) -> float | None:
-    if not counts.any():
-        return None
-    return float(max(1, np.searchsorted(np.cumsum(counts), counts.sum() / 2)))

@@ -26,7 +26,7 @@ from nucleus.predict.evaluation import (
     predict_images,
     splits_named,
 )
-from nucleus.predict.image_files import draw_overlay, predict_files
+from nucleus.predict.image_files import overlay_of, predict_files
 from nucleus.predict.measurement import nucleus_columns
 from nucleus.predict.model import IMAGES_AT_ONCE, PredictionOptions
 from nucleus.predict.source import ScaledImage, array_source, image_source
@@ -178,7 +178,8 @@ def test_whole_images_and_blocks_have_the_same_labels() -> None:
 
 def test_other_settings_for_labels_share_the_network() -> None:
     model = small_model()
-    other = model.with_labelling(model.config.instances.model_copy(update={"min_area": 10_000}), 33.0)
+    large_alone = model.config.instances.model_copy(update={"min_area": 10_000})
+    other = model.with_config(model.config.model_copy(update={"instances": large_alone, "nucleus_diameter": 33.0}))
     assert other.config.nucleus_diameter == 33.0
     assert model.config.nucleus_diameter == 12.0
     assert (model.segment(GREY).count > 10, other.segment(GREY).count) == (True, 0)
@@ -245,4 +246,4 @@ def test_overlays_of_large_images_are_reduced_in_files_only(monkeypatch: pytest.
     monkeypatch.setattr(image_files, "_LARGEST_SIDE", 60)
     found = small_model().segment(GREY)
     assert found.overlay().shape == (150, 130, 3)
-    assert draw_overlay(ScaledImage(image_source(GREY), NormalizationOptions()), found.labels).shape == (50, 44, 3)
+    assert overlay_of(ScaledImage(image_source(GREY), NormalizationOptions()), found.labels).shape == (50, 44, 3)

@@ -26,7 +26,14 @@ from nucleus.predict import blocks as blocks_module
 from nucleus.predict import source as sources
 from nucleus.predict.blocks import assembled_labels, nuclei_of_block, plan_blocks
 from nucleus.predict.image_files import predict_files
-from nucleus.predict.measurement import IMAGE_COLUMNS, Frame, image_row, measure_nuclei, nucleus_columns
+from nucleus.predict.measurement import (
+    IMAGE_COLUMNS,
+    Frame,
+    NucleiSummary,
+    image_row,
+    measure_nuclei,
+    nucleus_columns,
+)
 from nucleus.predict.model import Model, PredictionOptions
 from nucleus.predict.source import ScaledImage, array_source, channel_count, open_source
 
@@ -179,7 +186,7 @@ def test_shapes_are_those_of_scikit_image() -> None:
     labels = cv2.connectedComponents((spots(120, 150, seed=3) > 100).astype(np.uint8), ltype=cv2.CV_32S)[1]
     labels[labels == 2] = 0  # a gap in the numbers
     labels[0, 0], labels[119, 140:150] = 90, 91  # of one pixel, and of one row
-    rows = measure_nuclei(Frame("a", labels.shape), labels[..., np.newaxis], labels)
+    rows = measure_nuclei(Frame("a", labels.shape), labels[..., np.newaxis], labels, np.ones(labels.shape, np.float32))
     regions = skimage.measure.regionprops(labels)
     assert [row["label"] for row in rows] == [region.label for region in regions]
     for row, region in zip(rows, regions, strict=True):
@@ -411,7 +418,9 @@ def test_measurements_of_squares() -> None:
     image = np.zeros((20, 20, 3), np.uint8)
     image[..., 0] = 50
     image[0, 2, 1] = 32
-    rows = measure_nuclei(Frame("a.png", (20, 20)), image, labels)
+    mask = np.where(labels == 1, 0.75, 1.0).astype(np.float32)
+    mask[10, 10] = 0.5
+    rows = measure_nuclei(Frame("a.png", (20, 20)), image, labels, mask)
     assert list(rows[0]) == list(nucleus_columns(3))
     assert [(r["label"], r["area"], r["centroid_x"], r["centroid_y"], r["touches_edge"]) for r in rows] == [
         (1, 16, 3.5, 1.5, True),
@@ -422,8 +431,9 @@ def test_measurements_of_squares() -> None:
     assert rows[0]["diameter"] == pytest.approx(np.sqrt(4 * 16 / np.pi), abs=1e-3)
     assert rows[0]["eccentricity"] == 0
     assert rows[1]["eccentricity"] == pytest.approx(np.sqrt(1 - (4**2 - 1) / (8**2 - 1)), abs=0.03)
+    assert [row["score"] for row in rows] == [0.75, round(31.5 / 32, 4)]
     assert rows[0]["area_um2"] is rows[0]["diameter_um"] is None
-    assert measure_nuclei(Frame("e", (20, 20)), image, np.zeros((20, 20), np.int32)) == []
+    assert measure_nuclei(Frame("e", (20, 20)), image, np.zeros((20, 20), np.int32), mask) == []
 
 
 def test_measurements_of_a_part_in_micrometres() -> None:
@@ -431,19 +441,25 @@ def test_measurements_of_a_part_in_micrometres() -> None:
     labels[0:4, 2:6] = 1
     grey = np.full((20, 20, 1), 1000, np.uint16)
     frame = Frame("a.tif", (100, 200), top=50, left=60, pixel_size=0.5)
-    (row,) = measure_nuclei(frame, grey, labels, first=41)
+    mask = np.ones((20, 20), np.float32)
+    (row,) = measure_nuclei(frame, grey, labels, mask, first=41)
     assert (row["label"], row["centroid_x"], row["centroid_y"], row["touches_edge"]) == (42, 63.5, 51.5, False)
     assert (row["mean_0"], row["integrated_0"]) == (1000, 16000)
     assert "mean_1" not in row
-    (faint,) = measure_nuclei(frame, grey.astype(np.float32) * 4e-7, labels)
+    (faint,) = measure_nuclei(frame, grey.astype(np.float32) * 4e-7, labels, mask)
     assert (faint["mean_0"], faint["integrated_0"]) == pytest.approx((4e-4, 6.4e-3), rel=1e-6)
     assert row["area_um2"] == 4
     assert row["diameter_um"] == pytest.approx(row["diameter"] / 2, abs=1e-3)
-    image = image_row(frame, nuclei=10, nucleus_pixels=400)
+    summary = NucleiSummary()
+    summary.add({"diameter": diameter, "score": 0.9 + diameter / 1000} for diameter in range(10, 20))
+    image = image_row(frame, summary, nucleus_pixels=400, scale=0.5, warning="unsure")
     assert list(image) == list(IMAGE_COLUMNS)
     assert (image["width"], image["height"], image["coverage"], image["mean_area"]) == (200, 100, 0.02, 40)
     assert (image["nuclei_per_megapixel"], image["nuclei_per_mm2"]) == (500, 2000)
-    assert image_row(Frame("b", (1, 1)), 0, 0)["mean_area"] is None
+    assert (image["median_diameter"], image["scale"], image["warning"]) == (pytest.approx(14.1, abs=0.2), 0.5, "unsure")
+    assert image["score"] == pytest.approx(0.9145)
+    nothing = image_row(Frame("b", (1, 1)), NucleiSummary(), 0, 1.0, None)
+    assert [nothing[name] for name in ("mean_area", "median_diameter", "score", "warning")] == [None] * 4
 
 
 def test_files_to_labels_and_tables(tmp_path: Path) -> None:
