@@ -84,7 +84,7 @@ def import_(
         print_json({**_summary(imported.dataset), "created": imported.created, "warnings": imported.warnings})
         return
     _print_counts(imported.dataset)
-    print_facts(_import_facts(imported, uri or str(location.uri)))
+    print_facts(_import_facts(imported, (uri or into or "").partition("@")[0]))
 
 
 def _target(uri: str | None, into: str | None) -> "DatasetLocation":

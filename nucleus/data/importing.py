@@ -405,8 +405,8 @@ def _pictures_of_both(names: Sequence[str], titles: list[str], pattern: re.Patte
 
 def _between(image: SourceImage, splits: Sequence[str]) -> LeftOut:
     reason = (
-        f"Expected an image that belongs to one split; it shows the same as images of {' and '.join(splits)} (a tile, "
-        "an overlap, a near-duplicate, or the same --group-by)."
+        f"Expected an image that belongs to one split; its group has older images of {' and '.join(splits)} (tiles of "
+        "one picture, overlaps, near-duplicates, or the same --group-by), between which it would leak."
     )
     return LeftOut(title=image.title, reason=reason)
 
