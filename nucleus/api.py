@@ -21,8 +21,9 @@ from nucleus.config.settings import recipe_path
 from nucleus.data.cache import ShardCache, default_cache_dir
 from nucleus.data.dataset import Dataset, locate_dataset
 from nucleus.data.dataset import open_dataset as open_located
-from nucleus.data.importing import SplitOptions
+from nucleus.data.importing import Imported, add_to_dataset
 from nucleus.data.importing import import_dataset as import_source
+from nucleus.data.splits import SplitOptions
 from nucleus.errors import RunStoppedError, UsageError
 from nucleus.model.engines import EngineChoice
 from nucleus.predict.evaluation import Evaluation, splits_named
@@ -129,14 +130,15 @@ def evaluate(model: Model | str | Path, dataset: Dataset | str, split: str = "te
 
 def import_dataset(
     source: str | Path,
-    name: str,
+    name: str | None = None,
     *,
+    into: str | None = None,
     seed: int = 0,
     val: float = 0.1,
     test: float = 0.1,
     group_by: str | None = None,
 ) -> Dataset:
-    """Import images with their masks as a dataset version in the bucket.
+    """Import images with their masks as a dataset version in the bucket, or add them to a dataset.
 
     Images are checked, grouped (images of the same place stay in one split), split and packed. The version is
     determined by the content, so importing the same images again changes nothing.
@@ -145,40 +147,59 @@ def import_dataset(
         source: A folder or zip: `<id>/images/*.png` + `<id>/masks/*.png`, `inputs/` + `masks/`, or `images/` +
             `labels/`.
         name: Name of the dataset in the bucket of NUCLEUS_BUCKET, or "s3://bucket/datasets/NAME".
-        seed: Seed of the random split.
-        val: Fraction of the images for validation.
-        test: Fraction of the images for testing.
+        into: Instead of `name`, the dataset to add to, "NAME[@VERSION]" or "s3://bucket/datasets/NAME[@VERSION]"; by
+            default, to its latest version. Gives a new version with the old images, their groups and splits, and the
+            new ones. New labels of an image that is there replace the old ones.
+        seed: Seed of the random split of the new images.
+        val: Fraction of the new images for validation.
+        test: Fraction of the new images for testing.
         group_by: Regular expression; images whose names have the same match stay in one split.
 
     Returns:
         The dataset version.
 
     Raises:
-        DataError: There are no usable images, or too few to split.
-        UsageError: `group_by` is not a regular expression, or `name` has a version.
+        DataError: There are no usable images, or too few to split, or there is no dataset to add to.
+        UsageError: `group_by` is not a regular expression, `name` has a version, or both or none of `name` and `into`
+            are given.
 
     Examples:
         >>> dataset = nucleus.import_dataset("folder", "cells")
         >>> len(dataset.manifest.samples)
         12
+        >>> nucleus.import_dataset("folder", into="cells") == dataset  # nothing new
+        True
     """
     try:
         pattern = re.compile(group_by) if group_by else None
     except re.error as error:
         raise UsageError(f"Expected a regular expression for group_by; found {group_by!r}: {error}.") from error
-    location = locate_dataset(name)
-    if location.ref != "latest":
-        raise UsageError(
-            f"Expected the name of a dataset without a version; found {name!r}. The content determines the version."
-        )
-    options = SplitOptions(seed=seed, val=val, test=test, group_by=pattern)
-    with show_progress("read images") as advance, show_progress("upload shards", "bytes") as upload:
-        imported = import_source(Path(source), location.uri, options, advance, upload)
-    for item in imported.dataset.manifest.left_out:
+    imported = _import(Path(source), name, into, SplitOptions(seed=seed, val=val, test=test, group_by=pattern))
+    for item in imported.left_out:
         warn(f"left out {item.title}: {item.reason}")
     for text in imported.warnings:
         warn(text)
     return imported.dataset
+
+
+def _import(source: Path, name: str | None, into: str | None, options: SplitOptions) -> Imported:
+    target = name or into
+    if target is None or (name and into):
+        raise UsageError(
+            'Expected a name, as nucleus.import_dataset(source, "cells"), or the dataset to add to, as into="cells"; '
+            f"found {'both' if target else 'neither'}."
+        )
+    location = locate_dataset(target)
+    if name and location.ref != "latest":
+        raise UsageError(
+            f"Expected the name of a dataset without a version; found {name!r}. The content determines the version."
+        )
+    with show_progress("read images") as advance, show_progress("upload shards", "bytes") as upload:
+        if name:
+            return import_source(source, location.uri, options, advance, upload)
+        with show_progress("copy images") as copied:
+            cache = ShardCache(default_cache_dir())
+            return add_to_dataset(source, location, options, cache, advance, copied, upload)
 
 
 def open_dataset(name: str) -> Dataset:

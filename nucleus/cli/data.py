@@ -15,11 +15,12 @@ from nucleus.errors import DataError
 from nucleus.text import MISSING
 
 if TYPE_CHECKING:
-    from nucleus.data.dataset import DamagedDataset, Dataset
+    from nucleus.data.dataset import DamagedDataset, Dataset, DatasetLocation
+    from nucleus.data.importing import Imported
 
 __all__ = ["data"]
 
-_LIST_COLUMNS = ("version", "created", "images", "nuclei")
+_LIST_COLUMNS = ("version", "created", "images", "nuclei", "added to")
 
 
 @click.group()
@@ -29,16 +30,23 @@ def data() -> None:
 
 @data.command("import")
 @click.argument("src", type=click.Path(exists=True, path_type=Path))
-@click.argument("uri")
+@click.argument("uri", required=False)
+@click.option(
+    "--into",
+    metavar="URI",
+    help="Add to this dataset, NAME[@VERSION], instead of URI: a new version with its images, groups and splits, and "
+    "those of SRC. New labels replace those of the same image.",
+)
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Seed of the splits.")
-@click.option("--val", default=0.1, show_default=True, help="Fraction of the images for validation.")
-@click.option("--test", default=0.1, show_default=True, help="Fraction of the images for the test split.")
+@click.option("--val", default=0.1, show_default=True, help="Fraction of the images of SRC for validation.")
+@click.option("--test", default=0.1, show_default=True, help="Fraction of the images of SRC for the test split.")
 @click.option("--group-by", metavar="REGEX", help="Images in whose names this matches the same text stay in one split.")
 @single_writer_option
 @json_option
 def import_(
     src: Path,
-    uri: str,
+    uri: str | None,
+    into: str | None,
     seed: int,
     val: float,
     test: float,
@@ -55,14 +63,20 @@ def import_(
         pattern = re.compile(group_by) if group_by else None
     except re.error as error:
         raise click.BadParameter(f"not a regular expression: {error}", param_hint="--group-by") from error
-    location = nucleus.data.locate_dataset(uri)
-    if location.ref != "latest":
-        raise click.BadParameter(f"the version follows from the images; leave out @{location.ref}", param_hint="URI")
+    location = _target(uri, into)
     options = nucleus.data.SplitOptions(seed=seed, val=val, test=test, group_by=pattern)
     with show_progress("read images") as advance, show_progress("upload shards", "bytes") as upload:
-        imported = nucleus.data.import_dataset(src, location.uri, options, advance, upload, single_writer=single_writer)
-    manifest = imported.dataset.manifest
-    for item in manifest.left_out:
+        if into is None:
+            imported = nucleus.data.import_dataset(
+                src, location.uri, options, advance, upload, single_writer=single_writer
+            )
+        else:
+            cache = nucleus.data.ShardCache(nucleus.data.default_cache_dir())
+            with show_progress("copy images") as copied:
+                imported = nucleus.data.add_to_dataset(
+                    src, location, options, cache, advance, copied, upload, single_writer=single_writer
+                )
+    for item in imported.left_out:
         warn(f"left out {item.title}: {item.reason}")
     for text in imported.warnings:
         warn(text)
@@ -70,17 +84,40 @@ def import_(
         print_json({**_summary(imported.dataset), "created": imported.created, "warnings": imported.warnings})
         return
     _print_counts(imported.dataset)
-    print_facts(
-        {
-            "imported" if imported.created else "already there": imported.dataset,
-            "images": len(manifest.samples),
-            "nuclei": sum(sample.nuclei for sample in manifest.samples),
-            "left out": f"{len(manifest.left_out)}: see above" if manifest.left_out else 0,
-            "duplicates removed": len(manifest.duplicates),
-            "look": f"nucleus data show {uri} --out examples.png",
-            "train": f"nucleus train RECIPE --set dataset={uri}",
+    print_facts(_import_facts(imported, (uri or into or "").partition("@")[0]))
+
+
+def _target(uri: str | None, into: str | None) -> "DatasetLocation":
+    """Return the place of an import: a dataset, or a version to add to."""
+    given = into if uri is None else uri
+    if given is None:
+        raise click.UsageError("Missing argument 'URI', the name of a dataset; or add to one with --into.")
+    if uri is not None and into is not None:
+        raise click.UsageError(f"URI ({uri}) imports a dataset, --into ({into}) adds to one; give one of them")
+    location = nucleus.data.locate_dataset(given)
+    if into is None and location.ref != "latest":
+        raise click.BadParameter(f"the version follows from the images; leave out @{location.ref}", param_hint="URI")
+    return location
+
+
+def _import_facts(imported: "Imported", uri: str) -> dict[str, object]:
+    manifest, addition = imported.dataset.manifest, imported.addition
+    facts: dict[str, object] = {"imported" if imported.created else "already there": imported.dataset}
+    if addition is not None:
+        facts |= {
+            "added to": addition.parent,
+            "images added": addition.added,
+            "labels replaced": addition.replaced,
+            "images already there": addition.known,
         }
-    )
+    return facts | {
+        "images": len(manifest.samples),
+        "nuclei": sum(sample.nuclei for sample in manifest.samples),
+        "left out": f"{len(imported.left_out)}: see above" if imported.left_out else 0,
+        "duplicates removed": len(imported.duplicates),
+        "look": f"nucleus data show {uri} --out examples.png",
+        "train": f"nucleus train RECIPE --set dataset={uri}",
+    }
 
 
 @data.command("list")
@@ -127,6 +164,7 @@ def show(uri: str, out: Path | None, as_json: bool) -> None:
     else:
         click.echo(str(dataset))
         _print_counts(dataset)
+        _print_sources(dataset)
     if out is not None:
         nucleus.storage.write_atomic(
             out,
@@ -160,11 +198,12 @@ def _row(dataset: "Dataset") -> tuple[object, ...]:
     """A dataset version in the list: name, and the cells of `_LIST_COLUMNS`."""
     manifest = dataset.manifest
     nuclei = sum(sample.nuclei for sample in manifest.samples)
-    return manifest.name, manifest.version, manifest.created[:19], len(manifest.samples), nuclei
+    images = len(manifest.samples)
+    return manifest.name, manifest.version, manifest.created[:19], images, nuclei, manifest.parent or MISSING
 
 
 def _damaged_row(damaged: "DamagedDataset") -> tuple[object, ...]:
-    return damaged.uri.name, damaged.version, "damaged", MISSING, MISSING
+    return damaged.uri.name, damaged.version, "damaged", MISSING, MISSING, MISSING
 
 
 def _damaged_summary(damaged: "DamagedDataset") -> dict[str, Any]:
@@ -183,7 +222,10 @@ def _summary(dataset: "Dataset") -> dict[str, Any]:
         "name": manifest.name,
         "version": manifest.version,
         "created": manifest.created,
+        "source": manifest.source,
         "layout": manifest.layout,
+        "parent": manifest.parent,
+        "additions": [item.model_dump() for item in manifest.additions],
         "images": len(manifest.samples),
         "nuclei": sum(sample.nuclei for sample in manifest.samples),
         "groups": len({sample.group for sample in manifest.samples}),
@@ -202,6 +244,16 @@ def _split_summary(dataset: "Dataset", split: str) -> dict[str, Any]:
         "nuclei": sum(s.nuclei for s in samples),
         "kinds": dict(sorted(kinds.items())),
     }
+
+
+def _print_sources(dataset: "Dataset") -> None:
+    """Print what was imported and what was added to it, if anything was."""
+    manifest = dataset.manifest
+    if manifest.additions:
+        rows = [(item.source, item.created[:19], item.parent, item.added, item.replaced) for item in manifest.additions]
+        whole = len(manifest.samples) - sum(item.added for item in manifest.additions)
+        first = (manifest.source, MISSING, MISSING, whole, MISSING)
+        print_table(("source", "created", "added to", "images", "labels replaced"), [first, *rows])
 
 
 def _print_counts(dataset: "Dataset") -> None:

@@ -11,6 +11,7 @@ from .names import check_alias as check_alias
 from .names import check_name as check_name
 from .names import clean_name as clean_name
 from .names import parse_reference as parse_reference
+from .names import unique_names as unique_names
 from .recipe import DEFAULT_CACHE_LIMIT_GIB as DEFAULT_CACHE_LIMIT_GIB
 from .recipe import AugmentOptions as AugmentOptions
 from .recipe import CardOptions as CardOptions

@@ -1,11 +1,12 @@
 """Names of datasets, models, runs and aliases, and references to a version such as `dsb2018@7`."""
 
 import re
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from nucleus.errors import UriError
 
-__all__ = ["Reference", "check_alias", "check_name", "clean_name", "parse_reference"]
+__all__ = ["Reference", "check_alias", "check_name", "clean_name", "parse_reference", "unique_names"]
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 _UNWANTED = re.compile(r"[^a-z0-9._-]+")
@@ -62,6 +63,25 @@ def clean_name(text: str, *, fallback: str = "image") -> str:
     """
     cleaned = _UNWANTED.sub("-", text.lower()).strip("-._")[:63].rstrip("-._")
     return cleaned or fallback
+
+
+def unique_names(texts: Sequence[str], taken: Collection[str] = ()) -> list[str]:
+    """Turn texts into valid names that differ from each other and from those that are taken, by a number at their end.
+
+    >>> unique_names(["A 1", "a-1", "b"], taken={"b"})
+    ['a-1', 'a-1-2', 'b-2']
+    """
+    used = set(taken)
+    names = []
+    for text in texts:
+        cleaned = name = clean_name(text)
+        number = 2
+        while name in used:
+            name = f"{cleaned}-{number}"
+            number += 1
+        used.add(name)
+        names.append(name)
+    return names
 
 
 def _with_at(text: str) -> str:

@@ -4,6 +4,7 @@ from .dataset import DATASET_FORMAT as DATASET_FORMAT
 from .dataset import DATASETS as DATASETS
 from .dataset import MANIFEST_FILE as MANIFEST_FILE
 from .dataset import SPLITS as SPLITS
+from .dataset import Addition as Addition
 from .dataset import DamagedDataset as DamagedDataset
 from .dataset import Dataset as Dataset
 from .dataset import DatasetLocation as DatasetLocation
@@ -12,6 +13,7 @@ from .dataset import LeftOut as LeftOut
 from .dataset import Sample as Sample
 from .dataset import Shard as Shard
 from .dataset import check_has_nuclei as check_has_nuclei
+from .dataset import claim_succession as claim_succession
 from .dataset import content_version as content_version
 from .dataset import list_datasets as list_datasets
 from .dataset import list_versions as list_versions
@@ -28,10 +30,14 @@ from .images import decode_pixels as decode_pixels
 from .images import encode_png as encode_png
 from .images import kind_of as kind_of
 from .images import open_pixels as open_pixels
+from .images import pixel_sum as pixel_sum
 from .images import read_stored as read_stored
 from .importing import Imported as Imported
-from .importing import SplitOptions as SplitOptions
+from .importing import add_to_dataset as add_to_dataset
 from .importing import import_dataset as import_dataset
+from .intake import SourceImage as SourceImage
+from .intake import SourceImages as SourceImages
+from .intake import read_source as read_source
 from .layouts import Annotated as Annotated
 from .layouts import Layout as Layout
 from .layouts import MaskForm as MaskForm
@@ -95,8 +101,10 @@ from .sampling import stored_order as stored_order
 from .shards import ShardFile as ShardFile
 from .shards import decode_record as decode_record
 from .shards import encode_record as encode_record
+from .shards import record_name as record_name
 from .shards import renamed_record as renamed_record
 from .shards import write_shard as write_shard
+from .shards import write_shards as write_shards
 from .sources import Listing as Listing
 from .sources import Source as Source
 from .sources import is_hidden as is_hidden
@@ -104,8 +112,12 @@ from .sources import is_image as is_image
 from .sources import list_folder as list_folder
 from .sources import open_source as open_source
 from .splits import Fingerprint as Fingerprint
+from .splits import Joined as Joined
+from .splits import SplitOptions as SplitOptions
 from .splits import fingerprint as fingerprint
 from .splits import group_images as group_images
+from .splits import join_groups as join_groups
+from .splits import picture_names as picture_names
 from .splits import split_images as split_images
 from .synthetic import generated_image as generated_image
 from .synthetic import write_generated as write_generated

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from nucleus.config.names import check_name, parse_reference
 from nucleus.data.images import Kind
-from nucleus.errors import DataError, IntegrityError, ObjectNotFoundError
+from nucleus.errors import DataError, IntegrityError, ObjectExistsError, ObjectNotFoundError
 from nucleus.progress import Advance, no_progress, split_progress
 from nucleus.storage.bucket import Bucket
 from nucleus.storage.files import read_document
@@ -24,6 +25,7 @@ __all__ = [
     "DATASET_FORMAT",
     "MANIFEST_FILE",
     "SPLITS",
+    "Addition",
     "DamagedDataset",
     "Dataset",
     "DatasetLocation",
@@ -32,6 +34,7 @@ __all__ = [
     "Sample",
     "Shard",
     "check_has_nuclei",
+    "claim_succession",
     "content_version",
     "list_datasets",
     "list_versions",
@@ -42,17 +45,23 @@ __all__ = [
 ]
 
 
-DATASET_FORMAT = 1
+DATASET_FORMAT = 2
+"""2: with `additions`."""
+_CONTENT_FORMAT = 1
 SPLITS = tuple(SPLIT_NAMES)
 _SPLIT = rf"({'|'.join(SPLITS)})"
 
 DATASETS = "datasets/"
 """Prefix of all datasets in the project's bucket; in the cache, the folder of shards."""
 MANIFEST_FILE = "manifest.json"
+_SUCCESSION = "followed"
+"""Folder of a dataset with a file for each version that was added to, which has the version that followed it."""
+_CLAIM_POLLS, _POLL_SECONDS = 20, 0.5
 _MANIFEST_KEY = re.compile(rf"[0-9a-f]{{12}}/{re.escape(MANIFEST_FILE)}")
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Count = Annotated[int, Field(ge=0)]
+Version = Annotated[str, Field(pattern=r"^[0-9a-f]{12}$")]
 
 
 class _Frozen(BaseModel):
@@ -115,6 +124,30 @@ class LeftOut(_Frozen):
     reason: str
 
 
+class Addition(_Frozen):
+    """Images that were added to a version of a dataset, which gave the next one.
+
+    Attributes:
+        parent: Version that they were added to.
+        created: Time of the addition, ISO 8601.
+        source: Name of the imported folder or zip.
+        layout: Name of the layout that was recognised.
+        seed: Seed of the splits of the added images.
+        added: Number of added images.
+        replaced: Number of images that were there, and whose labels were replaced.
+        known: Number of images that were there with the same labels.
+    """
+
+    parent: Version
+    created: str
+    source: str
+    layout: str
+    seed: int
+    added: Count
+    replaced: Count
+    known: Count
+
+
 class DatasetManifest(_Frozen):
     """Description of a dataset version: its samples, its shards with their SHA-256, and its origin.
 
@@ -123,18 +156,19 @@ class DatasetManifest(_Frozen):
         name: Name of the dataset.
         version: `content_version` of the samples and shards.
         created: Time of the import, ISO 8601.
-        source: Name of the imported folder or zip.
-        layout: Name of the layout that was recognised.
-        seed: Seed of the splits.
+        source: Name of the folder or zip that was imported first.
+        layout: Name of the layout that was recognised in it.
+        seed: Seed of its splits.
         samples: All images.
         shards: All shards.
-        duplicates: Images with the same pixels as another one, which were removed.
+        duplicates: Images with the same pixels as another one of their source, which were removed.
         left_out: Images that could not be used.
+        additions: What was added since then, the oldest first.
     """
 
     format: int
     name: str
-    version: Annotated[str, Field(pattern=r"^[0-9a-f]{12}$")]
+    version: Version
     created: str
     source: str
     layout: str
@@ -143,6 +177,17 @@ class DatasetManifest(_Frozen):
     shards: list[Shard]
     duplicates: list[LeftOut]
     left_out: list[LeftOut]
+    additions: list[Addition] = []
+
+    @property
+    def parent(self) -> str | None:
+        """The version that this one was added to; None if it was imported as a whole."""
+        return self.additions[-1].parent if self.additions else None
+
+    @property
+    def sources(self) -> list[str]:
+        """The names of all imported folders and zips, the first one first, each once."""
+        return list(dict.fromkeys([self.source, *(addition.source for addition in self.additions)]))
 
     def split_samples(self, split: str) -> list[Sample]:
         """Return the samples of a split."""
@@ -165,7 +210,7 @@ def content_version(samples: list[Sample], shards: list[Shard]) -> str:
     time of the import, nor on the seed if the splits are the same.
     """
     content = {
-        "format": DATASET_FORMAT,
+        "format": _CONTENT_FORMAT,
         "shards": {split: sum(shard.split == split for shard in shards) for split in SPLITS},
         "samples": [sample.model_dump(mode="json") for sample in samples],
     }
@@ -315,6 +360,41 @@ def _read(bucket: Bucket, version: str) -> Dataset:
             "damaged or replaced: import the images again, or use another version."
         )
     return Dataset(bucket.uri, manifest)
+
+
+def claim_succession(bucket: Bucket, parent: str, version: str) -> None:
+    """Record that `version` follows `parent`, before its manifest is written: only one import may add to a version.
+
+    A claim whose version has no manifest after some seconds belongs to an import that was killed, and is replaced.
+
+    Args:
+        bucket: The bucket at `s3://bucket/datasets/<name>`.
+        parent: The version that was added to.
+        version: The version that is about to be written.
+
+    Raises:
+        ObjectExistsError: Another import has added to this version.
+    """
+    key, body = f"{_SUCCESSION}/{parent}", version.encode()
+    try:
+        bucket.put(key, body, if_absent=True)
+    except ObjectExistsError as error:
+        claimed, etag = bucket.get_tagged(key)
+        if claimed != body and _appears(bucket, f"{claimed.decode(errors='replace')}/{MANIFEST_FILE}"):
+            raise ObjectExistsError(
+                f"Expected to be the only import that adds to {bucket.uri}@{parent}; another one was faster. Add to "
+                f"what it made: nucleus data import SRC --into {bucket.uri}"
+            ) from error
+        bucket.put(key, body, if_match=etag)
+
+
+def _appears(bucket: Bucket, key: str) -> bool:
+    """Return whether an object is there, or another process writes it within some seconds."""
+    for _ in range(_CLAIM_POLLS):
+        if bucket.find(key) is not None:
+            return True
+        time.sleep(_POLL_SECONDS)
+    return False
 
 
 def check_has_nuclei(dataset: Dataset) -> None:

@@ -1,5 +1,6 @@
 """Image files: their stored values, and images of any depth as 8-bit RGB; and kinds of images."""
 
+import hashlib
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ __all__ = [
     "encode_png",
     "kind_of",
     "open_pixels",
+    "pixel_sum",
     "read_stored",
 ]
 
@@ -208,6 +210,13 @@ def encode_png(pixels: NDArray[Any]) -> bytes:
     if not done:
         raise ImageError(f"Expected pixels that PNG can store; found shape {pixels.shape} and type {pixels.dtype}.")
     return bytes(data)
+
+
+def pixel_sum(pixels: NDArray[Any]) -> str:
+    """Return the SHA-256 of an array's shape and values."""
+    digest = hashlib.sha256(repr((pixels.shape, pixels.dtype.str)).encode())
+    digest.update(np.ascontiguousarray(pixels).data)
+    return digest.hexdigest()
 
 
 def kind_of(image: RgbImage) -> Kind:

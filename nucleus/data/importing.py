@@ -2,68 +2,56 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from itertools import accumulate
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
-from nucleus.config.names import clean_name
+from nucleus.config.names import clean_name, unique_names
+from nucleus.data.cache import ShardCache
 from nucleus.data.dataset import (
     DATASET_FORMAT,
     MANIFEST_FILE,
     SPLITS,
+    Addition,
     Dataset,
+    DatasetLocation,
     DatasetManifest,
     LeftOut,
     Sample,
     Shard,
+    claim_succession,
     content_version,
+    open_dataset,
     read_manifest,
 )
-from nucleus.data.images import Kind, decode_pixels, kind_of, open_pixels
-from nucleus.data.layouts import Annotated, MaskForm, find_images
-from nucleus.data.masks import MaskFacts, MaskLabels, labels_from_mask, labels_from_masks, mask_warnings
-from nucleus.data.sampling import shard_count, stored_order
-from nucleus.data.shards import encode_record, renamed_record, write_shard
-from nucleus.data.sources import Source, open_source
-from nucleus.data.splits import Fingerprint, fingerprint, group_images, split_images
-from nucleus.errors import DataError, ImageError, ObjectExistsError, ObjectNotFoundError, UsageError
+from nucleus.data.intake import SourceImage, SourceImages, read_source
+from nucleus.data.masks import mask_warnings
+from nucleus.data.shards import decode_record, record_name, renamed_record, write_shards
+from nucleus.data.splits import (
+    Fingerprint,
+    SplitOptions,
+    fingerprint,
+    group_images,
+    join_groups,
+    picture_names,
+    split_images,
+)
+from nucleus.errors import ObjectExistsError, ObjectNotFoundError
 from nucleus.progress import Advance, no_progress, split_progress
 from nucleus.storage.bucket import TEST_FILE, Bucket, check_conditional_writes
-from nucleus.storage.files import sha256_of, temporary_folder
+from nucleus.storage.files import temporary_folder
 from nucleus.storage.uri import S3Uri
+from nucleus.text import plural
 
-__all__ = ["Imported", "SplitOptions", "import_dataset"]
+__all__ = ["Imported", "add_to_dataset", "import_dataset"]
 
-
-@dataclass(frozen=True)
-class SplitOptions:
-    """Options of the splits.
-
-    Attributes:
-        seed: Seed of the folds.
-        val: Fraction of the images for validation, between 0 and 1.
-        test: Fraction of the images for the test split, between 0 and 1.
-        group_by: Pattern that is searched for in the titles of the images. Images with the same first group (or the
-            same whole match, if the pattern has no group) stay in one split.
-    """
-
-    seed: int = 0
-    val: float = 0.1
-    test: float = 0.1
-    group_by: re.Pattern[str] | None = None
-
-    def __post_init__(self) -> None:
-        if not (0 < self.val < 1 and 0 < self.test < 1 and self.val + self.test < 1):
-            raise UsageError(
-                f"Expected fractions above 0 that leave some for training; found val {self.val}, test {self.test}."
-            )
+_ATTEMPTS = 10
+"""How often an import adds to the latest version while others add to it too."""
+_MOST_NAMED = 5
 
 
 @dataclass(frozen=True)
@@ -73,27 +61,32 @@ class Imported:
     Attributes:
         dataset: The dataset version.
         created: Whether this import created the version; False if it existed already.
-        warnings: What is unlikely in its masks, a sentence each, such as images without nuclei.
+        warnings: What is unlikely in its masks, and what could not be done, a sentence each.
+        duplicates: Images of the source with the same pixels as another one of it.
+        left_out: Images of the source that could not be used.
+        addition: What was added to an older version, if the images were.
     """
 
     dataset: Dataset
     created: bool
     warnings: list[str] = field(default_factory=list)
+    duplicates: list[LeftOut] = field(default_factory=list)
+    left_out: list[LeftOut] = field(default_factory=list)
+    addition: Addition | None = None
 
 
 @dataclass(frozen=True)
-class _Prepared:
-    """An image that was read, checked and written to a temporary file; only its fingerprint stays in memory."""
+class _Record:
+    """A sample with its record in a temporary file; a record that was just made has no name yet."""
 
-    title: str
-    given_split: str | None
-    kind: Kind
-    shape: tuple[int, int]
-    masks: MaskFacts
-    image_sha256: str
-    labels_sha256: str
-    fingerprint: Fingerprint
+    sample: Sample
     spooled: Path
+    has_name: bool = False
+
+    def read(self) -> bytes:
+        """Return the bytes for a shard."""
+        data = self.spooled.read_bytes()
+        return data if self.has_name else renamed_record(data, self.sample.name)
 
 
 def import_dataset(
@@ -125,181 +118,303 @@ def import_dataset(
     """
     bucket = Bucket(uri, single_writer=single_writer)
     bucket.check()
-    source = open_source(src)
-    layout = find_images(source)
     with temporary_folder("import") as spool:
-        prepared, unusable = _prepare_all(source, layout.images, spool, advance)
-        left_out = [*(LeftOut(title=path, reason=reason) for path, reason in layout.left_out.items()), *unusable]
-        unique, duplicates = _without_duplicates(prepared)
-        if not unique:
-            reasons = "; ".join(f"{item.title}: {item.reason}" for item in left_out[:3])
-            raise DataError(f"Expected usable images in {source.title}; found none ({reasons}).")
-        samples = _samples(unique, options)
-        shards = _write_shards(samples, unique, spool)
+        found = read_source(src, spool, advance)
+        samples = _samples(found.images, options)
+        records = [_Record(sample, image.spooled) for sample, image in zip(samples, found.images, strict=True)]
+        shards = _write_splits(records, spool)
         manifest = DatasetManifest(
             format=DATASET_FORMAT,
             name=uri.name,
             version=content_version(samples, shards),
             created=datetime.now(UTC).isoformat(),
-            source=Path(source.title).name,
-            layout=layout.name,
+            source=found.source,
+            layout=found.layout,
             seed=options.seed,
             samples=samples,
             shards=shards,
-            duplicates=duplicates,
-            left_out=left_out,
+            duplicates=found.duplicates,
+            left_out=found.left_out,
         )
-        warnings = mask_warnings([image.masks for image in unique], manifest.splits_without_nuclei)
-        return replace(_upload(bucket, manifest, spool, upload), warnings=warnings)
+        warnings = mask_warnings([image.masks for image in found.images], manifest.splits_without_nuclei)
+        return Imported(*_upload(bucket, manifest, spool, upload), warnings, found.duplicates, found.left_out)
 
 
-def _prepare_all(
-    source: Source, images: Sequence[Annotated], spool: Path, advance: Advance
-) -> tuple[list[_Prepared], list[LeftOut]]:
-    def prepare(numbered: tuple[int, Annotated]) -> _Prepared | LeftOut:
-        index, image = numbered
-        try:
-            return _prepare(source, image, spool / f"{index}.record")
-        except ImageError as error:
-            return LeftOut(title=image.title, reason=str(error))
+def add_to_dataset(
+    src: Path,
+    into: DatasetLocation,
+    options: SplitOptions,
+    cache: ShardCache,
+    advance: Advance = no_progress,
+    copied: Advance = no_progress,
+    upload: Advance = no_progress,
+    *,
+    single_writer: bool = False,
+) -> Imported:
+    """Add a folder or zip to a version of a dataset, which gives a new version; the old one stays as it is.
 
-    prepared: list[_Prepared] = []
-    left_out: list[LeftOut] = []
-    with ThreadPoolExecutor() as pool:
-        for done, result in enumerate(pool.map(prepare, enumerate(images)), 1):
-            if isinstance(result, LeftOut):
-                left_out.append(result)
-            else:
-                prepared.append(result)
-            advance(done, len(images))
-    return prepared, left_out
+    The old images keep their groups and splits, and their records are copied byte for byte. An added image that belongs
+    to one of their groups goes to its split; it is left out if it would join groups of several splits. The others are
+    split among themselves by `options`; if fewer than three of them are independent, they are for training. An image
+    that is there already (same pixels) is not added again; if its labels differ, they replace those that are there.
 
+    The version follows from the old one, the source and the options. If nothing is new, it is the old one.
 
-def _prepare(source: Source, annotated: Annotated, spooled: Path) -> _Prepared:
-    if annotated.problem:
-        raise ImageError(annotated.problem)
-    if not annotated.masks:
-        raise ImageError(f"Expected a mask for {annotated.image}; found none.")
-    file = open_pixels(source.read(annotated.image), annotated.image)
-    image = decode_pixels(file)
-    height, width = image.shape[:2]
-    masks = _labels(source, annotated, (height, width), file.facts.orientation)
-    # The name is unknown until all titles have been read, so it is filled in later.
-    spooled.write_bytes(encode_record("", image, masks.labels))
-    return _Prepared(
-        title=annotated.title,
-        given_split=annotated.given_split,
-        kind=kind_of(image),
-        shape=(height, width),
-        masks=MaskFacts.of(masks, labels_expected=annotated.form is MaskForm.LABELS),
-        image_sha256=_pixel_sum(image),
-        labels_sha256=_pixel_sum(masks.labels),
-        fingerprint=fingerprint(image),
-        spooled=spooled,
-    )
+    Args:
+        src: Folder or zip in one of the layouts of `nucleus.data.layouts`.
+        into: The dataset and its version. If another import adds to `latest` at the same time, this one adds to the
+            version that the other one made.
+        options: Options of the splits of the added images. In the names of the old images, which are in lower case,
+            `group_by` is searched for without regard to case.
+        cache: Cache of shards.
+        advance: Called with the number of images read and their total.
+        copied: Called with the number of old images copied and their total.
+        upload: Called with the bytes of shards sent and their total.
+        single_writer: Whether nobody else writes at the same time, so that a server may lack conditional writes.
 
-
-def _labels(source: Source, annotated: Annotated, shape: tuple[int, int], orientation: int) -> MaskLabels:
-    masks = [(entry, source.read(entry)) for entry in annotated.masks]
-    if annotated.form is MaskForm.PER_NUCLEUS:
-        return labels_from_masks(masks, shape, orientation)
-    (mask,) = masks
-    return labels_from_mask(mask, shape, orientation)
-
-
-def _pixel_sum(pixels: NDArray[np.generic]) -> str:
-    """Return the SHA-256 of an array's shape and values."""
-    digest = hashlib.sha256(repr((pixels.shape, pixels.dtype.str)).encode())
-    digest.update(np.ascontiguousarray(pixels).data)
-    return digest.hexdigest()
+    Raises:
+        DataError: There is no such dataset or version, or the source contains no usable images.
+        ObjectExistsError: Other imports add to the dataset all the time.
+        OutputError: The folder for temporary files (TMPDIR) has no room.
+        StorageError: The bucket cannot be read or written.
+    """
+    bucket = Bucket(into.uri, single_writer=single_writer)
+    parent = open_dataset(into)
+    with temporary_folder("import") as spool:
+        found = read_source(src, spool, advance)
+        for _ in range(_ATTEMPTS):
+            with temporary_folder("add") as folder:
+                manifest, told = _grown(parent, found, options, cache, folder, copied)
+                if manifest is None:
+                    return told
+                follows = parent.manifest.version if into.ref == "latest" else None
+                try:
+                    dataset, created = _upload(bucket, manifest, folder, upload, follows)
+                    return replace(told, dataset=dataset, created=created)
+                except ObjectExistsError as error:  # another import has added to this version
+                    taken = error
+            parent = open_dataset(into)
+    raise taken
 
 
-def _without_duplicates(prepared: list[_Prepared]) -> tuple[list[_Prepared], list[LeftOut]]:
-    """Keep the first of identical images, but prefer images in the source's test folder."""
-    first: dict[str, _Prepared] = {}
-    duplicates = []
-    for image in sorted(prepared, key=lambda image: image.given_split != "test"):
-        kept = first.setdefault(image.image_sha256, image)
-        if kept is not image:
-            same = "and labels" if kept.labels_sha256 == image.labels_sha256 else "but other labels"
-            duplicates.append(LeftOut(title=image.title, reason=f"same pixels {same} as {kept.title}"))
-    return list(first.values()), duplicates
-
-
-def _samples(images: list[_Prepared], options: SplitOptions) -> list[Sample]:
+def _samples(images: list[SourceImage], options: SplitOptions) -> list[Sample]:
     """Return the samples of a dataset, in the order of the images."""
-    groups = group_images([image.fingerprint for image in images], _pictures(images, options.group_by))
-    splits = split_images(
+    pictures = picture_names([image.title for image in images], options.group_by)
+    groups = group_images([image.fingerprint for image in images], pictures)
+    splits = _split(images, groups, options)
+    names = unique_names([image.title for image in images])
+    return [_sample(*facts) for facts in zip(images, names, groups, splits, strict=True)]
+
+
+def _split(images: list[SourceImage], groups: list[int], options: SplitOptions, *, few: bool = False) -> list[str]:
+    return split_images(
         [image.kind for image in images],
         groups,
         [image.given_split for image in images],
         seed=options.seed,
         val=options.val,
         test=options.test,
+        few=few,
     )
-    names = _unique_names([image.title for image in images])
-    return [
-        Sample(
-            name=name,
-            split=split,
-            kind=image.kind,
-            group=group,
-            height=image.shape[0],
-            width=image.shape[1],
-            nuclei=image.masks.nuclei,
-            image_sha256=image.image_sha256,
-            labels_sha256=image.labels_sha256,
-        )
-        for image, name, group, split in zip(images, names, groups, splits, strict=True)
-    ]
 
 
-def _pictures(images: list[_Prepared], pattern: re.Pattern[str] | None) -> list[str | None]:
-    if pattern is None:
-        return [None] * len(images)
-    matches = [pattern.search(image.title) for image in images]
-    return [match and match.group(1 if pattern.groups else 0) for match in matches]
+def _sample(image: SourceImage, name: str, group: int, split: str) -> Sample:
+    return Sample(
+        name=name,
+        split=split,
+        kind=image.kind,
+        group=group,
+        height=image.shape[0],
+        width=image.shape[1],
+        nuclei=image.masks.nuclei,
+        image_sha256=image.image_sha256,
+        labels_sha256=image.labels_sha256,
+    )
 
 
-def _unique_names(titles: list[str]) -> list[str]:
-    used: set[str] = set()
-    names = []
-    for title in titles:
-        cleaned = name = clean_name(title)
-        number = 2
-        while name in used:
-            name = f"{cleaned}-{number}"
-            number += 1
-        used.add(name)
-        names.append(name)
-    return names
-
-
-def _write_shards(samples: list[Sample], images: list[_Prepared], spool: Path) -> list[Shard]:
-    """Write the samples of each split, in their stored order, to its shards in turn."""
+def _write_splits(records: list[_Record], folder: Path) -> list[Shard]:
     shards = []
     for split in SPLITS:
-        members = [i for i, sample in enumerate(samples) if sample.split == split]
-        total = sum(images[i].spooled.stat().st_size for i in members)
-        count = shard_count(len(members), total)
-        order = [members[i] for i in stored_order(len(members))]
-        for number in range(count):
-            path = spool / f"{split}-{number:05d}-of-{count:05d}.tfrecord"
-            chosen = order[number::count]
-            write_shard(path, (renamed_record(images[i].spooled.read_bytes(), samples[i].name) for i in chosen))
-            shards.append(
-                Shard(
-                    file=path.name,
-                    split=split,
-                    records=len(chosen),
-                    size=path.stat().st_size,
-                    sha256=sha256_of(path),
-                )
-            )
+        members = [record for record in records if record.sample.split == split]
+        total = sum(member.spooled.stat().st_size for member in members)
+        shards += write_shards(folder, split, [member.read for member in members], total)
     return shards
 
 
-def _upload(bucket: Bucket, manifest: DatasetManifest, spool: Path, advance: Advance) -> Imported:
+def _grown(
+    parent: Dataset, found: SourceImages, options: SplitOptions, cache: ShardCache, folder: Path, copied: Advance
+) -> tuple[DatasetManifest | None, Imported]:
+    """Write the shards of a version and what is added to it; return the manifest, None if nothing is, and the rest."""
+    there = {sample.image_sha256: sample for sample in parent.manifest.samples}
+    fresh = [image for image in found.images if image.image_sha256 not in there]
+    both = {image.image_sha256: image for image in found.images if image.image_sha256 in there}
+    changed = {key: image for key, image in both.items() if image.labels_sha256 != there[key].labels_sha256}
+    old, prints = _copied(parent, cache, folder, copied, compare=bool(fresh)) if fresh or changed else ([], [])
+    added, between = _joined(parent.manifest, prints, fresh, options) if fresh else ([], [])
+    found = replace(found, left_out=[*found.left_out, *between])
+    addition = Addition(
+        parent=parent.manifest.version,
+        created=_after(parent.manifest.created),
+        source=found.source,
+        layout=found.layout,
+        seed=options.seed,
+        added=len(added),
+        replaced=len(changed),
+        known=len(both) - len(changed),
+    )
+    told = Imported(parent, False, [], found.duplicates, found.left_out, addition)
+    if not added and not changed:
+        return None, told
+    records = [*(_relabelled(record, changed) for record in old), *added]
+    manifest = _grown_manifest(parent.manifest, records, _write_splits(records, folder), addition, found)
+    used = {record.spooled for record in records}
+    images = [image for image in found.images if image.spooled in used]
+    relabelled = [there[key].name for key in changed]
+    return manifest, replace(told, warnings=_remarks(parent, manifest, images, added, relabelled, options))
+
+
+def _after(moment: str) -> str:
+    """Return the time as ISO 8601, but later than that of an older version, if its machine's clock was ahead."""
+    now = datetime.now(UTC).isoformat()
+    if now > moment:
+        return now
+    return (datetime.fromisoformat(moment) + timedelta(microseconds=1)).isoformat()
+
+
+def _relabelled(record: _Record, changed: Mapping[str, SourceImage]) -> _Record:
+    image = changed.get(record.sample.image_sha256)
+    if image is None:
+        return record
+    labels = {"nuclei": image.masks.nuclei, "labels_sha256": image.labels_sha256}
+    return _Record(record.sample.model_copy(update=labels), image.spooled)
+
+
+def _grown_manifest(
+    old: DatasetManifest, records: list[_Record], shards: list[Shard], addition: Addition, found: SourceImages
+) -> DatasetManifest:
+    samples = [record.sample for record in records]
+    return old.model_copy(
+        update={
+            "format": DATASET_FORMAT,
+            "version": content_version(samples, shards),
+            "created": addition.created,
+            "samples": samples,
+            "shards": shards,
+            "duplicates": [*old.duplicates, *(item for item in found.duplicates if item not in old.duplicates)],
+            "left_out": [*old.left_out, *(item for item in found.left_out if item not in old.left_out)],
+            "additions": [*old.additions, addition],
+        }
+    )
+
+
+def _copied(
+    parent: Dataset, cache: ShardCache, folder: Path, advance: Advance, *, compare: bool
+) -> tuple[list[_Record], list[Fingerprint]]:
+    """Copy the records of a version to temporary files; return them, and the fingerprints if images are compared."""
+    samples = parent.manifest.samples
+    places = {sample.name: place for place, sample in enumerate(samples)}
+    prints: dict[int, Fingerprint] = {}
+
+    def copy(shard: Shard) -> int:
+        file = cache.open(parent, shard)
+        for record in map(file.read, range(len(file))):
+            place = places[record_name(record)]
+            (folder / f"{place}.record").write_bytes(record)
+            if compare:
+                prints[place] = fingerprint(decode_record(record)[1])
+        return len(file)
+
+    with ThreadPoolExecutor() as pool:
+        for done in accumulate(pool.map(copy, parent.manifest.shards)):
+            advance(done, len(samples))
+    records = [_Record(sample, folder / f"{place}.record", has_name=True) for place, sample in enumerate(samples)]
+    return records, [prints[place] for place in sorted(prints)]
+
+
+def _joined(
+    old: DatasetManifest, prints: list[Fingerprint], fresh: list[SourceImage], options: SplitOptions
+) -> tuple[list[_Record], list[LeftOut]]:
+    """Return the records of new images, with their groups and splits beside the old ones, and what belongs to none."""
+    names, groups, splits = zip(*((sample.name, sample.group, sample.split) for sample in old.samples), strict=True)
+    pictures = _pictures_of_both(names, [image.title for image in fresh], options.group_by)
+    prints = [*prints, *(image.fingerprint for image in fresh)]
+    joined = list(zip(fresh, join_groups(prints, pictures, groups, splits), strict=True))
+    left_out = [_between(image, place.splits) for image, place in joined if len(place.splits) > 1]
+    kept = [(image, place) for image, place in joined if len(place.splits) <= 1]
+    own = [(image, place.group) for image, place in kept if not place.splits]
+    dealt = _split([image for image, _ in own], [group for _, group in own], options, few=True)
+    split_of = {place.group: place.splits[0] for _, place in kept if place.splits}
+    split_of |= {group: split for (_, group), split in zip(own, dealt, strict=True)}
+    new_names = unique_names([image.title for image, _ in kept], taken=names)
+    return [
+        _Record(_sample(image, name, place.group, split_of[place.group]), image.spooled)
+        for (image, place), name in zip(kept, new_names, strict=True)
+    ], left_out
+
+
+def _remarks(
+    parent: Dataset,
+    manifest: DatasetManifest,
+    images: list[SourceImage],
+    added: list[_Record],
+    relabelled: list[str],
+    options: SplitOptions,
+) -> list[str]:
+    """Return what is unlikely in the masks of added images, and what may not be what was wanted, a sentence each."""
+    found = mask_warnings([image.masks for image in images], manifest.splits_without_nuclei)
+    if relabelled:
+        found.append(
+            f"{plural(len(relabelled), 'image')} of {parent} had other labels: the new ones replace them in this "
+            f"version ({_named(relabelled)}). The old version keeps its own."
+        )
+    splits = {record.spooled: record.sample.split for record in added}
+    moved = [i.title for i in images if i.given_split == "test" and splits.get(i.spooled, "test") != "test"]
+    if moved:
+        found.append(
+            f"{plural(len(moved), 'image')} of the source's test folder went to other splits, where images of the same "
+            f"group are ({_named(moved)})."
+        )
+    missing = [split for split in ("val", "test") if split not in splits.values()]
+    independent = len({record.sample.group for record in added} - {sample.group for sample in parent.manifest.samples})
+    if added and missing:
+        found.append(
+            f"No added image is in the split {' or '.join(missing)}, so no score there says how well images like them "
+            f"are segmented. {independent} of {plural(len(added), 'added image')} count as independent: not tiles or "
+            "near-duplicates of each other or of older images. From 3 on, each split gets some."
+        )
+    names = [sample.name for sample in parent.manifest.samples]
+    pictures = _pictures_of_both(names, [image.title for image in images], options.group_by)
+    if any(pictures) and not any(pictures[: len(names)]):
+        found.append(
+            f"--group-by matches no name of the older images, such as {names[0]}: names in a dataset have lower-case "
+            "letters, digits and . _ - alone. No added image was put beside older ones by its name."
+        )
+    return found
+
+
+def _named(names: Sequence[str]) -> str:
+    return ", ".join(names[:_MOST_NAMED]) + (", ..." if len(names) > _MOST_NAMED else "")
+
+
+def _pictures_of_both(names: Sequence[str], titles: list[str], pattern: re.Pattern[str] | None) -> list[str | None]:
+    """Return the pictures of old images, of which only the names are known, and of new ones, in the same spelling."""
+    of_names = pattern and re.compile(pattern.pattern, pattern.flags | re.IGNORECASE)
+    pictures = [*picture_names(names, of_names), *picture_names(titles, pattern)]
+    return [None if picture is None else clean_name(picture) for picture in pictures]
+
+
+def _between(image: SourceImage, splits: Sequence[str]) -> LeftOut:
+    reason = (
+        f"Expected an image that belongs to one split; its group has older images of {' and '.join(splits)} (tiles of "
+        "one picture, overlaps, near-duplicates, or the same --group-by), between which it would leak."
+    )
+    return LeftOut(title=image.title, reason=reason)
+
+
+def _upload(
+    bucket: Bucket, manifest: DatasetManifest, spool: Path, advance: Advance, follows: str | None = None
+) -> tuple[Dataset, bool]:
+    """Write a version, and say whether it is new. Raises `ObjectExistsError` if another one follows that version."""
     key = f"{manifest.version}/{MANIFEST_FILE}"
     try:
         return _existing(bucket, key)
@@ -314,12 +429,14 @@ def _upload(bucket: Bucket, manifest: DatasetManifest, spool: Path, advance: Adv
 
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(put, shares))
+    if follows is not None:
+        claim_succession(bucket, follows, manifest.version)
     try:
         bucket.put(key, manifest.model_dump_json(indent=1).encode(), if_absent=True)
     except ObjectExistsError:  # another import of the same content was faster
         return _existing(bucket, key)
-    return Imported(Dataset(bucket.uri, manifest), created=True)
+    return Dataset(bucket.uri, manifest), True
 
 
-def _existing(bucket: Bucket, key: str) -> Imported:
-    return Imported(Dataset(bucket.uri, read_manifest(bucket.get(key), f"{bucket.uri}/{key}")), created=False)
+def _existing(bucket: Bucket, key: str) -> tuple[Dataset, bool]:
+    return Dataset(bucket.uri, read_manifest(bucket.get(key), f"{bucket.uri}/{key}")), False

@@ -209,10 +209,10 @@ def mask_warnings(masks: Sequence[MaskFacts], splits_without_nuclei: Sequence[st
     """Return a warning for each thing that is unlikely in the masks of a dataset.
 
     Args:
-        masks: Facts about each image's labels.
+        masks: Facts about each imported image's labels.
         splits_without_nuclei: Splits of which no image has a nucleus.
     """
-    if not any(facts.nuclei for facts in masks):
+    if not any(facts.nuclei for facts in masks) and len(splits_without_nuclei) == len(_CONSEQUENCES):
         return [
             f"NO NUCLEI: not one of the {plural(len(masks), _IMAGES)} has a nucleus. A model cannot be trained or "
             "scored on this dataset. Check that the masks are those of the images, and not empty."

@@ -10,7 +10,7 @@ import os
 import struct
 import threading
 import weakref
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -22,12 +22,22 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
+from nucleus.data.dataset import Shard
 from nucleus.data.images import LabelImage, RgbImage, encode_png
+from nucleus.data.sampling import shard_count, stored_order
 from nucleus.errors import IntegrityError
-from nucleus.storage.files import writing
+from nucleus.storage.files import sha256_of, writing
 from nucleus.surroundings import BINARY
 
-__all__ = ["ShardFile", "decode_record", "encode_record", "renamed_record", "write_shard"]
+__all__ = [
+    "ShardFile",
+    "decode_record",
+    "encode_record",
+    "record_name",
+    "renamed_record",
+    "write_shard",
+    "write_shards",
+]
 
 # Framing of a TFRecord (tensorflow/core/lib/io/record_writer.h): length, its checksum, the record, its checksum.
 _LENGTH = struct.Struct("<Q")
@@ -49,6 +59,11 @@ def renamed_record(data: bytes, name: str) -> bytes:
     return _record((name.encode(), image_png, labels_png))
 
 
+def record_name(data: bytes) -> str:
+    """Return the name of a record, whose pixels are not decoded. Raises `IntegrityError` if it is damaged."""
+    return _values(data)[0].decode()
+
+
 def decode_record(data: bytes) -> tuple[str, RgbImage, LabelImage]:
     """Return name, image (H x W x 3, uint8) and labels (H x W, uint16) of a record. Raises `IntegrityError`."""
     name, image_png, labels_png = _values(data)
@@ -68,6 +83,30 @@ def write_shard(path: Path, records: Iterable[bytes]) -> None:
             file.write(length + _masked_checksum(length))
             file.write(record)
             file.write(_masked_checksum(record))
+
+
+def write_shards(folder: Path, split: str, records: Sequence[Callable[[], bytes]], total_bytes: int) -> list[Shard]:
+    """Write the records of a split, in their stored order (`sampling`), to its shards in turn.
+
+    Args:
+        folder: Folder of the shards.
+        split: Name of the split.
+        records: A function for each record that returns it, so that only one is in memory at a time.
+        total_bytes: Size of all records, which decides the number of shards.
+
+    Raises:
+        OutputError: The disk is full.
+    """
+    count = shard_count(len(records), total_bytes) if records else 0
+    order = [records[i] for i in stored_order(len(records))]
+    shards = []
+    for number in range(count):
+        path = folder / f"{split}-{number:05d}-of-{count:05d}.tfrecord"
+        chosen = order[number::count]
+        write_shard(path, (read() for read in chosen))
+        facts = {"records": len(chosen), "size": path.stat().st_size, "sha256": sha256_of(path)}
+        shards.append(Shard(file=path.name, split=split, **facts))
+    return shards
 
 
 def _masked_checksum(data: bytes) -> bytes:

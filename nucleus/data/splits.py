@@ -10,6 +10,8 @@ Images that are linked, directly or through others, form a group.
 """
 
 import hashlib
+import itertools
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -22,9 +24,18 @@ from scipy.sparse.csgraph import connected_components
 
 from nucleus.data.dataset import SPLITS
 from nucleus.data.images import RgbImage
-from nucleus.errors import DataError
+from nucleus.errors import DataError, UsageError
 
-__all__ = ["Fingerprint", "fingerprint", "group_images", "split_images"]
+__all__ = [
+    "Fingerprint",
+    "Joined",
+    "SplitOptions",
+    "fingerprint",
+    "group_images",
+    "join_groups",
+    "picture_names",
+    "split_images",
+]
 
 
 # Measured on DSB2018: these thresholds find 76 % of the neighbours cut from its large images (the others meet in empty
@@ -43,6 +54,30 @@ _ROWS = 1024  # images that are compared with all others at a time: limits memor
 _FOLDS = 20
 
 Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class SplitOptions:
+    """Options of the splits.
+
+    Attributes:
+        seed: Seed of the folds.
+        val: Fraction of the images for validation, between 0 and 1.
+        test: Fraction of the images for the test split, between 0 and 1.
+        group_by: Pattern that is searched for in the titles of the images. Images with the same first group (or the
+            same whole match, if the pattern has no group) stay in one split.
+    """
+
+    seed: int = 0
+    val: float = 0.1
+    test: float = 0.1
+    group_by: re.Pattern[str] | None = None
+
+    def __post_init__(self) -> None:
+        if not (0 < self.val < 1 and 0 < self.test < 1 and self.val + self.test < 1):
+            raise UsageError(
+                f"Expected fractions above 0 that leave some for training; found val {self.val}, test {self.test}."
+            )
 
 
 @dataclass(frozen=True)
@@ -69,15 +104,19 @@ def fingerprint(image: RgbImage) -> Fingerprint:
     return Fingerprint((top, bottom, left, right), _patch_hashes(grey), _unit((small - small.mean()).ravel()))
 
 
-def group_images(fingerprints: Sequence[Fingerprint], pictures: Sequence[str | None]) -> list[int]:
+def group_images(
+    fingerprints: Sequence[Fingerprint], pictures: Sequence[str | None], known: Sequence[int] = ()
+) -> list[int]:
     """Return the group of each image; groups are numbered 0, 1, ... in the order of their first image.
 
     Args:
         fingerprints: Fingerprint of each image.
         pictures: Name of the picture that each image was cut from, or None if unknown; images with the same name are
             linked.
+        known: Group of each of the first images, if they have one already; images with the same one are linked.
     """
     links = {
+        *_same_picture(list(map(str, known))),
         *_neighbours(fingerprints),
         *_overlaps(fingerprints),
         *_near_duplicates(fingerprints),
@@ -89,6 +128,62 @@ def group_images(fingerprints: Sequence[Fingerprint], pictures: Sequence[str | N
     labels = connected_components(graph, directed=False)[1]
     numbers: dict[int, int] = {}
     return [numbers.setdefault(int(label), len(numbers)) for label in labels]
+
+
+def picture_names(titles: Sequence[str], pattern: re.Pattern[str] | None) -> list[str | None]:
+    """Return the name of the picture that each image was cut from, which the pattern finds in its title, or None.
+
+    >>> picture_names(["P1_a", "x"], re.compile(r"^(P\\d)_"))
+    ['P1', None]
+    """
+    if pattern is None:
+        return [None] * len(titles)
+    matches = [pattern.search(title) for title in titles]
+    return [match and match.group(1 if pattern.groups else 0) for match in matches]
+
+
+@dataclass(frozen=True)
+class Joined:
+    """Where an image that is added to others belongs.
+
+    Attributes:
+        group: Its group: that of the images that it is linked with, or a new one.
+        splits: The splits of the images that it is linked with, directly or through others; none if the group is new.
+            With several, it belongs to none of them, as it would divide a group between splits.
+    """
+
+    group: int
+    splits: tuple[str, ...]
+
+
+def join_groups(
+    fingerprints: Sequence[Fingerprint],
+    pictures: Sequence[str | None],
+    known_groups: Sequence[int],
+    known_splits: Sequence[str],
+) -> list[Joined]:
+    """Return where images belong that are added to known ones, whose groups and splits stay as they are.
+
+    Args:
+        fingerprints: Fingerprint of each image, the known ones first.
+        pictures: As for `group_images`.
+        known_groups: Group of each known image.
+        known_splits: Split of each known image.
+    """
+    count = len(known_groups)
+    linked = group_images(fingerprints, pictures, known_groups)
+    group_of: dict[int, int] = {}
+    splits: dict[int, set[str]] = defaultdict(set)
+    for number, group, split in zip(linked[:count], known_groups, known_splits, strict=True):
+        group_of[number] = min(group, group_of.get(number, group))
+        splits[number].add(split)
+    following = itertools.count(max(known_groups, default=-1) + 1)
+    joined = []
+    for number in linked[count:]:
+        if number not in group_of:
+            group_of[number] = next(following)
+        joined.append(Joined(group_of[number], tuple(sorted(splits[number]))))
+    return joined
 
 
 def _unit(values: Floats) -> Floats:
@@ -204,6 +299,7 @@ def split_images(
     seed: int,
     val: float,
     test: float,
+    few: bool = False,
 ) -> list[str]:
     """Assign each image to `train`, `val` or `test`.
 
@@ -217,6 +313,7 @@ def split_images(
         seed: Seed of the folds.
         val: Fraction of the images for validation.
         test: Fraction of the images for the test split; ignored if the source has a test folder.
+        few: Whether the images may be too few to split, because they are added to others: they are then for training.
 
     Raises:
         DataError: There are too few independent groups for three splits.
@@ -225,12 +322,14 @@ def split_images(
     open_images = [i for i, group in enumerate(groups) if group not in held_out]
     wanted = {"val": val} if held_out else {"val": val, "test": test}
     independent = len({groups[i] for i in open_images})
+    splits = ["test" if group in held_out else "train" for group in groups]
+    if few and independent <= len(wanted):
+        return splits
     if independent <= len(wanted):
         raise DataError(
             f"Expected at least {len(wanted) + 1} independent images to split into train, {', '.join(wanted)}; "
             f"found {independent} (tiles of one picture and near-duplicates count as one image). Add more images."
         )
-    splits = ["test" if group in held_out else "train" for group in groups]
     folds = _folds([kinds[i] for i in open_images], [groups[i] for i in open_images], seed)
     taken = 0
     for split, fraction in wanted.items():

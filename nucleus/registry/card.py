@@ -59,6 +59,7 @@ def model_card(name: str, origin: Origin, config: ModelConfig, dataset: DatasetM
     """
     recipe = Recipe.model_validate_json(json.dumps(origin.recipe))
     tested = origin.metrics.get("test", {}).get("all", {})
+    undescribed = _undescribed(recipe.card, dataset)
     known = _HUB_LICENSE.fullmatch((recipe.card.license or "").lower())
     text = _template().render(
         name=name,
@@ -72,7 +73,8 @@ def model_card(name: str, origin: Origin, config: ModelConfig, dataset: DatasetM
         tested=_defined_headlines(tested) if tested.get("images") else [],
         score_table=_table(SCORE_COLUMNS, score_cells(origin.metrics, digits=3), text_columns=2),
         limits=_limits(origin.metrics),
-        is_about_data=_is_about(recipe.card, dataset),
+        is_about_data=not undescribed,
+        undescribed=undescribed if len(undescribed) < len(dataset.sources) else [],
         encoder=ENCODERS[config.encoder],
         encoder_training=_encoder_training(recipe),
         heads=_HEADS[config.heads],
@@ -148,10 +150,11 @@ def _not_stated(key: str) -> str:
     return f"not stated (set `card.{key}` in the recipe)"
 
 
-def _is_about(card: CardOptions, dataset: DatasetManifest) -> bool:
-    """Return whether the statements about data in the recipe are about this dataset."""
-    source = dataset.source
-    return card.data_import is None or card.data_import in {source, source.rpartition(".")[0]}
+def _undescribed(card: CardOptions, dataset: DatasetManifest) -> list[str]:
+    """Return the sources of the dataset that the statements about data in the recipe are not about."""
+    if card.data_import is None:
+        return []
+    return [source for source in dataset.sources if card.data_import not in {source, source.rpartition(".")[0]}]
 
 
 def _weights_license(encoder: EncoderName, weights: EncoderWeightsOrigin) -> str:

@@ -1,10 +1,10 @@
-from .comparison_figure import draw_curves as draw_curves
-from .comparison_figure import encode_figure as encode_figure
 from .drawing import GRID as GRID
 from .drawing import SERIES as SERIES
 from .drawing import TEXT as TEXT
 from .drawing import Panel as Panel
 from .drawing import Table as Table
+from .drawing import draw_curves as draw_curves
+from .drawing import encode_figure as encode_figure
 from .drawing import svg_of as svg_of
 from .drawing import thinned as thinned
 from .figures import THRESHOLDS as THRESHOLDS

@@ -12,7 +12,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from nucleus.config.settings import parse_recipe
-from nucleus.data.dataset import DatasetManifest
+from nucleus.data.dataset import Addition, DatasetManifest
 from nucleus.errors import RecipeError
 from nucleus.pictures import MISTAKE_COLOURS
 from nucleus.report.drawing import Panel, svg_of
@@ -90,10 +90,16 @@ def commands_to_repeat(record: RunRecord, dataset: DatasetManifest) -> str:
     lines += [
         _bucket(record),
         f"nucleus data import {_FOLDER}/{_word(dataset.source)} {_word(name)} --seed {dataset.seed}",
+        *(_command_to_add(name, item) for item in dataset.additions),
         f"nucleus train {_RECIPE_FILE}",
         f"nucleus evaluate {_model(record)} {_word(record.dataset)} --split test --gallery worst.png",
     ]
     return "\n".join(lines)
+
+
+def _command_to_add(name: str, item: Addition) -> str:
+    into = _word(f"{name}@{item.parent}")
+    return f"nucleus data import {_FOLDER}/{_word(item.source)} --into {into} --seed {item.seed}"
 
 
 def recipe_toml(record: RunRecord) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path, PurePath
 
 from pydantic import BaseModel, ConfigDict
 
-from nucleus.data.dataset import SPLITS, DatasetManifest, LeftOut
+from nucleus.data.dataset import SPLITS, Addition, DatasetManifest, LeftOut
 from nucleus.data.images import Kind
 from nucleus.metrics.nuclei import SIZE_TITLES
 from nucleus.metrics.scores import (
@@ -127,12 +127,20 @@ def dataset_facts(record: RunRecord, dataset: DatasetManifest) -> list[tuple[str
     return [
         ("Dataset", record.dataset),
         ("Imported from", f"{dataset.source} (layout {dataset.layout}, seed {dataset.seed})"),
+        *(("Added", _addition(item)) for item in dataset.additions),
         ("Imported on (UTC)", moment_text(dataset.created)),
         ("Images", f"{count(len(dataset.samples))}, with {plural(nuclei, 'nucleus', 'nuclei')}"),
         ("Diameter of nuclei", "not known" if diameter is None else f"median {diameter:.1f} px (validation split)"),
         ("Removed duplicates", plural(len(dataset.duplicates), "image")),
         ("Left out", plural(len(dataset.left_out), "image")),
     ]
+
+
+def _addition(item: Addition) -> str:
+    what = f"{plural(item.added, 'image')} of {item.source}"
+    if item.replaced:
+        what += f", labels of {count(item.replaced)} replaced"
+    return f"{what}, to version {item.parent} (layout {item.layout}, seed {item.seed})"
 
 
 def splits_table(dataset: DatasetManifest) -> Table:

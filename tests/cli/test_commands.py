@@ -26,7 +26,7 @@ CONTRACT = {
     "store start": {"--dir", "--port"},
     "store stop": {"--dir"},
     "store status": {"--dir", "--json"},
-    "data import": {"--seed", "--val", "--test", "--group-by", "--single-writer", "--json"},
+    "data import": {"--into", "--seed", "--val", "--test", "--group-by", "--single-writer", "--json"},
     "data list": {"--json"},
     "data show": {"--out", "--json"},
     "data verify": {"--json"},

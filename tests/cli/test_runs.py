@@ -20,7 +20,7 @@ from nucleus.cli.main import cli
 from nucleus.errors import JobError
 from nucleus.registry.manifest import EncoderWeightsOrigin, Origin, read_version
 from nucleus.registry.publish import publish
-from nucleus.report.comparison_figure import draw_curves, encode_figure
+from nucleus.report.drawing import draw_curves, encode_figure
 from nucleus.runs.comparison import ComparedRun, datasets_warning, flat_recipe, recipe_differences, score_rows
 from nucleus.runs.listing import best_epoch, find_run, history_of_version, list_runs
 from nucleus.runs.record import RECORD_FORMAT, Facts, NetworkFacts, RunRecord, Stage, read_facts
