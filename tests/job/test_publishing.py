@@ -57,8 +57,8 @@ def test_a_network_that_computes_something_else_is_not_published(
     add_onnx(model_folder, dataset, cache)
     assert OnnxEngine(model_folder / "model.onnx", config_of("distance"))(TILES).shape == (3, 64, 96, 2)
 
-    def write_wrongly(model: keras.Model, heads: str, path: Path) -> None:
-        write_onnx(model, heads, path)
+    def write_wrongly(model: keras.Model, heads: str, path: Path, *, half: bool) -> None:
+        write_onnx(model, heads, path, half=half)
         with_a_weight_changed(path)
 
     monkeypatch.setattr(nucleus.model, "write_onnx", write_wrongly)

@@ -123,7 +123,7 @@ def test_which_datasets_hold_the_published_images(source: str, published: bool) 
 def test_published_figures_stand_beside_the_same_images_only(written: Path, tmp_path: Path) -> None:
     same = Page(render_page(tmp_path, make_record(), make_dataset(source="stage1_train.zip"))).text
     other = Page(written.read_bytes()).text
-    for said in ("StarDist (Schmidt et al., MICCAI 2018)", "AP on dark-field images, and", "another split"):
+    for said in ("StarDist (Lalit et al., MIDL 2021, Table 1)", "AP on dark-field images, and", "another split"):
         assert said in same, said
         assert said not in other, said
     assert "AP by kind of image" in other
