@@ -210,7 +210,11 @@ def test_the_model_that_comes_along_by_command(
     along = {"model": "nuclei", "latest": included, "from": "package"}
     assert json.loads(invoke("models", "list", "--json").stdout) == [along]
     publish(bucket, "nuclei", model_files, origin())
-    assert json.loads(invoke("models", "list", "--json").stdout)[1] == {"model": "nuclei", "latest": 1, "from": "bucket"}
+    assert json.loads(invoke("models", "list", "--json").stdout)[1] == {
+        "model": "nuclei",
+        "latest": 1,
+        "from": "bucket",
+    }
     assert [row["version"] for row in json.loads(invoke("models", "list", "nuclei", "--json").stdout)] == [included, 1]
     assert f"models/nuclei/versions/{1:06d}" in invoke("models", "show", "nuclei@1").stdout
     refused = invoke("models", "pull", "nuclei")

@@ -120,7 +120,9 @@ def test_its_names(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         read_included(Reference("nuclei", "0" * 12))
     with pytest.raises(UriError, match="Or use the model that comes along: nuclei"):
         find_model("cells")
-    assert [is_included(name) for name in ("nuclei@1", "nuclei@latest", "nuclei-1", "./nuclei", "nuclei@")] == [False] * 5
+    assert [is_included(name) for name in ("nuclei@1", "nuclei@latest", "nuclei-1", "./nuclei", "nuclei@")] == [
+        False
+    ] * 5
 
 
 def test_a_models_folder_of_its_name_is_named_as_a_path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -139,7 +141,7 @@ def test_a_buckets_model_of_its_name(
     """It is asked for with a version; a missing model names the one that comes along."""
     monkeypatch.setenv("NUCLEUS_BUCKET", str(bucket.uri))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    with pytest.raises(ModelError, match="it has no version.*Or use the model that comes along: nuclei"):
+    with pytest.raises(ModelError, match=r"it has no version.*Or use the model that comes along: nuclei"):
         find_model("nuclei@1")
     publish(bucket, "nuclei", model_files, origin())
     for name in ("nuclei@1", "nuclei@latest"):
