@@ -9,6 +9,8 @@ EXTRAS := predict train train-gpu dev
 EXTRA ?= dev
 WORKDIR ?= demo-run
 DATA ?=
+MODEL := nuclei
+INCLUDED := nucleus/registry/included/$(MODEL)
 WEIGHTS ?=
 BENCH ?=
 IMAGE = $(if $(filter predict train-gpu,$(EXTRA)),$(EXTRA),train)
@@ -24,7 +26,7 @@ $(if $(filter $(EXTRA),$(EXTRAS)),,$(error EXTRA is "$(EXTRA)"; expected one of:
 
 .DEFAULT_GOAL := help
 
-.PHONY: help install demo test test-fast test-ray test-others test-pythons test-wheel bench check audit lock image containers clean
+.PHONY: help install demo model test test-fast test-ray test-others test-pythons test-wheel bench check audit lock image containers clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -36,6 +38,21 @@ $(INSTALLED)%: requirements/%.txt pyproject.toml
 
 demo: $(DEMO) ## import, train, publish and predict: DATA=zip-or-folder WEIGHTS=file WORKDIR=folder
 	$(BIN)/nucleus demo $(if $(DATA),"$(DATA)") $(if $(WEIGHTS),--weights "$(WEIGHTS)") --workdir "$(WORKDIR)"
+
+# A run that was interrupted is continued. The variables of the server are set for these commands alone.
+model: WORKDIR := model-run
+model: $(DEMO) ## train the model that comes along, and put it into the package: DATA=stage1_train.zip WEIGHTS=file WORKDIR=folder
+	$(if $(and $(DATA),$(WEIGHTS)),,$(error DATA and WEIGHTS are needed: make model DATA=stage1_train.zip WEIGHTS=mobilenet_v2.weights.h5))
+	@set -e; PATH="$(CURDIR)/$(BIN):$$PATH"; export PATH WANDB_MODE=disabled XDG_CACHE_HOME="$(abspath $(WORKDIR))/cache"; \
+	variables=$$(nucleus store start --dir "$(WORKDIR)/store" --port 0); eval "$$variables"; \
+	trap 'nucleus store stop --dir "$(WORKDIR)/store"' EXIT; \
+	nucleus data import "$(DATA)" dsb2018; \
+	nucleus weights add "$(WEIGHTS)"; \
+	if nucleus runs show $(MODEL) > /dev/null 2>&1; then nucleus train --resume $(MODEL) --out "$(WORKDIR)/runs"; \
+	else nucleus train $(MODEL) --run $(MODEL) --out "$(WORKDIR)/runs"; fi; \
+	nucleus models pull $(MODEL)@latest "$(WORKDIR)/half" --half; \
+	rm -rf "$(INCLUDED)"; mkdir -p "$(dir $(INCLUDED))"; cp -R "$(WORKDIR)/half" "$(INCLUDED)"; \
+	sha256sum "$(INCLUDED)/manifest.json"
 
 test: $(DEV) ## every test: test-ray and test-others at the same time
 	@echo "Two sessions at the same time; the output of each appears when it has ended (live: make test-ray)."

@@ -28,6 +28,7 @@ from .final_model import check_same_nuclei as check_same_nuclei
 from .final_model import network_facts as network_facts
 from .final_model import run_facts as run_facts
 from .final_model import save_model as save_model
+from .final_model import write_half as write_half
 from .inference import BucketPrediction as BucketPrediction
 from .inference import EvaluationPlan as EvaluationPlan
 from .inference import evaluate_on_cluster as evaluate_on_cluster

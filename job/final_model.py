@@ -1,10 +1,15 @@
-"""The model of a finished run: its files in the run's last checkpoint, `model.onnx`, and facts for the report."""
+"""The model of a finished run: its files in the run's last checkpoint, `model.onnx`, and facts for the report.
+
+`write_half` makes the same files in half precision from a published version.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
-from contextlib import suppress
+import shutil
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, suppress
+from functools import partial
 from itertools import tee
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,11 +30,15 @@ if TYPE_CHECKING:
     from nucleus.data.cache import ShardCache
     from nucleus.data.dataset import Dataset
     from nucleus.data.reader import LabelledImage
+    from nucleus.metrics.scores import Metrics
     from nucleus.model.architecture import InstanceSettings, Maps, ModelConfig
     from nucleus.predict.model import ImageValues, Model
+    from nucleus.progress import Advance
+    from nucleus.registry.manifest import ModelManifest
+    from nucleus.registry.versions import PulledModel
     from nucleus.training.callbacks import TrainingResult
 
-__all__ = ["FINAL_FOLDER", "add_onnx", "check_same_nuclei", "network_facts", "run_facts", "save_model"]
+__all__ = ["FINAL_FOLDER", "add_onnx", "check_same_nuclei", "network_facts", "run_facts", "save_model", "write_half"]
 
 
 FINAL_FOLDER = "model"
@@ -42,6 +51,8 @@ _MOST_APART = 1e-3
 """Largest difference of a value between two engines; rounding gives 1e-6, and up to 1e-4 in a random network."""
 _SAME_NUCLEUS = 0.9
 """Lowest IoU of two labels of the same nucleus."""
+_MOST_LOST = 0.002
+"""Largest loss of mAP by half precision."""
 
 
 def save_model(folder: Path, result: TrainingResult) -> None:
@@ -71,7 +82,7 @@ def _preview(result: TrainingResult) -> Any:
     return nucleus.pictures.contact_sheet(rows, _PREVIEW_SIDE)
 
 
-def add_onnx(folder: Path, dataset: Dataset, cache: ShardCache) -> None:
+def add_onnx(folder: Path, dataset: Dataset, cache: ShardCache, *, half: bool = False) -> None:
     """Write `model.onnx` beside a model's weights, and compare it with TensorFlow on images of the dataset.
 
     The first 16 images of the test split are compared or, if it is empty, of another; see `check_same_nuclei`.
@@ -80,6 +91,7 @@ def add_onnx(folder: Path, dataset: Dataset, cache: ShardCache) -> None:
         folder: Folder with the configuration and the weights.
         dataset: The dataset of the run.
         cache: Cache of its shards.
+        half: Whether the weights are those of `nucleus.model.write_half_weights`.
 
     Raises:
         ModelError: ONNX Runtime does not find the same nuclei as TensorFlow.
@@ -89,10 +101,74 @@ def add_onnx(folder: Path, dataset: Dataset, cache: ShardCache) -> None:
     with tf.device("CPU"):  # a GPU rounds in another way, and may belong to others
         model, config = nucleus.model.load_model(folder)
         path = folder / nucleus.model.ONNX_FILE
-        nucleus.model.write_onnx(model, config.heads, path)
+        nucleus.model.write_onnx(model, config.heads, path, half=half)
         expected = nucleus.predict.Model(nucleus.model.KerasEngine(model, config.heads), config)
         found = nucleus.predict.Model(nucleus.model.OnnxEngine(path, config), config)
         check_same_nuclei(expected, found, _images_to_compare(dataset, cache))
+
+
+def write_half(
+    pulled: PulledModel, folder: Path, progress: Callable[[str], AbstractContextManager[Advance]]
+) -> ModelManifest:
+    """Write a version with its weights in half precision into a folder that is then used as a pulled one.
+
+    Keras and ONNX Runtime compute in float32 with the same rounded weights. They are compared as before a publication,
+    and scored again on the dataset that the version was trained on, in ONNX Runtime; the rest of the origin is kept.
+
+    Args:
+        pulled: The version.
+        folder: The folder, which may hold a copy of the model.
+        progress: Shows the progress of the scoring; called with a title.
+
+    Returns:
+        The manifest of these files.
+
+    Raises:
+        DataError: The dataset no longer exists.
+        ModelError: mAP falls by more than .002, or ONNX Runtime does not find the same nuclei as TensorFlow.
+        UsageError: The folder contains other files.
+    """
+    dataset = nucleus.data.open_dataset(nucleus.data.locate_dataset(pulled.manifest.origin.dataset))
+    return nucleus.registry.fill_folder(folder, pulled.manifest, partial(_make_half, pulled, dataset, progress))
+
+
+def _make_half(
+    pulled: PulledModel,
+    dataset: Dataset,
+    progress: Callable[[str], AbstractContextManager[Advance]],
+    folder: Path,
+) -> ModelManifest:
+    """Make the files in an empty folder, and return their manifest."""
+    cache = nucleus.data.ShardCache(nucleus.data.default_cache_dir())
+    for name in {nucleus.model.CONFIG_FILE, nucleus.model.PREVIEW_FILE} & pulled.manifest.files.keys():
+        shutil.copyfile(pulled.folder / name, folder / name)
+    nucleus.model.write_half_weights(pulled.folder / nucleus.model.WEIGHTS_FILE, folder / nucleus.model.WEIGHTS_FILE)
+    add_onnx(folder, dataset, cache, half=True)
+    before, name = pulled.manifest.origin, pulled.manifest.model
+    config = nucleus.model.read_model_config((folder / nucleus.model.CONFIG_FILE).read_bytes(), str(folder))
+    engine = nucleus.model.OnnxEngine(folder / nucleus.model.ONNX_FILE, config)
+    model = nucleus.predict.Model(engine, config, manifest=pulled.manifest)
+    scored = [split for split in before.metrics if dataset.manifest.split_samples(split)]
+    metrics = {split: nucleus.predict.evaluate(model, dataset, (split,), cache, progress=progress) for split in scored}
+    origin = before.model_copy(update={"metrics": before.metrics | {s: e.overall for s, e in metrics.items()}})
+    _check_scores(before.metrics, origin.metrics)
+    history = json.loads((pulled.folder / nucleus.model.METRICS_FILE).read_bytes())["history"]
+    text = json.dumps({"metrics": origin.metrics, "history": history}, indent=1)
+    (folder / nucleus.model.METRICS_FILE).write_text(text)
+    card = nucleus.registry.model_card(name, origin, config, dataset.manifest, history, half=True)
+    (folder / nucleus.model.CARD_FILE).write_text(card)
+    return pulled.manifest.model_copy(update={"files": nucleus.registry.stored_files(folder), "origin": origin})
+
+
+def _check_scores(before: Metrics, after: Metrics) -> None:
+    """Raise `ModelError` if half precision costs more than rounding may."""
+    for split in before:
+        one, other = before[split]["all"]["map"], after[split]["all"]["map"]
+        if one is not None and (other is None or one - other > _MOST_LOST):
+            raise ModelError(
+                f"Expected the mAP of {split} in half precision to be that in single precision, {one:.4f}, less "
+                f"{_MOST_LOST} at most; found {other}. Leave --half out."
+            )
 
 
 def _images_to_compare(dataset: Dataset, cache: ShardCache) -> Iterable[LabelledImage]:

@@ -31,7 +31,7 @@ from nucleus.predict.evaluation import (
 )
 from nucleus.predict.model import PredictionOptions, load_pulled
 from nucleus.progress import Advance, no_progress
-from nucleus.registry.versions import pull_cached
+from nucleus.registry.versions import PulledModel, pull_cached, read_included
 from nucleus.storage.bucket import Bucket
 from nucleus.storage.uri import S3Uri, parse_uri
 
@@ -113,8 +113,13 @@ def _batch_predictor(
     settings: PredictionSettings, engine: EngineChoice
 ) -> Callable[[Sequence[BucketImage]], list[ImageOutcome]]:
     """Load the model, in an actor, and return the function that predicts a batch."""
-    pulled = pull_cached(Bucket(parse_uri(settings.registry)), settings.reference)
+    pulled = _pulled(parse_uri(settings.registry) if settings.registry else None, settings.reference)
     return BatchPredictor(settings, load_pulled(pulled, replace(settings.options, engine=engine))).predict
+
+
+def _pulled(registry: S3Uri | None, reference: Reference) -> PulledModel:
+    """Return the model in an actor: a version of a bucket, or the one that comes along with the actor's package."""
+    return read_included(reference) if registry is None else pull_cached(Bucket(registry), reference)
 
 
 @dataclass(frozen=True)
@@ -122,7 +127,7 @@ class EvaluationPlan:
     """A model, and the images to score it on.
 
     Attributes:
-        registry: Address of the project's bucket with the model.
+        registry: Address of the project's bucket with the model; None for the model that comes along.
         model: The model version.
         dataset: The dataset.
         splits: Some of `train`, `val` and `test`.
@@ -130,7 +135,7 @@ class EvaluationPlan:
         worst: Number of worst images to keep.
     """
 
-    registry: S3Uri
+    registry: S3Uri | None
     model: Reference
     dataset: Dataset
     splits: tuple[str, ...]
@@ -170,6 +175,6 @@ def evaluate_on_cluster(
 
 def _part_evaluator(plan: EvaluationPlan) -> Callable[[EvaluationPart], PartScores]:
     """Load the model, in an actor, and return the function that scores a part."""
-    model = load_pulled(pull_cached(Bucket(plan.registry), plan.model), plan.options)
+    model = load_pulled(_pulled(plan.registry, plan.model), plan.options)
     cache = ShardCache(default_cache_dir())
     return lambda part: evaluate_part(model, plan.dataset, part, cache, model.loss, worst=plan.worst)

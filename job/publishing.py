@@ -1,5 +1,6 @@
 """Publishing of a finished run: model from the last checkpoint, card, and decision of the gate."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -10,7 +11,7 @@ from nucleus.config.names import Reference
 from nucleus.data.cache import ShardCache, default_cache_dir
 from nucleus.data.dataset import locate_dataset, open_dataset
 from nucleus.errors import IntegrityError, ModelError, ObjectNotFoundError
-from nucleus.model.architecture import CARD_FILE, CONFIG_FILE, ONNX_FILE, read_model_config
+from nucleus.model.architecture import CARD_FILE, CONFIG_FILE, METRICS_FILE, ONNX_FILE, read_model_config
 from nucleus.registry.aliases import pass_gate
 from nucleus.registry.card import model_card
 from nucleus.registry.manifest import ModelManifest, Origin
@@ -113,7 +114,8 @@ def publish_run(plan: RunPlan, fitted: FinishedRun, bucket: Bucket, callback: Ca
                 f"Expected to publish {plan.recipe.model}; nothing was published. {error} Install the versions of "
                 f"tf2onnx and onnxruntime that requirements/ locks, and run: nucleus train --resume {plan.run}"
             ) from error
-        (folder / CARD_FILE).write_text(model_card(plan.recipe.model, origin, config, dataset.manifest))
+        history = json.loads((folder / METRICS_FILE).read_bytes())["history"]
+        (folder / CARD_FILE).write_text(model_card(plan.recipe.model, origin, config, dataset.manifest, history))
         with callback.progress("publish", "bytes") as advance:
             manifest = publish(bucket, plan.recipe.model, folder, origin, advance)
     judge(bucket, manifest, plan, callback)

@@ -30,6 +30,7 @@ from nucleus.predict.evaluation import Evaluation, splits_named
 from nucleus.predict.evaluation import evaluate as evaluate_splits
 from nucleus.predict.model import Model, PredictionOptions, Segmentation, load_pulled
 from nucleus.registry.manifest import ModelManifest
+from nucleus.registry.versions import INCLUDED
 from nucleus.runs.plan import check_new_run
 from nucleus.surroundings import check_can_train
 
@@ -50,7 +51,7 @@ __all__ = [
 
 
 def load(
-    model: str | Path,
+    model: str | Path | None = None,
     *,
     bucket: str | None = None,
     diameter: float | None = None,
@@ -58,11 +59,12 @@ def load(
     tta: bool = False,
     engine: EngineChoice = "auto",
 ) -> Model:
-    """Load a published model.
+    """Load a model: by default, the one that comes along with this package.
 
     Args:
         model: "NAME" (its newest version), "NAME@7" or "NAME@production" in the bucket, downloaded to the cache once
-            and verified; or a folder that `nucleus models pull` made.
+            and verified; or a folder that `nucleus models pull` made. None and "nuclei" mean the model that comes
+            along, which needs no bucket and no network; a bucket's model of this name is "nuclei@7".
         bucket: URI of the bucket, "s3://..."; by default, the value of the environment variable NUCLEUS_BUCKET.
         diameter: Typical diameter of the nuclei in your images, px. The images are rescaled to the diameter that the
             model was trained on.
@@ -79,8 +81,11 @@ def load(
         ModelError: The model or version does not exist, or `diameter` is given and the model does not know the diameter
             of its training nuclei, or neither ONNX Runtime nor TensorFlow can compute it here.
         IntegrityError: A file of the model is damaged.
+        UsageError: `model` is a path without a model, or `bucket` is given with the model that comes along.
 
     Examples:
+        >>> nucleus.load()
+        <Model nuclei@...>
         >>> model = nucleus.load("cells@production")
         >>> found = model.segment("image.png")
         >>> found
@@ -92,8 +97,13 @@ def load(
         >>> found.overlay().shape
         (96, 80, 3)
     """
+    if bucket is not None and model in {None, INCLUDED}:
+        raise UsageError(
+            f'Expected a model in {bucket}, such as "{INCLUDED}@latest"; found the model that comes along with the '
+            "package. Name a version, or leave bucket out."
+        )
     options = PredictionOptions(diameter=diameter, pixel_size=pixel_size, turns=tta, engine=engine)
-    return load_pulled(pulled_model(str(model), bucket), options)
+    return load_pulled(pulled_model(None if model is None else str(model), bucket), options)
 
 
 def evaluate(model: Model | str | Path, dataset: Dataset | str, split: str = "test") -> Evaluation:

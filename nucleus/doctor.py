@@ -1,4 +1,4 @@
-"""Checks of `nucleus doctor`: packages, disks, bucket, clock, conditional writes, weights, engine and W&B."""
+"""Checks of `nucleus doctor`: packages, model, disks, bucket, clock, conditional writes, weights, engine and W&B."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from nucleus.lazy import TRAINING, missing_packages
 from nucleus.model.engines import decide_engine
 from nucleus.registry.encoder_weights import WEIGHTS, list_weights
 from nucleus.registry.manifest import MODELS
+from nucleus.registry.versions import read_included
 from nucleus.storage.bucket import Bucket, check_conditional_writes, knows_checksums
 from nucleus.storage.claims import lock_file
 from nucleus.storage.client import Connection
@@ -39,6 +40,7 @@ __all__ = [
     "check_cache",
     "check_disks",
     "check_engine",
+    "check_model",
     "check_packages",
     "check_storage",
     "check_wandb",
@@ -50,7 +52,7 @@ __all__ = [
 
 State = Literal["ok", "warning", "failed", "skipped"]
 
-_CACHE, _WANDB, _ENGINE = "cache", "W&B", "engine"
+_CACHE, _WANDB, _ENGINE, _MODEL = "cache", "W&B", "engine", "model"
 _ENGINE_SECONDS = 60.0
 _LOCKS, _TEMPORARY, _STORE = "file locks", "temporary folder", "store room"
 _LITTLE_ROOM = 1 << 30
@@ -119,6 +121,15 @@ def check_packages() -> Finding:
     if missing:
         return Finding("packages", "failed", f"{', '.join(missing)} not installed; found {text}", _EXTRA)
     return Finding("packages", "ok", text)
+
+
+def check_model() -> Finding:
+    """Check that the model that comes along is whole."""
+    try:
+        found = read_included()
+    except NucleusError as error:
+        return failed(_MODEL, error)
+    return Finding(_MODEL, "ok", f"{found} comes along, and its files match their sums")
 
 
 def not_installed(check: str) -> Finding:

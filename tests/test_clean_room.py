@@ -142,6 +142,21 @@ def test_images_are_imported_and_verified(room: Room, dozen: Path, bucket_uri: S
     assert [shard.sha256 for shard in found.shards] == [shard.sha256 for shard in expected.shards]
 
 
+def test_the_model_that_comes_along_needs_no_bucket(room: Room, dozen: Path) -> None:
+    """As the README's first screen says, and with Python; no variable names a server, and no cache is filled."""
+    image = sorted(dozen.glob("*/images/*.png"))[0]
+    done = room.run("nucleus", "predict", image, "--out", "along", "--json")
+    answer = json.loads(done.stdout)
+    assert answer["model"].startswith("nuclei@")
+    endings = ("labels.tif", "overlay.png")
+    assert {path.name for path in (room.folder / "along").iterdir()} == {
+        *(f"{image.stem}.{ending}" for ending in endings), "images.csv", "nuclei.csv"
+    }  # fmt: skip
+    found = room.run("python", "-c", f"import nucleus; print(nucleus.load().segment({str(image)!r}).count)").stdout
+    assert int(found) == answer["nuclei"][image.name]
+    assert room.run("nucleus", "models", "show", "nuclei").stdout.startswith("# nuclei\n")
+
+
 def test_a_published_model_evaluates_as_where_it_was_trained(room: Room, trained: Trained) -> None:
     words = ("evaluate", "tiny@1", str(trained.dataset.uri), "--json")
     shown = room.run("nucleus", *words, bucket=trained.bucket.uri).stdout

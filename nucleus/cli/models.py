@@ -1,21 +1,25 @@
 """`nucleus models` and `nucleus weights`: model versions, their aliases, and encoder weights in the bucket."""
 
+import os
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+import job
 import nucleus
 from nucleus.cli.compare import compare_models
 from nucleus.cli.options import json_option, project_bucket, pulled_model, single_writer_option
-from nucleus.cli.output import print_json, print_markdown, print_table, warn
+from nucleus.cli.output import note, print_json, print_markdown, print_table, warn
 from nucleus.cli.progress_bars import show_progress
 from nucleus.config.encoders import ENCODER_NAMES, EncoderName
-from nucleus.errors import IntegrityError, ModelError
+from nucleus.errors import IntegrityError, ModelError, UsageError
 
 if TYPE_CHECKING:
+    from nucleus.config.names import Reference
     from nucleus.registry.manifest import ModelManifest
+    from nucleus.registry.versions import PulledModel
     from nucleus.storage.bucket import Bucket
 
 __all__ = ["models", "weights"]
@@ -48,26 +52,8 @@ def _columns_of(manifest: "ModelManifest") -> dict[str, Any]:
 @click.argument("name", required=False)
 @json_option
 def list_models_command(name: str | None, as_json: bool) -> None:
-    """List the models, or the versions of the model NAME."""
-    bucket = _bucket()
-    if name is None:
-        rows = [
-            {"model": model, "latest": nucleus.registry.list_versions(bucket, model)[-1]}
-            for model in nucleus.registry.list_models(bucket)
-        ]
-    else:
-        nucleus.registry.resolve_version(bucket, nucleus.config.Reference(name))  # raises an error if there is none
-        aliases = nucleus.registry.list_aliases(bucket, name, warn)
-        rows = []
-        for version in nucleus.registry.list_versions(bucket, name):
-            pointing = sorted(alias for alias, value in aliases.items() if value.version == version)
-            try:
-                manifest = nucleus.registry.read_version(bucket, name, version)
-            except (ModelError, IntegrityError) as error:
-                warn(str(error))
-                rows.append({"version": version, **dict.fromkeys(_COLUMNS, "damaged"), "aliases": pointing})
-            else:
-                rows.append({"version": version, **_columns_of(manifest), "aliases": pointing})
+    """List the models, the one that comes along first, or the versions of the model NAME."""
+    rows = _models() if name is None else _versions(name)
     if as_json:
         print_json(rows)
     else:
@@ -75,11 +61,52 @@ def list_models_command(name: str | None, as_json: bool) -> None:
         print_table(columns, [[", ".join(v) if isinstance(v, list) else v for v in row.values()] for row in rows])
 
 
+def _models() -> list[dict[str, Any]]:
+    """Return the model that comes along and, if a bucket is set, the models in it."""
+    included = nucleus.registry.read_included().reference
+    rows: list[dict[str, Any]] = [{"model": included.name, "latest": included.ref, "from": "package"}]
+    if not os.environ.get(nucleus.storage.BUCKET_VARIABLE):
+        note(f"{nucleus.storage.BUCKET_VARIABLE} is not set, so no models of a bucket are listed")
+        return rows
+    bucket = _bucket()
+    return rows + [
+        {"model": model, "latest": nucleus.registry.list_versions(bucket, model)[-1], "from": "bucket"}
+        for model in nucleus.registry.list_models(bucket)
+    ]
+
+
+def _versions(name: str) -> list[dict[str, Any]]:
+    """Return the versions of a model in the bucket; before them the one that comes along, if the name is its own."""
+    rows: list[dict[str, Any]] = []
+    if nucleus.registry.is_included(name):
+        included = nucleus.registry.read_included()
+        rows = [{"version": included.reference.ref, **_columns_of(included.manifest), "aliases": []}]
+        if not os.environ.get(nucleus.storage.BUCKET_VARIABLE):
+            return rows
+    bucket = _bucket()
+    if not rows:
+        nucleus.registry.resolve_version(bucket, nucleus.config.Reference(name))  # raises an error if there is none
+    aliases = nucleus.registry.list_aliases(bucket, name, warn)
+    for version in nucleus.registry.list_versions(bucket, name):
+        pointing = sorted(alias for alias, value in aliases.items() if value.version == version)
+        try:
+            manifest = nucleus.registry.read_version(bucket, name, version)
+        except (ModelError, IntegrityError) as error:
+            warn(str(error))
+            rows.append({"version": version, **dict.fromkeys(_COLUMNS, "damaged"), "aliases": pointing})
+        else:
+            rows.append({"version": version, **_columns_of(manifest), "aliases": pointing})
+    return rows
+
+
 @models.command()
 @click.argument("model")
 @json_option
 def show(model: str, as_json: bool) -> None:
-    """Show the card of a version; with --json, its manifest. MODEL is NAME[@REF]."""
+    """Show the card of a version; with --json, its manifest. MODEL is NAME[@REF]; `nuclei` comes along."""
+    if nucleus.registry.is_included(model):
+        _show_included(pulled_model(model), as_json)
+        return
     bucket = _bucket()
     reference = nucleus.config.parse_reference(model, "model")
     manifest = nucleus.registry.read_version(
@@ -96,27 +123,57 @@ def show(model: str, as_json: bool) -> None:
         click.echo(str(decision))
 
 
+def _show_included(pulled: "PulledModel", as_json: bool) -> None:
+    if as_json:
+        print_json({**pulled.manifest.model_dump(mode="json"), "gate": None})
+        return
+    card = (pulled.folder / nucleus.model.CARD_FILE).read_text(encoding="utf-8")
+    print_markdown(nucleus.registry.without_front_matter(card))
+    click.echo(f"{pulled}, {pulled.manifest.created[:19]}, comes along in {pulled.folder}")
+
+
 @models.command()
 @click.argument("model")
 @click.argument("dest", type=click.Path(path_type=Path), required=False)
+@click.option(
+    "--half",
+    is_flag=True,
+    help="Keep the weights in half precision: half the size, computed as before. Scores it again on its dataset.",
+)
 @json_option
-def pull(model: str, dest: Path | None, as_json: bool) -> None:
+def pull(model: str, dest: Path | None, half: bool, as_json: bool) -> None:
     """Download the version MODEL, which is NAME[@REF], to the folder DEST, and verify the SHA-256 of every file.
 
     Without DEST the folder is ./NAME-VERSION, such as ./cells-3.
     """
+    if nucleus.registry.is_included(model):
+        raise UsageError(
+            f"Expected NAME@REF of a version in the bucket, such as {nucleus.registry.INCLUDED}@latest; found {model}, "
+            f"which is here: {pulled_model(model).folder}. Copy that folder, or name a version."
+        )
+    if half:
+        nucleus.lazy.need(*nucleus.lazy.TRAINING)
     bucket = _bucket()
     reference = nucleus.config.parse_reference(model, "model")
     version = nucleus.registry.resolve_version(bucket, reference)
+    exact = nucleus.config.Reference(reference.name, str(version))
     folder = dest or Path(f"{reference.name}-{version}")
-    with show_progress(f"download {reference.name}@{version}", "bytes") as advance:
-        manifest = nucleus.registry.pull(
-            bucket, nucleus.config.Reference(reference.name, str(version)), folder, advance
-        )
+    manifest = (_pull_half if half else _pull)(bucket, exact, folder)
     if as_json:
         print_json({"model": manifest.model, "version": manifest.version, "folder": str(folder.absolute())})
     else:
         click.echo(f"{manifest.model}@{manifest.version} in {folder}")
+
+
+def _pull(bucket: "Bucket", version: "Reference", folder: Path) -> "ModelManifest":
+    with show_progress(f"download {version}", "bytes") as advance:
+        return nucleus.registry.pull(bucket, version, folder, advance)
+
+
+def _pull_half(bucket: "Bucket", version: "Reference", folder: Path) -> "ModelManifest":
+    with show_progress(f"download {version}", "bytes") as advance:
+        pulled = nucleus.registry.pull_cached(bucket, version, advance)
+    return job.write_half(pulled, folder, show_progress)
 
 
 @models.command()

@@ -13,7 +13,6 @@ import job
 import nucleus
 from nucleus.cli.options import (
     engine_option,
-    is_pulled,
     json_option,
     pulled_model,
     single_writer_option,
@@ -21,6 +20,7 @@ from nucleus.cli.options import (
 )
 from nucleus.cli.output import note, print_facts, print_json, print_scores, print_table, warn
 from nucleus.cli.progress_bars import show_progress
+from nucleus.config.names import Reference
 from nucleus.errors import NucleusError, UsageError
 from nucleus.surroundings import check_can_train
 from nucleus.text import SPLIT_NAMES, plural
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from nucleus.model.engines import EngineChoice
     from nucleus.predict.evaluation import Evaluation
     from nucleus.predict.model import PredictionOptions
-    from nucleus.registry.manifest import ModelManifest
+    from nucleus.registry.versions import PulledModel
 
 __all__ = ["evaluate", "predict"]
 
@@ -56,7 +56,11 @@ class _Choices:
 
 @click.command()
 @click.argument("inputs", nargs=-1, required=True)
-@click.option("--model", required=True, metavar="NAME[@REF]", help="A model in the bucket, or a pulled folder.")
+@click.option(
+    "--model",
+    metavar="NAME[@REF]",
+    help="A model in the bucket, or a pulled folder.  [default: nuclei, the model that comes along]",
+)
 @click.option("--out", required=True, metavar="FOLDER", help="Destination: a folder, or s3://bucket/prefix.")
 @click.option(
     "--diameter",
@@ -76,12 +80,14 @@ class _Choices:
 @json_option
 def predict(
     inputs: tuple[str, ...],
-    model: str,
+    model: str | None,
     out: str,
     workers: int | None,
     **choices: Any,
 ) -> None:
     """Segment images (files or folders: PNG, TIFF, OME-TIFF, JPEG, BMP, WebP; any depth, any size).
+
+    Without --model it uses the model `nuclei`, which comes along with the package and needs no bucket and no network.
 
     Writes <stem>.labels.tif (integer labels, 0 background) and <stem>.overlay.png for each image, and nuclei.csv (one
     row per nucleus) and images.csv (one row per image). Folders are read with all folders below them, and the results
@@ -105,7 +111,7 @@ def predict(
     _predict_bucket(inputs[0], model, out, workers, given)
 
 
-def _predict_files(inputs: tuple[str, ...], model: str, out: Path, given: _Choices) -> None:
+def _predict_files(inputs: tuple[str, ...], model: str | None, out: Path, given: _Choices) -> None:
     started = time.monotonic()  # what takes longest for a few images is TensorFlow's import
     found = nucleus.predict.find_inputs([Path(text) for text in inputs])
     with nucleus.storage.claimed_folder(out):
@@ -114,31 +120,28 @@ def _predict_files(inputs: tuple[str, ...], model: str, out: Path, given: _Choic
         options = nucleus.predict.PredictionOptions(
             diameter=given.diameter, pixel_size=given.pixel_size, turns=given.tta, engine=given.engine
         )
-        segmenter = nucleus.predict.load_pulled(pulled_model(model), options)
+        pulled = pulled_model(model)
+        segmenter = nucleus.predict.load_pulled(pulled, options)
         with show_progress("segment images") as advance:
             predicted = nucleus.predict.predict_files(segmenter, found.images, out, given.channel, advance)
     failures = {**found.unread, **predicted.failures}
-    version = str(segmenter.manifest)
     if given.as_json:
-        _print_json(version, str(out.absolute()), predicted.counts, failures, predicted.warnings)
+        _print_json(str(pulled), str(out.absolute()), predicted.counts, failures, predicted.warnings)
     else:
-        _print(version, str(out), predicted.counts, failures, predicted.warnings, time.monotonic() - started)
+        _print(str(pulled), str(out), predicted.counts, failures, predicted.warnings, time.monotonic() - started)
     _check(failures, len(found.images) + len(found.unread))
 
 
-def _predict_bucket(images: str, model: str, out: str, workers: int | None, given: _Choices) -> None:
+def _predict_bucket(images: str, model: str | None, out: str, workers: int | None, given: _Choices) -> None:
     check_can_train("images in a bucket, which are predicted on Ray")
-    if is_pulled(model):
-        raise UsageError(f"Expected NAME[@REF] for images in a bucket, as each worker pulls the model; found {model}.")
+    _check_shared(model, "images in a bucket")
     nucleus.lazy.need(*nucleus.lazy.TRAINING)
-    reference = nucleus.config.parse_reference(model, "model")
-    registry = nucleus.storage.Bucket(nucleus.storage.bucket_from_environment())
-    registry.check(nucleus.registry.MODELS)
+    version, registry = _version_for_workers(model)
     settings = nucleus.predict.PredictionSettings(
         images=str(nucleus.storage.parse_uri(images)),
         out=str(nucleus.storage.parse_uri(out)),
-        model=f"{reference.name}@{nucleus.registry.resolve_version(registry, reference)}",
-        registry=str(registry.uri),
+        model=str(version),
+        registry=registry,
         diameter=given.diameter,
         pixel_size=given.pixel_size,
         turns=given.tta,
@@ -167,6 +170,22 @@ def _predict_bucket(images: str, model: str, out: str, workers: int | None, give
             settings.model, settings.out, found.counts, found.failures, found.warnings, time.monotonic() - started, more
         )
     _check(found.failures, len(found.counts) + len(found.failures))
+
+
+def _check_shared(model: str | None, what: str) -> None:
+    """Raise `UsageError` for a folder: workers on other machines get a model from the bucket or from their package."""
+    if model is not None and not nucleus.registry.is_included(model) and nucleus.registry.is_pulled(model):
+        raise UsageError(f"Expected NAME[@REF] for {what}, because each worker pulls the model; found {model}.")
+
+
+def _version_for_workers(model: str | None) -> tuple[Reference, str | None]:
+    """Return a version, and the bucket that each worker pulls it from; None if it is in each worker's package."""
+    if nucleus.registry.is_included(model):
+        return pulled_model(model).reference, None
+    reference = nucleus.config.parse_reference(model or "", "model")
+    registry = nucleus.storage.Bucket(nucleus.storage.bucket_from_environment())
+    registry.check(nucleus.registry.MODELS)
+    return Reference(reference.name, str(nucleus.registry.resolve_version(registry, reference))), str(registry.uri)
 
 
 def _print_json(
@@ -236,10 +255,12 @@ def evaluate(
     workers: int | None,
     as_json: bool,
 ) -> None:
-    """Score a model on a split of DATASET (s3://bucket/datasets/NAME[@VERSION], or NAME in the bucket)."""
-    if workers is not None and is_pulled(model):
-        raise UsageError(f"Expected NAME[@REF] for --workers, because each worker pulls the model; found {model}.")
+    """Score a model on a split of DATASET (s3://bucket/datasets/NAME[@VERSION], or NAME in the bucket).
+
+    `nuclei` without a version is the model that comes along with the package.
+    """
     if workers is not None:
+        _check_shared(model, "--workers")
         nucleus.lazy.need(*nucleus.lazy.TRAINING)
     opened = nucleus.data.open_dataset(nucleus.data.locate_dataset(dataset))
     pulled = pulled_model(model)
@@ -255,7 +276,7 @@ def evaluate(
             worst=_WORST,
         )
     else:
-        found = _evaluate_on_cluster(pulled.manifest, opened, splits, options, workers)
+        found = _evaluate_on_cluster(pulled, opened, splits, options, workers)
     if gallery is not None:
         nucleus.storage.write_atomic(gallery, nucleus.data.encode_png(nucleus.pictures.draw_gallery(found.worst)))
     if not found.overall["all"]["nuclei_true"]:
@@ -264,7 +285,7 @@ def evaluate(
         images = [row.as_dict() for row in found.images]
         print_json(
             {
-                "model": str(pulled.manifest),
+                "model": str(pulled),
                 "dataset": str(opened),
                 "split": split,
                 "overall": found.overall,
@@ -277,7 +298,7 @@ def evaluate(
 
 
 def _evaluate_on_cluster(
-    manifest: "ModelManifest",
+    pulled: "PulledModel",
     dataset: "Dataset",
     splits: tuple[str, ...],
     options: "PredictionOptions",
@@ -285,8 +306,8 @@ def _evaluate_on_cluster(
 ) -> "Evaluation":
     check_can_train("--workers, which are those of a Ray cluster")
     plan = job.EvaluationPlan(
-        registry=nucleus.storage.bucket_from_environment(),
-        model=nucleus.config.Reference(manifest.model, str(manifest.version)),
+        registry=None if pulled.included else nucleus.storage.bucket_from_environment(),
+        model=pulled.reference,
         dataset=dataset,
         splits=splits,
         options=options,

@@ -27,6 +27,7 @@ from .export import EXPORT_FORMATS as EXPORT_FORMATS
 from .export import ExportFormat as ExportFormat
 from .export import check_export as check_export
 from .export import export_model as export_model
+from .export import write_half_weights as write_half_weights
 from .export import write_onnx as write_onnx
 from .instances import kept_labels as kept_labels
 from .instances import label_nuclei as label_nuclei

@@ -1,6 +1,8 @@
 """Export of a network to Keras, TensorFlow or ONNX, with a JSON file that describes its input and output.
 
-`model.onnx` of a published version is such an export.
+`model.onnx` of a published version is such an export. In half precision the kernels of the convolutions, which are
+nearly all weights of a network, are kept as float16, in `model.onnx` and in the file for Keras; both compute in float32
+with the same values.
 """
 
 from __future__ import annotations
@@ -17,19 +19,22 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from nucleus.config.recipe import STRIDE, Heads
-from nucleus.errors import UsageError
+from nucleus.errors import ModelError, UsageError
 from nucleus.lazy import keras, need, tf
 from nucleus.model.architecture import CONFIG_FILE, ONNX_FILE, WEIGHTS_FILE, ModelConfig, read_model_config
 from nucleus.model.unet import build_unet, load_weights
 from nucleus.storage.files import write_atomic, writing
 
-__all__ = ["EXPORT_FORMATS", "ExportFormat", "check_export", "export_model", "write_onnx"]
+__all__ = ["EXPORT_FORMATS", "ExportFormat", "check_export", "export_model", "write_half_weights", "write_onnx"]
 
 ExportFormat = Literal["h5", "keras", "savedmodel", "onnx"]
 EXPORT_FORMATS: tuple[ExportFormat, ...] = get_args(ExportFormat)
 
 _ONNX_OPSET = 18
 _UPSCALE = "upscale"
+_PACKED = {"compression": "gzip", "shuffle": True}
+_LITTLE = 4096
+"""Numbers in an array that is too small for packing to be worth its header."""
 _ACTIVATIONS = {
     "border": "softmax over the three channels",
     "distance": "sigmoid of each channel",
@@ -112,7 +117,33 @@ def _write_onnx(config: ModelConfig, weights: Path, path: Path) -> None:
     write_onnx(model, config.heads, path)
 
 
-def write_onnx(model: keras.Model, heads: Heads, path: Path) -> None:
+def write_half_weights(source: Path, dest: Path) -> None:
+    """Write a copy of a `.weights.h5` file that has the kernels in half precision; Keras loads it as float32.
+
+    Arrays of one dimension (biases, and the statistics of BatchNorm, whose range is wider) stay as they are.
+
+    Raises:
+        ModelError: A weight is too large for half precision.
+    """
+    import h5py  # noqa: PLC0415  comes with Keras
+
+    def copy(name: str, item: Any) -> None:
+        if isinstance(item, h5py.Dataset):
+            values = item[()]
+            halved = values.astype(np.float16) if values.ndim > 1 else values
+            if not np.isfinite(halved).all():
+                raise ModelError(f"Expected weights up to 65,504 for half precision; found larger ones in {name}.")
+            written.create_dataset(name, data=halved, **(_PACKED if halved.size > _LITTLE else {}))
+        else:
+            written.require_group(name)
+        written[name].attrs.update(item.attrs)
+
+    with h5py.File(source) as read, h5py.File(dest, "w", libver="v110") as written:  # has smaller headers
+        written.attrs.update(read.attrs)
+        read.visititems(copy)
+
+
+def write_onnx(model: keras.Model, heads: Heads, path: Path, *, half: bool = False) -> None:
     """Write a network as ONNX, so that ONNX Runtime computes it fast.
 
     The input `image` is N x H x W x 3, float32; the outputs are `logits` and `values` (0 to 1, after the activation).
@@ -121,17 +152,27 @@ def write_onnx(model: keras.Model, heads: Heads, path: Path) -> None:
         model: A network of `build_unet`.
         heads: Its outputs.
         path: File to write.
+        half: Whether to keep the kernels as float16, for a network whose kernels `write_half_weights` has rounded.
+            They have the names of Keras's variables; ONNX Runtime turns them into float32 when it loads the file.
     """
     need("tf2onnx")
     import tf2onnx  # noqa: PLC0415  slow to import, and only this export needs it
 
-    @tf.function(input_signature=[tf.TensorSpec((None, None, None, 3), tf.float32, name="image")])
-    def network(image: tf.Tensor) -> dict[str, tf.Tensor]:
-        logits = model(image, training=False)
+    kernels = [variable for variable in model.variables if half and len(variable.shape) > 1]
+    signature = [tf.TensorSpec((None, None, None, 3), tf.float32, name="image")]
+    # As inputs, TensorFlow cannot merge them with BatchNorm, which would give numbers that float16 does not have.
+    signature += [tf.TensorSpec(kernel.shape, tf.float16, name=kernel.path) for kernel in kernels]
+
+    @tf.function(input_signature=signature)
+    def network(image: tf.Tensor, *halves: tf.Tensor) -> dict[str, tf.Tensor]:
+        rounded = [(kernel, tf.cast(given, tf.float32)) for kernel, given in zip(kernels, halves, strict=True)]
+        with keras.StatelessScope(state_mapping=rounded):
+            logits = model(image, training=False)
         return {"logits": tf.identity(logits, "logits"), "values": _values(logits, heads)}
 
-    converted, _ = tf2onnx.convert.from_function(network, network.input_signature, opset=_ONNX_OPSET)
+    converted, _ = tf2onnx.convert.from_function(network, signature, opset=_ONNX_OPSET)
     constants = {inside.name: value for value, inside in network.get_concrete_function().graph.captures}
+    constants |= {kernel.path: tf.cast(kernel.value, tf.float16) for kernel in kernels}
     _fix_constants(converted.graph, constants)
     _upscale_by_constants(converted.graph)
     path.write_bytes(converted.SerializeToString())
@@ -149,7 +190,10 @@ def _values(logits: tf.Tensor, heads: Heads) -> tf.Tensor:
 
 
 def _fix_constants(graph: Any, constants: dict[str, Any]) -> None:
-    """Turn inputs of an ONNX graph that are the network's constants (EfficientNet's statistics) into weights."""
+    """Turn inputs of an ONNX graph that are the network's constants into weights.
+
+    EfficientNet's statistics are such inputs, and kernels in half precision.
+    """
     from onnx import numpy_helper  # noqa: PLC0415  only this export needs it
 
     for given in [each for each in graph.input if each.name in constants]:

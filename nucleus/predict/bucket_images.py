@@ -64,7 +64,8 @@ class PredictionSettings(BaseModel):
         images: URI of the images.
         out: URI of the results.
         model: NAME@VERSION.
-        registry: URI of the bucket that holds the model.
+        registry: URI of the bucket that holds the model; None for the model that comes along, whose VERSION is the
+            start of its manifest's SHA-256.
         diameter: See `PredictionOptions`.
         pixel_size: See `PredictionOptions`.
         turns: See `PredictionOptions`.
@@ -77,7 +78,7 @@ class PredictionSettings(BaseModel):
     images: str
     out: str
     model: str
-    registry: str
+    registry: str | None
     diameter: float | None = None
     pixel_size: float | None = None
     turns: bool = False

@@ -166,6 +166,7 @@ class Model:
         config: Configuration of the network.
         options: Options of the segmentation.
         manifest: Manifest of the published version; None while the network is in training.
+        name: NAME@VERSION, for people; by default, that of the manifest.
 
     Attributes:
         config: Configuration of the network.
@@ -182,10 +183,12 @@ class Model:
         config: ModelConfig,
         options: PredictionOptions | None = None,
         manifest: ModelManifest | None = None,
+        name: str | None = None,
     ) -> None:
         self.config = config
         self.options = options or PredictionOptions()
         self.manifest = manifest
+        self._name = name or ("in training" if manifest is None else str(manifest))
         self._network = TiledNetwork(engine, config, turns=self.options.turns)
         if self.options.diameter is not None and config.nucleus_diameter is None:
             raise ModelError(
@@ -194,8 +197,7 @@ class Model:
             )
 
     def __repr__(self) -> str:
-        version = "in training" if self.manifest is None else f"{self.manifest.model}@{self.manifest.version}"
-        return f"<Model {version}: {self.config.encoder}, {self.options}>"
+        return f"<Model {self._name}: {self.config.encoder}, {self.options}>"
 
     @property
     def loss(self) -> LossOptions:
@@ -410,4 +412,4 @@ def load_pulled(pulled: PulledModel, options: PredictionOptions | None = None) -
     config = read_model_config(path.read_bytes(), str(path))
     choice = options.engine if options else "auto"
     engine = load_engine(pulled.folder, config, choice, has_onnx=ONNX_FILE in pulled.manifest.files)
-    return Model(engine, config, options, pulled.manifest)
+    return Model(engine, config, options, pulled.manifest, str(pulled))

@@ -25,6 +25,7 @@ from .manifest import StoredFile as StoredFile
 from .manifest import model_key as model_key
 from .manifest import read_model_manifest as read_model_manifest
 from .manifest import read_version as read_version
+from .manifest import stored_files as stored_files
 from .manifest import tracked_text as tracked_text
 from .manifest import version_of_folder as version_of_folder
 from .manifest import version_prefix as version_prefix
@@ -36,13 +37,19 @@ from .publish import leftovers as leftovers
 from .publish import publish as publish
 from .publish import remove_leftover as remove_leftover
 from .publish import run_of_claim as run_of_claim
+from .versions import INCLUDED as INCLUDED
 from .versions import PulledModel as PulledModel
 from .versions import check_model_path as check_model_path
+from .versions import fill_folder as fill_folder
+from .versions import find_model as find_model
+from .versions import is_included as is_included
+from .versions import is_pulled as is_pulled
 from .versions import is_whole as is_whole
 from .versions import list_models as list_models
 from .versions import list_versions as list_versions
 from .versions import pull as pull
 from .versions import pull_cached as pull_cached
+from .versions import read_included as read_included
 from .versions import read_pulled as read_pulled
 from .versions import resolve_version as resolve_version
 from .versions import version_of_run as version_of_run

@@ -25,6 +25,7 @@ from nucleus.metrics.scores import (
 )
 from nucleus.model.architecture import ModelConfig
 from nucleus.registry.manifest import EncoderWeightsOrigin, Origin
+from nucleus.registry.versions import INCLUDED
 from nucleus.text import MISSING, count, percent, plural
 
 __all__ = ["model_card", "without_front_matter"]
@@ -48,7 +49,15 @@ _FEW_NUCLEI = 30
 """Sizes with fewer nuclei are not compared."""
 
 
-def model_card(name: str, origin: Origin, config: ModelConfig, dataset: DatasetManifest) -> str:
+def model_card(
+    name: str,
+    origin: Origin,
+    config: ModelConfig,
+    dataset: DatasetManifest,
+    history: Sequence[Mapping[str, float]] = (),
+    *,
+    half: bool = False,
+) -> str:
     """Return the card as Markdown that also reads well as plain text, with YAML front matter for Hugging Face.
 
     Args:
@@ -56,6 +65,8 @@ def model_card(name: str, origin: Origin, config: ModelConfig, dataset: DatasetM
         origin: Run, recipe and metrics of the model.
         config: Configuration of the network, as in `model.json`.
         dataset: Manifest of the dataset version that the model was trained on.
+        history: Metrics of each epoch, which have its duration.
+        half: Whether these are its files in half precision; those of the model `nuclei` come along with the package.
     """
     recipe = Recipe.model_validate_json(json.dumps(origin.recipe))
     tested = origin.metrics.get("test", {}).get("all", {})
@@ -63,6 +74,11 @@ def model_card(name: str, origin: Origin, config: ModelConfig, dataset: DatasetM
     known = _HUB_LICENSE.fullmatch((recipe.card.license or "").lower())
     text = _template().render(
         name=name,
+        latest=f"{name}@latest" if name == INCLUDED else name,
+        included=half and name == INCLUDED,
+        half=half,
+        minutes=sum(epoch.get("seconds", 0.0) + epoch.get("validation_seconds", 0.0) for epoch in history) / 60,
+        workers=round(max((epoch.get("workers", 0) for epoch in history), default=0)),
         origin=origin,
         weights=origin.encoder_weights,
         config=config,

@@ -1,6 +1,7 @@
 """Manifest of a model version: its files with their SHA-256, and the origin of the model."""
 
 import re
+from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -8,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from nucleus.errors import IntegrityError, ModelError, ObjectNotFoundError
 from nucleus.metrics.scores import score_cell
 from nucleus.storage.bucket import Bucket
-from nucleus.storage.files import read_document
+from nucleus.storage.files import read_document, sha256_of
 
 __all__ = [
     "MANIFEST_FILE",
@@ -21,6 +22,7 @@ __all__ = [
     "model_key",
     "read_model_manifest",
     "read_version",
+    "stored_files",
     "tracked_text",
     "version_of_folder",
     "version_prefix",
@@ -113,6 +115,12 @@ class ModelManifest(_Frozen):
         test = self.origin.metrics.get("test", {}).get("all", {})
         scores = ", ".join(f"{name} {score_cell(test, name)}" for name in ("map", "iou") if name in test)
         return f"<ModelManifest {self}: run {self.origin.run} on {self.origin.dataset}; test {scores or 'not scored'}>"
+
+
+def stored_files(folder: Path) -> dict[str, StoredFile]:
+    """Return size and SHA-256 of the files in a folder, by name; those in its folders are not counted."""
+    paths = sorted(path for path in folder.iterdir() if path.is_file())
+    return {path.name: StoredFile(size=path.stat().st_size, sha256=sha256_of(path)) for path in paths}
 
 
 def tracked_text(wandb_run: str | None, wandb_mode: str | None) -> str | None:

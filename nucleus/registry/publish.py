@@ -20,13 +20,12 @@ from nucleus.registry.manifest import (
     MANIFEST_FORMAT,
     ModelManifest,
     Origin,
-    StoredFile,
+    stored_files,
     version_of_folder,
     version_prefix,
     versions_prefix,
 )
 from nucleus.storage.bucket import Bucket, StoredObject, check_conditional_writes
-from nucleus.storage.files import sha256_of
 
 __all__ = ["Claim", "Leftover", "claim_version", "leftovers", "publish", "remove_leftover", "run_of_claim"]
 
@@ -165,14 +164,13 @@ def publish(bucket: Bucket, name: str, folder: Path, origin: Origin, advance: Ad
         ModelError: The claim on the version number was removed during the upload.
     """
     check_name(name, "model")
-    paths = sorted(path for path in folder.iterdir() if path.is_file())
-    files = {path.name: StoredFile(size=path.stat().st_size, sha256=sha256_of(path)) for path in paths}
+    files = stored_files(folder)
     check_conditional_writes(bucket)
     claim = claim_version(bucket, name, origin.run)
     prefix = version_prefix(name, claim.version)
-    shares = split_progress({path.name: files[path.name].size for path in paths}, advance)
-    for path in paths:
-        bucket.put(f"{prefix}/{path.name}", path, if_absent=True, advance=shares[path.name])
+    shares = split_progress({file: stored.size for file, stored in files.items()}, advance)
+    for file, share in shares.items():
+        bucket.put(f"{prefix}/{file}", folder / file, if_absent=True, advance=share)
     manifest = ModelManifest(
         format=MANIFEST_FORMAT,
         model=name,

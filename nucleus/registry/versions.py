@@ -1,18 +1,22 @@
-"""Model versions in the bucket: list, resolve and pull.
+"""Model versions in the bucket: list, resolve and pull; and the model that comes along with this package.
 
-A version exists once its manifest does, which its publisher writes last.
+A version exists once its manifest does, which its publisher writes last. `find_model` is the one way from what a user
+names (nothing, a name, a folder) to verified files.
 """
 
 import difflib
 import re
 import secrets
 import shutil
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
-from nucleus.config.names import Reference, check_name, clean_name
+from nucleus.config.names import Reference, check_name, clean_name, parse_reference
 from nucleus.data.cache import default_cache_dir
-from nucleus.errors import IntegrityError, ModelError, ObjectNotFoundError, UsageError
+from nucleus.errors import IntegrityError, ModelError, ObjectNotFoundError, UriError, UsageError
 from nucleus.progress import Advance, no_progress, split_progress
 from nucleus.registry.aliases import read_alias
 from nucleus.registry.manifest import (
@@ -29,16 +33,22 @@ from nucleus.registry.publish import run_of_claim
 from nucleus.storage.bucket import Bucket
 from nucleus.storage.claims import file_lock
 from nucleus.storage.files import sha256_of, write_atomic, writing
-from nucleus.storage.uri import local_path
+from nucleus.storage.uri import bucket_from_environment, local_path
 
 __all__ = [
+    "INCLUDED",
     "PulledModel",
     "check_model_path",
+    "fill_folder",
+    "find_model",
+    "is_included",
+    "is_pulled",
     "is_whole",
     "list_models",
     "list_versions",
     "pull",
     "pull_cached",
+    "read_included",
     "read_pulled",
     "resolve_version",
     "version_of_run",
@@ -49,13 +59,121 @@ _PULLED = re.compile(r"(?:^|[/\\])([a-z0-9][a-z0-9._-]*)(?:-|/versions/)(\d+)[/\
 """End of a path that looks like a version: the folder of a pulled one, or its prefix in the bucket."""
 _BUCKET = "s3://"
 
+INCLUDED = "nuclei"
+"""Name of the model that comes along. A model of this name in a bucket is asked for with a version, as `nuclei@1`."""
+_INCLUDED_FOLDER = Path(__file__).parent / "included" / INCLUDED
+_INCLUDED_NAME = re.compile(rf"{INCLUDED}(@[0-9a-f]{{12}})?")
+_OR_INCLUDED = f"Or use the model that comes along: {INCLUDED}."
+
 
 @dataclass(frozen=True)
 class PulledModel:
-    """A model version on this machine, verified: its files match the SHA-256 in the manifest."""
+    """A model version on this machine, verified: its files match the SHA-256 in the manifest.
+
+    Attributes:
+        folder: Its folder.
+        manifest: Its manifest.
+        included: Whether it is the model that comes along with this package.
+    """
 
     folder: Path
     manifest: ModelManifest
+    included: bool = False
+
+    @property
+    def reference(self) -> Reference:
+        """Name and version; the version of the model that comes along is the start of its manifest's SHA-256."""
+        version = sha256_of(self.folder / MANIFEST_FILE)[:12] if self.included else str(self.manifest.version)
+        return Reference(self.manifest.model, version)
+
+    def __str__(self) -> str:
+        return str(self.reference)
+
+
+def find_model(
+    model: str | None = None,
+    registry: str | None = None,
+    progress: Callable[[str, Literal["bytes"]], AbstractContextManager[Advance]] = lambda *_: nullcontext(no_progress),
+) -> PulledModel:
+    """Return a verified model: the one that comes along, a pulled folder, or a version of a bucket, in the cache.
+
+    Args:
+        model: NAME[@REF] of a model in the bucket, or a folder; None and `nuclei` mean the model that comes along,
+            which needs no bucket.
+        registry: URI of the bucket; by default, that of NUCLEUS_BUCKET.
+        progress: Shows the progress of a download; called with a title and a unit.
+
+    Raises:
+        ModelError: The model or version does not exist, or cannot be read.
+        IntegrityError: A file does not match its SHA-256.
+        UsageError: The name means two models, or is a path without a pulled model.
+        UriError: No bucket is set, or the name is not a possible one.
+    """
+    if model is None:
+        return read_included()
+    if is_included(model):
+        if is_pulled(model):
+            raise UsageError(
+                f"Expected one model of the name {model}; it is both the model that comes along and a folder here. "
+                f"Name the folder as ./{model}, or rename it."
+            )
+        return read_included(parse_reference(model, "model") if "@" in model else None)
+    if is_pulled(model):
+        return read_pulled(Path(model))
+    check_model_path(model)
+    reference = parse_reference(model, "model")
+    bucket = _bucket_of(registry)
+    with progress(f"download {model}", "bytes") as advance:
+        return pull_cached(bucket, reference, advance)
+
+
+def _bucket_of(registry: str | None) -> Bucket:
+    """Return the bucket with the models, after a check that they can be listed."""
+    try:
+        bucket = Bucket(bucket_from_environment(registry))
+    except UriError as error:
+        raise UriError(f"{error} {_OR_INCLUDED}") from error
+    bucket.check(MODELS)
+    return bucket
+
+
+def is_included(model: str | None) -> bool:
+    """Return whether a name means the model that comes along: none, `nuclei`, or `nuclei@` and the start of a sum."""
+    return model is None or _INCLUDED_NAME.fullmatch(model) is not None
+
+
+def is_pulled(model: str) -> bool:
+    """Return whether a model is given as the folder that it was pulled to."""
+    return (Path(model) / MANIFEST_FILE).is_file()
+
+
+def read_included(reference: Reference | None = None) -> PulledModel:
+    """Verify the model that comes along with this package.
+
+    Args:
+        reference: The one that it must be; by default, any.
+
+    Raises:
+        ModelError: This package brings another one.
+        IntegrityError: A file is missing or damaged.
+    """
+    path = _INCLUDED_FOLDER / MANIFEST_FILE
+    try:
+        manifest = read_model_manifest(path.read_bytes(), str(path))
+    except (OSError, ModelError):
+        manifest = None
+    if manifest is None or not is_whole(_INCLUDED_FOLDER, manifest):
+        raise IntegrityError(
+            f"Expected the model that comes along in {_INCLUDED_FOLDER}, with the SHA-256 of its manifest; a file is "
+            "missing or damaged. Install the package again."
+        )
+    found = PulledModel(_INCLUDED_FOLDER, manifest, included=True)
+    if reference not in {None, found.reference}:
+        raise ModelError(
+            f"Expected {reference}, which came along with another version of this package; this one brings {found}. "
+            f"Use {INCLUDED}, or install that version (on a cluster: the same one on all machines)."
+        )
+    return found
 
 
 def list_models(bucket: Bucket) -> list[str]:
@@ -83,7 +201,7 @@ def resolve_version(bucket: Bucket, reference: Reference) -> int:
     if not versions:
         raise ModelError(
             f"Expected a model {reference.name!r} in {bucket.uri}; it has no version.{_meant(bucket, reference.name)} "
-            "Run: nucleus models list"
+            f"Run: nucleus models list. {_OR_INCLUDED}"
         )
     if reference.ref == "latest":
         return versions[-1]
@@ -206,33 +324,60 @@ def check_model_path(model: str) -> None:
         )
 
 
+def fill_folder(folder: Path, manifest: ModelManifest, make: Callable[[Path], ModelManifest]) -> ModelManifest:
+    """Put other files of a version into a folder; if that fails, the folder is unchanged.
+
+    Args:
+        folder: The folder.
+        manifest: Manifest of the version.
+        make: Writes the files into an empty folder, and returns their manifest.
+
+    Returns:
+        The manifest that `make` returned, which is written beside the files.
+
+    Raises:
+        UsageError: The folder contains other files.
+    """
+    with file_lock(folder.with_name(f".{folder.name}.lock")), writing(folder):
+        _check_replaceable(folder, manifest)
+        return _replace(folder, make)
+
+
 def _bring(bucket: Bucket, manifest: ModelManifest, folder: Path, advance: Advance) -> None:
     """Download a version into `folder`, unless the folder already contains it, intact."""
     with file_lock(folder.with_name(f".{folder.name}.lock")), writing(folder):
         if not is_whole(folder, manifest):
             _check_replaceable(folder, manifest)
-            _replace(bucket, manifest, folder, advance)
+            _replace(folder, lambda beside: _download(bucket, manifest, beside, advance))
 
 
-def _replace(bucket: Bucket, manifest: ModelManifest, folder: Path, advance: Advance) -> None:
-    """Download a version to a folder beside `folder`, then replace `folder` by it."""
-    token = secrets.token_hex(4)
-    beside, old = (folder.with_name(f".{folder.name}-{token}{end}") for end in ("", "-old"))
+def _download(bucket: Bucket, manifest: ModelManifest, folder: Path, advance: Advance) -> ModelManifest:
+    """Download the files of a version into an empty folder."""
     prefix = version_prefix(manifest.model, manifest.version)
     shares = split_progress({name: file.size for name, file in manifest.files.items()}, advance)
+    for name, file in manifest.files.items():
+        try:
+            bucket.download(f"{prefix}/{name}", folder / name, sha256=file.sha256, advance=shares[name])
+        except ObjectNotFoundError as error:
+            raise IntegrityError(
+                f"Expected {name} of {manifest.model}@{manifest.version} in the bucket, as its manifest says; it "
+                "is missing. Use another version."
+            ) from error
+    return manifest
+
+
+def _replace(folder: Path, make: Callable[[Path], ModelManifest]) -> ModelManifest:
+    """Make the files of a version in a folder beside `folder`, then replace `folder` by it."""
+    token = secrets.token_hex(4)
+    beside, old = (folder.with_name(f".{folder.name}-{token}{end}") for end in ("", "-old"))
     try:
-        for name, file in manifest.files.items():
-            try:
-                bucket.download(f"{prefix}/{name}", beside / name, sha256=file.sha256, advance=shares[name])
-            except ObjectNotFoundError as error:
-                raise IntegrityError(
-                    f"Expected {name} of {manifest.model}@{manifest.version} in the bucket, as its manifest says; it "
-                    "is missing. Use another version."
-                ) from error
+        beside.mkdir(parents=True)
+        manifest = make(beside)
         write_atomic(beside / MANIFEST_FILE, manifest.model_dump_json(indent=1))
         _put_in_place(beside, folder, old)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
+    return manifest
 
 
 def _put_in_place(new: Path, folder: Path, old: Path) -> None:

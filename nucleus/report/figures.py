@@ -30,7 +30,7 @@ THRESHOLDS = tuple(round(100 * threshold) for threshold in matching.THRESHOLDS)
 _COMPARED = "dark-field"
 """Kind of image on which published scores are compared."""
 _DASHES = ("solid", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)))
-_MARKS = ("o", "s", "^", "D")
+_MARKS = ("o", "s", "^", "D", "v", "P")
 _MOST_MARKED = 40
 """Lines with more points have no markers."""
 _BINS = (0, 1, 11, 31, 101)
@@ -298,7 +298,7 @@ def _by_kind(curves: dict[str, list[float]], by_kind: Mapping[str, Scores], spli
 
 
 def _beside_published(ours: list[float], split: str) -> Panel:
-    systems = [system for system in published_systems() if system.kind == _COMPARED and system.ap]
+    systems = [system for system in published_systems() if system.kind == _COMPARED and system.ap][: len(SERIES) - 1]
 
     def draw(axes: Any) -> None:
         axes.plot(_places(), ours, label=f"this run, {split} split", color=SERIES[0], marker=_MARKS[0])

@@ -44,7 +44,8 @@ _MOST_LEFT_OUT = 100
 _PUBLISHED_SOURCES = ("bbbc038", "stage1_train", "dsb2018", "data-science-bowl-2018")
 """File and folder names of images of the Data Science Bowl 2018 start with one of these."""
 _PUBLISHED_APS = ("ap_50", "ap_70", "ap_90")
-_UP_TO_90 = tuple(f"ap_{threshold}" for threshold in range(50, 95, 5))
+_UP_TO_90 = ("ap_50", "ap_60", "ap_70", "ap_80", "ap_90")
+"""The thresholds of the published means."""
 
 
 def scores_table(metrics: Metrics) -> Table:
@@ -204,7 +205,6 @@ class PublishedSystem(BaseModel):
         images: Description of the images.
         kind: Kind of image on which it can be compared, or `all`.
         ap: AP by IoU threshold in hundredths.
-        mean_ap_50_90: Mean of AP over the thresholds 0.50, 0.55, ..., 0.90.
         map: Mean of AP over the thresholds 0.50, 0.55, ..., 0.95.
     """
 
@@ -216,8 +216,12 @@ class PublishedSystem(BaseModel):
     images: str
     kind: str
     ap: dict[str, float] = {}
-    mean_ap_50_90: float | None = None
     map: float | None = None
+
+    @property
+    def scores(self) -> dict[str, float | None]:
+        """The scores by the names that those of a run have."""
+        return {**{f"ap_{threshold}": value for threshold, value in self.ap.items()}, "map": self.map}
 
 
 @cache
@@ -250,13 +254,13 @@ def published_table(ours: Mapping[str, Scores]) -> Table:
         (
             f"{system.name} ({system.source})",
             system.images,
-            *(score_text(system.ap.get(key.removeprefix("ap_")), digits=3) for key in _PUBLISHED_APS),
-            score_text(system.mean_ap_50_90, digits=3),
+            *(score_text(system.scores.get(key), digits=3) for key in _PUBLISHED_APS),
+            score_text(_mean_to_90(system.scores), digits=3),
             score_text(system.map, digits=3),
         )
         for system in published_systems()
     ]
-    columns = ("system", "images", "AP.5", "AP.7", "AP.9", "mean AP .50 to .90", "mAP (.50 to .95)")
+    columns = ("system", "images", "AP.5", "AP.7", "AP.9", "mean of AP .5, .6, ..., .9", "mAP (.50 to .95)")
     return Table("AP of this run and of published systems", columns, rows, words=frozenset({1}))
 
 

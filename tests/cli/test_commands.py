@@ -17,9 +17,12 @@ from click.testing import CliRunner, Result
 from nucleus.cli.main import _COMMANDS, cli
 from nucleus.data.images import encode_png
 from nucleus.data.synthetic import generated_image, write_generated
+from nucleus.registry.publish import publish
+from nucleus.registry.versions import read_included
 from nucleus.storage.bucket import Bucket
 from nucleus.storage.claims import claimed_folder
 from nucleus.storage.uri import S3Uri
+from tests.small_model import origin
 
 CONTRACT = {
     "demo": {"--workdir", "--weights", "--recipe", "--set"},
@@ -49,7 +52,7 @@ CONTRACT = {
     "models list": {"--json"},
     "models show": {"--json"},
     "models compare": {"--out", "--json"},
-    "models pull": {"--json"},
+    "models pull": {"--half", "--json"},
     "models alias": {"--single-writer"},
     "models clean": {"--remove", "--older-than", "--single-writer", "--json"},
     "models export": {"--format", "--json"},
@@ -194,9 +197,55 @@ def test_store_by_command(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("here")
 def test_json_of_an_empty_bucket() -> None:
-    for command in (["models", "list"], ["weights", "list"], ["data", "list"]):
+    for command in (["weights", "list"], ["data", "list"]):
         assert json.loads(invoke(*command, "--json").stdout) == []
         assert invoke(*command).exit_code == 0
+
+
+def test_the_model_that_comes_along_by_command(
+    bucket: Bucket, model_files: Path, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is listed first and shown without a bucket; a bucket's model of its name is asked for with a version."""
+    included = read_included().reference.ref
+    along = {"model": "nuclei", "latest": included, "from": "package"}
+    assert json.loads(invoke("models", "list", "--json").stdout) == [along]
+    publish(bucket, "nuclei", model_files, origin())
+    assert json.loads(invoke("models", "list", "--json").stdout)[1] == {
+        "model": "nuclei",
+        "latest": 1,
+        "from": "bucket",
+    }
+    assert [row["version"] for row in json.loads(invoke("models", "list", "nuclei", "--json").stdout)] == [included, 1]
+    assert f"models/nuclei/versions/{1:06d}" in invoke("models", "show", "nuclei@1").stdout
+    refused = invoke("models", "pull", "nuclei")
+    assert refused.exit_code == 2
+    assert "such as nuclei@latest" in refused.stderr
+    assert invoke("models", "pull", "nuclei@latest", "pulled").exit_code == 0
+    assert (here / "pulled" / "model.json").exists()
+
+    monkeypatch.delenv("NUCLEUS_BUCKET")
+    run = invoke("models", "list", "--json")
+    assert json.loads(run.stdout) == [along]
+    assert "NUCLEUS_BUCKET is not set" in run.stderr
+    assert [row["version"] for row in json.loads(invoke("models", "list", "nuclei", "--json").stdout)] == [included]
+    shown = invoke("models", "show", "nuclei")
+    assert shown.stdout.startswith("# nuclei\n")
+    assert shown.stdout.splitlines()[-1].startswith(f"nuclei@{included}, ")
+    assert json.loads(invoke("models", "show", "nuclei", "--json").stdout)["gate"] is None
+
+
+def test_prediction_without_a_model_or_a_bucket(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NUCLEUS_BUCKET")
+    (here / "a.png").write_bytes(encode_png(generated_image(0, 96, 96)[0]))
+    for number, named in enumerate(([], ["--model", "nuclei"])):
+        run = invoke("predict", "a.png", *named, "--out", f"o{number}", "--engine", "onnx", "--json")
+        assert run.exit_code == 0, run.output
+        answer = json.loads(run.stdout)
+        assert (answer["model"], answer["failures"]) == (str(read_included()), {})
+        assert {path.name for path in Path(answer["out"]).iterdir()} == {
+            *("a.labels.tif", "a.overlay.png", "images.csv", "nuclei.csv")
+        }
+    assert "nuclei, the model that comes along" in " ".join(invoke("predict", "--help").output.split())
 
 
 BAD_INPUT: list[tuple[list[Any], int, str]] = [
@@ -244,6 +293,8 @@ BAD_INPUT: list[tuple[list[Any], int, str]] = [
     (["predict", "flat", "--model", "./flat", "--out", "o"], 2, "found a folder without manifest.json"),
     (["predict", "flat", "--model", "pulled/000001/manifest.json", "--out", "o"], 2, "is a file. Name its folder"),
     (["predict", "flat", "--model", "pulled@latest", "--out", "o"], 1, "it has no version"),
+    (["predict", "flat", "--model", "nuclei@latest", "--out", "o"], 1, "Or use the model that comes along: nuclei"),
+    (["predict", "flat", "--model", "nuclei@0123456789ab", "--out", "o"], 1, "another version of this package"),
     (["evaluate", "m", "nothing"], 1, "none was imported there"),
     (["weights", "add", "nothing.h5"], 2, "does not exist"),
     (["weights", "add", "flat/a.png", "--encoder", "resnet"], 2, "is not one of 'mobilenet_v2', 'efficientnet_v2_b0'"),
@@ -304,7 +355,7 @@ def test_bad_surroundings(
 ) -> None:
     for name, value in changes.items():
         monkeypatch.setenv(name, value)
-    for command in (["models", "list"], ["train", "demo"], ["predict", "a.png", "--model", "m", "--out", "o"]):
+    for command in (["models", "list", "m"], ["train", "demo"], ["predict", "a.png", "--model", "m", "--out", "o"]):
         (here / "a.png").write_bytes(b"")
         run = invoke(*command)
         assert run.exit_code == code

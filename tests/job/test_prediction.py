@@ -11,6 +11,7 @@ from click.testing import CliRunner, Result
 
 from nucleus.cli.main import cli
 from nucleus.registry.publish import publish
+from nucleus.registry.versions import read_included
 from nucleus.storage.bucket import Bucket
 from tests.small_model import origin
 from tests.whole_way import Trained
@@ -58,6 +59,29 @@ def test_the_cluster_predicts_and_resumes(bucket: Bucket, dozen: Path, tmp_path:
     assert run.exit_code == 0
     assert (json.loads(run.stdout)["nuclei"], json.loads(run.stdout)["done_before"]) == ({}, 12)
     assert invoke(*typed, "--tta").exit_code == 2
+
+
+@pytest.mark.usefixtures("registry")
+def test_the_cluster_uses_the_model_that_comes_along(bucket: Bucket, dozen: Path, tmp_path: Path) -> None:
+    """Each worker has it in its package; another one would be refused, and results with another are not joined."""
+    files = sorted(dozen.rglob("images/*.png"))[:3]
+    for file in files:
+        bucket.put(f"images/{file.name}", file)
+    typed = ("predict", bucket.uri / "images", "--out", bucket.uri / "labels", "--workers", 1, "--json")
+    run = invoke(*typed)
+    assert run.exit_code == 0, run.output
+    assert json.loads(run.stdout)["model"] == str(read_included())
+    assert json.loads(bucket.get("labels/prediction.json"))["registry"] is None
+    assert invoke("predict", *files, "--out", tmp_path / "out").exit_code == 0
+    for file in files:
+        name = f"{file.stem}.labels.tif"
+        assert bucket.get(f"labels/{name}") == (tmp_path / "out" / name).read_bytes()
+    assert json.loads(invoke(*typed, "--model", "nuclei").stdout)["done_before"] == 3
+    other = invoke(*typed, "--model", "tiny")
+    assert other.exit_code == 2
+    assert f"found those of {read_included()}" in other.stderr
+    spread = invoke("evaluate", "nuclei", "dozen", "--workers", 1, "--json")
+    assert json.loads(spread.stdout)["model"] == str(read_included())
 
 
 @pytest.mark.usefixtures("registry")

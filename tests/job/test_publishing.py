@@ -1,16 +1,23 @@
 """`model.onnx` is compared with TensorFlow before anything is published."""
 
+import json
+import re
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import keras
 import numpy as np
 import onnx
 import pytest
+from click.testing import CliRunner
 from onnx import numpy_helper
 
 import nucleus
-from job.final_model import add_onnx, check_same_nuclei
+from job.final_model import add_onnx, check_same_nuclei, write_half
+from nucleus.cli.main import cli
+from nucleus.config.names import Reference
+from nucleus.config.settings import parse_recipe
 from nucleus.data.cache import ShardCache
 from nucleus.data.importing import SplitOptions, import_dataset
 from nucleus.data.reader import LabelledImage, images_of_split
@@ -19,10 +26,15 @@ from nucleus.errors import ModelError
 from nucleus.model.engines import OnnxEngine
 from nucleus.model.export import write_onnx
 from nucleus.model.unet import build_unet, calibrate_encoder
-from nucleus.predict.model import Model
+from nucleus.predict.evaluation import evaluate
+from nucleus.predict.model import Model, load_pulled
+from nucleus.progress import no_progress
+from nucleus.registry.publish import publish
+from nucleus.registry.versions import PulledModel, pull_cached, read_pulled
 from nucleus.storage.bucket import Bucket
 from tests.model.test_engines import TILES, config_of
 from tests.predict.test_predict import CONFIG
+from tests.small_model import origin
 
 
 @pytest.fixture
@@ -57,14 +69,73 @@ def test_a_network_that_computes_something_else_is_not_published(
     add_onnx(model_folder, dataset, cache)
     assert OnnxEngine(model_folder / "model.onnx", config_of("distance"))(TILES).shape == (3, 64, 96, 2)
 
-    def write_wrongly(model: keras.Model, heads: str, path: Path) -> None:
-        write_onnx(model, heads, path)
+    def write_wrongly(model: keras.Model, heads: str, path: Path, *, half: bool) -> None:
+        write_onnx(model, heads, path, half=half)
         with_a_weight_changed(path)
 
     monkeypatch.setattr(nucleus.model, "write_onnx", write_wrongly)
     (image,) = images_of_split(dataset, "test", cache)
     with pytest.raises(ModelError, match=rf"image {image.name}; found a difference of"):
         add_onnx(model_folder, dataset, cache)
+
+
+def published(folder: Path, bucket: Bucket, images: Path) -> PulledModel:
+    """The version `m@1` of a random network, with its scores on a dataset of four images."""
+    write_generated(images, 4, side=64)
+    uri = bucket.uri / "datasets" / "few"
+    dataset, cache = (
+        import_dataset(images, uri, SplitOptions(val=0.25, test=0.25)).dataset,
+        ShardCache(images / "cache"),
+    )
+    add_onnx(folder, dataset, cache)
+    config = config_of("distance")
+    model = Model(OnnxEngine(folder / "model.onnx", config), config)
+    metrics = {split: evaluate(model, dataset, (split,), cache).overall for split in ("val", "test")}
+    recipe = parse_recipe({"model": "m", "dataset": "few"}, "test").model_dump(mode="json")
+    made = origin().model_copy(update={"metrics": metrics, "dataset": str(dataset), "recipe": recipe})
+    history = [{"epoch": 1, "seconds": 90.0, "validation_seconds": 30.0, "workers": 2}] * 3
+    (folder / "metrics.json").write_text(json.dumps({"metrics": metrics, "history": history}))
+    (folder / "card.md").write_text("A card.")
+    publish(bucket, "m", folder, made)
+    return pull_cached(bucket, Reference("m"))
+
+
+def test_a_version_in_half_precision(
+    model_folder: Path, bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is used as the version is, has its origin and its scores, and the sums of its own files."""
+    monkeypatch.setenv("NUCLEUS_BUCKET", str(bucket.uri))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    whole = published(model_folder, bucket, tmp_path / "images")
+    typed = ("models", "pull", "m", str(tmp_path / "half"), "--half", "--json")
+    for _ in range(2):  # the second replaces the first
+        run = CliRunner().invoke(cli, typed)
+        assert run.exit_code == 0, run.output
+    half = read_pulled(tmp_path / "half")
+    assert (half.manifest.model, half.manifest.version, half.manifest.created) == ("m", 1, whole.manifest.created)
+    kept = {"metrics": {}}
+    assert half.manifest.origin.model_copy(update=kept) == whole.manifest.origin.model_copy(update=kept)
+    for split, scores in whole.manifest.origin.metrics.items():
+        assert half.manifest.origin.metrics[split]["all"]["map"] == pytest.approx(scores["all"]["map"], abs=2e-3)
+        assert half.manifest.origin.metrics[split]["all"]["nuclei_true"] == scores["all"]["nuclei_true"]
+    assert half.manifest.files["model.onnx"].size < 0.7 * whole.manifest.files["model.onnx"].size
+    card = re.sub(r"\s+", " ", (half.folder / "card.md").read_text())
+    assert "kept in half precision (float16)" in card
+    assert "Duration: 6 min of training and validation on 2 workers with 1 CPU core each" in card
+    assert load_pulled(half).segment(TILES[0]).labels.shape == TILES[0].shape[:2]
+
+
+def test_half_precision_that_costs_too_much_is_refused(
+    model_folder: Path, bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    whole = published(model_folder, bucket, tmp_path / "images")
+    better = {split: {"all": {**scores["all"], "map": 0.9}} for split, scores in whole.manifest.origin.metrics.items()}
+    made = whole.manifest.origin.model_copy(update={"metrics": better})
+    claimed = PulledModel(whole.folder, whole.manifest.model_copy(update={"origin": made}))
+    with pytest.raises(ModelError, match=r"single precision, 0\.9000.*Leave --half out"):
+        write_half(claimed, tmp_path / "half", lambda _: nullcontext(no_progress))
+    assert not (tmp_path / "half").exists()
 
 
 def found_by(change: Callable[[np.ndarray], None]) -> Model:

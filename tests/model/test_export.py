@@ -12,10 +12,11 @@ import pytest
 
 from nucleus.config.recipe import NormalizationOptions
 from nucleus.data.synthetic import generated_image
-from nucleus.errors import UsageError
+from nucleus.errors import ModelError, UsageError
 from nucleus.model.architecture import InstanceSettings, ModelConfig
-from nucleus.model.export import EXPORT_FORMATS, ExportFormat, export_model
-from nucleus.model.unet import build_unet, calibrate_encoder
+from nucleus.model.engines import KerasEngine, OnnxEngine
+from nucleus.model.export import EXPORT_FORMATS, ExportFormat, export_model, write_half_weights, write_onnx
+from nucleus.model.unet import build_unet, calibrate_encoder, load_weights
 
 CONFIG = ModelConfig(
     encoder="mobilenet_v2",
@@ -133,3 +134,34 @@ def test_nothing_is_overwritten(pulled: tuple[Path, np.ndarray], tmp_path: Path)
     with pytest.raises(UsageError, match=r"n\.h5\.json"):
         export_model(pulled[0], "h5", tmp_path / "n.h5", {})
     assert not (tmp_path / "n.h5").exists()
+
+
+def test_half_precision_is_the_same_for_both_engines(pulled: tuple[Path, np.ndarray], tmp_path: Path) -> None:
+    """The kernels are rounded, in files of half the size, and both engines compute with them as without."""
+    weights = tmp_path / "model.weights.h5"
+    write_half_weights(pulled[0] / "model.weights.h5", weights)
+    model, before = build_unet(CONFIG), build_unet(CONFIG)
+    load_weights(before, pulled[0] / "model.weights.h5")
+    load_weights(model, weights)
+    for given, halved in zip(before.variables, model.variables, strict=True):
+        rounded = given.numpy().astype(np.float16) if len(given.shape) > 1 else given.numpy()
+        assert np.array_equal(halved.numpy(), rounded), given.path
+        assert halved.dtype == "float32"
+    for name, half in (("half.onnx", True), ("whole.onnx", False)):
+        write_onnx(model, CONFIG.heads, tmp_path / name, half=half)
+    assert (tmp_path / "half.onnx").stat().st_size < 0.6 * (tmp_path / "whole.onnx").stat().st_size
+    assert weights.stat().st_size < 0.6 * (pulled[0] / "model.weights.h5").stat().st_size
+    tiles = IMAGES.astype(np.uint8)
+    halves, whole = (OnnxEngine(tmp_path / name, CONFIG)(tiles) for name in ("half.onnx", "whole.onnx"))
+    assert halves == pytest.approx(whole, abs=1e-6)
+    assert halves == pytest.approx(KerasEngine(model, CONFIG.heads)(tiles), abs=1e-4)
+
+
+def test_weights_beyond_half_precision_are_refused(pulled: tuple[Path, np.ndarray], tmp_path: Path) -> None:
+    model = build_unet(CONFIG)
+    load_weights(model, pulled[0] / "model.weights.h5")
+    kernel = next(variable for variable in model.variables if len(variable.shape) > 1)
+    kernel.assign(kernel.numpy() + 1e5)
+    model.save_weights(tmp_path / "large.weights.h5")
+    with pytest.raises(ModelError, match=r"larger ones in layers/"):
+        write_half_weights(tmp_path / "large.weights.h5", tmp_path / "half.weights.h5")

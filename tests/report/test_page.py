@@ -19,7 +19,7 @@ from nucleus.data.images import encode_png
 from nucleus.metrics.scores import HEADLINES, MISTAKES
 from nucleus.pictures import MISTAKE_COLOURS
 from nucleus.report.drawing import svg_of
-from nucleus.report.figures import timing_panel
+from nucleus.report.figures import THRESHOLDS, timing_panel
 from nucleus.report.page import (
     MOST_BYTES,
     commands_to_repeat,
@@ -31,7 +31,7 @@ from nucleus.report.page import (
 )
 from nucleus.report.page_pictures import PictureFolder
 from nucleus.report.summary import restarts_of, workers_of
-from nucleus.report.tables import has_published_images
+from nucleus.report.tables import has_published_images, published_table
 from nucleus.runs.record import RunRecord, Stage
 from tests.report_run import make_dataset, make_record, write_pictures
 
@@ -123,10 +123,30 @@ def test_which_datasets_hold_the_published_images(source: str, published: bool) 
 def test_published_figures_stand_beside_the_same_images_only(written: Path, tmp_path: Path) -> None:
     same = Page(render_page(tmp_path, make_record(), make_dataset(source="stage1_train.zip"))).text
     other = Page(written.read_bytes()).text
-    for said in ("StarDist (Schmidt et al., MICCAI 2018)", "AP on dark-field images, and", "another split"):
+    for said in ("StarDist (Lalit et al., MIDL 2021, Table 1)", "AP on dark-field images, and", "another split"):
         assert said in same, said
         assert said not in other, said
     assert "AP by kind of image" in other
+
+
+def test_the_published_means_are_those_of_the_paper() -> None:
+    """Of AP at .5, .6, ..., .9; a run's own is made alike."""
+    table = published_table({"dark-field": {f"ap_{threshold}": threshold / 100 for threshold in THRESHOLDS}})
+    means = {row[0].partition(" (Lalit")[0]: row[-2] for row in table.rows}
+    assert (
+        means.items()
+        >= {
+            "this run": "0.700",
+            "3-class U-Net": "0.584",
+            "Cellpose, public nuclei model": "0.650",
+            "Cellpose, trained on DSB2018": "0.696",
+            "Mask R-CNN": "0.593",
+            "StarDist": "0.584",
+            "PatchPerPix": "0.693",
+            "Neven et al.": "0.692",
+            "EmbedSeg, 8 × TTA": "0.704",
+        }.items()
+    )
 
 
 def test_images_without_mistakes_are_not_among_the_worst(tmp_path: Path) -> None:
