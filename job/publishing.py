@@ -10,12 +10,13 @@ from nucleus.config.names import Reference
 from nucleus.data.cache import ShardCache, default_cache_dir
 from nucleus.data.dataset import locate_dataset, open_dataset
 from nucleus.errors import IntegrityError, ModelError, ObjectNotFoundError
-from nucleus.model.architecture import CARD_FILE, CONFIG_FILE, ONNX_FILE, read_model_config
+from nucleus.model.architecture import CARD_FILE, CONFIG_FILE, ONNX_FILE, WEIGHTS_FILE, read_model_config
 from nucleus.registry.aliases import pass_gate
 from nucleus.registry.card import model_card
-from nucleus.registry.manifest import ModelManifest, Origin
+from nucleus.registry.encoder_weights import fetch_start
+from nucleus.registry.manifest import ModelManifest, Origin, StartOrigin
 from nucleus.registry.publish import publish
-from nucleus.registry.versions import pull
+from nucleus.registry.versions import PulledModel, pull, read_pulled
 from nucleus.runs.plan import RunPlan
 from nucleus.storage.bucket import Bucket
 from nucleus.storage.files import SUMS_FILE, read_sums, temporary_folder
@@ -49,35 +50,57 @@ def judge(bucket: Bucket, manifest: ModelManifest, plan: RunPlan, callback: Call
         return
 
     def rescore(incumbent: ModelManifest) -> float | None:
+        start = manifest.origin.start
+        if start is not None and incumbent.files[WEIGHTS_FILE].sha256 == start.sha256:  # scored already
+            return start.scores.get("all", {}).get(options.metric)
         callback.on_stage(f"Scoring version {incumbent.version} on the test split of {plan.dataset}")
-        return _score_on_test(bucket, incumbent, plan, callback)
+        with temporary_folder("incumbent") as temporary:
+            folder = temporary / "model"
+            with callback.progress(f"pull {incumbent}", "bytes") as advance:
+                pull(bucket, Reference(incumbent.model, str(incumbent.version)), folder, advance)
+            scores = _scores_on_test(read_pulled(folder), plan.dataset, plan, callback)
+            return scores.get("all", {}).get(options.metric)
 
     decision = pass_gate(bucket, manifest, options, rescore)
     callback.on_stage(str(decision))
 
 
-def _score_on_test(bucket: Bucket, manifest: ModelManifest, plan: RunPlan, callback: Callback) -> float | None:
-    """Return the gate's metric of another version on this run's test split; None if it is undefined."""
-    cache = _cache(plan)
-    dataset = open_dataset(locate_dataset(plan.dataset))
-    with temporary_folder("incumbent") as temporary:
-        folder = temporary / "model"
-        with callback.progress(f"pull {manifest.model}@{manifest.version}", "bytes") as advance:
-            pull(bucket, Reference(manifest.model, str(manifest.version)), folder, advance)
-        found = nucleus.predict.evaluate(
-            nucleus.predict.load_model_folder(folder),
-            dataset,
-            ("test",),
-            cache,
-            loss=plan.recipe.loss,
-            progress=lambda _: callback.progress(f"evaluate {manifest.model}@{manifest.version}"),
-        )
-        return found["all"][plan.recipe.gate.metric]
+def _scores_on_test(
+    version: PulledModel, dataset: str, plan: RunPlan, callback: Callback
+) -> dict[str, dict[str, float | None]]:
+    """Return the scores of a version on the test split of a dataset: `all` or kind of image, then metric.
+
+    Empty if the split has no images.
+    """
+    opened = open_dataset(locate_dataset(dataset))
+    if not opened.manifest.split_samples("test"):
+        return {}
+    found = nucleus.predict.evaluate(
+        nucleus.predict.load_pulled(version),
+        opened,
+        ("test",),
+        _cache(plan),
+        loss=plan.recipe.loss,
+        progress=lambda _: callback.progress(f"evaluate {version.manifest}"),
+    )
+    return found.overall
+
+
+def _start(plan: RunPlan, callback: Callback) -> StartOrigin | None:
+    """Return the version that training started with, with its scores on the test split; None without one."""
+    if plan.start is None or plan.start_uri is None:
+        return None
+    callback.on_stage(f"Scoring {plan.start.version}, with which training started, on the test split")
+    version = fetch_start(parse_uri(plan.start_uri), plan.start, _cache_dir(plan))
+    return plan.start.model_copy(update={"scores": _scores_on_test(version, plan.dataset, plan, callback)})
+
+
+def _cache_dir(plan: RunPlan) -> Path:
+    return Path(plan.recipe.cache_dir) if plan.recipe.cache_dir else default_cache_dir()
 
 
 def _cache(plan: RunPlan) -> ShardCache:
-    cache_dir = Path(plan.recipe.cache_dir) if plan.recipe.cache_dir else default_cache_dir()
-    return ShardCache(cache_dir, plan.recipe.cache_limit_gib)
+    return ShardCache(_cache_dir(plan), plan.recipe.cache_limit_gib)
 
 
 def publish_run(plan: RunPlan, fitted: FinishedRun, bucket: Bucket, callback: Callback) -> ModelManifest:
@@ -99,6 +122,7 @@ def publish_run(plan: RunPlan, fitted: FinishedRun, bucket: Bucket, callback: Ca
         code_version=__version__,
         wandb_run=fitted.wandb_run,
         wandb_mode=fitted.wandb_mode,
+        start=_start(plan, callback),
     )
     checkpoint = Bucket(parse_uri(f"s3://{fitted.checkpoint}"))
     with temporary_folder("model") as folder:

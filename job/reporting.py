@@ -198,6 +198,7 @@ def report_run(
         recipe=plan.recipe.model_dump(mode="json"),
         dataset=plan.dataset,
         encoder_weights=plan.weights,
+        start=manifest.origin.start if manifest else plan.start,
         metrics=metrics,
         history=history,
         best_epoch=facts.best_epoch,

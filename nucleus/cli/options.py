@@ -1,7 +1,7 @@
 """Options and arguments that several commands share, and their checks."""
 
 from collections.abc import Callable
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -19,7 +19,6 @@ __all__ = [
     "check_run_options",
     "cluster_options",
     "engine_option",
-    "is_pulled",
     "json_option",
     "out_option",
     "project_bucket",
@@ -147,23 +146,11 @@ def project_bucket(below: str, *, single_writer: bool = False) -> "Bucket":
     return bucket
 
 
-def is_pulled(model: str) -> bool:
-    """Return whether a model is given as the folder that it was pulled to."""
-    return (Path(model) / nucleus.registry.MANIFEST_FILE).is_file()
-
-
 def pulled_model(model: str, bucket: str | None = None) -> "PulledModel":
-    """Return a verified model: NAME[@REF], pulled into the cache (with a progress bar), or a pulled folder.
+    """Return a verified model as `nucleus.registry.find_model` finds it, with a progress bar.
 
     Args:
-        model: NAME[@REF] or the folder.
+        model: NAME[@REF], a URI or a folder.
         bucket: URI of the bucket; by default, that of NUCLEUS_BUCKET.
     """
-    if is_pulled(model):
-        return nucleus.registry.read_pulled(Path(model))
-    nucleus.registry.check_model_path(model)
-    reference = nucleus.config.parse_reference(model, "model")
-    registry = nucleus.storage.Bucket(nucleus.storage.bucket_from_environment(bucket))
-    registry.check(nucleus.registry.MODELS)
-    with show_progress(f"download {model}", "bytes") as advance:
-        return nucleus.registry.pull_cached(registry, reference, advance)
+    return nucleus.registry.find_model(model, bucket, partial(show_progress, unit="bytes"))

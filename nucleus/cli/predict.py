@@ -13,7 +13,6 @@ import job
 import nucleus
 from nucleus.cli.options import (
     engine_option,
-    is_pulled,
     json_option,
     pulled_model,
     single_writer_option,
@@ -128,11 +127,11 @@ def _predict_files(inputs: tuple[str, ...], model: str, out: Path, given: _Choic
 
 def _predict_bucket(images: str, model: str, out: str, workers: int | None, given: _Choices) -> None:
     check_can_train("images in a bucket, which are predicted on Ray")
-    if is_pulled(model):
+    if nucleus.registry.is_pulled(model):
         raise UsageError(f"Expected NAME[@REF] for images in a bucket, as each worker pulls the model; found {model}.")
     nucleus.lazy.need(*nucleus.lazy.TRAINING)
-    reference = nucleus.config.parse_reference(model, "model")
-    registry = nucleus.storage.Bucket(nucleus.storage.bucket_from_environment())
+    location = nucleus.registry.locate_model(model)
+    reference, registry = location.reference, nucleus.storage.Bucket(location.bucket)
     registry.check(nucleus.registry.MODELS)
     settings = nucleus.predict.PredictionSettings(
         images=str(nucleus.storage.parse_uri(images)),
@@ -218,7 +217,7 @@ def evaluate(
     as_json: bool,
 ) -> None:
     """Score a model on a split of DATASET (s3://bucket/datasets/NAME[@VERSION], or NAME in the bucket)."""
-    if workers is not None and is_pulled(model):
+    if workers is not None and nucleus.registry.is_pulled(model):
         raise UsageError(f"Expected NAME[@REF] for --workers, because each worker pulls the model; found {model}.")
     if workers is not None:
         nucleus.lazy.need(*nucleus.lazy.TRAINING)
@@ -236,7 +235,7 @@ def evaluate(
             worst=_WORST,
         )
     else:
-        found = _evaluate_on_cluster(pulled.manifest, opened, splits, options, workers)
+        found = _evaluate_on_cluster(model, pulled.manifest, opened, splits, options, workers)
     if gallery is not None:
         nucleus.storage.write_atomic(gallery, nucleus.data.encode_png(nucleus.pictures.draw_gallery(found.worst)))
     if not found.overall["all"]["nuclei_true"]:
@@ -258,6 +257,7 @@ def evaluate(
 
 
 def _evaluate_on_cluster(
+    model: str,
     manifest: "ModelManifest",
     dataset: "Dataset",
     splits: tuple[str, ...],
@@ -266,7 +266,7 @@ def _evaluate_on_cluster(
 ) -> "Evaluation":
     check_can_train("--workers, which are those of a Ray cluster")
     plan = job.EvaluationPlan(
-        registry=nucleus.storage.bucket_from_environment(),
+        registry=nucleus.registry.locate_model(model).bucket,
         model=nucleus.config.Reference(manifest.model, str(manifest.version)),
         dataset=dataset,
         splits=splits,

@@ -100,6 +100,11 @@ class NetworkOptions(_Options):
     """The network: a U-Net whose encoder can be pretrained.
 
     Attributes:
+        start: Version of a model whose weights training starts with, all of them: `NAME[@REF]` in the bucket,
+            `s3://bucket/models/NAME[@REF]` or a pulled folder. The network is then that of the version, which other
+            values of `encoder`, `decoder_channels` and `heads` contradict, `weights` is not used, and if
+            `input.normalization`, `input.pixel_size` and `optimizer.learning_rate` are not set, the first two are also
+            those of the version, and the rate is 5e-4.
         encoder: Backbone of the U-Net.
         weights: Initial weights of the encoder: `imagenet`, a local path, an `s3://` URI, or `none` (random).
         freeze_encoder: Whether the encoder keeps its initial weights, until `unfreeze_epoch` if that is set. Its
@@ -112,6 +117,7 @@ class NetworkOptions(_Options):
             (foreground, and distance to the nucleus's edge) or `both`.
     """
 
+    start: OneLine | None = None
     encoder: EncoderName = "mobilenet_v2"
     weights: str = "imagenet"
     freeze_encoder: bool = True
@@ -134,7 +140,8 @@ class NetworkOptions(_Options):
     @property
     def encoder_rate_factor(self) -> float:
         """The encoder's learning rate, as a multiple of the decoder's."""
-        return self.encoder_learning_rate_factor or (1.0 if self.weights == "none" else 0.1)
+        random = self.weights == "none" and self.start is None
+        return self.encoder_learning_rate_factor or (1.0 if random else 0.1)
 
 
 class NormalizationOptions(_Options):
@@ -375,6 +382,17 @@ class Recipe(_Options):
         random = {"weights": "none", "freeze_encoder": False, "unfreeze_epoch": None}
         return self.model_copy(update={"network": self.network.model_copy(update=random)})
 
+    def with_unset(self, values: dict[str, dict[str, Any]]) -> "Recipe":
+        """Return a copy with other values (by table, then key) for keys that were not set."""
+        tables = {name: getattr(self, name) for name in values}
+        changes = {
+            name: table.model_copy(
+                update={key: value for key, value in values[name].items() if key not in table.model_fields_set}
+            )
+            for name, table in tables.items()
+        }
+        return self.model_copy(update=changes)
+
     @model_validator(mode="after")
     def _fits_together(self) -> "Recipe":
         try:
@@ -385,6 +403,13 @@ class Recipe(_Options):
         self._check_batch_size()
         if self.network.unfreeze_epoch is not None and not self.network.freeze_encoder:
             raise ValueError("network.unfreeze_epoch needs network.freeze_encoder = true")
+        if self.network.start is None:  # which needs no encoder weights
+            self._check_encoder_weights()
+        if self.cache_dir is not None and not Path(self.cache_dir).is_absolute():
+            raise ValueError(f"cache_dir must be an absolute path, found {self.cache_dir!r}")
+        return self
+
+    def _check_encoder_weights(self) -> None:
         if self.network.encoder in WITHOUT_IMAGENET and self.network.weights == "imagenet":
             raise ValueError(
                 f"network.weights must not be 'imagenet': there are no ImageNet weights for the encoder "
@@ -392,9 +417,6 @@ class Recipe(_Options):
             )
         if self.network.weights == "none" and self.network.freeze_encoder:
             raise ValueError("network.freeze_encoder must be false if network.weights is 'none'")
-        if self.cache_dir is not None and not Path(self.cache_dir).is_absolute():
-            raise ValueError(f"cache_dir must be an absolute path, found {self.cache_dir!r}")
-        return self
 
     def _check_batch_size(self) -> None:
         """Raise `ValueError` unless the batch divides equally among any number of workers the run may have."""

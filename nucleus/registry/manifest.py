@@ -17,6 +17,7 @@ __all__ = [
     "EncoderWeightsOrigin",
     "ModelManifest",
     "Origin",
+    "StartOrigin",
     "StoredFile",
     "model_key",
     "read_model_manifest",
@@ -31,6 +32,8 @@ MODELS = "models/"
 """Prefix of all models in the project's bucket; `<name>/` contains versions, aliases and decisions of the gate."""
 MANIFEST_FORMAT = 2
 MANIFEST_FILE = "manifest.json"
+_DIGITS = 12
+"""Digits of a checksum that are shown."""
 _VERSION_FOLDER = re.compile(r"\d{6,}", re.ASCII)
 
 
@@ -57,6 +60,24 @@ class EncoderWeightsOrigin(_Frozen):
     sha256: str | None
 
 
+class StartOrigin(_Frozen):
+    """The version whose weights a training started with.
+
+    Attributes:
+        version: `NAME@VERSION`.
+        sha256: SHA-256 of its weights.
+        scores: Its scores on the test split of the training's dataset: `all` or kind of image, then metric. Empty if
+            there are no test images, or before they are known.
+    """
+
+    version: str
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    scores: dict[str, dict[str, float | None]] = {}
+
+    def __str__(self) -> str:
+        return f"{self.version} (sha256 {self.sha256[:_DIGITS]})"
+
+
 class Origin(_Frozen):
     """Origin of a model.
 
@@ -64,7 +85,8 @@ class Origin(_Frozen):
         run: Name of the training run.
         recipe: The whole recipe.
         dataset: Dataset version, `s3://.../NAME@VERSION`.
-        encoder_weights: Initial weights of the encoder.
+        encoder_weights: Initial weights of the encoder; with `start`, those that the training of that version had.
+        start: The version that training started with; None if it started with encoder weights alone.
         metrics: Scores by split, then by `all` or kind of image, then by metric; None is undefined.
         code_version: Version of this package.
         wandb_run: Path of the W&B run, `[entity/]project/id`; None if tracking was disabled.
@@ -80,11 +102,20 @@ class Origin(_Frozen):
     code_version: str
     wandb_run: str | None
     wandb_mode: str | None = None
+    start: StartOrigin | None = None
 
     @property
     def tracked(self) -> str | None:
         """The path of the W&B run, and whether it was offline; None if tracking was disabled."""
         return tracked_text(self.wandb_run, self.wandb_mode)
+
+    def before_and_after(self, metric: str) -> dict[str, str]:
+        """Return what training started with, and its test score before and after, as text by title; maybe nothing."""
+        if self.start is None:
+            return {}
+        scores = self.metrics.get("test", {}).get("all", {})
+        change = f"{score_cell(self.start.scores.get('all', {}), metric)} -> {score_cell(scores, metric)}"
+        return {"start": f"{self.start}; test {metric} {change}"}
 
 
 class ModelManifest(_Frozen):

@@ -1,4 +1,4 @@
-"""Model versions in the bucket: list, resolve and pull.
+"""Model versions: listed, found by the text that a user gives for one, and pulled from the bucket.
 
 A version exists once its manifest does, which its publisher writes last.
 """
@@ -7,10 +7,12 @@ import difflib
 import re
 import secrets
 import shutil
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
-from nucleus.config.names import Reference, check_name, clean_name
+from nucleus.config.names import Reference, check_name, clean_name, parse_reference
 from nucleus.data.cache import default_cache_dir
 from nucleus.errors import IntegrityError, ModelError, ObjectNotFoundError, UsageError
 from nucleus.progress import Advance, no_progress, split_progress
@@ -29,16 +31,21 @@ from nucleus.registry.publish import run_of_claim
 from nucleus.storage.bucket import Bucket
 from nucleus.storage.claims import file_lock
 from nucleus.storage.files import sha256_of, write_atomic, writing
-from nucleus.storage.uri import local_path
+from nucleus.storage.uri import S3Uri, bucket_from_environment, local_path, parse_uri
 
 __all__ = [
+    "ModelLocation",
     "PulledModel",
     "check_model_path",
+    "find_model",
+    "is_pulled",
     "is_whole",
     "list_models",
     "list_versions",
+    "locate_model",
     "pull",
     "pull_cached",
+    "pull_uri",
     "read_pulled",
     "resolve_version",
     "version_of_run",
@@ -48,14 +55,87 @@ __all__ = [
 _PULLED = re.compile(r"(?:^|[/\\])([a-z0-9][a-z0-9._-]*)(?:-|/versions/)(\d+)[/\\]?$", re.ASCII)
 """End of a path that looks like a version: the folder of a pulled one, or its prefix in the bucket."""
 _BUCKET = "s3://"
+_IN_BUCKET = re.compile(
+    r"(?P<above>.*?)models/(?P<name>[^/@]+)(?:@(?P<ref>[^/@]+)|/versions/(?P<version>\d+))?", re.ASCII
+)
+"""Key of `s3://bucket[/prefix]/models/NAME[@REF]`, or of the folder of a version."""
 
 
 @dataclass(frozen=True)
 class PulledModel:
-    """A model version on this machine, verified: its files match the SHA-256 in the manifest."""
+    """A model version on this machine, verified: its files match the SHA-256 in the manifest.
+
+    Attributes:
+        folder: Its folder.
+        manifest: Its manifest.
+        uri: Its folder in a bucket; None if it is only on this machine.
+    """
 
     folder: Path
     manifest: ModelManifest
+    uri: S3Uri | None = None
+
+
+@dataclass(frozen=True)
+class ModelLocation:
+    """Where a model is: a bucket, and the name and version in it."""
+
+    bucket: S3Uri
+    reference: Reference
+
+
+def find_model(
+    model: str,
+    bucket: str | None = None,
+    progress: Callable[[str], AbstractContextManager[Advance]] = lambda _: nullcontext(no_progress),
+) -> PulledModel:
+    """Return the version that a text stands for, verified, on this machine.
+
+    Args:
+        model: A folder that `nucleus models pull` made, or what `locate_model` takes, which is pulled into the cache.
+        bucket: URI of the bucket of names without one; None for that of NUCLEUS_BUCKET.
+        progress: Shows the progress of a download in bytes; called with a title.
+
+    Raises:
+        UsageError: The text is a path, and no pulled folder is there.
+        UriError: The text is no name of a model, or the bucket is not known.
+        ModelError: There is no such model or version.
+        IntegrityError: A file does not match its SHA-256.
+    """
+    if is_pulled(model):
+        return read_pulled(Path(model))
+    location = locate_model(model, bucket)
+    registry = Bucket(location.bucket)
+    registry.check(MODELS)
+    with progress(f"download {model}") as advance:
+        return pull_cached(registry, location.reference, advance)
+
+
+def is_pulled(model: str) -> bool:
+    """Return whether a model is given as the folder that it was pulled to."""
+    return (Path(model) / MANIFEST_FILE).is_file()
+
+
+def locate_model(model: str, bucket: str | None = None) -> ModelLocation:
+    """Parse `NAME[@REF]`, in `bucket` or NUCLEUS_BUCKET; `s3://bucket[/prefix]/models/NAME[@REF]`; a version's folder.
+
+    Raises:
+        UsageError: None of these forms.
+        UriError: An invalid name.
+    """
+    check_model_path(model)
+    if not model.startswith(_BUCKET):
+        return ModelLocation(bucket_from_environment(bucket), parse_reference(model, "model"))
+    uri = parse_uri(model)
+    found = _IN_BUCKET.fullmatch(uri.key)
+    if found is None or (found["above"] and not found["above"].endswith("/")):
+        raise UsageError(
+            f"Expected {_BUCKET}bucket/models/NAME[@REF], or the folder of a version in it; found {model}. "
+            "Run: nucleus models list"
+        )
+    name = check_name(found["name"], "model")
+    ref = str(int(found["version"])) if found["version"] else found["ref"] or "latest"
+    return ModelLocation(S3Uri(uri.bucket, found["above"].strip("/")), Reference(name, ref))
 
 
 def list_models(bucket: Bucket) -> list[str]:
@@ -154,7 +234,7 @@ def pull(bucket: Bucket, reference: Reference, folder: Path, advance: Advance = 
         UsageError: The folder contains other files.
     """
     manifest = read_version(bucket, reference.name, resolve_version(bucket, reference))
-    _bring(bucket, manifest, folder, advance)
+    _bring(_folder_of(bucket, manifest), manifest, folder, advance)
     return manifest
 
 
@@ -162,8 +242,31 @@ def pull_cached(bucket: Bucket, reference: Reference, advance: Advance = no_prog
     """Return a version in the cache, downloaded if it is not there yet. Raises the errors of `pull`."""
     manifest = read_version(bucket, reference.name, resolve_version(bucket, reference))
     folder = default_cache_dir() / MODELS / local_path(bucket.uri / manifest.model / f"{manifest.version:06d}")
-    _bring(bucket, manifest, folder, advance)
-    return PulledModel(folder, manifest)
+    source = _folder_of(bucket, manifest)
+    _bring(source, manifest, folder, advance)
+    return PulledModel(folder, manifest, source.uri)
+
+
+def pull_uri(uri: S3Uri, cache: Path, advance: Advance = no_progress) -> PulledModel:
+    """Return a version in a cache by its folder in a bucket, or that of a copy; downloaded if it is not there yet.
+
+    Raises:
+        ModelError: The manifest is damaged or newer than this package.
+        IntegrityError: The manifest or a file is missing, or a file does not match its SHA-256.
+    """
+    source = Bucket(uri)
+    try:
+        manifest = read_model_manifest(source.get(MANIFEST_FILE), str(uri / MANIFEST_FILE))
+    except ObjectNotFoundError as error:
+        raise IntegrityError(f"Expected a version of a model in {uri}; it has no {MANIFEST_FILE}.") from error
+    folder = cache / MODELS / local_path(uri)
+    _bring(source, manifest, folder, advance)
+    return PulledModel(folder, manifest, uri)
+
+
+def _folder_of(bucket: Bucket, manifest: ModelManifest) -> Bucket:
+    """Return the folder of a version as a bucket."""
+    return Bucket(bucket.uri / version_prefix(manifest.model, manifest.version))
 
 
 def read_pulled(folder: Path) -> PulledModel:
@@ -183,12 +286,9 @@ def read_pulled(folder: Path) -> PulledModel:
 
 
 def check_model_path(model: str) -> None:
-    """Raise `UsageError` if a model is given as a path, not as NAME[@REF], and the path is not a pulled model."""
+    """Raise `UsageError` if a model is given as a path, not as NAME[@REF] or URI, and no pulled model is there."""
     if model.startswith(_BUCKET):
-        raise UsageError(
-            f"Expected NAME[@REF] of a model in the bucket of NUCLEUS_BUCKET, or a pulled folder; found {model}."
-            f"{_number_meant(model)} Run: nucleus models list"
-        )
+        return
     path = Path(model)
     versions = sorted(file.parent for level in ("*", "*/*") for file in path.glob(f"{level}/{MANIFEST_FILE}"))
     if path.is_dir() and versions and "@" not in model:
@@ -206,28 +306,27 @@ def check_model_path(model: str) -> None:
         )
 
 
-def _bring(bucket: Bucket, manifest: ModelManifest, folder: Path, advance: Advance) -> None:
-    """Download a version into `folder`, unless the folder already contains it, intact."""
+def _bring(source: Bucket, manifest: ModelManifest, folder: Path, advance: Advance) -> None:
+    """Download a version from its folder in a bucket, unless `folder` already contains it, intact."""
     with file_lock(folder.with_name(f".{folder.name}.lock")), writing(folder):
         if not is_whole(folder, manifest):
             _check_replaceable(folder, manifest)
-            _replace(bucket, manifest, folder, advance)
+            _replace(source, manifest, folder, advance)
 
 
-def _replace(bucket: Bucket, manifest: ModelManifest, folder: Path, advance: Advance) -> None:
+def _replace(source: Bucket, manifest: ModelManifest, folder: Path, advance: Advance) -> None:
     """Download a version to a folder beside `folder`, then replace `folder` by it."""
     token = secrets.token_hex(4)
     beside, old = (folder.with_name(f".{folder.name}-{token}{end}") for end in ("", "-old"))
-    prefix = version_prefix(manifest.model, manifest.version)
     shares = split_progress({name: file.size for name, file in manifest.files.items()}, advance)
     try:
         for name, file in manifest.files.items():
             try:
-                bucket.download(f"{prefix}/{name}", beside / name, sha256=file.sha256, advance=shares[name])
+                source.download(name, beside / name, sha256=file.sha256, advance=shares[name])
             except ObjectNotFoundError as error:
                 raise IntegrityError(
-                    f"Expected {name} of {manifest.model}@{manifest.version} in the bucket, as its manifest says; it "
-                    "is missing. Use another version."
+                    f"Expected {name} of {manifest} in {source.uri}, as its manifest says; it is missing. Use another "
+                    "version."
                 ) from error
         write_atomic(beside / MANIFEST_FILE, manifest.model_dump_json(indent=1))
         _put_in_place(beside, folder, old)

@@ -162,6 +162,7 @@ def _facts(record: RunRecord, dataset: DatasetManifest) -> list[tuple[str, str]]
             "Trained on",
             f"{plural(len(train), 'image')} with {plural(nuclei, 'nucleus', 'nuclei')} ({dataset.name})",
         ),
+        *([("Started with", str(record.start))] if record.start else []),
         ("Ended (UTC)", moment_text(record.ended)),
         ("Duration", "not known" if seconds is None else time_text(seconds)),
         ("Machine", workers_of(record)),

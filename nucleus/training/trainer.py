@@ -23,7 +23,7 @@ from nucleus.data.sampling import EpochPlan, epoch_plan, stored_order
 from nucleus.data.synthetic import generated_image
 from nucleus.errors import JobError
 from nucleus.lazy import keras, tf
-from nucleus.model.architecture import config_of_recipe
+from nucleus.model.architecture import CONFIG_FILE, WEIGHTS_FILE, ModelConfig, config_of_recipe, read_model_config
 from nucleus.model.engines import KerasEngine
 from nucleus.model.losses import image_losses
 from nucleus.model.unet import build_unet, calibrate_encoder, encoder_of, load_encoder_weights, load_weights
@@ -62,11 +62,13 @@ class TrainingInput:
         dataset: The dataset version to train on.
         cache: Cache of the dataset's shards on this machine.
         encoder_weights: Local file of the encoder's weights; None for random weights.
+        start: Local folder of the version whose weights and thresholds training starts with; None without one.
     """
 
     dataset: Dataset
     cache: ShardCache
     encoder_weights: Path | None
+    start: Path | None = None
 
 
 def train(
@@ -131,22 +133,24 @@ class TrainingRun:
         self.train_records = [shard.records for shard in self.manifest.split_shards("train")]
         self.weights = _sample_weights(self.manifest, recipe.input.kind_weights)
         self.steps_per_epoch = sum(self.train_records) // recipe.input.batch_size
-        self.config = config_of_recipe(recipe)
+        self.config = _first_config(recipe, given.start)
         self.score = mask_scores(self.config.heads)
         with self._timed("build the network"):
-            self.model = self._build(given.encoder_weights)
+            self.model = self._build(given)
         self.groups = parameter_groups(self.model, recipe, self.steps_per_epoch)
         self.steps: dict[int, TrainingStep] = {}
         self.progress = Progress()
         self.segmenter = Model(KerasEngine(self.model, self.config.heads), self.config)
 
-    def _build(self, encoder_weights: Path | None) -> keras.Model:
+    def _build(self, given: TrainingInput) -> keras.Model:
         recipe = self.recipe
         keras.utils.set_random_seed(recipe.seed)
         keras.mixed_precision.set_global_policy(recipe.optimizer.precision)
         model = build_unet(self.config)
-        if encoder_weights is not None:
-            load_encoder_weights(encoder_of(model), encoder_weights)
+        if given.start is not None:
+            load_weights(model, given.start / WEIGHTS_FILE)
+        elif given.encoder_weights is not None:
+            load_encoder_weights(encoder_of(model), given.encoder_weights)
         else:
             side = recipe.input.crop
             images = [generated_image(seed, side, side)[0] for seed in range(_CALIBRATION_IMAGES)]
@@ -382,6 +386,15 @@ class TrainingRun:
     def _load_best(self) -> None:
         load_weights(self.model, self.best)
         self.workers.broadcast(list(self.model.weights))
+
+
+def _first_config(recipe: Recipe, start: Path | None) -> ModelConfig:
+    """Return the configuration of the network before training, with the thresholds of the version it starts with."""
+    config = config_of_recipe(recipe)
+    if start is None:
+        return config
+    theirs = read_model_config((start / CONFIG_FILE).read_bytes(), str(start / CONFIG_FILE))
+    return config.model_copy(update={"instances": theirs.instances})
 
 
 def _sample_weights(manifest: DatasetManifest, kind_weights: Mapping[KindName, float]) -> list[float] | None:
