@@ -11,12 +11,13 @@ from nucleus.data.cache import ShardCache, default_cache_dir
 from nucleus.data.dataset import locate_dataset, open_dataset
 from nucleus.errors import IntegrityError, ModelError, ObjectNotFoundError
 from nucleus.model.architecture import CARD_FILE, CONFIG_FILE, ONNX_FILE, WEIGHTS_FILE, read_model_config
+from nucleus.predict.model import Model
 from nucleus.registry.aliases import pass_gate
 from nucleus.registry.card import model_card
 from nucleus.registry.encoder_weights import fetch_start
-from nucleus.registry.manifest import ModelManifest, Origin, StartOrigin
+from nucleus.registry.manifest import MixOrigin, ModelManifest, Origin
 from nucleus.registry.publish import publish
-from nucleus.registry.versions import PulledModel, pull, read_pulled
+from nucleus.registry.versions import pull
 from nucleus.runs.plan import RunPlan
 from nucleus.storage.bucket import Bucket
 from nucleus.storage.files import SUMS_FILE, read_sums, temporary_folder
@@ -58,7 +59,8 @@ def judge(bucket: Bucket, manifest: ModelManifest, plan: RunPlan, callback: Call
             folder = temporary / "model"
             with callback.progress(f"pull {incumbent}", "bytes") as advance:
                 pull(bucket, Reference(incumbent.model, str(incumbent.version)), folder, advance)
-            scores = _scores_on_test(read_pulled(folder), plan.dataset, plan, callback)
+            model = nucleus.predict.load_model_folder(folder)
+            scores = _scores_on_test(model, str(incumbent), plan.dataset, plan, callback)
             return scores.get("all", {}).get(options.metric)
 
     decision = pass_gate(bucket, manifest, options, rescore)
@@ -66,9 +68,9 @@ def judge(bucket: Bucket, manifest: ModelManifest, plan: RunPlan, callback: Call
 
 
 def _scores_on_test(
-    version: PulledModel, dataset: str, plan: RunPlan, callback: Callback
+    model: Model, name: str, dataset: str, plan: RunPlan, callback: Callback
 ) -> dict[str, dict[str, float | None]]:
-    """Return the scores of a version on the test split of a dataset: `all` or kind of image, then metric.
+    """Return the scores of a model on the test split of a dataset: `all` or kind of image, then metric.
 
     Empty if the split has no images.
     """
@@ -76,23 +78,43 @@ def _scores_on_test(
     if not opened.manifest.split_samples("test"):
         return {}
     found = nucleus.predict.evaluate(
-        nucleus.predict.load_pulled(version),
+        model,
         opened,
         ("test",),
         _cache(plan),
         loss=plan.recipe.loss,
-        progress=lambda _: callback.progress(f"evaluate {version.manifest}"),
+        progress=lambda _: callback.progress(f"evaluate {name} on {opened.manifest.name}"),
     )
     return found.overall
 
 
-def _start(plan: RunPlan, callback: Callback) -> StartOrigin | None:
-    """Return the version that training started with, with its scores on the test split; None without one."""
-    if plan.start is None or plan.start_uri is None:
-        return None
-    callback.on_stage(f"Scoring {plan.start.version}, with which training started, on the test split")
-    version = fetch_start(parse_uri(plan.start_uri), plan.start, _cache_dir(plan))
-    return plan.start.model_copy(update={"scores": _scores_on_test(version, plan.dataset, plan, callback)})
+def _compared(origin: Origin, plan: RunPlan, folder: Path, callback: Callback) -> Origin:
+    """Return the origin of a model with the scores on test splits of what it started with and what was mixed in.
+
+    Args:
+        origin: Origin of the model.
+        plan: The run.
+        folder: Folder with the model's files, `model.onnx` included.
+        callback: Shows the progress.
+    """
+    start, before = plan.start, None
+    if start is not None and plan.start_uri is not None:
+        callback.on_stage(f"Scoring {start.version}, with which training started")
+        before = nucleus.predict.load_pulled(fetch_start(parse_uri(plan.start_uri), start, _cache_dir(plan)))
+        scores = _scores_on_test(before, start.version, plan.dataset, plan, callback)
+        start = start.model_copy(update={"scores": scores})
+    config = read_model_config((folder / CONFIG_FILE).read_bytes(), str(folder / CONFIG_FILE))
+    after = nucleus.predict.Model(nucleus.model.load_engine(folder, config, "auto", has_onnx=True), config)
+    mix = [
+        MixOrigin(
+            dataset=dataset,
+            share=share,
+            scores=_scores_on_test(after, plan.recipe.model, dataset, plan, callback),
+            before=_scores_on_test(before, str(plan.start), dataset, plan, callback) if before else {},
+        )
+        for dataset, share in plan.mix.items()
+    ]
+    return origin.model_copy(update={"start": start, "mix": mix})
 
 
 def _cache_dir(plan: RunPlan) -> Path:
@@ -122,7 +144,6 @@ def publish_run(plan: RunPlan, fitted: FinishedRun, bucket: Bucket, callback: Ca
         code_version=__version__,
         wandb_run=fitted.wandb_run,
         wandb_mode=fitted.wandb_mode,
-        start=_start(plan, callback),
     )
     checkpoint = Bucket(parse_uri(f"s3://{fitted.checkpoint}"))
     with temporary_folder("model") as folder:
@@ -137,6 +158,8 @@ def publish_run(plan: RunPlan, fitted: FinishedRun, bucket: Bucket, callback: Ca
                 f"Expected to publish {plan.recipe.model}; nothing was published. {error} Install the versions of "
                 f"tf2onnx and onnxruntime that requirements/ locks, and run: nucleus train --resume {plan.run}"
             ) from error
+        if plan.start is not None or plan.mix:
+            origin = _compared(origin, plan, folder, callback)
         (folder / CARD_FILE).write_text(model_card(plan.recipe.model, origin, config, dataset.manifest))
         with callback.progress("publish", "bytes") as advance:
             manifest = publish(bucket, plan.recipe.model, folder, origin, advance)

@@ -23,8 +23,8 @@ from job.reporting import has_facts, report_published
 from job.signals import Interruptions, stop_request, stops_on_signals
 from job.worker import train_worker
 from nucleus.config.recipe import Recipe
-from nucleus.data.dataset import check_has_nuclei, locate_dataset, open_dataset
-from nucleus.errors import ClusterError, DataError, JobError, NucleusError, RunStoppedError, WeightsError
+from nucleus.data.dataset import Dataset, check_has_nuclei, locate_dataset, open_dataset
+from nucleus.errors import ClusterError, DataError, JobError, NucleusError, RecipeError, RunStoppedError, WeightsError
 from nucleus.model.architecture import CONFIG_FILE, read_model_config, recipe_from_start
 from nucleus.registry.encoder_weights import provide_start, provide_weights, start_origin
 from nucleus.registry.manifest import EncoderWeightsOrigin, ModelManifest
@@ -277,10 +277,11 @@ def plan_run(recipe: Recipe, options: RunOptions, callback: Callback, group: str
         check_new_run(bucket, options.run, f"nucleus train --resume {options.run}")
     dataset = open_dataset(locate_dataset(recipe.dataset, recipe.bucket))
     images = len(dataset.manifest.split_samples("train"))
-    if images < recipe.input.batch_size:
+    if not recipe.steps_of_epoch(images):
         raise DataError(
             f"Expected at least one batch of {recipe.input.batch_size} images in the training split of {dataset}; "
-            f"found {images}. Set input.batch_size lower or import more."
+            f"found {images}. Set optimizer.steps_per_epoch, so that an epoch reads images several times; or set "
+            "input.batch_size lower, or import more."
         )
     check_has_nuclei(dataset)
     mode = tracking_mode(recipe.tracking)
@@ -291,6 +292,7 @@ def plan_run(recipe: Recipe, options: RunOptions, callback: Callback, group: str
         run=run,
         bucket=str(bucket.uri),
         dataset=str(dataset),
+        mix=_mix(recipe, dataset),
         wandb_mode=mode,
         group=group,
         wandb_dir=str(Path(os.environ.get("WANDB_DIR") or Path.cwd()).absolute()),
@@ -299,6 +301,23 @@ def plan_run(recipe: Recipe, options: RunOptions, callback: Callback, group: str
         submitted=job.is_submitted_job(),
         **_initial_weights(recipe, options, RunFolder(bucket, run), callback),
     )
+
+
+def _mix(recipe: Recipe, dataset: Dataset) -> dict[str, float]:
+    """Return the versions of the datasets that are mixed in, with their shares.
+
+    Raises:
+        DataError: A dataset does not exist, or has no nuclei in its training or validation split.
+        RecipeError: A dataset is named twice.
+    """
+    mix: dict[str, float] = {}
+    for name, share in recipe.mix.items():
+        mixed = open_dataset(locate_dataset(name, recipe.bucket))
+        check_has_nuclei(mixed)
+        if str(mixed) in {str(dataset), *mix}:
+            raise RecipeError(f"Expected other datasets in mix than {dataset}, each once; found {mixed} again.")
+        mix[str(mixed)] = share
+    return mix
 
 
 def _initial_weights(recipe: Recipe, options: RunOptions, home: RunFolder, callback: Callback) -> dict[str, Any]:

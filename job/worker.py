@@ -59,6 +59,10 @@ def train_worker(config: dict[str, Any]) -> None:
         cache=nucleus.data.ShardCache(cache_dir, plan.recipe.cache_limit_gib),
         encoder_weights=nucleus.registry.fetch_weights(weights, cache_dir) if weights else None,
         start=_start(plan, cache_dir),
+        mix=tuple(
+            nucleus.training.MixedDataset(nucleus.data.open_dataset(nucleus.data.locate_dataset(name)), share)
+            for name, share in plan.mix.items()
+        ),
     )
     first = workers.rank == 0
     local = _writable(Path(plan.folder), cache_dir / RUNS) / plan.run

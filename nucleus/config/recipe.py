@@ -245,7 +245,9 @@ class OptimizerOptions(_Options):
     """Optimization: AdamW with a linear warm-up and a cosine decay of the learning rate.
 
     Attributes:
-        epochs: Number of passes over the training split.
+        epochs: Number of epochs: passes over the training split of `dataset`, unless `steps_per_epoch` is set.
+        steps_per_epoch: Training steps in an epoch. Set it for a few images, of which each then is read several times
+            in an epoch; if not set, an epoch reads each image once, with what `mix` adds.
         learning_rate: Learning rate at the end of the warm-up, the highest of the run.
         final_learning_rate: Learning rate at the end of the last epoch.
         warmup_steps: Number of steps in which the learning rate rises from 0 to `learning_rate`.
@@ -264,6 +266,7 @@ class OptimizerOptions(_Options):
     """
 
     epochs: PositiveInt = 30
+    steps_per_epoch: PositiveInt | None = None
     learning_rate: Positive = 2e-3
     final_learning_rate: Positive = 1e-4
     warmup_steps: Annotated[int, Field(ge=0)] = 50
@@ -340,6 +343,10 @@ class Recipe(_Options):
     Attributes:
         model: Name under which the model is published.
         dataset: `NAME[@VERSION]` in the bucket, or `s3://bucket/prefix/NAME[@VERSION]`.
+        mix: Other datasets, named as `dataset` is, with the share of all training crops that comes from their training
+            splits, such as `{ "dsb2018@latest" = 0.5 }`; below 1 in all. The best weights are chosen on `dataset`
+            alone; each dataset's validation split counts by its share when the thresholds are tuned, and the scores
+            on each test split are reported.
         bucket: `s3://bucket[/prefix]` of runs, weights and models; if not set, NUCLEUS_BUCKET.
         workers: Number of training processes, which share every batch equally. A range `[fewest, most]` makes the run
             elastic: it uses as many workers as the cluster has room for, continues with fewer when machines are lost,
@@ -358,6 +365,7 @@ class Recipe(_Options):
 
     model: str
     dataset: str
+    mix: dict[str, Positive] = {}
     bucket: str | None = None
     workers: WorkerCount = WorkerRange(1, 1)
     cpus_per_worker: PositiveInt = 1
@@ -382,16 +390,14 @@ class Recipe(_Options):
         random = {"weights": "none", "freeze_encoder": False, "unfreeze_epoch": None}
         return self.model_copy(update={"network": self.network.model_copy(update=random)})
 
-    def with_unset(self, values: dict[str, dict[str, Any]]) -> "Recipe":
-        """Return a copy with other values (by table, then key) for keys that were not set."""
-        tables = {name: getattr(self, name) for name in values}
-        changes = {
-            name: table.model_copy(
-                update={key: value for key, value in values[name].items() if key not in table.model_fields_set}
-            )
-            for name, table in tables.items()
-        }
-        return self.model_copy(update=changes)
+    @property
+    def share(self) -> float:
+        """Share of the training crops that comes from `dataset`; the others come from `mix`."""
+        return 1 - sum(self.mix.values())
+
+    def steps_of_epoch(self, images: int) -> int:
+        """Return the number of steps in an epoch, for the number of images in the training split of `dataset`."""
+        return self.optimizer.steps_per_epoch or round(images / self.share) // self.input.batch_size
 
     @model_validator(mode="after")
     def _fits_together(self) -> "Recipe":
@@ -401,6 +407,8 @@ class Recipe(_Options):
         except UriError as error:
             raise ValueError(str(error)) from error
         self._check_batch_size()
+        if self.share <= 0:
+            raise ValueError(f"mix must be below 1 in all, found {1 - self.share:g}: the rest comes from dataset")
         if self.network.unfreeze_epoch is not None and not self.network.freeze_encoder:
             raise ValueError("network.unfreeze_epoch needs network.freeze_encoder = true")
         if self.network.start is None:  # which needs no encoder weights

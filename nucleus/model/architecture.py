@@ -38,10 +38,10 @@ __all__ = [
     "ModelConfig",
     "activations",
     "config_of_recipe",
-    "keys_of_start",
     "maps_of",
     "mask_of_logits",
     "read_model_config",
+    "recipe_as_started",
     "recipe_from_start",
 ]
 
@@ -178,12 +178,23 @@ def recipe_from_start(recipe: Recipe, config: ModelConfig, name: str) -> Recipe:
             "these keys out, or train without network.start."
         )
     of_input = {"normalization": config.normalization, "pixel_size": config.pixel_size}
-    return recipe.with_unset({"network": theirs, "input": of_input, "optimizer": {"learning_rate": _START_RATE}})
+    return _with_unset(recipe, {"network": theirs, "input": of_input, "optimizer": {"learning_rate": _START_RATE}})
 
 
-def keys_of_start(recipe: Recipe) -> dict[str, dict[str, Any]]:
-    """Return the keys that `recipe_from_start` sets, with their values in a recipe: by table, then key."""
-    return {name: {key: getattr(getattr(recipe, name), key) for key in keys} for name, keys in _OF_START.items()}
+def recipe_as_started(recipe: Recipe, run: Recipe) -> Recipe:
+    """Return a recipe with what `recipe_from_start` has set in the recipe of a run, for keys that are not set."""
+    values = {name: {key: getattr(getattr(run, name), key) for key in keys} for name, keys in _OF_START.items()}
+    return _with_unset(recipe, values)
+
+
+def _with_unset(recipe: Recipe, values: dict[str, dict[str, Any]]) -> Recipe:
+    """Return a recipe with other values (by table, then key) for keys that are not set."""
+    changes = {}
+    for name, others in values.items():
+        table = getattr(recipe, name)
+        unset = {key: value for key, value in others.items() if key not in table.model_fields_set}
+        changes[name] = table.model_copy(update=unset)
+    return recipe.model_copy(update=changes)
 
 
 def read_model_config(data: bytes, where: str) -> ModelConfig:

@@ -22,10 +22,12 @@ from .manifest import MANIFEST_FILE as MANIFEST_FILE
 from .manifest import MANIFEST_FORMAT as MANIFEST_FORMAT
 from .manifest import MODELS as MODELS
 from .manifest import EncoderWeightsOrigin as EncoderWeightsOrigin
+from .manifest import MixOrigin as MixOrigin
 from .manifest import ModelManifest as ModelManifest
 from .manifest import Origin as Origin
 from .manifest import StartOrigin as StartOrigin
 from .manifest import StoredFile as StoredFile
+from .manifest import before_and_after as before_and_after
 from .manifest import model_key as model_key
 from .manifest import read_model_manifest as read_model_manifest
 from .manifest import read_version as read_version

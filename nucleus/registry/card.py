@@ -24,7 +24,7 @@ from nucleus.metrics.scores import (
     score_cells,
 )
 from nucleus.model.architecture import ModelConfig
-from nucleus.registry.manifest import EncoderWeightsOrigin, Origin
+from nucleus.registry.manifest import EncoderWeightsOrigin, Origin, before_and_after
 from nucleus.text import MISSING, count, percent, plural
 
 __all__ = ["model_card", "without_front_matter"]
@@ -71,6 +71,7 @@ def model_card(name: str, origin: Origin, config: ModelConfig, dataset: DatasetM
         hub_license=known and known[0],
         tested=_defined_headlines(tested) if tested.get("images") else [],
         score_table=_table(SCORE_COLUMNS, score_cells(origin.metrics, digits=3), text_columns=2),
+        changes=before_and_after(origin, "map"),
         limits=_limits(origin.metrics),
         is_about_data=_is_about(recipe.card, dataset),
         encoder=ENCODERS[config.encoder],

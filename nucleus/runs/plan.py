@@ -15,7 +15,7 @@ from nucleus.config.names import check_name
 from nucleus.config.recipe import Recipe
 from nucleus.data.dataset import locate_dataset
 from nucleus.errors import JobError, ObjectExistsError, ObjectNotFoundError, RecipeError, UriError
-from nucleus.model.architecture import keys_of_start
+from nucleus.model.architecture import recipe_as_started
 from nucleus.registry.encoder_weights import EncoderWeights
 from nucleus.registry.manifest import EncoderWeightsOrigin, StartOrigin
 from nucleus.storage.bucket import Bucket
@@ -89,6 +89,7 @@ class RunPlan(BaseModel):
         settings: The recipe as stored under the key `recipe`; one of another version of this package may have other
             keys.
         dataset: `s3://.../NAME@VERSION`, always with the version.
+        mix: Share of the training crops by dataset, `s3://.../NAME@VERSION`, of the datasets besides `dataset`.
         weights_uri: Address of the encoder's weights; None for random weights.
         weights: Origin of the encoder's weights; with `start`, of those that the training of that version started with.
         start_uri: Folder in a bucket with the version that training starts with; None without one.
@@ -112,6 +113,7 @@ class RunPlan(BaseModel):
     bucket: str
     settings: dict[str, Any] = Field(alias="recipe")
     dataset: str
+    mix: dict[str, float] = {}
     weights_uri: str | None
     weights: EncoderWeightsOrigin
     start_uri: str | None = None
@@ -258,7 +260,7 @@ def check_same_recipe(plan: RunPlan, recipe: Recipe) -> list[str]:
     if plan.encoder_replaced is not False and plan.recipe == plan.recipe.with_random_encoder():
         recipe = recipe.with_random_encoder() if recipe.network.weights == "imagenet" else recipe
     if plan.start is not None and recipe.network.start is not None:
-        recipe = recipe.with_unset(keys_of_start(plan.recipe))
+        recipe = recipe_as_started(recipe, plan.recipe)
     theirs, ours = _flat(plan.recipe.model_dump(mode="json")), _flat(recipe.model_dump(mode="json"))
     keys = [key for key in sorted({*theirs, *ours} - {*_ELSEWHERE}) if theirs.get(key) != ours.get(key)]
     words = {key: f"{key}: {_value(theirs.get(key))} in the run, {_value(ours.get(key))} here" for key in keys}

@@ -115,8 +115,11 @@ class ImageRanking:
         ]
 
 
+Images = Callable[[], Iterator[LabelledImage]]
+
+
 def tune_instances(
-    model: Model, images: Callable[[], Iterator[LabelledImage]], workers: Workers
+    model: Model, sources: Sequence[tuple[float, Images]], workers: Workers
 ) -> tuple[InstanceSettings, float | None]:
     """Choose the settings by mAP, mean over images: first the thresholds, then the limits for dropped nuclei.
 
@@ -126,31 +129,42 @@ def tune_instances(
 
     Args:
         model: The model; the search starts from its settings.
-        images: Function that returns this worker's validation images.
+        sources: Share of each dataset, by which its mean counts, and function that returns this worker's images of its
+            validation split.
         workers: All workers; each receives the same result.
 
     Returns:
-        The settings, and the median diameter of the true nuclei, px (None if there are no nuclei).
+        The settings, and the median diameter of the true nuclei of the first dataset, px (None if it has no nuclei).
     """
-    share = -(-_MOST_IMAGES // workers.count)
-
-    def best(candidates: Sequence[InstanceSettings]) -> InstanceSettings:
-        sums, scored = np.zeros((len(candidates), 2)), 0
-        samples, again = tee(islice(images(), share))
-        found = model.values(array_source(sample.image, sample.name) for sample in again)
-        for sample, values in zip(samples, found, strict=True):
-            sums += [_quality(sample.labels, model.label(values, each)) for each in candidates]
-            scored += 1
-        *total, count = workers.sum(np.append(sums, scored))
-        mean_ap, iou = np.reshape(total, sums.shape).T / max(count, 1)
-        return candidates[int(np.argmax(np.where(mean_ap >= mean_ap.max() - _AS_GOOD, iou, -1)))]
-
     settings = model.config.instances
     for choices in _ROUNDS:
         combinations = product(*choices.values())
-        settings = best([settings.model_copy(update=dict(zip(choices, each, strict=True))) for each in combinations])
-    diameters = sum((_diameters(sample.labels) for sample in islice(images(), share)), np.zeros(_LARGEST_DIAMETER))
+        candidates = [settings.model_copy(update=dict(zip(choices, each, strict=True))) for each in combinations]
+        parts = [share * _mean_quality(model, candidates, images, workers) for share, images in sources]
+        mean_ap, iou = np.sum(parts, axis=0).T
+        settings = candidates[int(np.argmax(np.where(mean_ap >= mean_ap.max() - _AS_GOOD, iou, -1)))]
+    images = islice(sources[0][1](), _share_of(workers))
+    diameters = sum((_diameters(sample.labels) for sample in images), np.zeros(_LARGEST_DIAMETER))
     return settings, _median(workers.sum(diameters))
+
+
+def _share_of(workers: Workers) -> int:
+    """Return the number of images that each worker tunes on, at most."""
+    return -(-_MOST_IMAGES // workers.count)
+
+
+def _mean_quality(
+    model: Model, candidates: Sequence[InstanceSettings], images: Images, workers: Workers
+) -> NDArray[np.float64]:
+    """Return mAP and IoU of the mask (columns) with each of the settings (rows), means over all workers' images."""
+    sums, scored = np.zeros((len(candidates), 2)), 0
+    samples, again = tee(islice(images(), _share_of(workers)))
+    found = model.values(array_source(sample.image, sample.name) for sample in again)
+    for sample, values in zip(samples, found, strict=True):
+        sums += [_quality(sample.labels, model.label(values, each)) for each in candidates]
+        scored += 1
+    *total, count = workers.sum(np.append(sums, scored))
+    return np.asarray(np.reshape(total, sums.shape) / max(count, 1))
 
 
 def _quality(truth: NDArray[np.integer], labels: NDArray[np.int32]) -> tuple[float, float]:
