@@ -346,7 +346,7 @@ def _initial_weights(recipe: Recipe, options: RunOptions, home: RunFolder, callb
 
 def _start(recipe: Recipe, start: str, home: RunFolder, callback: Callback) -> dict[str, Any]:
     """Return what the plan says of the version that a run starts with, and the recipe with its architecture."""
-    found = provide_start(start, home.bucket, home.key(), lambda title: callback.progress(title, "bytes"))
+    found = provide_start(start, home.bucket, home.key(), callback.progress)
     origin, path = start_origin(found), found.folder / CONFIG_FILE
     config = read_model_config(path.read_bytes(), str(path))
     callback.on_stage(f"Starting with the weights of {origin}")

@@ -60,8 +60,9 @@ def load(
     """Load a published model.
 
     Args:
-        model: "NAME" (its newest version), "NAME@7" or "NAME@production" in the bucket, downloaded to the cache once
-            and verified; or a folder that `nucleus models pull` made.
+        model: "NAME" (its newest version), "NAME@7" or "NAME@production" in the bucket, or in another one as
+            "s3://bucket/models/NAME@7", downloaded to the cache once and verified; or a folder that `nucleus models
+            pull` made.
         bucket: URI of the bucket, "s3://..."; by default, the value of the environment variable NUCLEUS_BUCKET.
         diameter: Typical diameter of the nuclei in your images, px. The images are rescaled to the diameter that the
             model was trained on.

@@ -1,7 +1,7 @@
 """Options and arguments that several commands share, and their checks."""
 
 from collections.abc import Callable
-from functools import partial, wraps
+from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -153,4 +153,4 @@ def pulled_model(model: str, bucket: str | None = None) -> "PulledModel":
         model: NAME[@REF], a URI or a folder.
         bucket: URI of the bucket; by default, that of NUCLEUS_BUCKET.
     """
-    return nucleus.registry.find_model(model, bucket, partial(show_progress, unit="bytes"))
+    return nucleus.registry.find_model(model, bucket, show_progress)

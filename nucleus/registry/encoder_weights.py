@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import nucleus
 from nucleus.config.encoders import EncoderName
@@ -139,7 +140,10 @@ def fetch_weights(weights: EncoderWeights, cache_dir: Path) -> Path:
 
 
 def provide_start(
-    choice: str, bucket: Bucket, beside: str, progress: Callable[[str], AbstractContextManager[Advance]]
+    choice: str,
+    bucket: Bucket,
+    beside: str,
+    progress: Callable[[str, Literal["bytes"]], AbstractContextManager[Advance]],
 ) -> PulledModel:
     """Make the version that a training starts with available in a bucket, so that workers need only the bucket.
 
@@ -147,7 +151,7 @@ def provide_start(
         choice: The version, as `find_model` takes it.
         bucket: The project's bucket.
         beside: Folder of the run in the bucket. A version that is only on this machine is copied into it.
-        progress: Shows the progress of a transfer in bytes; called with a title.
+        progress: Shows the progress of a transfer; called with a title and its unit.
 
     Returns:
         The version on this machine, with its address in a bucket.
@@ -160,14 +164,14 @@ def provide_start(
         return found
     copy = Bucket(bucket.uri / beside / f"start-{start_origin(found).sha256[:_PREFIX_DIGITS]}")
     for name in (*found.manifest.files, MANIFEST_FILE):  # the manifest last: a copy with one is complete
-        with progress(f"upload {name}") as advance, suppress(ObjectExistsError):
+        with progress(f"upload {name}", "bytes") as advance, suppress(ObjectExistsError):
             copy.put(name, found.folder / name, if_absent=True, advance=advance)
     return replace(found, uri=copy.uri)
 
 
 def start_origin(start: PulledModel) -> StartOrigin:
     """Return what is recorded of a version that a training starts with."""
-    return StartOrigin(version=str(start.manifest), sha256=start.manifest.files[WEIGHTS_FILE].sha256)
+    return StartOrigin(version=str(start), sha256=start.manifest.files[WEIGHTS_FILE].sha256)
 
 
 def fetch_start(uri: S3Uri, origin: StartOrigin, cache_dir: Path) -> PulledModel:
@@ -177,7 +181,7 @@ def fetch_start(uri: S3Uri, origin: StartOrigin, cache_dir: Path) -> PulledModel
         IntegrityError: It is missing, damaged or another version.
     """
     found = pull_uri(uri, cache_dir)
-    if start_origin(found) != StartOrigin(version=origin.version, sha256=origin.sha256):
+    if start_origin(found).sha256 != origin.sha256:
         raise IntegrityError(
             f"Expected {origin} at {uri}, with which the run started; found {start_origin(found)}. Start a new run."
         )

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from nucleus.config.names import Reference, check_name, clean_name, parse_reference
 from nucleus.data.cache import default_cache_dir
@@ -75,6 +76,9 @@ class PulledModel:
     manifest: ModelManifest
     uri: S3Uri | None = None
 
+    def __str__(self) -> str:
+        return str(self.manifest)
+
 
 @dataclass(frozen=True)
 class ModelLocation:
@@ -87,14 +91,14 @@ class ModelLocation:
 def find_model(
     model: str,
     bucket: str | None = None,
-    progress: Callable[[str], AbstractContextManager[Advance]] = lambda _: nullcontext(no_progress),
+    progress: Callable[[str, Literal["bytes"]], AbstractContextManager[Advance]] = lambda *_: nullcontext(no_progress),
 ) -> PulledModel:
     """Return the version that a text stands for, verified, on this machine.
 
     Args:
         model: A folder that `nucleus models pull` made, or what `locate_model` takes, which is pulled into the cache.
         bucket: URI of the bucket of names without one; None for that of NUCLEUS_BUCKET.
-        progress: Shows the progress of a download in bytes; called with a title.
+        progress: Shows the progress of a download; called with a title and its unit.
 
     Raises:
         UsageError: The text is a path, and no pulled folder is there.
@@ -107,7 +111,7 @@ def find_model(
     location = locate_model(model, bucket)
     registry = Bucket(location.bucket)
     registry.check(MODELS)
-    with progress(f"download {model}") as advance:
+    with progress(f"download {model}", "bytes") as advance:
         return pull_cached(registry, location.reference, advance)
 
 

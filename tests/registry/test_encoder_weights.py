@@ -198,7 +198,7 @@ def test_a_download_is_told_in_one_line(tmp_path: Path, capsys: pytest.CaptureFi
     assert capsys.readouterr().out == ""
 
 
-def quiet(_: str) -> nullcontext[Advance]:
+def quiet(*_: str) -> nullcontext[Advance]:
     return nullcontext(no_progress)
 
 
