@@ -47,8 +47,9 @@ _ROUNDS: tuple[dict[str, tuple[float, ...]], ...] = (
 _AS_GOOD = 0.005
 """Largest difference of mAP between equally good settings, among which the IoU of the mask decides. Training the same
 recipe twice gives such differences too."""
-_MOST_IMAGES = 256
-"""Number of images to tune on, at most, over all workers."""
+_MOST_IMAGES, _MOST_MIXED = 256, 32
+"""Number of images to tune on, at most, over all workers: of the run's dataset, and of each that is mixed in."""
+_Images = Callable[[], Iterator[LabelledImage]]
 _LARGEST_DIAMETER = 1024
 """Number of bins for diameters, px; larger diameters count in the last bin."""
 
@@ -115,17 +116,15 @@ class ImageRanking:
         ]
 
 
-Images = Callable[[], Iterator[LabelledImage]]
-
-
 def tune_instances(
-    model: Model, sources: Sequence[tuple[float, Images]], workers: Workers
+    model: Model, sources: Sequence[tuple[float, _Images]], workers: Workers
 ) -> tuple[InstanceSettings, float | None]:
     """Choose the settings by mAP, mean over images: first the thresholds, then the limits for dropped nuclei.
 
     Among the settings within 0.005 of the highest mAP, the one with the highest IoU of the mask is chosen, because
     dropping more uncertain nuclei can raise the mAP slightly at the cost of many true pixels.
-    Of a large split, the first 256 images in stored order, which is random, are used. Every worker must call this.
+    Of a large split, the first 256 images in stored order, which is random, are used, or 32 of one that is mixed in.
+    Every worker must call this.
 
     Args:
         model: The model; the search starts from its settings.
@@ -140,25 +139,23 @@ def tune_instances(
     for choices in _ROUNDS:
         combinations = product(*choices.values())
         candidates = [settings.model_copy(update=dict(zip(choices, each, strict=True))) for each in combinations]
-        parts = [share * _mean_quality(model, candidates, images, workers) for share, images in sources]
+        parts = [
+            share * _mean_quality(model, candidates, images, _MOST_MIXED if number else _MOST_IMAGES, workers)
+            for number, (share, images) in enumerate(sources)
+        ]
         mean_ap, iou = np.sum(parts, axis=0).T
         settings = candidates[int(np.argmax(np.where(mean_ap >= mean_ap.max() - _AS_GOOD, iou, -1)))]
-    images = islice(sources[0][1](), _share_of(workers))
+    images = islice(sources[0][1](), -(-_MOST_IMAGES // workers.count))
     diameters = sum((_diameters(sample.labels) for sample in images), np.zeros(_LARGEST_DIAMETER))
     return settings, _median(workers.sum(diameters))
 
 
-def _share_of(workers: Workers) -> int:
-    """Return the number of images that each worker tunes on, at most."""
-    return -(-_MOST_IMAGES // workers.count)
-
-
 def _mean_quality(
-    model: Model, candidates: Sequence[InstanceSettings], images: Images, workers: Workers
+    model: Model, candidates: Sequence[InstanceSettings], images: _Images, most: int, workers: Workers
 ) -> NDArray[np.float64]:
     """Return mAP and IoU of the mask (columns) with each of the settings (rows), means over all workers' images."""
     sums, scored = np.zeros((len(candidates), 2)), 0
-    samples, again = tee(islice(images(), _share_of(workers)))
+    samples, again = tee(islice(images(), -(-most // workers.count)))
     found = model.values(array_source(sample.image, sample.name) for sample in again)
     for sample, values in zip(samples, found, strict=True):
         sums += [_quality(sample.labels, model.label(values, each)) for each in candidates]
