@@ -132,7 +132,7 @@ class Origin(_Frozen):
         return tracked_text(self.wandb_run, self.wandb_mode)
 
 
-class Compared(Protocol):
+class _Compared(Protocol):
     """What `before_and_after` needs: an `Origin`, or the record of a run."""
 
     @property
@@ -145,13 +145,13 @@ class Compared(Protocol):
     def mix(self) -> Sequence[MixOrigin]: ...
 
 
-def before_and_after(of: Compared, metric: str) -> dict[str, str]:
+def before_and_after(of: _Compared, metric: str) -> dict[str, str]:
     """Return, as text by title, the start and the mixed datasets with test scores before and after; maybe nothing."""
     found = {}
     if of.start is not None:
         found["start"] = f"{of.start}; {_change(metric, of.start.scores, of.metrics.get('test', {}))} on {of.dataset}"
-    for mixed in of.mix:
-        title = "mixed in" if len(of.mix) == 1 else f"mixed in {len(found) + (of.start is None)}"
+    for number, mixed in enumerate(of.mix, start=1):
+        title = f"mixed in {number}" if len(of.mix) > 1 else "mixed in"
         share = f"{100 * mixed.share:.0f} % of the crops"
         found[title] = f"{share}; {_change(metric, mixed.before, mixed.scores)} on {mixed.dataset}"
     return found
