@@ -19,6 +19,7 @@ from .cluster_check import gpus_here as gpus_here
 from .cluster_check import query_head as query_head
 from .cluster_check import tensorflow_gpus as tensorflow_gpus
 from .events import EventCallback as EventCallback
+from .events import Silence as Silence
 from .events import driver_node_options as driver_node_options
 from .events import event_queue as event_queue
 from .filesystem import run_storage as run_storage

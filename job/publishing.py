@@ -11,10 +11,19 @@ from nucleus.config.names import Reference
 from nucleus.data.cache import ShardCache, default_cache_dir
 from nucleus.data.dataset import locate_dataset, open_dataset
 from nucleus.errors import IntegrityError, ModelError, ObjectNotFoundError
-from nucleus.model.architecture import CARD_FILE, CONFIG_FILE, METRICS_FILE, ONNX_FILE, read_model_config
+from nucleus.model.architecture import (
+    CARD_FILE,
+    CONFIG_FILE,
+    METRICS_FILE,
+    ONNX_FILE,
+    WEIGHTS_FILE,
+    read_model_config,
+)
+from nucleus.predict.model import Model
 from nucleus.registry.aliases import pass_gate
 from nucleus.registry.card import model_card
-from nucleus.registry.manifest import ModelManifest, Origin
+from nucleus.registry.encoder_weights import fetch_start
+from nucleus.registry.manifest import MixOrigin, ModelManifest, Origin
 from nucleus.registry.publish import publish
 from nucleus.registry.versions import pull
 from nucleus.runs.plan import RunPlan
@@ -50,35 +59,78 @@ def judge(bucket: Bucket, manifest: ModelManifest, plan: RunPlan, callback: Call
         return
 
     def rescore(incumbent: ModelManifest) -> float | None:
+        start = manifest.origin.start
+        if start is not None and incumbent.files[WEIGHTS_FILE].sha256 == start.sha256:  # scored already
+            return start.scores.get("all", {}).get(options.metric)
         callback.on_stage(f"Scoring version {incumbent.version} on the test split of {plan.dataset}")
-        return _score_on_test(bucket, incumbent, plan, callback)
+        with temporary_folder("incumbent") as temporary:
+            folder = temporary / "model"
+            with callback.progress(f"pull {incumbent}", "bytes") as advance:
+                pull(bucket, Reference(incumbent.model, str(incumbent.version)), folder, advance)
+            model = nucleus.predict.load_model_folder(folder)
+            scores = _scores_on_test(model, str(incumbent), plan.dataset, plan, callback)
+            return scores.get("all", {}).get(options.metric)
 
     decision = pass_gate(bucket, manifest, options, rescore)
     callback.on_stage(str(decision))
 
 
-def _score_on_test(bucket: Bucket, manifest: ModelManifest, plan: RunPlan, callback: Callback) -> float | None:
-    """Return the gate's metric of another version on this run's test split; None if it is undefined."""
-    cache = _cache(plan)
-    dataset = open_dataset(locate_dataset(plan.dataset))
-    with temporary_folder("incumbent") as temporary:
-        folder = temporary / "model"
-        with callback.progress(f"pull {manifest.model}@{manifest.version}", "bytes") as advance:
-            pull(bucket, Reference(manifest.model, str(manifest.version)), folder, advance)
-        found = nucleus.predict.evaluate(
-            nucleus.predict.load_model_folder(folder),
-            dataset,
-            ("test",),
-            cache,
-            loss=plan.recipe.loss,
-            progress=lambda _: callback.progress(f"evaluate {manifest.model}@{manifest.version}"),
+def _scores_on_test(
+    model: Model, name: str, dataset: str, plan: RunPlan, callback: Callback
+) -> dict[str, dict[str, float | None]]:
+    """Return the scores of a model on the test split of a dataset: `all` or kind of image, then metric.
+
+    Empty if the split has no images.
+    """
+    opened = open_dataset(locate_dataset(dataset))
+    if not opened.manifest.split_samples("test"):
+        return {}
+    found = nucleus.predict.evaluate(
+        model,
+        opened,
+        ("test",),
+        _cache(plan),
+        loss=plan.recipe.loss,
+        progress=lambda _: callback.progress(f"evaluate {name} on {opened.manifest.name}"),
+    )
+    return found.overall
+
+
+def _compared(origin: Origin, plan: RunPlan, folder: Path, callback: Callback) -> Origin:
+    """Return the origin of a model with the scores on test splits of what it started with and what was mixed in.
+
+    Args:
+        origin: Origin of the model.
+        plan: The run.
+        folder: Folder with the model's files, `model.onnx` included.
+        callback: Shows the progress.
+    """
+    start, before = plan.start, None
+    if start is not None and plan.start_uri is not None:
+        callback.on_stage(f"Scoring {start.version}, with which training started")
+        before = nucleus.predict.load_pulled(fetch_start(parse_uri(plan.start_uri), start, _cache_dir(plan)))
+        scores = _scores_on_test(before, start.version, plan.dataset, plan, callback)
+        start = start.model_copy(update={"scores": scores})
+    config = read_model_config((folder / CONFIG_FILE).read_bytes(), str(folder / CONFIG_FILE))
+    after = nucleus.predict.Model(nucleus.model.load_engine(folder, config, "auto", has_onnx=True), config)
+    mix = [
+        MixOrigin(
+            dataset=dataset,
+            share=share,
+            scores=_scores_on_test(after, plan.recipe.model, dataset, plan, callback),
+            before=_scores_on_test(before, str(plan.start), dataset, plan, callback) if before else {},
         )
-        return found["all"][plan.recipe.gate.metric]
+        for dataset, share in plan.mix.items()
+    ]
+    return origin.model_copy(update={"start": start, "mix": mix})
+
+
+def _cache_dir(plan: RunPlan) -> Path:
+    return Path(plan.recipe.cache_dir) if plan.recipe.cache_dir else default_cache_dir()
 
 
 def _cache(plan: RunPlan) -> ShardCache:
-    cache_dir = Path(plan.recipe.cache_dir) if plan.recipe.cache_dir else default_cache_dir()
-    return ShardCache(cache_dir, plan.recipe.cache_limit_gib)
+    return ShardCache(_cache_dir(plan), plan.recipe.cache_limit_gib)
 
 
 def publish_run(plan: RunPlan, fitted: FinishedRun, bucket: Bucket, callback: Callback) -> ModelManifest:
@@ -114,6 +166,8 @@ def publish_run(plan: RunPlan, fitted: FinishedRun, bucket: Bucket, callback: Ca
                 f"Expected to publish {plan.recipe.model}; nothing was published. {error} Install the versions of "
                 f"tf2onnx and onnxruntime that requirements/ locks, and run: nucleus train --resume {plan.run}"
             ) from error
+        if plan.start is not None or plan.mix:
+            origin = _compared(origin, plan, folder, callback)
         history = json.loads((folder / METRICS_FILE).read_bytes())["history"]
         (folder / CARD_FILE).write_text(model_card(plan.recipe.model, origin, config, dataset.manifest, history))
         with callback.progress("publish", "bytes") as advance:

@@ -198,6 +198,8 @@ def report_run(
         recipe=plan.recipe.model_dump(mode="json"),
         dataset=plan.dataset,
         encoder_weights=plan.weights,
+        start=manifest.origin.start if manifest else plan.start,
+        mix=manifest.origin.mix if manifest else [],
         metrics=metrics,
         history=history,
         best_epoch=facts.best_epoch,

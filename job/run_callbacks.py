@@ -96,6 +96,8 @@ def _wandb_run(plan: RunPlan, folder: Path, mode: str) -> WandbRun:
     config = {
         **plan.recipe.model_dump(mode="json"),
         "dataset_version": plan.dataset,
+        "mix_versions": plan.mix,
+        "start": str(plan.start) if plan.start else None,
         "run": plan.run,
         "commit": plan.commit,
         "versions": installed_versions(),

@@ -198,5 +198,5 @@ def dry_run(recipe: Recipe, dataset: str, submission: Submission, capacities: di
         waits_for=shortage(resources_needed(recipe), capacities),
         images=images,
         epochs=recipe.optimizer.epochs,
-        steps=images // recipe.input.batch_size * recipe.optimizer.epochs,
+        steps=recipe.steps_of_epoch(images) * recipe.optimizer.epochs,
     )

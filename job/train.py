@@ -4,19 +4,18 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
-from ray.util import placement_group_table
 
 import job
-from job.cluster import Capacity, capacities, connected, lost_cluster, resources_needed, shortage, wait_for_certainty
-from job.events import event_queue
+from job.cluster import connected, lost_cluster, wait_for_certainty
+from job.events import Silence, event_queue
 from job.filesystem import run_storage
 from job.publishing import FinishedRun, judge, publish_run
 from job.ray_internals import failure_text, our_error
@@ -24,9 +23,10 @@ from job.reporting import has_facts, report_published
 from job.signals import Interruptions, stop_request, stops_on_signals
 from job.worker import train_worker
 from nucleus.config.recipe import Recipe
-from nucleus.data.dataset import check_has_nuclei, locate_dataset, open_dataset
-from nucleus.errors import ClusterError, DataError, JobError, NucleusError, RunStoppedError, WeightsError
-from nucleus.registry.encoder_weights import provide_weights
+from nucleus.data.dataset import Dataset, check_has_nuclei, locate_dataset, open_dataset
+from nucleus.errors import ClusterError, DataError, JobError, NucleusError, RecipeError, RunStoppedError, WeightsError
+from nucleus.model.architecture import CONFIG_FILE, read_model_config, recipe_from_start
+from nucleus.registry.encoder_weights import provide_start, provide_weights, start_origin
 from nucleus.registry.manifest import EncoderWeightsOrigin, ModelManifest
 from nucleus.registry.versions import version_of_run
 from nucleus.runs.plan import (
@@ -44,7 +44,7 @@ from nucleus.storage.bucket import Bucket, check_conditional_writes
 from nucleus.storage.retries import storage_timeout
 from nucleus.storage.uri import bucket_from_environment, parse_uri
 from nucleus.surroundings import commit
-from nucleus.text import first_line, plural
+from nucleus.text import first_line
 from nucleus.tracking.failover import check_tracking, tracking_mode, usable_mode
 from nucleus.training.callbacks import Callback
 
@@ -86,8 +86,6 @@ _CHECKPOINTS_KEPT = 2
 _START_TIMEOUT, _ELASTIC_START_SECONDS = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "10"
 _STALL_TIMEOUT = "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"
 """Environment variables of Ray Train."""
-_CALLS_PER_MINUTE = 6
-"""Calls of `_Silence.tell` in a minute."""
 _METRICS = "metrics"
 """Key that only the last report of a finished run has; the other reports are metrics of an epoch."""
 
@@ -118,7 +116,7 @@ def fit(
         return begun.is_set()
 
     with (
-        event_queue(callback, _Silence(plan.recipe, callback).tell, begun) as events,
+        event_queue(callback, Silence(plan.recipe, callback).tell, begun) as events,
         interruptions.asking(ask),
     ):
         try:
@@ -182,54 +180,6 @@ def fit_trial(plan: RunPlan, options: RunOptions, callback: Callback, stop: Any)
         fitted = fit(plan, options, callback, Interruptions(callback), stop)
         state.finished()
     return fitted
-
-
-class _Silence:
-    """Says, until the workers report something, what a run waits for: each new reason, and the same one every minute.
-
-    Args:
-        recipe: The run's recipe.
-        callback: Shows the text.
-    """
-
-    def __init__(self, recipe: Recipe, callback: Callback) -> None:
-        self._recipe = recipe
-        self._callback = callback
-        self._others = set(_reservations())
-        self._shown = ""
-        self._calls = 0
-
-    def tell(self) -> None:
-        """Show the reason if it is new or was shown a minute ago. Called every ten seconds."""
-        with suppress(Exception):  # an error here must not end the thread that forwards events
-            ours = [state for group, state in _reservations().items() if group not in self._others]
-            text = _waits_for(self._recipe, capacities(), ours)
-            if text != self._shown:
-                self._shown, self._calls = text, 0
-                self._callback.on_stage(text)
-            elif self._calls % _CALLS_PER_MINUTE == 0:
-                self._callback.on_stage(f"{text}, for {plural(self._calls // _CALLS_PER_MINUTE, 'minute')} now")
-        self._calls += 1
-
-
-def _reservations() -> dict[str, str]:
-    """Return the state of each placement group of the cluster, by its id."""
-    return {group: found["state"] for group, found in placement_group_table().items()}
-
-
-def _waits_for(recipe: Recipe, capacity: Mapping[str, Capacity], reservations: Sequence[str]) -> str:
-    """Return a sentence that says what a run without workers waits for.
-
-    Args:
-        recipe: The run's recipe.
-        capacity: CPUs and GPUs of the cluster.
-        reservations: States of the placement groups created since the run started. What its own group holds is not
-            free, but the run does not wait for it.
-    """
-    if "CREATED" in reservations and "PENDING" not in reservations:
-        return "Starting the workers"
-    waits = shortage(resources_needed(recipe), capacity)
-    return f"Waiting for {waits}" if waits else f"Waiting until Ray has placed {recipe.workers}"
 
 
 def _explained(error: BaseException, plan: RunPlan, options: RunOptions) -> NucleusError:
@@ -327,41 +277,87 @@ def plan_run(recipe: Recipe, options: RunOptions, callback: Callback, group: str
         check_new_run(bucket, options.run, f"nucleus train --resume {options.run}")
     dataset = open_dataset(locate_dataset(recipe.dataset, recipe.bucket))
     images = len(dataset.manifest.split_samples("train"))
-    if images < recipe.input.batch_size:
+    if not recipe.steps_of_epoch(images):
         raise DataError(
             f"Expected at least one batch of {recipe.input.batch_size} images in the training split of {dataset}; "
-            f"found {images}. Set input.batch_size lower or import more."
+            f"found {images}. Set optimizer.steps_per_epoch, so that an epoch reads images several times; or set "
+            "input.batch_size lower, or import more."
         )
     check_has_nuclei(dataset)
     mode = tracking_mode(recipe.tracking)
     check_tracking(mode)
     check_conditional_writes(bucket)
-    run, replaced = options.run or new_run_name(recipe.model), False
-    try:
-        with callback.progress("encoder weights", "bytes") as advance:
-            network, beside = recipe.network, RunFolder(bucket, run).key()
-            weights = provide_weights(network.weights, network.encoder, bucket, beside, advance, callback.on_stage)
-    except WeightsError as error:
-        if not (options.weights_optional and recipe.network.weights == "imagenet"):
-            raise
-        weights, replaced = None, True
-        recipe = recipe.with_random_encoder()
-        callback.on_warning(f"Training WITHOUT pretrained encoder weights, so results will be worse. {error}")
+    run = options.run or new_run_name(recipe.model)
     return RunPlan(
         run=run,
         bucket=str(bucket.uri),
-        recipe=recipe.model_dump(mode="json"),
         dataset=str(dataset),
-        weights_uri=str(weights.uri) if weights else None,
-        weights=weights.origin if weights else EncoderWeightsOrigin(source="none", sha256=None),
+        mix=_mix(recipe, dataset),
         wandb_mode=mode,
         group=group,
         wandb_dir=str(Path(os.environ.get("WANDB_DIR") or Path.cwd()).absolute()),
         folder=str(options.local_folder),
         commit=commit(),
         submitted=job.is_submitted_job(),
-        encoder_replaced=replaced,
+        **_initial_weights(recipe, options, RunFolder(bucket, run), callback),
     )
+
+
+def _mix(recipe: Recipe, dataset: Dataset) -> dict[str, float]:
+    """Return the versions of the datasets that are mixed in, with their shares.
+
+    Raises:
+        DataError: A dataset does not exist, or has no nuclei in its training or validation split.
+        RecipeError: A dataset is named twice.
+    """
+    mix: dict[str, float] = {}
+    for name, share in recipe.mix.items():
+        mixed = open_dataset(locate_dataset(name, recipe.bucket))
+        check_has_nuclei(mixed)
+        if str(mixed) in {str(dataset), *mix}:
+            raise RecipeError(f"Expected other datasets in mix than {dataset}, each once; found {mixed} again.")
+        mix[str(mixed)] = share
+    return mix
+
+
+def _initial_weights(recipe: Recipe, options: RunOptions, home: RunFolder, callback: Callback) -> dict[str, Any]:
+    """Provide the weights that a run starts with; return what the plan says of them, and the recipe with them."""
+    if recipe.network.start is not None:
+        return _start(recipe, recipe.network.start, home, callback)
+    network, replaced = recipe.network, False
+    try:
+        with callback.progress("encoder weights", "bytes") as advance:
+            weights = provide_weights(
+                network.weights, network.encoder, home.bucket, home.key(), advance, callback.on_stage
+            )
+    except WeightsError as error:
+        if not (options.weights_optional and network.weights == "imagenet"):
+            raise
+        weights, replaced = None, True
+        recipe = recipe.with_random_encoder()
+        callback.on_warning(f"Training WITHOUT pretrained encoder weights, so results will be worse. {error}")
+    return {
+        "recipe": recipe.model_dump(mode="json"),
+        "weights_uri": str(weights.uri) if weights else None,
+        "weights": weights.origin if weights else EncoderWeightsOrigin(source="none", sha256=None),
+        "encoder_replaced": replaced,
+    }
+
+
+def _start(recipe: Recipe, start: str, home: RunFolder, callback: Callback) -> dict[str, Any]:
+    """Return what the plan says of the version that a run starts with, and the recipe with its architecture."""
+    found = provide_start(start, home.bucket, home.key(), callback.progress)
+    origin, path = start_origin(found), found.folder / CONFIG_FILE
+    config = read_model_config(path.read_bytes(), str(path))
+    callback.on_stage(f"Starting with the weights of {origin}")
+    return {
+        "recipe": recipe_from_start(recipe, config, origin.version).model_dump(mode="json"),
+        "weights_uri": None,
+        "weights": found.manifest.origin.encoder_weights,
+        "start_uri": str(found.uri),
+        "start": origin,
+        "encoder_replaced": False,
+    }
 
 
 def tracked_where_possible(plans: Sequence[RunPlan], callback: Callback) -> list[RunPlan]:

@@ -58,6 +58,11 @@ def train_worker(config: dict[str, Any]) -> None:
         dataset=nucleus.data.open_dataset(nucleus.data.locate_dataset(plan.dataset)),
         cache=nucleus.data.ShardCache(cache_dir, plan.recipe.cache_limit_gib),
         encoder_weights=nucleus.registry.fetch_weights(weights, cache_dir) if weights else None,
+        start=_start(plan, cache_dir),
+        mix=tuple(
+            nucleus.training.MixedDataset(nucleus.data.open_dataset(nucleus.data.locate_dataset(name)), share)
+            for name, share in plan.mix.items()
+        ),
     )
     first = workers.rank == 0
     local = _writable(Path(plan.folder), cache_dir / RUNS) / plan.run
@@ -73,6 +78,13 @@ def train_worker(config: dict[str, Any]) -> None:
             callback.on_close(failed=True)
         raise
     callback.on_close(failed=False)
+
+
+def _start(plan: RunPlan, cache_dir: Path) -> Path | None:
+    """Return the folder of the version that training starts with, downloaded if need be; None without one."""
+    if plan.start is None or plan.start_uri is None:
+        return None
+    return nucleus.registry.fetch_start(nucleus.storage.parse_uri(plan.start_uri), plan.start, cache_dir).folder
 
 
 def _announce_start(events: Any) -> None:

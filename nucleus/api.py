@@ -62,9 +62,10 @@ def load(
     """Load a model: by default, the one that comes along with this package.
 
     Args:
-        model: "NAME" (its newest version), "NAME@7" or "NAME@production" in the bucket, downloaded to the cache once
-            and verified; or a folder that `nucleus models pull` made. None and "nuclei" mean the model that comes
-            along, which needs no bucket and no network; a bucket's model of this name is "nuclei@7".
+        model: "NAME" (its newest version), "NAME@7" or "NAME@production" in the bucket, or in another one as
+            "s3://bucket/models/NAME@7", downloaded to the cache once and verified; or a folder that `nucleus models
+            pull` made. None and "nuclei" mean the model that comes along, which needs no bucket and no network; a
+            bucket's model of this name is "nuclei@7".
         bucket: URI of the bucket, "s3://..."; by default, the value of the environment variable NUCLEUS_BUCKET.
         diameter: Typical diameter of the nuclei in your images, px. The images are rescaled to the diameter that the
             model was trained on.

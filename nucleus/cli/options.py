@@ -147,10 +147,10 @@ def project_bucket(below: str, *, single_writer: bool = False) -> "Bucket":
 
 
 def pulled_model(model: str | None, bucket: str | None = None) -> "PulledModel":
-    """Return a verified model; one of the bucket is downloaded into the cache, with a progress bar.
+    """Return a verified model as `nucleus.registry.find_model` finds it, with a progress bar.
 
     Args:
-        model: NAME[@REF] or the folder; None and `nuclei` mean the model that comes along.
+        model: NAME[@REF], a URI or a folder; None and `nuclei` mean the model that comes along.
         bucket: URI of the bucket; by default, that of NUCLEUS_BUCKET.
     """
     return nucleus.registry.find_model(model, bucket, show_progress)

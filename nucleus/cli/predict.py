@@ -182,8 +182,8 @@ def _version_for_workers(model: str | None) -> tuple[Reference, str | None]:
     """Return a version, and the bucket that each worker pulls it from; None if it is in each worker's package."""
     if nucleus.registry.is_included(model):
         return pulled_model(model).reference, None
-    reference = nucleus.config.parse_reference(model or "", "model")
-    registry = nucleus.storage.Bucket(nucleus.storage.bucket_from_environment())
+    location = nucleus.registry.locate_model(model or "")
+    reference, registry = location.reference, nucleus.storage.Bucket(location.bucket)
     registry.check(nucleus.registry.MODELS)
     return Reference(reference.name, str(nucleus.registry.resolve_version(registry, reference))), str(registry.uri)
 
@@ -276,7 +276,7 @@ def evaluate(
             worst=_WORST,
         )
     else:
-        found = _evaluate_on_cluster(pulled, opened, splits, options, workers)
+        found = _evaluate_on_cluster(model, pulled, opened, splits, options, workers)
     if gallery is not None:
         nucleus.storage.write_atomic(gallery, nucleus.data.encode_png(nucleus.pictures.draw_gallery(found.worst)))
     if not found.overall["all"]["nuclei_true"]:
@@ -298,6 +298,7 @@ def evaluate(
 
 
 def _evaluate_on_cluster(
+    model: str,
     pulled: "PulledModel",
     dataset: "Dataset",
     splits: tuple[str, ...],
@@ -306,7 +307,7 @@ def _evaluate_on_cluster(
 ) -> "Evaluation":
     check_can_train("--workers, which are those of a Ray cluster")
     plan = job.EvaluationPlan(
-        registry=None if pulled.included else nucleus.storage.bucket_from_environment(),
+        registry=None if pulled.included else nucleus.registry.locate_model(model).bucket,
         model=pulled.reference,
         dataset=dataset,
         splits=splits,

@@ -167,7 +167,8 @@ def print_published(
         rows |= _places(manifest, bucket, runs / manifest.origin.run)
     except (NucleusError, OSError) as error:
         warn(f"{version} is published; the locations of the run's other results could not be read: {error}")
-    print_facts({**rows, **more, **_commands(manifest)}, ("what", "where"))
+    changes = nucleus.registry.before_and_after(manifest.origin, manifest.origin.recipe["gate"]["metric"])
+    print_facts({**rows, **changes, **more, **_commands(manifest)}, ("what", "where"))
 
 
 def _places(manifest: "ModelManifest", bucket: "Bucket", folder: Path) -> dict[str, object]:

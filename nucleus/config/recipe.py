@@ -102,6 +102,11 @@ class NetworkOptions(_Options):
     """The network: a U-Net whose encoder can be pretrained.
 
     Attributes:
+        start: Version of a model whose weights training starts with, all of them: `NAME[@REF]` in the bucket,
+            `s3://bucket/models/NAME[@REF]` or a pulled folder. The network is then that of the version, which other
+            values of `encoder`, `decoder_channels` and `heads` contradict, `weights` is not used, and if
+            `input.normalization`, `input.pixel_size` and `optimizer.learning_rate` are not set, the first two are also
+            those of the version, and the rate is 5e-4.
         encoder: Backbone of the U-Net.
         weights: Initial weights of the encoder: `imagenet`, a local path, an `s3://` URI, or `none` (random).
         freeze_encoder: Whether the encoder keeps its initial weights, until `unfreeze_epoch` if that is set. Its
@@ -117,6 +122,7 @@ class NetworkOptions(_Options):
             (foreground, and distance to the nucleus's edge) or `both`.
     """
 
+    start: OneLine | None = None
     encoder: EncoderName = "mobilenet_v2"
     weights: str = "imagenet"
     freeze_encoder: bool = True
@@ -140,7 +146,8 @@ class NetworkOptions(_Options):
     @property
     def encoder_rate_factor(self) -> float:
         """The encoder's learning rate, as a multiple of the decoder's."""
-        return self.encoder_learning_rate_factor or (1.0 if self.weights == "none" else 0.1)
+        random = self.weights == "none" and self.start is None
+        return self.encoder_learning_rate_factor or (1.0 if random else 0.1)
 
 
 class NormalizationOptions(_Options):
@@ -254,7 +261,9 @@ class OptimizerOptions(_Options):
     """Optimization: AdamW with a linear warm-up and a cosine decay of the learning rate.
 
     Attributes:
-        epochs: Number of passes over the training split.
+        epochs: Number of epochs: passes over the training split of `dataset`, unless `steps_per_epoch` is set.
+        steps_per_epoch: Training steps in an epoch. Set it for a few images, of which each then is read several times
+            in an epoch; if not set, an epoch reads each image once, with what `mix` adds.
         learning_rate: Learning rate at the end of the warm-up, the highest of the run.
         final_learning_rate: Learning rate at the end of the last epoch.
         warmup_steps: Number of steps in which the learning rate rises from 0 to `learning_rate`.
@@ -273,6 +282,7 @@ class OptimizerOptions(_Options):
     """
 
     epochs: PositiveInt = 30
+    steps_per_epoch: PositiveInt | None = None
     learning_rate: Positive = 2e-3
     final_learning_rate: Positive = 1e-4
     warmup_steps: Annotated[int, Field(ge=0)] = 50
@@ -349,6 +359,10 @@ class Recipe(_Options):
     Attributes:
         model: Name under which the model is published.
         dataset: `NAME[@VERSION]` in the bucket, or `s3://bucket/prefix/NAME[@VERSION]`.
+        mix: Other datasets, named as `dataset` is, with the share of all training crops that comes from their training
+            splits, such as `{ "dsb2018@latest" = 0.5 }`; below 1 in all. The best weights are chosen on `dataset`
+            alone; each dataset's validation split counts by its share when the thresholds are tuned, and the scores
+            on each test split are reported.
         bucket: `s3://bucket[/prefix]` of runs, weights and models; if not set, NUCLEUS_BUCKET.
         workers: Number of training processes, which share every batch equally. A range `[fewest, most]` makes the run
             elastic: it uses as many workers as the cluster has room for, continues with fewer when machines are lost,
@@ -367,6 +381,7 @@ class Recipe(_Options):
 
     model: str
     dataset: str
+    mix: dict[str, Positive] = {}
     bucket: str | None = None
     workers: WorkerCount = WorkerRange(1, 1)
     cpus_per_worker: PositiveInt = 1
@@ -391,6 +406,15 @@ class Recipe(_Options):
         random = {"weights": "none", "freeze_encoder": False, "unfreeze_epoch": None}
         return self.model_copy(update={"network": self.network.model_copy(update=random)})
 
+    @property
+    def share(self) -> float:
+        """Share of the training crops that comes from `dataset`; the others come from `mix`."""
+        return 1 - sum(self.mix.values())
+
+    def steps_of_epoch(self, images: int) -> int:
+        """Return the number of steps in an epoch, for the number of images in the training split of `dataset`."""
+        return self.optimizer.steps_per_epoch or round(images / self.share) // self.input.batch_size
+
     @model_validator(mode="after")
     def _fits_together(self) -> "Recipe":
         try:
@@ -399,8 +423,17 @@ class Recipe(_Options):
         except UriError as error:
             raise ValueError(str(error)) from error
         self._check_batch_size()
+        if self.share <= 0:
+            raise ValueError(f"mix must be below 1 in all, found {1 - self.share:g}: the rest comes from dataset")
         if self.network.unfreeze_epoch is not None and not self.network.freeze_encoder:
             raise ValueError("network.unfreeze_epoch needs network.freeze_encoder = true")
+        if self.network.start is None:  # which needs no encoder weights
+            self._check_encoder_weights()
+        if self.cache_dir is not None and not Path(self.cache_dir).is_absolute():
+            raise ValueError(f"cache_dir must be an absolute path, found {self.cache_dir!r}")
+        return self
+
+    def _check_encoder_weights(self) -> None:
         if self.network.encoder in WITHOUT_IMAGENET and self.network.weights == "imagenet":
             raise ValueError(
                 f"network.weights must not be 'imagenet': there are no ImageNet weights for the encoder "
@@ -408,9 +441,6 @@ class Recipe(_Options):
             )
         if self.network.weights == "none" and self.network.freeze_encoder:
             raise ValueError("network.freeze_encoder must be false if network.weights is 'none'")
-        if self.cache_dir is not None and not Path(self.cache_dir).is_absolute():
-            raise ValueError(f"cache_dir must be an absolute path, found {self.cache_dir!r}")
-        return self
 
     def _check_batch_size(self) -> None:
         """Raise `ValueError` unless the batch divides equally among any number of workers the run may have."""

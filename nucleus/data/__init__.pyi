@@ -88,6 +88,7 @@ from .reader import LabelledImage as LabelledImage
 from .reader import OpenShard as OpenShard
 from .reader import SplitReader as SplitReader
 from .reader import cached_split as cached_split
+from .reader import cached_splits as cached_splits
 from .reader import example_positions as example_positions
 from .reader import example_records as example_records
 from .reader import images_of_range as images_of_range
@@ -95,7 +96,9 @@ from .reader import images_of_split as images_of_split
 from .reader import images_of_worker as images_of_worker
 from .reader import split_reader as split_reader
 from .sampling import EpochPlan as EpochPlan
+from .sampling import SplitShare as SplitShare
 from .sampling import epoch_plan as epoch_plan
+from .sampling import mixed_plan as mixed_plan
 from .sampling import shard_count as shard_count
 from .sampling import stored_order as stored_order
 from .shards import ShardFile as ShardFile

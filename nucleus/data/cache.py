@@ -62,7 +62,7 @@ class ShardCache:
         self._folder = folder / DATASETS
         self._limit = int(limit_gib * _GIB)
         self._wait_seconds = wait_seconds
-        self._bucket = lru_cache(maxsize=1)(Bucket)  # one client for all shards of a dataset
+        self._bucket = lru_cache(maxsize=8)(Bucket)  # one client for all shards of a dataset
 
     def open(self, dataset: Dataset, shard: Shard) -> ShardFile:
         """Open a shard; if it is missing, one process of the machine downloads it while the others wait.

@@ -1,6 +1,6 @@
 """Readers of a split: its records block by block, while the next block is fetched; its images; and a few examples."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -22,6 +22,7 @@ __all__ = [
     "OpenShard",
     "SplitReader",
     "cached_split",
+    "cached_splits",
     "example_positions",
     "example_records",
     "images_of_range",
@@ -125,8 +126,15 @@ class SplitReader:
 
 def cached_split(dataset: Dataset, split: str, cache: ShardCache, plan: Callable[[int], EpochPlan]) -> SplitReader:
     """Return a reader of a split through the cache."""
-    shards = dataset.manifest.split_shards(split)
-    return SplitReader(lambda number: cache.open(dataset, shards[number]), plan)
+    return cached_splits([dataset], split, cache, plan)
+
+
+def cached_splits(
+    datasets: Sequence[Dataset], split: str, cache: ShardCache, plan: Callable[[int], EpochPlan]
+) -> SplitReader:
+    """Return a reader of the same split of several datasets through the cache, in the order of a `mixed_plan`."""
+    shards = [(dataset, shard) for dataset in datasets for shard in dataset.manifest.split_shards(split)]
+    return SplitReader(lambda number: cache.open(*shards[number]), plan)
 
 
 def example_positions(manifest: DatasetManifest, split: str, count: int) -> list[int]:

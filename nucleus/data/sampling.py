@@ -10,19 +10,26 @@ length comes last.
 
 With weights, the records of a shard are drawn by systematic resampling: as many draws as the shard has records, each
 record about in proportion to its weight.
+
+Splits of several datasets can be mixed, and epochs can have any number of steps. Then each split is an endless stream,
+one pass (an epoch as above) after the other, and the positions of an epoch are dealt to the splits, to each as many in
+every epoch as its share asks, evenly spread. So the order is still one of seed and epoch alone: epoch e takes from a
+split that has n positions in an epoch the places e * n to (e + 1) * n - 1 of its stream.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["EpochPlan", "epoch_plan", "shard_count", "stored_order"]
+__all__ = ["EpochPlan", "SplitShare", "epoch_plan", "mixed_plan", "shard_count", "stored_order"]
 
 _MANY_DIVISORS = (24, 12, 8, 6, 4, 2, 1)
 _SHARD_BYTES = 64 << 20
 _BLOCK_SHARDS = _MANY_DIVISORS[0]
+_GOLDEN_RATIO = (5**0.5 - 1) / 2
 
 
 @dataclass(frozen=True)
@@ -108,6 +115,92 @@ def epoch_plan(
         start, filled = start + size, filled + part.shape[1]
     positions, shards, records = np.concatenate(parts, axis=1)
     return EpochPlan(positions, shards, records, blocks, total - kept)
+
+
+@dataclass(frozen=True)
+class SplitShare:
+    """A split of one dataset, and its share of the samples of an epoch.
+
+    Attributes:
+        records_by_shard: Number of records of each shard, as for `epoch_plan`.
+        share: Share of all samples; those of all splits add up to 1.
+        weights: Sampling weights, as for `epoch_plan`.
+    """
+
+    records_by_shard: list[int]
+    share: float = 1.0
+    weights: Sequence[float] | None = None
+
+
+def mixed_plan(
+    splits: Sequence[SplitShare],
+    *,
+    steps: int,
+    seed: int,
+    epoch: int,
+    rank: int,
+    world: int,
+    global_batch: int,
+    done: int = 0,
+) -> EpochPlan:
+    """Plan one epoch of one worker over the splits of several datasets; nothing is dropped.
+
+    Shards are numbered through: those of the first split, then those of the second, and so on. A block ends where a
+    split goes on to its next one, so a worker needs at most a block of each split at a time.
+
+    Args:
+        splits: The splits.
+        steps: Number of steps in the epoch.
+        seed: Seed of the run.
+        epoch: Epoch, from 0.
+        rank: Number of this worker, from 0.
+        world: Number of workers; divides `global_batch`.
+        global_batch: Samples per step over all workers.
+        done: Number of positions at the start of the global order to leave out because they were read before.
+    """
+    total = steps * global_batch
+    owners = _dealt([split.share for split in splits], total, (seed, epoch))
+    samples, moves, offset = np.empty((2, total), np.int64), np.zeros(total, np.int64), 0
+    for number, split in enumerate(splits):
+        places = np.flatnonzero(owners == number)
+        shards, records = _stream(split, seed, range(epoch * len(places), (epoch + 1) * len(places)))
+        samples[:, places] = offset + shards, records
+        moves[places[1:]] = np.diff(shards // _BLOCK_SHARDS) != 0
+        offset += len(split.records_by_shard)
+    positions = np.arange(rank, total, world, dtype=np.int64)
+    positions = positions[positions >= done]
+    ends = np.flatnonzero(np.diff(np.cumsum(moves)[positions])) + 1
+    bounds = [0, *ends.tolist(), len(positions)]
+    blocks = [slice(*pair) for pair in pairwise(bounds)]
+    shards, records = samples[:, positions]
+    return EpochPlan(positions, shards, records, blocks, 0)
+
+
+def _dealt(shares: Sequence[float], total: int, seeds: tuple[int, int]) -> NDArray[np.int64]:
+    """Return the number of the split that each position goes to: exact numbers of positions, evenly spread.
+
+    Multiples of the golden ratio, modulo 1, are evenly spread over [0, 1) in every part of their sequence.
+    """
+    ends = np.rint(np.cumsum(shares) * total).astype(np.int64)
+    points = (np.arange(total) * _GOLDEN_RATIO + np.random.default_rng(seeds).random()) % 1
+    owners = np.empty(total, np.int64)
+    owners[np.argsort(points, kind="stable")] = np.searchsorted(ends[:-1], np.arange(total), side="right")
+    return owners
+
+
+def _stream(split: SplitShare, seed: int, places: range) -> NDArray[np.int64]:
+    """Return shards and records (2 x n) at consecutive places of the passes over a split, one after the other."""
+    size = sum(split.records_by_shard)
+    passes = range(places.start // size, -(-places.stop // size))
+    plans = [
+        epoch_plan(
+            split.records_by_shard, seed=seed, epoch=each, rank=0, world=1, global_batch=0, weights=split.weights
+        )
+        for each in passes
+    ]
+    samples = [np.stack([plan.shards, plan.records]) for plan in plans]
+    start = places.start - passes.start * size
+    return np.concatenate([np.empty((2, 0), np.int64), *samples], axis=1)[:, start : start + len(places)]
 
 
 def _block_order(records_by_shard: list[int], seeds: tuple[int, int] | None) -> list[range]:

@@ -14,6 +14,8 @@ from .architecture import config_of_recipe as config_of_recipe
 from .architecture import maps_of as maps_of
 from .architecture import mask_of_logits as mask_of_logits
 from .architecture import read_model_config as read_model_config
+from .architecture import recipe_as_started as recipe_as_started
+from .architecture import recipe_from_start as recipe_from_start
 from .engines import ENGINES as ENGINES
 from .engines import Engine as Engine
 from .engines import EngineChoice as EngineChoice

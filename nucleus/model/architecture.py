@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from nucleus.config.encoders import EncoderName
 from nucleus.config.recipe import STRIDE, Decoder, Heads, NormalizationOptions, Recipe
-from nucleus.errors import ModelError
+from nucleus.errors import ModelError, RecipeError
 from nucleus.lazy import tf
 from nucleus.storage.files import read_document
 
@@ -41,6 +41,8 @@ __all__ = [
     "maps_of",
     "mask_of_logits",
     "read_model_config",
+    "recipe_as_started",
+    "recipe_from_start",
 ]
 
 CONFIG_FILE = "model.json"
@@ -55,6 +57,14 @@ PREVIEW_FILE = "preview.png"
 MODEL_FORMAT = 3
 _READABLE_SINCE = "0.3.0"
 """Oldest version of this package that reads `MODEL_FORMAT`."""
+
+_START_RATE = 5e-4
+"""Learning rate with `network.start`, unless the recipe sets another."""
+_OF_START = {
+    "network": ("encoder", "decoder_channels", "heads"),
+    "input": ("normalization", "pixel_size"),
+    "optimizer": ("learning_rate",),
+}
 
 CHANNELS: dict[Heads, tuple[str, ...]] = {
     "border": ("background", "body", "border"),
@@ -148,6 +158,52 @@ def config_of_recipe(recipe: Recipe) -> ModelConfig:
         overlap=recipe.input.overlap,
         pixel_size=recipe.input.pixel_size,
     )
+
+
+def recipe_from_start(recipe: Recipe, config: ModelConfig, name: str) -> Recipe:
+    """Return a recipe with the network of the version that training starts with.
+
+    Keys of its architecture that are not set become those of the version, and so do normalization and pixel size; the
+    learning rate becomes lower, because larger steps would undo what the version has learned.
+
+    Args:
+        recipe: The recipe.
+        config: Configuration of the version's network.
+        name: Name of the version in error messages.
+
+    Raises:
+        RecipeError: A key that is set contradicts the architecture of the version.
+    """
+    given = recipe.network
+    theirs = {key: getattr(config, key) for key in ("encoder", "decoder", "decoder_channels", "heads")}
+    wrong = [
+        f"network.{key} = {getattr(given, key)!r}, that of {name} is {value!r}"
+        for key, value in theirs.items()
+        if key in given.model_fields_set and getattr(given, key) != value
+    ]
+    if wrong:
+        raise RecipeError(
+            f"Expected the network of {name}, with which training starts; the recipe has {'; '.join(wrong)}. Leave "
+            "these keys out, or train without network.start."
+        )
+    of_input = {"normalization": config.normalization, "pixel_size": config.pixel_size}
+    return _with_unset(recipe, {"network": theirs, "input": of_input, "optimizer": {"learning_rate": _START_RATE}})
+
+
+def recipe_as_started(recipe: Recipe, run: Recipe) -> Recipe:
+    """Return a recipe with what `recipe_from_start` has set in the recipe of a run, for keys that are not set."""
+    values = {name: {key: getattr(getattr(run, name), key) for key in keys} for name, keys in _OF_START.items()}
+    return _with_unset(recipe, values)
+
+
+def _with_unset(recipe: Recipe, values: dict[str, dict[str, Any]]) -> Recipe:
+    """Return a recipe with other values (by table, then key) for keys that are not set."""
+    changes = {}
+    for name, others in values.items():
+        table = getattr(recipe, name)
+        unset = {key: value for key, value in others.items() if key not in table.model_fields_set}
+        changes[name] = table.model_copy(update=unset)
+    return recipe.model_copy(update=changes)
 
 
 def read_model_config(data: bytes, where: str) -> ModelConfig:

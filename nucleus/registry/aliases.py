@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from nucleus.config.names import check_alias
 from nucleus.config.recipe import GateOptions
 from nucleus.errors import DataError, IntegrityError, ModelError, ObjectExistsError, ObjectNotFoundError
-from nucleus.registry.manifest import ModelManifest, model_key, read_version
+from nucleus.registry.manifest import ModelManifest, StartOrigin, model_key, read_version
 from nucleus.storage.bucket import Bucket, check_conditional_writes
 from nucleus.text import first_line
 
@@ -183,6 +183,8 @@ class GateDecision(BaseModel):
         score: Score of the version; None if it was not tested.
         incumbent: Version that the alias pointed to before; None if the alias did not exist.
         incumbent_score: Score of the incumbent on the same test split; None if it could not be scored.
+        start: Version that training started with; None without one.
+        start_score: Score of that version on the same test split; None if it is undefined.
         passed: Whether the alias points to the version.
         reason: Reason for the decision, as text.
         decided: Time of the decision, UTC, ISO 8601.
@@ -200,6 +202,8 @@ class GateDecision(BaseModel):
     passed: bool
     reason: str
     decided: str
+    start: str | None = None
+    start_score: float | None = None
 
     @property
     def outcome(self) -> str:
@@ -219,8 +223,8 @@ def pass_gate(
 ) -> GateDecision:
     """Move an alias to a version if it beats the incumbent on the same frozen test split; record the decision.
 
-    Without an incumbent, the version must reach `options.minimum`: a model that finds nothing is not published under
-    the alias only because it is the first.
+    It must also beat the version that its training started with. Without an incumbent, the version must reach
+    `options.minimum`: a model that finds nothing is not published under the alias only because it is the first.
 
     A version is judged once: later calls return the first decision. An alias that points to the version already stays
     as it is: a person moved it there, or an earlier process died before it could record its decision.
@@ -296,6 +300,9 @@ def _decide(
         passed = score > other
         verb = "beats" if passed else "does not beat"
         reason = f"test {metric} {score:.4f} {verb} {other:.4f} of version {incumbent}"
+    start = manifest.origin.start
+    if start is not None and score is not None and not there:
+        passed, reason = _also_beats(start, metric, score, passed, reason)
     return GateDecision(
         version=manifest.version,
         alias=alias,
@@ -307,7 +314,22 @@ def _decide(
         passed=passed,
         reason=reason,
         decided=_now(),
+        start=start.version if start else None,
+        start_score=_score_of_start(start, metric) if start else None,
     )
+
+
+def _also_beats(start: StartOrigin, metric: str, score: float, passed: bool, reason: str) -> tuple[bool, str]:
+    """Return a decision and its reason with the comparison with the version that training started with added."""
+    theirs = _score_of_start(start, metric)
+    if theirs is None:
+        return False, f"{reason}; {start.version}, with which training started, has no test {metric}"
+    verb = "beats" if score > theirs else "does not beat"
+    return passed and score > theirs, f"{reason}; {score:.4f} {verb} {theirs:.4f} of {start.version}, its start"
+
+
+def _score_of_start(start: StartOrigin, metric: str) -> float | None:
+    return _defined(start.scores.get("all", {}).get(metric))
 
 
 def _first(manifest: ModelManifest, options: GateOptions, score: float) -> tuple[bool, str]:

@@ -24,7 +24,7 @@ from nucleus.metrics.scores import (
     score_cells,
 )
 from nucleus.model.architecture import ModelConfig
-from nucleus.registry.manifest import EncoderWeightsOrigin, Origin
+from nucleus.registry.manifest import EncoderWeightsOrigin, Origin, before_and_after
 from nucleus.registry.versions import INCLUDED
 from nucleus.text import MISSING, count, percent, plural
 
@@ -88,6 +88,7 @@ def model_card(
         hub_license=known and known[0],
         tested=_defined_headlines(tested) if tested.get("images") else [],
         score_table=_table(SCORE_COLUMNS, score_cells(origin.metrics, digits=3), text_columns=2),
+        changes=before_and_after(origin, "map"),
         limits=_limits(origin.metrics),
         is_about_data=not undescribed,
         undescribed=undescribed if len(undescribed) < len(dataset.sources) else [],

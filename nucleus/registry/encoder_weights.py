@@ -1,4 +1,4 @@
-"""Encoder weights: found once per run, stored in the bucket, and downloaded from there by every worker."""
+"""Initial weights, of the encoder or a whole version: found once per run, and read from a bucket by every worker."""
 
 from __future__ import annotations
 
@@ -7,22 +7,35 @@ import os
 import secrets
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stdout, suppress
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, contextmanager, redirect_stdout, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import nucleus
 from nucleus.config.encoders import EncoderName
-from nucleus.errors import AccessDeniedError, ObjectExistsError, WeightsError
+from nucleus.errors import AccessDeniedError, IntegrityError, ObjectExistsError, WeightsError
 from nucleus.lazy import keras
+from nucleus.model.architecture import WEIGHTS_FILE
 from nucleus.progress import Advance, no_progress
-from nucleus.registry.manifest import EncoderWeightsOrigin
+from nucleus.registry.manifest import MANIFEST_FILE, EncoderWeightsOrigin, StartOrigin
+from nucleus.registry.versions import PulledModel, find_model, pull_uri
 from nucleus.storage.bucket import Bucket, StoredObject
 from nucleus.storage.files import is_full, output_error, sha256_of, temporary_folder
 from nucleus.storage.uri import S3Uri, parse_uri
 from nucleus.surroundings import export, proxy_advice
 
-__all__ = ["WEIGHTS", "EncoderWeights", "add_weights", "fetch_weights", "list_weights", "provide_weights"]
+__all__ = [
+    "WEIGHTS",
+    "EncoderWeights",
+    "add_weights",
+    "fetch_start",
+    "fetch_weights",
+    "list_weights",
+    "provide_start",
+    "provide_weights",
+    "start_origin",
+]
 
 WEIGHTS = "weights/"
 """Prefix of encoder weights in the project's bucket; `imagenet` takes them from its folder `<encoder>/`."""
@@ -124,6 +137,55 @@ def fetch_weights(weights: EncoderWeights, cache_dir: Path) -> Path:
     if not path.exists() or sha256_of(path) != weights.origin.sha256:
         Bucket(weights.uri.parent).download(weights.uri.name, path, sha256=weights.origin.sha256)
     return path
+
+
+def provide_start(
+    choice: str,
+    bucket: Bucket,
+    beside: str,
+    progress: Callable[[str, Literal["bytes"]], AbstractContextManager[Advance]],
+) -> PulledModel:
+    """Make the version that a training starts with available in a bucket, so that workers need only the bucket.
+
+    Args:
+        choice: The version, as `find_model` takes it.
+        bucket: The project's bucket.
+        beside: Folder of the run in the bucket. A version that is only on this machine is copied into it.
+        progress: Shows the progress of a transfer; called with a title and its unit.
+
+    Returns:
+        The version on this machine, with its address in a bucket.
+
+    Raises:
+        NucleusError: As for `find_model`.
+    """
+    found = find_model(choice, str(bucket.uri), progress)
+    if found.uri is not None:
+        return found
+    copy = Bucket(bucket.uri / beside / f"start-{start_origin(found).sha256[:_PREFIX_DIGITS]}")
+    for name in (*found.manifest.files, MANIFEST_FILE):  # the manifest last: a copy with one is complete
+        with progress(f"upload {name}", "bytes") as advance, suppress(ObjectExistsError):
+            copy.put(name, found.folder / name, if_absent=True, advance=advance)
+    return replace(found, uri=copy.uri)
+
+
+def start_origin(start: PulledModel) -> StartOrigin:
+    """Return what is recorded of a version that a training starts with."""
+    return StartOrigin(version=str(start), sha256=start.manifest.files[WEIGHTS_FILE].sha256)
+
+
+def fetch_start(uri: S3Uri, origin: StartOrigin, cache_dir: Path) -> PulledModel:
+    """Return the version that a training starts with, from this machine's cache or a bucket.
+
+    Raises:
+        IntegrityError: It is missing, damaged or another version.
+    """
+    found = pull_uri(uri, cache_dir)
+    if start_origin(found).sha256 != origin.sha256:
+        raise IntegrityError(
+            f"Expected {origin} at {uri}, with which the run started; found {start_origin(found)}. Start a new run."
+        )
+    return found
 
 
 def _known_by_prefix(bucket: Bucket, key: str, advance: Advance) -> EncoderWeights:

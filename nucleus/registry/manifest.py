@@ -1,24 +1,29 @@
 """Manifest of a model version: its files with their SHA-256, and the origin of the model."""
 
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from nucleus.errors import IntegrityError, ModelError, ObjectNotFoundError
-from nucleus.metrics.scores import score_cell
+from nucleus.metrics.scores import Scores, score_cell
 from nucleus.storage.bucket import Bucket
 from nucleus.storage.files import read_document, sha256_of
+from nucleus.text import MISSING
 
 __all__ = [
     "MANIFEST_FILE",
     "MANIFEST_FORMAT",
     "MODELS",
     "EncoderWeightsOrigin",
+    "MixOrigin",
     "ModelManifest",
     "Origin",
+    "StartOrigin",
     "StoredFile",
+    "before_and_after",
     "model_key",
     "read_model_manifest",
     "read_version",
@@ -33,6 +38,8 @@ MODELS = "models/"
 """Prefix of all models in the project's bucket; `<name>/` contains versions, aliases and decisions of the gate."""
 MANIFEST_FORMAT = 2
 MANIFEST_FILE = "manifest.json"
+_DIGITS = 12
+"""Digits of a checksum that are shown."""
 _VERSION_FOLDER = re.compile(r"\d{6,}", re.ASCII)
 
 
@@ -59,6 +66,40 @@ class EncoderWeightsOrigin(_Frozen):
     sha256: str | None
 
 
+class StartOrigin(_Frozen):
+    """The version whose weights a training started with.
+
+    Attributes:
+        version: `NAME@VERSION`.
+        sha256: SHA-256 of its weights.
+        scores: Its scores on the test split of the training's dataset: `all` or kind of image, then metric. Empty if
+            there are no test images, or before they are known.
+    """
+
+    version: str
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    scores: dict[str, dict[str, float | None]] = {}
+
+    def __str__(self) -> str:
+        return f"{self.version} (sha256 {self.sha256[:_DIGITS]})"
+
+
+class MixOrigin(_Frozen):
+    """A dataset that was mixed into a training.
+
+    Attributes:
+        dataset: Dataset version, `s3://.../NAME@VERSION`.
+        share: Share of the training crops.
+        scores: Scores on its test split: `all` or kind of image, then metric. Empty if there are no test images.
+        before: The same of the version that training started with; empty without one.
+    """
+
+    dataset: str
+    share: float
+    scores: dict[str, dict[str, float | None]] = {}
+    before: dict[str, dict[str, float | None]] = {}
+
+
 class Origin(_Frozen):
     """Origin of a model.
 
@@ -66,7 +107,9 @@ class Origin(_Frozen):
         run: Name of the training run.
         recipe: The whole recipe.
         dataset: Dataset version, `s3://.../NAME@VERSION`.
-        encoder_weights: Initial weights of the encoder.
+        encoder_weights: Initial weights of the encoder; with `start`, those that the training of that version had.
+        start: The version that training started with; None if it started with encoder weights alone.
+        mix: Datasets besides `dataset` that crops came from.
         metrics: Scores by split, then by `all` or kind of image, then by metric; None is undefined.
         code_version: Version of this package.
         wandb_run: Path of the W&B run, `[entity/]project/id`; None if tracking was disabled.
@@ -82,11 +125,44 @@ class Origin(_Frozen):
     code_version: str
     wandb_run: str | None
     wandb_mode: str | None = None
+    start: StartOrigin | None = None
+    mix: list[MixOrigin] = []
 
     @property
     def tracked(self) -> str | None:
         """The path of the W&B run, and whether it was offline; None if tracking was disabled."""
         return tracked_text(self.wandb_run, self.wandb_mode)
+
+
+class _Compared(Protocol):
+    """What `before_and_after` needs: an `Origin`, or the record of a run."""
+
+    @property
+    def dataset(self) -> str: ...
+    @property
+    def metrics(self) -> Mapping[str, Mapping[str, Scores]]: ...
+    @property
+    def start(self) -> StartOrigin | None: ...
+    @property
+    def mix(self) -> Sequence[MixOrigin]: ...
+
+
+def before_and_after(of: _Compared, metric: str) -> dict[str, str]:
+    """Return, as text by title, the start and the mixed datasets with test scores before and after; maybe nothing."""
+    found = {}
+    if of.start is not None:
+        found["start"] = f"{of.start}; {_change(metric, of.start.scores, of.metrics.get('test', {}))} on {of.dataset}"
+    for number, mixed in enumerate(of.mix, start=1):
+        title = f"mixed in {number}" if len(of.mix) > 1 else "mixed in"
+        share = f"{100 * mixed.share:.0f} % of the crops"
+        found[title] = f"{share}; {_change(metric, mixed.before, mixed.scores)} on {mixed.dataset}"
+    return found
+
+
+def _change(metric: str, before: Mapping[str, Scores], after: Mapping[str, Scores]) -> str:
+    """Return a score on test images as text, before and after training; the first is left out if it is not known."""
+    known = [score_cell(scores["all"], metric) for scores in (before, after) if "all" in scores]
+    return f"test {metric} {' -> '.join(known) or MISSING}"
 
 
 class ModelManifest(_Frozen):

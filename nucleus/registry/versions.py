@@ -1,4 +1,4 @@
-"""Model versions in the bucket: list, resolve and pull; and the model that comes along with this package.
+"""Model versions: listed, found by the text that a user gives for one, and pulled; and the model that comes along.
 
 A version exists once its manifest does, which its publisher writes last. `find_model` is the one way from what a user
 names (nothing, a name, a folder) to verified files.
@@ -33,10 +33,11 @@ from nucleus.registry.publish import run_of_claim
 from nucleus.storage.bucket import Bucket
 from nucleus.storage.claims import file_lock
 from nucleus.storage.files import sha256_of, write_atomic, writing
-from nucleus.storage.uri import bucket_from_environment, local_path
+from nucleus.storage.uri import S3Uri, bucket_from_environment, local_path, parse_uri
 
 __all__ = [
     "INCLUDED",
+    "ModelLocation",
     "PulledModel",
     "check_model_path",
     "fill_folder",
@@ -46,8 +47,10 @@ __all__ = [
     "is_whole",
     "list_models",
     "list_versions",
+    "locate_model",
     "pull",
     "pull_cached",
+    "pull_uri",
     "read_included",
     "read_pulled",
     "resolve_version",
@@ -58,6 +61,10 @@ __all__ = [
 _PULLED = re.compile(r"(?:^|[/\\])([a-z0-9][a-z0-9._-]*)(?:-|/versions/)(\d+)[/\\]?$", re.ASCII)
 """End of a path that looks like a version: the folder of a pulled one, or its prefix in the bucket."""
 _BUCKET = "s3://"
+_IN_BUCKET = re.compile(
+    r"(?P<above>.*?)models/(?P<name>[^/@]+)(?:@(?P<ref>[^/@]+)|/versions/(?P<version>\d+))?", re.ASCII
+)
+"""Key of `s3://bucket[/prefix]/models/NAME[@REF]`, or of the folder of a version."""
 
 INCLUDED = "nuclei"
 """Name of the model that comes along. A model of this name in a bucket is asked for with a version, as `nuclei@1`."""
@@ -74,11 +81,13 @@ class PulledModel:
         folder: Its folder.
         manifest: Its manifest.
         included: Whether it is the model that comes along with this package.
+        uri: Its folder in a bucket; None if it is only on this machine.
     """
 
     folder: Path
     manifest: ModelManifest
     included: bool = False
+    uri: S3Uri | None = None
 
     @property
     def reference(self) -> Reference:
@@ -90,18 +99,26 @@ class PulledModel:
         return str(self.reference)
 
 
+@dataclass(frozen=True)
+class ModelLocation:
+    """Where a model is: a bucket, and the name and version in it."""
+
+    bucket: S3Uri
+    reference: Reference
+
+
 def find_model(
     model: str | None = None,
-    registry: str | None = None,
+    bucket: str | None = None,
     progress: Callable[[str, Literal["bytes"]], AbstractContextManager[Advance]] = lambda *_: nullcontext(no_progress),
 ) -> PulledModel:
     """Return a verified model: the one that comes along, a pulled folder, or a version of a bucket, in the cache.
 
     Args:
-        model: NAME[@REF] of a model in the bucket, or a folder; None and `nuclei` mean the model that comes along,
-            which needs no bucket.
-        registry: URI of the bucket; by default, that of NUCLEUS_BUCKET.
-        progress: Shows the progress of a download; called with a title and a unit.
+        model: A folder that `nucleus models pull` made, or what `locate_model` takes, which is pulled into the cache;
+            None and `nuclei` mean the model that comes along, which needs no bucket.
+        bucket: URI of the bucket of names without one; None for that of NUCLEUS_BUCKET.
+        progress: Shows the progress of a download; called with a title and its unit.
 
     Raises:
         ModelError: The model or version does not exist, or cannot be read.
@@ -120,21 +137,11 @@ def find_model(
         return read_included(parse_reference(model, "model") if "@" in model else None)
     if is_pulled(model):
         return read_pulled(Path(model))
-    check_model_path(model)
-    reference = parse_reference(model, "model")
-    bucket = _bucket_of(registry)
+    location = locate_model(model, bucket)
+    registry = Bucket(location.bucket)
+    registry.check(MODELS)
     with progress(f"download {model}", "bytes") as advance:
-        return pull_cached(bucket, reference, advance)
-
-
-def _bucket_of(registry: str | None) -> Bucket:
-    """Return the bucket with the models, after a check that they can be listed."""
-    try:
-        bucket = Bucket(bucket_from_environment(registry))
-    except UriError as error:
-        raise UriError(f"{error} {_OR_INCLUDED}") from error
-    bucket.check(MODELS)
-    return bucket
+        return pull_cached(registry, location.reference, advance)
 
 
 def is_included(model: str | None) -> bool:
@@ -174,6 +181,32 @@ def read_included(reference: Reference | None = None) -> PulledModel:
             f"Use {INCLUDED}, or install that version (on a cluster: the same one on all machines)."
         )
     return found
+
+
+def locate_model(model: str, bucket: str | None = None) -> ModelLocation:
+    """Parse `NAME[@REF]`, in `bucket` or NUCLEUS_BUCKET; `s3://bucket[/prefix]/models/NAME[@REF]`; a version's folder.
+
+    Raises:
+        UsageError: None of these forms.
+        UriError: An invalid name, or no bucket is set.
+    """
+    check_model_path(model)
+    if not model.startswith(_BUCKET):
+        reference = parse_reference(model, "model")
+        try:
+            return ModelLocation(bucket_from_environment(bucket), reference)
+        except UriError as error:
+            raise UriError(f"{error} {_OR_INCLUDED}") from error
+    uri = parse_uri(model)
+    found = _IN_BUCKET.fullmatch(uri.key)
+    if found is None or (found["above"] and not found["above"].endswith("/")):
+        raise UsageError(
+            f"Expected {_BUCKET}bucket/models/NAME[@REF], or the folder of a version in it; found {model}. "
+            "Run: nucleus models list"
+        )
+    name = check_name(found["name"], "model")
+    ref = str(int(found["version"])) if found["version"] else found["ref"] or "latest"
+    return ModelLocation(S3Uri(uri.bucket, found["above"].strip("/")), Reference(name, ref))
 
 
 def list_models(bucket: Bucket) -> list[str]:
@@ -272,7 +305,7 @@ def pull(bucket: Bucket, reference: Reference, folder: Path, advance: Advance = 
         UsageError: The folder contains other files.
     """
     manifest = read_version(bucket, reference.name, resolve_version(bucket, reference))
-    _bring(bucket, manifest, folder, advance)
+    _bring(_folder_of(bucket, manifest), manifest, folder, advance)
     return manifest
 
 
@@ -280,8 +313,31 @@ def pull_cached(bucket: Bucket, reference: Reference, advance: Advance = no_prog
     """Return a version in the cache, downloaded if it is not there yet. Raises the errors of `pull`."""
     manifest = read_version(bucket, reference.name, resolve_version(bucket, reference))
     folder = default_cache_dir() / MODELS / local_path(bucket.uri / manifest.model / f"{manifest.version:06d}")
-    _bring(bucket, manifest, folder, advance)
-    return PulledModel(folder, manifest)
+    source = _folder_of(bucket, manifest)
+    _bring(source, manifest, folder, advance)
+    return PulledModel(folder, manifest, uri=source.uri)
+
+
+def pull_uri(uri: S3Uri, cache: Path, advance: Advance = no_progress) -> PulledModel:
+    """Return a version in a cache by its folder in a bucket, or that of a copy; downloaded if it is not there yet.
+
+    Raises:
+        ModelError: The manifest is damaged or newer than this package.
+        IntegrityError: The manifest or a file is missing, or a file does not match its SHA-256.
+    """
+    source = Bucket(uri)
+    try:
+        manifest = read_model_manifest(source.get(MANIFEST_FILE), str(uri / MANIFEST_FILE))
+    except ObjectNotFoundError as error:
+        raise IntegrityError(f"Expected a version of a model in {uri}; it has no {MANIFEST_FILE}.") from error
+    folder = cache / MODELS / local_path(uri)
+    _bring(source, manifest, folder, advance)
+    return PulledModel(folder, manifest, uri=uri)
+
+
+def _folder_of(bucket: Bucket, manifest: ModelManifest) -> Bucket:
+    """Return the folder of a version as a bucket."""
+    return Bucket(bucket.uri / version_prefix(manifest.model, manifest.version))
 
 
 def read_pulled(folder: Path) -> PulledModel:
@@ -301,12 +357,9 @@ def read_pulled(folder: Path) -> PulledModel:
 
 
 def check_model_path(model: str) -> None:
-    """Raise `UsageError` if a model is given as a path, not as NAME[@REF], and the path is not a pulled model."""
+    """Raise `UsageError` if a model is given as a path, not as NAME[@REF] or URI, and no pulled model is there."""
     if model.startswith(_BUCKET):
-        raise UsageError(
-            f"Expected NAME[@REF] of a model in the bucket of NUCLEUS_BUCKET, or a pulled folder; found {model}."
-            f"{_number_meant(model)} Run: nucleus models list"
-        )
+        return
     path = Path(model)
     versions = sorted(file.parent for level in ("*", "*/*") for file in path.glob(f"{level}/{MANIFEST_FILE}"))
     if path.is_dir() and versions and "@" not in model:
@@ -343,25 +396,24 @@ def fill_folder(folder: Path, manifest: ModelManifest, make: Callable[[Path], Mo
         return _replace(folder, make)
 
 
-def _bring(bucket: Bucket, manifest: ModelManifest, folder: Path, advance: Advance) -> None:
-    """Download a version into `folder`, unless the folder already contains it, intact."""
+def _bring(source: Bucket, manifest: ModelManifest, folder: Path, advance: Advance) -> None:
+    """Download a version from its folder in a bucket, unless `folder` already contains it, intact."""
     with file_lock(folder.with_name(f".{folder.name}.lock")), writing(folder):
         if not is_whole(folder, manifest):
             _check_replaceable(folder, manifest)
-            _replace(folder, lambda beside: _download(bucket, manifest, beside, advance))
+            _replace(folder, lambda beside: _download(source, manifest, beside, advance))
 
 
-def _download(bucket: Bucket, manifest: ModelManifest, folder: Path, advance: Advance) -> ModelManifest:
+def _download(source: Bucket, manifest: ModelManifest, folder: Path, advance: Advance) -> ModelManifest:
     """Download the files of a version into an empty folder."""
-    prefix = version_prefix(manifest.model, manifest.version)
     shares = split_progress({name: file.size for name, file in manifest.files.items()}, advance)
     for name, file in manifest.files.items():
         try:
-            bucket.download(f"{prefix}/{name}", folder / name, sha256=file.sha256, advance=shares[name])
+            source.download(name, folder / name, sha256=file.sha256, advance=shares[name])
         except ObjectNotFoundError as error:
             raise IntegrityError(
-                f"Expected {name} of {manifest.model}@{manifest.version} in the bucket, as its manifest says; it "
-                "is missing. Use another version."
+                f"Expected {name} of {manifest} in {source.uri}, as its manifest says; it is missing. Use another "
+                "version."
             ) from error
     return manifest
 

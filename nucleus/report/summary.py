@@ -6,6 +6,7 @@ from itertools import pairwise
 
 from nucleus.data.dataset import SPLITS, DatasetManifest
 from nucleus.metrics.scores import Scores, amount, found_one_for_one
+from nucleus.registry.manifest import before_and_after
 from nucleus.runs.record import RunRecord
 from nucleus.text import KINDS, SPLIT_NAMES, count, moment_text, percent, plural, score_text, seconds_between, time_text
 
@@ -162,6 +163,7 @@ def _facts(record: RunRecord, dataset: DatasetManifest) -> list[tuple[str, str]]
             "Trained on",
             f"{plural(len(train), 'image')} with {plural(nuclei, 'nucleus', 'nuclei')} ({dataset.name})",
         ),
+        *((title.capitalize(), text) for title, text in before_and_after(record, "map").items()),
         ("Ended (UTC)", moment_text(record.ended)),
         ("Duration", "not known" if seconds is None else time_text(seconds)),
         ("Machine", workers_of(record)),

@@ -15,8 +15,9 @@ from nucleus.config.names import check_name
 from nucleus.config.recipe import Recipe
 from nucleus.data.dataset import locate_dataset
 from nucleus.errors import JobError, ObjectExistsError, ObjectNotFoundError, RecipeError, UriError
+from nucleus.model.architecture import recipe_as_started
 from nucleus.registry.encoder_weights import EncoderWeights
-from nucleus.registry.manifest import EncoderWeightsOrigin
+from nucleus.registry.manifest import EncoderWeightsOrigin, StartOrigin
 from nucleus.storage.bucket import Bucket
 from nucleus.storage.files import read_document
 from nucleus.storage.uri import BUCKET_VARIABLE, S3Uri, parse_uri
@@ -88,8 +89,11 @@ class RunPlan(BaseModel):
         settings: The recipe as stored under the key `recipe`; one of another version of this package may have other
             keys.
         dataset: `s3://.../NAME@VERSION`, always with the version.
+        mix: Share of the training crops by dataset, `s3://.../NAME@VERSION`, of the datasets besides `dataset`.
         weights_uri: Address of the encoder's weights; None for random weights.
-        weights: Origin of the encoder's weights.
+        weights: Origin of the encoder's weights; with `start`, of those that the training of that version started with.
+        start_uri: Folder in a bucket with the version that training starts with; None without one.
+        start: That version.
         wandb_mode: `online`, `offline` or `disabled`.
         group: Group of the run in W&B, such as a sweep.
         wandb_dir: Folder for W&B's files on the first worker's machine.
@@ -109,8 +113,11 @@ class RunPlan(BaseModel):
     bucket: str
     settings: dict[str, Any] = Field(alias="recipe")
     dataset: str
+    mix: dict[str, float] = {}
     weights_uri: str | None
     weights: EncoderWeightsOrigin
+    start_uri: str | None = None
+    start: StartOrigin | None = None
     wandb_mode: str
     group: str | None = None
     wandb_dir: str
@@ -241,7 +248,8 @@ def check_same_recipe(plan: RunPlan, recipe: Recipe) -> list[str]:
     """Check that a recipe is that of a run, which is resumed with the recipe that it started with.
 
     The bucket may be written in another way, because the run was found in it. A dataset without a version is the one
-    of the run. The recipe of a run that found no pretrained weights (`nucleus demo`) is the one before that.
+    of the run; so is what `network.start` leaves open. The recipe of a run that found no pretrained weights (`nucleus
+    demo`) is the one before that.
 
     Returns:
         The differences that cannot change the result, in words: other places for the cache, which the run ignores.
@@ -251,6 +259,8 @@ def check_same_recipe(plan: RunPlan, recipe: Recipe) -> list[str]:
     """
     if plan.encoder_replaced is not False and plan.recipe == plan.recipe.with_random_encoder():
         recipe = recipe.with_random_encoder() if recipe.network.weights == "imagenet" else recipe
+    if plan.start is not None and recipe.network.start is not None:
+        recipe = recipe_as_started(recipe, plan.recipe)
     theirs, ours = _flat(plan.recipe.model_dump(mode="json")), _flat(recipe.model_dump(mode="json"))
     keys = [key for key in sorted({*theirs, *ours} - {*_ELSEWHERE}) if theirs.get(key) != ours.get(key)]
     words = {key: f"{key}: {_value(theirs.get(key))} in the run, {_value(ours.get(key))} here" for key in keys}

@@ -12,7 +12,7 @@ from nucleus.data.images import Kind
 from nucleus.errors import IntegrityError, JobError, UsageError
 from nucleus.metrics.scores import count_from_one
 from nucleus.progress import Advance, no_progress
-from nucleus.registry.manifest import EncoderWeightsOrigin, tracked_text
+from nucleus.registry.manifest import EncoderWeightsOrigin, MixOrigin, StartOrigin, tracked_text
 from nucleus.runs.plan import WANDB_FOLDER, RunFolder
 from nucleus.storage.bucket import Bucket
 from nucleus.storage.files import read_document
@@ -230,6 +230,8 @@ class RunRecord(_CountsEpochs):
         recipe: The whole recipe.
         dataset: `s3://.../NAME@VERSION`.
         encoder_weights: Origin of the encoder's initial weights.
+        start: Version that training started with, with its test scores; None without one.
+        mix: Datasets that were mixed in, with the scores on their test splits.
         metrics: Scores of the best weights: split, then `all` or kind of image, then metric.
         history: Metrics of each epoch; `epoch` counts from 1.
         best_epoch: Epoch, counted from 1, with the best weights.
@@ -291,6 +293,8 @@ class RunRecord(_CountsEpochs):
     attempts: list[Attempt] = []
     endpoint: str | None = None
     repository: str | None = None
+    start: StartOrigin | None = None
+    mix: list[MixOrigin] = []
 
     @property
     def restarts(self) -> list[tuple[Attempt, bool]]:

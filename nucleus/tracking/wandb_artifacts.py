@@ -127,6 +127,8 @@ def _artifact(manifest: ModelManifest, uri: S3Uri) -> Any:
         "run": origin.run,
         "dataset": origin.dataset,
         "encoder_weights": origin.encoder_weights.model_dump(),
+        "start": origin.start and origin.start.model_dump(),
+        "mix": [mixed.model_dump() for mixed in origin.mix],
         "code_version": origin.code_version,
         "metrics": origin.metrics,
         "files": {name: file.model_dump() for name, file in manifest.files.items()},

@@ -24,6 +24,7 @@ from .optimizer import ParameterGroup as ParameterGroup
 from .optimizer import active_groups as active_groups
 from .optimizer import averaged as averaged
 from .optimizer import parameter_groups as parameter_groups
+from .trainer import MixedDataset as MixedDataset
 from .trainer import TrainingInput as TrainingInput
 from .trainer import TrainingRun as TrainingRun
 from .trainer import train as train

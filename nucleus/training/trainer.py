@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -18,12 +18,12 @@ from nucleus.data.cache import ShardCache
 from nucleus.data.dataset import Dataset, DatasetManifest, check_has_nuclei
 from nucleus.data.images import Kind
 from nucleus.data.pipeline import Feed, training_batches
-from nucleus.data.reader import LabelledImage, cached_split, images_of_worker, split_reader
-from nucleus.data.sampling import EpochPlan, epoch_plan, stored_order
+from nucleus.data.reader import LabelledImage, cached_splits, images_of_worker, split_reader
+from nucleus.data.sampling import EpochPlan, SplitShare, epoch_plan, mixed_plan, stored_order
 from nucleus.data.synthetic import generated_image
 from nucleus.errors import JobError
 from nucleus.lazy import keras, tf
-from nucleus.model.architecture import config_of_recipe
+from nucleus.model.architecture import CONFIG_FILE, WEIGHTS_FILE, ModelConfig, config_of_recipe, read_model_config
 from nucleus.model.engines import KerasEngine
 from nucleus.model.losses import image_losses, pixel_targets
 from nucleus.model.unet import build_unet, calibrate_encoder, encoder_of, load_encoder_weights, load_weights
@@ -45,13 +45,21 @@ from nucleus.training.distributed import TrainingStep, Workers, mask_scores
 from nucleus.training.optimizer import active_groups, averaged, parameter_groups
 from nucleus.training.validation import ImageRanking, score_images, tune_instances, usual_images
 
-__all__ = ["TrainingInput", "TrainingRun", "train"]
+__all__ = ["MixedDataset", "TrainingInput", "TrainingRun", "train"]
 
 
 _CALIBRATION_IMAGES = 16
 """Number of synthetic images that calibrate a random encoder."""
 _EXAMPLES = 4
 """Number of test images in a result."""
+
+
+@dataclass(frozen=True)
+class MixedDataset:
+    """A dataset version besides the main one, and its share of the training crops."""
+
+    dataset: Dataset
+    share: float
 
 
 @dataclass(frozen=True)
@@ -62,11 +70,15 @@ class TrainingInput:
         dataset: The dataset version to train on.
         cache: Cache of the dataset's shards on this machine.
         encoder_weights: Local file of the encoder's weights; None for random weights.
+        start: Local folder of the version whose weights and thresholds training starts with; None without one.
+        mix: Datasets that are mixed in.
     """
 
     dataset: Dataset
     cache: ShardCache
     encoder_weights: Path | None
+    start: Path | None = None
+    mix: tuple[MixedDataset, ...] = ()
 
 
 def train(
@@ -79,7 +91,8 @@ def train(
 ) -> TrainingResult | None:
     """Train on this worker, together with all others, and score the best weights. Every worker must call it.
 
-    The training split must have at least one batch of images; both it and the validation split need nuclei.
+    The training split must have at least one batch of images, unless the recipe says how many steps an epoch has; both
+    it and the validation split need nuclei, also of datasets that are mixed in.
 
     Args:
         recipe: The recipe.
@@ -97,7 +110,8 @@ def train(
         JobError: Training has diverged.
         IntegrityError: The checkpoint is incomplete, damaged or of another network.
     """
-    check_has_nuclei(given.dataset)
+    for dataset in (given.dataset, *(mixed.dataset for mixed in given.mix)):
+        check_has_nuclei(dataset)
     with temporary_folder("train") as folder:
         run = TrainingRun(recipe, given, workers, callback, signals or Signals(), folder / BEST_WEIGHTS)
         return run.execute(resume_from)
@@ -123,30 +137,38 @@ class TrainingRun:
         self.signals = signals
         self.best = best
         self.manifest = given.dataset.manifest
-        self.open_reader = partial(cached_split, given.dataset, "train", given.cache)
+        datasets = [given.dataset, *(mixed.dataset for mixed in given.mix)]
+        self.open_reader = partial(cached_splits, datasets, "train", given.cache)
         self.readers = {
             split: split_reader(given.dataset, split, given.cache, workers.rank, workers.count)
             for split in ("val", "test")
         }
-        self.train_records = [shard.records for shard in self.manifest.split_shards("train")]
-        self.weights = _sample_weights(self.manifest, recipe.input.kind_weights)
-        self.steps_per_epoch = sum(self.train_records) // recipe.input.batch_size
-        self.config = config_of_recipe(recipe)
+        shares = [recipe.share, *(mixed.share for mixed in given.mix)]
+        self.splits = [
+            _training_split(each.manifest, share, recipe.input.kind_weights)
+            for each, share in zip(datasets, shares, strict=True)
+        ]
+        self.train_images = sum(self.splits[0].records_by_shard)
+        self.steps_per_epoch = recipe.steps_of_epoch(self.train_images)
+        self.is_pass = len(self.splits) == 1 and recipe.optimizer.steps_per_epoch is None
+        self.config = _first_config(recipe, given.start)
         self.score = mask_scores(self.config.heads)
         with self._timed("build the network"):
-            self.model = self._build(given.encoder_weights)
+            self.model = self._build(given)
         self.groups = parameter_groups(self.model, recipe, self.steps_per_epoch)
         self.steps: dict[int, TrainingStep] = {}
         self.progress = Progress()
         self.segmenter = Model(KerasEngine(self.model, self.config.heads), self.config)
 
-    def _build(self, encoder_weights: Path | None) -> keras.Model:
+    def _build(self, given: TrainingInput) -> keras.Model:
         recipe = self.recipe
         keras.utils.set_random_seed(recipe.seed)
         keras.mixed_precision.set_global_policy(recipe.optimizer.precision)
         model = build_unet(self.config)
-        if encoder_weights is not None:
-            load_encoder_weights(encoder_of(model), encoder_weights)
+        if given.start is not None:
+            load_weights(model, given.start / WEIGHTS_FILE)
+        elif given.encoder_weights is not None:
+            load_encoder_weights(encoder_of(model), given.encoder_weights)
         else:
             side = recipe.input.crop
             images = [generated_image(seed, side, side)[0] for seed in range(_CALIBRATION_IMAGES)]
@@ -279,15 +301,19 @@ class TrainingRun:
         save_checkpoint(folder, self.progress, self.model, self.groups, self.best)
 
     def _plan(self, first_epoch: int, steps_before: int, epoch: int) -> EpochPlan:
-        return epoch_plan(
-            self.train_records,
+        batch, split = self.recipe.input.batch_size, self.splits[0]
+        plan = (
+            partial(epoch_plan, split.records_by_shard, weights=split.weights)
+            if self.is_pass
+            else partial(mixed_plan, self.splits, steps=self.steps_per_epoch)
+        )
+        return plan(
             seed=self.recipe.seed,
             epoch=epoch,
             rank=self.workers.rank,
             world=self.workers.count,
-            global_batch=self.recipe.input.batch_size,
-            weights=self.weights,
-            done=steps_before * self.recipe.input.batch_size if epoch == first_epoch else 0,
+            global_batch=batch,
+            done=steps_before * batch if epoch == first_epoch else 0,
         )
 
     def batches(self, first_epoch: int, steps_before: int) -> Iterator[Any]:
@@ -362,7 +388,7 @@ class TrainingRun:
             "workers": float(self.workers.count),
             "images_per_second": total * batch / seconds,
             "images_per_second_per_worker": total * batch / seconds / self.workers.count,
-            "images_dropped": float(sum(self.train_records) - total * batch),
+            "images_dropped": float(self.train_images - total * batch if self.is_pass else 0),
         }
 
     def predicted(self, split: str) -> Iterator[PredictedImage]:
@@ -370,14 +396,24 @@ class TrainingRun:
         return predict_images(self.segmenter, self.images(split), self.recipe.loss)
 
     def _tune(self) -> None:
-        """Tune the thresholds for turning maps into labels, on the validation split."""
+        """Tune the thresholds for turning maps into labels, on the validation splits of all datasets, by their shares.
+
+        What is best for a few images of a new kind alone may cost the kinds that the network knows.
+        """
         self.callback.on_stage("Tuning the thresholds on the validation split")
-        settings, diameter = tune_instances(self.segmenter, lambda: self.images("val"), self.workers)
+        sources = [(self.recipe.share, lambda: self.images("val")), *map(self._mixed_images, self.given.mix)]
+        settings, diameter = tune_instances(self.segmenter, sources, self.workers)
         self.config = self.config.model_copy(update={"instances": settings, "nucleus_diameter": diameter})
         self.segmenter = self.segmenter.with_config(self.config)
-        diameters, lowest = usual_images(self.segmenter, self.images("val"), self.workers)
+        diameters, lowest = usual_images(self.segmenter, sources, self.workers)
         self.config = self.config.model_copy(update={"diameters": diameters, "lowest_score": lowest})
         self.segmenter = self.segmenter.with_config(self.config)
+
+    def _mixed_images(self, mixed: MixedDataset) -> tuple[float, Callable[[], Iterator[LabelledImage]]]:
+        """Return the share of a mixed dataset, and a function that returns this worker's images of its val split."""
+        workers, dataset = self.workers, mixed.dataset
+        reader = split_reader(dataset, "val", self.given.cache, workers.rank, workers.count)
+        return mixed.share, lambda: images_of_worker(dataset.manifest, "val", reader)
 
     def images(self, split: str) -> Iterator[LabelledImage]:
         """Return this worker's images of a split."""
@@ -388,13 +424,23 @@ class TrainingRun:
         self.workers.broadcast(list(self.model.weights))
 
 
-def _sample_weights(manifest: DatasetManifest, kind_weights: Mapping[KindName, float]) -> list[float] | None:
-    """Return the sampling weight of each training sample, in stored order; None if all are equal."""
+def _first_config(recipe: Recipe, start: Path | None) -> ModelConfig:
+    """Return the configuration of the network before training, with the thresholds of the version it starts with."""
+    config = config_of_recipe(recipe)
+    if start is None:
+        return config
+    theirs = read_model_config((start / CONFIG_FILE).read_bytes(), str(start / CONFIG_FILE))
+    return config.model_copy(update={"instances": theirs.instances})
+
+
+def _training_split(manifest: DatasetManifest, share: float, kind_weights: Mapping[KindName, float]) -> SplitShare:
+    """Return the training split of a dataset, with the sampling weight of each image if not all are equal."""
+    records = [shard.records for shard in manifest.split_shards("train")]
     if not kind_weights:
-        return None
+        return SplitShare(records, share)
     by_kind = {Kind(name): weight for name, weight in kind_weights.items()}
     samples = manifest.split_samples("train")
-    return [by_kind.get(samples[i].kind, 1.0) for i in stored_order(len(samples))]
+    return SplitShare(records, share, [by_kind.get(samples[i].kind, 1.0) for i in stored_order(len(samples))])
 
 
 def _check_finite(metrics: dict[str, float]) -> None:

@@ -14,7 +14,7 @@ from nucleus.predict.evaluation import PredictedImage
 if TYPE_CHECKING:
     from nucleus.training.distributed import Workers
 from collections.abc import Callable, Sequence
-from itertools import islice, product, tee
+from itertools import chain, islice, product, tee
 from typing import TYPE_CHECKING
 
 from numpy.typing import NDArray
@@ -48,8 +48,9 @@ _ROUNDS: tuple[dict[str, tuple[float, ...]], ...] = (
 _AS_GOOD = 0.005
 """Largest difference of mAP between equally good settings, among which the IoU of the mask decides. Training the same
 recipe twice gives such differences too."""
-_MOST_IMAGES = 256
-"""Number of images to tune on, at most, over all workers."""
+_MOST_IMAGES, _MOST_MIXED = 256, 32
+"""Number of images to tune on, at most, over all workers: of the run's dataset, and of each that is mixed in."""
+_Images = Callable[[], Iterator[LabelledImage]]
 _LARGEST_DIAMETER = 1024
 """Number of bins for diameters, px; larger diameters count in the last bin."""
 _SCORE_BINS = 1000
@@ -118,61 +119,62 @@ class ImageRanking:
 
 
 def tune_instances(
-    model: Model, images: Callable[[], Iterator[LabelledImage]], workers: Workers
+    model: Model, sources: Sequence[tuple[float, _Images]], workers: Workers
 ) -> tuple[InstanceSettings, float | None]:
     """Choose the settings by mAP, mean over images: first the thresholds, then the limits for dropped nuclei.
 
     Among the settings within 0.005 of the highest mAP, the one with the highest IoU of the mask is chosen, because
     dropping more uncertain nuclei can raise the mAP slightly at the cost of many true pixels.
-    Of a large split, the first 256 images in stored order, which is random, are used. Every worker must call this.
+    Of a large split, the first 256 images in stored order, which is random, are used, or 32 of one that is mixed in.
+    Every worker must call this.
 
     Args:
         model: The model; the search starts from its settings.
-        images: Function that returns this worker's validation images.
+        sources: Share of each dataset, by which its mean counts, and function that returns this worker's images of its
+            validation split.
         workers: All workers; each receives the same result.
 
     Returns:
-        The settings, and the median diameter of the true nuclei, px (None if there are no nuclei).
+        The settings, and the median diameter of the true nuclei of the first dataset, px (None if it has no nuclei).
     """
-    share = -(-_MOST_IMAGES // workers.count)
-
-    def best(candidates: Sequence[InstanceSettings]) -> InstanceSettings:
-        sums, scored = np.zeros((len(candidates), 2)), 0
-        samples, again = tee(islice(images(), share))
-        found = model.values(array_source(sample.image, sample.name) for sample in again)
-        for sample, values in zip(samples, found, strict=True):
-            sums += [_quality(sample.labels, model.label(values, each)) for each in candidates]
-            scored += 1
-        *total, count = workers.sum(np.append(sums, scored))
-        mean_ap, iou = np.reshape(total, sums.shape).T / max(count, 1)
-        return candidates[int(np.argmax(np.where(mean_ap >= mean_ap.max() - _AS_GOOD, iou, -1)))]
-
     settings = model.config.instances
     for choices in _ROUNDS:
         combinations = product(*choices.values())
-        settings = best([settings.model_copy(update=dict(zip(choices, each, strict=True))) for each in combinations])
-    diameters = sum((_diameters(sample.labels) for sample in islice(images(), share)), np.zeros(_LARGEST_DIAMETER))
+        candidates = [settings.model_copy(update=dict(zip(choices, each, strict=True))) for each in combinations]
+        parts = [
+            share * _mean_quality(model, candidates, images, _MOST_MIXED if number else _MOST_IMAGES, workers)
+            for number, (share, images) in enumerate(sources)
+        ]
+        mean_ap, iou = np.sum(parts, axis=0).T
+        settings = candidates[int(np.argmax(np.where(mean_ap >= mean_ap.max() - _AS_GOOD, iou, -1)))]
+    images = islice(sources[0][1](), -(-_MOST_IMAGES // workers.count))
+    diameters = sum((_diameters(sample.labels) for sample in images), np.zeros(_LARGEST_DIAMETER))
     counts = workers.sum(diameters)
     return settings, _percentile(counts, 50) if counts.any() else None
 
 
 def usual_images(
-    model: Model, images: Iterable[LabelledImage], workers: Workers
+    model: Model, sources: Sequence[tuple[float, _Images]], workers: Workers
 ) -> tuple[tuple[float, float] | None, float | None]:
     """Return what the validation images are like, so that prediction can tell others from them.
 
-    Of a large split, the first 256 images are used. Every worker must call this.
+    Every worker must call this.
 
     Args:
         model: The model with its final thresholds.
-        images: This worker's validation images.
+        sources: Share of each dataset, and a function that returns this worker's validation images of it, as for
+            `tune_instances`.
         workers: All workers; each receives the same result.
 
     Returns:
         The 5th and 95th percentile of the images' median diameters of the true nuclei, px, and the mean score of the
         found nuclei (the mean of the mask map over a nucleus) that 98 % of the images reach; None without nuclei.
     """
-    samples, again = tee(islice(images, -(-_MOST_IMAGES // workers.count)))
+    images = chain.from_iterable(
+        islice(images(), -(-(_MOST_MIXED if number else _MOST_IMAGES) // workers.count))
+        for number, (_, images) in enumerate(sources)
+    )
+    samples, again = tee(images)
     found = model.values(array_source(sample.image, sample.name) for sample in again)
     medians, scores = np.zeros(_LARGEST_DIAMETER), np.zeros(_SCORE_BINS)
     for sample, values in zip(samples, found, strict=True):
@@ -198,6 +200,20 @@ def _mean_score(labels: NDArray[np.int32], mask: NDArray[np.float32]) -> float |
 def _percentile(counts: NDArray[np.float64], percent: float) -> float:
     """Return the lowest bin, at least 1, up to which a histogram has at least a part of its counts."""
     return float(max(1, np.searchsorted(np.cumsum(counts), counts.sum() * percent / 100)))
+
+
+def _mean_quality(
+    model: Model, candidates: Sequence[InstanceSettings], images: _Images, most: int, workers: Workers
+) -> NDArray[np.float64]:
+    """Return mAP and IoU of the mask (columns) with each of the settings (rows), means over all workers' images."""
+    sums, scored = np.zeros((len(candidates), 2)), 0
+    samples, again = tee(islice(images(), -(-most // workers.count)))
+    found = model.values(array_source(sample.image, sample.name) for sample in again)
+    for sample, values in zip(samples, found, strict=True):
+        sums += [_quality(sample.labels, model.label(values, each)) for each in candidates]
+        scored += 1
+    *total, count = workers.sum(np.append(sums, scored))
+    return np.asarray(np.reshape(total, sums.shape) / max(count, 1))
 
 
 def _quality(truth: NDArray[np.integer], labels: NDArray[np.int32]) -> tuple[float, float]:

@@ -274,7 +274,7 @@ BAD_INPUT: list[tuple[list[Any], int, str]] = [
     (["models", "pull", "nothing"], 1, "it has no version"),
     (["predict", "flat", "--model", "cells-3", "--out", "o"], 1, "such as cells@3"),
     (["models", "list", "nothing"], 1, "it has no version"),
-    (["predict", "flat", "--model", "s3://b/models/cells/versions/000003", "--out", "o"], 2, "such as cells@3"),
+    (["predict", "flat", "--model", "s3://b/cells/versions/000003", "--out", "o"], 2, "bucket/models/NAME[@REF]"),
     (["models", "export", "nothing", "flat/a.png", "--format", "onnx"], 2, "flat/a.png; it exists already"),
     (["models", "show", "m@"], 2, "version or alias after the @"),
     (["models", "list", "Bad"], 2, "Try 'bad'"),

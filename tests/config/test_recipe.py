@@ -108,6 +108,8 @@ def test_settings_change_keys(tmp_path: Path) -> None:
         ({**MINIMAL, "card": {"contact": ""}}, "card.contact: string should match pattern"),
         ({**MINIMAL, "cache_limit_gib": 0.0}, "cache_limit_gib: input should be greater than 0"),
         ({**MINIMAL, "cache_dir": "relative"}, "cache_dir must be an absolute path"),
+        ({**MINIMAL, "mix": {"a": 0.5, "b": 0.5}}, "mix must be below 1 in all, found 1"),
+        ({**MINIMAL, "mix": {"a": 0.0}}, "mix.a: input should be greater than 0"),
         ({**MINIMAL, "tracking": {"wandb": "on"}}, "tracking.wandb: input should be 'online', 'offline' or 'disabled'"),
     ],
 )
@@ -129,3 +131,23 @@ def test_files_that_are_no_recipe(tmp_path: Path) -> None:
         read_recipe(tmp_path / "r.toml", ["epochs"])
     with pytest.raises(RecipeError, match="model"):
         read_recipe(tmp_path / "r.toml", ["model.x=1"])
+
+
+@pytest.mark.parametrize(
+    ("images", "changes", "steps"),
+    [
+        (50, {}, 6),
+        (7, {}, 0),
+        (50, {"mix": {"a": 0.5}}, 12),
+        (7, {"mix": {"a": 0.2, "b": 0.1}}, 1),
+        (7, {"optimizer": {"steps_per_epoch": 20}}, 20),
+    ],
+)
+def test_steps_of_an_epoch(images: int, changes: dict[str, object], steps: int) -> None:
+    """Each image of `dataset` once with what is mixed in, unless the recipe says how many."""
+    assert parse_recipe({**MINIMAL, **changes}, "r.toml").steps_of_epoch(images) == steps
+
+
+def test_a_start_needs_no_encoder_weights() -> None:
+    found = parse_recipe({**MINIMAL, "network": {"start": "m@1", "encoder": "plain", "weights": "none"}}, "r.toml")
+    assert found.network.encoder_rate_factor == 0.1, "its encoder is trained already"

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from nucleus.data.sampling import EpochPlan, epoch_plan, shard_count, stored_order
+from nucleus.data.sampling import EpochPlan, SplitShare, epoch_plan, mixed_plan, shard_count, stored_order
 
 
 def records(total: int, shards: int) -> list[int]:
@@ -141,3 +141,77 @@ def test_weights_change_how_often_and_nothing_else(world: int) -> None:
 def test_stored_order_is_a_permutation() -> None:
     assert sorted(stored_order(50).tolist()) == list(range(50))
     assert (stored_order(50) == stored_order(50)).all()
+
+
+TEN = SplitShare(records(10, 8), 0.5)
+OLD = SplitShare(records(200, 72), 0.3, [3.0 if i < 100 else 1.0 for i in range(200)])
+OTHER = SplitShare(records(50, 24), 0.2)
+SPLITS = (TEN, OLD, OTHER)
+
+
+def mixed(rank: int, world: int, epoch: int, batch: int = 12, steps: int = 7, done: int = 0) -> EpochPlan:
+    return mixed_plan(
+        SPLITS, steps=steps, seed=3, epoch=epoch, rank=rank, world=world, global_batch=batch, done=done * batch
+    )
+
+
+def owner(shard: int) -> int:
+    return 0 if shard < 8 else 1 if shard < 80 else 2
+
+
+@pytest.mark.parametrize("epoch", [0, 5])
+@pytest.mark.parametrize("world", [2, 3, 4, 6])
+def test_mixed_batches_do_not_depend_on_the_number_of_workers(world: int, epoch: int) -> None:
+    alone, shared = mixed(0, 1, epoch), [mixed(rank, world, epoch) for rank in range(world)]
+    together = sorted(item for p in shared for item in zip(p.positions.tolist(), seen(p), strict=True))
+    assert together == list(zip(alone.positions.tolist(), seen(alone), strict=True))
+    assert all(np.diff(p.positions).tolist() == [world] * (84 // world - 1) for p in shared)
+
+
+@pytest.mark.parametrize("world", [1, 3])
+def test_a_mixed_epoch_goes_on_where_it_stopped(world: int) -> None:
+    for rank in range(world):
+        whole, rest = mixed(rank, world, 2), mixed(rank, world, 2, done=3)
+        assert seen(rest) == seen(whole)[3 * 12 // world :]
+        assert [place for rows in rest.blocks for place in rest.positions[rows]] == rest.positions.tolist()
+
+
+def test_each_split_has_its_share_of_every_epoch_and_of_every_few_batches() -> None:
+    for epoch in range(5):
+        owners = [owner(shard) for shard, _ in seen(mixed(0, 1, epoch))]
+        assert [owners.count(number) for number in range(3)] == [42, 25, 17]
+        for start in range(0, 84, 12):
+            assert all(
+                abs(owners[start : start + 12].count(number) - 12 * split.share) <= 2
+                for number, split in enumerate(SPLITS)
+            )
+
+
+def test_a_split_is_read_pass_by_pass_over_the_epochs() -> None:
+    """Every image of a split is read n times before any is read n + 1 times; with weights, about by these."""
+    found = [sample for epoch in range(10) for sample in seen(mixed(0, 1, epoch))]
+    ten, other = ([sample for sample in found if owner(sample[0]) == number] for number in (0, 2))
+    for samples, size in ((ten, 10), (other, 50)):
+        passes = [samples[start : start + size] for start in range(0, len(samples) - size + 1, size)]
+        assert all(len(set(each)) == size for each in passes)
+        assert len(passes) < 3 or passes[0] != passes[1]
+    often = np.zeros(200)
+    for shard, record in (sample for epoch in range(160) for sample in seen(mixed(0, 1, epoch))):
+        if owner(shard) == 1:
+            often[record * 72 + shard - 8] += 1
+    assert often[:100].mean() / often[100:].mean() == pytest.approx(3, rel=0.25)
+
+
+def test_a_worker_needs_one_block_of_each_split_at_a_time() -> None:
+    for p in (mixed(rank, 4, epoch, steps=60) for rank in range(4) for epoch in range(3)):
+        assert [rows.start for rows in p.blocks] == [0, *(rows.stop for rows in p.blocks[:-1])]
+        assert p.blocks[-1].stop == len(p.positions)
+        for number in range(len(p.blocks)):
+            shards = p.shards_of_block(number)
+            assert len({(owner(shard), (shard - 8) // 24 if owner(shard) == 1 else 0) for shard in shards}) <= 3
+    assert any(len(mixed(0, 1, epoch, steps=60).blocks) > 1 for epoch in range(3))
+
+
+def test_more_steps_than_images_read_each_image_several_times() -> None:
+    p = mixed_plan([SplitShare(records(3, 2))], steps=5, seed=1, epoch=0, rank=0, world=1, global_batch=4)
+    assert sorted(seen(p).count(sample) for sample in set(seen(p))) == [6, 7, 7]

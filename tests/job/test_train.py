@@ -18,11 +18,13 @@ from job.publishing import FinishedRun, judge, publish_run
 from job.ray_internals import pass_to_controller
 from job.train import RunOptions, resume, train
 from nucleus.cli.main import cli
+from nucleus.config.names import Reference
+from nucleus.config.recipe import Recipe
 from nucleus.data.cache import ShardCache
 from nucleus.data.dataset import locate_dataset, open_dataset
 from nucleus.data.images import encode_png
 from nucleus.data.importing import SplitOptions, import_dataset
-from nucleus.data.synthetic import generated_image
+from nucleus.data.synthetic import generated_image, write_generated
 from nucleus.errors import DataError, JobError, ModelError, WeightsError
 from nucleus.model.export import write_onnx
 from nucleus.model.unet import load_model
@@ -31,7 +33,7 @@ from nucleus.predict.model import load_model_folder
 from nucleus.registry.aliases import move_alias, read_decision
 from nucleus.registry.manifest import version_prefix
 from nucleus.registry.publish import publish
-from nucleus.registry.versions import list_versions
+from nucleus.registry.versions import list_versions, pull
 from nucleus.runs.plan import load_plan
 from nucleus.tracking.wandb_run import offline_files
 from tests.data.test_importing import write_pairs
@@ -306,6 +308,82 @@ def test_one_worker_publishes_the_same_bytes_as_two(trained: Trained, tmp_path: 
     name = "model.weights.h5"
     assert manifest.files[name].sha256 == trained.manifest.files[name].sha256
     assert manifest.origin.wandb_run is None
+
+
+def learning(trained: Trained, images: Path, cache: Path, **changes: Any) -> Recipe:
+    """A recipe that starts with a pulled version, on fewer images than a batch has, and mixes in those it knows."""
+    optimizer = {"epochs": 2, "steps_per_epoch": 3, "warmup_steps": 1, "learning_rate": 1e-3}
+    return recipe_for(
+        trained.bucket.uri,
+        cache,
+        dataset=str(import_dataset(images, trained.bucket.uri / "datasets" / "new", SplitOptions()).dataset),
+        mix={"dozen": 0.5},
+        tracking={"wandb": "disabled"},
+        **{"network": {"start": str(trained.folder)}, "optimizer": optimizer, **changes},
+    )
+
+
+@pytest.fixture
+def new_images(tmp_path: Path) -> Path:
+    write_generated(tmp_path / "new", 5, seed=50, side=80)
+    return tmp_path / "new"
+
+
+def test_a_run_starts_with_a_version_and_mixes_in_what_it_knows(
+    trained: Trained, new_images: Path, tmp_path: Path
+) -> None:
+    changes = {"model": "learned", "gate": {"minimum": 0.0}}
+    recipe = learning(trained, new_images, tmp_path / "cache", **changes)
+    recorder = Recorder()
+    origin = train(recipe, RunOptions(run="learns", folder=tmp_path / "runs"), recorder).origin
+    assert origin.dataset == recipe.dataset
+    assert [epoch["images_dropped"] for epoch in recorder.epochs] == [0, 0]
+    assert origin.encoder_weights == trained.manifest.origin.encoder_weights
+    for key in ("encoder", "decoder_channels", "heads"):
+        assert origin.recipe["network"][key] == trained.manifest.origin.recipe["network"][key]
+    assert origin.start is not None
+    assert (origin.start.version, origin.start.sha256) == ("tiny@1", trained.manifest.files["model.weights.h5"].sha256)
+    start, new = load_model_folder(trained.folder), open_dataset(locate_dataset(origin.dataset))
+    cache = ShardCache(tmp_path / "cache")
+    assert_same_scores(origin.start.scores, evaluate(start, new, ("test",), cache).overall)
+    (mixed,) = origin.mix
+    assert (mixed.dataset, mixed.share) == (str(trained.dataset), 0.5)
+    assert_same_scores(mixed.before, trained.manifest.origin.metrics["test"])
+    pull(trained.bucket, Reference("learned"), tmp_path / "learned")
+    learned = load_model_folder(tmp_path / "learned")
+    assert_same_scores(mixed.scores, evaluate(learned, trained.dataset, ("test",), cache).overall)
+    decision = read_decision(trained.bucket, "learned", 1)
+    assert decision is not None
+    assert (decision.start, decision.start_score) == ("tiny@1", origin.start.scores["all"]["map"])
+    card = re.sub(r"\s+", " ", (tmp_path / "learned" / "card.md").read_text())
+    assert f"with all weights of `tiny@1` (SHA-256 `{origin.start.sha256}`)" in card
+    assert f"test map {mixed.before['all']['map']:.4f} -> {mixed.scores['all']['map']:.4f} on {mixed.dataset}" in card
+    record = json.loads(trained.bucket.get("runs/learns/report/record.json"))
+    assert record["start"]["version"] == "tiny@1"
+    plan = load_plan(trained.bucket, "learns")
+    assert trained.bucket.find(f"{str(plan.start_uri).removeprefix(f'{trained.bucket.uri}/')}/model.weights.h5")
+
+
+def test_training_begins_with_all_weights_of_the_start(trained: Trained, new_images: Path, tmp_path: Path) -> None:
+    """With steps that change next to nothing, on one worker, the weights are those of the version."""
+    optimizer = {"epochs": 1, "steps_per_epoch": 1, "learning_rate": 1e-12, "final_learning_rate": 1e-12}
+    changes = {"model": "still", "workers": 1, "optimizer": optimizer}
+    train(learning(trained, new_images, tmp_path / "cache", **changes), RunOptions(folder=tmp_path / "runs"))
+    pull(trained.bucket, Reference("still"), tmp_path / "still")
+    image = generated_image(99, 64, 64)[0][np.newaxis].astype(np.float32)
+    still, start = (load_model(path)[0](image, training=False).numpy() for path in (tmp_path / "still", trained.folder))
+    assert still == pytest.approx(start, abs=1e-6)
+
+
+def test_mixed_batches_are_the_same_on_one_worker(trained: Trained, new_images: Path, tmp_path: Path) -> None:
+    """As on two, in as many parts."""
+    found = []
+    for workers in (1, 2):
+        optimizer = {"epochs": 1, "steps_per_epoch": 3, "gradient_accumulation_steps": 3 - workers}
+        changes = {"model": f"mixed-{workers}", "workers": workers, "optimizer": optimizer}
+        recipe = learning(trained, new_images, tmp_path / "cache", **changes)
+        found.append(train(recipe, RunOptions(folder=tmp_path / "runs")).files["model.weights.h5"].sha256)
+    assert found[0] == found[1]
 
 
 def test_a_run_that_w_and_b_refuses_goes_on_offline(

@@ -12,13 +12,21 @@ from scipy import ndimage
 
 from nucleus.config.encoders import ENCODER_NAMES
 from nucleus.config.recipe import AugmentOptions, Heads, LossOptions, NormalizationOptions
+from nucleus.config.settings import parse_recipe
 from nucleus.data.pipeline import Feed, training_batches, training_sample
 from nucleus.data.reader import SplitReader
 from nucleus.data.sampling import epoch_plan
 from nucleus.data.shards import ShardFile, encode_record, write_shard
 from nucleus.data.synthetic import generated_image
-from nucleus.errors import IntegrityError, ModelError, WeightsError
-from nucleus.model.architecture import ModelConfig, activations, maps_of, read_model_config
+from nucleus.errors import IntegrityError, ModelError, RecipeError, WeightsError
+from nucleus.model.architecture import (
+    ModelConfig,
+    activations,
+    config_of_recipe,
+    maps_of,
+    read_model_config,
+    recipe_from_start,
+)
 from nucleus.model.engines import KerasEngine
 from nucleus.model.losses import image_losses, loss_of_values, pixel_targets
 from nucleus.model.tiling import Region, TiledNetwork, axis_tiles, reflect_indices
@@ -419,3 +427,25 @@ def test_damaged_shards_are_refused(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-5])
     with pytest.raises(IntegrityError, match="the last one is cut off"):
         ShardFile.open(path)
+
+
+def test_the_network_of_the_start_is_taken_over() -> None:
+    recipe = parse_recipe({"model": "m", "dataset": "d", "network": {"start": "old@1"}}, "r.toml")
+    old = CONFIG.model_copy(update={"heads": "border", "pixel_size": 0.5})
+    found = recipe_from_start(recipe, old, "old@1")
+    assert config_of_recipe(found) == config_of_recipe(recipe).model_copy(
+        update={"decoder_channels": [8] * 5, "heads": "border", "normalization": PLAIN, "pixel_size": 0.5}
+    )
+    assert found.optimizer.learning_rate == recipe.optimizer.learning_rate / 4
+    assert parse_recipe(json.loads(found.model_dump_json()), "plan") == found
+
+
+def test_keys_that_are_set_stay_or_contradict_the_start() -> None:
+    same = {"encoder": "mobilenet_v2", "heads": "both", "start": "old@1"}
+    content = {"model": "m", "dataset": "d", "network": same, "input": {"pixel_size": 0.25}}
+    recipe = parse_recipe({**content, "optimizer": {"learning_rate": 1e-3}}, "r.toml")
+    found = recipe_from_start(recipe, CONFIG, "old@1")
+    assert (found.optimizer.learning_rate, found.input.pixel_size) == (1e-3, 0.25)
+    other = parse_recipe({**content, "network": {**same, "heads": "border", "decoder_channels": [16] * 5}}, "r.toml")
+    with pytest.raises(RecipeError, match=r"network of old@1.*decoder_channels.*heads = 'border', that of old@1 is 'b"):
+        recipe_from_start(other, CONFIG, "old@1")

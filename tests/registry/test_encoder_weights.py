@@ -1,9 +1,10 @@
 """Encoder weights: added to the bucket, fetched, rewritten from Keras's old format, and errors that name the ways."""
 
 import os
+import shutil
 import subprocess
 import sys
-from contextlib import redirect_stdout
+from contextlib import nullcontext, redirect_stdout
 from functools import cache
 from pathlib import Path
 
@@ -18,9 +19,23 @@ from nucleus.config.settings import parse_recipe
 from nucleus.errors import IntegrityError, WeightsError
 from nucleus.model.architecture import config_of_recipe
 from nucleus.model.unet import build_unet, encoder_of, load_encoder_weights
-from nucleus.registry.encoder_weights import _Download, add_weights, fetch_weights, list_weights, provide_weights
+from nucleus.progress import Advance, no_progress
+from nucleus.registry.encoder_weights import (
+    _Download,
+    add_weights,
+    fetch_start,
+    fetch_weights,
+    list_weights,
+    provide_start,
+    provide_weights,
+    start_origin,
+)
+from nucleus.registry.manifest import version_prefix
+from nucleus.registry.publish import publish
+from nucleus.registry.versions import find_model
 from nucleus.storage.bucket import Bucket
 from nucleus.storage.files import sha256_of
+from tests.small_model import origin
 
 CACHED = "mobilenet_v2_weights_tf_dim_ordering_tf_kernels_1.0_224_no_top.h5"
 
@@ -181,3 +196,37 @@ def test_a_download_is_told_in_one_line(tmp_path: Path, capsys: pytest.CaptureFi
         keras.utils.get_file("here", (tmp_path / "there").as_uri(), cache_dir=tmp_path)
     assert told == [f"Downloading data from {(tmp_path / 'there').as_uri()}"]
     assert capsys.readouterr().out == ""
+
+
+def quiet(*_: str) -> nullcontext[Advance]:
+    return nullcontext(no_progress)
+
+
+def test_a_start_in_the_bucket_stays_where_it_is(
+    bucket: Bucket, model_files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    published = publish(bucket, "m", model_files, origin())
+    found = provide_start("m", bucket, "runs/r", quiet)
+    assert found.uri == bucket.uri / version_prefix("m", 1)
+    assert [item.key for item in bucket.objects("runs/")] == []
+    known = start_origin(found)
+    assert (known.version, known.sha256) == ("m@1", published.files["model.weights.h5"].sha256)
+    assert fetch_start(found.uri, known, tmp_path / "worker").manifest == published
+    with pytest.raises(IntegrityError, match=r"Expected m@1 \(sha256 0{12}\) at .*; found m@1 \("):
+        fetch_start(found.uri, known.model_copy(update={"sha256": "0" * 64}), tmp_path / "worker")
+
+
+def test_a_start_on_this_machine_is_copied_to_the_run(
+    bucket: Bucket, model_files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Workers have only the bucket; the folder may be gone when the run is resumed."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    publish(bucket, "m", model_files, origin())
+    folder = find_model("m", str(bucket.uri)).folder
+    first, second = (provide_start(str(folder), bucket, "runs/r", quiet) for _ in range(2))
+    assert first.uri == second.uri
+    assert str(first.uri).startswith(f"{bucket.uri}/runs/r/start-")
+    shutil.rmtree(folder)
+    fetched = fetch_start(first.uri, start_origin(first), tmp_path / "worker")
+    assert (fetched.folder / "model.weights.h5").read_bytes() == (model_files / "model.weights.h5").read_bytes()

@@ -10,7 +10,7 @@ from nucleus.config.recipe import GateOptions
 from nucleus.errors import DataError, IntegrityError, ModelError
 from nucleus.registry import aliases as gate
 from nucleus.registry.aliases import GateDecision, move_alias, pass_gate, read_alias, read_decision, rollback_alias
-from nucleus.registry.manifest import EncoderWeightsOrigin, ModelManifest, Origin
+from nucleus.registry.manifest import EncoderWeightsOrigin, ModelManifest, Origin, StartOrigin
 from nucleus.registry.publish import publish
 from nucleus.registry.versions import version_prefix
 from nucleus.storage.bucket import Bucket
@@ -26,7 +26,9 @@ def released(bucket: Bucket, tmp_path: Path) -> Callable[..., ModelManifest]:
     folder.mkdir()
     (folder / "model.json").write_text("{}")
 
-    def release(score: float | None, dataset: str = HERE, **others: float | None) -> ModelManifest:
+    def release(
+        score: float | None, dataset: str = HERE, start: StartOrigin | None = None, **others: float | None
+    ) -> ModelManifest:
         scores = {} if score is None else {"map": score, "images": 5.0}
         metrics = {"test": {"all": scores | others}} if scores or others else {}
         weights = EncoderWeightsOrigin(source="none", sha256=None)
@@ -38,6 +40,7 @@ def released(bucket: Bucket, tmp_path: Path) -> Callable[..., ModelManifest]:
             metrics=metrics,
             code_version="0",
             wandb_run=None,
+            start=start,
         )
         return publish(bucket, "m", folder, origin)
 
@@ -218,3 +221,35 @@ def test_damaged_decisions_are_refused(bucket: Bucket, released: Callable[..., M
     bucket.put("models/m/gates/000001.json", b"{}")
     with pytest.raises(ModelError, match="damaged"):
         read_decision(bucket, "m", 1)
+
+
+def begun_with(score: float | None) -> StartOrigin:
+    return StartOrigin(version="nuclei@3", sha256="a" * 64, scores={} if score is None else {"all": {"map": score}})
+
+
+@pytest.mark.parametrize(
+    ("start", "passed", "said"),
+    [
+        (0.4, True, r"production did not exist before.*0\.5000 beats 0\.4000 of nuclei@3, its start"),
+        (0.5, False, r"0\.5000 does not beat 0\.5000 of nuclei@3"),
+        (None, False, r"nuclei@3, with which training started, has no test map"),
+    ],
+)
+def test_a_version_must_beat_the_one_it_started_with(
+    bucket: Bucket, released: Callable[..., ModelManifest], start: float | None, passed: bool, said: str
+) -> None:
+    decision = judged(bucket, released(0.5, start=begun_with(start)))
+    assert (decision.passed, decision.start, decision.start_score) == (passed, "nuclei@3", start)
+    assert re.search(said, decision.reason)
+    assert meant(bucket) == (1 if passed else None)
+
+
+def test_a_version_must_beat_its_start_and_the_incumbent(
+    bucket: Bucket, released: Callable[..., ModelManifest]
+) -> None:
+    released(0.5)
+    move_alias(bucket, "m", "production", 1)
+    assert not judged(bucket, released(0.45, start=begun_with(0.4))).passed, "worse than what the alias points to"
+    assert not judged(bucket, released(0.55, start=begun_with(0.6))).passed, "worse than its start"
+    assert judged(bucket, released(0.65, start=begun_with(0.6))).passed
+    assert meant(bucket) == 4

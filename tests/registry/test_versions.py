@@ -10,11 +10,15 @@ from nucleus.registry.aliases import list_aliases, move_alias, rollback_alias
 from nucleus.registry.manifest import Origin, version_prefix
 from nucleus.registry.publish import publish
 from nucleus.registry.versions import (
+    PulledModel,
     check_model_path,
+    find_model,
     is_whole,
     list_models,
     list_versions,
+    locate_model,
     pull,
+    pull_uri,
     read_pulled,
     resolve_version,
     version_of_run,
@@ -131,9 +135,59 @@ def test_a_folders_name_for_a_version_is_understood(bucket: Bucket, model_files:
         resolve_version(bucket, Reference(name))
     with pytest.raises(ModelError, match=r"such as cells@3\. Run: nucleus models list cells"):
         resolve_version(bucket, Reference("cells", name))
-    for path in (f"./{name}", f"/nowhere/{name}/", f"s3://b/models/{name.replace('-', '/versions/')}"):
+    for path in (f"./{name}", f"/nowhere/{name}/"):
         with pytest.raises(UsageError, match=r"such as cells@3\."):
             check_model_path(path)
+
+
+@pytest.mark.parametrize("text", ["cells", "cells@latest", "cells@2", "cells@production", "cells/versions/000002"])
+def test_every_spelling_of_a_version_gives_its_files(
+    bucket: Bucket, model_files: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text: str
+) -> None:
+    """A name in the bucket, the same as a URI, the address that a published version is shown with, and a folder."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    published = [publish(bucket, "cells", model_files, origin()) for _ in range(2)][1]
+    move_alias(bucket, "cells", "production", 2)
+    found = [find_model(f"{bucket.uri}/models/{text}")]
+    if "/" not in text:
+        found.append(find_model(text, str(bucket.uri)))
+    for each in found:
+        assert each.manifest == published
+        assert each.uri == bucket.uri / "models/cells/versions/000002"
+        assert (each.folder / "card.md").read_bytes() == (model_files / "card.md").read_bytes()
+    assert find_model(str(found[0].folder)) == PulledModel(found[0].folder, published)
+
+
+@pytest.mark.parametrize(
+    ("text", "where"),
+    [
+        ("s3://b/models/m", ("s3://b", "m@latest")),
+        ("s3://b/a/b/models/m@7", ("s3://b/a/b", "m@7")),
+        ("s3://b/models/m/versions/000007", ("s3://b", "m@7")),
+        ("s3://b/models/models/m", ("s3://b/models", "m@latest")),
+        ("s3://b/m@7", None),
+        ("s3://b/othermodels/m", None),
+        ("s3://b/models/m/aliases/production.json", None),
+    ],
+)
+def test_where_a_uri_says_a_model_is(text: str, where: tuple[str, str] | None) -> None:
+    if where is None:
+        with pytest.raises(UsageError, match=r"bucket/models/NAME\[@REF\].*nucleus models list"):
+            locate_model(text)
+    else:
+        found = locate_model(text, "s3://other")
+        assert (str(found.bucket), str(found.reference)) == where
+
+
+def test_a_version_is_fetched_by_its_address(bucket: Bucket, model_files: Path, tmp_path: Path) -> None:
+    published = publish(bucket, "m", model_files, origin())
+    uri = bucket.uri / version_prefix("m", 1)
+    found = pull_uri(uri, tmp_path)
+    assert (found.manifest, found.uri) == (published, uri)
+    (found.folder / "card.md").write_text("damaged")
+    assert (pull_uri(uri, tmp_path).folder / "card.md").read_bytes() == (model_files / "card.md").read_bytes()
+    with pytest.raises(IntegrityError, match=r"manifest\.json"):
+        pull_uri(bucket.uri / "models/m", tmp_path)
 
 
 def test_a_model_that_is_not_there_names_those_near(bucket: Bucket, model_files: Path) -> None:

@@ -4,10 +4,11 @@ from typing import Any
 
 import pytest
 
-from nucleus.config.recipe import Recipe
+from nucleus.config.recipe import NormalizationOptions, Recipe
 from nucleus.config.settings import parse_recipe
 from nucleus.errors import RecipeError
-from nucleus.registry.manifest import EncoderWeightsOrigin
+from nucleus.model.architecture import ModelConfig, recipe_from_start
+from nucleus.registry.manifest import EncoderWeightsOrigin, StartOrigin
 from nucleus.runs.plan import RunPlan, check_same_recipe
 
 BASE = {"model": "m", "dataset": "d", "optimizer": {"epochs": 60}, "cache_dir": "/fast"}
@@ -95,3 +96,28 @@ def test_the_command_to_resume_names_the_bucket_of_the_recipe() -> None:
     assert plan(recipe()).resume_command == "nucleus train --resume trial"
     own = plan(recipe(bucket="s3://b/p"), submitted=True)
     assert own.resume_command == "NUCLEUS_BUCKET=s3://b/p nucleus submit --resume trial"
+
+
+START = StartOrigin(version="nuclei@3", sha256="a" * 64)
+NETWORK = ModelConfig(
+    encoder="plain",
+    decoder_channels=[8] * 5,
+    heads="border",
+    normalization=NormalizationOptions(low=2.0),
+    tile=64,
+    overlap=16,
+)
+
+
+def test_what_was_taken_from_the_start_need_not_be_in_the_recipe_that_resumes() -> None:
+    given = recipe(network={"start": "nuclei@latest"}, mix={"old": 0.5})
+    begun = plan(recipe_from_start(given, NETWORK, "nuclei@3"), start=START)
+    assert begun.recipe.network.encoder == "plain"
+    assert check_same_recipe(begun, given) == []
+    for change in ({"start": "nuclei@2"}, {"start": "nuclei@latest", "heads": "both"}):
+        with pytest.raises(RecipeError, match=rf"network\.{list(change)[-1]}: .* in the run"):
+            check_same_recipe(begun, recipe(network=change, mix={"old": 0.5}))
+    with pytest.raises(RecipeError, match=r"mix\.old: 0\.5 in the run, 0\.4 here"):
+        check_same_recipe(begun, recipe(network={"start": "nuclei@latest"}, mix={"old": 0.4}))
+    with pytest.raises(RecipeError, match=r"network\.start"):
+        check_same_recipe(begun, recipe(mix={"old": 0.5}))

@@ -23,6 +23,7 @@ CONFIG = ModelConfig(
     tile=64,
     overlap=16,
 )
+OTHERS = [LabelledImage(f"o{seed}", Kind.STAIN, *generated_image(seed, 96, 96)) for seed in (17, 18, 19)]
 IMAGES = [LabelledImage(f"n{seed}", Kind.STAIN, *generated_image(seed, 96, 96)) for seed in range(6)]
 
 
@@ -74,7 +75,7 @@ def images() -> Iterator[LabelledImage]:
 
 @pytest.mark.parametrize(("ring", "at_least"), [(0.58, 0.6), (0.47, 0.5), (0.63, 0.65)])
 def test_the_mask_threshold_follows_the_model(ring: float, at_least: float) -> None:
-    settings, diameter = tune_instances(model(ring), images, Threads(1, []))
+    settings, diameter = tune_instances(model(ring), [(1.0, images)], Threads(1, []))
     assert settings.mask_threshold >= at_least
     areas = np.concatenate([np.bincount(sample.labels.ravel())[1:] for sample in IMAGES])
     assert diameter == pytest.approx(np.median(np.sqrt(4 * areas[areas > 0] / np.pi)), abs=1)
@@ -83,7 +84,7 @@ def test_the_mask_threshold_follows_the_model(ring: float, at_least: float) -> N
 def test_ties_keep_the_settings() -> None:
     config = CONFIG.model_copy(update={"instances": InstanceSettings(min_area=20)})
     blank = Fake(lambda image: np.zeros((*image.shape[:2], 2), np.float32), config)
-    settings, _ = tune_instances(blank, images, Threads(1, []))
+    settings, _ = tune_instances(blank, [(1.0, images)], Threads(1, []))
     assert (settings.mask_threshold, settings.seed_threshold, settings.min_area) == (0.5, 0.5, 20)
     assert settings.min_score == InstanceSettings().min_score
 
@@ -91,12 +92,12 @@ def test_ties_keep_the_settings() -> None:
 def test_workers_agree() -> None:
     """A worker with half of the images, told the sums of the other half, decides what one with all of them decides."""
     alone, one, other = Threads(1, []), Threads(2, []), Threads(2, [])
-    settings, diameter = tune_instances(model(0.58), images, alone)
+    settings, diameter = tune_instances(model(0.58), [(1.0, images)], alone)
     for half, worker in ((IMAGES[::2], one), (IMAGES[1::2], other)):
-        tune_instances(model(0.58), lambda half=half: iter(half), worker)
+        tune_instances(model(0.58), [(1.0, lambda half=half: iter(half))], worker)
     assert one.given[0] + other.given[0] == pytest.approx(alone.given[0], abs=1e-12)
     told = Threads(2, other.given)
-    found = tune_instances(model(0.58), lambda: iter(IMAGES[::2]), told)
+    found = tune_instances(model(0.58), [(1.0, lambda: iter(IMAGES[::2]))], told)
     assert (found[0].mask_threshold, found[1]) == (settings.mask_threshold, diameter)
 
 
@@ -111,7 +112,22 @@ def test_of_settings_as_good_by_map_the_mask_decides() -> None:
     config = CONFIG.model_copy(update={"instances": InstanceSettings(min_score=0.9)})
     settings, _ = tune_instances(
         Fake(lambda _: np.stack([values, values], axis=-1), config),
-        lambda: iter([LabelledImage("n", Kind.STAIN, image, labels)]),
+        [(1.0, lambda: iter([LabelledImage("n", Kind.STAIN, image, labels)]))],
         Threads(1, []),
     )
     assert settings.min_score <= 0.8
+
+
+@pytest.mark.parametrize(("share", "lowest", "highest"), [(1.0, 0.6, 0.65), (0.9, 0.6, 0.65), (0.1, 0.4, 0.5)])
+def test_datasets_count_by_their_shares_not_by_their_images(share: float, lowest: float, highest: float) -> None:
+    """One needs a threshold above the ring's .58, the other, in which nuclei have .55, one below it."""
+    ringed, pale = model(0.58), {sample.image.tobytes(): (sample.labels > 0) * 0.55 for sample in OTHERS}
+
+    def values(image: NDArray[np.uint8]) -> NDArray[np.float32]:
+        mask = pale.get(image.tobytes())
+        return ringed._given(image) if mask is None else np.stack([mask, mask], axis=-1).astype(np.float32)
+
+    config = CONFIG.model_copy(update={"instances": InstanceSettings(min_score=0.0)})
+    sources = [(share, lambda: iter(IMAGES[:1])), (1 - share, lambda: iter(OTHERS))]
+    settings, _ = tune_instances(Fake(values, config), sources, Threads(1, []))
+    assert lowest <= settings.mask_threshold <= highest
