@@ -7,6 +7,8 @@ from .encoders import Encoder as Encoder
 from .encoders import EncoderName as EncoderName
 from .encoders import build_encoder as build_encoder
 from .names import Reference as Reference
+from .names import WorkerCount as WorkerCount
+from .names import WorkerRange as WorkerRange
 from .names import check_alias as check_alias
 from .names import check_name as check_name
 from .names import clean_name as clean_name
@@ -26,8 +28,6 @@ from .recipe import NormalizationOptions as NormalizationOptions
 from .recipe import OptimizerOptions as OptimizerOptions
 from .recipe import Recipe as Recipe
 from .recipe import TrackingOptions as TrackingOptions
-from .recipe import WorkerCount as WorkerCount
-from .recipe import WorkerRange as WorkerRange
 from .settings import combinations as combinations
 from .settings import parse_recipe as parse_recipe
 from .settings import read_recipe as read_recipe

@@ -1,15 +1,29 @@
-"""Names of datasets, models, runs and aliases, and references to a version such as `dsb2018@7`."""
+"""Values with rules of their own: names, references to a version such as `dsb2018@7`, and numbers of workers."""
 
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import Annotated, Any, NamedTuple
+
+from pydantic import PlainSerializer, PlainValidator
 
 from nucleus.errors import UriError
+from nucleus.text import plural
 
-__all__ = ["Reference", "check_alias", "check_name", "clean_name", "parse_reference", "unique_names"]
+__all__ = [
+    "Reference",
+    "WorkerCount",
+    "WorkerRange",
+    "check_alias",
+    "check_name",
+    "clean_name",
+    "parse_reference",
+    "unique_names",
+]
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 _UNWANTED = re.compile(r"[^a-z0-9._-]+")
+_MOST_WORKERS = 1024
 
 
 @dataclass(frozen=True)
@@ -102,3 +116,51 @@ def parse_reference(text: str, what: str) -> Reference:
         raise UriError(f"Expected NAME@REF, with an @ before the version; found {text!r}. Try {_with_at(text)!r}.")
     check_name(name, what)
     return Reference(name, check_name(ref, "version or alias")) if at else Reference(name)
+
+
+class WorkerRange(NamedTuple):
+    """The smallest and largest number of workers of a run; an elastic run has a range, any other a single number.
+
+    Attributes:
+        fewest: The run waits while the cluster has room for fewer workers than this.
+        most: Upper limit, used when the cluster has room.
+    """
+
+    fewest: int
+    most: int
+
+    @property
+    def elastic(self) -> bool:
+        """Whether the number of workers may change during the run."""
+        return self.fewest < self.most
+
+    @property
+    def counts(self) -> range:
+        """Every number of workers that the run may have."""
+        return range(self.fewest, self.most + 1)
+
+    def __str__(self) -> str:
+        if self.elastic:
+            return f"{self.fewest} to {self.most} workers"
+        return plural(self.most, "worker")
+
+
+def _parse_workers(value: Any) -> WorkerRange:
+    ends = [value, value] if isinstance(value, int) else value
+    valid = (
+        isinstance(ends, list | tuple)
+        and len(ends) == 2
+        and all(isinstance(end, int) and not isinstance(end, bool) for end in ends)
+        and 1 <= ends[0] <= ends[1] <= _MOST_WORKERS
+    )
+    if not valid:
+        raise ValueError(f"expected a number from 1 to {_MOST_WORKERS}, or [fewest, most]")
+    return WorkerRange(*ends)
+
+
+def _serialize_workers(value: WorkerRange) -> int | list[int]:
+    return list(value) if value.elastic else value.most
+
+
+WorkerCount = Annotated[WorkerRange, PlainValidator(_parse_workers), PlainSerializer(_serialize_workers)]
+"""A recipe's `workers`: a number, or `[fewest, most]`."""

@@ -1,14 +1,13 @@
 """Recipes: the options of a training run, their meaning, units, ranges and defaults."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, PlainValidator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from nucleus.config.encoders import WITHOUT_IMAGENET, EncoderName
-from nucleus.config.names import check_alias, check_name
+from nucleus.config.names import WorkerCount, WorkerRange, check_alias, check_name
 from nucleus.errors import UriError
-from nucleus.text import plural
 
 __all__ = [
     "DEFAULT_CACHE_LIMIT_GIB",
@@ -25,8 +24,6 @@ __all__ = [
     "OptimizerOptions",
     "Recipe",
     "TrackingOptions",
-    "WorkerCount",
-    "WorkerRange",
 ]
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -43,56 +40,6 @@ DEFAULT_CACHE_LIMIT_GIB = 50.0
 STRIDE = 32
 """Sides of crops and tiles are multiples of this: the encoder halves the resolution five times."""
 
-_MOST_WORKERS = 1024
-
-
-class WorkerRange(NamedTuple):
-    """The smallest and largest number of workers of a run; an elastic run has a range, any other a single number.
-
-    Attributes:
-        fewest: The run waits while the cluster has room for fewer workers than this.
-        most: Upper limit, used when the cluster has room.
-    """
-
-    fewest: int
-    most: int
-
-    @property
-    def elastic(self) -> bool:
-        """Whether the number of workers may change during the run."""
-        return self.fewest < self.most
-
-    @property
-    def counts(self) -> range:
-        """Every number of workers that the run may have."""
-        return range(self.fewest, self.most + 1)
-
-    def __str__(self) -> str:
-        if self.elastic:
-            return f"{self.fewest} to {self.most} workers"
-        return plural(self.most, "worker")
-
-
-def _parse_workers(value: Any) -> WorkerRange:
-    ends = [value, value] if isinstance(value, int) else value
-    valid = (
-        isinstance(ends, list | tuple)
-        and len(ends) == 2
-        and all(isinstance(end, int) and not isinstance(end, bool) for end in ends)
-        and 1 <= ends[0] <= ends[1] <= _MOST_WORKERS
-    )
-    if not valid:
-        raise ValueError(f"expected a number from 1 to {_MOST_WORKERS}, or [fewest, most]")
-    return WorkerRange(*ends)
-
-
-def _serialize_workers(value: WorkerRange) -> int | list[int]:
-    return list(value) if value.elastic else value.most
-
-
-WorkerCount = Annotated[WorkerRange, PlainValidator(_parse_workers), PlainSerializer(_serialize_workers)]
-"""A recipe's `workers`: a number, or `[fewest, most]`."""
-
 
 class _Options(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -104,7 +51,7 @@ class NetworkOptions(_Options):
     Attributes:
         start: Version of a model whose weights training starts with, all of them: `NAME[@REF]` in the bucket,
             `s3://bucket/models/NAME[@REF]` or a pulled folder. The network is then that of the version, which other
-            values of `encoder`, `decoder_channels` and `heads` contradict, `weights` is not used, and if
+            values of `encoder`, `decoder`, `decoder_channels` and `heads` contradict, `weights` is not used, and if
             `input.normalization`, `input.pixel_size` and `optimizer.learning_rate` are not set, the first two are also
             those of the version, and the rate is 5e-4.
         encoder: Backbone of the U-Net.

@@ -61,7 +61,7 @@ _READABLE_SINCE = "0.3.0"
 _START_RATE = 5e-4
 """Learning rate with `network.start`, unless the recipe sets another."""
 _OF_START = {
-    "network": ("encoder", "decoder_channels", "heads"),
+    "network": ("encoder", "decoder", "decoder_channels", "heads"),
     "input": ("normalization", "pixel_size"),
     "optimizer": ("learning_rate",),
 }

@@ -28,6 +28,9 @@ from .manifest import Origin as Origin
 from .manifest import StartOrigin as StartOrigin
 from .manifest import StoredFile as StoredFile
 from .manifest import before_and_after as before_and_after
+from .manifest import is_whole as is_whole
+from .manifest import list_models as list_models
+from .manifest import list_versions as list_versions
 from .manifest import model_key as model_key
 from .manifest import read_model_manifest as read_model_manifest
 from .manifest import read_version as read_version
@@ -51,9 +54,6 @@ from .versions import fill_folder as fill_folder
 from .versions import find_model as find_model
 from .versions import is_included as is_included
 from .versions import is_pulled as is_pulled
-from .versions import is_whole as is_whole
-from .versions import list_models as list_models
-from .versions import list_versions as list_versions
 from .versions import locate_model as locate_model
 from .versions import pull as pull
 from .versions import pull_cached as pull_cached

@@ -1,4 +1,4 @@
-"""Manifest of a model version: its files with their SHA-256, and the origin of the model."""
+"""Manifests of model versions: the files with their SHA-256, and the origin. A version exists once its manifest does."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -7,6 +7,7 @@ from typing import Annotated, Any, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from nucleus.config.names import check_name, clean_name
 from nucleus.errors import IntegrityError, ModelError, ObjectNotFoundError
 from nucleus.metrics.scores import Scores, score_cell
 from nucleus.storage.bucket import Bucket
@@ -24,6 +25,9 @@ __all__ = [
     "StartOrigin",
     "StoredFile",
     "before_and_after",
+    "is_whole",
+    "list_models",
+    "list_versions",
     "model_key",
     "read_model_manifest",
     "read_version",
@@ -253,3 +257,28 @@ def read_version(bucket: Bucket, name: str, version: int) -> ModelManifest:
             f"{manifest.model}@{manifest.version}. It was replaced: use another version."
         )
     return manifest
+
+
+def list_models(bucket: Bucket) -> list[str]:
+    """Return the names of the models that have at least one version."""
+    names = [name for name in bucket.folders(MODELS) if clean_name(name) == name]  # other folders are not models
+    return [name for name in names if list_versions(bucket, name)]
+
+
+def list_versions(bucket: Bucket, name: str) -> list[int]:
+    """Return the numbers of the versions that exist (have a manifest), in order."""
+    check_name(name, "model")
+    prefix = versions_prefix(name)
+    found = (item.key.removeprefix(prefix).partition("/") for item in bucket.objects(prefix))
+    versions = (version_of_folder(folder) for folder, _, file in found if file == MANIFEST_FILE)
+    return sorted(version for version in versions if version is not None)
+
+
+def is_whole(folder: Path, manifest: ModelManifest) -> bool:
+    """Return whether a folder contains every file of a version with the right SHA-256."""
+    try:
+        return read_model_manifest((folder / MANIFEST_FILE).read_bytes(), str(folder)) == manifest and all(
+            sha256_of(folder / name) == file.sha256 for name, file in manifest.files.items()
+        )
+    except (OSError, ModelError):
+        return False

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from nucleus.config.names import Reference, check_name, clean_name, parse_reference
+from nucleus.config.names import Reference, check_name, parse_reference
 from nucleus.data.cache import default_cache_dir
 from nucleus.errors import IntegrityError, ModelError, ObjectNotFoundError, UriError, UsageError
 from nucleus.progress import Advance, no_progress, split_progress
@@ -23,16 +23,16 @@ from nucleus.registry.manifest import (
     MANIFEST_FILE,
     MODELS,
     ModelManifest,
+    is_whole,
+    list_versions,
     read_model_manifest,
     read_version,
-    version_of_folder,
     version_prefix,
-    versions_prefix,
 )
 from nucleus.registry.publish import run_of_claim
 from nucleus.storage.bucket import Bucket
 from nucleus.storage.claims import file_lock
-from nucleus.storage.files import sha256_of, write_atomic, writing
+from nucleus.storage.files import put_in_place, sha256_of, write_atomic, writing
 from nucleus.storage.uri import S3Uri, bucket_from_environment, local_path, parse_uri
 
 __all__ = [
@@ -44,9 +44,6 @@ __all__ = [
     "find_model",
     "is_included",
     "is_pulled",
-    "is_whole",
-    "list_models",
-    "list_versions",
     "locate_model",
     "pull",
     "pull_cached",
@@ -196,7 +193,8 @@ def locate_model(model: str, bucket: str | None = None) -> ModelLocation:
         try:
             return ModelLocation(bucket_from_environment(bucket), reference)
         except UriError as error:
-            raise UriError(f"{error} {_OR_INCLUDED}") from error
+            message = f"{error} {_OR_INCLUDED}"
+            raise UriError(message) from error
     uri = parse_uri(model)
     found = _IN_BUCKET.fullmatch(uri.key)
     if found is None or (found["above"] and not found["above"].endswith("/")):
@@ -207,21 +205,6 @@ def locate_model(model: str, bucket: str | None = None) -> ModelLocation:
     name = check_name(found["name"], "model")
     ref = str(int(found["version"])) if found["version"] else found["ref"] or "latest"
     return ModelLocation(S3Uri(uri.bucket, found["above"].strip("/")), Reference(name, ref))
-
-
-def list_models(bucket: Bucket) -> list[str]:
-    """Return the names of the models that have at least one version."""
-    names = [name for name in bucket.folders(MODELS) if clean_name(name) == name]  # other folders are not models
-    return [name for name in names if list_versions(bucket, name)]
-
-
-def list_versions(bucket: Bucket, name: str) -> list[int]:
-    """Return the numbers of the versions that exist (have a manifest), in order."""
-    check_name(name, "model")
-    prefix = versions_prefix(name)
-    found = (item.key.removeprefix(prefix).partition("/") for item in bucket.objects(prefix))
-    versions = (version_of_folder(folder) for folder, _, file in found if file == MANIFEST_FILE)
-    return sorted(version for version in versions if version is not None)
 
 
 def resolve_version(bucket: Bucket, reference: Reference) -> int:
@@ -426,33 +409,10 @@ def _replace(folder: Path, make: Callable[[Path], ModelManifest]) -> ModelManife
         beside.mkdir(parents=True)
         manifest = make(beside)
         write_atomic(beside / MANIFEST_FILE, manifest.model_dump_json(indent=1))
-        _put_in_place(beside, folder, old)
+        put_in_place(beside, folder, old)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
     return manifest
-
-
-def _put_in_place(new: Path, folder: Path, old: Path) -> None:
-    """Replace a folder by another; until then, the replaced one is kept as `old`."""
-    if folder.exists():
-        folder.rename(old)
-    try:
-        new.rename(folder)
-    except OSError:
-        if old.exists():
-            old.rename(folder)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def is_whole(folder: Path, manifest: ModelManifest) -> bool:
-    """Return whether a folder contains every file of a version with the right SHA-256."""
-    try:
-        return read_model_manifest((folder / MANIFEST_FILE).read_bytes(), str(folder)) == manifest and all(
-            sha256_of(folder / name) == file.sha256 for name, file in manifest.files.items()
-        )
-    except (OSError, ModelError):
-        return False
 
 
 def _check_replaceable(folder: Path, manifest: ModelManifest) -> None:

@@ -16,8 +16,7 @@ import nucleus
 from nucleus.config.names import check_name
 from nucleus.errors import IntegrityError, JobError, ModelError, NucleusError, ObjectNotFoundError, StorageError
 from nucleus.metrics.scores import count_from_one
-from nucleus.registry.manifest import ModelManifest, read_version, version_prefix
-from nucleus.registry.versions import list_versions
+from nucleus.registry.manifest import ModelManifest, list_versions, read_version, version_prefix
 from nucleus.runs.plan import PLAN_FILE, RUNS, RunFolder, RunPlan, read_plan
 from nucleus.runs.record import HISTORY_FILE, RECORD_FILE, REPORT_FOLDER, RunRecord, read_history, read_record
 from nucleus.runs.state import STATE_FILE, UNKNOWN, Status, read_state, server_time, status_of

@@ -27,6 +27,7 @@ from .files import free_bytes as free_bytes
 from .files import is_full as is_full
 from .files import mover as mover
 from .files import output_error as output_error
+from .files import put_in_place as put_in_place
 from .files import read_document as read_document
 from .files import read_sums as read_sums
 from .files import sha256_of as sha256_of

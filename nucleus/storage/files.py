@@ -28,6 +28,7 @@ __all__ = [
     "is_full",
     "mover",
     "output_error",
+    "put_in_place",
     "read_document",
     "read_sums",
     "sha256_of",
@@ -320,3 +321,16 @@ def read_document(
         + (f"It needs nucleus {needs} or newer" if needs else "A newer version of this package wrote it")
         + f", and this is {__version__}: upgrade."
     )
+
+
+def put_in_place(new: Path, folder: Path, old: Path) -> None:
+    """Replace a folder by another; until then, the replaced one is kept as `old`."""
+    if folder.exists():
+        folder.rename(old)
+    try:
+        new.rename(folder)
+    except OSError:
+        if old.exists():
+            old.rename(folder)
+        raise
+    shutil.rmtree(old, ignore_errors=True)

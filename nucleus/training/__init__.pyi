@@ -31,6 +31,7 @@ from .trainer import train as train
 from .validation import RANKED_IMAGES as RANKED_IMAGES
 from .validation import ImageRanking as ImageRanking
 from .validation import RankedImage as RankedImage
+from .validation import check_finite as check_finite
 from .validation import score_images as score_images
 from .validation import tune_instances as tune_instances
 from .validation import usual_images as usual_images

@@ -21,7 +21,6 @@ from nucleus.data.pipeline import Feed, training_batches
 from nucleus.data.reader import LabelledImage, cached_splits, images_of_worker, split_reader
 from nucleus.data.sampling import EpochPlan, SplitShare, epoch_plan, mixed_plan, stored_order
 from nucleus.data.synthetic import generated_image
-from nucleus.errors import JobError
 from nucleus.lazy import keras, tf
 from nucleus.model.architecture import CONFIG_FILE, WEIGHTS_FILE, ModelConfig, config_of_recipe, read_model_config
 from nucleus.model.engines import KerasEngine
@@ -43,7 +42,7 @@ from nucleus.training.callbacks import (
 from nucleus.training.checkpoint import BEST_WEIGHTS, Progress, load_checkpoint, save_checkpoint
 from nucleus.training.distributed import TrainingStep, Workers, mask_scores
 from nucleus.training.optimizer import active_groups, averaged, parameter_groups
-from nucleus.training.validation import ImageRanking, score_images, tune_instances, usual_images
+from nucleus.training.validation import ImageRanking, check_finite, score_images, tune_instances, usual_images
 
 __all__ = ["MixedDataset", "TrainingInput", "TrainingRun", "train"]
 
@@ -266,7 +265,7 @@ class TrainingRun:
         if not self._train_epoch(batches):
             return False
         metrics = self._epoch_metrics()
-        _check_finite(metrics)
+        check_finite(metrics)
         last = epoch + 1 == options.epochs
         validated = last or (epoch + 1) % options.validate_every == 0
         if validated:
@@ -274,7 +273,7 @@ class TrainingRun:
             with averaged(self.groups):
                 scores = score_images(self.predicted("val"), self.workers).scores()
                 metrics |= {f"val_{name}": value for name, value in scores.items() if value is not None}
-                _check_finite(metrics)
+                check_finite(metrics)
                 if progress.note_score(epoch + 1, metrics[options.monitor]):
                     self.model.save_weights(self.best)
                 metrics["validation_seconds"] = time.monotonic() - started
@@ -441,13 +440,3 @@ def _training_split(manifest: DatasetManifest, share: float, kind_weights: Mappi
     by_kind = {Kind(name): weight for name, weight in kind_weights.items()}
     samples = manifest.split_samples("train")
     return SplitShare(records, share, [by_kind.get(samples[i].kind, 1.0) for i in stored_order(len(samples))])
-
-
-def _check_finite(metrics: dict[str, float]) -> None:
-    """Raise `JobError` if training has diverged; all workers have the same metrics, so all of them stop."""
-    for name, value in metrics.items():
-        if not np.isfinite(value):
-            raise JobError(
-                f"Expected finite metrics; {name} is {value} in epoch {metrics['epoch']:.0f}: training has "
-                "diverged. Set optimizer.learning_rate lower or optimizer.warmup_steps higher."
-            )

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 from numpy.typing import NDArray
 
 from nucleus.data.reader import LabelledImage
+from nucleus.errors import JobError
 from nucleus.metrics.nuclei import match_nuclei
 from nucleus.metrics.scores import count_pixels
 from nucleus.model.architecture import InstanceSettings, maps_of
@@ -30,6 +31,7 @@ __all__ = [
     "RANKED_IMAGES",
     "ImageRanking",
     "RankedImage",
+    "check_finite",
     "score_images",
     "tune_instances",
     "usual_images",
@@ -62,6 +64,16 @@ def score_images(predicted: Iterable[PredictedImage], workers: Workers) -> Score
     for image in predicted:
         sums.add(image.sample.kind, image.scores)
     return ScoreSums(workers.sum(sums.array))
+
+
+def check_finite(metrics: dict[str, float]) -> None:
+    """Raise `JobError` if training has diverged; all workers have the same metrics, so all of them stop."""
+    for name, value in metrics.items():
+        if not np.isfinite(value):
+            raise JobError(
+                f"Expected finite metrics; {name} is {value} in epoch {metrics['epoch']:.0f}: training has "
+                "diverged. Set optimizer.learning_rate lower or optimizer.warmup_steps higher."
+            )
 
 
 @dataclass(frozen=True)

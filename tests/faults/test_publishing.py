@@ -14,9 +14,9 @@ from nucleus.config.names import Reference
 from nucleus.config.recipe import GateOptions
 from nucleus.errors import ConditionalWritesError, ModelError
 from nucleus.registry.aliases import Alias, move_alias, pass_gate, read_alias
-from nucleus.registry.manifest import ModelManifest, read_version, version_prefix
+from nucleus.registry.manifest import ModelManifest, is_whole, list_models, list_versions, read_version, version_prefix
 from nucleus.registry.publish import leftovers, publish, remove_leftover
-from nucleus.registry.versions import is_whole, list_models, list_versions, pull
+from nucleus.registry.versions import pull
 from nucleus.storage import bucket as conditions
 from nucleus.storage.bucket import Bucket
 from nucleus.storage.local_server import RunningStore

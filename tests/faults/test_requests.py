@@ -17,8 +17,9 @@ from nucleus.config.names import Reference
 from nucleus.data.dataset import verify_dataset
 from nucleus.data.importing import SplitOptions, import_dataset
 from nucleus.errors import ObjectExistsError, TransientStorageError, UncertainWriteError
+from nucleus.registry.manifest import list_versions
 from nucleus.registry.publish import publish
-from nucleus.registry.versions import list_versions, pull
+from nucleus.registry.versions import pull
 from nucleus.storage.bucket import Bucket
 from nucleus.storage.local_server import RunningStore
 from nucleus.storage.retries import set_retry_clock, set_storage_timeout

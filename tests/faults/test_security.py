@@ -23,8 +23,8 @@ from nucleus.config.settings import parse_recipe
 from nucleus.errors import IntegrityError, ModelError, NucleusError
 from nucleus.model.architecture import ModelConfig, read_model_config
 from nucleus.model.unet import load_weights
+from nucleus.registry.manifest import list_versions
 from nucleus.registry.publish import publish
-from nucleus.registry.versions import list_versions
 from nucleus.storage import local_server as server
 from nucleus.storage.bucket import Bucket
 from nucleus.storage.local_server import RunningStore

@@ -23,7 +23,8 @@ import pytest
 from nucleus.config.names import Reference
 from nucleus.data.importing import SplitOptions, import_dataset
 from nucleus.data.synthetic import write_generated
-from nucleus.registry.versions import list_versions, pull
+from nucleus.registry.manifest import list_versions
+from nucleus.registry.versions import pull
 from nucleus.runs.listing import find_run
 from nucleus.runs.plan import RunFolder
 from nucleus.runs.state import read_state

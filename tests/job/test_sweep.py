@@ -9,7 +9,7 @@ from click.testing import CliRunner
 
 from nucleus.cli.main import cli
 from nucleus.data.importing import SplitOptions, import_dataset
-from nucleus.registry.versions import list_versions
+from nucleus.registry.manifest import list_versions
 from nucleus.runs.listing import find_run
 from nucleus.runs.record import read_record
 from nucleus.storage.bucket import Bucket

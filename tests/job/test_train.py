@@ -31,9 +31,9 @@ from nucleus.model.unet import load_model
 from nucleus.predict.evaluation import evaluate
 from nucleus.predict.model import load_model_folder
 from nucleus.registry.aliases import move_alias, read_decision
-from nucleus.registry.manifest import version_prefix
+from nucleus.registry.manifest import list_versions, version_prefix
 from nucleus.registry.publish import publish
-from nucleus.registry.versions import list_versions, pull
+from nucleus.registry.versions import pull
 from nucleus.runs.plan import load_plan
 from nucleus.tracking.wandb_run import offline_files
 from tests.data.test_importing import write_pairs

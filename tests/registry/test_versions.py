@@ -7,15 +7,12 @@ import pytest
 from nucleus.config.names import Reference
 from nucleus.errors import IntegrityError, ModelError, UriError, UsageError
 from nucleus.registry.aliases import list_aliases, move_alias, rollback_alias
-from nucleus.registry.manifest import Origin, version_prefix
+from nucleus.registry.manifest import Origin, is_whole, list_models, list_versions, version_prefix
 from nucleus.registry.publish import publish
 from nucleus.registry.versions import (
     PulledModel,
     check_model_path,
     find_model,
-    is_whole,
-    list_models,
-    list_versions,
     locate_model,
     pull,
     pull_uri,
