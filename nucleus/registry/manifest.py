@@ -1,4 +1,4 @@
-"""Manifests of model versions: the files with their SHA-256, and the origin. A version exists once its manifest does."""
+"""Manifests of model versions: files with SHA-256, and origin. A version exists once its manifest does."""
 
 import re
 from collections.abc import Mapping, Sequence
