@@ -30,6 +30,7 @@ pytestmark = pytest.mark.filterwarnings("default")
 
 HEALTHY = {
     "packages": "ok",
+    "model": "ok",
     "cache": "ok",
     "file locks": "ok",
     "temporary folder": "ok",

@@ -17,6 +17,7 @@ from onnx import numpy_helper
 import nucleus
 from nucleus.config.names import Reference
 from nucleus.data.synthetic import generated_image
+from nucleus.doctor import check_model
 from nucleus.errors import IntegrityError, ModelError, UriError, UsageError
 from nucleus.metrics.scores import score_labels
 from nucleus.model.architecture import CARD_FILE, CONFIG_FILE, METRICS_FILE, ONNX_FILE, PREVIEW_FILE, WEIGHTS_FILE
@@ -101,6 +102,7 @@ def test_damage_is_found(copied: Path, name: str) -> None:
     (copied / name).write_bytes(content[:-1])
     with pytest.raises(IntegrityError, match="Install the package again"):
         find_model()
+    assert (check_model().state, check_model().fix) == ("failed", "Install the package again.")
     (copied / name).unlink()
     with pytest.raises(IntegrityError, match="Install the package again"):
         find_model()
@@ -113,6 +115,7 @@ def test_its_names(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     found = find_model()
     assert (found.folder, found.included) == (FOLDER, True)
     assert str(found) == f"nuclei@{hashlib.sha256((FOLDER / MANIFEST_FILE).read_bytes()).hexdigest()[:12]}"
+    assert (check_model().state, check_model().found) == ("ok", f"{found} comes along, and its files match their sums")
     assert find_model("nuclei") == find_model(str(found)) == read_included(found.reference) == found
     with pytest.raises(ModelError, match=r"nuclei@0{12}.*another version of this package"):
         find_model(f"nuclei@{'0' * 12}")
