@@ -1,9 +1,9 @@
 """Curves of AP over nucleus diameter and over changes of the image, for docs/models.md.
 
-`python -m tests.benchmarks.curves --data DATA --out DIR MODEL[,KEY=VALUE...] ...`. MODEL is a folder that `nucleus
-models pull` made, KEY=VALUE options of `PredictionOptions`, such as `diameter=20` or `turns=true`. DATA is a dataset
-(NAME[@VERSION], with `--split`) or a folder or zip of images with masks. Writes curves.json, curves.md and curves.png.
-`--with FILE.json` adds the lines of an earlier run on the same images, `--axes` chooses axes.
+`python -m tests.benchmarks.curves --data DATA --out DIR MODEL[,KEY=VALUE...] ...`: MODEL is a folder that
+`nucleus models pull` made, KEY=VALUE an option of `PredictionOptions`, such as `diameter=20` or `turns=true`. DATA is a
+dataset (NAME[@VERSION], with `--split`), or a folder or zip of images with masks. Writes curves.json, curves.md and
+curves.png. `--with FILE.json` adds the lines of an earlier run on the same images, `--axes` chooses axes.
 """
 
 import argparse
