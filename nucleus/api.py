@@ -68,7 +68,8 @@ def load(
             bucket's model of this name is "nuclei@7".
         bucket: URI of the bucket, "s3://..."; by default, the value of the environment variable NUCLEUS_BUCKET.
         diameter: Typical diameter of the nuclei in your images, px. The images are rescaled to the diameter that the
-            model was trained on.
+            model was trained on. By default, it is estimated from each image, and only images with smaller or larger
+            nuclei than those of training are rescaled.
         pixel_size: Side of a pixel in your images, micrometres; by default, the value in the image file. The images are
             rescaled by it if the model knows the pixel size of its training images and `diameter` is not given.
         tta: Whether to average predictions over flips and quarter turns: better, but eight times slower.

@@ -66,7 +66,7 @@ class _Choices:
     "--diameter",
     type=_POSITIVE,
     metavar="PX",
-    help="Typical diameter of the nuclei, px. It rescales the images.",
+    help="Typical diameter of the nuclei, px. It rescales the images.  [default: estimated from each image]",
 )
 @click.option(
     "--pixel-size", type=_POSITIVE, metavar="UM", help="Side of a pixel in micrometres.  [default: from the file]"
