@@ -24,6 +24,8 @@ _REDUCED = 1 / 4
 _LARGEST_SCALE = 4.0
 _CERTAIN = 0.85
 """Certainty of a reduced view of nuclei without which an image in which nothing is found at its own scale stays so."""
+_LEAST_COVERED = 0.25
+"""Part of the area of large nuclei that is seen, in fragments, at the image's own scale at least."""
 _TIE = 0.005
 """Differences of certainty below this do not count."""
 _WHOLE_PIXELS = 1 << 24
@@ -44,6 +46,7 @@ class View:
         area: Number of network pixels in nuclei.
         shared: Sum of the mask map over these pixels.
         total: Sum of the mask map over all pixels.
+        pixels: Number of network pixels.
     """
 
     scale: float
@@ -51,6 +54,7 @@ class View:
     area: int = 0
     shared: float = 0.0
     total: float = 0.0
+    pixels: int = 0
 
     def __add__(self, other: "View") -> "View":
         return View(
@@ -59,12 +63,18 @@ class View:
             self.area + other.area,
             self.shared + other.shared,
             self.total + other.total,
+            self.pixels + other.pixels,
         )
 
     @property
     def diameter(self) -> float | None:
         """Diameter of a circle of the mean area of a nucleus, in pixels of the image; None without nuclei."""
         return float(np.sqrt(4 * self.area / (np.pi * self.nuclei))) / self.scale if self.nuclei else None
+
+    @property
+    def coverage(self) -> float:
+        """Part of the pixels in nuclei, 0 to 1."""
+        return self.area / self.pixels if self.pixels else 0.0
 
     @property
     def certainty(self) -> float:
@@ -83,6 +93,7 @@ def view_of(maps: Maps, settings: InstanceSettings, scale: float) -> View:
         area=int(np.count_nonzero(mask)),
         shared=float(maps.mask.sum(where=mask, dtype=np.float64)),
         total=float(maps.mask.sum(dtype=np.float64)),
+        pixels=mask.size,
     )
 
 
@@ -94,14 +105,20 @@ def fitting_scale(look: Callable[[float], View], diameters: tuple[float, float])
         diameters: Range of diameters for which the network was trained, px.
     """
     own = look(1.0)
-    best = max((own, _reduced(look, diameters[1])), key=lambda view: view.certainty)
-    if best is not own and best.certainty < (own.certainty + _TIE if own.nuclei else _CERTAIN):
-        best = own
+    reduced = _reduced(look, diameters[1])
+    best = reduced if _sees_more(reduced, own) else own
     if best.diameter is None or diameters[0] <= best.diameter <= diameters[1]:
         return own
     middle = float(np.sqrt(diameters[0] * diameters[1]))
     fitted = look(min(_LARGEST_SCALE, middle / best.diameter))
     return fitted if fitted.certainty >= own.certainty else own
+
+
+def _sees_more(reduced: View, own: View) -> bool:
+    """Return whether a reduced view is of larger nuclei, and not of what surrounds nuclei, such as glands."""
+    if not own.nuclei:
+        return reduced.certainty >= _CERTAIN
+    return reduced.certainty > own.certainty + _TIE and own.coverage >= _LEAST_COVERED * reduced.coverage
 
 
 def _reduced(look: Callable[[float], View], largest: float) -> View:

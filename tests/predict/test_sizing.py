@@ -19,7 +19,7 @@ def view(scale: float, diameter: float, certainty: float, nuclei: int = 100) -> 
     """A view of nuclei of a diameter, px of the image."""
     area = round(nuclei * np.pi * (diameter * scale) ** 2 / 4)
     shared = float(area)
-    return View(scale, nuclei, area, shared, total=shared / certainty) if nuclei else View(scale)
+    return View(scale, nuclei, area, shared, shared / certainty, pixels=4 * area) if nuclei else View(scale)
 
 
 class Network:
@@ -63,6 +63,16 @@ def test_the_other_scale_must_be_more_certain() -> None:
 
     assert reduced(0.904) == 1  # as certain as its own view, up to noise
     assert reduced(0.92) == pytest.approx(500**0.5 / 90, rel=1e-3)
+
+
+def test_glands_are_not_taken_for_nuclei() -> None:
+    def tissue(scale: float, covered: float) -> View:
+        """Nuclei of 20 px, in structures of 100 px that the network takes for nuclei at a quarter of the scale."""
+        own = view(scale, 20, 0.6)
+        return replace(own, pixels=round(own.area / covered)) if scale == 1 else view(scale, 100, 0.8)
+
+    assert fitting_scale(lambda scale: tissue(scale, 0.04), RANGE).scale == 1
+    assert fitting_scale(lambda scale: tissue(scale, 0.15), RANGE).scale < 1
 
 
 def test_an_image_without_nuclei_is_not_reduced_until_some_appear() -> None:
