@@ -132,7 +132,7 @@ def _bucket_of(registry: str | None) -> Bucket:
     try:
         bucket = Bucket(bucket_from_environment(registry))
     except UriError as error:
-        raise UriError(f"{error} {_OR_INCLUDED}") from error
+        raise UriError(f"Expected the model that comes along, {INCLUDED}, or a bucket with others: {error}") from error
     bucket.check(MODELS)
     return bucket
 
