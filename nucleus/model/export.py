@@ -132,7 +132,9 @@ def write_half_weights(source: Path, dest: Path) -> None:
             values = item[()]
             halved = values.astype(np.float16) if values.ndim > 1 else values
             if not np.isfinite(halved).all():
-                raise ModelError(f"Expected weights up to 65,504 for half precision; found larger ones in {name}.")
+                raise ModelError(
+                    f"Expected weights up to 65,504 for half precision; found larger ones in {name}. Leave --half out."
+                )
             written.create_dataset(name, data=halved, **(_PACKED if halved.size > _LITTLE else {}))
         else:
             written.require_group(name)

@@ -193,8 +193,9 @@ def locate_model(model: str, bucket: str | None = None) -> ModelLocation:
         try:
             return ModelLocation(bucket_from_environment(bucket), reference)
         except UriError as error:
-            message = f"{error} {_OR_INCLUDED}"
-            raise UriError(message) from error
+            raise UriError(
+                f"Expected the model that comes along, {INCLUDED}, or a bucket with others: {error}"
+            ) from error
     uri = parse_uri(model)
     found = _IN_BUCKET.fullmatch(uri.key)
     if found is None or (found["above"] and not found["above"].endswith("/")):

@@ -121,7 +121,7 @@ def test_its_names(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         find_model(f"nuclei@{'0' * 12}")
     with pytest.raises(ModelError, match="the same one on all machines"):
         read_included(Reference("nuclei", "0" * 12))
-    with pytest.raises(UriError, match="Or use the model that comes along: nuclei"):
+    with pytest.raises(UriError, match="Expected the model that comes along, nuclei, or a bucket"):
         find_model("cells")
     assert [is_included(name) for name in ("nuclei@1", "nuclei@latest", "nuclei-1", "./nuclei", "nuclei@")] == [
         False
