@@ -142,6 +142,38 @@ def test_datasets_by_command(dozen: Path, here: Path, bucket_uri: S3Uri) -> None
     assert json.loads(run.stdout)["problems"][0].startswith(Path(key).name)
 
 
+def test_adding_by_command(dozen: Path, here: Path) -> None:
+    first = json.loads(invoke("data", "import", dozen, "cells", "--json").stdout)
+    write_generated(here / "more", 4, seed=60, side=96)
+    run = invoke("data", "import", here / "more", "--into", "cells", "--json")
+    assert run.exit_code == 0, run.output
+    added = json.loads(run.stdout)
+    assert (added["parent"], added["images"] > 12, added["created"]) == (first["version"], True, True)
+    assert [item["source"] for item in added["additions"]] == ["more"]
+    told = invoke("data", "import", here / "more", "--into", f"cells@{added['version']}")
+    facts = dict(line.split("\t") for line in told.stdout.partition("what\tvalue\n")[2].splitlines())
+    assert facts["already there"].endswith(added["version"])
+    assert (facts["images added"], facts["look"]) == ("0", "nucleus data show cells --out examples.png")
+    listed = invoke("data", "list", "cells").stdout.splitlines()
+    assert [line.split("\t")[-1] for line in listed] == ["added to", "–", first["version"]]
+    assert "more\t" in invoke("data", "show", "cells").stdout
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ((), "--into"),
+        (("cells", "--into", "cells"), "give one of them"),
+        (("--into", "nothing"), "nucleus data import"),
+    ],
+)
+def test_where_to_import_to(dozen: Path, arguments: tuple[str, ...], said: str) -> None:
+    run = invoke("data", "import", dozen, *arguments)
+    assert run.exit_code == (1 if "nothing" in arguments else 2)
+    assert said in run.stderr
+
+
 @pytest.mark.parametrize("damage", [b"[" * 100_000, b'{"format": 1}', b'{"format": 9}', b"\xff", b""])
 def test_a_damaged_dataset_does_not_break_the_list(dozen: Path, here: Path, bucket_uri: S3Uri, damage: bytes) -> None:
     good = json.loads(invoke("data", "import", dozen, "good", "--json").stdout)

@@ -10,7 +10,7 @@ import yaml
 from nucleus.cli.output import print_markdown
 from nucleus.config.encoders import ENCODER_NAMES, ENCODERS, KNOWN_WEIGHTS, WITHOUT_IMAGENET
 from nucleus.config.settings import parse_recipe
-from nucleus.data.dataset import DatasetManifest, LeftOut, Sample
+from nucleus.data.dataset import Addition, DatasetManifest, LeftOut, Sample
 from nucleus.data.images import Kind
 from nucleus.metrics.nuclei import SIZES
 from nucleus.metrics.scores import HEADLINES
@@ -338,3 +338,13 @@ def test_a_card_is_rendered_on_a_terminal_only(
     rendered = capsys.readouterr().out
     assert "stain" in rendered
     assert "|" not in rendered
+
+
+def test_the_licence_of_what_was_added_is_not_stated() -> None:
+    facts = {"parent": "ab" * 6, "created": "2026-03-04T05:06:07", "layout": "labelled", "seed": 0, "known": 0}
+    more = Addition(source="more.zip", added=10, replaced=2, **facts)
+    card = words(card_of(origin(ALL, STATED), dataset().model_copy(update={"additions": [more]})))
+    assert f"Added on 2026-03-04 to version `{'ab' * 6}`: 10 images of `more.zip`, new labels of 2 images" in card
+    assert "Source of the images imported from `plates`" in card
+    assert "Source and licence of those from `more.zip`: not stated" in card
+    assert "The data: not stated (see Data)" in card

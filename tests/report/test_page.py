@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from nucleus.config.settings import parse_recipe
+from nucleus.data.dataset import Addition
 from nucleus.data.images import encode_png
 from nucleus.metrics.scores import HEADLINES, MISTAKES
 from nucleus.pictures import MISTAKE_COLOURS
@@ -185,6 +186,16 @@ def test_a_run_can_be_repeated_from_what_the_page_says(tmp_path: Path) -> None:
     text = Page(render_page(tmp_path, record, dataset)).text
     assert "at http://127.0.0.1:9000" in text
     assert "address was not recorded" in Page(render_page(tmp_path, make_record(), dataset)).text
+
+
+def test_what_was_added_to_the_dataset_is_told_and_can_be_repeated(tmp_path: Path) -> None:
+    facts = {"parent": "ab" * 6, "created": "2026-11-21T08:00:00+00:00", "layout": "labelled", "seed": 7, "known": 0}
+    addition = Addition(source="more.zip", added=10, replaced=2, **facts)
+    record, dataset = make_record(), make_dataset(additions=[addition])
+    (line,) = [line for line in commands_to_repeat(record, dataset).splitlines() if "--into" in line]
+    assert line.endswith(f"more.zip --into cells@{'ab' * 6} --seed 7")
+    text = Page(render_page(tmp_path, record, dataset)).text
+    assert f"10 images of more.zip, labels of 2 replaced, to version {'ab' * 6}" in text
 
 
 def test_workers_that_came_and_went_are_told() -> None:
