@@ -111,7 +111,7 @@ def fitting_scale(look: Callable[[float], View], diameters: tuple[float, float])
         return own
     middle = float(np.sqrt(diameters[0] * diameters[1]))
     fitted = look(min(_LARGEST_SCALE, middle / best.diameter))
-    return fitted if fitted.certainty >= own.certainty else own
+    return fitted if fitted.certainty >= own.certainty - _TIE else own
 
 
 def _sees_more(reduced: View, own: View) -> bool:

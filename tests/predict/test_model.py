@@ -18,6 +18,7 @@ from nucleus.data.normalization import normalize
 from nucleus.data.reader import LabelledImage, images_of_range, images_of_split
 from nucleus.data.synthetic import generated_image, write_generated
 from nucleus.errors import DataError, ImageError, UsageError
+from nucleus.model.tiling import TiledNetwork
 from nucleus.predict.evaluation import (
     combined_scores,
     evaluate,
@@ -31,7 +32,7 @@ from nucleus.predict.measurement import nucleus_columns
 from nucleus.predict.model import IMAGES_AT_ONCE, PredictionOptions
 from nucleus.predict.source import ScaledImage, array_source, image_source
 from nucleus.storage.bucket import Bucket
-from tests.predict.test_predict import small_model, spots
+from tests.predict.test_predict import rows_of, small_model, spots
 
 GREY = spots(150, 130, 7, count=30)
 KINDS: dict[str, tuple[NDArray[Any], dict[str, Any]]] = {
@@ -174,6 +175,50 @@ def test_whole_images_and_blocks_have_the_same_labels() -> None:
     for image, values in zip(images, found, strict=True):
         assert values.values.shape == (*image.shape, 2)
         assert np.array_equal(model.label(values), model.segment(image).labels)
+
+
+def test_images_unlike_those_of_validation_are_flagged(tmp_path: Path) -> None:
+    model = small_model()
+    strict = model.with_config(model.config.model_copy(update={"lowest_score": 0.999}))
+    lenient = model.with_config(model.config.model_copy(update={"lowest_score": 0.5}))
+    score = np.mean([row["score"] for row in model.segment(GREY).rows])
+    assert 0.5 < score < 0.999
+    assert (model.segment(GREY).warning, lenient.segment(GREY).warning) == (None, None)
+    assert f"unsure: mean score {score:.2f}, below 1.00" in str(strict.segment(GREY).warning)
+    assert "unsure" in repr(strict.segment(GREY))
+    nothing = np.full((60, 70), 9, np.uint8)
+    assert model.segment(nothing).warning == "no nuclei found"
+    for name, pixels in (("grey.png", GREY), ("nothing.png", nothing)):
+        (tmp_path / name).write_bytes(encode_png(pixels))
+    found = predict_files(strict, [tmp_path / "grey.png", tmp_path / "nothing.png"], tmp_path / "out")
+    rows = rows_of(tmp_path / "out" / "images.csv")
+    assert [row["warning"] for row in rows] == list(found.warnings.values())
+    assert [row["warning"][:9] for row in rows] == ["unsure: m", "no nuclei"]
+    assert found.warnings.keys() == {"grey.png", "nothing.png"}
+
+
+def test_the_scale_fits_the_nuclei_unless_an_option_says_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The scale that `nucleus.predict.sizing` chooses is that of the prediction, whose network runs once for both."""
+    model = small_model()
+    ranged = model.with_config(model.config.model_copy(update={"diameters": (10.0, 50.0)}))
+    sized = small_model(PredictionOptions(diameter=6.0), diameters=(10.0, 50.0))
+    chosen, calls = 1.0, list[float]()
+    monkeypatch.setattr("nucleus.predict.model.fitting_scale", lambda look, _: look(chosen))
+    whole = TiledNetwork.whole_images
+    monkeypatch.setattr(
+        TiledNetwork, "whole_images", lambda self, images: calls.extend(i.scale for i in images) or whole(self, images)
+    )
+    expected = model.segment(GREY)
+    assert np.array_equal(ranged.segment(GREY).labels, expected.labels)
+    assert calls == [1.0, 1.0]
+    chosen = 2.0
+    doubled = ranged.segment(GREY)
+    assert doubled.labels.shape == GREY.shape
+    assert doubled.count == pytest.approx(expected.count, rel=0.2)
+    assert sized.segment(GREY).count == pytest.approx(expected.count, rel=0.2)
+    assert model.scaled_image(array_source(GREY)).scale == 1, "a model that does not know its range estimates nothing"
+    assert calls == [1.0, 1.0, 2.0, 2.0]
+    assert [ranged.scaled_image(array_source(GREY)).scale, sized.scaled_image(array_source(GREY)).scale] == [2, 2]
 
 
 def test_other_settings_for_labels_share_the_network() -> None:

@@ -13,7 +13,7 @@ from nucleus.data.synthetic import generated_image
 from nucleus.model.architecture import InstanceSettings, ModelConfig
 from nucleus.predict.model import ImageValues, Model
 from nucleus.predict.source import ImageSource
-from nucleus.training.validation import tune_instances
+from nucleus.training.validation import tune_instances, usual_images
 
 CONFIG = ModelConfig(
     encoder="mobilenet_v2",
@@ -131,3 +131,23 @@ def test_datasets_count_by_their_shares_not_by_their_images(share: float, lowest
     sources = [(share, lambda: iter(IMAGES[:1])), (1 - share, lambda: iter(OTHERS))]
     settings, _ = tune_instances(Fake(values, config), sources, Threads(1, []))
     assert lowest <= settings.mask_threshold <= highest
+
+
+def test_usual_images_are_described_by_all_workers_together() -> None:
+    certain = model(0.0)
+    sources = [(1.0, images)]
+    diameters, lowest = usual_images(certain, sources, Threads(1, []))
+    medians = []
+    for sample in IMAGES:
+        areas = np.bincount(sample.labels.ravel())[1:]
+        medians.append(float(np.median(np.sqrt(4 * areas[areas > 0] / np.pi))))
+    assert diameters == (pytest.approx(min(medians), abs=1.5), pytest.approx(max(medians), abs=1.5))
+    assert lowest == pytest.approx(0.9, abs=2e-3)
+    one, other = Threads(2, []), Threads(2, [])
+    for half, worker in ((IMAGES[::2], one), (IMAGES[1::2], other)):
+        usual_images(certain, [(1.0, lambda half=half: iter(half))], worker)
+    told = usual_images(certain, [(1.0, lambda: iter(IMAGES[::2]))], Threads(2, other.given))
+    assert told == (diameters, lowest)
+    blank = Fake(lambda image: np.zeros((*image.shape[:2], 2), np.float32))
+    assert usual_images(blank, sources, Threads(1, []))[1] is None
+    assert usual_images(blank, [(1.0, lambda: iter(()))], Threads(1, [])) == (None, None)
