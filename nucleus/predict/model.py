@@ -70,8 +70,9 @@ class PredictionOptions:
 
     Attributes:
         diameter: Typical diameter of the nuclei in the images, px. The images are rescaled to the diameter that the
-            model was trained on. None estimates it from each image, if the model knows the range of its training
-            nuclei: images with smaller or larger ones are rescaled.
+            model was trained on.
+        fit: Whether to estimate the diameter from each image if it is not given and the model knows the range of its
+            training nuclei: images with smaller or larger ones are rescaled.
         pixel_size: Side of a pixel in the images, micrometres; replaces the value in their files. The images are
             rescaled by it if the model knows the pixel size of its training images and `diameter` is not given.
         turns: Whether to average predictions over the eight flips and quarter turns; eight times slower.
@@ -81,6 +82,7 @@ class PredictionOptions:
     """
 
     diameter: float | None = None
+    fit: bool = True
     pixel_size: float | None = None
     turns: bool = False
     block_side: int = _BLOCK_SIDE
@@ -263,7 +265,7 @@ class Model:
         """
         known = replace(source, pixel_size=self.options.pixel_size or source.pixel_size)
         scale = self._known_scale(known)
-        if scale is None and self.config.diameters is not None:
+        if scale is None and self.options.fit and self.config.diameters is not None:
             return self._fitted(ScaledImage(known, self.config.normalization), self.config.diameters)
         return ScaledImage(known, self.config.normalization, scale or 1.0)
 

@@ -217,6 +217,7 @@ def test_the_scale_fits_the_nuclei_unless_an_option_says_it(monkeypatch: pytest.
     assert doubled.count == pytest.approx(expected.count, rel=0.2)
     assert sized.segment(GREY).count == pytest.approx(expected.count, rel=0.2)
     assert model.scaled_image(array_source(GREY)).scale == 1, "a model that does not know its range estimates nothing"
+    assert small_model(PredictionOptions(fit=False), diameters=(10.0, 50.0)).scaled_image(array_source(GREY)).scale == 1
     assert calls == [1.0, 1.0, 2.0, 2.0]
     assert [ranged.scaled_image(array_source(GREY)).scale, sized.scaled_image(array_source(GREY)).scale] == [2, 2]
 
