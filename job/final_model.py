@@ -114,6 +114,7 @@ def write_half(
 
     Keras and ONNX Runtime compute in float32 with the same rounded weights. They are compared as before a publication,
     and scored again on the dataset that the version was trained on, in ONNX Runtime; the rest of the origin is kept.
+    The preview is left out: it is as large as a fifth of the weights.
 
     Args:
         pulled: The version.
@@ -140,8 +141,7 @@ def _make_half(
 ) -> ModelManifest:
     """Make the files in an empty folder, and return their manifest."""
     cache = nucleus.data.ShardCache(nucleus.data.default_cache_dir())
-    for name in {nucleus.model.CONFIG_FILE, nucleus.model.PREVIEW_FILE} & pulled.manifest.files.keys():
-        shutil.copyfile(pulled.folder / name, folder / name)
+    shutil.copyfile(pulled.folder / nucleus.model.CONFIG_FILE, folder / nucleus.model.CONFIG_FILE)
     nucleus.model.write_half_weights(pulled.folder / nucleus.model.WEIGHTS_FILE, folder / nucleus.model.WEIGHTS_FILE)
     add_onnx(folder, dataset, cache, half=True)
     before, name = pulled.manifest.origin, pulled.manifest.model
