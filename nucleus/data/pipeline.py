@@ -70,6 +70,7 @@ def training_batches(feed: Feed, epochs: range) -> tf.data.Dataset:
         Pairs of images, batch x crop x crop x 3, uint8, and targets, batch x crop x crop x T, float32.
     """
     reader = feed.reader
+    depth = feed.targets(np.zeros((1, 1), np.int32)).shape[-1]
 
     def blocks(epoch: tf.Tensor) -> tf.data.Dataset:
         count = tf.numpy_function(lambda number: np.int64(reader.blocks(int(number))), [epoch], tf.int64)
@@ -97,7 +98,7 @@ def training_batches(feed: Feed, epochs: range) -> tf.data.Dataset:
         seeds = tf.stack([epoch * _SEEDS_PER_EPOCH + feed.seed, position])
         image, labels = training_sample(data, seeds, feed.crop, feed.normalization, feed.augment)
         targets = tf.numpy_function(feed.targets, [labels], tf.float32)
-        return image, tf.ensure_shape(targets, (feed.crop, feed.crop, None))
+        return image, tf.ensure_shape(targets, (feed.crop, feed.crop, depth))
 
     options = tf.data.Options()
     options.autotune.enabled = False

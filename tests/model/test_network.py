@@ -354,7 +354,10 @@ def feed(path: Path, count: int, rank: int, world: int, batch: int, augment: Aug
 def test_batches_are_the_same_over_any_number_of_workers(tmp_path: Path) -> None:
     path = tmp_path / "s.tfrecord"
     write_shard(path, (encode_record(f"n{i}", *generated_image(i, 40 + 20 * i, 90)) for i in range(5)))
-    alone = list(training_batches(feed(path, 5, 0, 1, 4, AugmentOptions()), range(2)))
+    data = training_batches(feed(path, 5, 0, 1, 4, AugmentOptions()), range(2))
+    shapes = [tuple(spec.shape) for spec in data.element_spec]
+    assert shapes == [(4, 64, 64, 3), (4, 64, 64, 2)], "accumulation divides batches, and needs whole shapes"
+    alone = list(data)
     parts = [list(training_batches(feed(path, 5, rank, 2, 4, AugmentOptions()), range(2))) for rank in range(2)]
     assert len(alone) == len(parts[0]) == 2
     for step in range(2):
