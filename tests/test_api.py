@@ -9,6 +9,7 @@ import sys
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,7 @@ from nucleus.errors import DataError, IntegrityError, ModelError, RecipeError, R
 from nucleus.metrics.scores import HEADLINES
 from nucleus.model.architecture import InstanceSettings, ModelConfig
 from nucleus.predict.evaluation import evaluate as evaluate_splits
-from nucleus.registry import versions
+from nucleus.registry import manifest, versions
 from nucleus.registry.aliases import move_alias
 from nucleus.registry.publish import publish
 from nucleus.registry.versions import pull
@@ -169,18 +170,18 @@ def test_a_model_is_verified_and_resolved_once(
 ) -> None:
     calls: list[str] = []
 
-    def counted(name: str) -> None:
-        real = getattr(versions, name)
+    def counted(module: ModuleType, name: str) -> None:
+        real = getattr(module, name)
 
         def call(*arguments: Any) -> Any:
             calls.append(f"{name} {Path(arguments[0]).name}" if name == "sha256_of" else name)
             return real(*arguments)
 
-        monkeypatch.setattr(versions, name, call)
+        monkeypatch.setattr(module, name, call)
 
     first = nucleus.load("cells@production")
-    for name in ("sha256_of", "resolve_version"):
-        counted(name)
+    counted(manifest, "sha256_of")
+    counted(versions, "resolve_version")
     cached = nucleus.load("cells")
     once = ["sha256_of card.md", "sha256_of model.json", "sha256_of model.weights.h5"]
     assert sorted(calls) == ["resolve_version", *once]

@@ -54,7 +54,7 @@ def test_a_full_disk_behind_stdout(arguments: list[str]) -> None:
     assert "No space left on device" in line
 
 
-@pytest.mark.parametrize(("arguments", "status"), [(["--version"], 0), (["nonsense"], 2), (["models", "list"], 2)])
+@pytest.mark.parametrize(("arguments", "status"), [(["--version"], 0), (["nonsense"], 2), (["data", "list"], 2)])
 def test_a_full_disk_behind_stderr_changes_nothing(arguments: list[str], status: int) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "NUCLEUS_BUCKET"}
     command = [sys.executable, "-m", "nucleus", *arguments]
