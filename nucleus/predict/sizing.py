@@ -24,8 +24,9 @@ _REDUCED = 1 / 4
 _LARGEST_SCALE = 4.0
 _CERTAIN = 0.85
 """Certainty of a reduced view of nuclei without which an image in which nothing is found at its own scale stays so."""
-_LEAST_COVERED = 0.25
-"""Part of the area of large nuclei that is seen, in fragments, at the image's own scale at least."""
+_LEAST_SEEN, _MOST_COVERED = 0.25, 0.4
+"""A reduced view that covers more than the second part of the image with nuclei counts only if at least the first part
+of this area is seen at the image's own scale too."""
 _TIE = 0.005
 """Differences of certainty below this do not count."""
 _WHOLE_PIXELS = 1 << 24
@@ -118,7 +119,8 @@ def _sees_more(reduced: View, own: View) -> bool:
     """Return whether a reduced view is of larger nuclei, and not of what surrounds nuclei, such as glands."""
     if not own.nuclei:
         return reduced.certainty >= _CERTAIN
-    return reduced.certainty > own.certainty + _TIE and own.coverage >= _LEAST_COVERED * reduced.coverage
+    seen = reduced.coverage <= _MOST_COVERED or own.coverage >= _LEAST_SEEN * reduced.coverage
+    return seen and reduced.certainty > own.certainty + _TIE
 
 
 def _reduced(look: Callable[[float], View], largest: float) -> View:
