@@ -189,7 +189,7 @@ def draw(points: Sequence[dict[str, Any]]) -> bytes:
     for panel in list(figure.axes)[len(axes) :]:
         panel.set_axis_off()
     handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
+    figure.legend(handles, labels, loc="outside lower center", ncols=across, frameon=False)
     return encode_figure(figure)
 
 
