@@ -130,7 +130,8 @@ def write_half_weights(source: Path, dest: Path) -> None:
     def copy(name: str, item: Any) -> None:
         if isinstance(item, h5py.Dataset):
             values = item[()]
-            halved = values.astype(np.float16) if values.ndim > 1 else values
+            with np.errstate(over="ignore"):  # which the next line finds
+                halved = values.astype(np.float16) if values.ndim > 1 else values
             if not np.isfinite(halved).all():
                 raise ModelError(
                     f"Expected weights up to 65,504 for half precision; found larger ones in {name}. Leave --half out."
