@@ -301,7 +301,8 @@ def test_an_import_that_does_not_fit(small_disk: Path, tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
     killed_and_restarted(running)
     assert json.loads(nucleus("data", "list", "--json", **settings).stdout) == []
-    assert json.loads(nucleus("models", "list", "--json", **settings).stdout) == []
+    models = json.loads(nucleus("models", "list", "--json", **settings).stdout)
+    assert [model["from"] for model in models] == ["package"]
 
 
 def filled(folder: Path) -> None:

@@ -172,8 +172,8 @@ def test_a_finished_run_publishes_once_and_its_name_is_taken(trained: Trained, t
 def test_a_wrong_onnx_file_ends_the_publication_before_its_number_is_claimed(
     trained: Trained, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def write_wrongly(model: Any, heads: Any, path: Path) -> None:
-        write_onnx(model, heads, path)
+    def write_wrongly(model: Any, heads: Any, path: Path, *, half: bool) -> None:
+        write_onnx(model, heads, path, half=half)
         with_a_weight_changed(path)
 
     weights = [item.key for item in trained.bucket.objects("runs/first-run/") if item.key.endswith("/model.weights.h5")]
