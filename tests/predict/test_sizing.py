@@ -5,9 +5,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from numpy.typing import NDArray
+
 from nucleus.config.recipe import NormalizationOptions
-from nucleus.model.architecture import InstanceSettings, Maps
+from nucleus.model.architecture import InstanceSettings, Maps, ModelConfig
 from nucleus.model.tiling import Region
+from nucleus.predict.model import Model, PredictionOptions
 from nucleus.predict.sizing import View, Viewer, densest_square, fitting_scale, view_of
 from nucleus.predict.source import ScaledImage, array_source
 
@@ -163,3 +166,41 @@ def test_parts_have_the_grey_values_of_the_whole_image() -> None:
     assert (part.read(slice(0, 80), slice(0, 80)) == whole.read(region.rows, region.columns)).all()
     assert whole.at(0.5).shape == (100, 150)
     assert whole.shape == (200, 300)
+
+
+class Brightness:
+    """An engine for which nuclei are what is bright; it counts the pixels that it computes."""
+
+    def __init__(self) -> None:
+        self.pixels = 0
+
+    def __call__(self, tiles: NDArray[np.uint8]) -> NDArray[np.float32]:
+        self.pixels += tiles[..., 0].size
+        body = tiles[..., 0] / np.float32(255)
+        return np.stack([1 - body, body, np.zeros_like(body), body], axis=-1)
+
+
+@pytest.mark.parametrize("shape", [(256, 256), (360, 360), (520, 696), (1300, 1030), (2160, 2560)])
+def test_an_image_that_needs_no_change_costs_a_quarter_more_at_most(shape: tuple[int, int]) -> None:
+    rows, columns = (np.abs(np.arange(length) % 40 - 20.0) for length in shape)
+    pixels = np.where(np.hypot(rows[:, np.newaxis], columns) < 12, 220, 0).astype(np.uint8)  # 24 px across
+
+    def computed(fit: bool) -> int:
+        engine = Brightness()
+        model = Model(engine, config, PredictionOptions(fit=fit))
+        found = model.scaled_image(array_source(pixels))
+        assert found.scale == 1
+        for blocks in model.segment_blocks([found]):
+            assert sum(int(block.labels.max()) for block in blocks) > 0
+        return engine.pixels
+
+    config = ModelConfig(
+        encoder="plain",
+        decoder_channels=(8,) * 5,
+        heads="both",
+        tile=1024,
+        overlap=64,
+        normalization=PLAIN,
+        diameters=RANGE,
+    )
+    assert computed(fit=True) <= 1.25 * computed(fit=False)
