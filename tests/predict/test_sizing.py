@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-
 from numpy.typing import NDArray
 
 from nucleus.config.recipe import NormalizationOptions
