@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 EXTRAS = {
-    "predict": [],
+    "predict": ["formats"],
     "train": ["train", "local"],
     "train-gpu": ["train-gpu"],
     "dev": ["train", "local", "dev"],

@@ -122,6 +122,7 @@ from .splits import group_images as group_images
 from .splits import join_groups as join_groups
 from .splits import picture_names as picture_names
 from .splits import split_images as split_images
+from .stacks import Stack as Stack
 from .synthetic import generated_image as generated_image
 from .synthetic import write_generated as write_generated
 from .tiff import open_tiff as open_tiff
