@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     import skimage
     import tensorflow as tf
     import wandb
+    import zarr
     from scipy import ndimage
 
 __all__ = [
@@ -51,6 +52,7 @@ __all__ = [
     "stderr_without",
     "tf",
     "wandb",
+    "zarr",
 ]
 
 TRAINING = ("tensorflow", "keras", "ray", "wandb")
@@ -254,4 +256,5 @@ def stderr_without(remark: bytes) -> Iterator[int]:
 if not TYPE_CHECKING:
     keras, pandas, tf, wandb = (_LazyModule(name) for name in ("keras", "pandas", "tensorflow", "wandb"))
     ndimage, skimage = (_LazyModule(name) for name in ("scipy.ndimage", "skimage"))
+    zarr = _LazyModule("zarr")
     pa, pads, pq = (_LazyModule(name) for name in ("pyarrow", "pyarrow.dataset", "pyarrow.parquet"))

@@ -49,6 +49,7 @@ class _Choices:
     channel: int | None
     tta: bool
     engine: "EngineChoice"
+    formats: tuple[str, ...]
     overwrite: bool
     single_writer: bool
     as_json: bool
@@ -74,6 +75,15 @@ class _Choices:
 @click.option("--channel", type=click.IntRange(0), metavar="N", help="Segment this channel, counted from 0.")
 @click.option("--tta", is_flag=True, help="Average over flips and quarter turns: better, but eight times slower.")
 @engine_option
+@click.option(
+    "--format",
+    "formats",
+    multiple=True,
+    default=("labels",),
+    type=click.Choice(["labels", "zarr", "geojson", "geojson.gz", "roi", "coco"]),
+    help="Format of the nuclei: labels (TIFF), zarr (OME-Zarr labels), geojson (QuPath), roi (ImageJ), coco. Repeat it "
+    "for several.  [default: labels]",
+)
 @click.option("--overwrite", is_flag=True, help="Replace the results of an earlier prediction.")
 @workers_option("one per GPU, or else per CPU")
 @single_writer_option
@@ -89,9 +99,9 @@ def predict(
 
     Without --model it uses the model `nuclei`, which comes along with the package and needs no bucket and no network.
 
-    Writes <stem>.labels.tif (integer labels, 0 background) and <stem>.overlay.png for each image, and nuclei.csv (one
-    row per nucleus) and images.csv (one row per image). Folders are read with all folders below them, and the results
-    lie in the same folders below --out.
+    Writes <stem>.labels.tif (integer labels, 0 background; or what --format says) and <stem>.overlay.png for each
+    image, and nuclei.csv (one row per nucleus) and images.csv (one row per image). Folders are read with all folders
+    below them, and the results lie in the same folders below --out.
 
     Images below s3://bucket/prefix are distributed over a Ray cluster; --out is then also a prefix, and the tables are
     nuclei.parquet and images.parquet. If you repeat the command, it skips the images that are done.
@@ -113,6 +123,7 @@ def predict(
 
 def _predict_files(inputs: tuple[str, ...], model: str | None, out: Path, given: _Choices) -> None:
     started = time.monotonic()  # what takes longest for a few images is TensorFlow's import
+    formats = nucleus.predict.check_formats(given.formats)
     found = nucleus.predict.find_inputs([Path(text) for text in inputs])
     with nucleus.storage.claimed_folder(out):
         if not given.overwrite:
@@ -123,7 +134,7 @@ def _predict_files(inputs: tuple[str, ...], model: str | None, out: Path, given:
         pulled = pulled_model(model)
         segmenter = nucleus.predict.load_pulled(pulled, options)
         with show_progress("segment images") as advance:
-            predicted = nucleus.predict.predict_files(segmenter, found.images, out, given.channel, advance)
+            predicted = nucleus.predict.predict_files(segmenter, found.images, out, given.channel, advance, formats)
     failures = {**found.unread, **predicted.failures}
     if given.as_json:
         _print_json(str(pulled), str(out.absolute()), predicted.counts, failures, predicted.warnings)
@@ -146,6 +157,7 @@ def _predict_bucket(images: str, model: str | None, out: str, workers: int | Non
         pixel_size=given.pixel_size,
         turns=given.tta,
         channel=given.channel,
+        formats=nucleus.predict.check_formats(given.formats),
     )
     verbose = click.get_current_context().find_root().params["debug"]
     started = time.monotonic()

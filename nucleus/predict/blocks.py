@@ -159,9 +159,14 @@ class AssembledLabels:
         if self._backing is not None:
             free_pages(self._backing)
 
+    @property
+    def kind(self) -> type[np.unsignedinteger]:
+        """Type of the labels in files: 16 bits, or 32 bits if there are more than 65,535 nuclei."""
+        return np.uint16 if self.count <= np.iinfo(np.uint16).max else np.uint32
+
     def write(self, path: Path) -> None:
-        """Write a TIFF of 16 bits, or of 32 bits if there are more than 65,535 nuclei; tiled if the image is large."""
-        kind = np.uint16 if self.count <= np.iinfo(np.uint16).max else np.uint32
+        """Write a TIFF; tiled if the image is large."""
+        kind = self.kind
         with atomic_path(path) as beside:
             if self._backing is None:
                 tifffile.imwrite(beside, self.labels.astype(kind), compression="zlib")

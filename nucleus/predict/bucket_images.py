@@ -20,16 +20,11 @@ from nucleus.config.names import Reference
 from nucleus.data.images import IMAGE_SUFFIXES
 from nucleus.errors import AccessDeniedError, DataError, ImageError, ObjectNotFoundError, UsageError
 from nucleus.predict.blocks import LabelledBlock
-from nucleus.predict.image_files import (
-    LABELS_ENDING,
-    OVERLAY_ENDING,
-    check_stems,
-    is_input,
-    stem_of,
-    write_image,
-)
+from nucleus.predict.formats import FormatName
+from nucleus.predict.image_files import check_stems, is_input, stem_of
 from nucleus.predict.measurement import image_table, write_tables
 from nucleus.predict.model import IMAGES_AT_ONCE, Model, PredictionOptions
+from nucleus.predict.results import OVERLAY_ENDING, output_endings, write_image
 from nucleus.predict.source import ScaledImage, channel_count, open_source
 from nucleus.storage.bucket import Bucket
 from nucleus.storage.claims import PrefixClaim, claimed_prefix
@@ -70,6 +65,7 @@ class PredictionSettings(BaseModel):
         pixel_size: See `PredictionOptions`.
         turns: See `PredictionOptions`.
         channel: Channel to segment, from 0; None segments grey and RGB images as a whole.
+        formats: Formats of the nuclei of each image.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -83,6 +79,7 @@ class PredictionSettings(BaseModel):
     pixel_size: float | None = None
     turns: bool = False
     channel: int | None = None
+    formats: tuple[FormatName, ...] = ("labels",)
 
     @property
     def reference(self) -> Reference:
@@ -347,7 +344,7 @@ class BatchPredictor:
         """Write the outputs of an image and start to upload them."""
         try:
             with image_table(files.table, channel_count(files.file)) as table:
-                row = write_image(self._model, image, blocks, files.folder / "image", table)
+                row = write_image(self._model, image, blocks, files.folder / "image", table, self._settings.formats)
                 table.set_image(row)
         except ImageError as error:  # a part of a large image may be damaged
             return ImageOutcome(files.image.key, failure=self._message(error, files))
@@ -356,8 +353,12 @@ class BatchPredictor:
 
     def _upload(self, files: _ImageFiles) -> None:
         """Upload the outputs of an image; the table, which marks it as done, comes last."""
-        for ending in (LABELS_ENDING, OVERLAY_ENDING):
-            self._out.put(f"{files.image.stem}{ending}", files.folder / f"image{ending}")
+        for ending in output_endings(self._settings.formats):
+            found = files.folder / f"image{ending}"
+            for file in sorted(found.rglob("*")) if found.is_dir() else [found]:
+                if file.is_file():
+                    below = file.relative_to(files.folder).as_posix().removeprefix("image")
+                    self._out.put(f"{files.image.stem}{below}", file)
         self._out.put(self._settings.table(files.image), files.table)
 
     def _message(self, error: ImageError, files: _ImageFiles) -> str:

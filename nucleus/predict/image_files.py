@@ -1,4 +1,4 @@
-"""Prediction of image files: find the images; write labels, overlays and tables of nuclei."""
+"""Prediction of image files: find the images; write the results of each, and the tables of all."""
 
 import csv
 import io
@@ -9,87 +9,41 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path, PurePosixPath
-from typing import IO, Any, Protocol
+from typing import IO, Any
 
-import cv2
-import numpy as np
-from numpy.typing import NDArray
-
-from nucleus.data.images import RgbImage, encode_png
 from nucleus.data.sources import is_image, list_folder
 from nucleus.errors import ImageError, OutputError, UsageError
-from nucleus.pictures import draw_overlay
-from nucleus.predict.blocks import LabelledBlock, assembled_labels
-from nucleus.predict.measurement import (
-    IMAGE_COLUMNS,
-    NucleiSummary,
-    frame_of,
-    image_row,
-    measure_blocks,
-    nucleus_columns,
-)
+from nucleus.predict.blocks import LabelledBlock
+from nucleus.predict.formats import FormatName
+from nucleus.predict.measurement import IMAGE_COLUMNS, nucleus_columns
 from nucleus.predict.model import IMAGES_AT_ONCE, Model
+from nucleus.predict.results import ALL_ENDINGS, OVERLAY_ENDING, write_image
 from nucleus.predict.source import ScaledImage, channel_count, open_source
 from nucleus.progress import Advance, no_progress
-from nucleus.storage.files import atomic_path, write_atomic, writing
+from nucleus.storage.files import atomic_path, writing
 from nucleus.surroundings import name_on_disk
 from nucleus.text import plural
 
 __all__ = [
     "IMAGES_TABLE",
-    "LABELS_ENDING",
     "NUCLEI_TABLE",
-    "OUTPUT_ENDINGS",
-    "OVERLAY_ENDING",
     "Inputs",
     "PredictedFiles",
-    "RowWriter",
     "check_outputs",
     "check_stems",
     "csv_table",
     "find_inputs",
     "is_input",
-    "overlay_of",
     "predict_files",
     "stem_of",
-    "write_image",
 ]
 
-_LARGEST_SIDE = 4096
-LABELS_ENDING = ".labels.tif"
-OVERLAY_ENDING = ".overlay.png"
-OUTPUT_ENDINGS = (LABELS_ENDING, OVERLAY_ENDING)
 NUCLEI_TABLE = "nuclei.csv"
 IMAGES_TABLE = "images.csv"
 _LONGEST_NAME = 255
 """Bytes of a file name on Linux."""
 _SPOOLED = 1 << 20
 """Characters of rows that are kept in memory until they are added."""
-
-
-def overlay_of(image: ScaledImage, labels: NDArray[np.integer], diameter: float | None = None) -> RgbImage:
-    """Return the image with its nuclei outlined, reduced by an integer factor to at most 4,096 px per side.
-
-    See `nucleus.pictures.draw_overlay`.
-
-    The image is read band by band, to limit the memory needed.
-
-    Args:
-        image: The image.
-        labels: Labels of the nuclei, H x W, 0 background.
-        diameter: Median diameter of the nuclei, px; None without nuclei.
-
-    Returns:
-        h x w x 3, uint8.
-    """
-    source = image.source
-    every = -(-max(source.height, source.width) // _LARGEST_SIDE)
-    bands = []
-    for rows in source.bands(every):
-        pixels = image.rgb(rows, slice(0, source.width))
-        size = (-(-source.width // every), -(-pixels.shape[0] // every))
-        bands.append(pixels if every == 1 else cv2.resize(pixels, size, interpolation=cv2.INTER_AREA))
-    return draw_overlay(np.concatenate(bands), labels[::every, ::every], diameter, every)
 
 
 @dataclass(frozen=True)
@@ -145,7 +99,7 @@ def _is_folder(path: Path) -> bool:
 
 def is_input(path: str) -> bool:
     """Return whether a path is an image that is not hidden, and not the output of an earlier prediction."""
-    return is_image(path) and not path.endswith(OUTPUT_ENDINGS)
+    return is_image(path) and not path.endswith(ALL_ENDINGS)
 
 
 def stem_of(name: str) -> str:
@@ -164,13 +118,13 @@ def check_stems(images: Iterable[tuple[str, str]], compared: Callable[[str], str
         if len(stems) <= number:
             raise UsageError(
                 f"Expected images with different names; found {other} and {name}, which would both write "
-                f"{stem}{LABELS_ENDING}. Rename one, or run them with different --out folders."
+                f"{stem}{OVERLAY_ENDING}. Rename one, or run them with different --out folders."
             )
 
 
 def check_outputs(names: Iterable[str], out: Path) -> None:
     """Raise `UsageError` if predicting images of these names would replace files in `out`."""
-    outputs = [f"{stem_of(name)}{ending}" for name in names for ending in OUTPUT_ENDINGS]
+    outputs = [f"{stem_of(name)}{ending}" for name in names for ending in ALL_ENDINGS]
     there = [name for name in (NUCLEI_TABLE, IMAGES_TABLE, *outputs) if (out / name).exists()]
     if there:
         more = f" and {len(there) - 1} more" if len(there) > 1 else ""
@@ -201,13 +155,15 @@ def predict_files(
     out: Path,
     channel: int | None = None,
     advance: Advance = no_progress,
+    formats: Sequence[FormatName] = ("labels",),
 ) -> PredictedFiles:
     """Segment image files and write the results to a folder.
 
-    The folder gets `<name without suffix>.labels.tif` and `<name without suffix>.overlay.png` for each image, and one
-    `nuclei.csv` and one `images.csv`. `nuclei.csv` has columns for as many channels as the image with the most
-    channels; they are empty for images with fewer channels. An image that cannot be read does not stop the others. What
-    is there already is replaced: hold `nucleus.storage.claimed_folder(out)`, so that no other process does so.
+    The folder gets for each image its nuclei in each format, such as `<name without suffix>.labels.tif`, and
+    `<name without suffix>.overlay.png`, and one `nuclei.csv` and one `images.csv`. `nuclei.csv` has columns for as many
+    channels as the image with the most channels; they are empty for images with fewer channels. An image that cannot be
+    read does not stop the others. What is there already is replaced: hold `nucleus.storage.claimed_folder(out)`, so
+    that no other process does so.
 
     Args:
         model: The model.
@@ -216,6 +172,7 @@ def predict_files(
         out: Folder for the results.
         channel: Channel to segment, from 0; None segments grey and RGB images as a whole.
         advance: Called with the number of images done and their total.
+        formats: Formats of the nuclei, by `check_formats`.
 
     Returns:
         Number of nuclei or error message of each image.
@@ -234,7 +191,7 @@ def predict_files(
         ):
             try:
                 with writing(out / NUCLEI_TABLE):
-                    _predict_all(model, named, _Outputs(out, nuclei, images), channel, found, advance)
+                    _predict_all(model, named, _Outputs(out, nuclei, images, formats), channel, found, advance)
             except OutputError as error:  # the tables are kept, as the labels are
                 stopped = error
     except OutputError as error:
@@ -256,11 +213,12 @@ class _Outputs:
     folder: Path
     nuclei: "CsvTable"
     images: "CsvTable"
+    formats: Sequence[FormatName]
 
     def add(self, model: Model, name: str, image: ScaledImage, blocks: Iterable[LabelledBlock]) -> dict[str, Any]:
         """Write the results of an image, all or none of its rows; return the row of the image."""
         with self.nuclei.rows() as rows:
-            row = write_image(model, image, blocks, self.folder / stem_of(name), rows)
+            row = write_image(model, image, blocks, self.folder / stem_of(name), rows, self.formats)
         try:
             self.images.add(row)
         except OSError:
@@ -326,13 +284,6 @@ def _check_length(name: str) -> None:
         )
 
 
-class RowWriter(Protocol):
-    """A table that accepts rows, such as `csv.DictWriter`."""
-
-    def writerows(self, rowdicts: Iterable[dict[str, Any]], /) -> None:
-        """Add rows."""
-
-
 class CsvTable:
     """A CSV file with a header of column names, to which rows are added whole or, if the disk is full, not at all."""
 
@@ -385,31 +336,3 @@ def csv_table(path: Path, columns: Sequence[str]) -> Iterator[CsvTable]:
     """Provide a CSV file that appears at `path` if the block ends without error."""
     with atomic_path(path) as beside, io.FileIO(beside, "w") as file:
         yield CsvTable(file, columns, path.parent)
-
-
-def write_image(
-    model: Model, image: ScaledImage, blocks: Iterable[LabelledBlock], stem: Path, table: RowWriter
-) -> dict[str, Any]:
-    """Write the labels, the overlay and the nuclei of an image, block by block; return the row of the image.
-
-    Args:
-        model: The model, which judges the result.
-        image: The image.
-        blocks: Nuclei of the image, from `Model.segment_blocks`.
-        stem: Path without endings; the files are `<stem>.labels.tif` and `<stem>.overlay.png`.
-        table: Table to which the nuclei are added.
-
-    Raises:
-        ImageError: A part of the image is damaged.
-        OutputError: The files cannot be written.
-    """
-    stem.parent.mkdir(parents=True, exist_ok=True)
-    frame, summary = frame_of(image.source), NucleiSummary()
-    with assembled_labels(frame.shape, stem.parent) as labels:
-        for rows in measure_blocks(frame, blocks, labels):
-            table.writerows(rows)
-            summary.add(rows)
-        labels.write(stem.with_name(f"{stem.name}{LABELS_ENDING}"))
-        overlay = overlay_of(image, labels.labels, summary.median_diameter)
-        write_atomic(stem.with_name(f"{stem.name}{OVERLAY_ENDING}"), encode_png(overlay))
-        return image_row(frame, summary, labels.pixels, image.scale, model.doubt(summary))

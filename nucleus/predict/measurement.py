@@ -23,6 +23,7 @@ __all__ = [
     "IMAGE_COLUMNS",
     "Frame",
     "ImageTable",
+    "MeasuredPart",
     "NucleiSummary",
     "frame_of",
     "image_row",
@@ -68,6 +69,21 @@ class Frame:
     pixel_size: float | None = None
 
 
+@dataclass(frozen=True)
+class MeasuredPart:
+    """The nuclei of a part of an image.
+
+    Attributes:
+        frame: Position of the part.
+        labels: Labels of the part, h x w, 0 background, 1..k nuclei.
+        rows: Row of each nucleus, in the order of the labels, with its label in the image.
+    """
+
+    frame: Frame
+    labels: NDArray[np.int32]
+    rows: list[dict[str, Any]]
+
+
 def nucleus_columns(channels: int) -> tuple[str, ...]:
     """Return the column names of a table of nuclei, for images of up to `channels` channels."""
     intensities = (f"{what}_{channel}" for channel in range(channels) for what in ("mean", "integrated"))
@@ -79,14 +95,12 @@ def frame_of(source: ImageSource) -> Frame:
     return Frame(source.name, (source.height, source.width), pixel_size=source.pixel_size)
 
 
-def measure_blocks(
-    image: Frame, blocks: Iterable[LabelledBlock], labels: AssembledLabels
-) -> Iterator[list[dict[str, Any]]]:
-    """Add the blocks of an image to its labels; yield the rows of each block's nuclei (`measure_nuclei`)."""
+def measure_blocks(image: Frame, blocks: Iterable[LabelledBlock], labels: AssembledLabels) -> Iterator[MeasuredPart]:
+    """Add the blocks of an image to its labels; yield the nuclei of each block, measured by `measure_nuclei`."""
     for block in blocks:
         added, before = labels.add(block.labels, block.region)
         frame = replace(image, top=block.region.rows.start, left=block.region.columns.start)
-        yield measure_nuclei(frame, block.channels, added, block.mask, before)
+        yield MeasuredPart(frame, added, measure_nuclei(frame, block.channels, added, block.mask, before))
 
 
 def measure_nuclei(

@@ -237,7 +237,7 @@ class Model:
         scaled = self.scaled_image(image_source(image, channel))
         labels = AssembledLabels(np.zeros(scaled.source_shape, np.int32))
         (blocks,) = self.segment_blocks([scaled])
-        rows = [row for part in measure_blocks(frame_of(scaled.source), blocks, labels) for row in part]
+        rows = [row for part in measure_blocks(frame_of(scaled.source), blocks, labels) for row in part.rows]
         summary = NucleiSummary()
         summary.add(rows)
         return Segmentation(scaled, labels.labels, rows, summary.median_diameter, self.doubt(summary))

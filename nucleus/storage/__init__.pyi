@@ -18,6 +18,7 @@ from .claims import remove_unused as remove_unused
 from .client import Connection as Connection
 from .client import body_of as body_of
 from .files import SUMS_FILE as SUMS_FILE
+from .files import atomic_folder as atomic_folder
 from .files import atomic_path as atomic_path
 from .files import check_sums as check_sums
 from .files import disk_errors as disk_errors

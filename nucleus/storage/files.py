@@ -20,6 +20,7 @@ from nucleus.surroundings import CACHE_VARIABLE, disk_space, export, find_cache,
 
 __all__ = [
     "SUMS_FILE",
+    "atomic_folder",
     "atomic_path",
     "check_sums",
     "disk_errors",
@@ -228,6 +229,24 @@ def atomic_path(path: Path, move: str | None = None) -> Iterator[Path]:
             beside.replace(path)
         finally:
             beside.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(folder: Path) -> Iterator[Path]:
+    """Yield a temporary folder beside `folder`; put it in its place if the block succeeds, else remove it.
+
+    Raises:
+        OutputError: As in `atomic_path`.
+    """
+    with writing(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        beside = folder.with_name(f".{os.getpid()}-{secrets.token_hex(4)}")
+        beside.mkdir()
+        try:
+            yield beside
+            put_in_place(beside, folder, beside.with_name(f"{beside.name}-old"))
+        finally:
+            shutil.rmtree(beside, ignore_errors=True)
 
 
 def write_atomic(path: Path, data: bytes | str, move: str | None = None) -> None:

@@ -1,0 +1,232 @@
+"""Outlines of labelled nuclei: polygons along the edges of their pixels, made for all nuclei at once."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["Outline", "outlines_of"]
+
+_TOLERANCE = 0.49
+"""Largest distance from an outline to the edges of the pixels, px. Centres of pixels are half a pixel from them, so
+none of them changes sides."""
+_SHORTEST = 1e-9
+
+
+@dataclass(frozen=True)
+class Outline:
+    """The outline of a nucleus.
+
+    Coordinates are in pixels, x to the right and y down; the first pixel reaches from 0 to 1. A pixel is in the nucleus
+    if its centre is inside an odd number of the rings.
+
+    Attributes:
+        label: Label of the nucleus.
+        rings: K x 2 each, (x, y), not closed: around the nucleus clockwise as seen, around its holes the other way.
+    """
+
+    label: int
+    rings: tuple[NDArray[np.float64], ...]
+
+    @property
+    def parts(self) -> list[list[NDArray[np.float64]]]:
+        """The rings around the parts of the nucleus (one, unless it was cut), each followed by those of its holes."""
+        outer = [[ring] for ring in self.rings if _doubled_area(ring) > 0]
+        for hole in (ring for ring in self.rings if _doubled_area(ring) <= 0):
+            around = [part for part in outer if len(outer) == 1 or _contains(part[0], hole[0])]
+            min(around or outer, key=lambda part: _doubled_area(part[0])).append(hole)
+        return outer
+
+
+def outlines_of(
+    labels: NDArray[np.integer], *, top: int = 0, left: int = 0, simplified: bool = True
+) -> Iterator[Outline]:
+    """Yield the outline of each label, in order.
+
+    The corners of all nuclei are linked along rows and along columns, as the sides of a rectilinear polygon are, and
+    the rings are ordered by pointer doubling. Pixels of a nucleus that touch at a corner are connected.
+
+    Args:
+        labels: H x W, 0 background.
+        top: First row of these labels in their image.
+        left: First column.
+        simplified: Whether the corners are cut and vertices left out, as far as the outline stays within half a pixel
+            of the edges of the pixels; so the same pixels are inside.
+    """
+    corners = _corners(labels)
+    if not len(corners.labels):
+        return
+    order, starts = _rings(corners)
+    of = corners.labels[order][starts].tolist()
+    path = corners.x[order] + 1j * corners.y[order]
+    if simplified:
+        path, starts = _simplified(path, starts, corners.pinched[order])
+    points = path.view(np.float64).reshape(-1, 2) + np.array([left, top])
+    ends = [*starts[1:].tolist(), len(points)]
+    rings = [points[begin:end] for begin, end in zip(starts.tolist(), ends, strict=True)]
+    for label, group in groupby(zip(of, rings, strict=True), key=itemgetter(0)):
+        yield Outline(label, tuple(ring for _, ring in group))
+
+
+@dataclass(frozen=True)
+class _Corners:
+    """Corners of the pixel edges of all labels; a place where two rings of a label meet is two corners.
+
+    Attributes:
+        labels: Label of each corner.
+        x: Column, 0 to W.
+        y: Row, 0 to H.
+        row_turn: Order among corners of a label at the same place, along the row.
+        column_turn: The same along the column.
+        pinched: Whether two rings of the label meet here.
+        below: Whether the pixel to the lower right is of the label.
+    """
+
+    labels: NDArray[np.integer]
+    x: NDArray[np.intp]
+    y: NDArray[np.intp]
+    row_turn: NDArray[np.int8]
+    column_turn: NDArray[np.int8]
+    pinched: NDArray[np.bool_]
+    below: NDArray[np.bool_]
+
+
+def _corners(labels: NDArray[np.integer]) -> _Corners:
+    padded = np.pad(labels, 1)
+    quadrants = {
+        (dy, dx): padded[dy : padded.shape[0] - 1 + dy, dx : padded.shape[1] - 1 + dx] for dy in (0, 1) for dx in (0, 1)
+    }
+    busy = np.zeros(quadrants[0, 0].shape, np.bool_)
+    for one, other in (((0, 0), (0, 1)), ((0, 0), (1, 0)), ((1, 1), (0, 1)), ((1, 1), (1, 0))):
+        busy |= quadrants[one] != quadrants[other]
+    y, x = np.nonzero(busy)
+    values = {place: pixels[y, x] for place, pixels in quadrants.items()}
+    found = []
+    for (dy, dx), own in values.items():
+        beside, below, across = values[dy, 1 - dx], values[1 - dy, dx], values[1 - dy, 1 - dx]
+        alone, inner = (beside != own) & (below != own), (beside == own) & (below == own) & (across != own)
+        here = (own > 0) & (alone | inner)
+        pinched = (alone & (across == own))[here]
+        # Where two pixels touch at a corner, each ring goes around one of the two other pixels.
+        turns = (np.where(pinched, turn, 0).astype(np.int8) for turn in (dx, 1 - dx if dy == dx else dx))
+        found.append((own[here], x[here], y[here], *turns, pinched, (values[1, 1] == own)[here]))
+    return _Corners(*(np.concatenate(parts) for parts in zip(*found, strict=True)))
+
+
+def _rings(corners: _Corners) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Return the corners in the order of their rings, and where each ring starts; sorted by label."""
+    rows = np.lexsort((corners.row_turn, corners.x, corners.y, corners.labels)).reshape(-1, 2)
+    columns = np.lexsort((corners.column_turn, corners.y, corners.x, corners.labels)).reshape(-1, 2)
+    heads, tails = np.where(corners.below[rows[:, 0], np.newaxis], rows, rows[:, ::-1]).T
+    opposite = np.empty(len(corners.x), np.intp)
+    opposite[columns] = columns[:, ::-1]
+    number = np.empty(len(corners.x), np.intp)
+    number[heads] = np.arange(len(heads))
+    following = number[opposite[tails]]
+    first = _smallest_of_cycle(following)
+    left = _steps_to_end(following, following == first)
+    order = np.lexsort((-left, first))
+    starts = np.flatnonzero(np.r_[True, np.diff(first[order]) > 0])
+    return np.stack([heads[order], tails[order]], axis=1).ravel(), 2 * starts
+
+
+def _smallest_of_cycle(following: NDArray[np.intp]) -> NDArray[np.intp]:
+    """Return the smallest element of each element's cycle, by pointer doubling."""
+    smallest, ahead = np.arange(len(following)), following
+    while True:
+        found = np.minimum(smallest, smallest[ahead])
+        if (found == smallest).all():
+            return found
+        smallest, ahead = found, ahead[ahead]
+
+
+def _steps_to_end(following: NDArray[np.intp], last: NDArray[np.bool_]) -> NDArray[np.intp]:
+    """Return the number of steps from each element to the last one of its cycle, by pointer doubling."""
+    steps = (~last).astype(np.intp)
+    ahead = np.where(last, np.arange(len(following)), following)
+    while True:
+        added = steps[ahead]
+        if not added.any():
+            return steps
+        steps, ahead = steps + added, ahead[ahead]
+
+
+def _simplified(
+    corners: NDArray[np.complex128], starts: NDArray[np.intp], pinched: NDArray[np.bool_]
+) -> tuple[NDArray[np.complex128], NDArray[np.intp]]:
+    """Cut the corners of rings by half a pixel, and leave out vertices as long as all stays within the tolerance.
+
+    A vertex is left out if the line between its neighbours is within the tolerance of all that lies between them; each
+    is tried once, no two neighbours at the same time. Points are x + iy.
+    """
+    path, kept, tried = _cut(corners, starts, pinched)
+    parity = 0
+    while not tried[kept].all():
+        points = np.flatnonzero(kept)
+        places = np.flatnonzero(~tried[points])
+        places = places[places % 2 == parity]
+        parity = 1 - parity
+        tried[points[places]] = True
+        kept[points[places[_near(path, points[places - 1], points[places + 1])]]] = False
+    closing = 3 * np.r_[starts[1:], len(corners)] + np.arange(len(starts))
+    kept[closing] = False
+    counts = np.add.reduceat(kept.astype(np.intp), np.r_[0, closing[:-1] + 1])
+    return path[kept], np.r_[0, np.cumsum(counts)[:-1]]
+
+
+def _cut(
+    corners: NDArray[np.complex128], starts: NDArray[np.intp], pinched: NDArray[np.bool_]
+) -> tuple[NDArray[np.complex128], NDArray[np.bool_], NDArray[np.bool_]]:
+    """Return the path of all rings with a vertex half a pixel before and after each corner, each ring closed.
+
+    Returns:
+        The path; which of its vertices are those of the cut rings; and which of these have to stay.
+    """
+    ends = np.r_[starts[1:], len(corners)] - 1
+    following, before = np.arange(1, len(corners) + 1), np.arange(-1, len(corners) - 1)
+    following[ends], before[starts] = starts, ends
+    side = corners[following] - corners
+    half = side / (2 * np.abs(side))
+    triples = np.stack([corners - half[before], corners, corners + half], axis=1)
+    single = np.abs(side) == 1  # the vertices after this corner and before the next are one
+    kept = np.stack([~single[before], np.zeros(len(corners), np.bool_), np.ones(len(corners), np.bool_)], axis=1)
+    stay = np.repeat(pinched[:, np.newaxis], 3, axis=1)
+    stay[:, 2] |= pinched[following] & single
+    kept[starts, 0] = stay[starts, 0] = True
+    closing = 3 * (ends + 1)
+    path = np.insert(triples.ravel(), closing, triples[starts, 0])
+    last = ends[single[ends]]
+    kept[last, 2] = False  # the closing vertex is at the same place
+    return path, np.insert(kept.ravel(), closing, True), np.insert(stay.ravel(), closing, True)
+
+
+def _near(path: NDArray[np.complex128], before: NDArray[np.intp], after: NDArray[np.intp]) -> NDArray[np.bool_]:
+    """Return for each pair of vertices whether the line between them is near every vertex of the path between them."""
+    if not len(before):
+        return np.zeros(0, np.bool_)
+    counts = after - before - 1
+    begins = np.cumsum(counts) - counts
+    between = np.arange(counts.sum()) + np.repeat(before + 1 - begins, counts)
+    line = path[after] - path[before]
+    length = np.maximum(np.abs(line), _SHORTEST)
+    # In the direction of the line, x is along it and y across.
+    turned = (path[between] - np.repeat(path[before], counts)) * np.repeat(line.conj() / length, counts)
+    beyond = np.maximum(0, np.maximum(-turned.real, turned.real - np.repeat(length, counts)))
+    return np.asarray(np.maximum.reduceat(np.hypot(beyond, turned.imag), begins) <= _TOLERANCE)
+
+
+def _doubled_area(ring: NDArray[np.float64]) -> float:
+    """Return twice the area of a ring, positive if it is clockwise as seen (y down)."""
+    x, y = ring.T
+    return float(x @ np.roll(y, -1) - y @ np.roll(x, -1))
+
+
+def _contains(ring: NDArray[np.float64], point: NDArray[np.float64]) -> bool:
+    """Return whether a point is inside a ring, by the number of its sides to the right of the point."""
+    (x0, y0), (x1, y1) = ring.T, np.roll(ring, -1, axis=0).T
+    crossing = (y0 > point[1]) != (y1 > point[1])
+    at = x0 + (point[1] - y0) / np.where(crossing, y1 - y0, 1) * (x1 - x0)
+    return bool(np.count_nonzero(crossing & (at > point[0])) % 2)
