@@ -1,6 +1,6 @@
 """Prediction of images in a bucket: find the images, skip those that are done, predict the others in batches.
 
-The output prefix contains, for each image, `<image>.labels.tif`, `<image>.overlay.png` and the table
+The output prefix contains, for each image, `<image>.labels.tif` (or other formats), `<image>.overlay.png`, the table
 `parts/<settings>/<image>.<etag>.parquet`; at the end also `nuclei.parquet` and `images.parquet`, joined from these
 tables. An image is done when its table exists, which is written last. The key of the table contains a hash of the
 settings and the ETag of the image, so an image is predicted again if it, the model or an option changed. While a
@@ -13,8 +13,9 @@ from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from nucleus.config.names import Reference
 from nucleus.data.images import IMAGE_SUFFIXES
@@ -79,7 +80,7 @@ class PredictionSettings(BaseModel):
     pixel_size: float | None = None
     turns: bool = False
     channel: int | None = None
-    formats: tuple[FormatName, ...] = ("labels",)
+    formats: Annotated[tuple[FormatName, ...], Field(strict=False)] = ("labels",)  # JSON has lists
 
     @property
     def reference(self) -> Reference:

@@ -14,7 +14,7 @@ from typing import IO, Any
 from nucleus.data.sources import is_image, list_folder
 from nucleus.errors import ImageError, OutputError, UsageError
 from nucleus.predict.blocks import LabelledBlock
-from nucleus.predict.formats import FormatName
+from nucleus.predict.formats import ENDINGS, FormatName
 from nucleus.predict.measurement import IMAGE_COLUMNS, nucleus_columns
 from nucleus.predict.model import IMAGES_AT_ONCE, Model
 from nucleus.predict.results import ALL_ENDINGS, OVERLAY_ENDING, write_image
@@ -118,7 +118,7 @@ def check_stems(images: Iterable[tuple[str, str]], compared: Callable[[str], str
         if len(stems) <= number:
             raise UsageError(
                 f"Expected images with different names; found {other} and {name}, which would both write "
-                f"{stem}{OVERLAY_ENDING}. Rename one, or run them with different --out folders."
+                f"{stem}{ENDINGS['labels']}. Rename one, or run them with different --out folders."
             )
 
 

@@ -14,7 +14,7 @@ import tifffile
 from nucleus.data.images import encode_png
 from nucleus.errors import OutputError, UsageError
 from nucleus.predict import blocks as blocks_module
-from nucleus.predict import image_files
+from nucleus.predict import image_files, results
 from nucleus.predict.blocks import assembled_labels
 from nucleus.predict.image_files import IMAGES_TABLE, NUCLEI_TABLE, check_outputs, find_inputs, predict_files
 from tests.predict.test_predict import rows_of, small_model, spots
@@ -102,14 +102,14 @@ def test_names_that_leave_no_room_for_their_outputs(tmp_path: Path) -> None:
 def test_a_disk_that_fills_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What was written stays whole, the rest leaves nothing behind, and the error has the path and what is left."""
     files = [images(tmp_path, name) / name for name in ("a.png", "b.png", "c.png")]
-    write = image_files.write_atomic
+    write = results.write_atomic
 
     def full(path: Path, data: bytes) -> None:
         if path.name == "b.overlay.png":
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         write(path, data)
 
-    monkeypatch.setattr(image_files, "write_atomic", full)
+    monkeypatch.setattr(results, "write_atomic", full)
     with pytest.raises(OutputError, match=rf"{tmp_path / 'out'}.*No space left.*MiB are free.*have the 1 image before"):
         predict_files(small_model(), files, tmp_path / "out")
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [

@@ -1,0 +1,167 @@
+"""Nuclei in every format, read back with other libraries than those that wrote them, are the labels."""
+
+import gzip
+import json
+import uuid
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import roifile
+import shapely
+import tifffile
+import yaozarrs
+import zarr
+from numpy.typing import NDArray
+from pycocotools.coco import COCO
+from shapely.geometry import shape
+
+from nucleus.data.images import encode_png
+from nucleus.errors import ImageError, MissingPackageError, UsageError
+from nucleus.predict import formats
+from nucleus.predict.blocks import AssembledLabels
+from nucleus.predict.formats import ENDINGS, check_formats, open_outlines
+from nucleus.predict.image_files import predict_files
+from nucleus.predict.measurement import Frame
+from nucleus.predict.model import PredictionOptions
+from tests.predict.test_predict import rows_of, small_model, spots
+
+SHAPE = (130, 170)
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The results for an image `a.png` in every format, with blocks of 64 px."""
+    folder = tmp_path_factory.mktemp("formats")
+    (folder / "a.png").write_bytes(encode_png(spots(*SHAPE, 7, count=40)))
+    model = small_model(PredictionOptions(block_side=64))
+    predict_files(model, [folder / "a.png"], folder / "out", formats=check_formats(tuple(ENDINGS)))
+    return folder / "out"
+
+
+@pytest.fixture(scope="module")
+def labels(results: Path) -> NDArray[np.int32]:
+    found = tifffile.imread(results / "a.labels.tif").astype(np.int32)
+    assert found.max() > 10
+    return found
+
+
+def filled(polygons: dict[int, Any]) -> NDArray[np.int32]:
+    """Labels of the pixels whose centres are inside shapely's polygons."""
+    found = np.zeros(SHAPE, np.int32)
+    rows, columns = np.indices(SHAPE) + 0.5
+    for label, polygon in polygons.items():
+        found[shapely.contains_xy(polygon, columns, rows)] = label
+    return found
+
+
+@pytest.mark.parametrize("name", ["geojson", "geojson.gz"])
+def test_geojson_is_a_collection_of_detections(results: Path, labels: NDArray[np.int32], name: str) -> None:
+    data = (results / f"a.{name}").read_bytes()
+    collection = json.loads(gzip.decompress(data) if name.endswith("gz") else data)
+    assert collection["type"] == "FeatureCollection"
+    features = collection["features"]
+    assert all(shape(feature["geometry"]).is_valid for feature in features)
+    assert all(ring[0] == ring[-1] for feature in features for ring in feature["geometry"]["coordinates"])
+    assert len({uuid.UUID(feature["id"]) for feature in features}) == len(features)
+    assert {feature["properties"]["objectType"] for feature in features} == {"detection"}
+    measured = [feature["properties"]["measurements"] for feature in features]
+    rows = {int(row["label"]): row for row in rows_of(results / "nuclei.csv")}
+    for found in measured:
+        row = rows.pop(found["label"])
+        assert found == {key: float(row[key]) for key in found}
+        assert {"area", "diameter", "score", "mean_0", "centroid_x"} <= set(found)
+    assert not rows
+    polygons = {found["label"]: shape(feature["geometry"]) for found, feature in zip(measured, features, strict=True)}
+    assert (filled(polygons) == labels).all()
+
+
+def test_regions_of_imagej_are_the_labels(results: Path, labels: NDArray[np.int32]) -> None:
+    regions = roifile.roiread(results / "a.rois.zip")
+    assert {region.roitype for region in regions} == {roifile.ROI_TYPE.TRACED}
+    polygons = {int(region.name): shapely.Polygon(region.coordinates()) for region in regions}
+    assert (filled(polygons) == labels).all()
+    assert zipfile.ZipFile(results / "a.rois.zip").testzip() is None
+
+
+def test_coco_is_read_by_pycocotools(results: Path, labels: NDArray[np.int32]) -> None:
+    coco = COCO(str(results / "a.coco.json"))
+    assert [(image["file_name"], image["height"], image["width"]) for image in coco.loadImgs([1])] == [
+        ("a.png", *SHAPE)
+    ]
+    found = np.zeros(SHAPE, np.int32)
+    for annotation in coco.loadAnns(coco.getAnnIds()):
+        mask = coco.annToMask(annotation) > 0
+        found[mask] = annotation["id"]
+        rows, columns = np.nonzero(mask)
+        assert annotation["area"] == mask.sum()
+        x, y, width, height = annotation["bbox"]
+        assert (x, y) == (columns.min(), rows.min())
+        assert (x + width, y + height) == (columns.max() + 1, rows.max() + 1)
+    assert (found == labels).all()
+
+
+def test_zarr_is_a_pyramid_of_labels(
+    results: Path, labels: NDArray[np.int32], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = yaozarrs.validate_ome_uri(str(results / "a.labels.zarr"))
+    assert type(image.attributes.ome).__name__ == "LabelImage"
+    assert (zarr.open_group(results / "a.labels.zarr", mode="r")["0"][:] == labels).all()
+
+    monkeypatch.setattr(formats, "_CHUNK", 64)
+    monkeypatch.setattr(formats, "_SMALLEST_LEVEL", 50)
+    whole = AssembledLabels(labels)
+    whole.count = int(labels.max())
+    formats.write_labels("zarr", tmp_path / "b", whole, Frame("b.png", SHAPE, pixel_size=0.5))
+    group = zarr.open_group(tmp_path / "b.labels.zarr", mode="r")
+    (scales,) = group.attrs["ome"]["multiscales"]
+    assert [level["coordinateTransformations"][0]["scale"] for level in scales["datasets"]] == [
+        [0.5, 0.5],
+        [1.0, 1.0],
+        [2.0, 2.0],
+    ]
+    for level in range(3):
+        assert (group[str(level)][:] == labels[:: 2**level, :: 2**level]).all()
+    assert yaozarrs.validate_ome_uri(str(tmp_path / "b.labels.zarr"))
+
+
+def test_only_what_was_asked_for_is_there_and_nothing_of_before(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(encode_png(spots(60, 70, 7, count=8)))
+    tables = {"nuclei.csv", "images.csv", "a.overlay.png"}
+    model = small_model()
+    for asked in (("labels", "zarr"), ("geojson",), ("roi", "coco")):
+        predict_files(model, [tmp_path / "a.png"], tmp_path / "out", formats=check_formats(asked))
+        assert {path.name for path in (tmp_path / "out").iterdir()} == tables | {f"a{ENDINGS[name]}" for name in asked}
+    before = (tmp_path / "out" / "a.rois.zip").read_bytes()
+    predict_files(model, [tmp_path / "a.png"], tmp_path / "out", formats=("roi",))
+    regions = roifile.roiread(tmp_path / "out" / "a.rois.zip")
+    assert len(regions) == len(zipfile.ZipFile(tmp_path / "out" / "a.rois.zip").namelist())  # replaced, not appended to
+    assert len(before) > 0
+
+
+def test_an_image_without_nuclei_has_empty_files(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(encode_png(np.zeros((40, 50, 3), np.uint8)))
+    predict_files(small_model(), [tmp_path / "a.png"], tmp_path, formats=check_formats(tuple(ENDINGS)))
+    assert json.loads((tmp_path / "a.geojson").read_text())["features"] == []
+    assert json.loads((tmp_path / "a.coco.json").read_text())["annotations"] == []
+    assert zipfile.ZipFile(tmp_path / "a.rois.zip").namelist() == []
+    assert not zarr.open_group(tmp_path / "a.labels.zarr", mode="r")["0"][:].any()
+
+
+def test_wrong_choices_have_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UsageError, match=r"geojson\.gz, roi, coco; found svg"):
+        check_formats(("labels", "svg"))
+    with pytest.raises(UsageError, match="found none"):
+        check_formats(())
+    assert check_formats(("roi", "labels", "roi")) == ("labels", "roi")
+    image = Frame("wide.tif", (10, 32_768))
+    with pytest.raises(ImageError, match=r"32768 x 10 px\. Use --format geojson"):
+        open_outlines("roi", tmp_path / "wide", image, "m").__enter__()
+    with open_outlines("roi", tmp_path / "wide", replace(image, shape=(10, 32_767)), "m"):
+        pass
+    monkeypatch.setattr("nucleus.lazy.missing_packages", list)
+    with pytest.raises(MissingPackageError, match="formats"):
+        check_formats(("zarr",))
