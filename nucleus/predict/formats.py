@@ -47,6 +47,8 @@ _CHUNK = 512
 _SMALLEST_LEVEL = 512
 _CLASS = {"name": "Nucleus", "color": [255, 200, 0]}
 
+_encoded = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode
+
 AddPart = Callable[[MeasuredPart], None]
 """Adds the nuclei of a part of an image to a file."""
 
@@ -192,7 +194,7 @@ def _json_list(path: Path, head: str, tail: str) -> Iterator[Callable[[list[dict
         def write(values: list[dict[str, Any]]) -> None:
             nonlocal separator
             for value in values:
-                file.write(f"{separator}{json.dumps(value, separators=(',', ':'), ensure_ascii=False)}")
+                file.write(f"{separator}{_encoded(value)}")
                 separator = ",\n"
 
         yield write

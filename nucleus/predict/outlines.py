@@ -34,6 +34,8 @@ class Outline:
     @property
     def parts(self) -> list[list[NDArray[np.float64]]]:
         """The rings around the parts of the nucleus (one, unless it was cut), each followed by those of its holes."""
+        if len(self.rings) == 1:
+            return [[self.rings[0]]]
         outer = [[ring] for ring in self.rings if _doubled_area(ring) > 0]
         for hole in (ring for ring in self.rings if _doubled_area(ring) <= 0):
             around = [part for part in outer if len(outer) == 1 or _contains(part[0], hole[0])]

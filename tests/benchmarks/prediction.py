@@ -1,5 +1,8 @@
-"""`predict_rate`: prediction against the bare network. `large_image`: peak memory of an image 64 times as large."""
+"""`predict_rate`: prediction against the bare network. `large_image`: peak memory of an image 64 times as large.
+`outlines`: 100,000 nuclei as GeoJSON, against OpenCV's contours and against writing the JSON alone.
+"""
 
+import gc
 import json
 import os
 import resource
@@ -11,10 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tests.benchmarks.measure import RECIPE, in_turn, report
 
 _SIDES = (2_500, 20_000)
+_NUCLEI_PER_BLOCK = 5_000
+"""As in a block of 2,048 px."""
 
 
 def predict_rate() -> None:
@@ -55,6 +61,67 @@ def predict_rate() -> None:
         network_s_megapixel=found["bare"] / megapixels,
         labels_s_megapixel=found["labels"] / megapixels,
     )
+
+
+def outlines() -> None:
+    """GeoJSON of 100,000 nuclei against contours by OpenCV, one nucleus after the other; and the JSON alone."""
+    import cv2
+
+    from nucleus.predict.formats import open_outlines
+    from nucleus.predict.measurement import Frame, MeasuredPart
+
+    labels = _discs(_NUCLEI_PER_BLOCK)
+    count = int(labels.max())
+    rows = [
+        {"label": label, "area": 300, "diameter": 19.5, "score": 0.97, "mean_0": 120.5} for label in range(1, count + 1)
+    ]
+    frame = Frame("image", labels.shape)
+    part = MeasuredPart(frame, labels, rows)
+    boxes = [tuple(slice(max(0, side.start - 1), side.stop + 1) for side in box) for box in _boxes(labels)]
+    blocks = round(100_000 / count)
+
+    with tempfile.TemporaryDirectory() as folder:
+
+        def ours() -> None:
+            with open_outlines("geojson", Path(folder) / "ours", frame, "bench") as add:
+                for _ in range(blocks):
+                    add(part)
+
+        def contours() -> None:
+            for _ in range(blocks):
+                for label, box in enumerate(boxes, 1):
+                    cv2.findContours((labels[box] == label).view(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
+
+        ours()
+        features = json.loads((Path(folder) / "ours.geojson").read_text())["features"]
+
+        gc.freeze()  # or the collector would look through them during the other sides
+
+        def written() -> None:
+            with (Path(folder) / "limit").open("w") as file:
+                file.writelines(json.dumps(feature) for feature in features)
+
+        found = in_turn({"ours": ours, "contours": contours, "written": written}, rounds=3)
+    report("outlines", found["ours"] / found["written"], nuclei=blocks * count, seconds=found)
+
+
+def _discs(count: int) -> NDArray[np.int32]:
+    """Draw ellipses of 16 to 24 px on a grid of 26 px."""
+    import cv2
+
+    rng, side = np.random.default_rng(0), int(np.sqrt(count))
+    labels = np.zeros((26 * side, 26 * side), np.int32)
+    for label in range(side * side):
+        centre = (26 * (label % side) + 13, 26 * (label // side) + 13)
+        axes = (int(rng.integers(8, 13)), int(rng.integers(8, 13)))
+        cv2.ellipse(labels, centre, axes, float(rng.uniform(0, 180)), 0, 360, label + 1, -1)
+    return labels
+
+
+def _boxes(labels: NDArray[np.int32]) -> list[tuple[slice, slice]]:
+    from scipy import ndimage
+
+    return list(ndimage.find_objects(labels))
 
 
 def large_image() -> None:
