@@ -40,7 +40,7 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 LANES = {
     "ray": {"ray_cluster", "open_cluster"},
-    "server": {"store", "browser", "jupyter_home", "exported", "room", "mypy_folder", "resolve"},
+    "server": {"store", "browser", "jupyter_home", "exported", "room", "mypy_folder", "resolve", "zoo"},
 }
 """Marks, and the fixtures that give them to a test, directly or through another fixture."""
 

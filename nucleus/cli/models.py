@@ -180,20 +180,28 @@ def _pull_half(bucket: "Bucket", version: "Reference", folder: Path) -> "ModelMa
 @click.argument("model")
 @click.argument("dest", type=click.Path(path_type=Path))
 @click.option(
-    "--format", "kind", required=True, type=click.Choice(["h5", "keras", "savedmodel", "onnx"]), help="Format of DEST."
+    "--format",
+    "kind",
+    required=True,
+    type=click.Choice(["h5", "keras", "savedmodel", "onnx", "bioimageio"]),
+    help="Format of DEST.",
 )
 @json_option
 def export(model: str, dest: Path, kind: Any, as_json: bool) -> None:
     """Export the version MODEL, which is NAME[@REF], to DEST for use without this package.
 
-    h5 and keras load with Keras 3, savedmodel (a folder) with TensorFlow, onnx with ONNX Runtime. DEST.json describes
-    the input, the output and their processing.
+    h5 and keras load with Keras 3, savedmodel (a folder) with TensorFlow, onnx with ONNX Runtime; bioimageio is a
+    package for bioimage.io (a zip file). DEST.json describes the input, the output and their processing.
     """
     nucleus.model.check_export(dest)  # before the download, and before TensorFlow is imported
     pulled = pulled_model(model)
     manifest = pulled.manifest
     about = {"model": manifest.model, "version": manifest.version}
-    usage = nucleus.model.export_model(pulled.folder, kind, dest, about)
+    card = manifest.origin.recipe.get("card", {})
+    facts = nucleus.model.ModelFacts(
+        manifest.model, manifest.version, card.get("license") or "", card.get("data_source") or ""
+    )
+    usage = nucleus.model.export_model(pulled.folder, kind, dest, facts)
     if as_json:
         print_json({**about, "format": kind, "path": str(dest.absolute()), "usage": str(usage.absolute())})
     else:

@@ -16,6 +16,8 @@ from .architecture import mask_of_logits as mask_of_logits
 from .architecture import read_model_config as read_model_config
 from .architecture import recipe_as_started as recipe_as_started
 from .architecture import recipe_from_start as recipe_from_start
+from .bioimageio import ModelFacts as ModelFacts
+from .bioimageio import write_package as write_package
 from .engines import ENGINES as ENGINES
 from .engines import Engine as Engine
 from .engines import EngineChoice as EngineChoice

@@ -22,12 +22,13 @@ from nucleus.config.recipe import STRIDE, Heads
 from nucleus.errors import ModelError, UsageError
 from nucleus.lazy import keras, need, tf
 from nucleus.model.architecture import CONFIG_FILE, ONNX_FILE, WEIGHTS_FILE, ModelConfig, read_model_config
+from nucleus.model.bioimageio import ModelFacts, write_package
 from nucleus.model.unet import build_unet, load_weights
 from nucleus.storage.files import write_atomic, writing
 
 __all__ = ["EXPORT_FORMATS", "ExportFormat", "check_export", "export_model", "write_half_weights", "write_onnx"]
 
-ExportFormat = Literal["h5", "keras", "savedmodel", "onnx"]
+ExportFormat = Literal["h5", "keras", "savedmodel", "onnx", "bioimageio"]
 EXPORT_FORMATS: tuple[ExportFormat, ...] = get_args(ExportFormat)
 
 _ONNX_OPSET = 18
@@ -42,7 +43,7 @@ _ACTIVATIONS = {
 }
 
 
-def export_model(folder: Path, kind: ExportFormat, dest: Path, about: dict[str, Any]) -> Path:
+def export_model(folder: Path, kind: ExportFormat, dest: Path, facts: ModelFacts) -> Path:
     """Write a pulled model in another format, and its description to `<dest>.json`.
 
     The input is N x H x W x 3, float32, RGB from 0 to 255, normalized as described in the JSON file; H and W are
@@ -51,9 +52,10 @@ def export_model(folder: Path, kind: ExportFormat, dest: Path, about: dict[str, 
 
     Args:
         folder: Folder of a pulled model.
-        kind: `h5` and `keras` load with Keras 3, `savedmodel` (a folder) with TensorFlow, `onnx` with ONNX Runtime.
+        kind: `h5` and `keras` load with Keras 3, `savedmodel` (a folder) with TensorFlow, `onnx` with ONNX Runtime;
+            `bioimageio` is a package of bioimage.io.
         dest: File or folder to write.
-        about: Further content of the JSON file, such as the origin of the model.
+        facts: What is told about the model.
 
     Returns:
         The path of the JSON file.
@@ -64,12 +66,15 @@ def export_model(folder: Path, kind: ExportFormat, dest: Path, about: dict[str, 
         UsageError: `dest` exists already.
     """
     usage = check_export(dest)
+    about = {"model": facts.name, "version": facts.version}
     config = read_model_config((folder / CONFIG_FILE).read_bytes(), str(folder / CONFIG_FILE))
     with writing(dest):
         dest.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".nucleus-export-", dir=dest.parent) as temporary:
             beside = Path(temporary) / f"model.{kind}"
-            if kind == "onnx" and (folder / ONNX_FILE).exists():
+            if kind == "bioimageio":
+                write_package(folder, config, facts, beside)
+            elif kind == "onnx" and (folder / ONNX_FILE).exists():
                 shutil.copyfile(folder / ONNX_FILE, beside)
             else:
                 _WRITERS[kind](config, folder / WEIGHTS_FILE, beside)
@@ -227,7 +232,7 @@ def _upscale_by_constants(graph: Any) -> None:
     graph.initializer.extend(weights)
 
 
-_WRITERS: dict[ExportFormat, Callable[[ModelConfig, Path, Path], None]] = {
+_WRITERS: dict[str, Callable[[ModelConfig, Path, Path], None]] = {
     "h5": _write_keras,
     "keras": _write_keras,
     "savedmodel": _write_savedmodel,

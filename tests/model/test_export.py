@@ -14,6 +14,7 @@ from nucleus.config.recipe import NormalizationOptions
 from nucleus.data.synthetic import generated_image
 from nucleus.errors import ModelError, UsageError
 from nucleus.model.architecture import InstanceSettings, ModelConfig
+from nucleus.model.bioimageio import ModelFacts
 from nucleus.model.engines import KerasEngine, OnnxEngine
 from nucleus.model.export import EXPORT_FORMATS, ExportFormat, export_model, write_half_weights, write_onnx
 from nucleus.model.unet import build_unet, calibrate_encoder, load_weights
@@ -27,6 +28,8 @@ CONFIG = ModelConfig(
     overlap=16,
     instances=InstanceSettings(seed_threshold=0.6),
 )
+KINDS = [kind for kind in EXPORT_FORMATS if kind != "bioimageio"]  # which test_bioimageio.py tests
+FACTS = ModelFacts("m", 3, "", "")
 IMAGES = np.stack([generated_image(seed, 64, 96)[0] for seed in range(2)]).astype(np.float32)
 NO_NUCLEUS = (
     "import sys\n"
@@ -71,8 +74,8 @@ def pulled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, np.ndarray]:
 def exported(pulled: tuple[Path, np.ndarray], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`m.<format>` in every format, and in `<format>.npy` what a Python that has no `nucleus` makes of `IMAGES`."""
     folder = tmp_path_factory.mktemp("exported")
-    for kind in EXPORT_FORMATS:
-        export_model(pulled[0], kind, folder / f"m.{kind}", {"model": "m", "version": 3})
+    for kind in KINDS:
+        export_model(pulled[0], kind, folder / f"m.{kind}", FACTS)
     np.save(folder / "images.npy", IMAGES)
     run_clean(NO_NUCLEUS + WITH_TENSORFLOW, None, folder)
     run_clean(NO_NUCLEUS + WITH_ONNX_RUNTIME, clean_environment(folder / "site"), folder)
@@ -94,7 +97,7 @@ def test_a_place_that_is_taken_is_refused_before_tensorflow_is_imported(tmp_path
     assert "m.onnx; it exists already" in done.stdout
 
 
-@pytest.mark.parametrize("kind", EXPORT_FORMATS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_the_same_output_elsewhere(kind: ExportFormat, exported: Path, pulled: tuple[Path, np.ndarray]) -> None:
     _, expected = pulled
     assert expected.std() > 0.01
@@ -128,11 +131,11 @@ def run_clean(code: str, path: Path | None, folder: Path) -> None:
 def test_nothing_is_overwritten(pulled: tuple[Path, np.ndarray], tmp_path: Path) -> None:
     (tmp_path / "m.h5").write_text("mine")
     with pytest.raises(UsageError, match=r"m\.h5"):
-        export_model(pulled[0], "h5", tmp_path / "m.h5", {})
+        export_model(pulled[0], "h5", tmp_path / "m.h5", FACTS)
     assert (tmp_path / "m.h5").read_text() == "mine"
     (tmp_path / "n.h5.json").write_text("mine")
     with pytest.raises(UsageError, match=r"n\.h5\.json"):
-        export_model(pulled[0], "h5", tmp_path / "n.h5", {})
+        export_model(pulled[0], "h5", tmp_path / "n.h5", FACTS)
     assert not (tmp_path / "n.h5").exists()
 
 
