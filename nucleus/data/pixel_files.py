@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nucleus.errors import ImageError
+from nucleus.errors import ImageError, StorageError
 from nucleus.surroundings import free_pages, take_room
 
 __all__ = [
@@ -127,7 +127,7 @@ def bytes_of(content: Content) -> bytes:
 def naming_damage(name: str, kind: str) -> Iterator[list[str]]:
     """Turn what a decoder raises about damaged data into `ImageError`, and keep its own lines off the terminal.
 
-    Errors of the file system pass.
+    Errors of the file system and of a bucket pass.
 
     Args:
         name: Name of the file in messages.
@@ -140,7 +140,7 @@ def naming_damage(name: str, kind: str) -> Iterator[list[str]]:
     token = _lines.set(lines)
     try:
         yield lines
-    except ImageError:
+    except (ImageError, StorageError):
         raise
     except MemoryError as error:
         raise ImageError(f"Expected {name} to fit in memory; it does not. Cut it into tiles first.") from error
