@@ -13,7 +13,7 @@ from nucleus.errors import ImageError
 from nucleus.storage.bucket import Bucket
 from nucleus.storage.uri import S3Uri, parse_uri
 
-__all__ = ["PlateField", "image_paths", "open_image_in", "open_zarr", "plate_field", "zarr_name"]
+__all__ = ["PlateField", "image_paths", "in_zarr", "open_image_in", "open_zarr", "plate_field", "zarr_name"]
 
 _AT_ONCE = 16
 _SCHEME = "s3://"
@@ -53,6 +53,11 @@ def plate_field(name: str) -> PlateField | None:
     return PlateField(PurePosixPath(parts[-_LEVELS - 1]).stem, *parts[-_LEVELS:])
 
 
+def in_zarr(location: str) -> bool:
+    """Return whether a path with forward slashes is that of a Zarr hierarchy, or of a part of one."""
+    return any(map(is_zarr, PurePosixPath(location).parts))
+
+
 def zarr_name(location: str) -> str:
     """Return the name of a place in Zarr: its path from the folder that ends in `.zarr`, or its last part."""
     parts = PurePosixPath(location).parts
@@ -85,8 +90,10 @@ def open_zarr(
     """
     if isinstance(location, str):
         location = parse_uri(location) if location.startswith(_SCHEME) else Path(location)
-    folder = local_zarr(location) if isinstance(location, Path) else bucket_zarr(Bucket(location, anonymous=anonymous))
-    start = zarr_name(location.resolve().as_posix() if isinstance(location, Path) else location.key or location.bucket)
+    if isinstance(location, Path):
+        folder, start = local_zarr(location), zarr_name(location.absolute().as_posix())
+    else:
+        folder, start = bucket_zarr(Bucket(location, anonymous=anonymous)), zarr_name(str(location))
     names = {path: f"{start}/{path}".rstrip("/") for path in image_paths(folder, tell)}
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         return list(pool.map(lambda path: open_image_in(folder, path, names[path], pixel_size), names))

@@ -8,16 +8,21 @@ prediction runs it holds a claim on the prefix, so that no other one replaces it
 """
 
 import hashlib
+import json
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
 from pydantic import BaseModel, ConfigDict
 
 from nucleus.config.names import Reference
 from nucleus.data.images import IMAGE_SUFFIXES
+from nucleus.data.sources import is_hidden
+from nucleus.data.zarr_images import read_group
+from nucleus.data.zarr_plates import image_paths, in_zarr
+from nucleus.data.zarr_store import ZARR_SUFFIX, bucket_zarr, is_zarr
 from nucleus.errors import AccessDeniedError, DataError, ImageError, ObjectNotFoundError, UsageError
 from nucleus.predict.blocks import LabelledBlock
 from nucleus.predict.image_files import (
@@ -34,7 +39,7 @@ from nucleus.predict.source import ScaledImage, channel_count, open_source
 from nucleus.storage.bucket import Bucket
 from nucleus.storage.claims import PrefixClaim, claimed_prefix
 from nucleus.storage.files import read_document, temporary_folder
-from nucleus.storage.uri import LONGEST_KEY, key_problem, parse_uri
+from nucleus.storage.uri import LONGEST_KEY, S3Uri, key_problem, parse_uri
 
 __all__ = [
     "BatchPredictor",
@@ -54,6 +59,9 @@ _SETTINGS_FILE, _CLAIM_FILE = "prediction.json", "prediction.claim.json"
 _FORMAT = 1
 _BYTES_AT_ONCE = 32 << 20
 _DIGITS = 12
+_AT_ONCE = 16
+_LAST = "\uffff"
+"""What no part of a key begins with, but all are before."""
 
 
 class PredictionSettings(BaseModel):
@@ -95,6 +103,14 @@ class PredictionSettings(BaseModel):
         return PredictionOptions(diameter=self.diameter, pixel_size=self.pixel_size, turns=self.turns)
 
     @property
+    def folder(self) -> S3Uri:
+        """What the keys of the images are relative to: the URI of the images; of a Zarr, the prefix that it is in."""
+        uri = parse_uri(self.images)
+        while in_zarr(uri.key):
+            uri = uri.parent
+        return uri
+
+    @property
     def tables(self) -> str:
         """Prefix of the tables of images with these settings, below the output."""
         return f"parts/{hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:_DIGITS]}"
@@ -109,8 +125,8 @@ class BucketImage:
     """An image in a bucket.
 
     Attributes:
-        key: Key below the URI of the images.
-        etag: Letters and digits of the ETag, which changes with the content.
+        key: Key below `PredictionSettings.folder`; of an image in OME-Zarr, that of its group.
+        etag: Letters and digits of the ETag, which changes with the content; of an image in OME-Zarr, of all its ETags.
         size: Size, bytes.
     """
 
@@ -148,33 +164,90 @@ class FoundImages:
     Attributes:
         images: The images, sorted by key.
         unread: Error message for each key that cannot be predicted.
+        notes: What plates list, but do not have, and what else the user should know: one sentence for each.
     """
 
     images: list[BucketImage]
     unread: dict[str, str]
+    notes: list[str] = field(default_factory=list)
 
 
-def find_images(settings: PredictionSettings) -> FoundImages:
+def find_images(settings: PredictionSettings, *, anonymous: bool = False) -> FoundImages:
     """Return the images below a prefix, at any depth, except hidden ones and the outputs of earlier predictions.
+
+    Args:
+        settings: Settings, with the URI of the images: a prefix, or one OME-Zarr or a part of one.
+        anonymous: Whether requests for the images are not signed, as public buckets allow.
 
     Raises:
         UsageError: There are no images, or two images would have the same output.
     """
-    uri = parse_uri(settings.images)
-    images: list[BucketImage] = []
-    unread: dict[str, str] = {}
-    for item in Bucket(uri).objects(""):
-        if is_input(item.key) and not (item.key.endswith("/") and item.size == 0):  # which is a folder of some consoles
-            image = BucketImage(item.key, "".join(filter(str.isalnum, item.etag)), item.size)
-            problem = _problem(settings, image)
-            if problem is None:
-                images.append(image)
-            else:
-                unread[item.key] = f"{problem}, in {f'{uri}/{item.key}'!r}. Copy the object to another key."
-    if not images and not unread:
-        raise UsageError(f"Expected images below {uri}/; found none ({', '.join(sorted(IMAGE_SUFFIXES))}).")
-    check_stems([(image.stem, image.key) for image in images])
-    return FoundImages(images, unread)
+    uri, bucket = parse_uri(settings.images), Bucket(settings.folder, anonymous=anonymous)
+    found = FoundImages([], {})
+    if in_zarr(uri.key):
+        _add_zarr(bucket, uri.key.removeprefix(bucket.uri.key).strip("/"), found)
+    else:
+        _add_listed(bucket, found)
+    for image in list(found.images):
+        problem = _problem(settings, image)
+        if problem is not None:
+            found.images.remove(image)
+            found.unread[image.key] = f"{problem}, in {f'{bucket.uri}/{image.key}'!r}. Copy the object to another key."
+    if not found.images and not found.unread:
+        raise UsageError(
+            f"Expected images below {uri}/; found none ({', '.join(sorted(IMAGE_SUFFIXES))}, {ZARR_SUFFIX})."
+        )
+    check_stems([(image.stem, image.key) for image in found.images])
+    return replace(found, images=sorted(found.images, key=lambda image: image.key))
+
+
+def _add_listed(bucket: Bucket, found: FoundImages) -> None:
+    """Add the images of a listing; the objects of a Zarr, of which there may be millions, are passed over."""
+    start: str | None = ""
+    while start is not None:
+        passed, start = start, None
+        for item in bucket.objects("", f"{passed}/{_LAST}" if passed else ""):
+            zarr = _zarr_of(item.key)
+            if zarr is not None and zarr != passed:
+                _add_zarr(bucket, zarr, found)
+                start = zarr
+                break
+            if zarr is None and is_input(item.key) and not (item.key.endswith("/") and item.size == 0):  # of a console
+                found.images.append(BucketImage(item.key, "".join(filter(str.isalnum, item.etag)), item.size))
+
+
+def _zarr_of(key: str) -> str | None:
+    """Return the key of the Zarr that an object is in, or None; hidden ones, and those among them, are no images."""
+    parts = key.split("/")[:-1]
+    return next(("/".join(parts[: at + 1]) for at, part in enumerate(parts) if is_zarr(part)), None)
+
+
+def _add_zarr(bucket: Bucket, key: str, found: FoundImages) -> None:
+    """Add the images of an OME-Zarr, or why there are none."""
+    if is_hidden(key):
+        return
+    try:
+        paths = image_paths(bucket_zarr(bucket, key), found.notes.append)
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            keys = [f"{key}/{path}".rstrip("/") for path in paths]
+            found.images.extend(pool.map(lambda each: _zarr_image(bucket, each, found.notes), keys))
+    except ImageError as error:
+        found.unread[key] = str(error)
+
+
+def _zarr_image(bucket: Bucket, key: str, notes: list[str]) -> BucketImage:
+    """Return an image in OME-Zarr; its ETag is one of its metadata and of all objects of its full resolution."""
+    group = read_group(bucket_zarr(bucket, key))
+    metadata = group.metadata if group is not None else {}
+    levels = [level["path"] for scales in metadata.get("multiscales", []) for level in scales["datasets"]]
+    digest, size = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode()), 0
+    try:
+        for item in bucket.objects(f"{key}/{levels[0]}/") if levels else ():
+            digest.update(f"{item.key} {item.etag}\n".encode())
+            size += item.size
+    except AccessDeniedError:
+        notes.append(f"{bucket.uri / key} cannot be listed: if its pixels change, it is not predicted again by itself")
+    return BucketImage(key, digest.hexdigest()[: 2 * _DIGITS], size)
 
 
 def _problem(settings: PredictionSettings, image: BucketImage) -> str | None:

@@ -6,7 +6,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, Protocol
@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 
 from nucleus.data.images import RgbImage, encode_png
 from nucleus.data.sources import is_image, list_folder
+from nucleus.data.zarr_plates import image_paths, in_zarr, zarr_name
+from nucleus.data.zarr_store import is_zarr, local_zarr
 from nucleus.errors import ImageError, OutputError, UsageError
 from nucleus.pictures import draw_overlay
 from nucleus.predict.blocks import LabelledBlock, assembled_labels
@@ -98,16 +100,18 @@ class Inputs:
 
     Attributes:
         images: Files of the images by their names, which are relative paths with forward slashes. Results get the same
-            paths below the output.
+            paths below the output. Images in OME-Zarr are folders.
         unread: Reason for each path that could not be read.
+        notes: What plates list, but do not have: one sentence for each.
     """
 
     images: dict[str, Path]
     unread: dict[str, str]
+    notes: list[str] = field(default_factory=list)
 
 
 def find_inputs(inputs: Sequence[Path]) -> Inputs:
-    """Find the image files of the arguments: files themselves, and those in folders at any depth.
+    """Find the images of the arguments: files themselves, those in folders at any depth, and those in OME-Zarr.
 
     Names are relative to the folder; if there are several arguments, they begin with the name of the folder.
 
@@ -116,20 +120,39 @@ def find_inputs(inputs: Sequence[Path]) -> Inputs:
         DataError: A folder cannot be read.
     """
     found: list[tuple[str, Path]] = []
-    unread: dict[str, str] = {}
+    inside = Inputs({}, {})
     for path in inputs:
         if not _is_folder(path):
             found.append((path.name, path))
-            continue
-        above = PurePosixPath(path.name or path.resolve().name if len(inputs) > 1 else "")
-        listing = list_folder(path, is_input)
-        found += [(str(above / name), path / name) for name in listing.files]
-        unread |= {str(above / name): f"{path / name}: {reason}" for name, reason in listing.unread.items()}
+        elif in_zarr(path.absolute().as_posix()):
+            found += _zarr_images(zarr_name(path.absolute().as_posix()), path, inside)
+        else:
+            found += _below(path, path.name or path.resolve().name if len(inputs) > 1 else "", inside)
     if not found:
-        reasons = "".join(f" {reason}" for reason in list(unread.values())[:3])
-        raise UsageError(f"Expected image files in {', '.join(map(str, inputs))}; found none.{reasons}")
+        reasons = "".join(f" {reason}" for reason in list(inside.unread.values())[:3])
+        raise UsageError(f"Expected images in {', '.join(map(str, inputs))}; found none.{reasons}")
     check_stems([(stem_of(name), str(path)) for name, path in found], name_on_disk)
-    return Inputs(dict(found), unread)
+    return replace(inside, images=dict(found))
+
+
+def _below(folder: Path, above: str, inside: Inputs) -> Iterator[tuple[str, Path]]:
+    """Yield the names and places of the images below a folder; add what cannot be read to `inside`."""
+    listing = list_folder(folder, is_input, zarr=True)
+    for name in listing.files:
+        path, shown = folder / name, str(PurePosixPath(above) / name)
+        yield from _zarr_images(shown, path, inside) if is_zarr(name) and path.is_dir() else [(shown, path)]
+    for name, reason in listing.unread.items():
+        inside.unread[str(PurePosixPath(above) / name)] = f"{folder / name}: {reason}"
+
+
+def _zarr_images(name: str, folder: Path, inside: Inputs) -> list[tuple[str, Path]]:
+    """Return the names and folders of the images in OME-Zarr; add what it lacks, or why it is not read, to `inside`."""
+    try:
+        paths = image_paths(local_zarr(folder), inside.notes.append)
+    except ImageError as error:
+        inside.unread[name] = str(error)
+        return []
+    return [(f"{name}/{path}".rstrip("/"), folder / path) for path in paths]
 
 
 def _is_folder(path: Path) -> bool:
@@ -149,8 +172,16 @@ def is_input(path: str) -> bool:
 
 
 def stem_of(name: str) -> str:
-    """Return the name of an image without its suffix, to which the endings of its outputs are added."""
-    return str(PurePosixPath(name).with_suffix(""))
+    """Return the name of an image without its suffix, to which the endings of its outputs are added.
+
+    A folder of Zarr loses its suffix too, because what is below it in the output is no Zarr.
+
+    >>> stem_of("a/b.tif"), stem_of("p.zarr/B/3/0")
+    ('a/b', 'p/B/3/0')
+    """
+    *folders, last = PurePosixPath(name).parts
+    above = [PurePosixPath(folder).stem if is_zarr(folder) else folder for folder in folders]
+    return str(PurePosixPath(*above, last if above != folders else PurePosixPath(last).stem))
 
 
 def check_stems(images: Iterable[tuple[str, str]], compared: Callable[[str], str] = str) -> None:

@@ -318,9 +318,9 @@ class Bucket:
         """The prefix with a slash at its end, or an empty string."""
         return f"{self.uri.key}/" if self.uri.key else ""
 
-    def objects(self, prefix: str) -> Iterator[StoredObject]:
-        """Yield every object whose key starts with `prefix`, ordered by key."""
-        for page in self._pages(self._below + prefix):
+    def objects(self, prefix: str, after: str = "") -> Iterator[StoredObject]:
+        """Yield every object whose key starts with `prefix`, ordered by key; with `after`, only those after that key."""
+        for page in self._pages(self._below + prefix, **({"StartAfter": self._below + after} if after else {})):
             for item in page.get("Contents", []):
                 yield self._stored(item)
 
