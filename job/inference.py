@@ -10,12 +10,10 @@ from nucleus.config.names import Reference
 from nucleus.data.cache import ShardCache, default_cache_dir
 from nucleus.data.dataset import Dataset
 from nucleus.model.engines import EngineChoice
+from nucleus.predict.batches import BatchPredictor, ImageOutcome, batches_of
 from nucleus.predict.bucket_images import (
-    BatchPredictor,
     BucketImage,
-    ImageOutcome,
     PredictionSettings,
-    batches_of,
     claim_output,
     find_images,
     join_tables,
@@ -43,10 +41,10 @@ class BucketPrediction:
     """The outcome of a prediction in a bucket.
 
     Attributes:
-        counts: Number of nuclei per image that was predicted now, by key.
+        counts: Number of nuclei per image that was predicted now, by key; planes of a stack are `KEY z=0` and so on.
         failures: Error message per image that could not be read or whose key cannot be used, by key.
         warnings: Why the result of an image that was predicted now may be wrong, by key.
-        done_before: Number of images that were predicted earlier.
+        done_before: Number of objects that were predicted earlier.
     """
 
     counts: dict[str, int]
@@ -87,6 +85,7 @@ def predict_bucket(
     counts: dict[str, int] = {}
     warnings: dict[str, str] = {}
     failures = dict(found.unread)
+    seen: set[str] = set()
     with claim_output(settings, overwrite=overwrite, single_writer=single_writer) as claim:
         wanted = found.images if overwrite else not_done(settings, found.images)
         batches, make = batches_of(wanted), partial(_batch_predictor, settings, engine)
@@ -94,12 +93,13 @@ def predict_bucket(
         for outcome in chain.from_iterable(answers):
             claim.check()
             if outcome.nuclei is None:
-                failures[outcome.key] = str(outcome.failure)
+                failures[outcome.title] = str(outcome.failure)
             else:
-                counts[outcome.key] = outcome.nuclei
+                counts[outcome.title] = outcome.nuclei
             if outcome.warning is not None:
-                warnings[outcome.key] = outcome.warning
-            advance(len(counts) + len(failures), len(wanted) + len(found.unread))
+                warnings[outcome.title] = outcome.warning
+            seen.add(outcome.key)
+            advance(len(seen) + len(found.unread), len(wanted) + len(found.unread))
         done = [image for image in found.images if image.key not in failures]
         if done:
             join_tables(settings, done)

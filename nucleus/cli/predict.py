@@ -46,12 +46,19 @@ class _Choices:
 
     diameter: float | None
     pixel_size: float | None
-    channel: int | None
+    channel: int | str | None
+    z: int | str | None
+    t: int | str | None
     tta: bool
     engine: "EngineChoice"
     overwrite: bool
     single_writer: bool
     as_json: bool
+
+
+def _number_or_word(_context: click.Context, _option: click.Parameter, value: str | None) -> int | str | None:
+    """Return the number that an option gives in digits, or its text."""
+    return int(value) if value is not None and value.isascii() and value.isdigit() else value
 
 
 @click.command()
@@ -71,7 +78,24 @@ class _Choices:
 @click.option(
     "--pixel-size", type=_POSITIVE, metavar="UM", help="Side of a pixel in micrometres.  [default: from the file]"
 )
-@click.option("--channel", type=click.IntRange(0), metavar="N", help="Segment this channel, counted from 0.")
+@click.option(
+    "--channel",
+    metavar="N|NAME",
+    callback=_number_or_word,
+    help="Segment this channel: its number, from 0, or its name in the file, such as DAPI.",
+)
+@click.option(
+    "--z",
+    metavar="max|mean|best|N|all",
+    callback=_number_or_word,
+    help="Of a stack, segment a projection of its depths, the sharpest depth, the depth N (from 0), or each depth.",
+)
+@click.option(
+    "--t",
+    metavar="N|all",
+    callback=_number_or_word,
+    help="Of a time series, segment the time N (from 0), or each time.",
+)
 @click.option("--tta", is_flag=True, help="Average over flips and quarter turns: better, but eight times slower.")
 @engine_option
 @click.option("--overwrite", is_flag=True, help="Replace the results of an earlier prediction.")
@@ -85,7 +109,7 @@ def predict(
     workers: int | None,
     **choices: Any,
 ) -> None:
-    """Segment images (files or folders: PNG, TIFF, OME-TIFF, JPEG, BMP, WebP; any depth, any size).
+    """Segment images (files or folders: PNG, TIFF, OME-TIFF, LSM, JPEG, BMP, WebP; any depth, any size).
 
     Without --model it uses the model `nuclei`, which comes along with the package and needs no bucket and no network.
 
@@ -93,10 +117,16 @@ def predict(
     row per nucleus) and images.csv (one row per image). Folders are read with all folders below them, and the results
     lie in the same folders below --out.
 
+    A stack or a time series needs --z or --t. Each plane is an image of its own, with its index in the columns z and t
+    and, where there are several, in the names of its results (<stem>.z03.t0.labels.tif); so is each image of a file
+    that holds several (<stem>.s0.labels.tif). Nuclei are not followed through depths or times: there is no 3-D
+    segmentation.
+
     Images below s3://bucket/prefix are distributed over a Ray cluster; --out is then also a prefix, and the tables are
     nuclei.parquet and images.parquet. If you repeat the command, it skips the images that are done.
     """
     given = _Choices(**choices)
+    nucleus.data.PlaneOptions(given.z, given.t)  # checks them before anything is read
     in_bucket = [text.startswith(_BUCKET) for text in (*inputs, out)]
     if not any(in_bucket):
         if workers is not None:
@@ -114,22 +144,24 @@ def predict(
 def _predict_files(inputs: tuple[str, ...], model: str | None, out: Path, given: _Choices) -> None:
     started = time.monotonic()  # what takes longest for a few images is TensorFlow's import
     found = nucleus.predict.find_inputs([Path(text) for text in inputs])
+    planes = nucleus.data.PlaneOptions(given.z, given.t)
     with nucleus.storage.claimed_folder(out):
+        planned = nucleus.predict.plan_images(found.images, planes)
         if not given.overwrite:
-            nucleus.predict.check_outputs(found.images, out)
+            nucleus.predict.check_outputs([image.output for image in planned.images], out)
         options = nucleus.predict.PredictionOptions(
             diameter=given.diameter, pixel_size=given.pixel_size, turns=given.tta, engine=given.engine
         )
         pulled = pulled_model(model)
         segmenter = nucleus.predict.load_pulled(pulled, options)
         with show_progress("segment images") as advance:
-            predicted = nucleus.predict.predict_files(segmenter, found.images, out, given.channel, advance)
+            predicted = nucleus.predict.predict_files(segmenter, planned, out, given.channel, advance)
     failures = {**found.unread, **predicted.failures}
     if given.as_json:
         _print_json(str(pulled), str(out.absolute()), predicted.counts, failures, predicted.warnings)
     else:
         _print(str(pulled), str(out), predicted.counts, failures, predicted.warnings, time.monotonic() - started)
-    _check(failures, len(found.images) + len(found.unread))
+    _check(failures, len(predicted.counts) + len(failures))
 
 
 def _predict_bucket(images: str, model: str | None, out: str, workers: int | None, given: _Choices) -> None:
@@ -146,6 +178,8 @@ def _predict_bucket(images: str, model: str | None, out: str, workers: int | Non
         pixel_size=given.pixel_size,
         turns=given.tta,
         channel=given.channel,
+        z=given.z,
+        t=given.t,
     )
     verbose = click.get_current_context().find_root().params["debug"]
     started = time.monotonic()

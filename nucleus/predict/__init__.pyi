@@ -1,3 +1,6 @@
+from .batches import BatchPredictor as BatchPredictor
+from .batches import ImageOutcome as ImageOutcome
+from .batches import batches_of as batches_of
 from .blocks import AssembledLabels as AssembledLabels
 from .blocks import Block as Block
 from .blocks import LabelledBlock as LabelledBlock
@@ -5,12 +8,9 @@ from .blocks import assembled_labels as assembled_labels
 from .blocks import cuts_nuclei as cuts_nuclei
 from .blocks import nuclei_of_block as nuclei_of_block
 from .blocks import plan_blocks as plan_blocks
-from .bucket_images import BatchPredictor as BatchPredictor
 from .bucket_images import BucketImage as BucketImage
 from .bucket_images import FoundImages as FoundImages
-from .bucket_images import ImageOutcome as ImageOutcome
 from .bucket_images import PredictionSettings as PredictionSettings
-from .bucket_images import batches_of as batches_of
 from .bucket_images import claim_output as claim_output
 from .bucket_images import find_images as find_images
 from .bucket_images import join_tables as join_tables
@@ -50,6 +50,7 @@ from .measurement import NucleiSummary as NucleiSummary
 from .measurement import frame_of as frame_of
 from .measurement import image_row as image_row
 from .measurement import image_table as image_table
+from .measurement import join_images as join_images
 from .measurement import measure_blocks as measure_blocks
 from .measurement import measure_nuclei as measure_nuclei
 from .measurement import nucleus_columns as nucleus_columns
@@ -58,9 +59,14 @@ from .model import IMAGES_AT_ONCE as IMAGES_AT_ONCE
 from .model import ImageValues as ImageValues
 from .model import Model as Model
 from .model import PredictionOptions as PredictionOptions
-from .model import Segmentation as Segmentation
 from .model import load_model_folder as load_model_folder
 from .model import load_pulled as load_pulled
+from .planes import FileImage as FileImage
+from .planes import ImageOpener as ImageOpener
+from .planes import PlannedImages as PlannedImages
+from .planes import images_of as images_of
+from .planes import plan_images as plan_images
+from .segmentation import Segmentation as Segmentation
 from .sizing import View as View
 from .sizing import Viewer as Viewer
 from .sizing import densest_square as densest_square
@@ -72,3 +78,5 @@ from .source import array_source as array_source
 from .source import channel_count as channel_count
 from .source import image_source as image_source
 from .source import open_source as open_source
+from .source import plane_source as plane_source
+from .source import stacks_of as stacks_of

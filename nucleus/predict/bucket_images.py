@@ -1,53 +1,50 @@
-"""Prediction of images in a bucket: find the images, skip those that are done, predict the others in batches.
+"""Prediction of images in a bucket: the settings, the images, which of them are done, and the tables of all.
 
 The output prefix contains, for each image, `<image>.labels.tif`, `<image>.overlay.png` and the table
 `parts/<settings>/<image>.<etag>.parquet`; at the end also `nuclei.parquet` and `images.parquet`, joined from these
 tables. An image is done when its table exists, which is written last. The key of the table contains a hash of the
 settings and the ETag of the image, so an image is predicted again if it, the model or an option changed. While a
 prediction runs it holds a claim on the prefix, so that no other one replaces its results.
+
+An object that holds several images (planes, series) has one table, and labels and an overlay for each, such as
+`<image>.z3.labels.tif`. If some of them cannot be read, the key of its table has `.in-part`, and it is not done.
 """
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from pathlib import Path, PurePosixPath
 
 from pydantic import BaseModel, ConfigDict
 
 from nucleus.config.names import Reference
 from nucleus.data.images import IMAGE_SUFFIXES
 from nucleus.data.sources import is_hidden
+from nucleus.data.stacks import PlaneOptions
 from nucleus.data.zarr_images import read_group
 from nucleus.data.zarr_plates import image_paths, in_zarr
 from nucleus.data.zarr_store import ZARR_SUFFIX, bucket_zarr, is_zarr
 from nucleus.errors import AccessDeniedError, DataError, ImageError, ObjectNotFoundError, UsageError
-from nucleus.predict.blocks import LabelledBlock
 from nucleus.predict.image_files import (
-    LABELS_ENDING,
     OVERLAY_ENDING,
     check_stems,
     is_input,
     stem_of,
-    write_image,
 )
-from nucleus.predict.measurement import image_table, write_tables
-from nucleus.predict.model import IMAGES_AT_ONCE, Model, PredictionOptions
-from nucleus.predict.source import ScaledImage, channel_count, open_source
+from nucleus.predict.measurement import write_tables
+from nucleus.predict.model import PredictionOptions
 from nucleus.storage.bucket import Bucket
 from nucleus.storage.claims import PrefixClaim, claimed_prefix
 from nucleus.storage.files import read_document, temporary_folder
 from nucleus.storage.uri import LONGEST_KEY, S3Uri, key_problem, parse_uri
 
 __all__ = [
-    "BatchPredictor",
     "BucketImage",
     "FoundImages",
-    "ImageOutcome",
     "PredictionSettings",
-    "batches_of",
     "claim_output",
     "find_images",
     "join_tables",
@@ -57,11 +54,14 @@ __all__ = [
 _NUCLEI_TABLE, _IMAGES_TABLE = "nuclei.parquet", "images.parquet"
 _SETTINGS_FILE, _CLAIM_FILE = "prediction.json", "prediction.claim.json"
 _FORMAT = 1
-_BYTES_AT_ONCE = 32 << 20
 _DIGITS = 12
 _AT_ONCE = 16
 _LAST = "\uffff"
 """What no part of a key begins with, but all are before."""
+_PLANE = re.compile(r"(\.s\d+)?(\.z\d+)?(\.t\d+)?$")
+"""The ending of a `ChosenPlane`."""
+_IN_PART = ".in-part"
+"""In the key of a table that lacks images of its object: such an object is predicted again."""
 
 
 class PredictionSettings(BaseModel):
@@ -77,7 +77,9 @@ class PredictionSettings(BaseModel):
         diameter: See `PredictionOptions`.
         pixel_size: See `PredictionOptions`.
         turns: See `PredictionOptions`.
-        channel: Channel to segment, from 0; None segments grey and RGB images as a whole.
+        channel: Channel to segment, its number from 0 or its name; None segments grey and RGB images as a whole.
+        z: See `nucleus.data.PlaneOptions`.
+        t: See `nucleus.data.PlaneOptions`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -90,7 +92,9 @@ class PredictionSettings(BaseModel):
     diameter: float | None = None
     pixel_size: float | None = None
     turns: bool = False
-    channel: int | None = None
+    channel: int | str | None = None
+    z: int | str | None = None
+    t: int | str | None = None
 
     @property
     def reference(self) -> Reference:
@@ -111,13 +115,18 @@ class PredictionSettings(BaseModel):
         return uri
 
     @property
+    def planes(self) -> PlaneOptions:
+        """Which planes of stacks and time series to take. Raises `UsageError`."""
+        return PlaneOptions(self.z, self.t)
+
+    @property
     def tables(self) -> str:
         """Prefix of the tables of images with these settings, below the output."""
         return f"parts/{hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:_DIGITS]}"
 
-    def table(self, image: "BucketImage") -> str:
-        """Return the key of the table of an image."""
-        return f"{self.tables}/{image.key}.{image.etag}.parquet"
+    def table(self, image: "BucketImage", *, whole: bool = True) -> str:
+        """Return the key of the table of an object: of all its images, or without those that cannot be read."""
+        return f"{self.tables}/{image.key}.{image.etag}{'' if whole else _IN_PART}.parquet"
 
 
 @dataclass(frozen=True)
@@ -138,23 +147,6 @@ class BucketImage:
     def stem(self) -> str:
         """The key without the suffix."""
         return stem_of(self.key)
-
-
-@dataclass(frozen=True)
-class ImageOutcome:
-    """The outcome of one image.
-
-    Attributes:
-        key: Key of the image.
-        nuclei: Number of nuclei; None if the image failed.
-        failure: Error message if the image failed.
-        warning: Why the result may be wrong, or None.
-    """
-
-    key: str
-    nuclei: int | None = None
-    failure: str | None = None
-    warning: str | None = None
 
 
 @dataclass(frozen=True)
@@ -198,6 +190,7 @@ def find_images(settings: PredictionSettings, *, anonymous: bool = False) -> Fou
             f"Expected images below {uri}/; found none ({', '.join(sorted(IMAGE_SUFFIXES))}, {ZARR_SUFFIX})."
         )
     check_stems([(image.stem, image.key) for image in found.images])
+    _check_endings({image.stem for image in found.images})
     return replace(found, images=sorted(found.images, key=lambda image: image.key))
 
 
@@ -250,13 +243,25 @@ def _zarr_image(bucket: Bucket, key: str, notes: list[str]) -> BucketImage:
     return BucketImage(key, digest.hexdigest()[: 2 * _DIGITS], size)
 
 
+def _check_endings(stems: set[str]) -> None:
+    """Raise `UsageError` if the results of an object may be named as those of a plane of another one."""
+    for stem in sorted(stems):
+        whole = _PLANE.sub("", stem)
+        if whole != stem and whole in stems:
+            raise UsageError(
+                f"Expected keys that differ in more than the ending of a plane; found those of {whole!r} and {stem!r}, "
+                "whose results may have the same keys. Copy one of the objects to another key."
+            )
+
+
 def _problem(settings: PredictionSettings, image: BucketImage) -> str | None:
     """Return why the key of an image, or those of its outputs, cannot be used."""
     problem = key_problem(image.key)
     if problem is not None:
         return problem
     out = parse_uri(settings.out)
-    longest = max(len((out / key).key.encode()) for key in (settings.table(image), f"{image.stem}{OVERLAY_ENDING}"))
+    keys = (settings.table(image, whole=False), f"{image.stem}{OVERLAY_ENDING}")
+    longest = max(len((out / key).key.encode()) for key in keys)
     if longest > LONGEST_KEY:
         return f"Expected a key whose outputs have keys of at most {LONGEST_KEY:,} bytes; found one of {longest:,}"
     return None
@@ -312,127 +317,18 @@ def not_done(settings: PredictionSettings, images: Iterable[BucketImage]) -> lis
     return [image for image in images if settings.table(image) not in done]
 
 
-def batches_of(images: Iterable[BucketImage]) -> list[list[BucketImage]]:
-    """Divide images into batches: a few small images of similar size, or one large image.
-
-    The largest images come first, because they take longest.
-    """
-    batches: list[list[BucketImage]] = []
-    size = 0
-    for image in sorted(images, key=lambda image: (-image.size, image.key)):
-        if not batches or len(batches[-1]) == IMAGES_AT_ONCE or size + image.size > _BYTES_AT_ONCE:
-            batches.append([])
-            size = 0
-        batches[-1].append(image)
-        size += image.size
-    return batches
-
-
 def join_tables(settings: PredictionSettings, images: Sequence[BucketImage]) -> None:
-    """Write `nuclei.parquet` and `images.parquet` from the tables of images that are done."""
+    """Write `nuclei.parquet` and `images.parquet` from the tables of images that are done, at least in part."""
     out = Bucket(parse_uri(settings.out))
+    there = {item.key for item in out.objects(f"{settings.tables}/")}
+    keys = []
+    for image in sorted(images, key=lambda image: image.key):
+        possible = [settings.table(image), settings.table(image, whole=False)]
+        keys += [key for key in possible if key in there][:1]
+    if not keys:
+        return
     with temporary_folder("tables") as temporary:
         tables = [temporary / name for name in (_NUCLEI_TABLE, _IMAGES_TABLE)]
-        write_tables(out, [settings.table(image) for image in sorted(images, key=lambda image: image.key)], *tables)
+        write_tables(out, keys, *tables)
         for table in tables:
             out.put(table.name, table)
-
-
-@dataclass(frozen=True)
-class _ImageFiles:
-    """Local files of an image, in a separate folder."""
-
-    image: BucketImage
-    folder: Path
-
-    @property
-    def file(self) -> Path:
-        return self.folder / f"image{PurePosixPath(self.image.key).suffix}"
-
-    @property
-    def table(self) -> Path:
-        return self.folder / "nuclei.parquet"
-
-
-class BatchPredictor:
-    """Predicts batches of images in a bucket.
-
-    Args:
-        settings: Settings, with the URIs of the images and of the results.
-        model: Model with the options of the settings.
-    """
-
-    def __init__(self, settings: PredictionSettings, model: Model) -> None:
-        self._settings = settings
-        self._model = model
-        self._images = Bucket(parse_uri(settings.images))
-        self._out = Bucket(parse_uri(settings.out))
-
-    def predict(self, images: Sequence[BucketImage]) -> list[ImageOutcome]:
-        """Predict a batch of images; one that cannot be read gets an error message and does not stop the others.
-
-        Raises:
-            OutputError: The folder for temporary files has no room.
-            StorageError: The bucket cannot be read or written.
-        """
-        with temporary_folder("batch") as temporary, ThreadPoolExecutor() as pool:
-            files = [_ImageFiles(image, temporary / str(number)) for number, image in enumerate(images)]
-            failures = list(pool.map(self._fetch, files))
-            opened = [
-                self._open(each) if failure is None else failure for each, failure in zip(files, failures, strict=True)
-            ]
-            segmented = self._model.segment_blocks([image for image in opened if isinstance(image, ScaledImage)])
-            uploads: list[Future[None]] = []
-            outcomes = [
-                ImageOutcome(each.image.key, failure=found)
-                if isinstance(found, str)
-                else self._write(each, found, next(segmented), pool, uploads)
-                for each, found in zip(files, opened, strict=True)
-            ]
-            for upload in uploads:
-                upload.result()
-        return outcomes
-
-    def _fetch(self, files: _ImageFiles) -> str | None:
-        """Download an image; return an error message if it no longer exists or must not be read."""
-        try:
-            self._images.download(files.image.key, files.file)
-        except (ObjectNotFoundError, AccessDeniedError) as error:  # of this object: archived, or locked by its key
-            return str(error)
-        return None
-
-    def _open(self, files: _ImageFiles) -> ScaledImage | str:
-        """Open an image; return an error message if it cannot be read."""
-        try:
-            source = replace(open_source(files.file, self._settings.channel), name=files.image.key)
-            return self._model.scaled_image(source)
-        except ImageError as error:
-            return self._message(error, files)
-
-    def _write(
-        self,
-        files: _ImageFiles,
-        image: ScaledImage,
-        blocks: Iterable[LabelledBlock],
-        pool: Executor,
-        uploads: list[Future[None]],
-    ) -> ImageOutcome:
-        """Write the outputs of an image and start to upload them."""
-        try:
-            with image_table(files.table, channel_count(files.file)) as table:
-                row = write_image(self._model, image, blocks, files.folder / "image", table)
-                table.set_image(row)
-        except ImageError as error:  # a part of a large image may be damaged
-            return ImageOutcome(files.image.key, failure=self._message(error, files))
-        uploads.append(pool.submit(self._upload, files))
-        return ImageOutcome(files.image.key, row["nuclei"], warning=row["warning"])
-
-    def _upload(self, files: _ImageFiles) -> None:
-        """Upload the outputs of an image; the table, which marks it as done, comes last."""
-        for ending in (LABELS_ENDING, OVERLAY_ENDING):
-            self._out.put(f"{files.image.stem}{ending}", files.folder / f"image{ending}")
-        self._out.put(self._settings.table(files.image), files.table)
-
-    def _message(self, error: ImageError, files: _ImageFiles) -> str:
-        """Return an error message with the URI of the image in place of the local file."""
-        return str(error).replace(str(files.file), str(self._images.uri / files.image.key))

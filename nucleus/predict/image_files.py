@@ -5,7 +5,7 @@ import io
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path, PurePosixPath
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from nucleus.data.images import RgbImage, encode_png
 from nucleus.data.sources import is_image, list_folder
+from nucleus.data.stacks import PlaneOptions
 from nucleus.data.zarr_plates import image_paths, in_zarr, zarr_name
 from nucleus.data.zarr_store import is_zarr, local_zarr
 from nucleus.errors import ImageError, OutputError, UsageError
@@ -31,7 +32,8 @@ from nucleus.predict.measurement import (
     nucleus_columns,
 )
 from nucleus.predict.model import IMAGES_AT_ONCE, Model
-from nucleus.predict.source import ScaledImage, channel_count, open_source
+from nucleus.predict.planes import FileImage, ImageOpener, PlannedImages, plan_images
+from nucleus.predict.source import ScaledImage
 from nucleus.progress import Advance, no_progress
 from nucleus.storage.files import atomic_path, write_atomic, writing
 from nucleus.surroundings import name_on_disk
@@ -216,8 +218,8 @@ class PredictedFiles:
     """The outcome of a prediction.
 
     Attributes:
-        counts: Number of nuclei of each image, by its name.
-        failures: Error message for each image that could not be read, by its name.
+        counts: Number of nuclei of each image, by its name; the planes of a stack are `a.tif z=0` and so on.
+        failures: Error message for each image or file that could not be read, by its name.
         warnings: Why the result of an image may be wrong, by its name.
     """
 
@@ -228,9 +230,9 @@ class PredictedFiles:
 
 def predict_files(
     model: Model,
-    files: Sequence[Path] | Mapping[str, Path],
+    files: Sequence[Path] | Mapping[str, Path] | PlannedImages,
     out: Path,
-    channel: int | None = None,
+    channel: int | str | None = None,
     advance: Advance = no_progress,
 ) -> PredictedFiles:
     """Segment image files and write the results to a folder.
@@ -243,29 +245,32 @@ def predict_files(
     Args:
         model: The model.
         files: Image files: by their names, which are relative paths with forward slashes (`Inputs.images`), or as a
-            sequence, whose names are those of the files. Names differ in more than their suffixes.
+            sequence, whose names are those of the files; or the images of files, from `plan_images`, without which
+            stacks and time series are refused.
         out: Folder for the results.
-        channel: Channel to segment, from 0; None segments grey and RGB images as a whole.
+        channel: Channel to segment, its number from 0 or its name; None segments grey and RGB images as a whole.
         advance: Called with the number of images done and their total.
 
     Returns:
         Number of nuclei or error message of each image.
 
     Raises:
+        UsageError: Two images would have the same output.
         OutputError: The folder cannot be written. The labels and overlays written before are whole, and the tables
             have their rows; where there is no room for the tables either, the message says so.
     """
-    named = files if isinstance(files, Mapping) else {file.name: file for file in files}
-    found = PredictedFiles({}, {}, {})
+    planned = _planned(files)
+    check_stems([(stem_of(image.output), image.title) for image in planned.images], name_on_disk)
+    found = PredictedFiles({}, dict(planned.failures), {})
     stopped: OutputError | None = None
     try:
         with (
-            csv_table(out / NUCLEI_TABLE, nucleus_columns(_most_channels(named.values()))) as nuclei,
+            csv_table(out / NUCLEI_TABLE, nucleus_columns(planned.channels)) as nuclei,
             csv_table(out / IMAGES_TABLE, IMAGE_COLUMNS) as images,
         ):
             try:
                 with writing(out / NUCLEI_TABLE):
-                    _predict_all(model, named, _Outputs(out, nuclei, images), channel, found, advance)
+                    _predict_all(model, planned, _Outputs(out, nuclei, images), channel, found, advance)
             except OutputError as error:  # the tables are kept, as the labels are
                 stopped = error
     except OutputError as error:
@@ -273,6 +278,13 @@ def predict_files(
     if stopped is not None:
         raise _with_note(stopped, f"have the {plural(len(found.counts), 'image')} before") from stopped
     return found
+
+
+def _planned(files: Sequence[Path] | Mapping[str, Path] | PlannedImages) -> PlannedImages:
+    if isinstance(files, PlannedImages):
+        return files
+    named = files if isinstance(files, Mapping) else {file.name: file for file in files}
+    return plan_images(named, PlaneOptions())
 
 
 def _with_note(error: OutputError, note: str) -> OutputError:
@@ -302,48 +314,41 @@ class _Outputs:
 
 def _predict_all(
     model: Model,
-    named: Mapping[str, Path],
+    planned: PlannedImages,
     outputs: _Outputs,
-    channel: int | None,
+    channel: int | str | None,
     found: PredictedFiles,
     advance: Advance,
 ) -> None:
     """Predict the images; add the number of nuclei or the error message of each to `found`."""
-    remaining = iter(named.items())
+    remaining, opener = iter(planned.images), ImageOpener(channel)
+    total = len(planned.images) + len(planned.failures)
     while chunk := list(islice(remaining, IMAGES_AT_ONCE)):
-        opened = _open_all(model, chunk, channel, found.failures)
-        for (name, image), blocks in zip(opened.items(), model.segment_blocks(list(opened.values())), strict=True):
+        opened = _open_all(model, chunk, opener, found.failures)
+        segmented = model.segment_blocks([scaled for _, scaled in opened])
+        for (image, scaled), blocks in zip(opened, segmented, strict=True):
             try:
-                row = outputs.add(model, name, image, blocks)
-                found.counts[name] = row["nuclei"]
+                row = outputs.add(model, image.output, scaled, blocks)
+                found.counts[image.title] = row["nuclei"]
                 if row["warning"]:
-                    found.warnings[name] = row["warning"]
+                    found.warnings[image.title] = row["warning"]
             except ImageError as error:  # a channel that is measured but not segmented may be damaged
-                found.failures[name] = str(error)
-            advance(len(found.counts) + len(found.failures), len(named))
-        advance(len(found.counts) + len(found.failures), len(named))
-
-
-def _most_channels(files: Iterable[Path]) -> int:
-    """Return the largest number of channels, at least 1; unreadable files are ignored here and reported later."""
-    found = [1]
-    for file in files:
-        with suppress(ImageError):
-            found.append(channel_count(file))
-    return max(found)
+                found.failures[image.title] = str(error)
+            advance(len(found.counts) + len(found.failures), total)
+        advance(len(found.counts) + len(found.failures), total)
 
 
 def _open_all(
-    model: Model, files: Sequence[tuple[str, Path]], channel: int | None, failures: dict[str, str]
-) -> dict[str, ScaledImage]:
-    """Open the readable files; add error messages for the others to `failures`."""
-    opened = {}
-    for name, file in files:
+    model: Model, images: Iterable[FileImage], opener: ImageOpener, failures: dict[str, str]
+) -> list[tuple[FileImage, ScaledImage]]:
+    """Open the readable images; add error messages for the others to `failures`."""
+    opened = []
+    for image in images:
         try:
-            _check_length(name)
-            opened[name] = model.scaled_image(replace(open_source(file, channel), name=name))
+            _check_length(image.output)
+            opened.append((image, model.scaled_image(opener.open(image))))
         except ImageError as error:
-            failures[name] = str(error)
+            failures[image.title] = str(error)
     return opened
 
 

@@ -319,7 +319,7 @@ class Bucket:
         return f"{self.uri.key}/" if self.uri.key else ""
 
     def objects(self, prefix: str, after: str = "") -> Iterator[StoredObject]:
-        """Yield every object whose key starts with `prefix`, ordered by key; with `after`, only those after that key."""
+        """Yield every object whose key starts with `prefix`, ordered by key; if `after` is given, those after it."""
         for page in self._pages(self._below + prefix, **({"StartAfter": self._below + after} if after else {})):
             for item in page.get("Contents", []):
                 yield self._stored(item)

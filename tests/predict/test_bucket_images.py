@@ -9,11 +9,10 @@ import tifffile
 
 from nucleus.data.images import encode_png
 from nucleus.errors import OutputError, UsageError
+from nucleus.predict.batches import BatchPredictor, batches_of
 from nucleus.predict.bucket_images import (
-    BatchPredictor,
     BucketImage,
     PredictionSettings,
-    batches_of,
     claim_output,
     find_images,
     join_tables,
