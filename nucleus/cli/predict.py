@@ -27,6 +27,7 @@ from nucleus.text import SPLIT_NAMES, plural
 
 if TYPE_CHECKING:
     from nucleus.data.dataset import Dataset
+    from nucleus.data.zarr_store import ZarrFolder
     from nucleus.model.engines import EngineChoice
     from nucleus.predict.evaluation import Evaluation
     from nucleus.predict.model import PredictionOptions
@@ -52,6 +53,7 @@ class _Choices:
     tta: bool
     engine: "EngineChoice"
     overwrite: bool
+    anonymous: bool
     single_writer: bool
     as_json: bool
 
@@ -99,6 +101,7 @@ def _number_or_word(_context: click.Context, _option: click.Parameter, value: st
 @click.option("--tta", is_flag=True, help="Average over flips and quarter turns: better, but eight times slower.")
 @engine_option
 @click.option("--overwrite", is_flag=True, help="Replace the results of an earlier prediction.")
+@click.option("--anonymous", is_flag=True, help="Read the images of a public bucket without credentials.")
 @workers_option("one per GPU, or else per CPU")
 @single_writer_option
 @json_option
@@ -109,7 +112,7 @@ def predict(
     workers: int | None,
     **choices: Any,
 ) -> None:
-    """Segment images (files or folders: PNG, TIFF, OME-TIFF, LSM, JPEG, BMP, WebP; any depth, any size).
+    """Segment images (files or folders: PNG, TIFF, OME-TIFF, LSM, OME-Zarr, JPEG, BMP, WebP; any depth, any size).
 
     Without --model it uses the model `nuclei`, which comes along with the package and needs no bucket and no network.
 
@@ -122,28 +125,48 @@ def predict(
     that holds several (<stem>.s0.labels.tif). Nuclei are not followed through depths or times: there is no 3-D
     segmentation.
 
+    OME-Zarr (0.4 and 0.5) is an image, a well or a plate; its address may also be s3://bucket/name.zarr. The results of
+    a plate's fields are named by row, column and field (plate/B/3/0.labels.tif), which are also columns of the tables.
+
     Images below s3://bucket/prefix are distributed over a Ray cluster; --out is then also a prefix, and the tables are
     nuclei.parquet and images.parquet. If you repeat the command, it skips the images that are done.
     """
     given = _Choices(**choices)
     nucleus.data.PlaneOptions(given.z, given.t)  # checks them before anything is read
     in_bucket = [text.startswith(_BUCKET) for text in (*inputs, out)]
-    if not any(in_bucket):
+    if given.anonymous and not any(in_bucket[:-1]):
+        raise UsageError("Expected images in a bucket for --anonymous; found files, which need no credentials.")
+    if not in_bucket[-1] and all(_is_here(text) for text in inputs):
         if workers is not None:
             raise UsageError("Expected images in a bucket for --workers; found files, which this process segments.")
         _predict_files(inputs, model, Path(out), given)
         return
     if not all(in_bucket) or len(inputs) > 1:
         raise UsageError(
-            f"Expected one prefix {_BUCKET}bucket/images and a prefix for --out, or files and a folder; found "
-            f"{' '.join(inputs)} and --out {out}."
+            f"Expected one prefix {_BUCKET}bucket/images and a prefix for --out, or files, folders and OME-Zarr "
+            f"({_BUCKET}bucket/name.zarr) and a folder; found {' '.join(inputs)} and --out {out}."
         )
     _predict_bucket(inputs[0], model, out, workers, given)
 
 
+def _is_here(text: str) -> bool:
+    """Return whether this process segments an input itself: files, folders, and OME-Zarr wherever it is."""
+    return not text.startswith(_BUCKET) or nucleus.data.in_zarr(text)
+
+
+def _place(text: str, *, anonymous: bool) -> "Path | ZarrFolder":
+    if not text.startswith(_BUCKET):
+        return Path(text)
+    uri = nucleus.storage.parse_uri(text)
+    bucket = nucleus.storage.Bucket(nucleus.storage.S3Uri(uri.bucket), anonymous=anonymous)
+    return nucleus.data.bucket_zarr(bucket, uri.key)
+
+
 def _predict_files(inputs: tuple[str, ...], model: str | None, out: Path, given: _Choices) -> None:
     started = time.monotonic()  # what takes longest for a few images is TensorFlow's import
-    found = nucleus.predict.find_inputs([Path(text) for text in inputs])
+    found = nucleus.predict.find_inputs([_place(text, anonymous=given.anonymous) for text in inputs])
+    for text in found.notes:
+        note(text)
     planes = nucleus.data.PlaneOptions(given.z, given.t)
     with nucleus.storage.claimed_folder(out):
         planned = nucleus.predict.plan_images(found.images, planes)
@@ -190,10 +213,13 @@ def _predict_bucket(images: str, model: str | None, out: str, workers: int | Non
             workers=workers,
             overwrite=given.overwrite,
             single_writer=given.single_writer,
+            anonymous=given.anonymous,
             verbose=verbose,
             advance=advance,
             waiting=note,
         )
+    for text in found.notes:
+        note(text)
     if given.as_json:
         _print_json(
             settings.model, settings.out, found.counts, found.failures, found.warnings, done_before=found.done_before

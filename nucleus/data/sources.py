@@ -84,7 +84,7 @@ def list_folder(folder: Path, wanted: Callable[[str], bool] = is_image, *, zarr:
     Args:
         folder: The folder.
         wanted: Which files to list, by their relative paths with forward slashes.
-        zarr: Whether folders of Zarr are listed among the files.
+        zarr: Whether wanted folders of Zarr are listed among the files.
 
     Raises:
         DataError: The folder itself cannot be read, or is one of Zarr.
@@ -148,7 +148,7 @@ class _Walk:
             shown = name.encode(errors="backslashreplace").decode()
             self.found.unread[shown] = "Expected a file name in UTF-8; found other bytes. Rename it."
         elif is_folder and self._zarr and is_zarr(entry.name):
-            self.found.files.append(name)
+            self.found.files.extend([name] if self._wanted(name) else [])
         elif is_folder and _is_zarr(entry.name):
             self.found.unread[name] = f"Expected image files; found a Zarr folder, which is not read. {_NO_ZARR}"
         elif is_folder:

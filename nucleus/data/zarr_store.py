@@ -73,6 +73,9 @@ class ZarrFolder:
         self.name = name
         self._objects = objects
 
+    def __str__(self) -> str:
+        return self.name
+
     def below(self, path: str) -> "ZarrFolder":
         """Return a group in this one. Raises `ImageError` if the path leads out of it."""
         self._check_key(path)

@@ -48,6 +48,7 @@ from .measurement import Frame as Frame
 from .measurement import ImageTable as ImageTable
 from .measurement import NucleiSummary as NucleiSummary
 from .measurement import frame_of as frame_of
+from .measurement import image_columns as image_columns
 from .measurement import image_row as image_row
 from .measurement import image_table as image_table
 from .measurement import join_images as join_images

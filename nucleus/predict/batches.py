@@ -6,6 +6,8 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path, PurePosixPath
 
+from nucleus.data.zarr_plates import in_zarr, plate_field
+from nucleus.data.zarr_store import ZarrFolder, bucket_zarr
 from nucleus.errors import AccessDeniedError, ImageError, ObjectNotFoundError
 from nucleus.predict.blocks import LabelledBlock
 from nucleus.predict.bucket_images import BucketImage, PredictionSettings
@@ -65,18 +67,20 @@ class _ImageFiles:
     Attributes:
         image: The object.
         folder: The folder.
+        zarr: The object as a group of OME-Zarr, which is read where it is; None for files.
         planned: What the object holds; empty before it was downloaded.
         tables: Table of each image that was predicted, in order.
     """
 
     image: BucketImage
     folder: Path
+    zarr: ZarrFolder | None = None
     planned: PlannedImages = field(default_factory=PlannedImages)
     tables: dict[FileImage, Path] = field(default_factory=dict)
 
     @property
-    def file(self) -> Path:
-        return self.folder / f"image{PurePosixPath(self.image.key).suffix}"
+    def file(self) -> Path | ZarrFolder:
+        return self.zarr or self.folder / f"image{PurePosixPath(self.image.key).suffix}"
 
     @property
     def table(self) -> Path:
@@ -93,12 +97,13 @@ class BatchPredictor:
     Args:
         settings: Settings, with the URIs of the images and of the results.
         model: Model with the options of the settings.
+        anonymous: Whether requests for the images are not signed, as public buckets allow.
     """
 
-    def __init__(self, settings: PredictionSettings, model: Model) -> None:
+    def __init__(self, settings: PredictionSettings, model: Model, *, anonymous: bool = False) -> None:
         self._settings = settings
         self._model = model
-        self._images = Bucket(parse_uri(settings.images))
+        self._images = Bucket(settings.folder, anonymous=anonymous)
         self._out = Bucket(parse_uri(settings.out))
 
     def predict(self, images: Sequence[BucketImage]) -> list[ImageOutcome]:
@@ -128,10 +133,14 @@ class BatchPredictor:
         return sorted(outcomes, key=lambda outcome: places[outcome.key])
 
     def _fetch(self, files: _ImageFiles) -> _ImageFiles:
-        """Download an object and see what it holds; it may no longer exist, or must not be read."""
+        """Download a file, and see what it or OME-Zarr holds; it may no longer exist, or must not be read."""
         key = files.image.key
+        files.folder.mkdir()
+        if in_zarr(key):
+            files = replace(files, zarr=bucket_zarr(self._images, key))
         try:
-            self._images.download(key, files.file)
+            if isinstance(files.file, Path):
+                self._images.download(key, files.file)
         except (ObjectNotFoundError, AccessDeniedError) as error:  # of this object: archived, or locked by its key
             return replace(files, planned=PlannedImages(failures={key: str(error)}))
         planned = plan_images({key: files.file}, self._settings.planes)
@@ -173,7 +182,7 @@ class BatchPredictor:
         stem = files.stem(image)
         path = stem.with_name(f"{stem.name}.parquet")
         try:
-            with image_table(path, files.planned.channels) as table:
+            with image_table(path, files.planned.channels, plate=plate_field(image.name) is not None) as table:
                 row = write_image(self._model, scaled, blocks, stem, table)
                 table.set_image(row)
         except ImageError as error:  # a part of a large image may be damaged

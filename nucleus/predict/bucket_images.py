@@ -22,7 +22,6 @@ from pydantic import BaseModel, ConfigDict
 
 from nucleus.config.names import Reference
 from nucleus.data.images import IMAGE_SUFFIXES
-from nucleus.data.sources import is_hidden
 from nucleus.data.stacks import PlaneOptions
 from nucleus.data.zarr_images import read_group
 from nucleus.data.zarr_plates import image_paths, in_zarr
@@ -202,23 +201,22 @@ def _add_listed(bucket: Bucket, found: FoundImages) -> None:
         for item in bucket.objects("", f"{passed}/{_LAST}" if passed else ""):
             zarr = _zarr_of(item.key)
             if zarr is not None and zarr != passed:
-                _add_zarr(bucket, zarr, found)
                 start = zarr
+                if is_input(zarr):
+                    _add_zarr(bucket, zarr, found)
                 break
             if zarr is None and is_input(item.key) and not (item.key.endswith("/") and item.size == 0):  # of a console
                 found.images.append(BucketImage(item.key, "".join(filter(str.isalnum, item.etag)), item.size))
 
 
 def _zarr_of(key: str) -> str | None:
-    """Return the key of the Zarr that an object is in, or None; hidden ones, and those among them, are no images."""
+    """Return the key of the Zarr that an object is in, or None."""
     parts = key.split("/")[:-1]
     return next(("/".join(parts[: at + 1]) for at, part in enumerate(parts) if is_zarr(part)), None)
 
 
 def _add_zarr(bucket: Bucket, key: str, found: FoundImages) -> None:
     """Add the images of an OME-Zarr, or why there are none."""
-    if is_hidden(key):
-        return
     try:
         paths = image_paths(bucket_zarr(bucket, key), found.notes.append)
         with ThreadPoolExecutor(_AT_ONCE) as pool:

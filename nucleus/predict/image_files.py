@@ -16,17 +16,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nucleus.data.images import RgbImage, encode_png
-from nucleus.data.sources import is_image, list_folder
+from nucleus.data.sources import is_hidden, is_image, list_folder
 from nucleus.data.stacks import PlaneOptions
-from nucleus.data.zarr_plates import image_paths, in_zarr, zarr_name
-from nucleus.data.zarr_store import is_zarr, local_zarr
+from nucleus.data.zarr_plates import image_paths, in_zarr, plate_field, zarr_name
+from nucleus.data.zarr_store import ZarrFolder, is_zarr, local_zarr
 from nucleus.errors import ImageError, OutputError, UsageError
 from nucleus.pictures import draw_overlay
 from nucleus.predict.blocks import LabelledBlock, assembled_labels
 from nucleus.predict.measurement import (
-    IMAGE_COLUMNS,
     NucleiSummary,
     frame_of,
+    image_columns,
     image_row,
     measure_blocks,
     nucleus_columns,
@@ -102,17 +102,17 @@ class Inputs:
 
     Attributes:
         images: Files of the images by their names, which are relative paths with forward slashes. Results get the same
-            paths below the output. Images in OME-Zarr are folders.
+            paths below the output. Images in OME-Zarr are folders, or groups in a bucket.
         unread: Reason for each path that could not be read.
         notes: What plates list, but do not have: one sentence for each.
     """
 
-    images: dict[str, Path]
+    images: dict[str, Path | ZarrFolder]
     unread: dict[str, str]
     notes: list[str] = field(default_factory=list)
 
 
-def find_inputs(inputs: Sequence[Path]) -> Inputs:
+def find_inputs(inputs: Sequence[Path | ZarrFolder]) -> Inputs:
     """Find the images of the arguments: files themselves, those in folders at any depth, and those in OME-Zarr.
 
     Names are relative to the folder; if there are several arguments, they begin with the name of the folder.
@@ -121,10 +121,12 @@ def find_inputs(inputs: Sequence[Path]) -> Inputs:
         UsageError: A path does not exist, there are no images, or two images would have the same output.
         DataError: A folder cannot be read.
     """
-    found: list[tuple[str, Path]] = []
+    found: list[tuple[str, Path | ZarrFolder]] = []
     inside = Inputs({}, {})
     for path in inputs:
-        if not _is_folder(path):
+        if isinstance(path, ZarrFolder):
+            found += _zarr_images(zarr_name(path.name), path, inside)
+        elif not _is_folder(path):
             found.append((path.name, path))
         elif in_zarr(path.absolute().as_posix()):
             found += _zarr_images(zarr_name(path.absolute().as_posix()), path, inside)
@@ -137,7 +139,7 @@ def find_inputs(inputs: Sequence[Path]) -> Inputs:
     return replace(inside, images=dict(found))
 
 
-def _below(folder: Path, above: str, inside: Inputs) -> Iterator[tuple[str, Path]]:
+def _below(folder: Path, above: str, inside: Inputs) -> Iterator[tuple[str, Path | ZarrFolder]]:
     """Yield the names and places of the images below a folder; add what cannot be read to `inside`."""
     listing = list_folder(folder, is_input, zarr=True)
     for name in listing.files:
@@ -147,14 +149,16 @@ def _below(folder: Path, above: str, inside: Inputs) -> Iterator[tuple[str, Path
         inside.unread[str(PurePosixPath(above) / name)] = f"{folder / name}: {reason}"
 
 
-def _zarr_images(name: str, folder: Path, inside: Inputs) -> list[tuple[str, Path]]:
-    """Return the names and folders of the images in OME-Zarr; add what it lacks, or why it is not read, to `inside`."""
+def _zarr_images(name: str, place: Path | ZarrFolder, inside: Inputs) -> list[tuple[str, Path | ZarrFolder]]:
+    """Return the names and places of the images in OME-Zarr; add what it lacks, or why it is not read, to `inside`."""
+    folder = local_zarr(place) if isinstance(place, Path) else place
     try:
-        paths = image_paths(local_zarr(folder), inside.notes.append)
+        paths = image_paths(folder, inside.notes.append)
     except ImageError as error:
         inside.unread[name] = str(error)
         return []
-    return [(f"{name}/{path}".rstrip("/"), folder / path) for path in paths]
+    places = [place / path if isinstance(place, Path) else folder.below(path) if path else folder for path in paths]
+    return [(f"{name}/{path}".rstrip("/"), each) for path, each in zip(paths, places, strict=True)]
 
 
 def _is_folder(path: Path) -> bool:
@@ -169,8 +173,11 @@ def _is_folder(path: Path) -> bool:
 
 
 def is_input(path: str) -> bool:
-    """Return whether a path is an image that is not hidden, and not the output of an earlier prediction."""
-    return is_image(path) and not path.endswith(OUTPUT_ENDINGS)
+    """Return whether a path is an image that is not hidden, and not the output of an earlier prediction.
+
+    OME-Zarr is an image by its name.
+    """
+    return (is_image(path) or (is_zarr(path) and not is_hidden(path))) and not path.endswith(OUTPUT_ENDINGS)
 
 
 def stem_of(name: str) -> str:
@@ -230,7 +237,7 @@ class PredictedFiles:
 
 def predict_files(
     model: Model,
-    files: Sequence[Path] | Mapping[str, Path] | PlannedImages,
+    files: Sequence[Path] | Mapping[str, Path | ZarrFolder] | PlannedImages,
     out: Path,
     channel: int | str | None = None,
     advance: Advance = no_progress,
@@ -261,12 +268,13 @@ def predict_files(
     """
     planned = _planned(files)
     check_stems([(stem_of(image.output), image.title) for image in planned.images], name_on_disk)
+    plate = any(plate_field(image.name) for image in planned.images)
     found = PredictedFiles({}, dict(planned.failures), {})
     stopped: OutputError | None = None
     try:
         with (
-            csv_table(out / NUCLEI_TABLE, nucleus_columns(planned.channels)) as nuclei,
-            csv_table(out / IMAGES_TABLE, IMAGE_COLUMNS) as images,
+            csv_table(out / NUCLEI_TABLE, nucleus_columns(planned.channels, plate=plate)) as nuclei,
+            csv_table(out / IMAGES_TABLE, image_columns(plate=plate)) as images,
         ):
             try:
                 with writing(out / NUCLEI_TABLE):
@@ -280,7 +288,7 @@ def predict_files(
     return found
 
 
-def _planned(files: Sequence[Path] | Mapping[str, Path] | PlannedImages) -> PlannedImages:
+def _planned(files: Sequence[Path] | Mapping[str, Path | ZarrFolder] | PlannedImages) -> PlannedImages:
     if isinstance(files, PlannedImages):
         return files
     named = files if isinstance(files, Mapping) else {file.name: file for file in files}

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nucleus.data.zarr_plates import plate_field
 from nucleus.lazy import pa, pads, pq, skimage
 from nucleus.predict.blocks import AssembledLabels, LabelledBlock
 from nucleus.predict.source import ImageSource
@@ -25,6 +26,7 @@ __all__ = [
     "ImageTable",
     "NucleiSummary",
     "frame_of",
+    "image_columns",
     "image_row",
     "image_table",
     "join_images",
@@ -35,6 +37,7 @@ __all__ = [
 ]
 
 _KEYS = ("image", "z", "t")
+_PLATE = ("plate", "row", "column", "field")
 _SHAPE = ("label", "centroid_x", "centroid_y", "area", "diameter", "eccentricity", "solidity")
 _PHYSICAL = ("area_um2", "diameter_um")
 IMAGE_COLUMNS = (
@@ -43,7 +46,7 @@ IMAGE_COLUMNS = (
 )
 _IMAGE_ROWS = "images"
 _INTEGERS = {"z", "t", "label", "area", "width", "height", "nuclei"}
-_TEXTS = {"image", "warning"}
+_TEXTS = {"image", "warning", *_PLATE}
 _SMALLEST_GROUP, _LARGEST_GROUP = 1 << 16, 1 << 20
 _AT_ONCE = 16
 _DIAMETER_BINS = 1 << 14
@@ -75,14 +78,29 @@ class Frame:
 
     @property
     def keys(self) -> dict[str, Any]:
-        """The columns that tell an image from the others: name, depth and time."""
-        return {"image": self.image, "z": self.z, "t": self.t}
+        """The columns that tell an image from the others: name, place in a plate, depth and time."""
+        field = plate_field(self.image)
+        return {"image": self.image, **(vars(field) if field else {}), "z": self.z, "t": self.t}
 
 
-def nucleus_columns(channels: int) -> tuple[str, ...]:
-    """Return the column names of a table of nuclei, for images of up to `channels` channels."""
+def nucleus_columns(channels: int, *, plate: bool = False) -> tuple[str, ...]:
+    """Return the column names of a table of nuclei, for images of up to `channels` channels.
+
+    Args:
+        channels: Number of channels.
+        plate: Whether some images are of plates.
+    """
     intensities = (f"{what}_{channel}" for channel in range(channels) for what in ("mean", "integrated"))
-    return (*_KEYS, *_SHAPE, "touches_edge", "score", *_PHYSICAL, *intensities)
+    return (*_keys(plate=plate), *_SHAPE, "touches_edge", "score", *_PHYSICAL, *intensities)
+
+
+def image_columns(*, plate: bool = False) -> tuple[str, ...]:
+    """Return the column names of a table of images; `plate` says whether some are of plates."""
+    return (*_keys(plate=plate), *IMAGE_COLUMNS[len(_KEYS) :])
+
+
+def _keys(*, plate: bool) -> tuple[str, ...]:
+    return (_KEYS[0], *(_PLATE if plate else ()), *_KEYS[1:])
 
 
 def frame_of(source: ImageSource) -> Frame:
@@ -263,9 +281,9 @@ class ImageTable:
 
 
 @contextmanager
-def image_table(path: Path, channels: int) -> Iterator[ImageTable]:
+def image_table(path: Path, channels: int, *, plate: bool = False) -> Iterator[ImageTable]:
     """Provide a new table for an image of `channels` channels; the file is complete when the block ends."""
-    schema = _schema(nucleus_columns(channels))
+    schema = _schema(nucleus_columns(channels, plate=plate))
     with pq.ParquetWriter(path, schema, compression="zstd") as writer:
         yield ImageTable(writer, schema)
 
@@ -304,11 +322,13 @@ def write_tables(bucket: Bucket, keys: Sequence[str], nuclei: Path, images: Path
             list(pool.map(bucket.download, keys, paths))
         found = [pq.read_metadata(path) for path in paths]
         rows = [row for metadata in found for row in _image_rows(metadata)]
-        pq.write_table(pa.Table.from_pylist(rows, schema=_schema(IMAGE_COLUMNS)), images, compression="zstd")
-        widest = max((metadata.schema.to_arrow_schema() for metadata in found), key=len)
+        plate = any(_PLATE[0] in row for row in rows)
+        schema = _schema(image_columns(plate=plate))
+        pq.write_table(pa.Table.from_pylist(rows, schema=schema), images, compression="zstd")
+        widest = _widest([metadata.schema.to_arrow_schema().names for metadata in found], plate=plate)
         joined = temporary / "joined"
         pads.write_dataset(
-            pads.dataset([str(path) for path in paths], schema=widest.remove_metadata(), format="parquet"),
+            pads.dataset([str(path) for path in paths], schema=widest, format="parquet"),
             joined,
             format="parquet",
             file_options=pads.ParquetFileFormat().make_write_options(compression="zstd"),
@@ -318,6 +338,12 @@ def write_tables(bucket: Bucket, keys: Sequence[str], nuclei: Path, images: Path
             preserve_order=True,
         )
         (joined / "0.parquet").rename(nuclei)
+
+
+def _widest(tables: Sequence[Sequence[str]], *, plate: bool) -> pa.Schema:
+    """Return the schema of a table of nuclei that has the columns of all these tables."""
+    channels = max(sum(name.startswith("mean_") for name in names) for names in tables)
+    return _schema(nucleus_columns(channels, plate=plate))
 
 
 def _schema(columns: Sequence[str]) -> pa.Schema:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
 from nucleus.data.stacks import ChosenPlane, PlaneOptions, Stack, choose_planes
+from nucleus.data.zarr_store import ZarrFolder
 from nucleus.errors import ImageError
 from nucleus.predict.source import ImageSource, channel_count, plane_source, stacks_of
 
@@ -16,13 +17,13 @@ class FileImage:
     """An image of a file: the file itself, a plane of a stack, or a projection.
 
     Attributes:
-        file: The file.
+        file: The file, or the group of OME-Zarr.
         source: Name of the file, a relative path with forward slashes.
         name: Name of the image in tables: that of the file, and `#1` if it is the second image of it, and so on.
         chosen: What it is of the file.
     """
 
-    file: Path
+    file: Path | ZarrFolder
     source: str
     name: str
     chosen: ChosenPlane
@@ -54,7 +55,7 @@ class PlannedImages:
     channels: int = 1
 
 
-def plan_images(files: Mapping[str, Path], options: PlaneOptions) -> PlannedImages:
+def plan_images(files: Mapping[str, Path | ZarrFolder], options: PlaneOptions) -> PlannedImages:
     """Return the images of files, from their headers.
 
     Args:
@@ -73,7 +74,7 @@ def plan_images(files: Mapping[str, Path], options: PlaneOptions) -> PlannedImag
     return replace(planned, channels=most)
 
 
-def images_of(file: Path, name: str, stacks: list[Stack], options: PlaneOptions) -> Iterator[FileImage]:
+def images_of(file: Path | ZarrFolder, name: str, stacks: list[Stack], options: PlaneOptions) -> Iterator[FileImage]:
     """Return the images of a file.
 
     Args:
@@ -98,7 +99,7 @@ class ImageOpener:
 
     def __init__(self, channel: int | str | None) -> None:
         self._channel = channel
-        self._last: tuple[Path, list[Stack]] | None = None
+        self._last: tuple[Path | ZarrFolder, list[Stack]] | None = None
 
     def open(self, image: FileImage) -> ImageSource:
         """Open an image; its name is that in tables. Raises `ImageError`."""

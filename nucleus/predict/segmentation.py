@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nucleus.data.images import RgbImage
+from nucleus.data.zarr_plates import plate_field
 from nucleus.lazy import pandas
 from nucleus.pictures import draw_overlay
 from nucleus.predict.measurement import nucleus_columns
@@ -56,7 +57,8 @@ class Segmentation:
     @property
     def table(self) -> pandas.DataFrame:
         """The rows as a pandas DataFrame; unknown values are NaN. Raises `MissingPackageError` without pandas."""
-        return _table(self.rows, self._image.source.read_channels(slice(0, 1), slice(0, 1)).shape[2])
+        channels = self._image.source.read_channels(slice(0, 1), slice(0, 1)).shape[2]
+        return _table(self.rows, nucleus_columns(channels, plate=plate_field(self.image) is not None))
 
     @property
     def count(self) -> int:
@@ -76,8 +78,8 @@ class Segmentation:
         return f"<Segmentation of {self.image}{plane}: {width} x {height} px, {nuclei}{warning}>"
 
 
-def _table(rows: Sequence[dict[str, Any]], channels: int) -> pandas.DataFrame:
+def _table(rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> pandas.DataFrame:
     """Return rows from `measure_nuclei` as a table whose column types do not depend on the rows."""
-    columns = nucleus_columns(channels)
-    kinds = {"image": "object", "z": "Int64", "t": "Int64", "label": "int64", "area": "int64", "touches_edge": "bool"}
+    texts = dict.fromkeys(("image", "plate", "row", "column", "field"), "object")
+    kinds = {**texts, "z": "Int64", "t": "Int64", "label": "int64", "area": "int64", "touches_edge": "bool"}
     return pandas.DataFrame(rows, columns=columns).astype({name: kinds.get(name, "float64") for name in columns})

@@ -42,7 +42,9 @@ from nucleus.data.stacks import (
     choose_planes,
     open_plane,
 )
-from nucleus.errors import ImageError, UsageError
+from nucleus.data.zarr_plates import image_paths, open_image_in
+from nucleus.data.zarr_store import ZarrFolder, local_zarr
+from nucleus.errors import ImageError, StorageError, UsageError
 from nucleus.model.tiling import Region
 
 __all__ = [
@@ -180,13 +182,23 @@ def open_source(path: Path, channel: int | str | None = None, planes: PlaneOptio
     return plane_source(path, stacks, chosen[0], channel)
 
 
-def stacks_of(path: Path) -> list[Stack]:
-    """Return the images of a file, each of one or more times and depths, from its header. Raises `ImageError`."""
+def stacks_of(path: Path | ZarrFolder) -> list[Stack]:
+    """Return the images of a file or of OME-Zarr, each of one or more times and depths, from the header.
+
+    Raises:
+        ImageError: There is no image, or one that is not read.
+        StorageError: The bucket cannot be read.
+    """
     with _readable(path):
-        return open_stacks(path, str(path))
+        if isinstance(path, Path) and not path.is_dir():
+            return open_stacks(path, str(path))
+        folder = local_zarr(path) if isinstance(path, Path) else path
+        return [open_image_in(folder, each, f"{path}/{each}".rstrip("/")) for each in image_paths(folder)]
 
 
-def plane_source(path: Path, stacks: Sequence[Stack], chosen: ChosenPlane, channel: int | str | None) -> ImageSource:
+def plane_source(
+    path: Path | ZarrFolder, stacks: Sequence[Stack], chosen: ChosenPlane, channel: int | str | None
+) -> ImageSource:
     """Open a plane or a projection of a file's images.
 
     Args:
@@ -234,7 +246,7 @@ def _channels_of(stack: Stack) -> int:
 
 
 @contextmanager
-def _readable(path: Path) -> Iterator[None]:
+def _readable(path: Path | ZarrFolder) -> Iterator[None]:
     """Raise `ImageError` for a file name that is not in UTF-8, as tables are, and for errors of the file system."""
     try:
         str(path).encode()
@@ -243,6 +255,8 @@ def _readable(path: Path) -> Iterator[None]:
         raise ImageError(f"Expected a file name in UTF-8; found {shown}. Rename the file.") from error
     try:
         yield
+    except StorageError:
+        raise
     except OSError as error:
         raise ImageError(f"Cannot read {path}: {error.strerror or error}.") from error
 

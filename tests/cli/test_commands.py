@@ -60,7 +60,7 @@ CONTRACT = {
     "evaluate": {"--split", "--tta", "--engine", "--gallery", "--workers", "--json"},
     "predict": {
         *("--model", "--out", "--diameter", "--pixel-size", "--channel", "--tta", "--overwrite", "--workers"),
-        *("--engine", "--single-writer", "--json"),
+        *("--engine", "--single-writer", "--json", "--z", "--t", "--anonymous"),
     },
 }
 

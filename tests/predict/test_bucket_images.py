@@ -148,7 +148,7 @@ ODD_KEYS = {
     "a/../a b.png": "a part '..'",
     "line\nbreak.png": "a control character",
 }
-PASSED_OVER = ("folder/", "folder.png/", "._a.png", ".hidden/a.png", "__MACOSX/a.png", "notes.txt", "a.zarr/0/0")
+PASSED_OVER = ("folder/", "folder.png/", "._a.png", ".hidden/a.png", "__MACOSX/a.png", "notes.txt", ".a.zarr/0/0")
 
 
 def test_keys_of_every_kind(bucket: Bucket, pictures: Path) -> None:
