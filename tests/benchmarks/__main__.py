@@ -21,6 +21,7 @@ BENCHMARKS = {
     "checkpoint_overlap": "checkpoint_overlap",
     "predict_rate": "prediction",
     "large_image": "prediction",
+    "zarr_rate": "prediction",
 }
 
 
