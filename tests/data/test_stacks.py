@@ -343,7 +343,8 @@ def test_channels_by_name() -> None:
     ("xml", "expected"),
     [
         ("<Channel ID='Channel:0:0' Name='a'/><Channel ID=\"Channel:0:1\" Name=\"b\"/>", ("a", "b")),
-        ('<Channel ID="Channel:0:0"/><Channel ID="Channel:0:1" Name=""/>', ("Channel:0:0", "Channel:0:1")),
+        ('<Channel ID="Channel:0:0"/><Channel ID="Channel:0:1" Name=""/>', ()),
+        ('<Channel ID="Channel:0:0"/><Channel ID="Channel:0:1" Name="b"/>', ("", "b")),
         ('<Channel ID="0" Name="&lt;a&gt;"><LightPath/></Channel><Channel ID="1" Name="b"/>', ("<a>", "b")),
         ('<!-- <Image><Channel Name="no"/> --><Channel ID="0" Name="a"/><Channel ID="1" Name="b"/>', ("a", "b")),
         ('<Channel ID="0" Name="only one"/>', ()),
