@@ -96,7 +96,7 @@ def load(
         >>> found.labels.shape
         (96, 80)
         >>> list(found.table.columns[:5])
-        ['image', 'label', 'centroid_x', 'centroid_y', 'area']
+        ['image', 'z', 't', 'label', 'centroid_x']
         >>> found.overlay().shape
         (96, 80, 3)
     """

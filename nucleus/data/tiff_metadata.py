@@ -53,11 +53,11 @@ def channel_names(file: tifffile.TiffFile, text: str, count: int) -> tuple[str, 
 
 
 def _ome_names(text: str) -> list[str]:
-    """Return the names in OME-XML; the ID of a channel without a name."""
+    """Return the names in OME-XML, with an empty text for a channel without one."""
     found = []
     for tag in _CHANNEL.findall(text):
         values = {key: html.unescape(double or single) for key, double, single in _ATTRIBUTE.findall(tag)}
-        found.append(values.get("Name") or values.get("ID", ""))
+        found.append(values.get("Name", ""))
     return found
 
 
