@@ -335,7 +335,7 @@ OBJECTS = [
 @pytest.mark.parametrize("keys", OBJECTS)
 def test_objects_and_their_codecs_are_refused_in_v2(tmp_path: Path, keys: dict[str, Any]) -> None:
     folder = write_image(tmp_path / "a.zarr", pixels_of((8, 8)), 2, axes="yx")
-    assert "a.zarr/0" in refusal(changed_array(folder, 2, **keys))
+    assert "in the array" in refusal(changed_array(folder, 2, **keys))  # by this package, before zarr looks at it
 
 
 SHARDS = {"chunk_shape": [8, 8], "codecs": [{"name": "numcodecs.pickle"}], "index_codecs": [{"name": "bytes"}]}
