@@ -1,7 +1,7 @@
 """Prediction of a bucket's images, and evaluation on a dataset's splits, on a Ray cluster."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain
 
@@ -10,12 +10,10 @@ from nucleus.config.names import Reference
 from nucleus.data.cache import ShardCache, default_cache_dir
 from nucleus.data.dataset import Dataset
 from nucleus.model.engines import EngineChoice
+from nucleus.predict.batches import BatchPredictor, ImageOutcome, batches_of
 from nucleus.predict.bucket_images import (
-    BatchPredictor,
     BucketImage,
-    ImageOutcome,
     PredictionSettings,
-    batches_of,
     claim_output,
     find_images,
     join_tables,
@@ -43,16 +41,18 @@ class BucketPrediction:
     """The outcome of a prediction in a bucket.
 
     Attributes:
-        counts: Number of nuclei per image that was predicted now, by key.
+        counts: Number of nuclei per image that was predicted now, by key; planes of a stack are `KEY z=0` and so on.
         failures: Error message per image that could not be read or whose key cannot be used, by key.
         warnings: Why the result of an image that was predicted now may be wrong, by key.
-        done_before: Number of images that were predicted earlier.
+        done_before: Number of objects that were predicted earlier.
+        notes: What plates list, but do not have, and what else the user should know: one sentence for each.
     """
 
     counts: dict[str, int]
     failures: dict[str, str]
     warnings: dict[str, str]
     done_before: int
+    notes: list[str] = field(default_factory=list)
 
 
 def predict_bucket(
@@ -62,6 +62,7 @@ def predict_bucket(
     workers: int | None = None,
     overwrite: bool = False,
     single_writer: bool = False,
+    anonymous: bool = False,
     verbose: bool = False,
     advance: Advance = no_progress,
     waiting: Callable[[str], None] = lambda _: None,
@@ -74,6 +75,7 @@ def predict_bucket(
         workers: Number of actors; by default, one per GPU of the cluster, or one per CPU if it has no GPU.
         overwrite: Whether to predict all images again, and to replace results with other settings.
         single_writer: Whether nobody else writes at the same time, so that a server may lack conditional writes.
+        anonymous: Whether requests for the images are not signed, as public buckets allow; those for results are.
         verbose: Whether to show Ray's logs.
         advance: Called after each image.
         waiting: Called with a text that says what the actors wait for.
@@ -83,38 +85,45 @@ def predict_bucket(
         OutputError: Another prediction with the same output is running.
         NucleusError: The bucket, the model or the cluster cannot be used.
     """
-    found = find_images(settings)
+    found = find_images(settings, anonymous=anonymous)
     counts: dict[str, int] = {}
     warnings: dict[str, str] = {}
     failures = dict(found.unread)
+    seen: set[str] = set()
     with claim_output(settings, overwrite=overwrite, single_writer=single_writer) as claim:
         wanted = found.images if overwrite else not_done(settings, found.images)
-        batches, make = batches_of(wanted), partial(_batch_predictor, settings, engine)
+        batches, make = batches_of(wanted), partial(_batch_predictor, settings, engine, anonymous)
         answers = map_on_cluster(batches, make, workers=workers, waiting=waiting, verbose=verbose) if batches else ()
         for outcome in chain.from_iterable(answers):
             claim.check()
             if outcome.nuclei is None:
-                failures[outcome.key] = str(outcome.failure)
+                failures[outcome.title] = str(outcome.failure)
             else:
-                counts[outcome.key] = outcome.nuclei
+                counts[outcome.title] = outcome.nuclei
             if outcome.warning is not None:
-                warnings[outcome.key] = outcome.warning
-            advance(len(counts) + len(failures), len(wanted) + len(found.unread))
+                warnings[outcome.title] = outcome.warning
+            seen.add(outcome.key)
+            advance(len(seen) + len(found.unread), len(wanted) + len(found.unread))
         done = [image for image in found.images if image.key not in failures]
         if done:
             join_tables(settings, done)
-    before = len(found.images) - len(wanted)
     return BucketPrediction(
-        dict(sorted(counts.items())), dict(sorted(failures.items())), dict(sorted(warnings.items())), before
+        dict(sorted(counts.items())),
+        dict(sorted(failures.items())),
+        dict(sorted(warnings.items())),
+        len(found.images) - len(wanted),
+        found.notes,
     )
 
 
 def _batch_predictor(
-    settings: PredictionSettings, engine: EngineChoice
+    settings: PredictionSettings, engine: EngineChoice, anonymous: bool
 ) -> Callable[[Sequence[BucketImage]], list[ImageOutcome]]:
     """Load the model, in an actor, and return the function that predicts a batch."""
     pulled = _pulled(parse_uri(settings.registry) if settings.registry else None, settings.reference)
-    return BatchPredictor(settings, load_pulled(pulled, replace(settings.options, engine=engine))).predict
+    return BatchPredictor(
+        settings, load_pulled(pulled, replace(settings.options, engine=engine)), anonymous=anonymous
+    ).predict
 
 
 def _pulled(registry: S3Uri | None, reference: Reference) -> PulledModel:

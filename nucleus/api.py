@@ -28,7 +28,8 @@ from nucleus.errors import RunStoppedError, UsageError
 from nucleus.model.engines import EngineChoice
 from nucleus.predict.evaluation import Evaluation, splits_named
 from nucleus.predict.evaluation import evaluate as evaluate_splits
-from nucleus.predict.model import Model, PredictionOptions, Segmentation, load_pulled
+from nucleus.predict.model import Model, PredictionOptions, load_pulled
+from nucleus.predict.segmentation import Segmentation
 from nucleus.registry.manifest import ModelManifest
 from nucleus.registry.versions import INCLUDED
 from nucleus.runs.plan import check_new_run
@@ -95,7 +96,7 @@ def load(
         >>> found.labels.shape
         (96, 80)
         >>> list(found.table.columns[:5])
-        ['image', 'label', 'centroid_x', 'centroid_y', 'area']
+        ['image', 'z', 't', 'label', 'centroid_x']
         >>> found.overlay().shape
         (96, 80, 3)
     """

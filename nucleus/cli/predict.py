@@ -27,6 +27,7 @@ from nucleus.text import SPLIT_NAMES, plural
 
 if TYPE_CHECKING:
     from nucleus.data.dataset import Dataset
+    from nucleus.data.zarr_store import ZarrFolder
     from nucleus.model.engines import EngineChoice
     from nucleus.predict.evaluation import Evaluation
     from nucleus.predict.model import PredictionOptions
@@ -46,13 +47,21 @@ class _Choices:
 
     diameter: float | None
     pixel_size: float | None
-    channel: int | None
+    channel: int | str | None
+    z: int | str | None
+    t: int | str | None
     tta: bool
     engine: "EngineChoice"
     formats: tuple[str, ...]
     overwrite: bool
+    anonymous: bool
     single_writer: bool
     as_json: bool
+
+
+def _number_or_word(_context: click.Context, _option: click.Parameter, value: str | None) -> int | str | None:
+    """Return the number that an option gives in digits, or its text."""
+    return int(value) if value is not None and value.isascii() and value.isdigit() else value
 
 
 @click.command()
@@ -72,7 +81,24 @@ class _Choices:
 @click.option(
     "--pixel-size", type=_POSITIVE, metavar="UM", help="Side of a pixel in micrometres.  [default: from the file]"
 )
-@click.option("--channel", type=click.IntRange(0), metavar="N", help="Segment this channel, counted from 0.")
+@click.option(
+    "--channel",
+    metavar="N|NAME",
+    callback=_number_or_word,
+    help="Segment this channel: its number, from 0, or its name in the file, such as DAPI.",
+)
+@click.option(
+    "--z",
+    metavar="max|mean|best|N|all",
+    callback=_number_or_word,
+    help="Of a stack, segment a projection of its depths, the sharpest depth, the depth N (from 0), or each depth.",
+)
+@click.option(
+    "--t",
+    metavar="N|all",
+    callback=_number_or_word,
+    help="Of a time series, segment the time N (from 0), or each time.",
+)
 @click.option("--tta", is_flag=True, help="Average over flips and quarter turns: better, but eight times slower.")
 @engine_option
 @click.option(
@@ -85,6 +111,7 @@ class _Choices:
     "for several.  [default: labels]",
 )
 @click.option("--overwrite", is_flag=True, help="Replace the results of an earlier prediction.")
+@click.option("--anonymous", is_flag=True, help="Read the images of a public bucket without credentials.")
 @workers_option("one per GPU, or else per CPU")
 @single_writer_option
 @json_option
@@ -95,7 +122,7 @@ def predict(
     workers: int | None,
     **choices: Any,
 ) -> None:
-    """Segment images (files or folders: PNG, TIFF, OME-TIFF, JPEG, BMP, WebP; any depth, any size).
+    """Segment images (files or folders: PNG, TIFF, OME-TIFF, LSM, OME-Zarr, JPEG, BMP, WebP; any depth, any size).
 
     Without --model it uses the model `nuclei`, which comes along with the package and needs no bucket and no network.
 
@@ -103,44 +130,72 @@ def predict(
     image, and nuclei.csv (one row per nucleus) and images.csv (one row per image). Folders are read with all folders
     below them, and the results lie in the same folders below --out.
 
+    A stack or a time series needs --z or --t. Each plane is an image of its own, with its index in the columns z and t
+    and, where there are several, in the names of its results (<stem>.z03.t0.labels.tif); so is each image of a file
+    that holds several (<stem>.s0.labels.tif). Nuclei are not followed through depths or times: there is no 3-D
+    segmentation.
+
+    OME-Zarr (0.4 and 0.5) is an image, a well or a plate; its address may also be s3://bucket/name.zarr. The results of
+    a plate's fields are named by row, column and field (plate/B/3/0.labels.tif), which are also columns of the tables.
+
     Images below s3://bucket/prefix are distributed over a Ray cluster; --out is then also a prefix, and the tables are
     nuclei.parquet and images.parquet. If you repeat the command, it skips the images that are done.
     """
     given = _Choices(**choices)
+    nucleus.data.PlaneOptions(given.z, given.t)  # checks them before anything is read
     in_bucket = [text.startswith(_BUCKET) for text in (*inputs, out)]
-    if not any(in_bucket):
+    if given.anonymous and not any(in_bucket[:-1]):
+        raise UsageError("Expected images in a bucket for --anonymous; found files, which need no credentials.")
+    if not in_bucket[-1] and all(_is_here(text) for text in inputs):
         if workers is not None:
             raise UsageError("Expected images in a bucket for --workers; found files, which this process segments.")
         _predict_files(inputs, model, Path(out), given)
         return
     if not all(in_bucket) or len(inputs) > 1:
         raise UsageError(
-            f"Expected one prefix {_BUCKET}bucket/images and a prefix for --out, or files and a folder; found "
-            f"{' '.join(inputs)} and --out {out}."
+            f"Expected one prefix {_BUCKET}bucket/images and a prefix for --out, or files, folders and OME-Zarr "
+            f"({_BUCKET}bucket/name.zarr) and a folder; found {' '.join(inputs)} and --out {out}."
         )
     _predict_bucket(inputs[0], model, out, workers, given)
+
+
+def _is_here(text: str) -> bool:
+    """Return whether this process segments an input itself: files, folders, and OME-Zarr wherever it is."""
+    return not text.startswith(_BUCKET) or nucleus.data.in_zarr(text)
+
+
+def _place(text: str, *, anonymous: bool) -> "Path | ZarrFolder":
+    if not text.startswith(_BUCKET):
+        return Path(text)
+    uri = nucleus.storage.parse_uri(text)
+    bucket = nucleus.storage.Bucket(nucleus.storage.S3Uri(uri.bucket), anonymous=anonymous)
+    return nucleus.data.bucket_zarr(bucket, uri.key)
 
 
 def _predict_files(inputs: tuple[str, ...], model: str | None, out: Path, given: _Choices) -> None:
     started = time.monotonic()  # what takes longest for a few images is TensorFlow's import
     formats = nucleus.predict.check_formats(given.formats)
-    found = nucleus.predict.find_inputs([Path(text) for text in inputs])
+    found = nucleus.predict.find_inputs([_place(text, anonymous=given.anonymous) for text in inputs])
+    for text in found.notes:
+        note(text)
+    planes = nucleus.data.PlaneOptions(given.z, given.t)
     with nucleus.storage.claimed_folder(out):
+        planned = nucleus.predict.plan_images(found.images, planes)
         if not given.overwrite:
-            nucleus.predict.check_outputs(found.images, out)
+            nucleus.predict.check_outputs([image.output for image in planned.images], out)
         options = nucleus.predict.PredictionOptions(
             diameter=given.diameter, pixel_size=given.pixel_size, turns=given.tta, engine=given.engine
         )
         pulled = pulled_model(model)
         segmenter = nucleus.predict.load_pulled(pulled, options)
         with show_progress("segment images") as advance:
-            predicted = nucleus.predict.predict_files(segmenter, found.images, out, given.channel, advance, formats)
+            predicted = nucleus.predict.predict_files(segmenter, planned, out, given.channel, advance, formats)
     failures = {**found.unread, **predicted.failures}
     if given.as_json:
         _print_json(str(pulled), str(out.absolute()), predicted.counts, failures, predicted.warnings)
     else:
         _print(str(pulled), str(out), predicted.counts, failures, predicted.warnings, time.monotonic() - started)
-    _check(failures, len(found.images) + len(found.unread))
+    _check(failures, len(predicted.counts) + len(failures))
 
 
 def _predict_bucket(images: str, model: str | None, out: str, workers: int | None, given: _Choices) -> None:
@@ -158,6 +213,8 @@ def _predict_bucket(images: str, model: str | None, out: str, workers: int | Non
         turns=given.tta,
         channel=given.channel,
         formats=nucleus.predict.check_formats(given.formats),
+        z=given.z,
+        t=given.t,
     )
     verbose = click.get_current_context().find_root().params["debug"]
     started = time.monotonic()
@@ -168,10 +225,13 @@ def _predict_bucket(images: str, model: str | None, out: str, workers: int | Non
             workers=workers,
             overwrite=given.overwrite,
             single_writer=given.single_writer,
+            anonymous=given.anonymous,
             verbose=verbose,
             advance=advance,
             waiting=note,
         )
+    for text in found.notes:
+        note(text)
     if given.as_json:
         _print_json(
             settings.model, settings.out, found.counts, found.failures, found.warnings, done_before=found.done_before

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from nucleus.data.normalization import intensity_sample, rgb8, stretch_of
 from nucleus.data.pixel_files import Content, PixelFacts, PixelFile, seen_pixels
 from nucleus.data.rasters import open_bmp, open_jpeg, open_png, open_webp
-from nucleus.data.tiff import open_tiff
+from nucleus.data.stacks import Stack
+from nucleus.data.tiff import open_tiff, open_tiff_stacks
 from nucleus.errors import ImageError
 
 __all__ = [
@@ -28,12 +29,13 @@ __all__ = [
     "encode_png",
     "kind_of",
     "open_pixels",
+    "open_stacks",
     "pixel_sum",
     "read_stored",
 ]
 
 
-IMAGE_SUFFIXES = frozenset({".png", ".tif", ".tiff", ".jpg", ".jpeg", ".bmp", ".webp"})
+IMAGE_SUFFIXES = frozenset({".png", ".tif", ".tiff", ".lsm", ".jpg", ".jpeg", ".bmp", ".webp"})
 
 _DECODERS = (
     (re.compile(rb"\x89PNG\r\n\x1a\n"), open_png),
@@ -106,6 +108,31 @@ def open_pixels(content: Content, name: str) -> PixelFile:
         if pattern.match(head):
             return decoder(content, name)
     raise ImageError(_no_image(content, head, name))
+
+
+def open_stacks(content: Content, name: str) -> list[Stack]:
+    """Read the header of an image file as the images that it holds, each of one or more times and depths.
+
+    Args:
+        content: A PNG, TIFF, JPEG, BMP or WebP file, or its bytes. TIFF may be OME-TIFF, an ImageJ hyperstack or LSM.
+        name: Name of the file in messages.
+
+    Raises:
+        ImageError: The file is not such an image, is damaged, is an animation, or has pixels of a kind that is not
+            read.
+        OSError: The file cannot be read.
+    """
+    if _is_tiff(content):
+        return open_tiff_stacks(content, name)
+    file = open_pixels(content, name)
+    if file.several is not None:
+        raise ImageError(file.several)
+    return [Stack(name=name, times=1, depths=1, plane=lambda _time, _depth: file)]
+
+
+def _is_tiff(content: Content) -> bool:
+    head = _head(content)
+    return any(decoder is open_tiff and pattern.match(head) for pattern, decoder in _DECODERS)
 
 
 def _head(content: Content) -> bytes:

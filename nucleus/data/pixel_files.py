@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
-from nucleus.errors import ImageError
+from nucleus.errors import ImageError, StorageError
 from nucleus.surroundings import free_pages, take_room
 
 __all__ = [
@@ -33,6 +33,7 @@ __all__ = [
     "naming_damage",
     "seen_channels",
     "seen_pixels",
+    "temporary_array",
     "temporary_pages",
     "unpacked_part",
 ]
@@ -127,7 +128,7 @@ def bytes_of(content: Content) -> bytes:
 def naming_damage(name: str, kind: str) -> Iterator[list[str]]:
     """Turn what a decoder raises about damaged data into `ImageError`, and keep its own lines off the terminal.
 
-    Errors of the file system pass.
+    Errors of the file system and of a bucket pass.
 
     Args:
         name: Name of the file in messages.
@@ -140,7 +141,7 @@ def naming_damage(name: str, kind: str) -> Iterator[list[str]]:
     token = _lines.set(lines)
     try:
         yield lines
-    except ImageError:
+    except (ImageError, StorageError):
         raise
     except MemoryError as error:
         raise ImageError(f"Expected {name} to fit in memory; it does not. Cut it into tiles first.") from error
@@ -275,14 +276,32 @@ def unpacked_part(file: PixelFile) -> ReadPart:
     return read
 
 
-def _unpacked(file: PixelFile) -> tuple[NDArray[Any], mmap.mmap]:
+def temporary_array(shape: tuple[int, ...], dtype: DTypeLike, name: str) -> tuple[NDArray[Any], mmap.mmap]:
+    """Return an array of zeros in a temporary file, whose pages the system can write out whenever it needs memory.
+
+    Args:
+        shape: Shape of the array.
+        dtype: Its type.
+        name: Name of the image in messages.
+
+    Returns:
+        The array, and the map of the file that it lies in.
+
+    Raises:
+        ImageError: The disk has no room for it.
+    """
+    size = int(np.prod(shape, dtype=object)) * np.dtype(dtype).itemsize
     try:
-        pages = temporary_pages(file.size, "nucleus-pixels-")
+        pages = temporary_pages(size, "nucleus-pixels-")
     except OSError as error:
         raise ImageError(
-            f"Expected {file.size:,} free bytes in {tempfile.gettempdir()} to unpack {file.name}; {error.strerror}. "
+            f"Expected {size:,} free bytes in {tempfile.gettempdir()} to unpack {name}; {error.strerror}. "
             "Free space there, or set TMPDIR to a folder that has it."
         ) from error
-    array = np.frombuffer(pages, file.dtype).reshape(file.shape)
+    return np.frombuffer(pages, dtype).reshape(shape), pages
+
+
+def _unpacked(file: PixelFile) -> tuple[NDArray[Any], mmap.mmap]:
+    array, pages = temporary_array(file.shape, file.dtype, file.name)
     file.fill(array)
     return array, pages

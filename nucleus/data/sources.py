@@ -15,13 +15,14 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 
 from nucleus.data.images import IMAGE_SUFFIXES
+from nucleus.data.zarr_store import is_zarr
 from nucleus.errors import DataError, ImageError
 
 __all__ = ["Listing", "Source", "is_hidden", "is_image", "list_folder", "open_source"]
 
 _SYSTEM_FOLDERS = {"__macosx", "@eadir", "$recycle.bin", "system volume information", "lost+found"}
 """Folders that macOS, Synology, Windows and Linux make; they hold copies, thumbnails and what was deleted."""
-_ZARR = (".zarr", ".n5")
+_N5 = ".n5"
 _NO_ZARR = "Save its images as OME-TIFF."
 _MOST_VISITS = 100
 """How often one folder is listed under different names. Links from every folder to every other make endless names."""
@@ -74,7 +75,7 @@ class Listing:
     unread: dict[str, str] = field(default_factory=dict)
 
 
-def list_folder(folder: Path, wanted: Callable[[str], bool] = is_image) -> Listing:
+def list_folder(folder: Path, wanted: Callable[[str], bool] = is_image, *, zarr: bool = False) -> Listing:
     """List the files below a folder, at any depth.
 
     Links are followed, but not in circles; hidden files and folders are passed over. A folder is a folder whatever its
@@ -83,13 +84,14 @@ def list_folder(folder: Path, wanted: Callable[[str], bool] = is_image) -> Listi
     Args:
         folder: The folder.
         wanted: Which files to list, by their relative paths with forward slashes.
+        zarr: Whether wanted folders of Zarr are listed among the files.
 
     Raises:
         DataError: The folder itself cannot be read, or is one of Zarr.
     """
     if _is_zarr(folder.name):
         raise DataError(f"Expected a folder of image files; {folder} is a Zarr folder, which is not read. {_NO_ZARR}")
-    walk = _Walk(folder, wanted)
+    walk = _Walk(folder, wanted, zarr=zarr)
     waiting: deque[_Folder] = deque([("", frozenset())])
     while waiting:  # the shortest names first, of the many that links may give to a folder
         waiting += walk.visit(*waiting.popleft())
@@ -102,8 +104,9 @@ _Folder = tuple[str, frozenset[_Identity]]
 
 
 class _Walk:
-    def __init__(self, root: Path, wanted: Callable[[str], bool]) -> None:
+    def __init__(self, root: Path, wanted: Callable[[str], bool], *, zarr: bool) -> None:
         self.found = Listing()
+        self._zarr = zarr
         self._root = root
         self._wanted = wanted
         self._visits: Counter[_Identity] = Counter()
@@ -144,6 +147,8 @@ class _Walk:
         elif not _is_text(name) and (is_folder or self._wanted(name)):
             shown = name.encode(errors="backslashreplace").decode()
             self.found.unread[shown] = "Expected a file name in UTF-8; found other bytes. Rename it."
+        elif is_folder and self._zarr and is_zarr(entry.name):
+            self.found.files.extend([name] if self._wanted(name) else [])
         elif is_folder and _is_zarr(entry.name):
             self.found.unread[name] = f"Expected image files; found a Zarr folder, which is not read. {_NO_ZARR}"
         elif is_folder:
@@ -166,7 +171,7 @@ def _neither(entry: os.DirEntry[str]) -> str:
 
 
 def _is_zarr(name: str) -> bool:
-    return name.lower().endswith(_ZARR)
+    return is_zarr(name) or name.lower().endswith(_N5)
 
 
 def _is_text(name: str) -> bool:

@@ -1,44 +1,47 @@
-"""Prediction of images in a bucket: find the images, skip those that are done, predict the others in batches.
+"""Prediction of images in a bucket: the settings, the images, which of them are done, and the tables of all.
 
 The output prefix contains, for each image, `<image>.labels.tif` (or other formats), `<image>.overlay.png`, the table
 `parts/<settings>/<image>.<etag>.parquet`; at the end also `nuclei.parquet` and `images.parquet`, joined from these
 tables. An image is done when its table exists, which is written last. The key of the table contains a hash of the
 settings and the ETag of the image, so an image is predicted again if it, the model or an option changed. While a
 prediction runs it holds a claim on the prefix, so that no other one replaces its results.
+
+An object that holds several images (planes, series) has one table, and labels and an overlay for each, such as
+`<image>.z3.labels.tif`. If some of them cannot be read, the key of its table has `.in-part`, and it is not done.
 """
 
 import hashlib
+import json
+import re
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from pathlib import Path, PurePosixPath
+from dataclasses import dataclass, field, replace
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from nucleus.config.names import Reference
 from nucleus.data.images import IMAGE_SUFFIXES
+from nucleus.data.stacks import PlaneOptions
+from nucleus.data.zarr_images import read_group
+from nucleus.data.zarr_plates import image_paths, in_zarr
+from nucleus.data.zarr_store import ZARR_SUFFIX, bucket_zarr, is_zarr
 from nucleus.errors import AccessDeniedError, DataError, ImageError, ObjectNotFoundError, UsageError
-from nucleus.predict.blocks import LabelledBlock
 from nucleus.predict.formats import FormatName
 from nucleus.predict.image_files import check_stems, is_input, stem_of
-from nucleus.predict.measurement import image_table, write_tables
-from nucleus.predict.model import IMAGES_AT_ONCE, Model, PredictionOptions
-from nucleus.predict.results import OVERLAY_ENDING, output_endings, write_image
-from nucleus.predict.source import ScaledImage, channel_count, open_source
+from nucleus.predict.measurement import write_tables
+from nucleus.predict.model import PredictionOptions
+from nucleus.predict.results import OVERLAY_ENDING
 from nucleus.storage.bucket import Bucket
 from nucleus.storage.claims import PrefixClaim, claimed_prefix
 from nucleus.storage.files import read_document, temporary_folder
-from nucleus.storage.uri import LONGEST_KEY, key_problem, parse_uri
+from nucleus.storage.uri import LONGEST_KEY, S3Uri, key_problem, parse_uri
 
 __all__ = [
-    "BatchPredictor",
     "BucketImage",
     "FoundImages",
-    "ImageOutcome",
     "PredictionSettings",
-    "batches_of",
     "claim_output",
     "find_images",
     "join_tables",
@@ -48,8 +51,14 @@ __all__ = [
 _NUCLEI_TABLE, _IMAGES_TABLE = "nuclei.parquet", "images.parquet"
 _SETTINGS_FILE, _CLAIM_FILE = "prediction.json", "prediction.claim.json"
 _FORMAT = 1
-_BYTES_AT_ONCE = 32 << 20
 _DIGITS = 12
+_AT_ONCE = 16
+_LAST = "\uffff"
+"""What no part of a key begins with, but all are before."""
+_PLANE = re.compile(r"(\.s\d+)?(\.z\d+)?(\.t\d+)?$")
+"""The ending of a `ChosenPlane`."""
+_IN_PART = ".in-part"
+"""In the key of a table that lacks images of its object: such an object is predicted again."""
 
 
 class PredictionSettings(BaseModel):
@@ -65,7 +74,9 @@ class PredictionSettings(BaseModel):
         diameter: See `PredictionOptions`.
         pixel_size: See `PredictionOptions`.
         turns: See `PredictionOptions`.
-        channel: Channel to segment, from 0; None segments grey and RGB images as a whole.
+        channel: Channel to segment, its number from 0 or its name; None segments grey and RGB images as a whole.
+        z: See `nucleus.data.PlaneOptions`.
+        t: See `nucleus.data.PlaneOptions`.
         formats: Formats of the nuclei of each image.
     """
 
@@ -79,7 +90,9 @@ class PredictionSettings(BaseModel):
     diameter: float | None = None
     pixel_size: float | None = None
     turns: bool = False
-    channel: int | None = None
+    channel: int | str | None = None
+    z: int | str | None = None
+    t: int | str | None = None
     formats: Annotated[tuple[FormatName, ...], Field(strict=False)] = ("labels",)  # JSON has lists
 
     @property
@@ -93,13 +106,26 @@ class PredictionSettings(BaseModel):
         return PredictionOptions(diameter=self.diameter, pixel_size=self.pixel_size, turns=self.turns)
 
     @property
+    def folder(self) -> S3Uri:
+        """What the keys of the images are relative to: the URI of the images; of a Zarr, the prefix that it is in."""
+        uri = parse_uri(self.images)
+        while in_zarr(uri.key):
+            uri = uri.parent
+        return uri
+
+    @property
+    def planes(self) -> PlaneOptions:
+        """Which planes of stacks and time series to take. Raises `UsageError`."""
+        return PlaneOptions(self.z, self.t)
+
+    @property
     def tables(self) -> str:
         """Prefix of the tables of images with these settings, below the output."""
         return f"parts/{hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:_DIGITS]}"
 
-    def table(self, image: "BucketImage") -> str:
-        """Return the key of the table of an image."""
-        return f"{self.tables}/{image.key}.{image.etag}.parquet"
+    def table(self, image: "BucketImage", *, whole: bool = True) -> str:
+        """Return the key of the table of an object: of all its images, or without those that cannot be read."""
+        return f"{self.tables}/{image.key}.{image.etag}{'' if whole else _IN_PART}.parquet"
 
 
 @dataclass(frozen=True)
@@ -107,8 +133,8 @@ class BucketImage:
     """An image in a bucket.
 
     Attributes:
-        key: Key below the URI of the images.
-        etag: Letters and digits of the ETag, which changes with the content.
+        key: Key below `PredictionSettings.folder`; of an image in OME-Zarr, that of its group.
+        etag: Letters and digits of the ETag, which changes with the content; of an image in OME-Zarr, of all its ETags.
         size: Size, bytes.
     """
 
@@ -123,56 +149,107 @@ class BucketImage:
 
 
 @dataclass(frozen=True)
-class ImageOutcome:
-    """The outcome of one image.
-
-    Attributes:
-        key: Key of the image.
-        nuclei: Number of nuclei; None if the image failed.
-        failure: Error message if the image failed.
-        warning: Why the result may be wrong, or None.
-    """
-
-    key: str
-    nuclei: int | None = None
-    failure: str | None = None
-    warning: str | None = None
-
-
-@dataclass(frozen=True)
 class FoundImages:
     """The images below a prefix.
 
     Attributes:
         images: The images, sorted by key.
         unread: Error message for each key that cannot be predicted.
+        notes: What plates list, but do not have, and what else the user should know: one sentence for each.
     """
 
     images: list[BucketImage]
     unread: dict[str, str]
+    notes: list[str] = field(default_factory=list)
 
 
-def find_images(settings: PredictionSettings) -> FoundImages:
+def find_images(settings: PredictionSettings, *, anonymous: bool = False) -> FoundImages:
     """Return the images below a prefix, at any depth, except hidden ones and the outputs of earlier predictions.
+
+    Args:
+        settings: Settings, with the URI of the images: a prefix, or one OME-Zarr or a part of one.
+        anonymous: Whether requests for the images are not signed, as public buckets allow.
 
     Raises:
         UsageError: There are no images, or two images would have the same output.
     """
-    uri = parse_uri(settings.images)
-    images: list[BucketImage] = []
-    unread: dict[str, str] = {}
-    for item in Bucket(uri).objects(""):
-        if is_input(item.key) and not (item.key.endswith("/") and item.size == 0):  # which is a folder of some consoles
-            image = BucketImage(item.key, "".join(filter(str.isalnum, item.etag)), item.size)
-            problem = _problem(settings, image)
-            if problem is None:
-                images.append(image)
-            else:
-                unread[item.key] = f"{problem}, in {f'{uri}/{item.key}'!r}. Copy the object to another key."
-    if not images and not unread:
-        raise UsageError(f"Expected images below {uri}/; found none ({', '.join(sorted(IMAGE_SUFFIXES))}).")
-    check_stems([(image.stem, image.key) for image in images])
-    return FoundImages(images, unread)
+    uri, bucket = parse_uri(settings.images), Bucket(settings.folder, anonymous=anonymous)
+    found = FoundImages([], {})
+    if in_zarr(uri.key):
+        _add_zarr(bucket, uri.key.removeprefix(bucket.uri.key).strip("/"), found)
+    else:
+        _add_listed(bucket, found)
+    for image in list(found.images):
+        problem = _problem(settings, image)
+        if problem is not None:
+            found.images.remove(image)
+            found.unread[image.key] = f"{problem}, in {f'{bucket.uri}/{image.key}'!r}. Copy the object to another key."
+    if not found.images and not found.unread:
+        raise UsageError(
+            f"Expected images below {uri}/; found none ({', '.join(sorted(IMAGE_SUFFIXES))}, {ZARR_SUFFIX})."
+        )
+    check_stems([(image.stem, image.key) for image in found.images])
+    _check_endings({image.stem for image in found.images})
+    return replace(found, images=sorted(found.images, key=lambda image: image.key))
+
+
+def _add_listed(bucket: Bucket, found: FoundImages) -> None:
+    """Add the images of a listing; the objects of a Zarr, of which there may be millions, are passed over."""
+    start: str | None = ""
+    while start is not None:
+        passed, start = start, None
+        for item in bucket.objects("", f"{passed}/{_LAST}" if passed else ""):
+            zarr = _zarr_of(item.key)
+            if zarr is not None and zarr != passed:
+                start = zarr
+                if is_input(zarr):
+                    _add_zarr(bucket, zarr, found)
+                break
+            if zarr is None and is_input(item.key) and not (item.key.endswith("/") and item.size == 0):  # of a console
+                found.images.append(BucketImage(item.key, "".join(filter(str.isalnum, item.etag)), item.size))
+
+
+def _zarr_of(key: str) -> str | None:
+    """Return the key of the Zarr that an object is in, or None."""
+    parts = key.split("/")[:-1]
+    return next(("/".join(parts[: at + 1]) for at, part in enumerate(parts) if is_zarr(part)), None)
+
+
+def _add_zarr(bucket: Bucket, key: str, found: FoundImages) -> None:
+    """Add the images of an OME-Zarr, or why there are none."""
+    try:
+        paths = image_paths(bucket_zarr(bucket, key), found.notes.append)
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            keys = [f"{key}/{path}".rstrip("/") for path in paths]
+            found.images.extend(pool.map(lambda each: _zarr_image(bucket, each, found.notes), keys))
+    except ImageError as error:
+        found.unread[key] = str(error)
+
+
+def _zarr_image(bucket: Bucket, key: str, notes: list[str]) -> BucketImage:
+    """Return an image in OME-Zarr; its ETag is one of its metadata and of all objects of its full resolution."""
+    group = read_group(bucket_zarr(bucket, key))
+    metadata = group.metadata if group is not None else {}
+    levels = [level["path"] for scales in metadata.get("multiscales", []) for level in scales["datasets"]]
+    digest, size = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode()), 0
+    try:
+        for item in bucket.objects(f"{key}/{levels[0]}/") if levels else ():
+            digest.update(f"{item.key} {item.etag}\n".encode())
+            size += item.size
+    except AccessDeniedError:
+        notes.append(f"{bucket.uri / key} cannot be listed: if its pixels change, it is not predicted again by itself")
+    return BucketImage(key, digest.hexdigest()[: 2 * _DIGITS], size)
+
+
+def _check_endings(stems: set[str]) -> None:
+    """Raise `UsageError` if the results of an object may be named as those of a plane of another one."""
+    for stem in sorted(stems):
+        whole = _PLANE.sub("", stem)
+        if whole != stem and whole in stems:
+            raise UsageError(
+                f"Expected keys that differ in more than the ending of a plane; found those of {whole!r} and {stem!r}, "
+                "whose results may have the same keys. Copy one of the objects to another key."
+            )
 
 
 def _problem(settings: PredictionSettings, image: BucketImage) -> str | None:
@@ -181,7 +258,8 @@ def _problem(settings: PredictionSettings, image: BucketImage) -> str | None:
     if problem is not None:
         return problem
     out = parse_uri(settings.out)
-    longest = max(len((out / key).key.encode()) for key in (settings.table(image), f"{image.stem}{OVERLAY_ENDING}"))
+    keys = (settings.table(image, whole=False), f"{image.stem}{OVERLAY_ENDING}")
+    longest = max(len((out / key).key.encode()) for key in keys)
     if longest > LONGEST_KEY:
         return f"Expected a key whose outputs have keys of at most {LONGEST_KEY:,} bytes; found one of {longest:,}"
     return None
@@ -237,131 +315,18 @@ def not_done(settings: PredictionSettings, images: Iterable[BucketImage]) -> lis
     return [image for image in images if settings.table(image) not in done]
 
 
-def batches_of(images: Iterable[BucketImage]) -> list[list[BucketImage]]:
-    """Divide images into batches: a few small images of similar size, or one large image.
-
-    The largest images come first, because they take longest.
-    """
-    batches: list[list[BucketImage]] = []
-    size = 0
-    for image in sorted(images, key=lambda image: (-image.size, image.key)):
-        if not batches or len(batches[-1]) == IMAGES_AT_ONCE or size + image.size > _BYTES_AT_ONCE:
-            batches.append([])
-            size = 0
-        batches[-1].append(image)
-        size += image.size
-    return batches
-
-
 def join_tables(settings: PredictionSettings, images: Sequence[BucketImage]) -> None:
-    """Write `nuclei.parquet` and `images.parquet` from the tables of images that are done."""
+    """Write `nuclei.parquet` and `images.parquet` from the tables of images that are done, at least in part."""
     out = Bucket(parse_uri(settings.out))
+    there = {item.key for item in out.objects(f"{settings.tables}/")}
+    keys = []
+    for image in sorted(images, key=lambda image: image.key):
+        possible = [settings.table(image), settings.table(image, whole=False)]
+        keys += [key for key in possible if key in there][:1]
+    if not keys:
+        return
     with temporary_folder("tables") as temporary:
         tables = [temporary / name for name in (_NUCLEI_TABLE, _IMAGES_TABLE)]
-        write_tables(out, [settings.table(image) for image in sorted(images, key=lambda image: image.key)], *tables)
+        write_tables(out, keys, *tables)
         for table in tables:
             out.put(table.name, table)
-
-
-@dataclass(frozen=True)
-class _ImageFiles:
-    """Local files of an image, in a separate folder."""
-
-    image: BucketImage
-    folder: Path
-
-    @property
-    def file(self) -> Path:
-        return self.folder / f"image{PurePosixPath(self.image.key).suffix}"
-
-    @property
-    def table(self) -> Path:
-        return self.folder / "nuclei.parquet"
-
-
-class BatchPredictor:
-    """Predicts batches of images in a bucket.
-
-    Args:
-        settings: Settings, with the URIs of the images and of the results.
-        model: Model with the options of the settings.
-    """
-
-    def __init__(self, settings: PredictionSettings, model: Model) -> None:
-        self._settings = settings
-        self._model = model
-        self._images = Bucket(parse_uri(settings.images))
-        self._out = Bucket(parse_uri(settings.out))
-
-    def predict(self, images: Sequence[BucketImage]) -> list[ImageOutcome]:
-        """Predict a batch of images; one that cannot be read gets an error message and does not stop the others.
-
-        Raises:
-            OutputError: The folder for temporary files has no room.
-            StorageError: The bucket cannot be read or written.
-        """
-        with temporary_folder("batch") as temporary, ThreadPoolExecutor() as pool:
-            files = [_ImageFiles(image, temporary / str(number)) for number, image in enumerate(images)]
-            failures = list(pool.map(self._fetch, files))
-            opened = [
-                self._open(each) if failure is None else failure for each, failure in zip(files, failures, strict=True)
-            ]
-            segmented = self._model.segment_blocks([image for image in opened if isinstance(image, ScaledImage)])
-            uploads: list[Future[None]] = []
-            outcomes = [
-                ImageOutcome(each.image.key, failure=found)
-                if isinstance(found, str)
-                else self._write(each, found, next(segmented), pool, uploads)
-                for each, found in zip(files, opened, strict=True)
-            ]
-            for upload in uploads:
-                upload.result()
-        return outcomes
-
-    def _fetch(self, files: _ImageFiles) -> str | None:
-        """Download an image; return an error message if it no longer exists or must not be read."""
-        try:
-            self._images.download(files.image.key, files.file)
-        except (ObjectNotFoundError, AccessDeniedError) as error:  # of this object: archived, or locked by its key
-            return str(error)
-        return None
-
-    def _open(self, files: _ImageFiles) -> ScaledImage | str:
-        """Open an image; return an error message if it cannot be read."""
-        try:
-            source = replace(open_source(files.file, self._settings.channel), name=files.image.key)
-            return self._model.scaled_image(source)
-        except ImageError as error:
-            return self._message(error, files)
-
-    def _write(
-        self,
-        files: _ImageFiles,
-        image: ScaledImage,
-        blocks: Iterable[LabelledBlock],
-        pool: Executor,
-        uploads: list[Future[None]],
-    ) -> ImageOutcome:
-        """Write the outputs of an image and start to upload them."""
-        try:
-            with image_table(files.table, channel_count(files.file)) as table:
-                row = write_image(self._model, image, blocks, files.folder / "image", table, self._settings.formats)
-                table.set_image(row)
-        except ImageError as error:  # a part of a large image may be damaged
-            return ImageOutcome(files.image.key, failure=self._message(error, files))
-        uploads.append(pool.submit(self._upload, files))
-        return ImageOutcome(files.image.key, row["nuclei"], warning=row["warning"])
-
-    def _upload(self, files: _ImageFiles) -> None:
-        """Upload the outputs of an image; the table, which marks it as done, comes last."""
-        for ending in output_endings(self._settings.formats):
-            found = files.folder / f"image{ending}"
-            for file in sorted(found.rglob("*")) if found.is_dir() else [found]:
-                if file.is_file():
-                    below = file.relative_to(files.folder).as_posix().removeprefix("image")
-                    self._out.put(f"{files.image.stem}{below}", file)
-        self._out.put(self._settings.table(files.image), files.table)
-
-    def _message(self, error: ImageError, files: _ImageFiles) -> str:
-        """Return an error message with the URI of the image in place of the local file."""
-        return str(error).replace(str(files.file), str(self._images.uri / files.image.key))

@@ -5,20 +5,24 @@ import io
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
-from nucleus.data.sources import is_image, list_folder
+from nucleus.data.sources import is_hidden, is_image, list_folder
+from nucleus.data.stacks import PlaneOptions
+from nucleus.data.zarr_plates import image_paths, in_zarr, plate_field, zarr_name
+from nucleus.data.zarr_store import ZarrFolder, is_zarr, local_zarr
 from nucleus.errors import ImageError, OutputError, UsageError
 from nucleus.predict.blocks import LabelledBlock
 from nucleus.predict.formats import ENDINGS, FormatName
-from nucleus.predict.measurement import IMAGE_COLUMNS, nucleus_columns
+from nucleus.predict.measurement import image_columns, nucleus_columns
 from nucleus.predict.model import IMAGES_AT_ONCE, Model
+from nucleus.predict.planes import FileImage, ImageOpener, PlannedImages, plan_images
 from nucleus.predict.results import ALL_ENDINGS, OVERLAY_ENDING, write_image
-from nucleus.predict.source import ScaledImage, channel_count, open_source
+from nucleus.predict.source import ScaledImage
 from nucleus.progress import Advance, no_progress
 from nucleus.storage.files import atomic_path, writing
 from nucleus.surroundings import name_on_disk
@@ -52,16 +56,18 @@ class Inputs:
 
     Attributes:
         images: Files of the images by their names, which are relative paths with forward slashes. Results get the same
-            paths below the output.
+            paths below the output. Images in OME-Zarr are folders, or groups in a bucket.
         unread: Reason for each path that could not be read.
+        notes: What plates list, but do not have: one sentence for each.
     """
 
-    images: dict[str, Path]
+    images: dict[str, Path | ZarrFolder]
     unread: dict[str, str]
+    notes: list[str] = field(default_factory=list)
 
 
-def find_inputs(inputs: Sequence[Path]) -> Inputs:
-    """Find the image files of the arguments: files themselves, and those in folders at any depth.
+def find_inputs(inputs: Sequence[Path | ZarrFolder]) -> Inputs:
+    """Find the images of the arguments: files themselves, those in folders at any depth, and those in OME-Zarr.
 
     Names are relative to the folder; if there are several arguments, they begin with the name of the folder.
 
@@ -69,21 +75,44 @@ def find_inputs(inputs: Sequence[Path]) -> Inputs:
         UsageError: A path does not exist, there are no images, or two images would have the same output.
         DataError: A folder cannot be read.
     """
-    found: list[tuple[str, Path]] = []
-    unread: dict[str, str] = {}
+    found: list[tuple[str, Path | ZarrFolder]] = []
+    inside = Inputs({}, {})
     for path in inputs:
-        if not _is_folder(path):
+        if isinstance(path, ZarrFolder):
+            found += _zarr_images(zarr_name(path.name), path, inside)
+        elif not _is_folder(path):
             found.append((path.name, path))
-            continue
-        above = PurePosixPath(path.name or path.resolve().name if len(inputs) > 1 else "")
-        listing = list_folder(path, is_input)
-        found += [(str(above / name), path / name) for name in listing.files]
-        unread |= {str(above / name): f"{path / name}: {reason}" for name, reason in listing.unread.items()}
+        elif in_zarr(path.absolute().as_posix()):
+            found += _zarr_images(zarr_name(path.absolute().as_posix()), path, inside)
+        else:
+            found += _below(path, path.name or path.resolve().name if len(inputs) > 1 else "", inside)
     if not found:
-        reasons = "".join(f" {reason}" for reason in list(unread.values())[:3])
-        raise UsageError(f"Expected image files in {', '.join(map(str, inputs))}; found none.{reasons}")
+        reasons = "".join(f" {reason}" for reason in list(inside.unread.values())[:3])
+        raise UsageError(f"Expected images in {', '.join(map(str, inputs))}; found none.{reasons}")
     check_stems([(stem_of(name), str(path)) for name, path in found], name_on_disk)
-    return Inputs(dict(found), unread)
+    return replace(inside, images=dict(found))
+
+
+def _below(folder: Path, above: str, inside: Inputs) -> Iterator[tuple[str, Path | ZarrFolder]]:
+    """Yield the names and places of the images below a folder; add what cannot be read to `inside`."""
+    listing = list_folder(folder, is_input, zarr=True)
+    for name in listing.files:
+        path, shown = folder / name, str(PurePosixPath(above) / name)
+        yield from _zarr_images(shown, path, inside) if is_zarr(name) and path.is_dir() else [(shown, path)]
+    for name, reason in listing.unread.items():
+        inside.unread[str(PurePosixPath(above) / name)] = f"{folder / name}: {reason}"
+
+
+def _zarr_images(name: str, place: Path | ZarrFolder, inside: Inputs) -> list[tuple[str, Path | ZarrFolder]]:
+    """Return the names and places of the images in OME-Zarr; add what it lacks, or why it is not read, to `inside`."""
+    folder = local_zarr(place) if isinstance(place, Path) else place
+    try:
+        paths = image_paths(folder, inside.notes.append)
+    except ImageError as error:
+        inside.unread[name] = str(error)
+        return []
+    places = [place / path if isinstance(place, Path) else folder.below(path) if path else folder for path in paths]
+    return [(f"{name}/{path}".rstrip("/"), each) for path, each in zip(paths, places, strict=True)]
 
 
 def _is_folder(path: Path) -> bool:
@@ -98,13 +127,24 @@ def _is_folder(path: Path) -> bool:
 
 
 def is_input(path: str) -> bool:
-    """Return whether a path is an image that is not hidden, and not the output of an earlier prediction."""
-    return is_image(path) and not path.endswith(ALL_ENDINGS)
+    """Return whether a path is an image that is not hidden, and not the output of an earlier prediction.
+
+    OME-Zarr is an image by its name.
+    """
+    return (is_image(path) or (is_zarr(path) and not is_hidden(path))) and not path.endswith(ALL_ENDINGS)
 
 
 def stem_of(name: str) -> str:
-    """Return the name of an image without its suffix, to which the endings of its outputs are added."""
-    return str(PurePosixPath(name).with_suffix(""))
+    """Return the name of an image without its suffix, to which the endings of its outputs are added.
+
+    A folder of Zarr loses its suffix too, because what is below it in the output is no Zarr.
+
+    >>> stem_of("a/b.tif"), stem_of("p.zarr/B/3/0")
+    ('a/b', 'p/B/3/0')
+    """
+    *folders, last = PurePosixPath(name).parts
+    above = [PurePosixPath(folder).stem if is_zarr(folder) else folder for folder in folders]
+    return str(PurePosixPath(*above, last if above != folders else PurePosixPath(last).stem))
 
 
 def check_stems(images: Iterable[tuple[str, str]], compared: Callable[[str], str] = str) -> None:
@@ -139,8 +179,8 @@ class PredictedFiles:
     """The outcome of a prediction.
 
     Attributes:
-        counts: Number of nuclei of each image, by its name.
-        failures: Error message for each image that could not be read, by its name.
+        counts: Number of nuclei of each image, by its name; the planes of a stack are `a.tif z=0` and so on.
+        failures: Error message for each image or file that could not be read, by its name.
         warnings: Why the result of an image may be wrong, by its name.
     """
 
@@ -151,9 +191,9 @@ class PredictedFiles:
 
 def predict_files(
     model: Model,
-    files: Sequence[Path] | Mapping[str, Path],
+    files: Sequence[Path] | Mapping[str, Path | ZarrFolder] | PlannedImages,
     out: Path,
-    channel: int | None = None,
+    channel: int | str | None = None,
     advance: Advance = no_progress,
     formats: Sequence[FormatName] = ("labels",),
 ) -> PredictedFiles:
@@ -168,9 +208,10 @@ def predict_files(
     Args:
         model: The model.
         files: Image files: by their names, which are relative paths with forward slashes (`Inputs.images`), or as a
-            sequence, whose names are those of the files. Names differ in more than their suffixes.
+            sequence, whose names are those of the files; or the images of files, from `plan_images`, without which
+            stacks and time series are refused.
         out: Folder for the results.
-        channel: Channel to segment, from 0; None segments grey and RGB images as a whole.
+        channel: Channel to segment, its number from 0 or its name; None segments grey and RGB images as a whole.
         advance: Called with the number of images done and their total.
         formats: Formats of the nuclei, by `check_formats`.
 
@@ -178,20 +219,23 @@ def predict_files(
         Number of nuclei or error message of each image.
 
     Raises:
+        UsageError: Two images would have the same output.
         OutputError: The folder cannot be written. The labels and overlays written before are whole, and the tables
             have their rows; where there is no room for the tables either, the message says so.
     """
-    named = files if isinstance(files, Mapping) else {file.name: file for file in files}
-    found = PredictedFiles({}, {}, {})
+    planned = _planned(files)
+    check_stems([(stem_of(image.output), image.title) for image in planned.images], name_on_disk)
+    plate = any(plate_field(image.name) for image in planned.images)
+    found = PredictedFiles({}, dict(planned.failures), {})
     stopped: OutputError | None = None
     try:
         with (
-            csv_table(out / NUCLEI_TABLE, nucleus_columns(_most_channels(named.values()))) as nuclei,
-            csv_table(out / IMAGES_TABLE, IMAGE_COLUMNS) as images,
+            csv_table(out / NUCLEI_TABLE, nucleus_columns(planned.channels, plate=plate)) as nuclei,
+            csv_table(out / IMAGES_TABLE, image_columns(plate=plate)) as images,
         ):
             try:
                 with writing(out / NUCLEI_TABLE):
-                    _predict_all(model, named, _Outputs(out, nuclei, images, formats), channel, found, advance)
+                    _predict_all(model, planned, _Outputs(out, nuclei, images, formats), channel, found, advance)
             except OutputError as error:  # the tables are kept, as the labels are
                 stopped = error
     except OutputError as error:
@@ -199,6 +243,13 @@ def predict_files(
     if stopped is not None:
         raise _with_note(stopped, f"have the {plural(len(found.counts), 'image')} before") from stopped
     return found
+
+
+def _planned(files: Sequence[Path] | Mapping[str, Path | ZarrFolder] | PlannedImages) -> PlannedImages:
+    if isinstance(files, PlannedImages):
+        return files
+    named = files if isinstance(files, Mapping) else {file.name: file for file in files}
+    return plan_images(named, PlaneOptions())
 
 
 def _with_note(error: OutputError, note: str) -> OutputError:
@@ -229,48 +280,41 @@ class _Outputs:
 
 def _predict_all(
     model: Model,
-    named: Mapping[str, Path],
+    planned: PlannedImages,
     outputs: _Outputs,
-    channel: int | None,
+    channel: int | str | None,
     found: PredictedFiles,
     advance: Advance,
 ) -> None:
     """Predict the images; add the number of nuclei or the error message of each to `found`."""
-    remaining = iter(named.items())
+    remaining, opener = iter(planned.images), ImageOpener(channel)
+    total = len(planned.images) + len(planned.failures)
     while chunk := list(islice(remaining, IMAGES_AT_ONCE)):
-        opened = _open_all(model, chunk, channel, found.failures)
-        for (name, image), blocks in zip(opened.items(), model.segment_blocks(list(opened.values())), strict=True):
+        opened = _open_all(model, chunk, opener, found.failures)
+        segmented = model.segment_blocks([scaled for _, scaled in opened])
+        for (image, scaled), blocks in zip(opened, segmented, strict=True):
             try:
-                row = outputs.add(model, name, image, blocks)
-                found.counts[name] = row["nuclei"]
+                row = outputs.add(model, image.output, scaled, blocks)
+                found.counts[image.title] = row["nuclei"]
                 if row["warning"]:
-                    found.warnings[name] = row["warning"]
+                    found.warnings[image.title] = row["warning"]
             except ImageError as error:  # a channel that is measured but not segmented may be damaged
-                found.failures[name] = str(error)
-            advance(len(found.counts) + len(found.failures), len(named))
-        advance(len(found.counts) + len(found.failures), len(named))
-
-
-def _most_channels(files: Iterable[Path]) -> int:
-    """Return the largest number of channels, at least 1; unreadable files are ignored here and reported later."""
-    found = [1]
-    for file in files:
-        with suppress(ImageError):
-            found.append(channel_count(file))
-    return max(found)
+                found.failures[image.title] = str(error)
+            advance(len(found.counts) + len(found.failures), total)
+        advance(len(found.counts) + len(found.failures), total)
 
 
 def _open_all(
-    model: Model, files: Sequence[tuple[str, Path]], channel: int | None, failures: dict[str, str]
-) -> dict[str, ScaledImage]:
-    """Open the readable files; add error messages for the others to `failures`."""
-    opened = {}
-    for name, file in files:
+    model: Model, images: Iterable[FileImage], opener: ImageOpener, failures: dict[str, str]
+) -> list[tuple[FileImage, ScaledImage]]:
+    """Open the readable images; add error messages for the others to `failures`."""
+    opened = []
+    for image in images:
         try:
-            _check_length(name)
-            opened[name] = model.scaled_image(replace(open_source(file, channel), name=name))
+            _check_length(image.output)
+            opened.append((image, model.scaled_image(opener.open(image))))
         except ImageError as error:
-            failures[name] = str(error)
+            failures[image.title] = str(error)
     return opened
 
 

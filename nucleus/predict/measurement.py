@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nucleus.data.zarr_plates import plate_field
 from nucleus.lazy import pa, pads, pq, skimage
 from nucleus.predict.blocks import AssembledLabels, LabelledBlock
 from nucleus.predict.source import ImageSource
@@ -26,23 +27,27 @@ __all__ = [
     "MeasuredPart",
     "NucleiSummary",
     "frame_of",
+    "image_columns",
     "image_row",
     "image_table",
+    "join_images",
     "measure_blocks",
     "measure_nuclei",
     "nucleus_columns",
     "write_tables",
 ]
 
+_KEYS = ("image", "z", "t")
+_PLATE = ("plate", "row", "column", "field")
 _SHAPE = ("label", "centroid_x", "centroid_y", "area", "diameter", "eccentricity", "solidity")
 _PHYSICAL = ("area_um2", "diameter_um")
 IMAGE_COLUMNS = (
-    *("image", "width", "height", "nuclei", "nuclei_per_megapixel", "coverage"),
+    *(*_KEYS, "width", "height", "nuclei", "nuclei_per_megapixel", "coverage"),
     *("mean_area", "median_diameter", "pixel_size_um", "nuclei_per_mm2", "scale", "score", "warning"),
 )
-_IMAGE_ROW = "image"
-_INTEGERS = {"label", "area", "width", "height", "nuclei"}
-_TEXTS = {"image", "warning"}
+_IMAGE_ROWS = "images"
+_INTEGERS = {"z", "t", "label", "area", "width", "height", "nuclei"}
+_TEXTS = {"image", "warning", *_PLATE}
 _SMALLEST_GROUP, _LARGEST_GROUP = 1 << 16, 1 << 20
 _AT_ONCE = 16
 _DIAMETER_BINS = 1 << 14
@@ -60,6 +65,8 @@ class Frame:
         top: First row of the part.
         left: First column of the part.
         pixel_size: Side of a pixel, micrometres; None if unknown.
+        z: Depth of the plane in its stack, from 0; None for a projection, and where there is one depth.
+        t: Time of the plane, from 0; None where there is one time.
     """
 
     image: str
@@ -67,6 +74,14 @@ class Frame:
     top: int = 0
     left: int = 0
     pixel_size: float | None = None
+    z: int | None = None
+    t: int | None = None
+
+    @property
+    def keys(self) -> dict[str, Any]:
+        """The columns that tell an image from the others: name, place in a plate, depth and time."""
+        field = plate_field(self.image)
+        return {"image": self.image, **(vars(field) if field else {}), "z": self.z, "t": self.t}
 
 
 @dataclass(frozen=True)
@@ -84,15 +99,29 @@ class MeasuredPart:
     rows: list[dict[str, Any]]
 
 
-def nucleus_columns(channels: int) -> tuple[str, ...]:
-    """Return the column names of a table of nuclei, for images of up to `channels` channels."""
+def nucleus_columns(channels: int, *, plate: bool = False) -> tuple[str, ...]:
+    """Return the column names of a table of nuclei, for images of up to `channels` channels.
+
+    Args:
+        channels: Number of channels.
+        plate: Whether some images are of plates.
+    """
     intensities = (f"{what}_{channel}" for channel in range(channels) for what in ("mean", "integrated"))
-    return ("image", *_SHAPE, "touches_edge", "score", *_PHYSICAL, *intensities)
+    return (*_keys(plate=plate), *_SHAPE, "touches_edge", "score", *_PHYSICAL, *intensities)
+
+
+def image_columns(*, plate: bool = False) -> tuple[str, ...]:
+    """Return the column names of a table of images; `plate` says whether some are of plates."""
+    return (*_keys(plate=plate), *IMAGE_COLUMNS[len(_KEYS) :])
+
+
+def _keys(*, plate: bool) -> tuple[str, ...]:
+    return (_KEYS[0], *(_PLATE if plate else ()), *_KEYS[1:])
 
 
 def frame_of(source: ImageSource) -> Frame:
     """Return the frame of a whole image."""
-    return Frame(source.name, (source.height, source.width), pixel_size=source.pixel_size)
+    return Frame(source.name, (source.height, source.width), pixel_size=source.pixel_size, z=source.z, t=source.t)
 
 
 def measure_blocks(image: Frame, blocks: Iterable[LabelledBlock], labels: AssembledLabels) -> Iterator[MeasuredPart]:
@@ -132,8 +161,7 @@ def measure_nuclei(
     rows = []
     for i, number in enumerate(numbers):
         area = int(table["area"][i])
-        row: dict[str, Any] = {"image": frame.image}
-        row |= {column: round(float(table[column][i]), 3) for column in _SHAPE}
+        row = frame.keys | {column: round(float(table[column][i]), 3) for column in _SHAPE}
         row |= {"label": int(number) + first, "area": area}
         row["centroid_x"] = round(float(table["centroid_x"][i]) + frame.left, 3)
         row["centroid_y"] = round(float(table["centroid_y"][i]) + frame.top, 3)
@@ -216,7 +244,7 @@ def image_row(
     pixels, nuclei, size = height * width, summary.nuclei, frame.pixel_size
     score, diameter = summary.score, summary.median_diameter
     return {
-        "image": frame.image,
+        **frame.keys,
         "width": width,
         "height": height,
         "nuclei": nuclei,
@@ -263,15 +291,31 @@ class ImageTable:
 
     def set_image(self, row: dict[str, Any]) -> None:
         """Store the row of the image, from `image_row`, in the metadata."""
-        self._writer.add_key_value_metadata({_IMAGE_ROW: json.dumps(row)})
+        self._writer.add_key_value_metadata({_IMAGE_ROWS: json.dumps([row])})
 
 
 @contextmanager
-def image_table(path: Path, channels: int) -> Iterator[ImageTable]:
+def image_table(path: Path, channels: int, *, plate: bool = False) -> Iterator[ImageTable]:
     """Provide a new table for an image of `channels` channels; the file is complete when the block ends."""
-    schema = _schema(nucleus_columns(channels))
+    schema = _schema(nucleus_columns(channels, plate=plate))
     with pq.ParquetWriter(path, schema, compression="zstd") as writer:
         yield ImageTable(writer, schema)
+
+
+def join_images(tables: Sequence[Path], joined: Path) -> None:
+    """Join tables of images with the same columns, which are those of one file, into a table of all in their order."""
+    found = [pq.ParquetFile(path) for path in tables]
+    with pq.ParquetWriter(joined, found[0].schema_arrow.remove_metadata(), compression="zstd") as writer:
+        for each in found:
+            for batch in each.iter_batches():
+                writer.write_batch(batch)
+        rows = [row for each in found for row in _image_rows(each.metadata)]
+        writer.add_key_value_metadata({_IMAGE_ROWS: json.dumps(rows)})
+
+
+def _image_rows(metadata: pq.FileMetaData) -> list[dict[str, Any]]:
+    """Return the rows of the images in the metadata of a table."""
+    return list(json.loads(metadata.metadata[_IMAGE_ROWS.encode()]))
 
 
 def write_tables(bucket: Bucket, keys: Sequence[str], nuclei: Path, images: Path) -> None:
@@ -291,12 +335,14 @@ def write_tables(bucket: Bucket, keys: Sequence[str], nuclei: Path, images: Path
         with ThreadPoolExecutor(_AT_ONCE) as pool:
             list(pool.map(bucket.download, keys, paths))
         found = [pq.read_metadata(path) for path in paths]
-        rows = [json.loads(metadata.metadata[_IMAGE_ROW.encode()]) for metadata in found]
-        pq.write_table(pa.Table.from_pylist(rows, schema=_schema(IMAGE_COLUMNS)), images, compression="zstd")
-        widest = max((metadata.schema.to_arrow_schema() for metadata in found), key=len)
+        rows = [row for metadata in found for row in _image_rows(metadata)]
+        plate = any(_PLATE[0] in row for row in rows)
+        schema = _schema(image_columns(plate=plate))
+        pq.write_table(pa.Table.from_pylist(rows, schema=schema), images, compression="zstd")
+        widest = _widest([metadata.schema.to_arrow_schema().names for metadata in found], plate=plate)
         joined = temporary / "joined"
         pads.write_dataset(
-            pads.dataset([str(path) for path in paths], schema=widest.remove_metadata(), format="parquet"),
+            pads.dataset([str(path) for path in paths], schema=widest, format="parquet"),
             joined,
             format="parquet",
             file_options=pads.ParquetFileFormat().make_write_options(compression="zstd"),
@@ -306,6 +352,12 @@ def write_tables(bucket: Bucket, keys: Sequence[str], nuclei: Path, images: Path
             preserve_order=True,
         )
         (joined / "0.parquet").rename(nuclei)
+
+
+def _widest(tables: Sequence[Sequence[str]], *, plate: bool) -> pa.Schema:
+    """Return the schema of a table of nuclei that has the columns of all these tables."""
+    channels = max(sum(name.startswith("mean_") for name in names) for names in tables)
+    return _schema(nucleus_columns(channels, plate=plate))
 
 
 def _schema(columns: Sequence[str]) -> pa.Schema:

@@ -1,4 +1,4 @@
-"""`Model`, a network with its settings that segments images; and `Segmentation`, the nuclei of one image."""
+"""`Model`, a network with its settings that segments images."""
 
 from __future__ import annotations
 
@@ -7,15 +7,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from nucleus.config.recipe import LossOptions
-from nucleus.data.images import RgbImage
+from nucleus.data.stacks import PlaneOptions
 from nucleus.errors import ImageError, ModelError
-from nucleus.lazy import pandas
 from nucleus.model.architecture import (
     CONFIG_FILE,
     ONNX_FILE,
@@ -28,7 +26,6 @@ from nucleus.model.architecture import (
 from nucleus.model.engines import Engine, EngineChoice, load_engine
 from nucleus.model.instances import label_nuclei
 from nucleus.model.tiling import Region, TiledNetwork
-from nucleus.pictures import draw_overlay
 from nucleus.predict.blocks import (
     AssembledLabels,
     Block,
@@ -37,9 +34,11 @@ from nucleus.predict.blocks import (
     nuclei_of_block,
     plan_blocks,
 )
-from nucleus.predict.measurement import NucleiSummary, frame_of, measure_blocks, nucleus_columns
+from nucleus.predict.measurement import NucleiSummary, frame_of, measure_blocks
+from nucleus.predict.planes import FileImage, ImageOpener, images_of
+from nucleus.predict.segmentation import Segmentation
 from nucleus.predict.sizing import Viewer, fitting_scale
-from nucleus.predict.source import ImageSource, ScaledImage, image_source
+from nucleus.predict.source import ImageSource, ScaledImage, image_source, stacks_of
 from nucleus.registry.manifest import ModelManifest
 from nucleus.registry.versions import PulledModel, read_pulled
 
@@ -48,7 +47,6 @@ __all__ = [
     "ImageValues",
     "Model",
     "PredictionOptions",
-    "Segmentation",
     "load_model_folder",
     "load_pulled",
 ]
@@ -100,60 +98,6 @@ class ImageValues:
 
     values: NDArray[np.float32]
     scale: float
-
-
-class Segmentation:
-    """The nuclei of one image.
-
-    Attributes:
-        labels: H x W, int32: 0 background, 1..K nuclei.
-        rows: One dictionary per nucleus with the columns of `nuclei.csv`: lengths in px, centroids in px from the
-            centre of the first pixel, grey values in the depth of the image. Values in micrometres are None if the
-            pixel size is unknown.
-        diameter: Median diameter of the nuclei, px; None without nuclei.
-        warning: Why the result may be wrong, or None.
-
-    Examples:
-        >>> found = model.segment("image.png")
-        >>> found.table["label"].tolist() == list(range(1, found.count + 1))
-        True
-        >>> found.table.to_csv("nuclei.csv", index=False)
-    """
-
-    def __init__(
-        self,
-        image: ScaledImage,
-        labels: NDArray[np.int32],
-        rows: list[dict[str, Any]],
-        diameter: float | None,
-        warning: str | None,
-    ) -> None:
-        self.labels = labels
-        self.rows = rows
-        self.diameter = diameter
-        self.warning = warning
-        self._image = image
-
-    @property
-    def table(self) -> pandas.DataFrame:
-        """The rows as a pandas DataFrame; unknown values are NaN. Raises `MissingPackageError` without pandas."""
-        return _table(self.rows, self._image.source.read_channels(slice(0, 1), slice(0, 1)).shape[2])
-
-    @property
-    def count(self) -> int:
-        """Number of nuclei."""
-        return len(self.rows)
-
-    def overlay(self) -> RgbImage:
-        """Return the image, H x W x 3, uint8, with each nucleus outlined in yellow and a circle of median diameter."""
-        whole = self._image.whole
-        return draw_overlay(self._image.rgb(whole.rows, whole.columns), self.labels, self.diameter)
-
-    def __repr__(self) -> str:
-        height, width = self.labels.shape
-        nuclei = "1 nucleus" if self.count == 1 else f"{self.count} nuclei"
-        warning = f"; {self.warning}" if self.warning else ""
-        return f"<Segmentation of {self._image.source.name}: {width} x {height} px, {nuclei}{warning}>"
 
 
 class Model:
@@ -212,19 +156,32 @@ class Model:
         other.config = config
         return other
 
-    def segment(self, image: str | Path | ArrayLike, *, channel: int | None = None) -> Segmentation:
-        """Find the nuclei of an image.
+    def segment(
+        self,
+        image: str | Path | ArrayLike,
+        *,
+        channel: int | str | None = None,
+        z: int | str | None = None,
+        t: int | None = None,
+    ) -> Segmentation:
+        """Find the nuclei of an image, in two dimensions.
 
         Args:
-            image: A file (PNG, TIFF, OME-TIFF, JPEG, BMP, WebP), or an array of any depth: H x W (grey), or H x W x C
-                with C = 1 (grey), 3 (RGB), 4 (RGB and alpha, which is dropped), or any other C if `channel` is given.
-            channel: Channel to segment, from 0. All channels are measured.
+            image: A file (PNG, TIFF, OME-TIFF, LSM, JPEG, BMP, WebP), or an array of any depth: H x W (grey), or
+                H x W x C with C = 1 (grey), 3 (RGB), 4 (RGB and alpha, which is dropped), or any other C if `channel`
+                is given.
+            channel: Channel to segment: its number from 0, or its name in the file. All channels are measured.
+            z: For a file with several depths: a depth from 0, "max" or "mean" (a projection of all), or "best" (the
+                sharpest). See `segment_planes` for all.
+            t: For a file with several times: a time from 0.
 
         Returns:
             Labels, table and overlay. The column `image` of the table is the name of the file, or "image" for an array.
 
         Raises:
-            ImageError: The image is not an image or damaged, or it has several channels and `channel` is not given.
+            ImageError: The image is not an image or damaged; or it has several channels, depths or times, or the file
+                several images, and there is no choice of one.
+            UsageError: `z` or `t` is something else, or is given with an array.
 
         Examples:
             >>> found = model.segment("image.png")
@@ -234,7 +191,45 @@ class Model:
             >>> bool((same.labels == found.labels).all())
             True
         """
-        scaled = self.scaled_image(image_source(image, channel))
+        return self._segmentation(image_source(image, channel, PlaneOptions(z, t)))
+
+    def segment_planes(
+        self,
+        image: str | Path,
+        *,
+        channel: int | str | None = None,
+        z: int | str | None = "all",
+        t: int | str | None = "all",
+    ) -> Iterator[Segmentation]:
+        """Find the nuclei of each plane of a file, one after the other: depths, times, and several images in one file.
+
+        Each plane is segmented as an image of its own; nuclei are not followed through depths or times.
+
+        Args:
+            image: A file.
+            channel: Channel to segment: its number from 0, or its name in the file.
+            z: "all", or a choice as in `segment`.
+            t: "all", or a time from 0.
+
+        Returns:
+            The segmentation of each plane, by image, then time, then depth; its `z` and `t` say which it is. After an
+            `ImageError` for a damaged plane, `next` goes on with the plane after it.
+
+        Raises:
+            ImageError: The file cannot be read, or has no such plane.
+            UsageError: `z` or `t` is something else.
+        """
+        file, options, opener = Path(image), PlaneOptions(z, t), ImageOpener(channel)
+        images = images_of(file, file.name, stacks_of(file), options)
+
+        def segmented(each: FileImage) -> Segmentation:
+            return self._segmentation(opener.open(each))
+
+        return map(segmented, images)  # a generator would end at an error
+
+    def _segmentation(self, source: ImageSource) -> Segmentation:
+        """Return the nuclei of an image."""
+        scaled = self.scaled_image(source)
         labels = AssembledLabels(np.zeros(scaled.source_shape, np.int32))
         (blocks,) = self.segment_blocks([scaled])
         rows = [row for part in measure_blocks(frame_of(scaled.source), blocks, labels) for row in part.rows]
@@ -384,13 +379,6 @@ def _groups(images: Sequence[ScaledImage]) -> Iterator[list[ScaledImage]]:
         pixels += size
     if group:
         yield group
-
-
-def _table(rows: Sequence[dict[str, Any]], channels: int) -> pandas.DataFrame:
-    """Return rows from `measure_nuclei` as a table whose column types do not depend on the rows."""
-    columns = nucleus_columns(channels)
-    kinds = {"image": "object", "label": "int64", "area": "int64", "touches_edge": "bool"}
-    return pandas.DataFrame(rows, columns=columns).astype({name: kinds.get(name, "float64") for name in columns})
 
 
 def load_model_folder(folder: Path, options: PredictionOptions | None = None) -> Model:

@@ -1,9 +1,10 @@
 """Images in files and arrays, read in parts (`ImageSource`), and rescaled for the network (`ScaledImage`)."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from copy import copy
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from nucleus.config.recipe import NormalizationOptions
-from nucleus.data.images import RgbImage, check_colours, open_pixels
+from nucleus.data.images import RgbImage, check_colours, open_stacks
 from nucleus.data.normalization import (
     BLOCK,
     IntensitySample,
@@ -32,10 +33,30 @@ from nucleus.data.pixel_files import (
     seen_pixels,
     unpacked_part,
 )
-from nucleus.errors import ImageError
+from nucleus.data.stacks import (
+    ChosenPlane,
+    PlaneOptions,
+    Stack,
+    channel_number,
+    check_channel,
+    choose_planes,
+    open_plane,
+)
+from nucleus.data.zarr_plates import image_paths, open_image_in
+from nucleus.data.zarr_store import ZarrFolder, local_zarr
+from nucleus.errors import ImageError, StorageError, UsageError
 from nucleus.model.tiling import Region
 
-__all__ = ["ImageSource", "ScaledImage", "array_source", "channel_count", "image_source", "open_source"]
+__all__ = [
+    "ImageSource",
+    "ScaledImage",
+    "array_source",
+    "channel_count",
+    "image_source",
+    "open_source",
+    "plane_source",
+    "stacks_of",
+]
 
 _WHOLE_PIXELS = 1 << 24
 """Images of up to this many pixels are decoded when they are opened."""
@@ -57,6 +78,8 @@ class ImageSource:
         read_channels: Function that reads the same part as it is stored, h x w x C: all channels, alpha too, and the
             indices of a palette.
         pixel_size: Side of a pixel, micrometres; None if unknown.
+        z: Depth of the plane in its stack, from 0; None for a projection, and where there is one depth.
+        t: Time of the plane, from 0; None where there is one time.
     """
 
     name: str
@@ -65,6 +88,8 @@ class ImageSource:
     read: ReadPart
     read_channels: ReadPart
     pixel_size: float | None = None
+    z: int | None = None
+    t: int | None = None
 
     def cropped(self, part: Region) -> "ImageSource":
         """Return a part of the image as an image."""
@@ -86,9 +111,18 @@ class ImageSource:
         return (slice(top, min(top + band, self.height)) for top in range(0, self.height, band))
 
 
-def image_source(image: str | Path | ArrayLike, channel: int | None = None) -> ImageSource:
-    """Open an image: a file (`open_source`) or an array (`array_source`). Raises `ImageError`."""
-    return open_source(Path(image), channel) if isinstance(image, str | Path) else array_source(image, channel=channel)
+def image_source(
+    image: str | Path | ArrayLike, channel: int | str | None = None, planes: PlaneOptions | None = None
+) -> ImageSource:
+    """Open an image: a file (`open_source`) or an array (`array_source`). Raises `ImageError`, `UsageError`."""
+    if isinstance(image, str | Path):
+        return open_source(Path(image), channel, planes)
+    if isinstance(channel, str) or planes not in {None, PlaneOptions()}:
+        raise UsageError(
+            "Expected a file for a channel's name, z or t; found an array, which has one plane and no names. Pass one "
+            "plane of it, H x W or H x W x C, and the number of its channel."
+        )
+    return array_source(image, channel=channel)
 
 
 def array_source(pixels: ArrayLike, name: str = "image", channel: int | None = None) -> ImageSource:
@@ -121,47 +155,98 @@ def array_source(pixels: ArrayLike, name: str = "image", channel: int | None = N
     return _source(name, stored.shape, memory_part(stored), facts, channel)
 
 
-def open_source(path: Path, channel: int | None = None) -> ImageSource:
+def open_source(path: Path, channel: int | str | None = None, planes: PlaneOptions | None = None) -> ImageSource:
     """Open an image file.
 
     Small images are decoded whole. Of larger ones, only the parts that are read are decoded (tiled or uncompressed
     TIFF); others are unpacked to a temporary file.
 
     Args:
-        path: PNG, TIFF, OME-TIFF, JPEG, BMP or WebP file.
-        channel: Channel to segment, from 0; None segments grey and RGB images as a whole.
+        path: PNG, TIFF, OME-TIFF, LSM, JPEG, BMP or WebP file.
+        channel: Channel to segment, its number from 0 or its name; None segments grey and RGB images as a whole.
+        planes: Which plane of a stack or time series to read; None for images of one plane.
 
     Raises:
-        ImageError: The file is not an image or damaged, has several planes or times, or has several channels and
-            `channel` is None.
+        ImageError: The file is not an image or damaged; or it has several images, or several planes or channels and
+            there is no choice of one.
+    """
+    stacks = stacks_of(path)
+    chosen = choose_planes(stacks, planes or PlaneOptions())
+    if len(chosen) > 1:
+        raise ImageError(
+            f"Expected one image in {path}; found {len(chosen)}. Add: --z and --t with a number, for one of them (in "
+            "Python: z=0 and t=0, or Model.segment_planes for all of them)."
+            if len(stacks) == 1
+            else f"Expected one image in {path}; found {len(stacks)}. In Python: Model.segment_planes gives each."
+        )
+    return plane_source(path, stacks, chosen[0], channel)
+
+
+def stacks_of(path: Path | ZarrFolder) -> list[Stack]:
+    """Return the images of a file or of OME-Zarr, each of one or more times and depths, from the header.
+
+    Raises:
+        ImageError: There is no image, or one that is not read.
+        StorageError: The bucket cannot be read.
     """
     with _readable(path):
-        file = _single(path)
-        if channel is None and file.choose:
-            raise ImageError(
-                f"Expected one channel of {path}, which has {file.shape[2]}; found no choice among them. "
-                "Add: --channel 0 (in Python: channel=0)"
-            )
-        source = _source(str(path), file.shape, _reader(file), file.facts, channel)
-        return replace(source, name=path.name, pixel_size=file.pixel_size)
+        if isinstance(path, Path) and not path.is_dir():
+            return open_stacks(path, str(path))
+        folder = local_zarr(path) if isinstance(path, Path) else path
+        return [open_image_in(folder, each, f"{path}/{each}".rstrip("/")) for each in image_paths(folder)]
 
 
-def channel_count(path: Path) -> int:
-    """Return the number of channels that `read_channels` of a file reads, from its header. Raises `ImageError`."""
+def plane_source(
+    path: Path | ZarrFolder, stacks: Sequence[Stack], chosen: ChosenPlane, channel: int | str | None
+) -> ImageSource:
+    """Open a plane or a projection of a file's images.
+
+    Args:
+        path: The file.
+        stacks: Its images, from `stacks_of`.
+        chosen: What was chosen of them, from `choose_planes`.
+        channel: Channel to segment, its number from 0 or its name; None segments grey and RGB images as a whole.
+
+    Raises:
+        ImageError: The plane is damaged, or has no such channel, or has several and `channel` is None.
+    """
     with _readable(path):
-        return _single(path).shape[2]
+        stack = stacks[chosen.stack]
+        number = channel_number(stack, channel)
+        file, depth = open_plane(stack, chosen, number)
+        check_channel(number, file.shape[2], file.name, stack.channels)
+        if number is None and file.choose:
+            raise ImageError(_no_channel(file, stack))
+        source = _source(file.name, file.shape, _reader(file), file.facts, number)
+        name = path.name + stack.name.removeprefix(str(path))
+        return replace(source, name=name, pixel_size=file.pixel_size, z=depth, t=chosen.t)
 
 
-def _single(path: Path) -> PixelFile:
-    """Read the header of a file. Raises `ImageError` if it holds several images."""
-    file = open_pixels(path, str(path))
-    if file.several is not None:
-        raise ImageError(file.several)
-    return file
+def _no_channel(file: PixelFile, stack: Stack) -> str:
+    """Return the message for an image of several channels without a choice of one."""
+    names = f": {', '.join(map(repr, stack.channels))}" if stack.channels else ""
+    name = next((name for name in stack.channels if name.isalnum() and not name.isdigit()), None)
+    example = f'--channel {name} (in Python: channel="{name}")' if name else "--channel 0 (in Python: channel=0)"
+    return (
+        f"Expected one channel of {file.name}, which has {file.shape[2]}{names}; found no choice among them. Add: "
+        f"{example}"
+    )
+
+
+def channel_count(stacks: Sequence[Stack]) -> int:
+    """Return the largest number of channels of the images of a file; damaged planes, which fail later, do not count."""
+    return max(map(_channels_of, stacks))
+
+
+def _channels_of(stack: Stack) -> int:
+    for time, depth in product(range(stack.times), range(stack.depths)):
+        with suppress(ImageError, OSError):
+            return stack.plane(time, depth).shape[2]
+    return 1
 
 
 @contextmanager
-def _readable(path: Path) -> Iterator[None]:
+def _readable(path: Path | ZarrFolder) -> Iterator[None]:
     """Raise `ImageError` for a file name that is not in UTF-8, as tables are, and for errors of the file system."""
     try:
         str(path).encode()
@@ -170,6 +255,8 @@ def _readable(path: Path) -> Iterator[None]:
         raise ImageError(f"Expected a file name in UTF-8; found {shown}. Rename the file.") from error
     try:
         yield
+    except StorageError:
+        raise
     except OSError as error:
         raise ImageError(f"Cannot read {path}: {error.strerror or error}.") from error
 
@@ -190,8 +277,7 @@ def _source(name: str, shape: tuple[int, ...], stored: ReadPart, facts: PixelFac
         ImageError: There is no such channel, or none was chosen and the image is in the alpha channel.
     """
     height, width, channels = shape
-    if channel is not None and not 0 <= channel < channels:
-        raise ImageError(f"Expected channel {channel} in {name}; it has {channels}, counted from 0.")
+    check_channel(channel, channels, name)
 
     def read(rows: slice, columns: slice) -> NDArray[Any]:
         pixels = stored(rows, columns)

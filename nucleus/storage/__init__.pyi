@@ -3,6 +3,7 @@ from .answers import Download as Download
 from .answers import ListingCheck as ListingCheck
 from .answers import check_answer as check_answer
 from .answers import check_received as check_received
+from .answers import span_of as span_of
 from .bucket import TEST_FILE as TEST_FILE
 from .bucket import Bucket as Bucket
 from .bucket import StoredObject as StoredObject

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from nucleus.errors import StorageError, UnavailableError
 from nucleus.progress import Advance
 
-__all__ = ["REGION_HEADER", "Download", "ListingCheck", "check_answer", "check_received"]
+__all__ = ["REGION_HEADER", "Download", "ListingCheck", "check_answer", "check_received", "span_of"]
 
 _CHUNK = 1 << 20
 
@@ -28,6 +28,7 @@ _REGION_TAG = b"<Region>"
 _SUCCESS, _REDIRECT, _REFUSED = 200, 300, 400
 _AMENDED = 500
 """The status that botocore gives to an answer with status 200 that it cannot read."""
+_SPAN = re.compile(r"bytes (\d+)-(\d+)/")
 _ENTRY = ("Key", "Size", "LastModified", "ETag")
 _EMPTY_PAGES = 1000
 """Pages without entries after which a listing has no end; AWS sends some where many objects were deleted."""
@@ -213,6 +214,19 @@ class Download:
         """End the file after the last byte, and return the SHA-256."""
         self._file.truncate()
         return self._digest.hexdigest()
+
+
+def span_of(answer: Mapping[str, Any]) -> int:
+    """Return the number of bytes in the answer to a request for a span of an object.
+
+    Raises `StorageError` if the server does not know such requests, and sent the whole.
+    """
+    found = _SPAN.match(str(answer.get("ContentRange") or ""))
+    if found is None:
+        raise StorageError(
+            "Expected a part of an object, by the header Range; got the whole. Use a server that knows this header."
+        )
+    return int(found[2]) - int(found[1]) + 1
 
 
 def check_received(received: int, size: int) -> None:

@@ -27,7 +27,7 @@ from nucleus.errors import (
     UncertainWriteError,
 )
 from nucleus.progress import Advance, no_progress
-from nucleus.storage.answers import Download, ListingCheck, check_received
+from nucleus.storage.answers import Download, ListingCheck, check_received, span_of
 from nucleus.storage.client import Connection, body_of
 from nucleus.storage.files import atomic_path
 from nucleus.storage.retries import ask_briefly, ask_patiently
@@ -82,21 +82,22 @@ class Bucket:
         single_writer: Whether the user guarantees that nobody else writes at the same time; then conditions are
             checked here, and the server may lack them.
         newer_checksums: Whether uploads may have checksums that older servers do not know; the SDK's settings decide.
+        anonymous: Whether requests are not signed, which a public bucket takes from whoever has no credentials.
     """
 
-    def __init__(self, uri: S3Uri, *, single_writer: bool = False, newer_checksums: bool = True) -> None:
-        self.uri = uri
-        self.single_writer = single_writer
-        self._newer_checksums = newer_checksums
+    def __init__(
+        self, uri: S3Uri, *, single_writer: bool = False, newer_checksums: bool = True, anonymous: bool = False
+    ) -> None:
+        self.uri, self.single_writer = uri, single_writer
+        self._settings: dict[str, Any] = {"newer_checksums": newer_checksums, "anonymous": anonymous}
 
     def __reduce__(self) -> tuple[Any, ...]:
-        make = partial(Bucket, single_writer=self.single_writer, newer_checksums=self._newer_checksums)
-        return make, (self.uri,)
+        return partial(Bucket, single_writer=self.single_writer, **self._settings), (self.uri,)
 
     @cached_property
     def connection(self) -> Connection:
         """The connection to the server. Raises `StorageError` if the configuration or the credentials are wrong."""
-        return Connection(self.uri, newer_checksums=self._newer_checksums)
+        return Connection(self.uri, **self._settings)
 
     @property
     def _client(self) -> "S3Client":
@@ -142,19 +143,20 @@ class Bucket:
         date = parsedate_tz(page["ResponseMetadata"]["HTTPHeaders"].get("date", ""))
         return (asked + answered) / 2 - mktime_tz(date) if date else None
 
-    def get(self, key: str) -> bytes:
-        """Return the bytes of an object. Raises `ObjectNotFoundError`."""
-        return self.get_tagged(key)[0]
+    def get(self, key: str, span: str | None = None) -> bytes:
+        """Return an object, or the bytes of a span such as `bytes=0-99`. Raises `ObjectNotFoundError`."""
+        return ask_patiently(lambda: self._get_once(key, span))[0]
 
     def get_tagged(self, key: str) -> tuple[bytes, str]:
         """Return the bytes of an object, and its ETag for a compare-and-swap. Raises `ObjectNotFoundError`."""
         return ask_patiently(lambda: self._get_once(key))
 
-    def _get_once(self, key: str) -> tuple[bytes, str]:
+    def _get_once(self, key: str, span: str | None = None) -> tuple[bytes, str]:
         def get(client: "S3Client") -> tuple[bytes, str]:
-            answer = client.get_object(Bucket=self.uri.bucket, Key=self.key(key))
+            part: dict[str, Any] = {} if span is None else {"Range": span}
+            answer = client.get_object(Bucket=self.uri.bucket, Key=self.key(key), **part)
             with closing(answer["Body"]) as body:
-                size, data = self._size(key, answer), body.read()
+                size, data = self._size(key, answer) if span is None else span_of(answer), body.read()
             check_received(len(data), size)
             return data, answer["ETag"]
 
@@ -316,9 +318,9 @@ class Bucket:
         """The prefix with a slash at its end, or an empty string."""
         return f"{self.uri.key}/" if self.uri.key else ""
 
-    def objects(self, prefix: str) -> Iterator[StoredObject]:
-        """Yield every object whose key starts with `prefix`, ordered by key."""
-        for page in self._pages(self._below + prefix):
+    def objects(self, prefix: str, after: str = "") -> Iterator[StoredObject]:
+        """Yield every object whose key starts with `prefix`, ordered by key; if `after` is given, those after it."""
+        for page in self._pages(self._below + prefix, **({"StartAfter": self._below + after} if after else {})):
             for item in page.get("Contents", []):
                 yield self._stored(item)
 

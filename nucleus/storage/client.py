@@ -50,6 +50,7 @@ class Connection:
     Args:
         uri: The bucket or prefix that it is for, for messages.
         newer_checksums: Whether uploads may have checksums that older servers do not know; the SDK's settings decide.
+        anonymous: Whether requests are not signed; no credentials are looked for.
 
     Attributes:
         client: The client; another one after the credentials were renewed.
@@ -61,10 +62,11 @@ class Connection:
         StorageError: The configuration is wrong, or there are no credentials.
     """
 
-    def __init__(self, uri: S3Uri, *, newer_checksums: bool = True) -> None:
+    def __init__(self, uri: S3Uri, *, newer_checksums: bool = True, anonymous: bool = False) -> None:
         exempt_this_machine()
         self._uri = uri
         self._newer_checksums = newer_checksums
+        self._anonymous = anonymous
         self.provider: str | None = None
         self.expire: datetime | None = None
         self.bucket_region: str | None = None
@@ -113,9 +115,9 @@ class Connection:
         variable = endpoint_variable()
         with explained(self._uri, os.environ[variable] if variable else "the S3 server"):
             session = _session()
-            found, keys = _credentials(session, self._uri)
+            found, keys = (None, None) if self._anonymous else _credentials(session, self._uri)
             self.provider, self.expire = getattr(found, "method", None), getattr(found, "_expiry_time", None)
-            client = _client(session, self._uri, newer_checksums=self._newer_checksums)
+            client = _client(session, self._uri, newer_checksums=self._newer_checksums, anonymous=self._anonymous)
             client.meta.events.register_first(_ANSWER, self._check, unique_id="nucleus-answer")
             return keys, client
 
@@ -217,7 +219,8 @@ def _credentials(session: "Session", uri: S3Uri) -> tuple[Any, Any]:
         note.cancel()
 
 
-def _client(session: "Session", uri: S3Uri, *, newer_checksums: bool) -> "S3Client":
+def _client(session: "Session", uri: S3Uri, *, newer_checksums: bool, anonymous: bool) -> "S3Client":
+    from botocore import UNSIGNED  # noqa: PLC0415
     from botocore.config import Config  # noqa: PLC0415  as slow as boto3
     from botocore.exceptions import BotoCoreError  # noqa: PLC0415
 
@@ -226,6 +229,7 @@ def _client(session: "Session", uri: S3Uri, *, newer_checksums: bool) -> "S3Clie
         connect_timeout=min(_LONGEST_CONNECT, seconds_of_silence()),
         read_timeout=seconds_of_silence(),
         retries={"mode": "standard", "total_max_attempts": 1},  # `ask_patiently` retries, request bodies included
+        signature_version=UNSIGNED if anonymous else None,
         request_checksum_calculation=None if newer_checksums else "when_required",
     )
     try:

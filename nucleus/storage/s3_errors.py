@@ -169,7 +169,8 @@ def explained(uri: S3Uri, endpoint: str) -> Iterator[None]:
     except (boto.NoCredentialsError, boto.PartialCredentialsError) as error:
         raise AccessDeniedError(
             f"Expected credentials for {uri}; found none ({error}). Run: aws configure "
-            f"(or {export('AWS_ACCESS_KEY_ID', '...')}, and AWS_SECRET_ACCESS_KEY)."
+            f"(or {export('AWS_ACCESS_KEY_ID', '...')}, and AWS_SECRET_ACCESS_KEY). For images in a public "
+            "bucket, nucleus predict takes --anonymous."
         ) from error
     except (boto.CredentialRetrievalError, boto.SSOError, boto.InvalidConfigError) as error:
         raise AccessDeniedError(f"Expected credentials for {uri}; got none: {_sentence(error)}") from error

@@ -22,6 +22,7 @@ BENCHMARKS = {
     "predict_rate": "prediction",
     "large_image": "prediction",
     "outlines": "prediction",
+    "zarr_rate": "prediction",
 }
 
 

@@ -1,5 +1,6 @@
 """`predict_rate`: prediction against the bare network. `large_image`: peak memory of an image 64 times as large.
 `outlines`: 100,000 nuclei as GeoJSON, against OpenCV's contours and against writing the JSON alone.
+`zarr_rate`: megapixels a second from OME-Zarr in the embedded store against the same pixels as TIFF on disk.
 """
 
 import gc
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tests.benchmarks.measure import RECIPE, in_turn, report
+from tests.benchmarks.measure import RECIPE, in_turn, report, temporary_store
 
 _SIDES = (2_500, 20_000)
 _NUCLEI_PER_BLOCK = 5_000
@@ -140,6 +141,44 @@ def large_image() -> None:
             found[side] = json.loads(done.stdout.splitlines()[-1])
     small, large = (found[side] for side in _SIDES)
     report("large_image", large["peak_mib"] / small["peak_mib"], **{f"px_{side}": found[side] for side in _SIDES})
+
+
+def zarr_rate() -> None:
+    """Two fields of 1,024 px a side in chunks and tiles of 512 px, predicted by the model that comes along."""
+    import tifffile
+
+    from nucleus.data.synthetic import generated_image
+    from nucleus.data.zarr_store import bucket_zarr
+    from nucleus.predict.image_files import find_inputs, predict_files
+    from nucleus.predict.model import load_pulled
+    from nucleus.registry.versions import read_included
+    from nucleus.storage.bucket import Bucket
+    from nucleus.storage.uri import parse_uri
+    from tests.zarr_files import write_image
+
+    segmenter, side, fields = load_pulled(read_included()), 1024, 2
+    with temporary_store() as root:
+        (root / "tiff").mkdir()
+        bucket = Bucket(parse_uri("s3://nucleus/bench"))
+        for number in range(fields):
+            pixels = generated_image(number, side, side)[0][..., 0].astype(np.uint16) * 16
+            tifffile.imwrite(root / "tiff" / f"{number}.tif", pixels, tile=(512, 512), compression="zlib")
+            folder = write_image(root / f"{number}.zarr", pixels, axes="yx", chunk=512)
+            for path in folder.rglob("*"):
+                if path.is_file():
+                    bucket.put(path.relative_to(root).as_posix(), path)
+
+        def tiff() -> None:
+            predict_files(segmenter, find_inputs([root / "tiff"]).images, root / "from-tiff")
+
+        def zarr() -> None:
+            places = [bucket_zarr(bucket, f"{number}.zarr") for number in range(fields)]
+            predict_files(segmenter, find_inputs(places).images, root / "from-zarr")
+
+        found = in_turn({"tiff": tiff, "zarr": zarr}, rounds=3, warm_up=True)
+        assert (root / "from-tiff/1.labels.tif").read_bytes() == (root / "from-zarr/1.labels.tif").read_bytes()
+    megapixels = fields * side * side / 1e6
+    report("zarr_rate", found["tiff"] / found["zarr"], **{f"{name}_mp_s": megapixels / found[name] for name in found})
 
 
 def _segmenter() -> tuple[Any, Any]:

@@ -12,6 +12,7 @@ import click
 import cv2
 import numpy as np
 import pytest
+import tifffile
 from click.testing import CliRunner, Result
 
 from nucleus.cli.main import _COMMANDS, cli
@@ -59,8 +60,19 @@ CONTRACT = {
     "models rollback": {"--single-writer"},
     "evaluate": {"--split", "--tta", "--engine", "--gallery", "--workers", "--json"},
     "predict": {
-        *("--model", "--out", "--diameter", "--pixel-size", "--channel", "--tta", "--overwrite", "--workers"),
-        *("--engine", "--format", "--single-writer", "--json"),
+        *(
+            "--model",
+            "--out",
+            "--diameter",
+            "--pixel-size",
+            "--channel",
+            "--z",
+            "--t",
+            "--tta",
+            "--overwrite",
+            "--workers",
+        ),
+        *("--engine", "--format", "--single-writer", "--json", "--anonymous"),
     },
 }
 
@@ -280,6 +292,34 @@ def test_prediction_without_a_model_or_a_bucket(here: Path, monkeypatch: pytest.
     assert "nuclei, the model that comes along" in " ".join(invoke("predict", "--help").output.split())
 
 
+def test_prediction_of_planes(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NUCLEUS_BUCKET")
+    image = generated_image(0, 96, 96)[0].mean(axis=2).astype(np.uint8)
+    planes = np.stack([[image // 8, np.rot90(image, turns)] for turns in range(3)])
+    metadata = {"axes": "ZCYX", "Channel": {"Name": ["GFP", "DAPI"]}}
+    tifffile.imwrite(here / "a.tif", planes, ome=True, metadata=metadata, photometric="minisblack")
+    refused = invoke("predict", "a.tif", "--channel", "DAPI", "--out", "o")
+    assert refused.exit_code == 1
+    assert "found 3 depths (z). Add: --z max, --z best or --z all" in refused.stderr
+    for number, (options, titles) in enumerate((
+        (["--z", "all"], ["a.tif z=0", "a.tif z=1", "a.tif z=2"]),
+        (["--z", "2", "--t", "0"], ["a.tif"]),
+        (["--z", "max"], ["a.tif"]),
+    )):  # fmt: skip
+        run = invoke("predict", "a.tif", *options, "--channel", "DAPI", "--out", f"o{number}", "--json")
+        assert run.exit_code == 0, run.output
+        assert list(json.loads(run.stdout)["nuclei"]) == titles
+    assert sorted(path.name for path in (here / "o0").glob("*.tif")) == [f"a.z{z}.labels.tif" for z in range(3)]
+    whole = tifffile.imread(here / "o0" / "a.z2.labels.tif")
+    assert (whole == tifffile.imread(here / "o1" / "a.labels.tif")).all()
+    again = invoke("predict", "a.tif", "--z", "all", "--channel", "1", "--out", "o0")
+    assert (again.exit_code, "Name another --out" in again.stderr) == (2, True)
+    unknown = invoke("predict", "a.tif", "--z", "0", "--channel", "Cy5", "--out", "o4")
+    assert (unknown.exit_code, "found the channels 0 'GFP', 1 'DAPI'" in unknown.stderr) == (1, True)
+    told = " ".join(invoke("predict", "--help").output.split())
+    assert "there is no 3-D segmentation" in told
+
+
 BAD_INPUT: list[tuple[list[Any], int, str]] = [
     (["train", "nothing.toml"], 2, "shipped recipe: demo, dsb2018-cpu"),
     (["train", "demo", "--set", "workers=0"], 2, "workers: expected a number from 1 to 1024"),
@@ -313,6 +353,8 @@ BAD_INPUT: list[tuple[list[Any], int, str]] = [
     (["models", "alias", "nothing", "production"], 1, "it has no version"),
     (["models", "rollback", "nothing", "production"], 1, "does not exist"),
     (["predict", "nothing.png", "--model", "m", "--out", "o"], 2, "nothing is there"),
+    (["predict", "flat", "--z", "median", "--out", "o"], 2, "Expected z to be max, mean, best, all or a number from 0"),
+    (["predict", "flat", "--t", "max", "--out", "o"], 2, "Expected t to be all or a number from 0; found 'max'"),
     (["predict", "empty", "--model", "m", "--out", "o"], 2, "found none"),
     (["predict", "same", "--model", "m", "--out", "o"], 2, "would both write a.labels.tif"),
     (["predict", "flat", "--model", "m", "--out", "o"], 1, "it has no version"),

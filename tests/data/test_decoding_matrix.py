@@ -24,7 +24,7 @@ from nucleus.data.images import decode_image, open_pixels, read_stored
 from nucleus.data.pixel_files import unpacked_part
 from nucleus.errors import ImageError
 from nucleus.predict import source as sources
-from nucleus.predict.source import channel_count, open_source
+from nucleus.predict.source import channel_count, open_source, stacks_of
 
 HEIGHT, WIDTH = 50, 37
 TILES = [{"tile": (32, 16)}, {"rowsperstrip": 19}, {"rowsperstrip": HEIGHT}]
@@ -112,7 +112,7 @@ def test_tiffs_have_the_values_that_were_written(
             data = tiff(pixels, planar=planar, byteorder=order, compression=compression, **layout, **options)
             check_all_ways(data, pixels, tmp_path, monkeypatch)
     (tmp_path / "x.bin").write_bytes(data)
-    assert channel_count(tmp_path / "x.bin") == channels
+    assert channel_count(stacks_of(tmp_path / "x.bin")) == channels
     facts = read_stored(data, "x")
     assert facts.colours == (3 if "RGB" in form else 1)
     assert facts.alpha == (channels - 1 if "alpha" in form else None)

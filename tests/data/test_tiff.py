@@ -10,7 +10,7 @@ import pytest
 import tifffile
 from numpy.typing import NDArray
 
-from nucleus.data import tiff
+from nucleus.data import tiff_pages
 from nucleus.data.images import open_pixels, read_stored
 from nucleus.data.pixel_files import ReadPart
 from nucleus.errors import ImageError
@@ -23,13 +23,13 @@ PART = slice(100, 140), slice(200, 250)
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The indices of the strips and tiles that were decoded."""
     found: list[int] = []
-    original = tiff._Page.decoded
+    original = tiff_pages.StoredPage.decoded
 
     def counted(page: Any, read: Any, index: int) -> Any:
         found.append(index)
         return original(page, read, index)
 
-    monkeypatch.setattr(tiff._Page, "decoded", counted)
+    monkeypatch.setattr(tiff_pages.StoredPage, "decoded", counted)
     return found
 
 
@@ -50,7 +50,7 @@ def test_only_the_tiles_of_a_part_are_decoded_and_only_once(tmp_path: Path, deco
 
 
 def test_kept_tiles_are_limited(tmp_path: Path, decoded: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tiff, "_KEPT_BYTES", 2 * 32 * 32 * 3)
+    monkeypatch.setattr(tiff_pages, "_KEPT_BYTES", 2 * 32 * 32 * 3)
     read = part_of(tmp_path / "x.tif", PIXELS, tile=(32, 32), compression="zlib")
     for _ in range(3):
         assert (read(*PART) == PIXELS[PART]).all()
@@ -66,14 +66,14 @@ def test_uncompressed_pixels_are_not_decoded(tmp_path: Path, decoded: list[int])
 
 
 def test_large_tiles_and_compressed_strips_have_no_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tiff, "_LARGEST_TILE", 1 << 10)
+    monkeypatch.setattr(tiff_pages, "_LARGEST_TILE", 1 << 10)
     for options in ({"tile": (32, 32)}, {"rowsperstrip": 8}):
         tifffile.imwrite(tmp_path / "x.tif", PIXELS, photometric="rgb", compression="zlib", **options)
         assert open_pixels(tmp_path / "x.tif", "x").read_part is None
 
 
 def test_threads_give_what_one_gives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tiff, "_WORTH_THREADS", 0)
+    monkeypatch.setattr(tiff_pages, "_WORTH_THREADS", 0)
     for planar in ("contig", "separate"):
         stored = PIXELS if planar == "contig" else np.moveaxis(PIXELS, 2, 0)
         read = part_of(tmp_path / "x.tif", stored, tile=(32, 32), compression="lzw", planarconfig=planar)

@@ -11,7 +11,11 @@ from job import inference
 from job.inference import predict_bucket
 from nucleus.data.images import encode_png
 from nucleus.errors import OutputError
-from nucleus.predict.bucket_images import BatchPredictor, BucketImage, ImageOutcome, PredictionSettings
+from nucleus.predict.batches import BatchPredictor, ImageOutcome
+from nucleus.predict.bucket_images import (
+    BucketImage,
+    PredictionSettings,
+)
 from nucleus.storage.bucket import Bucket
 from nucleus.storage.claims import claimed_prefix
 from tests.predict.test_predict import small_model, spots

@@ -212,7 +212,7 @@ def test_predict_and_evaluate_as_typed(trained: Trained, tmp_path: Path, monkeyp
     assert_same_labels(labels, tifffile.imread(out / "rgba.labels.tif"))
     assert tifffile.imread(out / "tiny.labels.tif").shape == (1, 1)
     lines = (out / "nuclei.csv").read_text().splitlines()
-    assert lines[0].startswith("image,label,centroid_x,centroid_y,area")
+    assert lines[0].startswith("image,z,t,label,centroid_x,centroid_y,area")
     assert len(lines) - 1 == sum(answer["nuclei"].values())
     assert sum(line.startswith("rgb.png,") for line in lines) == labels.max()
 

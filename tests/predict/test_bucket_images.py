@@ -9,11 +9,10 @@ import tifffile
 
 from nucleus.data.images import encode_png
 from nucleus.errors import OutputError, UsageError
+from nucleus.predict.batches import BatchPredictor, batches_of
 from nucleus.predict.bucket_images import (
-    BatchPredictor,
     BucketImage,
     PredictionSettings,
-    batches_of,
     claim_output,
     find_images,
     join_tables,
@@ -149,7 +148,7 @@ ODD_KEYS = {
     "a/../a b.png": "a part '..'",
     "line\nbreak.png": "a control character",
 }
-PASSED_OVER = ("folder/", "folder.png/", "._a.png", ".hidden/a.png", "__MACOSX/a.png", "notes.txt", "a.zarr/0/0")
+PASSED_OVER = ("folder/", "folder.png/", "._a.png", ".hidden/a.png", "__MACOSX/a.png", "notes.txt", ".a.zarr/0/0")
 
 
 def test_keys_of_every_kind(bucket: Bucket, pictures: Path) -> None:

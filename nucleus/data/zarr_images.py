@@ -1,0 +1,288 @@
+"""Images in OME-Zarr 0.4 (Zarr v2) and 0.5 (Zarr v3): their metadata, and their planes, read by blocks of chunks."""
+
+import math
+import threading
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from nucleus.data.pixel_files import PixelFacts, PixelFile
+from nucleus.data.stacks import Stack
+from nucleus.data.zarr_planes import Axes, PlaneReader
+from nucleus.data.zarr_store import ZarrFolder
+from nucleus.errors import ImageError
+from nucleus.lazy import need
+
+if TYPE_CHECKING:
+    import zarr
+
+__all__ = ["OmeGroup", "ome_attributes", "open_zarr_image", "read_group"]
+
+_KINDS = ("plate", "multiscales", "well", "bioformats2raw.layout")
+"""The key of each kind of metadata, in the order in which they decide: a plate may be written by bioformats2raw."""
+_VERSIONS = {2: "0.4", 3: "0.5"}
+"""Versions of OME-Zarr by those of Zarr."""
+_MICROMETRES = {
+    "yoctometer": 1e-18,
+    "zeptometer": 1e-15,
+    "attometer": 1e-12,
+    "femtometer": 1e-9,
+    "picometer": 1e-6,
+    "angstrom": 1e-4,
+    "nanometer": 1e-3,
+    "micrometer": 1.0,
+    "millimeter": 1e3,
+    "centimeter": 1e4,
+    "decimeter": 1e5,
+    "meter": 1e6,
+    "inch": 25_400.0,
+    "foot": 304_800.0,
+    "yard": 914_400.0,
+}
+"""Units of length in which microscopes and slides are measured."""
+_SQUARE = 0.01
+"""Largest difference between the sides of a pixel that counts as square, as a part of one."""
+_SLACK = 1.05
+"""How much coarser than wanted a resolution level may be."""
+_RGB_LABELS = ({"red", "green", "blue"}, {"r", "g", "b"})
+_RGB_COLOURS = ("FF0000", "00FF00", "0000FF")
+_UNNAMED = ("", "channel")
+_validating = threading.Lock()
+"""Held while yaozarrs validates: warnings are switched off for the whole process."""
+
+
+@dataclass(frozen=True)
+class OmeGroup:
+    """A group with metadata of OME-Zarr.
+
+    Attributes:
+        folder: The group.
+        zarr_format: Version of Zarr, 2 or 3.
+        kind: `plate`, `multiscales` (an image), `well` or `bioformats2raw.layout` (several images).
+        metadata: The metadata of OME-Zarr, validated.
+    """
+
+    folder: ZarrFolder
+    zarr_format: int
+    kind: str
+    metadata: dict[str, Any]
+
+
+def read_group(folder: ZarrFolder) -> OmeGroup | None:
+    """Read the metadata of a group; None if nothing is there.
+
+    Raises:
+        ImageError: It is not a Zarr group with metadata of OME-Zarr 0.4 or 0.5, or has two that differ.
+        StorageError: The bucket cannot be read.
+    """
+    newer, older = folder.document("zarr.json"), folder.document(".zattrs")
+    marks = [folder.document(key) for key in (".zgroup", ".zarray")] if newer is None else []
+    if newer is None and older is None and not any(mark is not None for mark in marks):
+        return None
+    found = {2: older or {}, 3: ome_attributes(newer)}
+    usable = {version: content for version, content in found.items() if any(kind in content for kind in _KINDS)}
+    if not usable:
+        raise ImageError(
+            f"Expected the metadata of OME-Zarr (multiscales, plate or well) in {folder.name}; found a Zarr without "
+            "them. Save the image as OME-Zarr 0.4 or 0.5."
+        )
+    _check_agreement(folder, usable)
+    version = max(usable)
+    kind = next(kind for kind in _KINDS if kind in usable[version])
+    return OmeGroup(folder, version, kind, _validated(folder, usable[version], version))
+
+
+def ome_attributes(document: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return what `zarr.json` says of OME-Zarr."""
+    attributes = (document or {}).get("attributes")
+    ome = attributes.get("ome") if isinstance(attributes, dict) else None
+    return ome if isinstance(ome, dict) else {}
+
+
+def _check_agreement(folder: ZarrFolder, usable: Mapping[int, Mapping[str, Any]]) -> None:
+    """Raise `ImageError` if metadata of both versions of Zarr say different things."""
+    plain = [_without_version({kind: content.get(kind) for kind in _KINDS}) for content in usable.values()]
+    if len(plain) > 1 and plain[0] != plain[1]:
+        raise ImageError(
+            f"Expected one description of {folder.name}; found two that differ, in zarr.json (Zarr v3) and .zattrs "
+            "(Zarr v2). Remove the one that is out of date."
+        )
+
+
+def _without_version(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_version(item) for key, item in value.items() if key != "version"}
+    return [_without_version(item) for item in value] if isinstance(value, list) else value
+
+
+def _validated(folder: ZarrFolder, metadata: dict[str, Any], version: int) -> dict[str, Any]:
+    """Return metadata that yaozarrs finds valid; hints for display (`omero`) are not looked at.
+
+    Raises `ImageError` for others.
+    """
+    need("yaozarrs")
+    import yaozarrs  # noqa: PLC0415  slow to import
+    from pydantic import ValidationError  # noqa: PLC0415
+
+    expected = _VERSIONS[version]
+    _check_version(folder, metadata, expected)
+    plain = {key: value for key, value in metadata.items() if key != "omero"}
+    whole = plain if version == 2 else {"zarr_format": 3, "node_type": "group", "attributes": {"ome": plain}}
+    model: Any = yaozarrs.v04.OMEZarrGroupJSON if version == 2 else yaozarrs.v05.OMEZarrGroupJSON
+    try:
+        with _validating, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yaozarrs.validate_ome_object(whole, model)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise ImageError(
+            f"Expected metadata of OME-Zarr {expected} in {folder.name}; found others: {where}: "
+            f"{' '.join(first['msg'].split())}. Save the image again as OME-Zarr."
+        ) from error
+    return metadata
+
+
+def _check_version(folder: ZarrFolder, metadata: Mapping[str, Any], expected: str) -> None:
+    """Raise `ImageError` for a version of OME-Zarr that is not read."""
+    parts = [metadata, metadata.get("plate"), metadata.get("well"), *_list(metadata.get("multiscales"))]
+    stated = [part["version"] for part in parts if isinstance(part, dict) and "version" in part]
+    other = next((version for version in stated if version != expected), None)
+    if other is not None:
+        raise ImageError(
+            f"Expected OME-Zarr 0.4 in Zarr v2, or 0.5 in Zarr v3, in {folder.name}; found version {other!r}. Convert "
+            "it, for example with ome2024-ngff-challenge or bioformats2raw."
+        )
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def open_zarr_image(group: OmeGroup, name: str, pixel_size: float | None = None) -> Stack:
+    """Open an image of OME-Zarr as a stack.
+
+    Args:
+        group: The group of the image, whose kind is `multiscales`.
+        name: Name of the image in messages and tables.
+        pixel_size: Side of a pixel that is fine enough, micrometres: the coarsest resolution level that is as fine is
+            opened, if the image knows the size of its pixels. None opens the full resolution, whose pixels are those
+            that results are measured in.
+
+    Raises:
+        ImageError: A level is missing, or the image has axes, units, types or codecs that are not read.
+        StorageError: The bucket cannot be read.
+    """
+    scales = group.metadata["multiscales"][0]
+    axes = Axes.of(scales["axes"], group.folder.name)
+    sides = [_pixel_side(axes, scales, level, group.folder.name) for level in scales["datasets"]]
+    level = _level(sides, pixel_size)
+    path = scales["datasets"][level]["path"]
+    array = group.folder.array(path, group.zarr_format)
+    if array is None or array.ndim != len(axes.names):
+        found = "nothing is there" if array is None else f"it has {array.ndim} axes"
+        raise ImageError(
+            f"Expected resolution level {path!r} of {group.folder.name}, with axes {''.join(axes.names)}; {found}. "
+            "Copy the Zarr again, with all its levels."
+        )
+    return _stack(array, axes, name, _Channels.of(group.metadata, axes.size(array.shape, axes.channel)), sides[level])
+
+
+def _level(sides: Sequence[float | None], wanted: float | None) -> int:
+    """Return the number of the coarsest level with pixels of this size or smaller; 0 if there is or is known none."""
+    fine = [
+        (side, level) for level, side in enumerate(sides) if wanted and side is not None and side <= wanted * _SLACK
+    ]
+    return max(fine)[1] if fine else 0
+
+
+def _pixel_side(axes: Axes, scales: Mapping[str, Any], level: Mapping[str, Any], name: str) -> float | None:
+    """Return the side of a level's pixels, micrometres; None if it has no unit.
+
+    Raises:
+        ImageError: The unit is unknown, or X and Y have different units or sizes.
+    """
+    units = axes.units[axes.y], axes.units[axes.x]
+    if units[0] != units[1]:
+        raise ImageError(
+            f"Expected the same unit for X and Y in {name}; found {units[1] or 'none'} and {units[0] or 'none'}. "
+            "Correct the units of its axes."
+        )
+    factors = [_scale(scales, axis) * _scale(level, axis) for axis in (axes.y, axes.x)]
+    if min(factors) <= 0 or not all(map(math.isfinite, factors)) or abs(factors[0] / factors[1] - 1) > _SQUARE:
+        raise ImageError(
+            f"Expected square pixels in {name}; found a scale of {factors[1]:g} for X and {factors[0]:g} for Y. "
+            "Correct its coordinateTransformations, or resample the image."
+        )
+    if units[0] is None:
+        return None
+    if units[0] not in _MICROMETRES:
+        raise ImageError(
+            f"Expected a unit of length that is known in {name}, such as micrometer or nanometer; found {units[0]!r}. "
+            "Correct the unit of its axes."
+        )
+    return factors[1] * _MICROMETRES[units[0]]
+
+
+def _scale(part: Mapping[str, Any], axis: int) -> float:
+    """Return the factor of an axis in the transformations of a level, or of all levels."""
+    found = [each["scale"] for each in part.get("coordinateTransformations") or [] if each.get("type") == "scale"]
+    return float(found[0][axis]) if found else 1.0
+
+
+@dataclass(frozen=True)
+class _Channels:
+    """What is known of the channels of an image."""
+
+    count: int
+    names: tuple[str, ...]
+    rgb: bool
+
+    @classmethod
+    def of(cls, metadata: Mapping[str, Any], count: int) -> "_Channels":
+        omero = metadata.get("omero")
+        listed = _list(omero.get("channels") if isinstance(omero, dict) else None)
+        known = listed if len(listed) == count and all(isinstance(each, dict) for each in listed) else []
+        labels = tuple(str(each.get("label") or "") for each in known)
+        colours = tuple(str(each.get("color")).lstrip("#").upper() for each in known)
+        return cls(count, labels if any(labels) else (), _are_rgb(labels, colours))
+
+
+def _are_rgb(labels: Sequence[str], colours: Sequence[str]) -> bool:
+    """Return whether three channels are the colours of one picture, and not stains that are shown in these colours."""
+    if {label.lower() for label in labels} in _RGB_LABELS:
+        return True
+    unnamed = all(label.lower().rstrip("0123456789: ") in _UNNAMED for label in labels)
+    return unnamed and tuple(colours) == _RGB_COLOURS
+
+
+def _stack(array: "zarr.Array[Any]", axes: Axes, name: str, channels: _Channels, pixel_size: float | None) -> Stack:
+    if 0 in array.shape:
+        raise ImageError(f"Expected an image with pixels in {name}; found {'x'.join(map(str, array.shape))}.")
+    dtype = np.dtype(array.dtype).newbyteorder("=")
+    rgb = channels.rgb and channels.count == 3 and dtype == np.uint8
+    facts = PixelFacts(colours=3 if rgb else 1, bits=1 if dtype == np.bool_ else 8 * dtype.itemsize)
+
+    def plane(time: int, depth: int) -> PixelFile:
+        reader = PlaneReader(array, axes, name, time, depth)
+        return PixelFile(
+            name=name,
+            shape=reader.shape,
+            dtype=reader.dtype,
+            fill=reader.fill,
+            read_part=reader.read,
+            facts=facts,
+            pixel_size=pixel_size,
+            choose=channels.count > 1 and not rgb,
+        )
+
+    return Stack(
+        name=name,
+        times=axes.size(array.shape, axes.time),
+        depths=axes.size(array.shape, axes.z),
+        plane=plane,
+        channels=channels.names,
+    )
