@@ -351,4 +351,4 @@ def _may_be_smaller(labels: NDArray[np.int32] | LabelImage) -> bool:
         return False
     bottom, right = (int(np.flatnonzero((labels > 0).any(axis=axis))[-1]) + 1 for axis in (1, 0))
     height, width = labels.shape
-    return bottom <= _UPPER_LEFT * height and right <= _UPPER_LEFT * width
+    return bool(bottom <= _UPPER_LEFT * height and right <= _UPPER_LEFT * width)
