@@ -57,7 +57,8 @@ def import_(
     """Import the images of SRC (a folder or zip) as a dataset version at URI: check, group, split and pack them.
 
     Layouts: <id>/images/*.png + <id>/masks/*.png (Kaggle); inputs/ or images/ + masks/ (binary), or images/ + labels/
-    (integer labels), also under train/ and test/; a.png + a_masks.png in one folder (Cellpose).
+    (integer labels), also under train/ and test/; a.png + a_masks.png in one folder (Cellpose); a.png + a.geojson or
+    a.geojson.gz (QuPath); a.png + a.zip, a_RoiSet.zip or a.roi (ImageJ); images + a COCO file (.json) beside or above.
     """
     try:
         pattern = re.compile(group_by) if group_by else None

@@ -1,5 +1,12 @@
+from .annotations import LARGEST_JSON as LARGEST_JSON
+from .annotations import read_geojson as read_geojson
+from .annotations import read_json as read_json
+from .annotations import read_rois as read_rois
 from .cache import ShardCache as ShardCache
 from .cache import default_cache_dir as default_cache_dir
+from .coco import CocoImage as CocoImage
+from .coco import coco_shapes as coco_shapes
+from .coco import read_coco as read_coco
 from .dataset import DATASET_FORMAT as DATASET_FORMAT
 from .dataset import DATASETS as DATASETS
 from .dataset import MANIFEST_FILE as MANIFEST_FILE
@@ -51,6 +58,8 @@ from .mask_content import content_of as content_of
 from .masks import MaskFacts as MaskFacts
 from .masks import MaskFile as MaskFile
 from .masks import MaskLabels as MaskLabels
+from .masks import Remarks as Remarks
+from .masks import check_labels as check_labels
 from .masks import labels_from_mask as labels_from_mask
 from .masks import labels_from_masks as labels_from_masks
 from .masks import mask_warnings as mask_warnings
@@ -103,6 +112,12 @@ from .sampling import epoch_plan as epoch_plan
 from .sampling import mixed_plan as mixed_plan
 from .sampling import shard_count as shard_count
 from .sampling import stored_order as stored_order
+from .shapes import Ellipse as Ellipse
+from .shapes import Polygons as Polygons
+from .shapes import Ring as Ring
+from .shapes import Runs as Runs
+from .shapes import Shape as Shape
+from .shapes import labels_from_shapes as labels_from_shapes
 from .shards import ShardFile as ShardFile
 from .shards import decode_record as decode_record
 from .shards import encode_record as encode_record
@@ -112,6 +127,7 @@ from .shards import write_shard as write_shard
 from .shards import write_shards as write_shards
 from .sources import Listing as Listing
 from .sources import Source as Source
+from .sources import is_annotation as is_annotation
 from .sources import is_hidden as is_hidden
 from .sources import is_image as is_image
 from .sources import list_folder as list_folder

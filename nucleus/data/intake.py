@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from nucleus.data.annotations import read_geojson, read_rois
+from nucleus.data.coco import coco_shapes
 from nucleus.data.dataset import LeftOut
 from nucleus.data.images import Kind, decode_pixels, kind_of, open_pixels, pixel_sum
 from nucleus.data.layouts import Annotated, MaskForm, find_images
 from nucleus.data.masks import MaskFacts, MaskLabels, labels_from_mask, labels_from_masks
+from nucleus.data.shapes import labels_from_shapes
 from nucleus.data.shards import encode_record
 from nucleus.data.sources import Source, open_source
 from nucleus.data.splits import Fingerprint, fingerprint
@@ -135,11 +138,27 @@ def _prepare(source: Source, annotated: Annotated, spooled: Path) -> SourceImage
 
 
 def _labels(source: Source, annotated: Annotated, shape: tuple[int, int], orientation: int) -> MaskLabels:
+    if annotated.form in _OUTLINES:
+        return _labels_of_outlines(source, annotated, shape)
     masks = [(entry, source.read(entry)) for entry in annotated.masks]
     if annotated.form is MaskForm.PER_NUCLEUS:
         return labels_from_masks(masks, shape, orientation)
     (mask,) = masks
     return labels_from_mask(mask, shape, orientation)
+
+
+_OUTLINES = {MaskForm.GEOJSON, MaskForm.ROIS, MaskForm.COCO}
+
+
+def _labels_of_outlines(source: Source, annotated: Annotated, shape: tuple[int, int]) -> MaskLabels:
+    (file,) = annotated.masks
+    if annotated.record is not None:
+        shapes, remarks = coco_shapes(annotated.record, shape)
+    else:
+        read = read_geojson if annotated.form is MaskForm.GEOJSON else read_rois
+        shapes, remarks = read(source.read(file), file)
+    masks = labels_from_shapes(shapes, shape, f"{file} ({annotated.image})")
+    return replace(masks, remarks=(*remarks, *masks.remarks))
 
 
 def _without_duplicates(prepared: list[SourceImage]) -> tuple[list[SourceImage], list[LeftOut]]:

@@ -1,5 +1,6 @@
 """The layouts in which images and their masks are recognised, by the names of folders and files."""
 
+import posixpath
 import re
 import unicodedata
 from collections import defaultdict
@@ -9,6 +10,7 @@ from difflib import get_close_matches
 from enum import StrEnum
 from pathlib import PurePosixPath
 
+from nucleus.data.coco import CocoImage, read_coco
 from nucleus.data.sources import Source
 from nucleus.errors import DataError
 from nucleus.text import plural
@@ -26,6 +28,16 @@ _ROLES = {
 _SPLITS = {"train", "test"}
 _NO_IDS = _SPLITS | {"val", "valid", "validation"}
 _MASK_WORDS = re.compile(r"^(masks?|labels?)[-_ .]+|[-_ .]+(cp_)?(masks?|labels?)$", re.IGNORECASE)
+_OUTLINES = re.compile(r"\.geojson(\.gz)?$|(\.rois)?\.zip$|\.roi$", re.IGNORECASE)
+_ROI_WORDS = re.compile(r"^roi[-_ ]?set$|^(roi[-_ ]?set|rois?)[-_ .]+|[-_ .]+(roi[-_ ]?set|rois?)$", re.IGNORECASE)
+_OUTLINE_FOLDERS = {
+    *("annotations", "annotation", "outlines", "outline", "geojson", "qupath", "detections", "rois", "roi", "roisets"),
+    *("labels", "label", "masks", "mask"),
+}
+"""Folders beside that of the images in which files of outlines may lie, in lower case."""
+_COCO_NAMES = re.compile("annot|coco|instances", re.IGNORECASE)
+_MOST_JSON = 50
+"""With more JSON files than this, only those with one of the usual names of COCO files are read."""
 _IMAGE_WORDS = re.compile(r"^(images?|imgs?|im)[-_ .]+|[-_ .]+(images?|imgs?)$", re.IGNORECASE)
 
 
@@ -38,6 +50,12 @@ class MaskForm(StrEnum):
     """One binary mask for all nuclei."""
     LABELS = "labels"
     """One integer label image."""
+    GEOJSON = "geojson"
+    """One GeoJSON file of QuPath."""
+    ROIS = "rois"
+    """One RoiSet.zip or .roi of ImageJ."""
+    COCO = "coco"
+    """One COCO file for all images that it names."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +69,7 @@ class Annotated:
         form: Content of the masks.
         given_split: `train` or `test`, if the source has such folders.
         problem: Why the image cannot be used, if the names of the entries show it.
+        record: The image's record in its COCO file.
     """
 
     title: str
@@ -59,6 +78,7 @@ class Annotated:
     form: MaskForm
     given_split: str | None = None
     problem: str | None = None
+    record: CocoImage | None = None
 
 
 @dataclass(frozen=True)
@@ -66,7 +86,7 @@ class Layout:
     """A recognised layout.
 
     Attributes:
-        name: Name of the layout, a key of `_LAYOUTS`.
+        name: Name of the layout: a key of `_LAYOUTS`, `outlines` or `coco`.
         images: Images of the source, with their masks.
         left_out: Reason for each path of the source that could not be read or belongs to no image.
     """
@@ -87,16 +107,42 @@ def find_images(source: Source) -> Layout:
         raise DataError(
             f"Expected image files (PNG, TIFF, JPEG, BMP, WebP) in {source.title}; found none{_found_instead(source)}"
         )
+    files = source.annotations()
     for name, recognise in _LAYOUTS.items():
         images = recognise(entries)
         if images:
-            return Layout(name, images, source.left_out() | _not_used(entries, images))
+            return _layout(source, name, _with_rivals(images, files), entries, files)
+    if images := _outlined(entries, files):
+        return _layout(source, "outlines", images, entries, files)
+    images, missing = _listed(source, entries, files)
+    if images:
+        found = _layout(source, "coco", images, entries, files)
+        return replace(found, left_out=found.left_out | missing)
     raise DataError(
         f"Expected one of these layouts in {source.title}: <id>/images/*.png + <id>/masks/*.png (Kaggle); "
         "inputs/ or images/ + masks/ (binary masks), or images/ + labels/ (integer labels), also under train/ and "
-        "test/; a.png + a_masks.png (Cellpose). "
+        "test/; a.png + a_masks.png (Cellpose); a.png + a.geojson or a.geojson.gz (QuPath); a.png + a.zip, "
+        "a_RoiSet.zip or a.roi (ImageJ); images + a COCO file (.json) beside or above them. "
         f"Found {len(entries)} image files in none of them, such as {entries[0]!r}. {_nearest(entries)}"
     )
+
+
+def _layout(source: Source, name: str, images: list[Annotated], entries: list[str], files: list[str]) -> Layout:
+    used = {mask for image in images for mask in image.masks}
+    left_out = {path: reason for path, reason in source.left_out().items() if path not in used}
+    strays = {file: _NO_IMAGE for file in files if file not in used and _is_stray(file)}
+    return Layout(name, images, left_out | _not_used(entries, images) | strays)
+
+
+_NO_IMAGE = "Expected the outlines of an image of this layout; found no image that this file belongs to."
+
+
+def _is_stray(file: str) -> bool:
+    """Return whether a file that was not used holds outlines, as its name shows."""
+    name = PurePosixPath(file).name
+    if name.lower().endswith((".zip", ".json")):
+        return bool((_ROI_WORDS if name.lower().endswith(".zip") else _COCO_NAMES).search(name.rpartition(".")[0]))
+    return True
 
 
 def _found_instead(source: Source) -> str:
@@ -260,6 +306,133 @@ def _bare(entry: str, words: re.Pattern[str] | None) -> str:
 def _stem(entry: str) -> str:
     """Return the name of a file without suffix, in the composed form of Unicode: macOS writes the other one."""
     return unicodedata.normalize("NFC", PurePosixPath(entry).stem)
+
+
+def _outlined(entries: list[str], files: list[str]) -> list[Annotated]:
+    """`<name>.*` with `<name>.geojson`, `<name>.geojson.gz`, `<name>_RoiSet.zip` or `<name>.roi`.
+
+    The outlines lie in the folder of the image, or in one beside it, such as `annotations/`.
+    """
+    found = []
+    for images in _by_folder(entries).values():
+        outlines = _outlines_of(images, files)
+        if any(outlines.values()):
+            found += [_with_outlines(image, outlines[image]) for image in images]
+    return found
+
+
+def _outlines_of(images: Iterable[str], files: list[str]) -> dict[str, list[str]]:
+    """Return the files of outlines of each image of a folder, by the names of both."""
+    named: dict[tuple[PurePosixPath, str], list[str]] = defaultdict(list)
+    folders = {PurePosixPath(file).parent for file in files}
+    for file in files:
+        if (name := _outlined_name(file)) is not None:
+            named[PurePosixPath(file).parent, name].append(file)
+    found = {}
+    images = list(images)
+    for image in images:
+        path = PurePosixPath(image)
+        beside = [f for f in folders if f.parent == path.parent.parent and f.name.lower() in _OUTLINE_FOLDERS]
+        names = {_stem(image), unicodedata.normalize("NFC", path.name), *([""] if len(images) == 1 else [])}
+        places = {path.parent, *beside}
+        found[image] = sorted(file for place in places for name in names for file in named.get((place, name), []))
+    return found
+
+
+def _outlined_name(file: str) -> str | None:
+    """Return the name of the image of a file of outlines, empty for a bare `RoiSet.zip`; None for another file."""
+    name = unicodedata.normalize("NFC", PurePosixPath(file).name)
+    ending = _OUTLINES.search(name)
+    if ending is None:
+        return None
+    stem = name[: ending.start()]
+    return stem if _form_of_outlines(file) is MaskForm.GEOJSON else _ROI_WORDS.sub("", stem)
+
+
+def _form_of_outlines(file: str) -> MaskForm:
+    return MaskForm.GEOJSON if file.lower().endswith((".geojson", ".gz")) else MaskForm.ROIS
+
+
+def _with_outlines(image: str, files: list[str]) -> Annotated:
+    form = _form_of_outlines(files[0]) if files else MaskForm.GEOJSON
+    return replace(_with_masks(image, files, form, _split_of(image)), problem=_rivals(image, files))
+
+
+def _rivals(image: str, files: Iterable[str]) -> str | None:
+    both = list(files)[:2]
+    fix = "Keep one of them beside the image."
+    return f"Expected one annotation for {image}; found {' and '.join(both)}. {fix}" if len(both) > 1 else None
+
+
+def _split_of(image: str) -> str | None:
+    """Return the split of an image by the folder that it or its folder lies in."""
+    folder = PurePosixPath(image).parent
+    return next((name.lower() for name in (folder.name, folder.parent.name) if name.lower() in _SPLITS), None)
+
+
+def _with_rivals(images: list[Annotated], files: list[str]) -> list[Annotated]:
+    """Return images with masks, with a problem where they have a file of outlines too."""
+    if not files:
+        return images
+    folders = _by_folder(image.image for image in images)
+    outlines = {image: found for members in folders.values() for image, found in _outlines_of(members, files).items()}
+    return [
+        replace(image, problem=_rivals(image.image, [image.masks[0], *outlines[image.image]]))
+        if image.masks and not image.problem
+        else image
+        for image in images
+    ]
+
+
+def _listed(source: Source, entries: list[str], files: list[str]) -> tuple[list[Annotated], dict[str, str]]:
+    """Return the images that COCO files name, and a reason for each that is not there.
+
+    A `file_name` is looked up beside the COCO file, in the folder above and at the top, then by its last part alone.
+    Only files of the source are found, whatever the name says.
+    """
+    documents = [file for file in files if file.lower().endswith(".json")]
+    if len(documents) > _MOST_JSON:
+        documents = [file for file in documents if _COCO_NAMES.search(PurePosixPath(file).name)]
+    known = {unicodedata.normalize("NFC", entry): entry for entry in entries}
+    found: dict[str, Annotated] = {}
+    missing = {}
+    for document in documents:
+        for record in read_coco(source.read(document), document) or []:
+            matches = _named_by(record, document, known)
+            if not matches:
+                missing[record.file_name] = f"Expected this image, which {document} names; it is not in {source.title}."
+            for match in matches[:1]:
+                found[match] = _with_record(match, record, matches, found.get(match))
+    return list(found.values()), missing
+
+
+def _named_by(record: CocoImage, document: str, known: dict[str, str]) -> list[str]:
+    name = unicodedata.normalize("NFC", record.file_name)
+    folder = PurePosixPath(document).parent
+    for base in (folder, folder.parent, PurePosixPath()):
+        path = posixpath.normpath(str(base / name))
+        if path in known:
+            return [known[path]]
+    last = PurePosixPath(name).name
+    below = "" if folder.parent == PurePosixPath() else f"{folder.parent}/"
+    return [entry for path, entry in known.items() if PurePosixPath(path).name == last and path.startswith(below)]
+
+
+def _with_record(image: str, record: CocoImage, matches: list[str], other: Annotated | None) -> Annotated:
+    problem = None
+    if other is not None and other.record is not None:
+        problem = (
+            f"Expected one record for {image}; found {other.record.file_name} in {other.record.document} and "
+            f"{record.file_name} in {record.document}. Remove one of them."
+        )
+    elif len(matches) > 1:
+        problem = (
+            f"Expected one image called {record.file_name}, as {record.document} names it; found {matches[0]} and "
+            f"{matches[1]}. Write the folder of each image into file_name."
+        )
+    words = set(re.split(r"[-_ .]", PurePosixPath(record.document).stem.lower())) & _SPLITS
+    split = _split_of(image) or (words.pop() if len(words) == 1 else None)
+    return Annotated(PurePosixPath(image).stem, image, (record.document,), MaskForm.COCO, split, problem, record)
 
 
 _LAYOUTS: dict[str, Callable[[list[str]], list[Annotated]]] = {

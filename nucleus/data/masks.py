@@ -16,6 +16,8 @@ __all__ = [
     "MaskFacts",
     "MaskFile",
     "MaskLabels",
+    "Remarks",
+    "check_labels",
     "labels_from_mask",
     "labels_from_masks",
     "mask_warnings",
@@ -27,10 +29,13 @@ _MOST = 0.5
 _FEW_SPECKS = 10
 _UPRIGHT = 1
 _COVERED = 0.9
+_MOST_NAMED = 3
 _IMAGES = "image"
 
 MaskFile = tuple[str, bytes]
 """Name and content of a mask file."""
+Remarks = tuple[tuple[str, tuple[str, ...]], ...]
+"""What was decided about parts of an annotation: each decision with the names of the parts."""
 
 
 @dataclass(frozen=True)
@@ -41,11 +46,13 @@ class MaskLabels:
         labels: H x W, uint16, 0 background, 1..K nuclei.
         components: Whether the nuclei are the connected components of a binary mask.
         divided: Number of nuclei in separate parts of similar size, of one label or one file.
+        remarks: What was decided about parts of the annotation.
     """
 
     labels: LabelImage
     components: bool = False
     divided: int = 0
+    remarks: Remarks = ()
 
     @property
     def count(self) -> int:
@@ -80,8 +87,7 @@ def labels_from_mask(mask: MaskFile, shape: tuple[int, int], orientation: int = 
     name, data = mask
     content = _content(data, name, shape, orientation)
     labels = _components(content, name) if content.binary else content.numbers
-    _check_count(int(labels.max()), name)
-    _check_ground(labels, name)
+    check_labels(labels, name)
     return MaskLabels(labels.astype(np.uint16), content.binary, content.divided)
 
 
@@ -113,6 +119,12 @@ def labels_from_masks(masks: Sequence[MaskFile], shape: tuple[int, int], orienta
             divided += _is_divided(content.numbers)
             labels[mask] = count
     return MaskLabels(labels.astype(np.uint16), divided=divided)
+
+
+def check_labels(labels: NDArray[np.int32], name: str) -> None:
+    """Raise `ImageError` if there are more nuclei than a label image can hold, or if one of them is the background."""
+    _check_count(int(labels.max()), name)
+    _check_ground(labels, name)
 
 
 def _content(data: bytes, name: str, shape: tuple[int, int], orientation: int) -> MaskContent:
@@ -189,6 +201,7 @@ class MaskFacts:
         specks: Number of nuclei under 4 px.
         divided: Number of nuclei in separate parts of similar size.
         components: Whether a binary mask was found where labels were expected, and has several components.
+        remarks: What was decided about parts of the annotation.
     """
 
     nuclei: int
@@ -196,13 +209,14 @@ class MaskFacts:
     specks: int
     divided: int
     components: bool
+    remarks: Remarks = ()
 
     @classmethod
     def of(cls, masks: MaskLabels, *, labels_expected: bool) -> "MaskFacts":
         """Return the facts about labels; `labels_expected` says whether the file was in a folder of label images."""
         nuclei = masks.count
         components = labels_expected and masks.components and nuclei > 1
-        return cls(nuclei, masks.coverage, masks.specks, masks.divided, components)
+        return cls(nuclei, masks.coverage, masks.specks, masks.divided, components, masks.remarks)
 
 
 def mask_warnings(masks: Sequence[MaskFacts], splits_without_nuclei: Sequence[str]) -> list[str]:
@@ -215,13 +229,14 @@ def mask_warnings(masks: Sequence[MaskFacts], splits_without_nuclei: Sequence[st
     if not any(facts.nuclei for facts in masks) and len(splits_without_nuclei) == len(_CONSEQUENCES):
         return [
             f"NO NUCLEI: not one of the {plural(len(masks), _IMAGES)} has a nucleus. A model cannot be trained or "
-            "scored on this dataset. Check that the masks are those of the images, and not empty."
+            "scored on this dataset. Check that the masks are those of the images, and not empty.",
+            *_remarked(masks),
         ]
     found = [
         f"No nuclei in the split {split}: {_CONSEQUENCES[split]} Import more images, or choose another --seed."
         for split in splits_without_nuclei
     ]
-    return found + _unlikely(masks)
+    return [*found, *_unlikely(masks), *_remarked(masks)]
 
 
 _CONSEQUENCES = {
@@ -260,6 +275,18 @@ def _unlikely(masks: Sequence[MaskFacts]) -> list[str]:
             f"{_of(len(specks), masks)} have nuclei under 4 px ({sum(specks)} in all). Check that they are no specks."
         )
     return found
+
+
+def _remarked(masks: Sequence[MaskFacts]) -> list[str]:
+    """Return a sentence for each decision about parts of annotations, with the number of them and some names."""
+    found: dict[str, list[str]] = {}
+    for facts in masks:
+        for decision, names in facts.remarks:
+            found.setdefault(decision, []).extend(names)
+    return [
+        f"{decision}: {len(names)}, {', '.join(names[:_MOST_NAMED])}{', ...' if len(names) > _MOST_NAMED else ''}."
+        for decision, names in found.items()
+    ]
 
 
 def _of(number: int, masks: Sequence[MaskFacts]) -> str:

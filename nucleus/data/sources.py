@@ -18,7 +18,7 @@ from nucleus.data.images import IMAGE_SUFFIXES
 from nucleus.data.zarr_store import is_zarr
 from nucleus.errors import DataError, ImageError
 
-__all__ = ["Listing", "Source", "is_hidden", "is_image", "list_folder", "open_source"]
+__all__ = ["Listing", "Source", "is_annotation", "is_hidden", "is_image", "list_folder", "open_source"]
 
 _SYSTEM_FOLDERS = {"__macosx", "@eadir", "$recycle.bin", "system volume information", "lost+found"}
 """Folders that macOS, Synology, Windows and Linux make; they hold copies, thumbnails and what was deleted."""
@@ -28,6 +28,7 @@ _MOST_VISITS = 100
 """How often one folder is listed under different names. Links from every folder to every other make endless names."""
 
 _ARCHIVE_SUFFIXES = {".zip", ".7z", ".rar", ".tar", ".gz", ".tgz", ".bz2", ".xz"}
+_ANNOTATIONS = (".json", ".geojson", ".geojson.gz", ".roi", ".zip")
 _ARCHIVES = {
     b"\x1f\x8b": "gzip (.gz, .tar.gz)",
     b"7z\xbc\xaf\x27\x1c": "7z",
@@ -60,6 +61,11 @@ def is_hidden(path: str) -> bool:
 def is_image(path: str) -> bool:
     """Return whether a path with forward slashes has the suffix of an image and is not hidden."""
     return PurePosixPath(path).suffix.lower() in IMAGE_SUFFIXES and not is_hidden(path)
+
+
+def is_annotation(path: str) -> bool:
+    """Return whether a path has the suffix of a file of outlines (COCO, GeoJSON, ROI sets) and is not hidden."""
+    return path.lower().endswith(_ANNOTATIONS) and not is_hidden(path)
 
 
 @dataclass(frozen=True)
@@ -201,6 +207,10 @@ class Source(ABC):
         """
 
     @abstractmethod
+    def annotations(self) -> list[str]:
+        """Return the relative paths of the files that may hold outlines, sorted; zips may be ROI sets."""
+
+    @abstractmethod
     def left_out(self) -> dict[str, str]:
         """Return the reason for each path that could not be read."""
 
@@ -250,6 +260,9 @@ class _FolderSource(Source):
     def left_out(self) -> dict[str, str]:
         return self._listing.unread
 
+    def annotations(self) -> list[str]:
+        return list_folder(self._root, is_annotation).files
+
     def archives(self) -> list[str]:
         return list_folder(self._root, _is_archive).files
 
@@ -278,6 +291,9 @@ class _Zip(Source):
     def left_out(self) -> dict[str, str]:
         reason = "Expected image files; found an archive within the zip, which is not read. Unpack it."
         return dict.fromkeys(self.archives(), reason)
+
+    def annotations(self) -> list[str]:
+        return sorted(filter(is_annotation, self._members))
 
     def archives(self) -> list[str]:
         return sorted(filter(_is_archive, self._members))
