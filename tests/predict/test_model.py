@@ -27,9 +27,10 @@ from nucleus.predict.evaluation import (
     predict_images,
     splits_named,
 )
-from nucleus.predict.image_files import overlay_of, predict_files
+from nucleus.predict.image_files import predict_files
 from nucleus.predict.measurement import nucleus_columns
 from nucleus.predict.model import IMAGES_AT_ONCE, PredictionOptions
+from nucleus.predict.results import overlay_of
 from nucleus.predict.source import ScaledImage, array_source, image_source
 from nucleus.storage.bucket import Bucket
 from tests.predict.test_predict import rows_of, small_model, spots
