@@ -70,6 +70,9 @@ from .planes import ImageOpener as ImageOpener
 from .planes import PlannedImages as PlannedImages
 from .planes import images_of as images_of
 from .planes import plan_images as plan_images
+from .plates import PLATE_ENDING as PLATE_ENDING
+from .plates import draw_plate as draw_plate
+from .plates import wells_of as wells_of
 from .results import ALL_ENDINGS as ALL_ENDINGS
 from .results import OVERLAY_ENDING as OVERLAY_ENDING
 from .results import RowWriter as RowWriter

@@ -11,9 +11,10 @@ from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
+from nucleus.data.images import encode_png
 from nucleus.data.sources import is_hidden, is_image, list_folder
 from nucleus.data.stacks import PlaneOptions
-from nucleus.data.zarr_plates import image_paths, in_zarr, plate_field, zarr_name
+from nucleus.data.zarr_plates import PlateField, image_paths, in_zarr, plate_field, zarr_name
 from nucleus.data.zarr_store import ZarrFolder, is_zarr, local_zarr
 from nucleus.errors import ImageError, OutputError, UsageError
 from nucleus.predict.blocks import LabelledBlock
@@ -21,10 +22,11 @@ from nucleus.predict.formats import ENDINGS, FormatName
 from nucleus.predict.measurement import image_columns, nucleus_columns
 from nucleus.predict.model import IMAGES_AT_ONCE, Model
 from nucleus.predict.planes import FileImage, ImageOpener, PlannedImages, plan_images
+from nucleus.predict.plates import PLATE_ENDING, draw_plate, wells_of
 from nucleus.predict.results import ALL_ENDINGS, OVERLAY_ENDING, write_image
 from nucleus.predict.source import ScaledImage
 from nucleus.progress import Advance, no_progress
-from nucleus.storage.files import atomic_path, writing
+from nucleus.storage.files import atomic_path, write_atomic, writing
 from nucleus.surroundings import name_on_disk
 from nucleus.text import plural
 
@@ -200,10 +202,10 @@ def predict_files(
     """Segment image files and write the results to a folder.
 
     The folder gets for each image its nuclei in each format, such as `<name without suffix>.labels.tif`, and
-    `<name without suffix>.overlay.png`, and one `nuclei.csv` and one `images.csv`. `nuclei.csv` has columns for as many
-    channels as the image with the most channels; they are empty for images with fewer channels. An image that cannot be
-    read does not stop the others. What is there already is replaced: hold `nucleus.storage.claimed_folder(out)`, so
-    that no other process does so.
+    `<name without suffix>.overlay.png`, and one `nuclei.csv` and one `images.csv`; for each plate, `<plate>.plate.png`.
+    `nuclei.csv` has columns for as many channels as the image with the most channels; they are empty for images with
+    fewer channels. An image that cannot be read does not stop the others. What is there already is replaced: hold
+    `nucleus.storage.claimed_folder(out)`, so that no other process does so.
 
     Args:
         model: The model.
@@ -240,9 +242,22 @@ def predict_files(
                 stopped = error
     except OutputError as error:
         raise _with_note(stopped or error, "are missing: predict the images again, into a folder with room") from error
+    _write_plates(planned, found, out)
     if stopped is not None:
         raise _with_note(stopped, f"have the {plural(len(found.counts), 'image')} before") from stopped
     return found
+
+
+def _write_plates(planned: PlannedImages, found: PredictedFiles, out: Path) -> None:
+    """Write a picture of each plate that was predicted."""
+    plates: dict[PurePosixPath, list[tuple[PlateField, int]]] = {}
+    for image in planned.images:
+        place = plate_field(image.name)
+        if place is not None and image.title in found.counts:
+            plate = PurePosixPath(stem_of(image.name)).parents[2]  # above its row, column and field
+            plates.setdefault(plate, []).append((place, found.counts[image.title]))
+    for plate, fields in plates.items():
+        write_atomic(out / f"{plate}{PLATE_ENDING}", encode_png(draw_plate(plate.name, wells_of(fields))))
 
 
 def _planned(files: Sequence[Path] | Mapping[str, Path | ZarrFolder] | PlannedImages) -> PlannedImages:
