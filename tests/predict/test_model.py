@@ -121,7 +121,7 @@ def test_arrays_of_many_shapes_and_depths() -> None:
         (np.pad(GREY[..., np.newaxis], ((0, 0), (0, 0), (3, 0))), {}, "channel 3 .*--channel 3"),
         (np.full((40, 30), np.nan), {}, "NaN"),
         ("nowhere.png", {}, "nowhere.png"),
-        (Path(), {}, "Cannot read"),
+        (Path(), {}, "Expected OME-Zarr"),
     ],
 )
 def test_what_is_no_image(image: Any, options: dict[str, Any], message: str) -> None:
@@ -288,9 +288,9 @@ def test_evaluations_are_mappings_and_tables(dataset: Dataset, tmp_path: Path) -
 
 
 def test_overlays_of_large_images_are_reduced_in_files_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    from nucleus.predict import image_files
+    from nucleus.predict import results
 
-    monkeypatch.setattr(image_files, "_LARGEST_SIDE", 60)
+    monkeypatch.setattr(results, "_LARGEST_SIDE", 60)
     found = small_model().segment(GREY)
     assert found.overlay().shape == (150, 130, 3)
     assert overlay_of(ScaledImage(image_source(GREY), NormalizationOptions()), found.labels).shape == (50, 44, 3)
