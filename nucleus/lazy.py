@@ -61,7 +61,7 @@ _EXTRAS = {
     **dict.fromkeys((*TRAINING, "matplotlib", "pyarrow", "tf2onnx"), "train"),
     "ministack": "local",
     "pandas": "table",
-    **dict.fromkeys(("pycocotools", "yaozarrs", "zarr"), "formats"),
+    **dict.fromkeys(("yaozarrs", "zarr"), "formats"),
 }
 """Packages that the light install lacks, and the extra of `pyproject.toml` that has them."""
 _NO_TENSORFLOW_FROM = (3, 14)

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 EXTRAS = {
-    "predict": ["formats"],
+    "predict": [],
     "train": ["train", "local"],
     "train-gpu": ["train-gpu"],
     "dev": ["train", "local", "dev"],

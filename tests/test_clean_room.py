@@ -25,7 +25,19 @@ from tests.whole_way import Trained, assert_same_labels, assert_same_scores
 ROOT = Path(__file__).resolve().parents[1]
 UV = (sys.executable, "-m", "uv")
 LOCK = ROOT / "requirements" / "predict.txt"
-ABSENT = ("tensorflow", "keras", "ray", "wandb", "pyarrow", "pandas", "matplotlib", "sklearn", "ministack", "pytest")
+ABSENT = (
+    "tensorflow",
+    "keras",
+    "ray",
+    "wandb",
+    "pyarrow",
+    "pandas",
+    "matplotlib",
+    "sklearn",
+    "ministack",
+    "pytest",
+    "zarr",
+)
 MOST_MIB = 600
 
 IMPORT_ALL = """
