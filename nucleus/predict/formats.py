@@ -91,16 +91,18 @@ def open_outlines(name: FormatName, stem: Path, image: Frame, source: str) -> Ab
 @contextmanager
 def _geojson(path: Path, image: Frame, source: str) -> Iterator[AddPart]:
     """QuPath 0.6: a FeatureCollection of detections, in pixels of the image, with measurements."""
-    namespace = uuid.uuid5(uuid.NAMESPACE_OID, f"{source}\n{image.image}")
+    namespace = uuid.uuid5(uuid.NAMESPACE_OID, f"{source}\n{image.image}\n{path.name}")
     with _json_list(path, '{"type": "FeatureCollection", "features": [', "]}") as write:
         yield lambda part: write([_feature(outline, row, namespace) for outline, row in _outlined(part)])
 
 
 def _feature(outline: Outline, row: dict[str, Any], namespace: uuid.UUID) -> dict[str, Any]:
     parts = [[_closed(ring) for ring in part] for part in outline.parts]
-    shape = {"type": "Polygon", "coordinates": parts[0]}
+    shape: dict[str, Any] = {"type": "Polygon", "coordinates": parts[0]}
     if len(parts) > 1:
         shape = {"type": "MultiPolygon", "coordinates": parts}
+    if row["z"] is not None or row["t"] is not None:
+        shape["plane"] = {"c": -1, "z": row["z"] or 0, "t": row["t"] or 0}  # -1: all channels
     return {
         "type": "Feature",
         "id": str(uuid.uuid5(namespace, str(row["label"]))),
@@ -173,6 +175,7 @@ def _rois(path: Path, image: Frame) -> Iterator[AddPart]:
                     name = f"{row['label']:07d}" + (f"-{number + 1}" if number else "")
                     roi = roifile.ImagejRoi.frompoints(ring.astype(np.int32), name=name)
                     roi.roitype = roifile.ROI_TYPE.TRACED
+                    roi.z_position, roi.t_position = (0 if row[axis] is None else row[axis] + 1 for axis in "zt")
                     archive.writestr(f"{name}.roi", roi.tobytes())
 
         yield add

@@ -74,7 +74,8 @@ def outlines() -> None:
     labels = _discs(_NUCLEI_PER_BLOCK)
     count = int(labels.max())
     rows = [
-        {"label": label, "area": 300, "diameter": 19.5, "score": 0.97, "mean_0": 120.5} for label in range(1, count + 1)
+        {"label": label, "area": 300, "diameter": 19.5, "score": 0.97, "mean_0": 120.5, "z": None, "t": None}
+        for label in range(1, count + 1)
     ]
     frame = Frame("image", labels.shape)
     part = MeasuredPart(frame, labels, rows)

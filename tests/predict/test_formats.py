@@ -20,6 +20,7 @@ from pycocotools.coco import COCO
 from shapely.geometry import shape
 
 from nucleus.data.images import encode_png
+from nucleus.data.stacks import PlaneOptions
 from nucleus.errors import ImageError, MissingPackageError, UsageError
 from nucleus.predict import formats
 from nucleus.predict.blocks import AssembledLabels
@@ -27,6 +28,7 @@ from nucleus.predict.formats import ENDINGS, check_formats, open_outlines
 from nucleus.predict.image_files import predict_files
 from nucleus.predict.measurement import Frame
 from nucleus.predict.model import PredictionOptions
+from nucleus.predict.planes import plan_images
 from tests.predict.test_predict import rows_of, small_model, spots
 
 SHAPE = (130, 170)
@@ -140,6 +142,22 @@ def test_only_what_was_asked_for_is_there_and_nothing_of_before(tmp_path: Path) 
     regions = roifile.roiread(tmp_path / "out" / "a.rois.zip")
     assert len(regions) == len(zipfile.ZipFile(tmp_path / "out" / "a.rois.zip").namelist())  # replaced, not appended to
     assert len(before) > 0
+
+
+def test_planes_of_a_stack_are_told_apart(tmp_path: Path) -> None:
+    planes = np.stack([spots(60, 70, seed, count=8) for seed in (7, 8)])
+    tifffile.imwrite(tmp_path / "a.tif", planes, imagej=True, metadata={"axes": "ZYX"})
+    planned = plan_images({"a.tif": tmp_path / "a.tif"}, PlaneOptions(z="all"))
+    predict_files(small_model(), planned, tmp_path, formats=("geojson", "roi"))
+    names = set()
+    for z in (0, 1):
+        features = json.loads((tmp_path / f"a.z{z}.geojson").read_text())["features"]
+        assert features
+        assert all(feature["geometry"]["plane"] == {"c": -1, "z": z, "t": 0} for feature in features)
+        names |= {feature["id"] for feature in features}
+        regions = roifile.roiread(tmp_path / f"a.z{z}.rois.zip")
+        assert {(region.z_position, region.t_position) for region in regions} == {(z + 1, 0)}
+    assert len(names) == len(rows_of(tmp_path / "nuclei.csv"))
 
 
 def test_an_image_without_nuclei_has_empty_files(tmp_path: Path) -> None:
