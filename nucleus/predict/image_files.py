@@ -204,8 +204,9 @@ def predict_files(
     The folder gets for each image its nuclei in each format, such as `<name without suffix>.labels.tif`, and
     `<name without suffix>.overlay.png`, and one `nuclei.csv` and one `images.csv`; for each plate, `<plate>.plate.png`.
     `nuclei.csv` has columns for as many channels as the image with the most channels; they are empty for images with
-    fewer channels. An image that cannot be read does not stop the others. What is there already is replaced: hold
-    `nucleus.storage.claimed_folder(out)`, so that no other process does so.
+    fewer channels. An image that cannot be read does not stop the others; without any that can be read nothing is
+    written. What is there already is replaced: hold `nucleus.storage.claimed_folder(out)`, so that no other process
+    does so.
 
     Args:
         model: The model.
@@ -229,6 +230,8 @@ def predict_files(
     check_stems([(stem_of(image.output), image.title) for image in planned.images], name_on_disk)
     plate = any(plate_field(image.name) for image in planned.images)
     found = PredictedFiles({}, dict(planned.failures), {})
+    if not planned.images:
+        return found
     stopped: OutputError | None = None
     try:
         with (

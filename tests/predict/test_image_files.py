@@ -71,6 +71,13 @@ def test_several_arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert list(find_inputs([Path("../two/a.png")]).images) == ["a.png"]
 
 
+def test_nothing_is_written_if_nothing_can_be_read(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"no image")
+    found = predict_files(small_model(), [tmp_path / "a.png"], tmp_path / "out")
+    assert set(found.failures) == {"a.png"}
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(
     ("inputs", "said"),
     [
