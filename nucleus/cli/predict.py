@@ -182,7 +182,8 @@ def _predict_files(inputs: tuple[str, ...], model: str | None, out: Path, given:
     with nucleus.storage.claimed_folder(out):
         planned = nucleus.predict.plan_images(found.images, planes)
         if not given.overwrite:
-            nucleus.predict.check_outputs([image.output for image in planned.images], out)
+            outputs = (image.output for image in planned.images)
+            nucleus.predict.check_outputs(dict.fromkeys([*found.images, *outputs]), out)
         options = nucleus.predict.PredictionOptions(
             diameter=given.diameter, pixel_size=given.pixel_size, turns=given.tta, engine=given.engine
         )
