@@ -13,7 +13,7 @@ import weakref
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import IO, TYPE_CHECKING, Any
 
 from nucleus.errors import AccessDeniedError, ImageError, ObjectNotFoundError
 from nucleus.lazy import need
@@ -236,7 +236,7 @@ class _LocalObjects:
             raise ImageError(f"Cannot read {path}: {error.strerror or error}.") from error
 
 
-def _span_of(file: BinaryIO, span: Span | None) -> bytes:
+def _span_of(file: IO[bytes], span: Span | None) -> bytes:
     if span is None:
         return file.read()
     start, stop = span
@@ -306,7 +306,7 @@ class _Kept:
         self._end = self._in_memory = 0
 
     @cached_property
-    def _file(self) -> BinaryIO:
+    def _file(self) -> IO[bytes]:
         file = tempfile.TemporaryFile(prefix="nucleus-zarr-")  # noqa: SIM115  it lives as long as this object
         weakref.finalize(self, file.close)
         return file
