@@ -4,6 +4,7 @@ from .architecture import CONFIG_FILE as CONFIG_FILE
 from .architecture import METRICS_FILE as METRICS_FILE
 from .architecture import MODEL_FORMAT as MODEL_FORMAT
 from .architecture import ONNX_FILE as ONNX_FILE
+from .architecture import ONNX_OPSET as ONNX_OPSET
 from .architecture import PREVIEW_FILE as PREVIEW_FILE
 from .architecture import WEIGHTS_FILE as WEIGHTS_FILE
 from .architecture import InstanceSettings as InstanceSettings

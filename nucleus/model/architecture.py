@@ -31,6 +31,7 @@ __all__ = [
     "METRICS_FILE",
     "MODEL_FORMAT",
     "ONNX_FILE",
+    "ONNX_OPSET",
     "PREVIEW_FILE",
     "WEIGHTS_FILE",
     "InstanceSettings",
@@ -48,6 +49,7 @@ __all__ = [
 CONFIG_FILE = "model.json"
 WEIGHTS_FILE = "model.weights.h5"
 ONNX_FILE = "model.onnx"
+ONNX_OPSET = 18
 """The network with its weights, for ONNX Runtime; versions published before 0.4.0 do not have it."""
 METRICS_FILE = "metrics.json"
 """Scores of the best weights and metrics of each epoch."""

@@ -22,7 +22,7 @@ from nucleus.config.encoders import ENCODERS
 from nucleus.config.recipe import STRIDE
 from nucleus.data.synthetic import generated_image
 from nucleus.errors import ModelError
-from nucleus.model.architecture import ONNX_FILE, ModelConfig
+from nucleus.model.architecture import ONNX_FILE, ONNX_OPSET, ModelConfig
 
 __all__ = ["ModelFacts", "write_package"]
 
@@ -123,7 +123,7 @@ def _description(config: ModelConfig, facts: ModelFacts, outputs: list[str], sum
         "documentation": "README.md",
         "inputs": [_input(config, sums["image.npy"])],
         "outputs": [_output(name, config, sums[f"{name}.npy"]) for name in outputs],
-        "weights": {"onnx": {"source": "weights.onnx", "sha256": sums["weights.onnx"], "opset_version": 18}},
+        "weights": {"onnx": {"source": "weights.onnx", "sha256": sums["weights.onnx"], "opset_version": ONNX_OPSET}},
     }
 
 

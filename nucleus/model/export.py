@@ -21,7 +21,7 @@ import numpy as np
 from nucleus.config.recipe import STRIDE, Heads
 from nucleus.errors import ModelError, UsageError
 from nucleus.lazy import keras, need, tf
-from nucleus.model.architecture import CONFIG_FILE, ONNX_FILE, WEIGHTS_FILE, ModelConfig, read_model_config
+from nucleus.model.architecture import CONFIG_FILE, ONNX_FILE, ONNX_OPSET, WEIGHTS_FILE, ModelConfig, read_model_config
 from nucleus.model.bioimageio import ModelFacts, write_package
 from nucleus.model.unet import build_unet, load_weights
 from nucleus.storage.files import write_atomic, writing
@@ -31,7 +31,6 @@ __all__ = ["EXPORT_FORMATS", "ExportFormat", "check_export", "export_model", "wr
 ExportFormat = Literal["h5", "keras", "savedmodel", "onnx", "bioimageio"]
 EXPORT_FORMATS: tuple[ExportFormat, ...] = get_args(ExportFormat)
 
-_ONNX_OPSET = 18
 _UPSCALE = "upscale"
 _PACKED = {"compression": "gzip", "shuffle": True}
 _LITTLE = 4096
@@ -178,7 +177,7 @@ def write_onnx(model: keras.Model, heads: Heads, path: Path, *, half: bool = Fal
             logits = model(image, training=False)
         return {"logits": tf.identity(logits, "logits"), "values": _values(logits, heads)}
 
-    converted, _ = tf2onnx.convert.from_function(network, signature, opset=_ONNX_OPSET)
+    converted, _ = tf2onnx.convert.from_function(network, signature, opset=ONNX_OPSET)
     constants = {inside.name: value for value, inside in network.get_concrete_function().graph.captures}
     constants |= {kernel.path: tf.cast(kernel.value, tf.float16) for kernel in kernels}
     _fix_constants(converted.graph, constants)

@@ -31,6 +31,7 @@ from .formats import LABEL_FORMATS as LABEL_FORMATS
 from .formats import FormatName as FormatName
 from .formats import check_formats as check_formats
 from .formats import open_outlines as open_outlines
+from .formats import result_path as result_path
 from .formats import write_labels as write_labels
 from .image_files import IMAGES_TABLE as IMAGES_TABLE
 from .image_files import NUCLEI_TABLE as NUCLEI_TABLE

@@ -11,6 +11,7 @@ from nucleus.data.zarr_store import ZarrFolder, bucket_zarr
 from nucleus.errors import AccessDeniedError, ImageError, ObjectNotFoundError
 from nucleus.predict.blocks import LabelledBlock
 from nucleus.predict.bucket_images import BucketImage, PredictionSettings
+from nucleus.predict.formats import result_path
 from nucleus.predict.measurement import image_table, join_images
 from nucleus.predict.model import IMAGES_AT_ONCE, Model
 from nucleus.predict.planes import FileImage, ImageOpener, PlannedImages, plan_images
@@ -180,7 +181,7 @@ class BatchPredictor:
     ) -> ImageOutcome:
         """Write the results of an image on disk."""
         stem = files.stem(image)
-        path = stem.with_name(f"{stem.name}.parquet")
+        path = result_path(stem, ".parquet")
         try:
             with image_table(path, files.planned.channels, plate=plate_field(image.name) is not None) as table:
                 row = write_image(self._model, scaled, blocks, stem, table, self._settings.formats)
@@ -196,7 +197,7 @@ class BatchPredictor:
         for image in files.tables:
             stem = files.stem(image)
             for ending in output_endings(self._settings.formats):
-                found = stem.with_name(f"{stem.name}{ending}")
+                found = result_path(stem, ending)
                 for file in sorted(found.rglob("*")) if found.is_dir() else [found]:
                     if file.is_file():
                         below = file.relative_to(files.folder).as_posix().removeprefix("image")

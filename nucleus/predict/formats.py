@@ -26,7 +26,7 @@ from nucleus.predict.measurement import Frame, MeasuredPart
 from nucleus.predict.outlines import Outline, outlines_of
 from nucleus.storage.files import atomic_folder, atomic_path
 
-__all__ = ["ENDINGS", "LABEL_FORMATS", "FormatName", "check_formats", "open_outlines", "write_labels"]
+__all__ = ["ENDINGS", "LABEL_FORMATS", "FormatName", "check_formats", "open_outlines", "result_path", "write_labels"]
 
 FormatName = Literal["labels", "zarr", "geojson", "geojson.gz", "roi", "coco"]
 """Formats of the nuclei of an image."""
@@ -51,6 +51,11 @@ _encoded = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode
 
 AddPart = Callable[[MeasuredPart], None]
 """Adds the nuclei of a part of an image to a file."""
+
+
+def result_path(stem: Path, ending: str) -> Path:
+    """Return the path of a result: the ending is added to the stem, which may have dots of its own."""
+    return stem.with_name(f"{stem.name}{ending}")
 
 
 def check_formats(formats: tuple[str, ...]) -> tuple[FormatName, ...]:
@@ -82,7 +87,7 @@ def open_outlines(name: FormatName, stem: Path, image: Frame, source: str) -> Ab
     Raises:
         ImageError: The image is too large for the format.
     """
-    path = stem.with_name(f"{stem.name}{ENDINGS[name]}")
+    path = result_path(stem, ENDINGS[name])
     if name == "roi":
         return _rois(path, image)
     return _coco(path, image) if name == "coco" else _geojson(path, image, source)
@@ -142,10 +147,8 @@ def _coco(path: Path, image: Frame) -> Iterator[AddPart]:
 
 def _annotation(outline: Outline, row: dict[str, Any]) -> dict[str, Any]:
     outer = [part[0] for part in outline.parts]
-    low, high = (
-        np.min([ring.min(axis=0) for ring in outer], axis=0),
-        np.max([ring.max(axis=0) for ring in outer], axis=0),
-    )
+    points = np.concatenate(outer)
+    low, high = points.min(axis=0), points.max(axis=0)
     return {
         "id": row["label"],
         "image_id": 1,
@@ -220,7 +223,7 @@ def _text_file(path: Path, *, compressed: bool) -> Iterator[IO[str]]:
 
 def write_labels(name: FormatName, stem: Path, labels: AssembledLabels, image: Frame) -> None:
     """Write the labels of an image as TIFF or OME-Zarr (`labels` or `zarr`)."""
-    path = stem.with_name(f"{stem.name}{ENDINGS[name]}")
+    path = result_path(stem, ENDINGS[name])
     if name == "labels":
         labels.write(path)
     else:

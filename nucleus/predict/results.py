@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from nucleus.data.images import RgbImage, encode_png
 from nucleus.pictures import draw_overlay
 from nucleus.predict.blocks import LabelledBlock, assembled_labels
-from nucleus.predict.formats import ENDINGS, LABEL_FORMATS, FormatName, open_outlines, write_labels
+from nucleus.predict.formats import ENDINGS, LABEL_FORMATS, FormatName, open_outlines, result_path, write_labels
 from nucleus.predict.measurement import NucleiSummary, frame_of, image_row, measure_blocks
 from nucleus.predict.model import Model
 from nucleus.predict.source import ScaledImage
@@ -102,7 +102,7 @@ def write_image(
         for name in LABEL_FORMATS & set(formats):
             write_labels(name, stem, labels, frame)
         overlay = overlay_of(image, labels.labels, summary.median_diameter)
-        write_atomic(stem.with_name(f"{stem.name}{OVERLAY_ENDING}"), encode_png(overlay))
+        write_atomic(result_path(stem, OVERLAY_ENDING), encode_png(overlay))
         _remove(stem, set(ALL_ENDINGS) - set(output_endings(formats)))
         return image_row(frame, summary, labels.pixels, image.scale, model.doubt(summary))
 
@@ -110,7 +110,7 @@ def write_image(
 def _remove(stem: Path, endings: set[str]) -> None:
     """Remove the results that an earlier prediction wrote in other formats, because they are of other nuclei."""
     for ending in endings:
-        path = stem.with_name(f"{stem.name}{ending}")
+        path = result_path(stem, ending)
         if path.is_dir():
             shutil.rmtree(path)
         else:
