@@ -28,6 +28,7 @@ __all__ = [
     "draw_overlay",
     "example_sheet",
     "resize_to_side",
+    "write_text",
 ]
 
 MISTAKE_COLOURS = {
@@ -87,7 +88,7 @@ def _draw_diameter(image: RgbImage, diameter: float, text: str) -> None:
     cv2.circle(image, centre, radius, CYAN, 1, cv2.LINE_AA)
     left = centre[0] + radius + _CORNER_GAP
     if left + _CORNER_GAP + _text_width(text) <= width and height >= 2 * _TEXT_LINE:
-        _write(image, text, (left, height - 1 - _CORNER_GAP), CYAN)
+        write_text(image, text, (left, height - 1 - _CORNER_GAP), CYAN)
 
 
 def contact_sheet(rows: list[list[RgbImage]], side: int = 256) -> RgbImage:
@@ -198,13 +199,13 @@ def draw_gallery(images: Sequence[GalleryImage]) -> RgbImage:
         cv2.rectangle(sheet, (left, 4), (left + _SWATCH, _TEXT_LINE - 4), colour, cv2.FILLED)
         cv2.rectangle(sheet, (left, 4), (left + _SWATCH, _TEXT_LINE - 4), (0, 0, 0))
         left += _SWATCH + _GALLERY_GAP
-        left += _write(sheet, name, (left, _TEXT_LINE - 6), (0, 0, 0)) + 2 * _GALLERY_GAP
+        left += write_text(sheet, name, (left, _TEXT_LINE - 6), (0, 0, 0)) + 2 * _GALLERY_GAP
     for number, item in enumerate(images):
         top = _TEXT_LINE + number // _ACROSS * (cell_height + _GALLERY_GAP)
         left = _GALLERY_GAP + number % _ACROSS * (cell_width + 2 * _GALLERY_GAP)
         mistakes = find_mistakes(item.truth, item.predicted)
         title = f"{item.title}; {mistakes}"
-        _write(sheet, title, (left, top + _TEXT_LINE - 6), (0, 0, 0))
+        write_text(sheet, title, (left, top + _TEXT_LINE - 6), (0, 0, 0))
         bright = brightened(item.image)
         for i, picture in enumerate((bright, draw_mistakes(bright, item.truth, item.predicted, mistakes))):
             small = resize_to_side(picture, _GALLERY_SIDE, enlarge=True)
@@ -213,7 +214,7 @@ def draw_gallery(images: Sequence[GalleryImage]) -> RgbImage:
     return sheet
 
 
-def _write(sheet: RgbImage, text: str, place: tuple[int, int], colour: tuple[int, int, int]) -> int:
+def write_text(sheet: RgbImage, text: str, place: tuple[int, int], colour: tuple[int, int, int]) -> int:
     """Write a line of text; return its width in pixels."""
     cv2.putText(sheet, text, place, _FONT, _FONT_SIZE, colour, 1, cv2.LINE_AA)
     return _text_width(text)

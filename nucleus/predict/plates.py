@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from nucleus.data.images import RgbImage
 from nucleus.data.zarr_plates import PlateField
+from nucleus.pictures import write_text
 
 __all__ = ["PLATE_ENDING", "draw_plate", "wells_of"]
 
@@ -19,7 +20,6 @@ _SIZES = ((8, 12), (16, 24), (32, 48))
 _CELL = {8: 56, 16: 40, 32: 26}
 _MARGIN, _SCALE_WIDTH, _FOOT = 44, 110, 40
 _BACKGROUND, _EMPTY, _TEXT = (255, 255, 255), (225, 225, 225), (40, 40, 40)
-_FONT, _FONT_SIZE = cv2.FONT_HERSHEY_SIMPLEX, 0.45
 _LETTERS = 26
 
 Wells = dict[tuple[str, str], float]
@@ -103,5 +103,4 @@ def _draw_scale(picture: NDArray[np.uint8], corner: tuple[int, int], length: int
 
 
 def _write(picture: NDArray[np.uint8], text: str, place: tuple[int, int]) -> None:
-    shown = text.encode("ascii", "replace").decode()  # OpenCV has no other letters
-    cv2.putText(picture, shown, place, _FONT, _FONT_SIZE, _TEXT, 1, cv2.LINE_AA)
+    write_text(picture, text.encode("ascii", "replace").decode(), place, _TEXT)  # OpenCV has no other letters
