@@ -15,7 +15,7 @@ EXTRAS = {
     "predict": [],
     "train": ["train", "local"],
     "train-gpu": ["train-gpu"],
-    "dev": ["train", "local", "dev"],
+    "dev": ["train", "local", "slides", "serve", "dev"],
 }
 ROOT = Path(__file__).resolve().parent.parent
 
