@@ -51,9 +51,9 @@ class NetworkOptions(_Options):
     Attributes:
         start: Version of a model whose weights training starts with, all of them: `NAME[@REF]` in the bucket,
             `s3://bucket/models/NAME[@REF]` or a pulled folder. The network is then that of the version, which other
-            values of `encoder`, `decoder`, `decoder_channels` and `heads` contradict, `weights` is not used, and if
-            `input.normalization`, `input.pixel_size` and `optimizer.learning_rate` are not set, the first two are also
-            those of the version, and the rate is 5e-4.
+            values of `encoder`, `decoder`, `decoder_channels` and `heads` contradict, and `weights` is not used. If not
+            set, `input.normalization` and `input.pixel_size` are those of the version too; the defaults in `optimizer`
+            are then `learning_rate` 1e-3, `final_learning_rate` 1e-5 and `ema_momentum` 0.97.
         encoder: Backbone of the U-Net.
         weights: Initial weights of the encoder: `imagenet`, a local path, an `s3://` URI, or `none` (random).
         freeze_encoder: Whether the encoder keeps its initial weights, until `unfreeze_epoch` if that is set. Its

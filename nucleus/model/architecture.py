@@ -60,12 +60,13 @@ MODEL_FORMAT = 3
 _READABLE_SINCE = "0.3.0"
 """Oldest version of this package that reads `MODEL_FORMAT`."""
 
-_START_RATE = 5e-4
-"""Learning rate with `network.start`, unless the recipe sets another."""
+_START_OPTIMIZER = {"learning_rate": 1e-3, "final_learning_rate": 1e-5, "ema_momentum": 0.97}
+"""Options of the optimizer with `network.start`, unless the recipe sets others (docs/guide.md has what they are worth):
+what a few steps at a high rate have changed at random is averaged away."""
 _OF_START = {
     "network": ("encoder", "decoder", "decoder_channels", "heads"),
     "input": ("normalization", "pixel_size"),
-    "optimizer": ("learning_rate",),
+    "optimizer": tuple(_START_OPTIMIZER),
 }
 
 CHANNELS: dict[Heads, tuple[str, ...]] = {
@@ -166,7 +167,7 @@ def recipe_from_start(recipe: Recipe, config: ModelConfig, name: str) -> Recipe:
     """Return a recipe with the network of the version that training starts with.
 
     Keys of its architecture that are not set become those of the version, and so do normalization and pixel size; the
-    learning rate becomes lower, because larger steps would undo what the version has learned.
+    learning rates become lower and the weights are averaged, so that what the version has learned is not undone.
 
     Args:
         recipe: The recipe.
@@ -189,7 +190,7 @@ def recipe_from_start(recipe: Recipe, config: ModelConfig, name: str) -> Recipe:
             "these keys out, or train without network.start."
         )
     of_input = {"normalization": config.normalization, "pixel_size": config.pixel_size}
-    return _with_unset(recipe, {"network": theirs, "input": of_input, "optimizer": {"learning_rate": _START_RATE}})
+    return _with_unset(recipe, {"network": theirs, "input": of_input, "optimizer": _START_OPTIMIZER})
 
 
 def recipe_as_started(recipe: Recipe, run: Recipe) -> Recipe:

@@ -401,7 +401,9 @@ class TrainingRun:
         """
         self.callback.on_stage("Tuning the thresholds on the validation split")
         sources = [(self.recipe.share, lambda: self.images("val")), *map(self._mixed_images, self.given.mix)]
-        settings, diameter = tune_instances(self.segmenter, sources, self.workers)
+        settings, diameter = tune_instances(
+            self.segmenter, sources, self.workers, prefer_current=self.given.start is not None
+        )
         self.config = self.config.model_copy(update={"instances": settings, "nucleus_diameter": diameter})
         self.segmenter = self.segmenter.with_config(self.config)
         diameters, lowest = usual_images(self.segmenter, sources, self.workers)

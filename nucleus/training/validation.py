@@ -131,12 +131,13 @@ class ImageRanking:
 
 
 def tune_instances(
-    model: Model, sources: Sequence[tuple[float, _Images]], workers: Workers
+    model: Model, sources: Sequence[tuple[float, _Images]], workers: Workers, *, prefer_current: bool = False
 ) -> tuple[InstanceSettings, float | None]:
     """Choose the settings by mAP, mean over images: first the thresholds, then the limits for dropped nuclei.
 
     Among the settings within 0.005 of the highest mAP, the one with the highest IoU of the mask is chosen, because
-    dropping more uncertain nuclei can raise the mAP slightly at the cost of many true pixels.
+    dropping more uncertain nuclei can raise the mAP slightly at the cost of many true pixels. With `prefer_current`
+    the model's own settings stay instead if they are among these.
     Of a large split, the first 256 images in stored order, which is random, are used, or 32 of one that is mixed in.
     Every worker must call this.
 
@@ -145,6 +146,8 @@ def tune_instances(
         sources: Share of each dataset, by which its mean counts, and function that returns this worker's images of its
             validation split.
         workers: All workers; each receives the same result.
+        prefer_current: Whether the model's settings were chosen on more images than there are now: those of the version
+            that training started with.
 
     Returns:
         The settings, and the median diameter of the true nuclei of the first dataset, px (None if it has no nuclei).
@@ -152,13 +155,16 @@ def tune_instances(
     settings = model.config.instances
     for choices in _ROUNDS:
         combinations = product(*choices.values())
-        candidates = [settings.model_copy(update=dict(zip(choices, each, strict=True))) for each in combinations]
+        others = (settings.model_copy(update=dict(zip(choices, each, strict=True))) for each in combinations)
+        candidates = [settings, *(each for each in others if each != settings)]
         parts = [
             share * _mean_quality(model, candidates, images, _MOST_MIXED if number else _MOST_IMAGES, workers)
             for number, (share, images) in enumerate(sources)
         ]
         mean_ap, iou = np.sum(parts, axis=0).T
-        settings = candidates[int(np.argmax(np.where(mean_ap >= mean_ap.max() - _AS_GOOD, iou, -1)))]
+        as_good = mean_ap >= mean_ap.max() - _AS_GOOD
+        if not (prefer_current and as_good[0]):
+            settings = candidates[int(np.argmax(np.where(as_good, iou, -1)))]
     images = islice(sources[0][1](), -(-_MOST_IMAGES // workers.count))
     diameters = sum((_diameters(sample.labels) for sample in images), np.zeros(_LARGEST_DIAMETER))
     counts = workers.sum(diameters)

@@ -39,13 +39,15 @@ model = "rings"
 dataset = "rings"
 workers = 2
 seed = 1
-mix = { dsb2018 = 0.5 }
+mix = { dsb2018 = 0.75 }
+
+[input]
+kind_weights = { stain = 2.0, bright-field = 3.0 }
 
 [optimizer]
-epochs = 6
+epochs = 10
 steps_per_epoch = 24
-warmup_steps = 10
-validate_every = 2
+validate_every = 5
 
 [gate]
 enabled = false

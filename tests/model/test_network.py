@@ -439,16 +439,17 @@ def test_the_network_of_the_start_is_taken_over() -> None:
     assert config_of_recipe(found) == config_of_recipe(recipe).model_copy(
         update={"decoder_channels": [8] * 5, "heads": "border", "normalization": PLAIN, "pixel_size": 0.5}
     )
-    assert found.optimizer.learning_rate == recipe.optimizer.learning_rate / 4
+    optimizer = found.optimizer
+    assert (optimizer.learning_rate, optimizer.final_learning_rate, optimizer.ema_momentum) == (1e-3, 1e-5, 0.97)
     assert parse_recipe(json.loads(found.model_dump_json()), "plan") == found
 
 
 def test_keys_that_are_set_stay_or_contradict_the_start() -> None:
     same = {"encoder": "mobilenet_v2", "heads": "both", "start": "old@1"}
     content = {"model": "m", "dataset": "d", "network": same, "input": {"pixel_size": 0.25}}
-    recipe = parse_recipe({**content, "optimizer": {"learning_rate": 1e-3}}, "r.toml")
+    recipe = parse_recipe({**content, "optimizer": {"learning_rate": 3e-4}}, "r.toml")
     found = recipe_from_start(recipe, CONFIG, "old@1")
-    assert (found.optimizer.learning_rate, found.input.pixel_size) == (1e-3, 0.25)
+    assert (found.optimizer.learning_rate, found.input.pixel_size) == (3e-4, 0.25)
     other = parse_recipe({**content, "network": {**same, "heads": "border", "decoder_channels": [16] * 5}}, "r.toml")
     with pytest.raises(RecipeError, match=r"network of old@1.*decoder_channels.*heads = 'border', that of old@1 is 'b"):
         recipe_from_start(other, CONFIG, "old@1")

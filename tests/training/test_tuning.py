@@ -89,6 +89,17 @@ def test_ties_keep_the_settings() -> None:
     assert settings.min_score == InstanceSettings().min_score
 
 
+def test_the_settings_of_the_start_stay_unless_others_are_clearly_better() -> None:
+    def tuned(ring: float, **settings: float) -> InstanceSettings:
+        theirs = InstanceSettings.model_validate(settings)
+        network = model(ring).with_config(CONFIG.model_copy(update={"instances": theirs}))
+        return tune_instances(network, [(1.0, images)], Threads(1, []), prefer_current=True)[0]
+
+    ours = {"mask_threshold": 0.62, "seed_threshold": 0.55, "min_score": 0.61}  # candidates have none of them
+    assert tuned(0.58, **ours) == InstanceSettings(**ours)
+    assert tuned(0.63, **ours).mask_threshold == 0.65
+
+
 def test_workers_agree() -> None:
     """A worker with half of the images, told the sums of the other half, decides what one with all of them decides."""
     alone, one, other = Threads(1, []), Threads(2, []), Threads(2, [])
