@@ -78,12 +78,14 @@ from .pipeline import Feed as Feed
 from .pipeline import training_batches as training_batches
 from .pipeline import training_sample as training_sample
 from .pixel_files import Content as Content
+from .pixel_files import Level as Level
 from .pixel_files import PixelFacts as PixelFacts
 from .pixel_files import PixelFile as PixelFile
 from .pixel_files import ReadPart as ReadPart
 from .pixel_files import bytes_of as bytes_of
 from .pixel_files import check_declared as check_declared
 from .pixel_files import exif_orientation as exif_orientation
+from .pixel_files import level_steps as level_steps
 from .pixel_files import memory_part as memory_part
 from .pixel_files import naming_damage as naming_damage
 from .pixel_files import seen_channels as seen_channels
@@ -125,6 +127,10 @@ from .shards import record_name as record_name
 from .shards import renamed_record as renamed_record
 from .shards import write_shard as write_shard
 from .shards import write_shards as write_shards
+from .slides import SLIDE_SUFFIXES as SLIDE_SUFFIXES
+from .slides import is_slide as is_slide
+from .slides import open_slide as open_slide
+from .slides import series_of as series_of
 from .sources import Listing as Listing
 from .sources import Source as Source
 from .sources import is_annotation as is_annotation

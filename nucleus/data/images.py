@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from nucleus.data.normalization import intensity_sample, rgb8, stretch_of
 from nucleus.data.pixel_files import Content, PixelFacts, PixelFile, seen_pixels
 from nucleus.data.rasters import open_bmp, open_jpeg, open_png, open_webp
+from nucleus.data.slides import is_slide, open_slide
 from nucleus.data.stacks import Stack
 from nucleus.data.tiff import open_tiff, open_tiff_stacks
 from nucleus.errors import ImageError
@@ -115,13 +116,17 @@ def open_stacks(content: Content, name: str) -> list[Stack]:
 
     Args:
         content: A PNG, TIFF, JPEG, BMP or WebP file, or its bytes. TIFF may be OME-TIFF, an ImageJ hyperstack or LSM.
+            Also the file of a whole slide, but not its bytes.
         name: Name of the file in messages.
 
     Raises:
         ImageError: The file is not such an image, is damaged, is an animation, or has pixels of a kind that is not
             read.
+        MissingPackageError: It is a whole slide, and OpenSlide is not installed.
         OSError: The file cannot be read.
     """
+    if isinstance(content, Path) and is_slide(content):
+        return [open_slide(content, name)]
     if _is_tiff(content):
         return open_tiff_stacks(content, name)
     file = open_pixels(content, name)

@@ -216,7 +216,8 @@ def _projection(stack: Stack, time: int, kind: str) -> PixelFile:
         )
     where = f", t {time}" if stack.times > 1 else ""
     project = _fill_mean if kind == "mean" else _fill_maximum
-    return replace(first, name=f"{stack.name}, {kind} of z{where}", fill=partial(project, stack, time), read_part=None)
+    fill = partial(project, stack, time)
+    return replace(first, name=f"{stack.name}, {kind} of z{where}", fill=fill, read_part=None, levels=())
 
 
 def _fill_maximum(stack: Stack, time: int, out: NDArray[Any]) -> None:

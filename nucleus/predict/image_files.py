@@ -24,7 +24,7 @@ from nucleus.predict.model import IMAGES_AT_ONCE, Model
 from nucleus.predict.planes import FileImage, ImageOpener, PlannedImages, plan_images
 from nucleus.predict.plates import PLATE_ENDING, draw_plate, wells_of
 from nucleus.predict.results import ALL_ENDINGS, OVERLAY_ENDING, write_image
-from nucleus.predict.source import ScaledImage
+from nucleus.predict.scaled_image import ScaledImage
 from nucleus.progress import Advance, no_progress
 from nucleus.storage.files import atomic_path, write_atomic, writing
 from nucleus.surroundings import name_on_disk
