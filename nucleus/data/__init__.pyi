@@ -128,9 +128,10 @@ from .shards import renamed_record as renamed_record
 from .shards import write_shard as write_shard
 from .shards import write_shards as write_shards
 from .slides import SLIDE_SUFFIXES as SLIDE_SUFFIXES
+from .slides import WITH_OTHER_FILES as WITH_OTHER_FILES
 from .slides import is_slide as is_slide
 from .slides import open_slide as open_slide
-from .slides import series_of as series_of
+from .slides import slides_among as slides_among
 from .sources import Listing as Listing
 from .sources import Source as Source
 from .sources import is_annotation as is_annotation

@@ -121,7 +121,8 @@ class PixelFile:
         pixel_size: Side of a pixel, micrometres; None if unknown.
         several: Why the file is not a single image; None if it is one.
         choose: Whether the channels are several images of one field, of which one must be chosen to segment.
-        levels: Reduced copies that can be read in parts, from fine to coarse.
+        levels: Function that opens the reduced copies that can be read in parts, from fine to coarse. It raises
+            `ImageError` if they contradict the image.
     """
 
     name: str
@@ -133,7 +134,7 @@ class PixelFile:
     pixel_size: float | None = None
     several: str | None = None
     choose: bool = False
-    levels: tuple[Level, ...] = ()
+    levels: Callable[[], tuple[Level, ...]] = tuple
 
     @property
     def size(self) -> int:

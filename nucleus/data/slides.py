@@ -2,10 +2,10 @@
 
 import math
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,13 +19,15 @@ from nucleus.lazy import need
 if TYPE_CHECKING:
     import openslide
 
-__all__ = ["SLIDE_SUFFIXES", "is_slide", "open_slide", "series_of"]
+__all__ = ["SLIDE_SUFFIXES", "WITH_OTHER_FILES", "is_slide", "open_slide", "slides_among"]
 
 SLIDE_SUFFIXES = frozenset({".svs", ".ndpi", ".mrxs", ".dcm", ".scn", ".bif", ".svslide"})
 """Names of slides that are looked for in folders. A slide that is named itself is known by its content."""
 _BY_NAME = SLIDE_SUFFIXES | {".vms", ".vmu"}
 """Also the lists of JPEG files of Hamamatsu, which would be images of their own in a folder."""
-_MIRAX = ".mrxs"
+_MIRAX, _DICOM = ".mrxs", ".dcm"
+WITH_OTHER_FILES = frozenset({_MIRAX, _DICOM})
+"""Names of slides that consist of several files."""
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _OWN_FORMATS = (b"\x89PNG", b"\xff\xd8\xff", b"RIFF", b"BM")
 """Beginnings of files that `nucleus.data.rasters` reads; a MIRAX slide begins with a JPEG, its thumbnail."""
@@ -39,7 +41,7 @@ _CACHE_BYTES = 256 << 20
 _BAND_PIXELS = 1 << 22
 _SQUARE = 0.01
 """Pixels are square if their sides differ by less than this fraction."""
-_SERIES = "dicom.SeriesInstanceUID"
+_SERIES, _LEVEL_KIND = "dicom.SeriesInstanceUID", "dicom.ImageType[3]"
 
 
 def is_slide(path: Path) -> bool:
@@ -150,13 +152,36 @@ def open_slide(path: Path, name: str) -> Stack:
             slide = library.OpenSlide(path)
         except library.OpenSlideUnsupportedFormatError as error:
             raise ImageError(_unknown(path, name)) from error
+        if slide.properties.get(_LEVEL_KIND, "NONE") != "NONE":
+            raise ImageError(
+                f"Expected the full resolution of the slide of {name}; found reduced levels alone. Copy all files of "
+                "the series into its folder."
+            )
         slide.set_cache(_cache())
         file = _Slide.of(slide, name).file()
     return Stack(name=name, times=1, depths=1, plane=lambda _time, _depth: file)
 
 
-def series_of(path: Path) -> str | None:
-    """Return the identifier that the files of one DICOM slide share; None for a file that cannot be read as one."""
+def slides_among(folder: Path, names: Sequence[str]) -> list[str]:
+    """Return the names of files without the further files of DICOM slides, each of which has a level or the label.
+
+    Args:
+        folder: Folder of the files.
+        names: Their relative paths with forward slashes, in order.
+    """
+    seen: set[tuple[str, str]] = set()
+    found = []
+    for name in names:
+        series = _series_of(folder / name) if name.lower().endswith(_DICOM) else None
+        key = (str(PurePosixPath(name).parent), series or name)
+        if key not in seen:
+            seen.add(key)
+            found.append(name)
+    return found
+
+
+def _series_of(path: Path) -> str | None:
+    """Return the identifier that the files of a DICOM slide share; None for a file that cannot be read as one."""
     library = _library()
     try:
         with library.OpenSlide(path) as slide:
@@ -204,6 +229,7 @@ class _Slide:
 
     def file(self) -> PixelFile:
         """Return the slide as an image, with its levels."""
+        levels = tuple(self._levels())
         return PixelFile(
             name=self.name,
             shape=(*self.shape, 3),
@@ -212,7 +238,7 @@ class _Slide:
             read_part=self._reader(0, (1.0, 1.0)),
             facts=PixelFacts(colours=3, lossy=True),
             pixel_size=self._pixel_size(),
-            levels=tuple(self._levels()),
+            levels=lambda: levels,
         )
 
     def _levels(self) -> list[Level]:

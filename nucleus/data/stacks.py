@@ -217,7 +217,7 @@ def _projection(stack: Stack, time: int, kind: str) -> PixelFile:
     where = f", t {time}" if stack.times > 1 else ""
     project = _fill_mean if kind == "mean" else _fill_maximum
     fill = partial(project, stack, time)
-    return replace(first, name=f"{stack.name}, {kind} of z{where}", fill=fill, read_part=None, levels=())
+    return replace(first, name=f"{stack.name}, {kind} of z{where}", fill=fill, read_part=None, levels=tuple)
 
 
 def _fill_maximum(stack: Stack, time: int, out: NDArray[Any]) -> None:

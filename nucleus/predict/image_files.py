@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from nucleus.data.images import encode_png
+from nucleus.data.slides import SLIDE_SUFFIXES, slides_among
 from nucleus.data.sources import is_hidden, is_image, list_folder
 from nucleus.data.stacks import PlaneOptions
 from nucleus.data.zarr_plates import PlateField, image_paths, in_zarr, plate_field, zarr_name
@@ -98,7 +99,7 @@ def find_inputs(inputs: Sequence[Path | ZarrFolder]) -> Inputs:
 def _below(folder: Path, above: str, inside: Inputs) -> Iterator[tuple[str, Path | ZarrFolder]]:
     """Yield the names and places of the images below a folder; add what cannot be read to `inside`."""
     listing = list_folder(folder, is_input, zarr=True)
-    for name in listing.files:
+    for name in slides_among(folder, listing.files):
         path, shown = folder / name, str(PurePosixPath(above) / name)
         yield from _zarr_images(shown, path, inside) if is_zarr(name) and path.is_dir() else [(shown, path)]
     for name, reason in listing.unread.items():
@@ -131,9 +132,10 @@ def _is_folder(path: Path) -> bool:
 def is_input(path: str) -> bool:
     """Return whether a path is an image that is not hidden, and not the output of an earlier prediction.
 
-    OME-Zarr is an image by its name.
+    OME-Zarr and whole slides are images by their names.
     """
-    return (is_image(path) or (is_zarr(path) and not is_hidden(path))) and not path.endswith(ALL_ENDINGS)
+    other = is_zarr(path) or PurePosixPath(path).suffix.lower() in SLIDE_SUFFIXES
+    return (is_image(path) or (other and not is_hidden(path))) and not path.endswith(ALL_ENDINGS)
 
 
 def stem_of(name: str) -> str:

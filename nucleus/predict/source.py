@@ -238,7 +238,7 @@ def plane_source(
         if number is None and file.choose:
             raise ImageError(_no_channel(file, stack))
         large = file.shape[0] * file.shape[1] > _WHOLE_PIXELS
-        source = _source(file.name, file.shape, _reader(file), file.facts, number, file.levels if large else ())
+        source = _source(file.name, file.shape, _reader(file), file.facts, number, file.levels() if large else ())
         name = path.name + stack.name.removeprefix(str(path))
         return replace(source, name=name, pixel_size=file.pixel_size, z=depth, t=chosen.t)
 
