@@ -2,6 +2,7 @@ from .annotations import LARGEST_JSON as LARGEST_JSON
 from .annotations import read_geojson as read_geojson
 from .annotations import read_json as read_json
 from .annotations import read_rois as read_rois
+from .bucket_sources import open_bucket_source as open_bucket_source
 from .cache import ShardCache as ShardCache
 from .cache import default_cache_dir as default_cache_dir
 from .coco import CocoImage as CocoImage
@@ -40,11 +41,13 @@ from .images import open_pixels as open_pixels
 from .images import open_stacks as open_stacks
 from .images import pixel_sum as pixel_sum
 from .images import read_stored as read_stored
+from .images import stored_pixels as stored_pixels
 from .importing import Imported as Imported
 from .importing import add_to_dataset as add_to_dataset
 from .importing import import_dataset as import_dataset
 from .intake import SourceImage as SourceImage
 from .intake import SourceImages as SourceImages
+from .intake import SourceOptions as SourceOptions
 from .intake import read_source as read_source
 from .layouts import Annotated as Annotated
 from .layouts import Layout as Layout
@@ -62,6 +65,7 @@ from .masks import Remarks as Remarks
 from .masks import check_labels as check_labels
 from .masks import labels_from_mask as labels_from_mask
 from .masks import labels_from_masks as labels_from_masks
+from .masks import labels_from_stored as labels_from_stored
 from .masks import mask_warnings as mask_warnings
 from .normalization import BLOCK as BLOCK
 from .normalization import IntensitySample as IntensitySample
@@ -132,13 +136,18 @@ from .slides import WITH_OTHER_FILES as WITH_OTHER_FILES
 from .slides import is_slide as is_slide
 from .slides import open_slide as open_slide
 from .slides import slides_among as slides_among
+from .sources import BESIDE_IMAGES as BESIDE_IMAGES
 from .sources import Listing as Listing
 from .sources import Source as Source
+from .sources import ZipSource as ZipSource
 from .sources import is_annotation as is_annotation
+from .sources import is_archive as is_archive
 from .sources import is_hidden as is_hidden
 from .sources import is_image as is_image
 from .sources import list_folder as list_folder
+from .sources import no_zip as no_zip
 from .sources import open_source as open_source
+from .sources import opened_zip as opened_zip
 from .splits import Fingerprint as Fingerprint
 from .splits import Joined as Joined
 from .splits import SplitOptions as SplitOptions
@@ -153,6 +162,7 @@ from .stacks import Stack as Stack
 from .stacks import channel_number as channel_number
 from .stacks import check_channel as check_channel
 from .stacks import choose_planes as choose_planes
+from .stacks import one_channel as one_channel
 from .stacks import open_plane as open_plane
 from .stacks import sharpest as sharpest
 from .synthetic import generated_image as generated_image
@@ -171,6 +181,9 @@ from .zarr_images import OmeGroup as OmeGroup
 from .zarr_images import ome_attributes as ome_attributes
 from .zarr_images import open_zarr_image as open_zarr_image
 from .zarr_images import read_group as read_group
+from .zarr_labels import LabelledPlane as LabelledPlane
+from .zarr_labels import ZarrChoice as ZarrChoice
+from .zarr_labels import labelled_planes as labelled_planes
 from .zarr_planes import Axes as Axes
 from .zarr_planes import PlaneReader as PlaneReader
 from .zarr_plates import PlateField as PlateField

@@ -33,6 +33,7 @@ __all__ = [
     "open_stacks",
     "pixel_sum",
     "read_stored",
+    "stored_pixels",
 ]
 
 
@@ -171,10 +172,11 @@ def read_stored(data: bytes, name: str) -> StoredImage:
     Raises:
         ImageError: The file is not an image, is damaged, or has pixels of a kind that is not read.
     """
-    return _stored(open_pixels(data, name))
+    return stored_pixels(open_pixels(data, name))
 
 
-def _stored(file: PixelFile) -> StoredImage:
+def stored_pixels(file: PixelFile) -> StoredImage:
+    """Read all pixels of an opened image as they are stored. Raises `ImageError` if it is damaged or too large."""
     height, width, _ = file.shape
     if height * width > _MOST_PIXELS:
         raise ImageError(
@@ -205,7 +207,7 @@ def decode_pixels(file: PixelFile) -> RgbImage:
     if file.choose:
         channels = file.shape[2]
         raise ImageError(f"Expected a grey or RGB image in {name}; found {channels} channels. Save only one of them.")
-    stored = _stored(file)
+    stored = stored_pixels(file)
     check_colours([stored.pixels], stored.colours, name, "Save channel {channel} as a grey image.")
     pixels = seen_pixels(stored.pixels, stored, name)
     return rgb8(pixels, stretch_of(intensity_sample(pixels, name=name)))

@@ -25,6 +25,7 @@ __all__ = [
     "channel_number",
     "check_channel",
     "choose_planes",
+    "one_channel",
     "open_plane",
     "sharpest",
 ]
@@ -305,6 +306,20 @@ def check_channel(channel: int | None, count: int, name: str, names: Sequence[st
     if channel is not None and not 0 <= channel < count:
         called = f": {', '.join(map(repr, names))}" if names else ""
         raise ImageError(f"Expected channel {channel} in {name}; it has {count}, counted from 0{called}.")
+
+
+def one_channel(plane: PixelFile, channel: int) -> PixelFile:
+    """Return one channel of a plane as a grey image."""
+
+    def fill(out: NDArray[Any]) -> None:
+        pixels = np.empty(plane.shape, plane.dtype)
+        plane.fill(pixels)
+        out[...] = pixels[..., channel : channel + 1]
+
+    facts = replace(plane.facts, colours=1, alpha=None)
+    return replace(
+        plane, shape=(*plane.shape[:2], 1), fill=fill, read_part=None, facts=facts, choose=False, levels=tuple
+    )
 
 
 def _bands(plane: PixelFile) -> Iterator[tuple[slice, NDArray[Any]]]:
