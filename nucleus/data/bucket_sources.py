@@ -157,7 +157,7 @@ class _BucketZip(ZipSource):
         title = str(bucket.uri / item.key)
         file = io.BufferedReader(_RangedFile(self))
         if not zipfile.is_zipfile(file):
-            raise no_zip(title, self.span(0, _START), item.size)
+            raise no_zip(title, self.span(0, _START) if item.size else b"", item.size)
         super().__init__(title, opened_zip(file, title))
 
     @property
