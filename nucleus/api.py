@@ -23,7 +23,10 @@ from nucleus.data.dataset import Dataset, locate_dataset
 from nucleus.data.dataset import open_dataset as open_located
 from nucleus.data.importing import Imported, add_to_dataset
 from nucleus.data.importing import import_dataset as import_source
+from nucleus.data.intake import SourceOptions
 from nucleus.data.splits import SplitOptions
+from nucleus.data.stacks import PlaneOptions
+from nucleus.data.zarr_labels import ZarrChoice
 from nucleus.errors import RunStoppedError, UsageError
 from nucleus.model.engines import EngineChoice
 from nucleus.predict.evaluation import Evaluation, splits_named
@@ -33,6 +36,7 @@ from nucleus.predict.segmentation import Segmentation
 from nucleus.registry.manifest import ModelManifest
 from nucleus.registry.versions import INCLUDED
 from nucleus.runs.plan import check_new_run
+from nucleus.storage.uri import S3Uri, parse_uri
 from nucleus.surroundings import check_can_train
 
 __all__ = [
@@ -150,6 +154,11 @@ def import_dataset(
     val: float = 0.1,
     test: float = 0.1,
     group_by: str | None = None,
+    labels: str | None = None,
+    channel: int | str | None = None,
+    z: int | str | None = None,
+    t: int | str | None = None,
+    anonymous: bool = False,
 ) -> Dataset:
     """Import images with their masks as a dataset version in the bucket, or add them to a dataset.
 
@@ -158,7 +167,7 @@ def import_dataset(
 
     Args:
         source: A folder or zip: `<id>/images/*.png` + `<id>/masks/*.png`, `inputs/` + `masks/`, or `images/` +
-            `labels/`.
+            `labels/`; or OME-Zarr with labels. Also "s3://bucket/prefix", which is read in place.
         name: Name of the dataset in the bucket of NUCLEUS_BUCKET, or "s3://bucket/datasets/NAME".
         into: Instead of `name`, the dataset to add to, "NAME[@VERSION]" or "s3://bucket/datasets/NAME[@VERSION]"; by
             default, to its latest version. Gives a new version with the old images, their groups and splits, and the
@@ -167,6 +176,11 @@ def import_dataset(
         val: Fraction of the new images for validation.
         test: Fraction of the new images for testing.
         group_by: Regular expression; images whose names have the same match stay in one split.
+        labels: Of OME-Zarr, the name of the label image, if there are several.
+        channel: Of OME-Zarr, the channel: its number from 0, or its name.
+        z: Of OME-Zarr, a depth from 0, "best" (the sharpest) or "all".
+        t: Of OME-Zarr, a time from 0, or "all".
+        anonymous: Whether to read the images of a public bucket without credentials.
 
     Returns:
         The dataset version.
@@ -187,7 +201,10 @@ def import_dataset(
         pattern = re.compile(group_by) if group_by else None
     except re.error as error:
         raise UsageError(f"Expected a regular expression for group_by; found {group_by!r}: {error}.") from error
-    imported = _import(Path(source), name, into, SplitOptions(seed=seed, val=val, test=test, group_by=pattern))
+    place = parse_uri(source) if isinstance(source, str) and source.startswith("s3://") else Path(source)
+    zarr = ZarrChoice(labels, channel, PlaneOptions(z, t)) if (labels, channel, z, t) != (None,) * 4 else None
+    options = SplitOptions(seed=seed, val=val, test=test, group_by=pattern)
+    imported = _import(place, name, into, options, SourceOptions(anonymous=anonymous, zarr=zarr))
     for item in imported.left_out:
         warn(f"left out {item.title}: {item.reason}")
     for text in imported.warnings:
@@ -195,7 +212,9 @@ def import_dataset(
     return imported.dataset
 
 
-def _import(source: Path, name: str | None, into: str | None, options: SplitOptions) -> Imported:
+def _import(
+    source: Path | S3Uri, name: str | None, into: str | None, options: SplitOptions, reading: SourceOptions
+) -> Imported:
     target = name or into
     if target is None or (name and into):
         raise UsageError(
@@ -209,10 +228,10 @@ def _import(source: Path, name: str | None, into: str | None, options: SplitOpti
         )
     with show_progress("read images") as advance, show_progress("upload shards", "bytes") as upload:
         if name:
-            return import_source(source, location.uri, options, advance, upload)
+            return import_source(source, location.uri, options, advance, upload, reading=reading)
         with show_progress("copy images") as copied:
             cache = ShardCache(default_cache_dir())
-            return add_to_dataset(source, location, options, cache, advance, copied, upload)
+            return add_to_dataset(source, location, options, cache, advance, copied, upload, reading=reading)
 
 
 def open_dataset(name: str) -> Dataset:

@@ -62,6 +62,7 @@ _EXTRAS = {
     "ministack": "local",
     "pandas": "table",
     **dict.fromkeys(("yaozarrs", "zarr"), "formats"),
+    "openslide": "slides",
 }
 """Packages that the light install lacks, and the extra of `pyproject.toml` that has them."""
 _NO_TENSORFLOW_FROM = (3, 14)

@@ -8,18 +8,21 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import nucleus
-from nucleus.cli.options import json_option, single_writer_option
+from nucleus.cli.options import json_option, number_or_word, single_writer_option
 from nucleus.cli.output import note, print_facts, print_json, print_table, warn
 from nucleus.cli.progress_bars import show_progress
-from nucleus.errors import DataError
+from nucleus.errors import DataError, UsageError
 from nucleus.text import MISSING
 
 if TYPE_CHECKING:
     from nucleus.data.dataset import DamagedDataset, Dataset, DatasetLocation
     from nucleus.data.importing import Imported
+    from nucleus.data.intake import SourceOptions
+    from nucleus.storage.uri import S3Uri
 
 __all__ = ["data"]
 
+_BUCKET = "s3://"
 _LIST_COLUMNS = ("version", "created", "images", "nuclei", "added to")
 
 
@@ -28,8 +31,17 @@ def data() -> None:
     """Datasets in the bucket. URI is s3://bucket/datasets/NAME[@VERSION], or NAME[@VERSION] in NUCLEUS_BUCKET."""
 
 
+def _place(_context: click.Context, _argument: click.Parameter, value: str) -> "Path | S3Uri":
+    """Return the place of images: a URI, or a path at which something is."""
+    if value.startswith(_BUCKET):
+        return nucleus.storage.parse_uri(value)
+    if not Path(value).exists():
+        raise click.BadParameter(f"Path {value!r} does not exist.")
+    return Path(value)
+
+
 @data.command("import")
-@click.argument("src", type=click.Path(exists=True, path_type=Path))
+@click.argument("src", callback=_place)
 @click.argument("uri", required=False)
 @click.option(
     "--into",
@@ -41,20 +53,34 @@ def data() -> None:
 @click.option("--val", default=0.1, show_default=True, help="Fraction of the images of SRC for validation.")
 @click.option("--test", default=0.1, show_default=True, help="Fraction of the images of SRC for the test split.")
 @click.option("--group-by", metavar="REGEX", help="Images in whose names this matches the same text stay in one split.")
+@click.option("--labels", metavar="NAME", help="Of OME-Zarr, the label image, if there are several.")
+@click.option(
+    "--channel", metavar="N|NAME", callback=number_or_word, help="Of OME-Zarr, the channel: its number or its name."
+)
+@click.option("--z", metavar="best|N|all", callback=number_or_word, help="Of OME-Zarr, the depths to import, from 0.")
+@click.option("--t", metavar="N|all", callback=number_or_word, help="Of OME-Zarr, the times to import, from 0.")
+@click.option("--anonymous", is_flag=True, help="Read the images of a public bucket without credentials.")
 @single_writer_option
 @json_option
 def import_(
-    src: Path,
+    src: "Path | S3Uri",
     uri: str | None,
     into: str | None,
     seed: int,
     val: float,
     test: float,
     group_by: str | None,
+    labels: str | None,
+    channel: int | str | None,
+    z: int | str | None,
+    t: int | str | None,
+    anonymous: bool,
     single_writer: bool,
     as_json: bool,
 ) -> None:
-    """Import the images of SRC (a folder or zip) as a dataset version at URI: check, group, split and pack them.
+    """Import the images of SRC as a dataset version at URI: check, group, split and pack them.
+
+    SRC is a folder or zip, here or in a bucket (s3://bucket/prefix, which is read in place), or OME-Zarr with labels.
 
     Layouts: <id>/images/*.png + <id>/masks/*.png (Kaggle); inputs/ or images/ + masks/ (binary), or images/ + labels/
     (integer labels), also under train/ and test/; a.png + a_masks.png in one folder (Cellpose); a.png + a.geojson or
@@ -65,17 +91,18 @@ def import_(
     except re.error as error:
         raise click.BadParameter(f"not a regular expression: {error}", param_hint="--group-by") from error
     location = _target(uri, into)
+    reading = _reading(src, labels, channel, (z, t), anonymous=anonymous)
     options = nucleus.data.SplitOptions(seed=seed, val=val, test=test, group_by=pattern)
     with show_progress("read images") as advance, show_progress("upload shards", "bytes") as upload:
         if into is None:
             imported = nucleus.data.import_dataset(
-                src, location.uri, options, advance, upload, single_writer=single_writer
+                src, location.uri, options, advance, upload, single_writer=single_writer, reading=reading
             )
         else:
             cache = nucleus.data.ShardCache(nucleus.data.default_cache_dir())
             with show_progress("copy images") as copied:
                 imported = nucleus.data.add_to_dataset(
-                    src, location, options, cache, advance, copied, upload, single_writer=single_writer
+                    src, location, options, cache, advance, copied, upload, single_writer=single_writer, reading=reading
                 )
     for item in imported.left_out:
         warn(f"left out {item.title}: {item.reason}")
@@ -86,6 +113,22 @@ def import_(
         return
     _print_counts(imported.dataset)
     print_facts(_import_facts(imported, (uri or into or "").partition("@")[0]))
+
+
+def _reading(
+    src: "Path | S3Uri",
+    labels: str | None,
+    channel: int | str | None,
+    planes: tuple[int | str | None, int | str | None],
+    *,
+    anonymous: bool,
+) -> "SourceOptions":
+    """Return how a source is read."""
+    if anonymous and isinstance(src, Path):
+        raise UsageError("Expected images in a bucket for --anonymous; found files, which need no credentials.")
+    chosen = (labels, channel, *planes) != (None,) * 4
+    zarr = nucleus.data.ZarrChoice(labels, channel, nucleus.data.PlaneOptions(*planes)) if chosen else None
+    return nucleus.data.SourceOptions(anonymous=anonymous, zarr=zarr)
 
 
 def _target(uri: str | None, into: str | None) -> "DatasetLocation":

@@ -20,6 +20,7 @@ __all__ = [
     "cluster_options",
     "engine_option",
     "json_option",
+    "number_or_word",
     "out_option",
     "project_bucket",
     "pulled_model",
@@ -154,3 +155,8 @@ def pulled_model(model: str | None, bucket: str | None = None) -> "PulledModel":
         bucket: URI of the bucket; by default, that of NUCLEUS_BUCKET.
     """
     return nucleus.registry.find_model(model, bucket, show_progress)
+
+
+def number_or_word(_context: click.Context, _option: click.Parameter, value: str | None) -> int | str | None:
+    """Return the number that an option gives in digits, or its text."""
+    return int(value) if value is not None and value.isascii() and value.isdigit() else value

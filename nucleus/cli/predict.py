@@ -14,6 +14,7 @@ import nucleus
 from nucleus.cli.options import (
     engine_option,
     json_option,
+    number_or_word,
     pulled_model,
     single_writer_option,
     workers_option,
@@ -59,11 +60,6 @@ class _Choices:
     as_json: bool
 
 
-def _number_or_word(_context: click.Context, _option: click.Parameter, value: str | None) -> int | str | None:
-    """Return the number that an option gives in digits, or its text."""
-    return int(value) if value is not None and value.isascii() and value.isdigit() else value
-
-
 @click.command()
 @click.argument("inputs", nargs=-1, required=True)
 @click.option(
@@ -84,19 +80,19 @@ def _number_or_word(_context: click.Context, _option: click.Parameter, value: st
 @click.option(
     "--channel",
     metavar="N|NAME",
-    callback=_number_or_word,
+    callback=number_or_word,
     help="Segment this channel: its number, from 0, or its name in the file, such as DAPI.",
 )
 @click.option(
     "--z",
     metavar="max|mean|best|N|all",
-    callback=_number_or_word,
+    callback=number_or_word,
     help="Of a stack, segment a projection of its depths, the sharpest depth, the depth N (from 0), or each depth.",
 )
 @click.option(
     "--t",
     metavar="N|all",
-    callback=_number_or_word,
+    callback=number_or_word,
     help="Of a time series, segment the time N (from 0), or each time.",
 )
 @click.option("--tta", is_flag=True, help="Average over flips and quarter turns: better, but eight times slower.")

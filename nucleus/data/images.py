@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from nucleus.data.normalization import intensity_sample, rgb8, stretch_of
 from nucleus.data.pixel_files import Content, PixelFacts, PixelFile, seen_pixels
 from nucleus.data.rasters import open_bmp, open_jpeg, open_png, open_webp
+from nucleus.data.slides import is_slide, open_slide
 from nucleus.data.stacks import Stack
 from nucleus.data.tiff import open_tiff, open_tiff_stacks
 from nucleus.errors import ImageError
@@ -32,6 +33,7 @@ __all__ = [
     "open_stacks",
     "pixel_sum",
     "read_stored",
+    "stored_pixels",
 ]
 
 
@@ -115,13 +117,17 @@ def open_stacks(content: Content, name: str) -> list[Stack]:
 
     Args:
         content: A PNG, TIFF, JPEG, BMP or WebP file, or its bytes. TIFF may be OME-TIFF, an ImageJ hyperstack or LSM.
+            Also the file of a whole slide, but not its bytes.
         name: Name of the file in messages.
 
     Raises:
         ImageError: The file is not such an image, is damaged, is an animation, or has pixels of a kind that is not
             read.
+        MissingPackageError: It is a whole slide, and OpenSlide is not installed.
         OSError: The file cannot be read.
     """
+    if isinstance(content, Path) and is_slide(content):
+        return [open_slide(content, name)]
     if _is_tiff(content):
         return open_tiff_stacks(content, name)
     file = open_pixels(content, name)
@@ -166,10 +172,11 @@ def read_stored(data: bytes, name: str) -> StoredImage:
     Raises:
         ImageError: The file is not an image, is damaged, or has pixels of a kind that is not read.
     """
-    return _stored(open_pixels(data, name))
+    return stored_pixels(open_pixels(data, name))
 
 
-def _stored(file: PixelFile) -> StoredImage:
+def stored_pixels(file: PixelFile) -> StoredImage:
+    """Read all pixels of an opened image as they are stored. Raises `ImageError` if it is damaged or too large."""
     height, width, _ = file.shape
     if height * width > _MOST_PIXELS:
         raise ImageError(
@@ -200,7 +207,7 @@ def decode_pixels(file: PixelFile) -> RgbImage:
     if file.choose:
         channels = file.shape[2]
         raise ImageError(f"Expected a grey or RGB image in {name}; found {channels} channels. Save only one of them.")
-    stored = _stored(file)
+    stored = stored_pixels(file)
     check_colours([stored.pixels], stored.colours, name, "Save channel {channel} as a grey image.")
     pixels = seen_pixels(stored.pixels, stored, name)
     return rgb8(pixels, stretch_of(intensity_sample(pixels, name=name)))

@@ -28,7 +28,7 @@ from nucleus.data.dataset import (
     open_dataset,
     read_manifest,
 )
-from nucleus.data.intake import SourceImage, SourceImages, read_source
+from nucleus.data.intake import SourceImage, SourceImages, SourceOptions, read_source
 from nucleus.data.masks import mask_warnings
 from nucleus.data.shards import decode_record, record_name, renamed_record, write_shards
 from nucleus.data.splits import (
@@ -90,13 +90,14 @@ class _Record:
 
 
 def import_dataset(
-    src: Path,
+    src: Path | S3Uri,
     uri: S3Uri,
     options: SplitOptions,
     advance: Advance = no_progress,
     upload: Advance = no_progress,
     *,
     single_writer: bool = False,
+    reading: SourceOptions | None = None,
 ) -> Imported:
     """Import a folder or zip as a version of the dataset at `uri`.
 
@@ -104,12 +105,13 @@ def import_dataset(
     nothing. The manifest is written last, so no command sees an incomplete version.
 
     Args:
-        src: Folder or zip in one of the layouts of `nucleus.data.layouts`.
+        src: Folder or zip in one of the layouts of `nucleus.data.layouts`, or the URI of a prefix or zip.
         uri: `s3://bucket/datasets/<name>`.
         options: Options of the splits.
         advance: Called with the number of images read and their total.
         upload: Called with the bytes of shards sent and their total.
         single_writer: Whether nobody else writes at the same time, so that a server may lack conditional writes.
+        reading: Options of how the source is read.
 
     Raises:
         DataError: The source contains no usable images, or too few to split.
@@ -119,7 +121,7 @@ def import_dataset(
     bucket = Bucket(uri, single_writer=single_writer)
     bucket.check()
     with temporary_folder("import") as spool:
-        found = read_source(src, spool, advance)
+        found = read_source(src, spool, advance, reading)
         samples = _samples(found.images, options)
         records = [_Record(sample, image.spooled) for sample, image in zip(samples, found.images, strict=True)]
         shards = _write_splits(records, spool)
@@ -141,7 +143,7 @@ def import_dataset(
 
 
 def add_to_dataset(
-    src: Path,
+    src: Path | S3Uri,
     into: DatasetLocation,
     options: SplitOptions,
     cache: ShardCache,
@@ -150,6 +152,7 @@ def add_to_dataset(
     upload: Advance = no_progress,
     *,
     single_writer: bool = False,
+    reading: SourceOptions | None = None,
 ) -> Imported:
     """Add a folder or zip to a version of a dataset, which gives a new version; the old one stays as it is.
 
@@ -161,7 +164,7 @@ def add_to_dataset(
     The version follows from the old one, the source and the options. If nothing is new, it is the old one.
 
     Args:
-        src: Folder or zip in one of the layouts of `nucleus.data.layouts`.
+        src: Folder or zip in one of the layouts of `nucleus.data.layouts`, or the URI of a prefix or zip.
         into: The dataset and its version. If another import adds to `latest` at the same time, this one adds to the
             version that the other one made.
         options: Options of the splits of the added images. In the names of the old images, which are in lower case,
@@ -171,6 +174,7 @@ def add_to_dataset(
         copied: Called with the number of old images copied and their total.
         upload: Called with the bytes of shards sent and their total.
         single_writer: Whether nobody else writes at the same time, so that a server may lack conditional writes.
+        reading: Options of how the source is read.
 
     Raises:
         DataError: There is no such dataset or version, or the source contains no usable images.
@@ -181,7 +185,7 @@ def add_to_dataset(
     bucket = Bucket(into.uri, single_writer=single_writer)
     parent = open_dataset(into)
     with temporary_folder("import") as spool:
-        found = read_source(src, spool, advance)
+        found = read_source(src, spool, advance, reading)
         for _ in range(_ATTEMPTS):
             with temporary_folder("add") as folder:
                 manifest, told = _grown(parent, found, options, cache, folder, copied)

@@ -2,25 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from nucleus.data.annotations import read_geojson, read_rois
+from nucleus.data.bucket_sources import open_bucket_source
 from nucleus.data.coco import coco_shapes
 from nucleus.data.dataset import LeftOut
-from nucleus.data.images import Kind, decode_pixels, kind_of, open_pixels, pixel_sum
+from nucleus.data.images import Kind, RgbImage, decode_pixels, kind_of, open_pixels, pixel_sum, stored_pixels
 from nucleus.data.layouts import Annotated, MaskForm, find_images
-from nucleus.data.masks import MaskFacts, MaskLabels, labels_from_mask, labels_from_masks
+from nucleus.data.masks import MaskFacts, MaskLabels, labels_from_mask, labels_from_masks, labels_from_stored
 from nucleus.data.shapes import labels_from_shapes
 from nucleus.data.shards import encode_record
 from nucleus.data.sources import Source, open_source
 from nucleus.data.splits import Fingerprint, fingerprint
-from nucleus.errors import DataError, ImageError
+from nucleus.data.zarr_labels import LabelledPlane, ZarrChoice, labelled_planes
+from nucleus.data.zarr_plates import image_paths, in_zarr, zarr_name
+from nucleus.data.zarr_store import ZarrFolder, bucket_zarr, local_zarr
+from nucleus.errors import DataError, ImageError, UsageError
 from nucleus.progress import Advance
+from nucleus.storage.bucket import Bucket
+from nucleus.storage.uri import S3Uri
 
-__all__ = ["SourceImage", "SourceImages", "read_source"]
+__all__ = ["SourceImage", "SourceImages", "SourceOptions", "read_source"]
+
+_ZARR = "ome-zarr"
+"""Name of the layout of OME-Zarr with labels."""
+
+
+@dataclass(frozen=True)
+class SourceOptions:
+    """Options of how a source is read.
+
+    Attributes:
+        anonymous: Whether requests to the bucket of a source are not signed, as public buckets allow.
+        zarr: What to take of OME-Zarr; None takes the only labels, channel and plane. For other sources, None.
+    """
+
+    anonymous: bool = False
+    zarr: ZarrChoice | None = None
 
 
 @dataclass(frozen=True)
@@ -69,47 +92,98 @@ class SourceImages:
     left_out: list[LeftOut]
 
 
-def read_source(src: Path, spool: Path, advance: Advance) -> SourceImages:
-    """Read and check the images of a folder or zip.
+def read_source(src: Path | S3Uri, spool: Path, advance: Advance, options: SourceOptions | None = None) -> SourceImages:
+    """Read and check the images of a folder, zip or OME-Zarr, here or in a bucket.
 
     Args:
-        src: Folder or zip in one of the layouts of `nucleus.data.layouts`.
+        src: Folder, prefix or zip in one of the layouts of `nucleus.data.layouts`; or OME-Zarr with labels, or a folder
+            or prefix with such.
         spool: Folder for the temporary files.
         advance: Called with the number of images read and their total.
+        options: Options of how the source is read.
 
     Raises:
-        DataError: The source contains no usable images.
+        DataError: The source contains no usable images, or changed while it was read.
+        UsageError: There is a choice, and the source is not OME-Zarr.
+        StorageError: The bucket cannot be read.
     """
-    source = open_source(src)
-    layout = find_images(source)
-    prepared, unusable = _prepare_all(source, layout.images, spool, advance)
-    left_out = [*(LeftOut(title=path, reason=reason) for path, reason in layout.left_out.items()), *unusable]
+    options = options or SourceOptions()
+    choice = options.zarr
+    zarrs, source = _zarrs_and_source(src, anonymous=options.anonymous)
+    if source is not None and choice is not None:
+        raise UsageError(
+            f"Expected OME-Zarr for --labels, --channel, --z and --t; found image files in {src}. Leave them out."
+        )
+    if source is None:
+        layout, found = _ZARR, _prepare_all(_zarr_jobs(zarrs, choice or ZarrChoice(), spool), advance)
+        left_out: dict[str, str] = {}
+    else:
+        images = find_images(source)
+        layout, found = images.name, _prepare_all(_file_jobs(source, images.images, spool), advance)
+        left_out = images.left_out
+    prepared, unusable = found
+    reasons = [*(LeftOut(title=path, reason=reason) for path, reason in left_out.items()), *unusable]
     unique, duplicates = _without_duplicates(prepared)
     if not unique:
-        reasons = "; ".join(f"{item.title}: {item.reason}" for item in left_out[:3])
-        raise DataError(f"Expected usable images in {source.title}; found none ({reasons}).")
-    return SourceImages(Path(source.title).name, layout.name, unique, duplicates, left_out)
+        texts = "; ".join(f"{item.title}: {item.reason}" for item in reasons[:3])
+        raise DataError(f"Expected usable images in {src}; found none ({texts}).")
+    return SourceImages(Path(str(src)).name, layout, unique, duplicates, reasons)
 
 
-def _prepare_all(
-    source: Source, images: Sequence[Annotated], spool: Path, advance: Advance
-) -> tuple[list[SourceImage], list[LeftOut]]:
-    def prepare(numbered: tuple[int, Annotated]) -> SourceImage | LeftOut:
-        index, image = numbered
+def _zarrs_and_source(src: Path | S3Uri, *, anonymous: bool) -> tuple[dict[str, ZarrFolder], Source | None]:
+    """Return the OME-Zarr of a source by their names, or the source of image files."""
+    if in_zarr(str(src)):
+        folder = local_zarr(src) if isinstance(src, Path) else bucket_zarr(Bucket(src, anonymous=anonymous))
+        return {zarr_name(str(src)): folder}, None
+    source = open_source(src) if isinstance(src, Path) else open_bucket_source(src, anonymous=anonymous)
+    zarrs = source.zarrs()
+    return (zarrs, None) if zarrs and not source.entries() else ({}, source)
+
+
+_Job = tuple[str, Callable[[], SourceImage]]
+"""Title of an image, and the function that reads and checks it."""
+
+
+def _file_jobs(source: Source, images: Sequence[Annotated], spool: Path) -> list[_Job]:
+    return [
+        (image.title, partial(_prepare, source, image, spool / f"{index}.record")) for index, image in enumerate(images)
+    ]
+
+
+def _zarr_jobs(zarrs: Mapping[str, ZarrFolder], choice: ZarrChoice, spool: Path) -> list[_Job]:
+    jobs: list[_Job] = []
+    for name, folder in zarrs.items():
         try:
-            return _prepare(source, image, spool / f"{index}.record")
+            for path in image_paths(folder):
+                place, title = folder.below(path) if path else folder, f"{name}/{path}".rstrip("/")
+                for plane in labelled_planes(place, title, choice):
+                    jobs.append((plane.title, partial(_prepare_plane, plane, spool / f"{len(jobs)}.record")))
         except ImageError as error:
-            return LeftOut(title=image.title, reason=str(error))
+            jobs.append((name, partial(_refuse, error)))
+    return jobs
+
+
+def _refuse(error: ImageError) -> SourceImage:
+    raise error
+
+
+def _prepare_all(jobs: Sequence[_Job], advance: Advance) -> tuple[list[SourceImage], list[LeftOut]]:
+    def prepare(job: _Job) -> SourceImage | LeftOut:
+        title, work = job
+        try:
+            return work()
+        except ImageError as error:
+            return LeftOut(title=title, reason=str(error))
 
     prepared: list[SourceImage] = []
     left_out: list[LeftOut] = []
     with ThreadPoolExecutor() as pool:
-        for done, result in enumerate(pool.map(prepare, enumerate(images)), 1):
+        for done, result in enumerate(pool.map(prepare, jobs), 1):
             if isinstance(result, LeftOut):
                 left_out.append(result)
             else:
                 prepared.append(result)
-            advance(done, len(images))
+            advance(done, len(jobs))
     return prepared, left_out
 
 
@@ -122,14 +196,27 @@ def _prepare(source: Source, annotated: Annotated, spooled: Path) -> SourceImage
     image = decode_pixels(file)
     height, width = image.shape[:2]
     masks = _labels(source, annotated, (height, width), file.facts.orientation)
+    return _written(annotated.title, image, masks, spooled, annotated.given_split, annotated.form)
+
+
+def _prepare_plane(plane: LabelledPlane, spooled: Path) -> SourceImage:
+    file, labels = plane.open()
+    image = decode_pixels(file)
+    masks = labels_from_stored(stored_pixels(labels), labels.name, (image.shape[0], image.shape[1]))
+    return _written(plane.title, image, masks, spooled, None, MaskForm.LABELS)
+
+
+def _written(
+    title: str, image: RgbImage, masks: MaskLabels, spooled: Path, split: str | None, form: MaskForm
+) -> SourceImage:
     # The name is unknown until all titles have been read, so it is filled in later.
     spooled.write_bytes(encode_record("", image, masks.labels))
     return SourceImage(
-        title=annotated.title,
-        given_split=annotated.given_split,
+        title=title,
+        given_split=split,
         kind=kind_of(image),
-        shape=(height, width),
-        masks=MaskFacts.of(masks, labels_expected=annotated.form is MaskForm.LABELS),
+        shape=(image.shape[0], image.shape[1]),
+        masks=MaskFacts.of(masks, labels_expected=form is MaskForm.LABELS),
         image_sha256=pixel_sum(image),
         labels_sha256=pixel_sum(masks.labels),
         fingerprint=fingerprint(image),

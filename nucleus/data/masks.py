@@ -20,6 +20,7 @@ __all__ = [
     "check_labels",
     "labels_from_mask",
     "labels_from_masks",
+    "labels_from_stored",
     "mask_warnings",
 ]
 
@@ -85,7 +86,22 @@ def labels_from_mask(mask: MaskFile, shape: tuple[int, int], orientation: int = 
             the nuclei would be noise, or the background would be a nucleus.
     """
     name, data = mask
-    content = _content(data, name, shape, orientation)
+    return labels_from_stored(read_stored(data, name), name, shape, orientation)
+
+
+def labels_from_stored(
+    stored: StoredImage, name: str, shape: tuple[int, int], orientation: int = _UPRIGHT
+) -> MaskLabels:
+    """Return the labels in the pixels of a mask; see `labels_from_mask`, whose errors it raises.
+
+    Args:
+        stored: The pixels, as they are stored.
+        name: Name of the mask in messages.
+        shape: Height and width of the image, as stored.
+        orientation: Orientation tag of the image, for the message if the sizes differ.
+    """
+    _check_size(stored, shape, name, orientation)
+    content = content_of(stored, name)
     labels = _components(content, name) if content.binary else content.numbers
     check_labels(labels, name)
     return MaskLabels(labels.astype(np.uint16), content.binary, content.divided)

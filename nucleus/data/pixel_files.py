@@ -23,12 +23,14 @@ from nucleus.surroundings import free_pages, take_room
 
 __all__ = [
     "Content",
+    "Level",
     "PixelFacts",
     "PixelFile",
     "ReadPart",
     "bytes_of",
     "check_declared",
     "exif_orientation",
+    "level_steps",
     "memory_part",
     "naming_damage",
     "seen_channels",
@@ -87,6 +89,24 @@ class PixelFacts:
     orientation: int = 1
 
 
+@dataclass(frozen=True)
+class Level:
+    """A reduced copy of an image in its file: a level of a pyramid.
+
+    Its upper left corner is that of the image. What is read from it only feeds the network: labels, outlines and tables
+    are in pixels of the image.
+
+    Attributes:
+        steps: Pixels of the image per pixel of the level, above 1, by rows and by columns.
+        shape: Height and width, pixels of the level.
+        read: Function that reads stored pixels of the level, in the type and with the channels of the image.
+    """
+
+    steps: tuple[float, float]
+    shape: tuple[int, int]
+    read: ReadPart
+
+
 @dataclass(frozen=True, kw_only=True)
 class PixelFile:
     """An image file whose header was read.
@@ -101,6 +121,8 @@ class PixelFile:
         pixel_size: Side of a pixel, micrometres; None if unknown.
         several: Why the file is not a single image; None if it is one.
         choose: Whether the channels are several images of one field, of which one must be chosen to segment.
+        levels: Function that opens the reduced copies that can be read in parts, from fine to coarse. It raises
+            `ImageError` if they contradict the image.
     """
 
     name: str
@@ -112,6 +134,7 @@ class PixelFile:
     pixel_size: float | None = None
     several: str | None = None
     choose: bool = False
+    levels: Callable[[], tuple[Level, ...]] = tuple
 
     @property
     def size(self) -> int:
@@ -171,6 +194,33 @@ def check_declared(name: str, size: int, stored: int, most: int) -> None:
             f"Expected a complete image in {name}; its header declares {size:,} bytes of pixels, which its {stored:,} "
             "bytes of data cannot hold. The file is damaged: save it again from its source."
         )
+
+
+def level_steps(whole: tuple[int, int], level: tuple[int, int], name: str) -> tuple[float, float]:
+    """Return the pixels of an image per pixel of a reduced copy, by rows and by columns.
+
+    Sides of copies are rounded: 1001 px reduced by 4 are 250 or 251. Where one whole number explains both sides, it is
+    the step of both.
+
+    Args:
+        whole: Height and width of the image, px.
+        level: Height and width of the copy, px.
+        name: Name of the file in messages.
+
+    Raises:
+        ImageError: The copy is larger than the image, or has other proportions.
+    """
+    ratios = whole[0] / level[0], whole[1] / level[1]
+    step = max(1, round(sum(ratios) / 2))
+    if all(abs(side - full / step) <= 1 for full, side in zip(whole, level, strict=True)):
+        return float(step), float(step)
+    if min(ratios) < 1 or abs(1 / ratios[0] - 1 / ratios[1]) > 1 / whole[0] + 1 / whole[1]:
+        raise ImageError(
+            f"Expected levels of one pyramid in {name}; found an image of {whole[1]} x {whole[0]} px (width x height) "
+            f"and a level of {level[1]} x {level[0]} px, which has other proportions. Save the image again from its "
+            "source."
+        )
+    return ratios
 
 
 def exif_orientation(exif: bytes) -> int:

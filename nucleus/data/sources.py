@@ -13,17 +13,33 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path, PurePosixPath
+from typing import IO
 
 from nucleus.data.images import IMAGE_SUFFIXES
-from nucleus.data.zarr_store import is_zarr
-from nucleus.errors import DataError, ImageError
+from nucleus.data.zarr_store import ZarrFolder, is_zarr, local_zarr
+from nucleus.errors import DataError, ImageError, StorageError
 
-__all__ = ["Listing", "Source", "is_annotation", "is_hidden", "is_image", "list_folder", "open_source"]
+__all__ = [
+    "BESIDE_IMAGES",
+    "Listing",
+    "Source",
+    "ZipSource",
+    "is_annotation",
+    "is_archive",
+    "is_hidden",
+    "is_image",
+    "list_folder",
+    "no_zip",
+    "open_source",
+    "opened_zip",
+]
 
 _SYSTEM_FOLDERS = {"__macosx", "@eadir", "$recycle.bin", "system volume information", "lost+found"}
 """Folders that macOS, Synology, Windows and Linux make; they hold copies, thumbnails and what was deleted."""
 _N5 = ".n5"
 _NO_ZARR = "Save its images as OME-TIFF."
+BESIDE_IMAGES = "Expected image files alone, or Zarr folders alone; found both. Import the Zarr on its own."
+"""Why a Zarr in a folder of image files is left out."""
 _MOST_VISITS = 100
 """How often one folder is listed under different names. Links from every folder to every other make endless names."""
 
@@ -218,6 +234,10 @@ class Source(ABC):
     def archives(self) -> list[str]:
         """Return the relative paths of the archives in the source, which are not read."""
 
+    def zarrs(self) -> dict[str, ZarrFolder]:
+        """Return the Zarr hierarchies by their relative paths; a zip has none."""
+        return {}
+
     @abstractmethod
     def read(self, entry: str) -> bytes:
         """Return the content of an entry. May be called from several threads at once.
@@ -238,11 +258,17 @@ def open_source(path: Path) -> Source:
         return _FolderSource(path)
     if not path.exists():
         raise DataError(f"Expected a folder or a zip file at {path}; nothing is there.")
-    return _Zip(path)
+    return ZipSource(str(path), _opened_zip(path))
 
 
-def _is_archive(path: str) -> bool:
+def is_archive(path: str) -> bool:
+    """Return whether a path has the suffix of an archive and is not hidden."""
     return PurePosixPath(path).suffix.lower() in _ARCHIVE_SUFFIXES and not is_hidden(path)
+
+
+def _is_beside(path: str) -> bool:
+    """Return whether a path is of a file that is no image: that it cannot be read is no loss of an image."""
+    return not is_image(path) and (is_annotation(path) or is_archive(path))
 
 
 class _FolderSource(Source):
@@ -252,19 +278,25 @@ class _FolderSource(Source):
 
     @cached_property
     def _listing(self) -> Listing:
-        return list_folder(self._root)
+        """What is in the folder, from one walk for images, outlines and archives alike."""
+        kinds = (is_image, is_annotation, is_archive, is_zarr)
+        return list_folder(self._root, lambda path: any(kind(path) for kind in kinds), zarr=True)
 
     def entries(self) -> list[str]:
-        return self._listing.files
+        return list(filter(is_image, self._listing.files))
+
+    def zarrs(self) -> dict[str, ZarrFolder]:
+        return {path: local_zarr(self._root / path) for path in filter(is_zarr, self._listing.files)}
 
     def left_out(self) -> dict[str, str]:
-        return self._listing.unread
+        unread = {path: reason for path, reason in self._listing.unread.items() if not _is_beside(path)}
+        return unread | dict.fromkeys(filter(is_zarr, self._listing.files), BESIDE_IMAGES)
 
     def annotations(self) -> list[str]:
-        return list_folder(self._root, is_annotation).files
+        return list(filter(is_annotation, self._listing.files))
 
     def archives(self) -> list[str]:
-        return list_folder(self._root, _is_archive).files
+        return list(filter(is_archive, self._listing.files))
 
     def read(self, entry: str) -> bytes:
         try:
@@ -273,12 +305,17 @@ class _FolderSource(Source):
             raise ImageError(f"Cannot read {self._root / entry}: {error.strerror}.") from error
 
 
-class _Zip(Source):
-    """A zip file. It is never unpacked to disk; links and entries with paths outside the zip are refused."""
+class ZipSource(Source):
+    """A zip file. It is never unpacked to disk; links and entries with paths outside the zip are refused.
 
-    def __init__(self, path: Path) -> None:
-        super().__init__(str(path))
-        self._archive = _opened_zip(path)
+    Args:
+        title: Name of the zip in messages.
+        archive: The open zip.
+    """
+
+    def __init__(self, title: str, archive: zipfile.ZipFile) -> None:
+        super().__init__(title)
+        self._archive = archive
         self._members = _members(self._archive, self.title)
         self._lock = threading.Lock()
 
@@ -296,16 +333,22 @@ class _Zip(Source):
         return sorted(filter(is_annotation, self._members))
 
     def archives(self) -> list[str]:
-        return sorted(filter(_is_archive, self._members))
+        return sorted(filter(is_archive, self._members))
 
     def read(self, entry: str) -> bytes:
         info = self._members[entry]
         self._check(entry, info)
         try:
-            with self._lock:
-                return self._archive.read(info)
+            return self.unpacked(info)
+        except (DataError, StorageError):
+            raise
         except _DAMAGED as error:
             raise ImageError(f"Cannot read {entry} in {self.title}: {error}. Download the zip again.") from error
+
+    def unpacked(self, info: zipfile.ZipInfo) -> bytes:
+        """Return the content of an entry. Raises what `zipfile` does."""
+        with self._lock:
+            return self._archive.read(info)
 
     def _check_packing(self, entry: str) -> None:
         info = self._members[entry]
@@ -338,32 +381,45 @@ def _opened_zip(path: Path) -> zipfile.ZipFile:
         with path.open("rb") as file:
             start = file.read(_TAR.stop)
         if zipfile.is_zipfile(path):
-            return zipfile.ZipFile(path)
+            return opened_zip(path, str(path))
+        raise no_zip(str(path), start, path.stat().st_size)
     except OSError as error:
         raise DataError(f"Cannot read {path}: {error.strerror}.") from error
+
+
+def opened_zip(file: Path | IO[bytes], title: str) -> zipfile.ZipFile:
+    """Open a zip. Raises `DataError` if its list of contents cannot be read."""
+    try:
+        return zipfile.ZipFile(file)
     except (zipfile.BadZipFile, NotImplementedError, ValueError, struct.error) as error:
         raise DataError(
-            f"Expected a whole zip file at {path}; its list of contents cannot be read: {error}. Download it again, or "
-            "unpack it with another program and import the folder."
+            f"Expected a whole zip file at {title}; its list of contents cannot be read: {error}. Download it again, "
+            "or unpack it with another program and import the folder."
         ) from error
-    raise _no_zip(path, start)
 
 
-def _no_zip(path: Path, start: bytes) -> DataError:
+def no_zip(title: str, start: bytes, size: int) -> DataError:
+    """Return the error for a file that is no whole zip.
+
+    Args:
+        title: Name of the file in messages.
+        start: Its first bytes.
+        size: Its size, bytes.
+    """
     if start.startswith(b"PK\3\4"):
         return DataError(
-            f"Expected a whole zip file at {path}; it breaks off after {path.stat().st_size:,} bytes, before its list "
-            "of contents. Download or copy it again."
+            f"Expected a whole zip file at {title}; it breaks off after {size:,} bytes, before its list of contents. "
+            "Download or copy it again."
         )
     kind = next((kind for begin, kind in _ARCHIVES.items() if start.startswith(begin)), None)
     if kind is None and start[_TAR] == b"ustar":
         kind = "tar"
     if kind is not None:
         return DataError(
-            f"Expected a folder or a zip file; {path} is an archive of another kind, {kind}. Unpack it, and import the "
-            "folder."
+            f"Expected a folder or a zip file; {title} is an archive of another kind, {kind}. Unpack it, and import "
+            "the folder."
         )
-    return DataError(f"Expected a folder or a zip file; {path} is neither. Put the images into a folder.")
+    return DataError(f"Expected a folder or a zip file; {title} is neither. Put the images into a folder.")
 
 
 def _members(archive: zipfile.ZipFile, title: str) -> dict[str, zipfile.ZipInfo]:

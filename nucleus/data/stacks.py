@@ -25,6 +25,7 @@ __all__ = [
     "channel_number",
     "check_channel",
     "choose_planes",
+    "one_channel",
     "open_plane",
     "sharpest",
 ]
@@ -216,7 +217,8 @@ def _projection(stack: Stack, time: int, kind: str) -> PixelFile:
         )
     where = f", t {time}" if stack.times > 1 else ""
     project = _fill_mean if kind == "mean" else _fill_maximum
-    return replace(first, name=f"{stack.name}, {kind} of z{where}", fill=partial(project, stack, time), read_part=None)
+    fill = partial(project, stack, time)
+    return replace(first, name=f"{stack.name}, {kind} of z{where}", fill=fill, read_part=None, levels=tuple)
 
 
 def _fill_maximum(stack: Stack, time: int, out: NDArray[Any]) -> None:
@@ -304,6 +306,20 @@ def check_channel(channel: int | None, count: int, name: str, names: Sequence[st
     if channel is not None and not 0 <= channel < count:
         called = f": {', '.join(map(repr, names))}" if names else ""
         raise ImageError(f"Expected channel {channel} in {name}; it has {count}, counted from 0{called}.")
+
+
+def one_channel(plane: PixelFile, channel: int) -> PixelFile:
+    """Return one channel of a plane as a grey image."""
+
+    def fill(out: NDArray[Any]) -> None:
+        pixels = np.empty(plane.shape, plane.dtype)
+        plane.fill(pixels)
+        out[...] = pixels[..., channel : channel + 1]
+
+    facts = replace(plane.facts, colours=1, alpha=None)
+    return replace(
+        plane, shape=(*plane.shape[:2], 1), fill=fill, read_part=None, facts=facts, choose=False, levels=tuple
+    )
 
 
 def _bands(plane: PixelFile) -> Iterator[tuple[slice, NDArray[Any]]]:

@@ -13,7 +13,7 @@ import numpy as np
 import tifffile
 from numpy.typing import NDArray
 
-from nucleus.data.pixel_files import Content, PixelFacts, PixelFile, naming_damage
+from nucleus.data.pixel_files import Content, Level, PixelFacts, PixelFile, level_steps, naming_damage
 from nucleus.data.stacks import Stack
 from nucleus.data.tiff_metadata import channel_names, files_of, image_texts, pixel_size_of
 from nucleus.data.tiff_pages import JPEG, StoredPage, fill_pages, page_reader
@@ -33,6 +33,8 @@ _LOSSLESS = {_WEBP: b"VP8L", **dict.fromkeys(JPEG, b"\xff\xc3")}
 _ROLES = {"R": "P", "M": "P", "T": "T", "Z": "Z", "I": "Z", "Q": "Z", "C": "C", "S": "C"}
 """What an axis of pages counts: positions, times, depths or channels; pages that are not described count as depths."""
 _UNDESCRIBED = frozenset("IQ")
+PageAt = Callable[[int], StoredPage | None]
+"""Function from the number of a page of an image to the page; None if the file lacks it."""
 _ONE_OF_SEVERAL = (
     "Expected a complete image in {name}; it is one of several files of an OME-TIFF. Save them as one file."
 )
@@ -111,14 +113,59 @@ def _stack(
         parts = [replace(part, name=place) for part in parts]
         for part in parts:
             part.check_size(size)
-        return _pixel_file(parts, place, facts, pixel_size)
+        return replace(
+            _pixel_file(parts, place, facts, pixel_size),
+            levels=lambda: _levels(levels, order[time, depth], parts, size),
+        )
 
+    levels = [(level, _pages(level, content, name)) for level in _reduced(series)]
     names = channel_names(file, text, series.keyframe.samplesperpixel * count)
     return Stack(name=name, times=times, depths=depths, plane=plane, channels=names)
 
 
-def _pages(series: tifffile.TiffPageSeries, content: Content, name: str) -> Callable[[int], StoredPage | None]:
-    """Return the function from the number of a page of an image to the page; None if the file lacks it."""
+def _reduced(series: tifffile.TiffPageSeries) -> list[tifffile.TiffPageSeries]:
+    """Return the reduced copies of an image that have the same planes, each in a page."""
+    planes = len(series)
+    same = (each for each in series.levels[1:] if len(each) == planes == _planes(each) == _planes(series))
+    return [each for each in same if each.keyframe is not None and None not in each]
+
+
+def _levels(
+    levels: Sequence[tuple[tifffile.TiffPageSeries, PageAt]],
+    numbers: NDArray[np.int64],
+    parts: Sequence[StoredPage],
+    size: int,
+) -> tuple[Level, ...]:
+    """Return the reduced copies of a plane that can be read in parts. Raises `ImageError` if they contradict it."""
+    whole, name = parts[0].keyframe, parts[0].name
+    found = []
+    for level, page_at in levels:
+        reduced = level.keyframe
+        _check_same_kind(reduced, whole, name)
+        shape = reduced.imagelength, reduced.imagewidth
+        steps = level_steps((whole.imagelength, whole.imagewidth), shape, name)
+        pages = [replace(page, name=name) for page in map(page_at, numbers.tolist()) if page is not None]
+        for page in pages:
+            page.check_size(size)
+        read = page_reader(pages)
+        found += [] if read is None else [Level(steps, shape, read)]
+    return tuple(found)
+
+
+def _check_same_kind(reduced: tifffile.TiffPage, whole: tifffile.TiffPage, name: str) -> None:
+    """Raise `ImageError` for a reduced copy with other pixels than the image."""
+    _check_kind(reduced, name)
+    kinds = [(page.dtype, page.samplesperpixel, page.photometric) for page in (whole, reduced)]
+    if kinds[0] != kinds[1]:
+        first, other = (f"{samples} channels of {dtype}" for dtype, samples, _ in kinds)
+        raise ImageError(
+            f"Expected the pixels of the image, {first}, in its reduced copies in {name}; found {other}. Save it again "
+            "from its source."
+        )
+
+
+def _pages(series: tifffile.TiffPageSeries, content: Content, name: str) -> PageAt:
+    """Return the function that finds the pages of an image."""
     if len(series) == _planes(series):
         found = [None if page is None else StoredPage.of(page, content, name) for page in series]
         return found.__getitem__

@@ -3,13 +3,14 @@
 import math
 import threading
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nucleus.data.pixel_files import PixelFacts, PixelFile
+from nucleus.data.pixel_files import Level, PixelFacts, PixelFile
 from nucleus.data.stacks import Stack
 from nucleus.data.zarr_planes import Axes, PlaneReader
 from nucleus.data.zarr_store import ZarrFolder
@@ -47,6 +48,10 @@ _SQUARE = 0.01
 """Largest difference between the sides of a pixel that counts as square, as a part of one."""
 _SLACK = 1.05
 """How much coarser than wanted a resolution level may be."""
+_ROUNDED = 1.01
+"""How far the side of a reduced level may be from what its scale says, pixels: writers round up or down."""
+Steps = tuple[float, float]
+"""Pixels of an image per pixel of a reduced level, by rows and by columns."""
 _RGB_LABELS = ({"red", "green", "blue"}, {"r", "g", "b"})
 _RGB_COLOURS = ("FF0000", "00FF00", "0000FF")
 _UNNAMED = ("", "channel")
@@ -179,16 +184,66 @@ def open_zarr_image(group: OmeGroup, name: str, pixel_size: float | None = None)
     scales = group.metadata["multiscales"][0]
     axes = Axes.of(scales["axes"], group.folder.name)
     sides = [_pixel_side(axes, scales, level, group.folder.name) for level in scales["datasets"]]
-    level = _level(sides, pixel_size)
-    path = scales["datasets"][level]["path"]
-    array = group.folder.array(path, group.zarr_format)
-    if array is None or array.ndim != len(axes.names):
-        found = "nothing is there" if array is None else f"it has {array.ndim} axes"
-        raise ImageError(
-            f"Expected resolution level {path!r} of {group.folder.name}, with axes {''.join(axes.names)}; {found}. "
-            "Copy the Zarr again, with all its levels."
-        )
-    return _stack(array, axes, name, _Channels.of(group.metadata, axes.size(array.shape, axes.channel)), sides[level])
+    opened = _level(sides, pixel_size)
+    arrays = _Arrays(group, axes, tuple(str(level["path"]) for level in scales["datasets"]))
+    array = arrays.at(opened)
+    factors = [
+        [_scale(scales, axis) * _scale(level, axis) for axis in range(array.ndim)] for level in scales["datasets"]
+    ]
+    channels = _Channels.of(group.metadata, axes.size(array.shape, axes.channel))
+    coarser = cache(lambda: arrays.coarser(opened, factors))
+    return _stack(array, axes, name, channels, sides[opened], coarser)
+
+
+@dataclass(frozen=True)
+class _Arrays:
+    """The arrays of the resolution levels of an image."""
+
+    group: OmeGroup
+    axes: Axes
+    paths: tuple[str, ...]
+
+    def at(self, level: int) -> "zarr.Array[Any]":
+        """Open the array of a level. Raises `ImageError` if it is not there, or has other axes."""
+        name, path = self.group.folder.name, self.paths[level]
+        array = self.group.folder.array(path, self.group.zarr_format)
+        if array is None or array.ndim != len(self.axes.names):
+            found = "nothing is there" if array is None else f"it has {array.ndim} axes"
+            raise ImageError(
+                f"Expected resolution level {path!r} of {name}, with axes {''.join(self.axes.names)}; {found}. "
+                "Copy the Zarr again, with all its levels."
+            )
+        return array
+
+    def coarser(self, opened: int, factors: Sequence[Sequence[float]]) -> list[tuple["zarr.Array[Any]", Steps]]:
+        """Open the levels that reduce one in Y and X alone; those that reduce depths too have other planes.
+
+        Args:
+            opened: Number of the level that is the image.
+            factors: Scale of each level along each axis.
+
+        Raises:
+            ImageError: A level is not there, or contradicts its scale or the image.
+        """
+        found = []
+        for level in range(opened + 1, len(self.paths)):
+            ratios = [factor / own for factor, own in zip(factors[level], factors[opened], strict=True)]
+            steps = ratios[self.axes.y], ratios[self.axes.x]
+            others = [ratio for axis, ratio in enumerate(ratios) if axis not in {self.axes.y, self.axes.x}]
+            if min(steps) > 1 and all(math.isclose(ratio, 1) for ratio in others):
+                found.append((self._reduced(level, self.at(opened), ratios), steps))
+        return found
+
+    def _reduced(self, level: int, whole: "zarr.Array[Any]", ratios: Sequence[float]) -> "zarr.Array[Any]":
+        array, wanted = self.at(level), [side / ratio for side, ratio in zip(whole.shape, ratios, strict=True)]
+        fits = all(abs(side - full) <= _ROUNDED for side, full in zip(array.shape, wanted, strict=True))
+        if not fits or array.dtype != whole.dtype:
+            raise ImageError(
+                f"Expected about {' x '.join(f'{side:.5g}' for side in wanted)} of {whole.dtype} in resolution level "
+                f"{self.paths[level]!r} of {self.group.folder.name}, as its scale says; found "
+                f"{' x '.join(map(str, array.shape))} of {array.dtype}. Save the image again from its source."
+            )
+        return array
 
 
 def _level(sides: Sequence[float | None], wanted: float | None) -> int:
@@ -259,12 +314,23 @@ def _are_rgb(labels: Sequence[str], colours: Sequence[str]) -> bool:
     return unnamed and tuple(colours) == _RGB_COLOURS
 
 
-def _stack(array: "zarr.Array[Any]", axes: Axes, name: str, channels: _Channels, pixel_size: float | None) -> Stack:
+def _stack(
+    array: "zarr.Array[Any]",
+    axes: Axes,
+    name: str,
+    channels: _Channels,
+    pixel_size: float | None,
+    coarser: Callable[[], list[tuple["zarr.Array[Any]", Steps]]],
+) -> Stack:
     if 0 in array.shape:
         raise ImageError(f"Expected an image with pixels in {name}; found {'x'.join(map(str, array.shape))}.")
     dtype = np.dtype(array.dtype).newbyteorder("=")
     rgb = channels.rgb and channels.count == 3 and dtype == np.uint8
     facts = PixelFacts(colours=3 if rgb else 1, bits=1 if dtype == np.bool_ else 8 * dtype.itemsize)
+
+    def levels(time: int, depth: int) -> tuple[Level, ...]:
+        readers = ((PlaneReader(each, axes, name, time, depth), steps) for each, steps in coarser())
+        return tuple(Level(steps, reader.shape[:2], reader.read) for reader, steps in readers)
 
     def plane(time: int, depth: int) -> PixelFile:
         reader = PlaneReader(array, axes, name, time, depth)
@@ -277,6 +343,7 @@ def _stack(array: "zarr.Array[Any]", axes: Axes, name: str, channels: _Channels,
             facts=facts,
             pixel_size=pixel_size,
             choose=channels.count > 1 and not rgb,
+            levels=lambda: levels(time, depth),
         )
 
     return Stack(

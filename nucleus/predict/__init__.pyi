@@ -80,6 +80,7 @@ from .results import RowWriter as RowWriter
 from .results import output_endings as output_endings
 from .results import overlay_of as overlay_of
 from .results import write_image as write_image
+from .scaled_image import ScaledImage as ScaledImage
 from .segmentation import Segmentation as Segmentation
 from .sizing import View as View
 from .sizing import Viewer as Viewer
@@ -87,7 +88,7 @@ from .sizing import densest_square as densest_square
 from .sizing import fitting_scale as fitting_scale
 from .sizing import view_of as view_of
 from .source import ImageSource as ImageSource
-from .source import ScaledImage as ScaledImage
+from .source import SourceLevel as SourceLevel
 from .source import array_source as array_source
 from .source import channel_count as channel_count
 from .source import image_source as image_source

@@ -16,7 +16,7 @@ from nucleus.predict.measurement import image_table, join_images
 from nucleus.predict.model import IMAGES_AT_ONCE, Model
 from nucleus.predict.planes import FileImage, ImageOpener, PlannedImages, plan_images
 from nucleus.predict.results import OVERLAY_ENDING, output_endings, write_image
-from nucleus.predict.source import ScaledImage
+from nucleus.predict.scaled_image import ScaledImage
 from nucleus.storage.bucket import Bucket
 from nucleus.storage.files import temporary_folder
 from nucleus.storage.uri import LONGEST_KEY, parse_uri

@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from nucleus.config.names import Reference
 from nucleus.data.images import IMAGE_SUFFIXES
+from nucleus.data.slides import SLIDE_SUFFIXES, WITH_OTHER_FILES
 from nucleus.data.stacks import PlaneOptions
 from nucleus.data.zarr_images import read_group
 from nucleus.data.zarr_plates import image_paths, in_zarr
@@ -33,7 +34,7 @@ from nucleus.predict.image_files import check_stems, is_input, stem_of
 from nucleus.predict.measurement import write_tables
 from nucleus.predict.model import PredictionOptions
 from nucleus.predict.results import OVERLAY_ENDING
-from nucleus.storage.bucket import Bucket
+from nucleus.storage.bucket import Bucket, StoredObject
 from nucleus.storage.claims import PrefixClaim, claimed_prefix
 from nucleus.storage.files import read_document, temporary_folder
 from nucleus.storage.uri import LONGEST_KEY, S3Uri, key_problem, parse_uri
@@ -186,7 +187,8 @@ def find_images(settings: PredictionSettings, *, anonymous: bool = False) -> Fou
             found.unread[image.key] = f"{problem}, in {f'{bucket.uri}/{image.key}'!r}. Copy the object to another key."
     if not found.images and not found.unread:
         raise UsageError(
-            f"Expected images below {uri}/; found none ({', '.join(sorted(IMAGE_SUFFIXES))}, {ZARR_SUFFIX})."
+            f"Expected images below {uri}/; found none ({', '.join(sorted(IMAGE_SUFFIXES | SLIDE_SUFFIXES))}, "
+            f"{ZARR_SUFFIX})."
         )
     check_stems([(image.stem, image.key) for image in found.images])
     _check_endings({image.stem for image in found.images})
@@ -206,7 +208,18 @@ def _add_listed(bucket: Bucket, found: FoundImages) -> None:
                     _add_zarr(bucket, zarr, found)
                 break
             if zarr is None and is_input(item.key) and not (item.key.endswith("/") and item.size == 0):  # of a console
-                found.images.append(BucketImage(item.key, "".join(filter(str.isalnum, item.etag)), item.size))
+                _add_object(bucket, item, found)
+
+
+def _add_object(bucket: Bucket, item: StoredObject, found: FoundImages) -> None:
+    """Add an image, or why it is none: a worker gets one object, and some slides are several."""
+    if item.key.lower().endswith(tuple(WITH_OTHER_FILES)):
+        found.unread[item.key] = (
+            f"Expected an image in one object; {bucket.uri / item.key} is a slide of several files (MIRAX or DICOM). "
+            "Download its folder, and predict it there."
+        )
+    else:
+        found.images.append(BucketImage(item.key, "".join(filter(str.isalnum, item.etag)), item.size))
 
 
 def _zarr_of(key: str) -> str | None:

@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from nucleus.data.images import encode_png
+from nucleus.data.slides import SLIDE_SUFFIXES, slides_among
 from nucleus.data.sources import is_hidden, is_image, list_folder
 from nucleus.data.stacks import PlaneOptions
 from nucleus.data.zarr_plates import PlateField, image_paths, in_zarr, plate_field, zarr_name
@@ -24,7 +25,7 @@ from nucleus.predict.model import IMAGES_AT_ONCE, Model
 from nucleus.predict.planes import FileImage, ImageOpener, PlannedImages, plan_images
 from nucleus.predict.plates import PLATE_ENDING, draw_plate, wells_of
 from nucleus.predict.results import ALL_ENDINGS, OVERLAY_ENDING, write_image
-from nucleus.predict.source import ScaledImage
+from nucleus.predict.scaled_image import ScaledImage
 from nucleus.progress import Advance, no_progress
 from nucleus.storage.files import atomic_path, write_atomic, writing
 from nucleus.surroundings import name_on_disk
@@ -98,7 +99,7 @@ def find_inputs(inputs: Sequence[Path | ZarrFolder]) -> Inputs:
 def _below(folder: Path, above: str, inside: Inputs) -> Iterator[tuple[str, Path | ZarrFolder]]:
     """Yield the names and places of the images below a folder; add what cannot be read to `inside`."""
     listing = list_folder(folder, is_input, zarr=True)
-    for name in listing.files:
+    for name in slides_among(folder, listing.files):
         path, shown = folder / name, str(PurePosixPath(above) / name)
         yield from _zarr_images(shown, path, inside) if is_zarr(name) and path.is_dir() else [(shown, path)]
     for name, reason in listing.unread.items():
@@ -131,9 +132,10 @@ def _is_folder(path: Path) -> bool:
 def is_input(path: str) -> bool:
     """Return whether a path is an image that is not hidden, and not the output of an earlier prediction.
 
-    OME-Zarr is an image by its name.
+    OME-Zarr and whole slides are images by their names.
     """
-    return (is_image(path) or (is_zarr(path) and not is_hidden(path))) and not path.endswith(ALL_ENDINGS)
+    other = is_zarr(path) or PurePosixPath(path).suffix.lower() in SLIDE_SUFFIXES
+    return (is_image(path) or (other and not is_hidden(path))) and not path.endswith(ALL_ENDINGS)
 
 
 def stem_of(name: str) -> str:

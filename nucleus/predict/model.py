@@ -36,9 +36,10 @@ from nucleus.predict.blocks import (
 )
 from nucleus.predict.measurement import NucleiSummary, frame_of, measure_blocks
 from nucleus.predict.planes import FileImage, ImageOpener, images_of
+from nucleus.predict.scaled_image import ScaledImage
 from nucleus.predict.segmentation import Segmentation
 from nucleus.predict.sizing import Viewer, fitting_scale
-from nucleus.predict.source import ImageSource, ScaledImage, image_source, stacks_of
+from nucleus.predict.source import ImageSource, image_source, stacks_of
 from nucleus.registry.manifest import ModelManifest
 from nucleus.registry.versions import PulledModel, read_pulled
 

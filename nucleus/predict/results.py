@@ -16,7 +16,7 @@ from nucleus.predict.blocks import LabelledBlock, assembled_labels
 from nucleus.predict.formats import ENDINGS, LABEL_FORMATS, FormatName, open_outlines, result_path, write_labels
 from nucleus.predict.measurement import NucleiSummary, frame_of, image_row, measure_blocks
 from nucleus.predict.model import Model
-from nucleus.predict.source import ScaledImage
+from nucleus.predict.scaled_image import ScaledImage
 from nucleus.storage.files import write_atomic
 
 __all__ = ["ALL_ENDINGS", "OVERLAY_ENDING", "RowWriter", "output_endings", "overlay_of", "write_image"]

@@ -13,7 +13,7 @@ from nucleus.data.zarr_plates import plate_field
 from nucleus.lazy import pandas
 from nucleus.pictures import draw_overlay
 from nucleus.predict.measurement import nucleus_columns
-from nucleus.predict.source import ScaledImage
+from nucleus.predict.scaled_image import ScaledImage
 
 __all__ = ["Segmentation"]
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from nucleus.model.architecture import InstanceSettings, Maps
 from nucleus.model.tiling import Region
-from nucleus.predict.source import ScaledImage
+from nucleus.predict.scaled_image import ScaledImage
 
 __all__ = ["View", "Viewer", "densest_square", "fitting_scale", "view_of"]
 

@@ -1,30 +1,18 @@
-"""Images in files and arrays, read in parts (`ImageSource`), and rescaled for the network (`ScaledImage`)."""
+"""Images in files and arrays, read in parts, from full resolution or a reduced copy (`ImageSource`)."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from copy import copy
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from nucleus.config.recipe import NormalizationOptions
-from nucleus.data.images import RgbImage, check_colours, open_stacks
-from nucleus.data.normalization import (
-    BLOCK,
-    IntensitySample,
-    intensity_sample,
-    joined_samples,
-    normalization_table,
-    rgb8,
-    stretch_of,
-    stretched_sample,
-)
+from nucleus.data.images import check_colours, open_stacks
 from nucleus.data.pixel_files import (
+    Level,
     PixelFacts,
     PixelFile,
     ReadPart,
@@ -49,7 +37,7 @@ from nucleus.model.tiling import Region
 
 __all__ = [
     "ImageSource",
-    "ScaledImage",
+    "SourceLevel",
     "array_source",
     "channel_count",
     "image_source",
@@ -61,8 +49,26 @@ __all__ = [
 _WHOLE_PIXELS = 1 << 24
 """Images of up to this many pixels are decoded when they are opened."""
 _BAND_PIXELS = 1 << 24
-_SAMPLE_PIXELS = 1 << 22
-"""Percentiles of larger images are taken from about this many pixels, every k-th by row and column."""
+_SLACK = 1.05
+"""How much coarser than network pixels those of a level may be."""
+
+
+@dataclass(frozen=True)
+class SourceLevel:
+    """A grid of pixels of an image: the image itself, or a reduced copy of it.
+
+    Attributes:
+        steps: Image pixels per pixel of the level, by rows and by columns.
+        corner: Place of the image's first pixel in the level, in image pixels from the level's corner: not 0 in a part
+            of an image.
+        shape: Height and width of the level, px.
+        read: As `ImageSource.read`, in pixels of the level.
+    """
+
+    steps: tuple[float, float]
+    corner: tuple[int, int]
+    shape: tuple[int, int]
+    read: ReadPart
 
 
 @dataclass(frozen=True)
@@ -80,6 +86,7 @@ class ImageSource:
         pixel_size: Side of a pixel, micrometres; None if unknown.
         z: Depth of the plane in its stack, from 0; None for a projection, and where there is one depth.
         t: Time of the plane, from 0; None where there is one time.
+        levels: Reduced copies that the network may look at instead, from fine to coarse.
     """
 
     name: str
@@ -90,6 +97,7 @@ class ImageSource:
     pixel_size: float | None = None
     z: int | None = None
     t: int | None = None
+    levels: tuple[SourceLevel, ...] = ()
 
     def cropped(self, part: Region) -> "ImageSource":
         """Return a part of the image as an image."""
@@ -101,9 +109,21 @@ class ImageSource:
             )
 
         height, width = part.shape
+        start = part.rows.start, part.columns.start
+        levels = (replace(each, corner=(each.corner[0] + start[0], each.corner[1] + start[1])) for each in self.levels)
         return replace(
-            self, height=height, width=width, read=within(self.read), read_channels=within(self.read_channels)
+            self,
+            height=height,
+            width=width,
+            read=within(self.read),
+            read_channels=within(self.read_channels),
+            levels=tuple(levels),
         )
+
+    def level_at(self, scale: float) -> SourceLevel:
+        """Return the coarsest level that is fine enough for `scale` network pixels per image pixel."""
+        fine = [each for each in self.levels if 1 < max(each.steps) <= _SLACK / scale]
+        return fine[-1] if fine else SourceLevel((1.0, 1.0), (0, 0), (self.height, self.width), self.read)
 
     def bands(self, multiple: int) -> Iterator[slice]:
         """Yield the rows of the image from the top, about 16 million pixels at a time, in multiples of `multiple`."""
@@ -217,7 +237,8 @@ def plane_source(
         check_channel(number, file.shape[2], file.name, stack.channels)
         if number is None and file.choose:
             raise ImageError(_no_channel(file, stack))
-        source = _source(file.name, file.shape, _reader(file), file.facts, number)
+        large = file.shape[0] * file.shape[1] > _WHOLE_PIXELS
+        source = _source(file.name, file.shape, _reader(file), file.facts, number, file.levels() if large else ())
         name = path.name + stack.name.removeprefix(str(path))
         return replace(source, name=name, pixel_size=file.pixel_size, z=depth, t=chosen.t)
 
@@ -270,7 +291,14 @@ def _reader(file: PixelFile) -> ReadPart:
     return memory_part(pixels)
 
 
-def _source(name: str, shape: tuple[int, ...], stored: ReadPart, facts: PixelFacts, channel: int | None) -> ImageSource:
+def _source(
+    name: str,
+    shape: tuple[int, ...],
+    stored: ReadPart,
+    facts: PixelFacts,
+    channel: int | None,
+    levels: Sequence[Level] = (),
+) -> ImageSource:
     """Return the source of stored pixels of `shape` (H, W, C).
 
     Raises:
@@ -279,14 +307,24 @@ def _source(name: str, shape: tuple[int, ...], stored: ReadPart, facts: PixelFac
     height, width, channels = shape
     check_channel(channel, channels, name)
 
-    def read(rows: slice, columns: slice) -> NDArray[Any]:
-        pixels = stored(rows, columns)
-        if channel is None:
-            return _with_digits(seen_pixels(pixels, facts, name))
-        one = pixels[..., channel : channel + 1]
-        return _with_digits(seen_channels(one, facts) if channel < facts.colours else one)
+    def seen(stored: ReadPart) -> ReadPart:
+        def read(rows: slice, columns: slice) -> NDArray[Any]:
+            pixels = stored(rows, columns)
+            if channel is None:
+                return _with_digits(seen_pixels(pixels, facts, name))
+            one = pixels[..., channel : channel + 1]
+            return _with_digits(seen_channels(one, facts) if channel < facts.colours else one)
 
-    source = ImageSource(name, height, width, read, lambda rows, columns: _with_digits(stored(rows, columns)))
+        return read
+
+    source = ImageSource(
+        name,
+        height,
+        width,
+        seen(stored),
+        lambda rows, columns: _with_digits(stored(rows, columns)),
+        levels=tuple(SourceLevel(each.steps, (0, 0), each.shape, seen(each.read)) for each in levels),
+    )
     if channel is None and channels > facts.colours:
         bands = (stored(rows, slice(0, width)) for rows in source.bands(1))
         check_colours(bands, facts.colours, name, "Add: --channel {channel} (in Python: channel={channel})")
@@ -296,126 +334,3 @@ def _source(name: str, shape: tuple[int, ...], stored: ReadPart, facts: PixelFac
 def _with_digits(pixels: NDArray[Any]) -> NDArray[Any]:
     """Return half-precision floats as float32, because percentiles and sums need more digits."""
     return pixels.astype(np.float32) if pixels.dtype == np.float16 else pixels
-
-
-class ScaledImage:
-    """An image as the network sees it: normalised and rescaled.
-
-    Grey values are stretched to a range of the whole image, which is read once for that purpose. For 8-bit RGB images
-    below 4096 x 4096 px the result is identical, to the bit, to `nucleus.data.normalization.normalize`, which training
-    uses; for larger images the range is that of a sample.
-
-    Args:
-        source: The image.
-        normalization: Options of the stretch of grey values.
-        scale: Network pixels per image pixel.
-
-    Attributes:
-        source: The image.
-        scale: Network pixels per image pixel.
-        shape: Height and width in network pixels.
-        values: Network values of the whole image, h x w x channels, if they are known already; else None.
-
-    Raises:
-        ImageError: The image is damaged, or has values that are not finite.
-    """
-
-    def __init__(self, source: ImageSource, normalization: NormalizationOptions, scale: float = 1.0) -> None:
-        self.source = source
-        sample = _sample_of(source)
-        self._stretch = stretch_of(sample)
-        self._table = normalization_table(stretched_sample(sample, self._stretch), normalization)
-        self._scale_to(scale)
-
-    def _scale_to(self, scale: float) -> None:
-        self.scale = scale
-        self.shape = (max(1, round(self.source.height * scale)), max(1, round(self.source.width * scale)))
-        self.values: NDArray[np.float32] | None = None
-
-    def at(self, scale: float, part: Region | None = None) -> "ScaledImage":
-        """Return the image at another scale, or a part of it (in image pixels), with the grey values of the whole."""
-        other = copy(self)
-        if part is not None and part != self.whole:
-            other.source = self.source.cropped(part)
-        other._scale_to(scale)
-        return other
-
-    @property
-    def source_shape(self) -> tuple[int, int]:
-        """Height and width of the image, px."""
-        return self.source.height, self.source.width
-
-    @property
-    def whole(self) -> Region:
-        """Region of the whole image, in image pixels."""
-        return Region(slice(0, self.source.height), slice(0, self.source.width))
-
-    def rgb(self, rows: slice, columns: slice) -> RgbImage:
-        """Return image pixels for display, h x w x 3, uint8, not normalised or rescaled."""
-        return rgb8(self.source.read(rows, columns), self._stretch)
-
-    def read(self, rows: slice, columns: slice) -> RgbImage:
-        """Return network pixels, h x w x 3, uint8, normalised."""
-        if self.scale == 1:
-            return np.asarray(self._table[self.rgb(rows, columns)])
-        first, last = self._needed(rows, self.source.height), self._needed(columns, self.source.width)
-        pixels = self._table[self.rgb(first, last)]
-        if self.scale < 1:  # prevents aliasing
-            pixels = cv2.GaussianBlur(pixels, (0, 0), 0.5 / self.scale)
-        shape = rows.stop - rows.start, columns.stop - columns.start
-        offset = rows.start / self.scale - first.start, columns.start / self.scale - last.start
-        return np.asarray(_resampled(pixels, shape, 1 / self.scale, offset), np.uint8)
-
-    def back(self, values: NDArray[np.float32], covering: Region, wanted: Region) -> NDArray[np.float32]:
-        """Resample network values to image pixels.
-
-        Args:
-            values: Network values in the region `covering`, h x w x C.
-            covering: Region in network pixels, from the method `covering`.
-            wanted: Region in image pixels.
-
-        Returns:
-            Values in the region `wanted`, float32.
-        """
-        if self.scale == 1:
-            return values
-        down = wanted.rows.start * self.scale - covering.rows.start
-        across = wanted.columns.start * self.scale - covering.columns.start
-        return np.asarray(_resampled(values, wanted.shape, self.scale, (down, across)), np.float32)
-
-    def covering(self, wanted: Region) -> Region:
-        """Return the region in network pixels that covers a region in image pixels."""
-        if self.scale == 1:
-            return wanted
-        return Region(self._cover(wanted.rows, self.shape[0]), self._cover(wanted.columns, self.shape[1]))
-
-    def _cover(self, part: slice, length: int) -> slice:
-        first, last = int(part.start * self.scale) - 2, int(part.stop * self.scale) + 3
-        return slice(max(0, first), min(length, last))
-
-    def _needed(self, part: slice, length: int) -> slice:
-        margin = 2 + round(2 / self.scale)
-        first, last = int(part.start / self.scale) - margin, int(part.stop / self.scale) + margin
-        return slice(max(0, first), min(length, last))
-
-
-def _resampled(
-    pixels: NDArray[np.generic], shape: tuple[int, int], step: float, offset: tuple[float, float]
-) -> NDArray[np.generic]:
-    """Resample pixels (h x w x C) to another grid by bilinear interpolation; edge pixels are repeated outside.
-
-    Pixel i of the result has its centre at (i + 0.5) * step + offset - 0.5 of the input, by rows and by columns.
-    """
-    dy, dx = (value + step / 2 - 0.5 for value in offset)
-    matrix = np.array([[step, 0, dx], [0, step, dy]], np.float64)
-    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-    found = cv2.warpAffine(pixels, matrix, shape[::-1], flags=flags, borderMode=cv2.BORDER_REPLICATE)
-    return np.asarray(found).reshape(*shape, -1)
-
-
-def _sample_of(source: ImageSource) -> IntensitySample:
-    """Return a sample of every k-th pixel by row and column; of all pixels of small images."""
-    every = max(1, int(np.sqrt(source.height * source.width / _SAMPLE_PIXELS)))
-    columns = slice(0, source.width)
-    bands = source.bands(every * BLOCK)
-    return joined_samples(intensity_sample(source.read(rows, columns), every, source.name) for rows in bands)

@@ -147,9 +147,9 @@ class Bucket:
         """Return an object, or the bytes of a span such as `bytes=0-99`. Raises `ObjectNotFoundError`."""
         return ask_patiently(lambda: self._get_once(key, span))[0]
 
-    def get_tagged(self, key: str) -> tuple[bytes, str]:
-        """Return the bytes of an object, and its ETag for a compare-and-swap. Raises `ObjectNotFoundError`."""
-        return ask_patiently(lambda: self._get_once(key))
+    def get_tagged(self, key: str, span: str | None = None) -> tuple[bytes, str]:
+        """Return what `get` does, and the object's ETag, which changes with it. Raises `ObjectNotFoundError`."""
+        return ask_patiently(lambda: self._get_once(key, span))
 
     def _get_once(self, key: str, span: str | None = None) -> tuple[bytes, str]:
         def get(client: "S3Client") -> tuple[bytes, str]:

@@ -15,7 +15,8 @@ from nucleus.data.images import decode_image, encode_png
 from nucleus.data.normalization import intensity_sample, joined_samples, normalize, normalize_tensor, rgb8, stretch_of
 from nucleus.data.synthetic import generated_image
 from nucleus.errors import ImageError
-from nucleus.predict.source import ScaledImage, array_source
+from nucleus.predict.scaled_image import ScaledImage
+from nucleus.predict.source import array_source
 
 OPTIONS = NormalizationOptions()
 NUCLEUS, NOISE, OFFSET = 1500.0, 8.0, 500.0

@@ -39,7 +39,8 @@ from nucleus.model.unet import (
     load_encoder_weights,
     load_model,
 )
-from nucleus.predict.source import ScaledImage, array_source
+from nucleus.predict.scaled_image import ScaledImage
+from nucleus.predict.source import array_source
 
 PLAIN = NormalizationOptions(method="none")
 CONFIG = ModelConfig(

@@ -31,7 +31,8 @@ from nucleus.predict.image_files import predict_files
 from nucleus.predict.measurement import nucleus_columns
 from nucleus.predict.model import IMAGES_AT_ONCE, PredictionOptions
 from nucleus.predict.results import overlay_of
-from nucleus.predict.source import ScaledImage, array_source, image_source
+from nucleus.predict.scaled_image import ScaledImage
+from nucleus.predict.source import array_source, image_source
 from nucleus.storage.bucket import Bucket
 from tests.predict.test_predict import rows_of, small_model, spots
 

@@ -35,7 +35,8 @@ from nucleus.predict.measurement import (
     nucleus_columns,
 )
 from nucleus.predict.model import Model, PredictionOptions
-from nucleus.predict.source import ScaledImage, array_source, channel_count, open_source, stacks_of
+from nucleus.predict.scaled_image import ScaledImage
+from nucleus.predict.source import array_source, channel_count, open_source, stacks_of
 
 PLAIN = NormalizationOptions(method="none")
 CONFIG = ModelConfig(

@@ -20,7 +20,8 @@ from nucleus.model.architecture import ModelConfig, read_model_config
 from nucleus.model.tiling import TiledNetwork, axis_tiles, reflect_indices
 from nucleus.model.unet import load_weights
 from nucleus.predict.blocks import AssembledLabels, nuclei_of_block, plan_blocks
-from nucleus.predict.source import ScaledImage, array_source
+from nucleus.predict.scaled_image import ScaledImage
+from nucleus.predict.source import array_source
 from nucleus.training.checkpoint import Progress, load_arrays, save_arrays
 
 CONFIG = ModelConfig(

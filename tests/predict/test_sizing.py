@@ -10,8 +10,9 @@ from nucleus.config.recipe import NormalizationOptions
 from nucleus.model.architecture import InstanceSettings, Maps, ModelConfig
 from nucleus.model.tiling import Region
 from nucleus.predict.model import Model, PredictionOptions
+from nucleus.predict.scaled_image import ScaledImage
 from nucleus.predict.sizing import View, Viewer, densest_square, fitting_scale, view_of
-from nucleus.predict.source import ScaledImage, array_source
+from nucleus.predict.source import array_source
 
 RANGE = (10.0, 50.0)
 PLAIN = NormalizationOptions(method="none")
