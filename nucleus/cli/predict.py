@@ -52,6 +52,7 @@ class _Choices:
     z: int | str | None
     t: int | str | None
     tta: bool
+    keep_light: bool
     engine: "EngineChoice"
     formats: tuple[str, ...]
     overwrite: bool
@@ -96,6 +97,9 @@ class _Choices:
     help="Of a time series, segment the time N (from 0), or each time.",
 )
 @click.option("--tta", is_flag=True, help="Average over flips and quarter turns: better, but eight times slower.")
+@click.option(
+    "--keep-light", is_flag=True, help="Show the network haze and vignettes as they are.  [default: evened if clear]"
+)
 @engine_option
 @click.option(
     "--format",
@@ -181,7 +185,11 @@ def _predict_files(inputs: tuple[str, ...], model: str | None, out: Path, given:
             outputs = (image.output for image in planned.images)
             nucleus.predict.check_outputs(dict.fromkeys([*found.images, *outputs]), out)
         options = nucleus.predict.PredictionOptions(
-            diameter=given.diameter, pixel_size=given.pixel_size, turns=given.tta, engine=given.engine
+            diameter=given.diameter,
+            pixel_size=given.pixel_size,
+            turns=given.tta,
+            even_light=not given.keep_light,
+            engine=given.engine,
         )
         pulled = pulled_model(model)
         segmenter = nucleus.predict.load_pulled(pulled, options)
@@ -208,6 +216,7 @@ def _predict_bucket(images: str, model: str | None, out: str, workers: int | Non
         diameter=given.diameter,
         pixel_size=given.pixel_size,
         turns=given.tta,
+        even_light=not given.keep_light,
         channel=given.channel,
         formats=nucleus.predict.check_formats(given.formats),
         z=given.z,

@@ -29,6 +29,9 @@ from .dataset import locate_dataset as locate_dataset
 from .dataset import open_dataset as open_dataset
 from .dataset import read_manifest as read_manifest
 from .dataset import verify_dataset as verify_dataset
+from .illumination import Illumination as Illumination
+from .illumination import LightKind as LightKind
+from .illumination import uneven_light as uneven_light
 from .images import IMAGE_SUFFIXES as IMAGE_SUFFIXES
 from .images import Kind as Kind
 from .images import StoredImage as StoredImage

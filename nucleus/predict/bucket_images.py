@@ -75,6 +75,7 @@ class PredictionSettings(BaseModel):
         diameter: See `PredictionOptions`.
         pixel_size: See `PredictionOptions`.
         turns: See `PredictionOptions`.
+        even_light: See `PredictionOptions`.
         channel: Channel to segment, its number from 0 or its name; None segments grey and RGB images as a whole.
         z: See `nucleus.data.PlaneOptions`.
         t: See `nucleus.data.PlaneOptions`.
@@ -91,6 +92,7 @@ class PredictionSettings(BaseModel):
     diameter: float | None = None
     pixel_size: float | None = None
     turns: bool = False
+    even_light: bool = True
     channel: int | str | None = None
     z: int | str | None = None
     t: int | str | None = None
@@ -104,7 +106,9 @@ class PredictionSettings(BaseModel):
     @property
     def options(self) -> PredictionOptions:
         """Options of the model."""
-        return PredictionOptions(diameter=self.diameter, pixel_size=self.pixel_size, turns=self.turns)
+        return PredictionOptions(
+            diameter=self.diameter, pixel_size=self.pixel_size, turns=self.turns, even_light=self.even_light
+        )
 
     @property
     def folder(self) -> S3Uri:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nucleus.data.illumination import LightKind
 from nucleus.data.zarr_plates import plate_field
 from nucleus.lazy import pa, pads, pq, skimage
 from nucleus.predict.blocks import AssembledLabels, LabelledBlock
@@ -43,11 +44,11 @@ _SHAPE = ("label", "centroid_x", "centroid_y", "area", "diameter", "eccentricity
 _PHYSICAL = ("area_um2", "diameter_um")
 IMAGE_COLUMNS = (
     *(*_KEYS, "width", "height", "nuclei", "nuclei_per_megapixel", "coverage"),
-    *("mean_area", "median_diameter", "pixel_size_um", "nuclei_per_mm2", "scale", "score", "warning"),
+    *("mean_area", "median_diameter", "pixel_size_um", "nuclei_per_mm2", "scale", "light", "score", "warning"),
 )
 _IMAGE_ROWS = "images"
 _INTEGERS = {"z", "t", "label", "area", "width", "height", "nuclei"}
-_TEXTS = {"image", "warning", *_PLATE}
+_TEXTS = {"image", "light", "warning", *_PLATE}
 _SMALLEST_GROUP, _LARGEST_GROUP = 1 << 16, 1 << 20
 _AT_ONCE = 16
 _DIAMETER_BINS = 1 << 14
@@ -229,7 +230,12 @@ class NucleiSummary:
 
 
 def image_row(
-    frame: Frame, summary: NucleiSummary, nucleus_pixels: int, scale: float, warning: str | None
+    frame: Frame,
+    summary: NucleiSummary,
+    nucleus_pixels: int,
+    scale: float,
+    light: LightKind | None,
+    warning: str | None,
 ) -> dict[str, Any]:
     """Return the measurements of a whole image, a dictionary with the keys `IMAGE_COLUMNS`.
 
@@ -238,6 +244,7 @@ def image_row(
         summary: Summary of its nuclei.
         nucleus_pixels: Number of pixels in nuclei.
         scale: Network pixels per image pixel.
+        light: Uneven light that the network did not see, or None.
         warning: Why the result may be wrong, or None.
     """
     height, width = frame.shape
@@ -255,6 +262,7 @@ def image_row(
         "pixel_size_um": size,
         "nuclei_per_mm2": None if size is None else round(nuclei / (pixels * size**2) * 1e6, 3),
         "scale": round(scale, 4),
+        "light": light,
         "score": None if score is None else round(score, 4),
         "warning": warning,
     }

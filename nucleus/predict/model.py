@@ -72,6 +72,7 @@ class PredictionOptions:
             model was trained on.
         fit: Whether to estimate the diameter from each image if it is not given and the model knows the range of its
             training nuclei: images with smaller or larger ones are rescaled.
+        even_light: Whether to even uneven light (`nucleus.data.illumination`) before the network looks.
         pixel_size: Side of a pixel in the images, micrometres; replaces the value in their files. The images are
             rescaled by it if the model knows the pixel size of its training images and `diameter` is not given.
         turns: Whether to average predictions over the eight flips and quarter turns; eight times slower.
@@ -82,6 +83,7 @@ class PredictionOptions:
 
     diameter: float | None = None
     fit: bool = True
+    even_light: bool = True
     pixel_size: float | None = None
     turns: bool = False
     block_side: int = _BLOCK_SIDE
@@ -262,8 +264,11 @@ class Model:
         known = replace(source, pixel_size=self.options.pixel_size or source.pixel_size)
         scale = self._known_scale(known)
         if scale is None and self.options.fit and self.config.diameters is not None:
-            return self._fitted(ScaledImage(known, self.config.normalization), self.config.diameters)
-        return ScaledImage(known, self.config.normalization, scale or 1.0)
+            return self._fitted(self._seen(known), self.config.diameters)
+        return self._seen(known, scale or 1.0)
+
+    def _seen(self, source: ImageSource, scale: float = 1.0) -> ScaledImage:
+        return ScaledImage(source, self.config.normalization, scale, even_light=self.options.even_light)
 
     def _fitted(self, image: ScaledImage, diameters: tuple[float, float]) -> ScaledImage:
         """Return an image at the scale that fits its nuclei; a small one with its network values."""

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nucleus.config.recipe import NormalizationOptions
+from nucleus.data.illumination import uneven_light
 from nucleus.data.images import RgbImage
 from nucleus.data.normalization import (
     BLOCK,
@@ -18,6 +19,7 @@ from nucleus.data.normalization import (
     stretch_of,
     stretched_sample,
 )
+from nucleus.data.pixel_files import ReadPart
 from nucleus.model.tiling import Region
 from nucleus.predict.source import ImageSource
 
@@ -34,15 +36,17 @@ class ScaledImage:
 
     Grey values are stretched to a range of the whole image, which is read once for that purpose. For 8-bit RGB images
     below 4096 x 4096 px the result is identical, to the bit, to `nucleus.data.normalization.normalize`, which training
-    uses; for larger images the range is that of a sample.
+    uses; for larger images the range is that of a sample. Light that is clearly uneven is evened before.
 
     Args:
         source: The image.
         normalization: Options of the stretch of grey values.
         scale: Network pixels per image pixel.
+        even_light: Whether to even uneven light (`nucleus.data.illumination`).
 
     Attributes:
         source: The image.
+        light: The uneven light that the network does not see; None if the image is as it is.
         scale: Network pixels per image pixel.
         shape: Height and width in network pixels.
         values: Network values of the whole image, h x w x channels, if they are known already; else None.
@@ -51,11 +55,17 @@ class ScaledImage:
         ImageError: The image is damaged, or has values that are not finite.
     """
 
-    def __init__(self, source: ImageSource, normalization: NormalizationOptions, scale: float = 1.0) -> None:
+    def __init__(
+        self, source: ImageSource, normalization: NormalizationOptions, scale: float = 1.0, *, even_light: bool = True
+    ) -> None:
         self.source = source
-        sample = _sample_of(source)
+        sample = _sample_of(source, source.read)
         self._stretch = stretch_of(sample)
-        self._table = normalization_table(stretched_sample(sample, self._stretch), normalization)
+        sample = stretched_sample(sample, self._stretch)
+        self.light = uneven_light(sample.values, self.source_shape) if even_light else None
+        if self.light is not None:
+            sample = _sample_of(source, self._evened)
+        self._table = normalization_table(sample, normalization)
         self._scale_to(scale)
 
     def _scale_to(self, scale: float) -> None:
@@ -68,6 +78,7 @@ class ScaledImage:
         other = copy(self)
         if part is not None and part != self.whole:
             other.source = self.source.cropped(part)
+            other.light = self.light and self.light.part(part.rows.start, part.columns.start)
         other._scale_to(scale)
         return other
 
@@ -85,15 +96,27 @@ class ScaledImage:
         """Return image pixels for display, h x w x 3, uint8, not normalised or rescaled."""
         return rgb8(self.source.read(rows, columns), self._stretch)
 
+    def _evened(self, rows: slice, columns: slice) -> RgbImage:
+        """Return image pixels with even light, not normalised or rescaled."""
+        pixels = self.rgb(rows, columns)
+        return pixels if self.light is None else self.light.even(pixels, rows.start, columns.start)
+
     def read(self, rows: slice, columns: slice) -> RgbImage:
         """Return network pixels, h x w x 3, uint8, normalised."""
         if self.scale == 1:
-            return np.asarray(self._table[self.rgb(rows, columns)])
+            return np.asarray(self._table[self._evened(rows, columns)])
         level = self.source.level_at(self.scale)
         scales = self.scale * level.steps[0], self.scale * level.steps[1]
         corner = level.corner[0] / level.steps[0], level.corner[1] / level.steps[1]
         first, last = map(_needed, (rows, columns), scales, corner, level.shape)
-        pixels = self._table[rgb8(level.read(first, last), self._stretch)]
+        pixels = rgb8(level.read(first, last), self._stretch)
+        if self.light is not None:
+            row, column = (
+                part.start * step - start
+                for part, step, start in zip((first, last), level.steps, level.corner, strict=True)
+            )
+            pixels = self.light.even(pixels, row, column, level.steps)
+        pixels = self._table[pixels]
         if min(scales) < 1:  # prevents aliasing
             sigmas = (0.5 / scales[1], 0.5 / scales[0])
             pixels = cv2.GaussianBlur(pixels, (0, 0), *sigmas)
@@ -160,9 +183,9 @@ def _resampled(
     return np.asarray(found).reshape(*shape, -1)
 
 
-def _sample_of(source: ImageSource) -> IntensitySample:
-    """Return a sample of every k-th pixel by row and column; of all pixels of small images."""
+def _sample_of(source: ImageSource, read: ReadPart) -> IntensitySample:
+    """Return a sample of every k-th pixel by row and column that `read` returns; of all pixels of small images."""
     every = max(1, int(np.sqrt(source.height * source.width / _SAMPLE_PIXELS)))
     columns = slice(0, source.width)
     bands = source.bands(every * BLOCK)
-    return joined_samples(intensity_sample(source.read(rows, columns), every, source.name) for rows in bands)
+    return joined_samples(intensity_sample(read(rows, columns), every, source.name) for rows in bands)

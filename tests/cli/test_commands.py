@@ -69,6 +69,7 @@ CONTRACT = {
             "--z",
             "--t",
             "--tta",
+            "--keep-light",
             "--overwrite",
             "--workers",
         ),

@@ -1,5 +1,6 @@
 """The model that comes along: its files are those that were reviewed, it is found by name, and its scores hold."""
 
+import csv
 import hashlib
 import shutil
 import zipfile
@@ -11,11 +12,14 @@ import h5py
 import numpy as np
 import onnx
 import pytest
+from click.testing import CliRunner
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
 import nucleus
+from nucleus.cli.main import cli
 from nucleus.config.names import Reference
+from nucleus.data.images import encode_png
 from nucleus.data.synthetic import generated_image
 from nucleus.doctor import check_model
 from nucleus.errors import IntegrityError, ModelError, UriError, UsageError
@@ -176,6 +180,23 @@ def means(model: Model, images: Iterable[tuple[NDArray[np.uint8], NDArray[np.int
 def test_it_finds_generated_nuclei(model: Model) -> None:
     found = means(model, (generated_image(seed, 160, 160) for seed in GENERATED))
     assert {name: found[name] for name, least in GENERATED_SCORES.items() if found[name] < least} == {}, found
+
+
+def test_haze_costs_little(model: Model, tmp_path: Path) -> None:
+    even, labels = generated_image(9002, 160, 160)
+    hazy = even + 4.0 * even.max() * np.linspace(0, 1, 160)[np.newaxis, :, np.newaxis]
+    image = np.rint(hazy * 255 / hazy.max()).astype(np.uint8)
+    reached = means(model, [(even, labels)])["AP.5"]
+    assert means(model, [(image, labels)])["AP.5"] >= reached - 0.1
+    assert means(nucleus.load(even_light=False), [(image, labels)])["AP.5"] < reached - 0.1
+    (tmp_path / "image.png").write_bytes(encode_png(image))
+    for options, expected in (([], "haze"), (["--keep-light", "--overwrite"], "")):
+        run = CliRunner().invoke(
+            cli, ["predict", str(tmp_path / "image.png"), "--out", str(tmp_path / "out"), *options]
+        )
+        assert run.exit_code == 0, run.output
+        (row,) = csv.DictReader((tmp_path / "out/images.csv").read_text().splitlines())
+        assert row["light"] == expected
 
 
 def test_it_finds_nuclei_that_it_was_not_trained_on(model: Model, real_images: Path) -> None:
