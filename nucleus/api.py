@@ -62,7 +62,7 @@ def load(
     diameter: float | None = None,
     pixel_size: float | None = None,
     tta: bool = False,
-    even_light: bool = True,
+    as_is: bool = False,
     engine: EngineChoice = "auto",
 ) -> Model:
     """Load a model: by default, the one that comes along with this package.
@@ -79,8 +79,8 @@ def load(
         pixel_size: Side of a pixel in your images, micrometres; by default, the value in the image file. The images are
             rescaled by it if the model knows the pixel size of its training images and `diameter` is not given.
         tta: Whether to average predictions over flips and quarter turns: better, but eight times slower.
-        even_light: Whether to even light that is clearly uneven (haze, vignettes) before the network looks; intensities
-            are measured in the image as it is.
+        as_is: Whether the network sees haze, vignettes and strong noise, which by default are evened and smoothed where
+            they are clear; intensities are always measured in the image as it is.
         engine: What computes the network: "onnx" (ONNX Runtime) or "tensorflow"; by default, TensorFlow if it sees a
             GPU or the version has no `model.onnx`, else ONNX Runtime.
 
@@ -112,9 +112,7 @@ def load(
             f'Expected a model in {bucket}, such as "{INCLUDED}@latest"; found the model that comes along with the '
             "package. Name a version, or leave bucket out."
         )
-    options = PredictionOptions(
-        diameter=diameter, pixel_size=pixel_size, turns=tta, even_light=even_light, engine=engine
-    )
+    options = PredictionOptions(diameter=diameter, pixel_size=pixel_size, turns=tta, as_is=as_is, engine=engine)
     return load_pulled(pulled_model(None if model is None else str(model), bucket), options)
 
 

@@ -52,7 +52,7 @@ class _Choices:
     z: int | str | None
     t: int | str | None
     tta: bool
-    keep_light: bool
+    as_is: bool
     engine: "EngineChoice"
     formats: tuple[str, ...]
     overwrite: bool
@@ -98,7 +98,7 @@ class _Choices:
 )
 @click.option("--tta", is_flag=True, help="Average over flips and quarter turns: better, but eight times slower.")
 @click.option(
-    "--keep-light", is_flag=True, help="Show the network haze and vignettes as they are.  [default: evened if clear]"
+    "--as-is", is_flag=True, help="Do not even uneven light and do not smooth strong noise before the network looks."
 )
 @engine_option
 @click.option(
@@ -188,7 +188,7 @@ def _predict_files(inputs: tuple[str, ...], model: str | None, out: Path, given:
             diameter=given.diameter,
             pixel_size=given.pixel_size,
             turns=given.tta,
-            even_light=not given.keep_light,
+            as_is=given.as_is,
             engine=given.engine,
         )
         pulled = pulled_model(model)
@@ -216,7 +216,7 @@ def _predict_bucket(images: str, model: str | None, out: str, workers: int | Non
         diameter=given.diameter,
         pixel_size=given.pixel_size,
         turns=given.tta,
-        even_light=not given.keep_light,
+        as_is=given.as_is,
         channel=given.channel,
         formats=nucleus.predict.check_formats(given.formats),
         z=given.z,

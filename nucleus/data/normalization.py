@@ -37,6 +37,7 @@ __all__ = [
     "Stretch",
     "intensity_sample",
     "joined_samples",
+    "noise_share",
     "normalization_table",
     "normalize",
     "normalize_tensor",
@@ -200,6 +201,12 @@ def normalize_tensor(image: tf.Tensor, options: NormalizationOptions) -> tf.Tens
     """Normalize an image (H x W x 3, uint8) in a TensorFlow pipeline, by the code of prediction."""
     found = tf.numpy_function(lambda pixels: normalize(pixels, options), [image], tf.uint8)
     return tf.ensure_shape(found, image.shape)
+
+
+def noise_share(sample: IntensitySample) -> float:
+    """Return the standard deviation of the noise as a part of the range that the image would have without it."""
+    found = _robust_range(sample, NormalizationOptions(noise=0.0))
+    return _noise_of(sample) / max(found.high - found.low, 1e-9)
 
 
 def _robust_range(sample: IntensitySample, options: NormalizationOptions) -> Stretch:

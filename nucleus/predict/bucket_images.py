@@ -75,7 +75,7 @@ class PredictionSettings(BaseModel):
         diameter: See `PredictionOptions`.
         pixel_size: See `PredictionOptions`.
         turns: See `PredictionOptions`.
-        even_light: See `PredictionOptions`.
+        as_is: See `PredictionOptions`.
         channel: Channel to segment, its number from 0 or its name; None segments grey and RGB images as a whole.
         z: See `nucleus.data.PlaneOptions`.
         t: See `nucleus.data.PlaneOptions`.
@@ -92,7 +92,7 @@ class PredictionSettings(BaseModel):
     diameter: float | None = None
     pixel_size: float | None = None
     turns: bool = False
-    even_light: bool = True
+    as_is: bool = False
     channel: int | str | None = None
     z: int | str | None = None
     t: int | str | None = None
@@ -106,9 +106,7 @@ class PredictionSettings(BaseModel):
     @property
     def options(self) -> PredictionOptions:
         """Options of the model."""
-        return PredictionOptions(
-            diameter=self.diameter, pixel_size=self.pixel_size, turns=self.turns, even_light=self.even_light
-        )
+        return PredictionOptions(diameter=self.diameter, pixel_size=self.pixel_size, turns=self.turns, as_is=self.as_is)
 
     @property
     def folder(self) -> S3Uri:

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nucleus.data.illumination import LightKind
 from nucleus.data.zarr_plates import plate_field
 from nucleus.lazy import pa, pads, pq, skimage
 from nucleus.predict.blocks import AssembledLabels, LabelledBlock
+from nucleus.predict.scaled_image import ScaledImage
 from nucleus.predict.source import ImageSource
 from nucleus.storage.bucket import Bucket
 from nucleus.storage.files import temporary_folder
@@ -44,7 +44,17 @@ _SHAPE = ("label", "centroid_x", "centroid_y", "area", "diameter", "eccentricity
 _PHYSICAL = ("area_um2", "diameter_um")
 IMAGE_COLUMNS = (
     *(*_KEYS, "width", "height", "nuclei", "nuclei_per_megapixel", "coverage"),
-    *("mean_area", "median_diameter", "pixel_size_um", "nuclei_per_mm2", "scale", "light", "score", "warning"),
+    *(
+        "mean_area",
+        "median_diameter",
+        "pixel_size_um",
+        "nuclei_per_mm2",
+        "scale",
+        "light",
+        "smoothing",
+        "score",
+        "warning",
+    ),
 )
 _IMAGE_ROWS = "images"
 _INTEGERS = {"z", "t", "label", "area", "width", "height", "nuclei"}
@@ -233,8 +243,7 @@ def image_row(
     frame: Frame,
     summary: NucleiSummary,
     nucleus_pixels: int,
-    scale: float,
-    light: LightKind | None,
+    seen: ScaledImage,
     warning: str | None,
 ) -> dict[str, Any]:
     """Return the measurements of a whole image, a dictionary with the keys `IMAGE_COLUMNS`.
@@ -243,8 +252,7 @@ def image_row(
         frame: Frame of the whole image.
         summary: Summary of its nuclei.
         nucleus_pixels: Number of pixels in nuclei.
-        scale: Network pixels per image pixel.
-        light: Uneven light that the network did not see, or None.
+        seen: The image as the network saw it.
         warning: Why the result may be wrong, or None.
     """
     height, width = frame.shape
@@ -261,8 +269,9 @@ def image_row(
         "median_diameter": None if diameter is None else round(diameter, 2),
         "pixel_size_um": size,
         "nuclei_per_mm2": None if size is None else round(nuclei / (pixels * size**2) * 1e6, 3),
-        "scale": round(scale, 4),
-        "light": light,
+        "scale": round(seen.scale, 4),
+        "light": None if seen.light is None else seen.light.kind,
+        "smoothing": round(seen.smoothing, 2) or None,
         "score": None if score is None else round(score, 4),
         "warning": warning,
     }

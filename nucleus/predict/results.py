@@ -104,8 +104,7 @@ def write_image(
         overlay = overlay_of(image, labels.labels, summary.median_diameter)
         write_atomic(result_path(stem, OVERLAY_ENDING), encode_png(overlay))
         _remove(stem, set(ALL_ENDINGS) - set(output_endings(formats)))
-        light = None if image.light is None else image.light.kind
-        return image_row(frame, summary, labels.pixels, image.scale, light, model.doubt(summary))
+        return image_row(frame, summary, labels.pixels, image, model.doubt(summary))
 
 
 def _remove(stem: Path, endings: set[str]) -> None:

@@ -14,6 +14,7 @@ from nucleus.data.normalization import (
     IntensitySample,
     intensity_sample,
     joined_samples,
+    noise_share,
     normalization_table,
     rgb8,
     stretch_of,
@@ -21,12 +22,18 @@ from nucleus.data.normalization import (
 )
 from nucleus.data.pixel_files import ReadPart
 from nucleus.model.tiling import Region
-from nucleus.predict.source import ImageSource
+from nucleus.predict.source import ImageSource, SourceLevel
 
 __all__ = ["ScaledImage"]
 
 _SAMPLE_PIXELS = 1 << 22
 """Percentiles of larger images are taken from about this many pixels, every k-th by row and column."""
+
+_STRONG_NOISE = 0.04
+"""Part of the range above which noise is smoothed; no image of DSB2018 is above .038."""
+_MOST_SMOOTHING = 3.0
+_LEAST_SMOOTHING = 0.5
+"""Standard deviation below which a Gaussian changes next to nothing: reduced levels have averaged the noise, px."""
 
 
 class ScaledImage:
@@ -36,17 +43,19 @@ class ScaledImage:
 
     Grey values are stretched to a range of the whole image, which is read once for that purpose. For 8-bit RGB images
     below 4096 x 4096 px the result is identical, to the bit, to `nucleus.data.normalization.normalize`, which training
-    uses; for larger images the range is that of a sample. Light that is clearly uneven is evened before.
+    uses; for larger images the range is that of a sample. Before, light that is clearly uneven is evened, and an image
+    in which noise is strong is smoothed by a Gaussian; that is, by default, few images.
 
     Args:
         source: The image.
         normalization: Options of the stretch of grey values.
         scale: Network pixels per image pixel.
-        even_light: Whether to even uneven light (`nucleus.data.illumination`).
+        as_is: Whether uneven light (`nucleus.data.illumination`) and noise stay.
 
     Attributes:
         source: The image.
-        light: The uneven light that the network does not see; None if the image is as it is.
+        light: The uneven light that the network does not see; None if it is even.
+        smoothing: Standard deviation of the Gaussian that the image is smoothed by, px; 0 for none.
         scale: Network pixels per image pixel.
         shape: Height and width in network pixels.
         values: Network values of the whole image, h x w x channels, if they are known already; else None.
@@ -56,15 +65,16 @@ class ScaledImage:
     """
 
     def __init__(
-        self, source: ImageSource, normalization: NormalizationOptions, scale: float = 1.0, *, even_light: bool = True
+        self, source: ImageSource, normalization: NormalizationOptions, scale: float = 1.0, *, as_is: bool = False
     ) -> None:
         self.source = source
         sample = _sample_of(source, source.read)
         self._stretch = stretch_of(sample)
         sample = stretched_sample(sample, self._stretch)
-        self.light = uneven_light(sample.values, self.source_shape) if even_light else None
-        if self.light is not None:
-            sample = _sample_of(source, self._evened)
+        self.light = None if as_is else uneven_light(sample.values, self.source_shape)
+        self.smoothing = 0.0 if as_is else _smoothing(noise_share(sample))
+        if self.light is not None or self.smoothing:
+            sample = _sample_of(source, self._restored)
         self._table = normalization_table(sample, normalization)
         self._scale_to(scale)
 
@@ -96,27 +106,33 @@ class ScaledImage:
         """Return image pixels for display, h x w x 3, uint8, not normalised or rescaled."""
         return rgb8(self.source.read(rows, columns), self._stretch)
 
-    def _evened(self, rows: slice, columns: slice) -> RgbImage:
-        """Return image pixels with even light, not normalised or rescaled."""
-        pixels = self.rgb(rows, columns)
-        return pixels if self.light is None else self.light.even(pixels, rows.start, columns.start)
+    def _restored(self, rows: slice, columns: slice, level: SourceLevel | None = None) -> RgbImage:
+        """Return pixels of the image, or of a level, smoothed and with even light, not normalised or rescaled."""
+        level = level or self.source.level_at(1.0)
+        sigmas = [self.smoothing / step for step in level.steps]
+        parts = (rows, columns)
+        grown = list(map(_grown, parts, sigmas, level.shape))
+        pixels = rgb8(level.read(*grown), self._stretch)
+        if min(sigmas) >= _LEAST_SMOOTHING:
+            pixels = cv2.GaussianBlur(pixels, (0, 0), sigmas[1], sigmaY=sigmas[0])
+        first, last = (part.start - wider.start for part, wider in zip(parts, grown, strict=True))
+        pixels = pixels[first : first + rows.stop - rows.start, last : last + columns.stop - columns.start]
+        if self.light is None:
+            return pixels
+        row, column = (
+            part.start * step - corner for part, step, corner in zip(parts, level.steps, level.corner, strict=True)
+        )
+        return self.light.even(pixels, row, column, level.steps)
 
     def read(self, rows: slice, columns: slice) -> RgbImage:
         """Return network pixels, h x w x 3, uint8, normalised."""
         if self.scale == 1:
-            return np.asarray(self._table[self._evened(rows, columns)])
+            return np.asarray(self._table[self._restored(rows, columns)])
         level = self.source.level_at(self.scale)
         scales = self.scale * level.steps[0], self.scale * level.steps[1]
         corner = level.corner[0] / level.steps[0], level.corner[1] / level.steps[1]
         first, last = map(_needed, (rows, columns), scales, corner, level.shape)
-        pixels = rgb8(level.read(first, last), self._stretch)
-        if self.light is not None:
-            row, column = (
-                part.start * step - start
-                for part, step, start in zip((first, last), level.steps, level.corner, strict=True)
-            )
-            pixels = self.light.even(pixels, row, column, level.steps)
-        pixels = self._table[pixels]
+        pixels = self._table[self._restored(first, last, level)]
         if min(scales) < 1:  # prevents aliasing
             sigmas = (0.5 / scales[1], 0.5 / scales[0])
             pixels = cv2.GaussianBlur(pixels, (0, 0), *sigmas)
@@ -153,6 +169,17 @@ class ScaledImage:
     def _cover(self, part: slice, length: int) -> slice:
         first, last = int(part.start * self.scale) - 2, int(part.stop * self.scale) + 3
         return slice(max(0, first), min(length, last))
+
+
+def _smoothing(share: float) -> float:
+    """Return the standard deviation of the Gaussian for an image whose noise is this part of its range, px; maybe 0."""
+    return min(_MOST_SMOOTHING, 1 + 5 * share) if share > _STRONG_NOISE else 0.0
+
+
+def _grown(part: slice, sigma: float, length: int) -> slice:
+    """Return the pixels along one axis that a Gaussian needs for a part of them."""
+    margin = int(np.ceil(3 * sigma)) + 1 if sigma else 0
+    return slice(max(0, part.start - margin), min(length, part.stop + margin))
 
 
 def _needed(part: slice, scale: float, corner: float, length: int) -> slice:

@@ -69,7 +69,7 @@ CONTRACT = {
             "--z",
             "--t",
             "--tta",
-            "--keep-light",
+            "--as-is",
             "--overwrite",
             "--workers",
         ),

@@ -188,15 +188,24 @@ def test_haze_costs_little(model: Model, tmp_path: Path) -> None:
     image = np.rint(hazy * 255 / hazy.max()).astype(np.uint8)
     reached = means(model, [(even, labels)])["AP.5"]
     assert means(model, [(image, labels)])["AP.5"] >= reached - 0.1
-    assert means(nucleus.load(even_light=False), [(image, labels)])["AP.5"] < reached - 0.1
+    assert means(nucleus.load(as_is=True), [(image, labels)])["AP.5"] < reached - 0.1
     (tmp_path / "image.png").write_bytes(encode_png(image))
-    for options, expected in (([], "haze"), (["--keep-light", "--overwrite"], "")):
+    for options, expected in (([], "haze"), (["--as-is", "--overwrite"], "")):
         run = CliRunner().invoke(
             cli, ["predict", str(tmp_path / "image.png"), "--out", str(tmp_path / "out"), *options]
         )
         assert run.exit_code == 0, run.output
         (row,) = csv.DictReader((tmp_path / "out/images.csv").read_text().splitlines())
         assert row["light"] == expected
+
+
+def test_strong_noise_costs_little(model: Model) -> None:
+    even, labels = generated_image(9004, 160, 160)
+    noise = np.random.default_rng(4).normal(0, 0.3 * np.ptp(even), even.shape[:2])
+    image = np.clip(even * 0.5 + 60 + noise[..., np.newaxis], 0, 255).astype(np.uint8)
+    reached = means(model, [(even, labels)])["AP.5"]
+    assert means(model, [(image, labels)])["AP.5"] >= reached - 0.2
+    assert means(nucleus.load(as_is=True), [(image, labels)])["AP.5"] < reached - 0.4
 
 
 def test_it_finds_nuclei_that_it_was_not_trained_on(model: Model, real_images: Path) -> None:
