@@ -37,7 +37,8 @@ __all__ = [
     "Stretch",
     "intensity_sample",
     "joined_samples",
-    "noise_share",
+    "noise_and_range",
+    "noise_left",
     "normalization_table",
     "normalize",
     "normalize_tensor",
@@ -54,6 +55,9 @@ BLOCK = 8
 """Side of the blocks in which noise is measured, px."""
 _FLATTEST = 20
 _MOST_BLOCKS = 1 << 16
+_WIDE_BLOCK, _FLATTEST_WIDE, _WIDE_FACTOR = 24, 5, 1.25
+"""Side of the blocks in which the noise of smoothed images is measured, px; the percentile that is taken; and the mean
+deviation of noise alone as a multiple of it."""
 _BLURRED_FACTOR = 2.0
 """Blurred noise looks more like nuclei than noise of single pixels does."""
 _NORMAL_SKEWNESS = 0.4
@@ -180,12 +184,21 @@ def _levels8(pixels: NDArray[Any], stretch: Stretch | None) -> NDArray[np.uint8]
     return np.asarray(pixels, np.uint8)
 
 
-def normalization_table(sample: IntensitySample, options: NormalizationOptions) -> NDArray[np.uint8]:
-    """Return the table from old to new values (256, uint8) of an 8-bit image, from the sample of the whole image."""
+def normalization_table(
+    sample: IntensitySample, options: NormalizationOptions, least_noise: float = 0.0
+) -> NDArray[np.uint8]:
+    """Return the table from old to new values (256, uint8) of an 8-bit image, from the sample of the whole image.
+
+    Args:
+        sample: The sample.
+        options: Options of the model.
+        least_noise: Standard deviation of the noise, if the sample shows less.
+    """
     levels = np.arange(_LEVELS, dtype=np.float32)
     if options.method == "none":
         return levels.astype(np.uint8)
-    found = _robust_range(sample, options) if options.method == "robust" else _percentile_range(sample.raw, options)
+    robust = options.method == "robust"
+    found = _robust_range(sample, options, least_noise) if robust else _percentile_range(sample.raw, options)
     scale = np.float32(_FULL_RANGE / max(found.high - found.low, options.smallest_range))
     return np.asarray(np.rint(np.clip((levels - np.float32(found.low)) * scale, 0, _FULL_RANGE)), np.uint8)
 
@@ -203,15 +216,24 @@ def normalize_tensor(image: tf.Tensor, options: NormalizationOptions) -> tf.Tens
     return tf.ensure_shape(found, image.shape)
 
 
-def noise_share(sample: IntensitySample) -> float:
-    """Return the standard deviation of the noise as a part of the range that the image would have without it."""
+def noise_and_range(sample: IntensitySample) -> tuple[float, float]:
+    """Return the standard deviation of the noise, and the range that the image would have without it."""
     found = _robust_range(sample, NormalizationOptions(noise=0.0))
-    return _noise_of(sample) / max(found.high - found.low, 1e-9)
+    return _noise_of(sample), found.high - found.low
 
 
-def _robust_range(sample: IntensitySample, options: NormalizationOptions) -> Stretch:
+def noise_left(smoothed: IntensitySample) -> float:
+    """Return the standard deviation of the noise that is left in a smoothed image, in which neighbours are alike.
+
+    It is that of the flattest of blocks so large that they show it: the 5th percentile over blocks of 24 x 24 px.
+    """
+    blocks = _blocks(smoothed.values, 1, _WIDE_BLOCK)
+    return _WIDE_FACTOR * _nearest_rank(blocks.astype(np.float32).std(axis=1), _FLATTEST_WIDE)
+
+
+def _robust_range(sample: IntensitySample, options: NormalizationOptions, least_noise: float = 0.0) -> Stretch:
     """Return the range of the rule described in the docstring of this module."""
-    noise = _noise_of(sample)
+    noise = max(_noise_of(sample), least_noise)
     found = _percentile_range(sample.values, options)
     bright = _levels_above(sample.values, found.low)
     debris, foreground = _debris_and_foreground(bright, noise, sample.area)
@@ -323,13 +345,13 @@ def _without_hot_pixels(pixels: NDArray[Any], every: int) -> NDArray[Any]:
     return np.stack([cv2.medianBlur(channel, 3)[::every, ::every] for channel in channels], axis=2)
 
 
-def _blocks(pixels: NDArray[Any], every: int) -> NDArray[Any]:
-    """Return blocks of 8 x 8 px (smaller in smaller images) of each channel, N x pixels of a block.
+def _blocks(pixels: NDArray[Any], every: int, side: int = BLOCK) -> NDArray[Any]:
+    """Return blocks of `side` x `side` px (smaller in smaller images) of each channel, N x pixels of a block.
 
     Of large images it is every k-th block by row and column, at most about `_MOST_BLOCKS`.
     """
     height, width, channels = pixels.shape
-    rows, columns = min(BLOCK, height), min(BLOCK, width)
+    rows, columns = min(side, height), min(side, width)
     whole = pixels[: height // rows * rows, : width // columns * columns]
     divided = whole.reshape(height // rows, rows, width // columns, columns, channels)
     count = divided.shape[0] * divided.shape[2] * channels

@@ -14,7 +14,8 @@ from nucleus.data.normalization import (
     IntensitySample,
     intensity_sample,
     joined_samples,
-    noise_share,
+    noise_and_range,
+    noise_left,
     normalization_table,
     rgb8,
     stretch_of,
@@ -44,7 +45,7 @@ class ScaledImage:
     Grey values are stretched to a range of the whole image, which is read once for that purpose. For 8-bit RGB images
     below 4096 x 4096 px the result is identical, to the bit, to `nucleus.data.normalization.normalize`, which training
     uses; for larger images the range is that of a sample. Before, light that is clearly uneven is evened, and an image
-    in which noise is strong is smoothed by a Gaussian; that is, by default, few images.
+    in which noise is strong is smoothed, by the median of 3 x 3 px and a Gaussian: few images, that is.
 
     Args:
         source: The image.
@@ -72,10 +73,11 @@ class ScaledImage:
         self._stretch = stretch_of(sample)
         sample = stretched_sample(sample, self._stretch)
         self.light = None if as_is else uneven_light(sample.values, self.source_shape)
-        self.smoothing = 0.0 if as_is else _smoothing(noise_share(sample))
+        noise, full = noise_and_range(sample)
+        self.smoothing = 0.0 if as_is else _smoothing(noise / max(full, 1.0))
         if self.light is not None or self.smoothing:
             sample = _sample_of(source, self._restored)
-        self._table = normalization_table(sample, normalization)
+        self._table = normalization_table(sample, normalization, noise_left(sample) if self.smoothing else 0.0)
         self._scale_to(scale)
 
     def _scale_to(self, scale: float) -> None:
@@ -114,7 +116,7 @@ class ScaledImage:
         grown = list(map(_grown, parts, sigmas, level.shape))
         pixels = rgb8(level.read(*grown), self._stretch)
         if min(sigmas) >= _LEAST_SMOOTHING:
-            pixels = cv2.GaussianBlur(pixels, (0, 0), sigmas[1], sigmaY=sigmas[0])
+            pixels = cv2.GaussianBlur(cv2.medianBlur(pixels, 3), (0, 0), sigmas[1], sigmaY=sigmas[0])
         first, last = (part.start - wider.start for part, wider in zip(parts, grown, strict=True))
         pixels = pixels[first : first + rows.stop - rows.start, last : last + columns.stop - columns.start]
         if self.light is None:
@@ -177,8 +179,8 @@ def _smoothing(share: float) -> float:
 
 
 def _grown(part: slice, sigma: float, length: int) -> slice:
-    """Return the pixels along one axis that a Gaussian needs for a part of them."""
-    margin = int(np.ceil(3 * sigma)) + 1 if sigma else 0
+    """Return the pixels along one axis that a median and a Gaussian need for a part of them."""
+    margin = int(np.ceil(3 * sigma)) + 2 if sigma else 0
     return slice(max(0, part.start - margin), min(length, part.stop + margin))
 
 
