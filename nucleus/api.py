@@ -63,6 +63,7 @@ def load(
     pixel_size: float | None = None,
     tta: bool = False,
     as_is: bool = False,
+    denoise: bool = False,
     engine: EngineChoice = "auto",
 ) -> Model:
     """Load a model: by default, the one that comes along with this package.
@@ -79,8 +80,10 @@ def load(
         pixel_size: Side of a pixel in your images, micrometres; by default, the value in the image file. The images are
             rescaled by it if the model knows the pixel size of its training images and `diameter` is not given.
         tta: Whether to average predictions over flips and quarter turns: better, but eight times slower.
-        as_is: Whether the network sees haze, vignettes and strong noise, which by default are evened and smoothed where
-            they are clear; intensities are always measured in the image as it is.
+        as_is: Whether the network sees haze and vignettes, which by default are evened where they are clear.
+            Intensities are always measured in the image as it is.
+        denoise: Whether images in which noise is strong are smoothed before the network looks. Not for images that may
+            be empty: smoothed noise can look like nuclei.
         engine: What computes the network: "onnx" (ONNX Runtime) or "tensorflow"; by default, TensorFlow if it sees a
             GPU or the version has no `model.onnx`, else ONNX Runtime.
 
@@ -112,7 +115,9 @@ def load(
             f'Expected a model in {bucket}, such as "{INCLUDED}@latest"; found the model that comes along with the '
             "package. Name a version, or leave bucket out."
         )
-    options = PredictionOptions(diameter=diameter, pixel_size=pixel_size, turns=tta, as_is=as_is, engine=engine)
+    options = PredictionOptions(
+        diameter=diameter, pixel_size=pixel_size, turns=tta, as_is=as_is, denoise=denoise, engine=engine
+    )
     return load_pulled(pulled_model(None if model is None else str(model), bucket), options)
 
 

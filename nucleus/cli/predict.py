@@ -53,6 +53,7 @@ class _Choices:
     t: int | str | None
     tta: bool
     as_is: bool
+    denoise: bool
     engine: "EngineChoice"
     formats: tuple[str, ...]
     overwrite: bool
@@ -98,8 +99,9 @@ class _Choices:
 )
 @click.option("--tta", is_flag=True, help="Average over flips and quarter turns: better, but eight times slower.")
 @click.option(
-    "--as-is", is_flag=True, help="Do not even uneven light and do not smooth strong noise before the network looks."
+    "--as-is", is_flag=True, help="Do not even haze and vignettes before the network looks.  [default: where clear]"
 )
+@click.option("--denoise", is_flag=True, help="Smooth images with strong noise before the network looks.")
 @engine_option
 @click.option(
     "--format",
@@ -189,6 +191,7 @@ def _predict_files(inputs: tuple[str, ...], model: str | None, out: Path, given:
             pixel_size=given.pixel_size,
             turns=given.tta,
             as_is=given.as_is,
+            denoise=given.denoise,
             engine=given.engine,
         )
         pulled = pulled_model(model)
@@ -217,6 +220,7 @@ def _predict_bucket(images: str, model: str | None, out: str, workers: int | Non
         pixel_size=given.pixel_size,
         turns=given.tta,
         as_is=given.as_is,
+        denoise=given.denoise,
         channel=given.channel,
         formats=nucleus.predict.check_formats(given.formats),
         z=given.z,

@@ -75,6 +75,8 @@ from .normalization import IntensitySample as IntensitySample
 from .normalization import Stretch as Stretch
 from .normalization import intensity_sample as intensity_sample
 from .normalization import joined_samples as joined_samples
+from .normalization import noise_and_range as noise_and_range
+from .normalization import noise_left as noise_left
 from .normalization import normalization_table as normalization_table
 from .normalization import normalize as normalize
 from .normalization import normalize_tensor as normalize_tensor

@@ -76,6 +76,7 @@ class PredictionSettings(BaseModel):
         pixel_size: See `PredictionOptions`.
         turns: See `PredictionOptions`.
         as_is: See `PredictionOptions`.
+        denoise: See `PredictionOptions`.
         channel: Channel to segment, its number from 0 or its name; None segments grey and RGB images as a whole.
         z: See `nucleus.data.PlaneOptions`.
         t: See `nucleus.data.PlaneOptions`.
@@ -93,6 +94,7 @@ class PredictionSettings(BaseModel):
     pixel_size: float | None = None
     turns: bool = False
     as_is: bool = False
+    denoise: bool = False
     channel: int | str | None = None
     z: int | str | None = None
     t: int | str | None = None
@@ -106,7 +108,9 @@ class PredictionSettings(BaseModel):
     @property
     def options(self) -> PredictionOptions:
         """Options of the model."""
-        return PredictionOptions(diameter=self.diameter, pixel_size=self.pixel_size, turns=self.turns, as_is=self.as_is)
+        return PredictionOptions(
+            diameter=self.diameter, pixel_size=self.pixel_size, turns=self.turns, as_is=self.as_is, denoise=self.denoise
+        )
 
     @property
     def folder(self) -> S3Uri:

@@ -72,8 +72,10 @@ class PredictionOptions:
             model was trained on.
         fit: Whether to estimate the diameter from each image if it is not given and the model knows the range of its
             training nuclei: images with smaller or larger ones are rescaled.
-        as_is: Whether the network sees uneven light and strong noise as they are; by default, light that is clearly
-            uneven is evened (`nucleus.data.illumination`), and strong noise smoothed.
+        as_is: Whether the network sees uneven light as it is; by default, light that is clearly uneven is evened
+            (`nucleus.data.illumination`).
+        denoise: Whether images in which noise is strong are smoothed before the network looks. Not for images that may
+            be empty: smoothed noise can look like nuclei.
         pixel_size: Side of a pixel in the images, micrometres; replaces the value in their files. The images are
             rescaled by it if the model knows the pixel size of its training images and `diameter` is not given.
         turns: Whether to average predictions over the eight flips and quarter turns; eight times slower.
@@ -85,6 +87,7 @@ class PredictionOptions:
     diameter: float | None = None
     fit: bool = True
     as_is: bool = False
+    denoise: bool = False
     pixel_size: float | None = None
     turns: bool = False
     block_side: int = _BLOCK_SIDE
@@ -269,7 +272,9 @@ class Model:
         return self._seen(known, scale or 1.0)
 
     def _seen(self, source: ImageSource, scale: float = 1.0) -> ScaledImage:
-        return ScaledImage(source, self.config.normalization, scale, as_is=self.options.as_is)
+        return ScaledImage(
+            source, self.config.normalization, scale, as_is=self.options.as_is, denoise=self.options.denoise
+        )
 
     def _fitted(self, image: ScaledImage, diameters: tuple[float, float]) -> ScaledImage:
         """Return an image at the scale that fits its nuclei; a small one with its network values."""

@@ -44,14 +44,15 @@ class ScaledImage:
 
     Grey values are stretched to a range of the whole image, which is read once for that purpose. For 8-bit RGB images
     below 4096 x 4096 px the result is identical, to the bit, to `nucleus.data.normalization.normalize`, which training
-    uses; for larger images the range is that of a sample. Before, light that is clearly uneven is evened, and an image
-    in which noise is strong is smoothed, by the median of 3 x 3 px and a Gaussian: few images, that is.
+    uses; for larger images the range is that of a sample. Before, light that is clearly uneven is evened and, if
+    asked for, an image in which noise is strong is smoothed, by the median of 3 x 3 px and a Gaussian.
 
     Args:
         source: The image.
         normalization: Options of the stretch of grey values.
         scale: Network pixels per image pixel.
-        as_is: Whether uneven light (`nucleus.data.illumination`) and noise stay.
+        as_is: Whether uneven light (`nucleus.data.illumination`) stays.
+        denoise: Whether strong noise is smoothed.
 
     Attributes:
         source: The image.
@@ -66,7 +67,13 @@ class ScaledImage:
     """
 
     def __init__(
-        self, source: ImageSource, normalization: NormalizationOptions, scale: float = 1.0, *, as_is: bool = False
+        self,
+        source: ImageSource,
+        normalization: NormalizationOptions,
+        scale: float = 1.0,
+        *,
+        as_is: bool = False,
+        denoise: bool = False,
     ) -> None:
         self.source = source
         sample = _sample_of(source, source.read)
@@ -74,7 +81,7 @@ class ScaledImage:
         sample = stretched_sample(sample, self._stretch)
         self.light = None if as_is else uneven_light(sample.values, self.source_shape)
         noise, full = noise_and_range(sample)
-        self.smoothing = 0.0 if as_is else _smoothing(noise / max(full, 1.0))
+        self.smoothing = 0.0 if not denoise else _smoothing(noise / max(full, 1.0))
         if self.light is not None or self.smoothing:
             sample = _sample_of(source, self._restored)
         self._table = normalization_table(sample, normalization, noise_left(sample) if self.smoothing else 0.0)

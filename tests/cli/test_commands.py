@@ -70,6 +70,7 @@ CONTRACT = {
             "--t",
             "--tta",
             "--as-is",
+            "--denoise",
             "--overwrite",
             "--workers",
         ),

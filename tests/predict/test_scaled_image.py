@@ -27,20 +27,23 @@ def hazy(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def test_clean_even_images_are_normalized_as_in_training() -> None:
-    seen = ScaledImage(array_source(EVEN), OPTIONS)
+    seen = ScaledImage(array_source(EVEN), OPTIONS, denoise=True)
     assert (seen.light, seen.smoothing) == (None, 0)
     np.testing.assert_array_equal(seen.read(*WHOLE), normalize(EVEN, OPTIONS))
 
 
 def test_stronger_noise_is_smoothed_more() -> None:
-    sigmas = [ScaledImage(array_source(noisy(strength)), OPTIONS).smoothing for strength in (0.005, 0.05, 0.1, 0.2)]
+    sigmas = [
+        ScaledImage(array_source(noisy(strength)), OPTIONS, denoise=True).smoothing
+        for strength in (0.005, 0.05, 0.1, 0.2)
+    ]
     assert sigmas[0] == 0
     assert 1 < sigmas[1] < sigmas[2] < sigmas[3] <= 3
 
 
 @pytest.mark.parametrize("image", [hazy(EVEN), noisy(0.15), hazy(noisy(0.1))], ids=["haze", "noise", "both"])
 def test_parts_look_as_in_the_whole(image: NDArray[np.uint8]) -> None:
-    seen = ScaledImage(array_source(image), OPTIONS)
+    seen = ScaledImage(array_source(image), OPTIONS, denoise=True)
     assert seen.light is not None or seen.smoothing
     whole = seen.read(*WHOLE)
     for rows, columns in (np.s_[0:70, 90:160], np.s_[33:97, 20:150], np.s_[140:160, 0:12]):
