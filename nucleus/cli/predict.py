@@ -124,7 +124,7 @@ def predict(
     workers: int | None,
     **choices: Any,
 ) -> None:
-    """Segment images (files or folders: PNG, TIFF, OME-TIFF, LSM, OME-Zarr, JPEG, BMP, WebP; any depth, any size).
+    """Segment images (files or folders: PNG, TIFF, OME-TIFF, LSM, OME-Zarr, JPEG, BMP, WebP, slides; of any size).
 
     Without --model it uses the model `nuclei`, which comes along with the package and needs no bucket and no network.
 

@@ -177,6 +177,7 @@ from .tiff import open_tiff_stacks as open_tiff_stacks
 from .tiff_metadata import channel_names as channel_names
 from .tiff_metadata import files_of as files_of
 from .tiff_metadata import image_texts as image_texts
+from .tiff_metadata import metadata_file as metadata_file
 from .tiff_metadata import pixel_size_of as pixel_size_of
 from .tiff_pages import JPEG as JPEG
 from .tiff_pages import StoredPage as StoredPage

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -55,6 +56,7 @@ class Stack:
         plane: Function from a time and a depth, each from 0, to that plane. Its shape, type and channels are those of
             every plane.
         channels: Names of the channels, in order, each empty if only others have one; nothing if none has one.
+        files: Files that the planes are in, if there are several: an OME-TIFF in parts.
     """
 
     name: str
@@ -62,6 +64,7 @@ class Stack:
     depths: int
     plane: Callable[[int, int], PixelFile]
     channels: tuple[str, ...] = ()
+    files: frozenset[Path] = frozenset()
 
 
 @dataclass(frozen=True)

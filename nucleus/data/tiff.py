@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from nucleus.data.pixel_files import Content, Level, PixelFacts, PixelFile, level_steps, naming_damage
 from nucleus.data.stacks import Stack
-from nucleus.data.tiff_metadata import channel_names, files_of, image_texts, pixel_size_of
+from nucleus.data.tiff_metadata import channel_names, files_of, image_texts, metadata_file, pixel_size_of
 from nucleus.data.tiff_pages import JPEG, StoredPage, fill_pages, page_reader
 from nucleus.errors import ImageError
 
@@ -24,6 +24,7 @@ __all__ = ["open_tiff", "open_tiff_stacks"]
 _SIDE_IMAGES = re.compile(r"thumbnail|label|macro|overview|map|resolution|level ?[1-9]\d*")
 """Names of the images that slide scanners add to the main one."""
 _MISSING_PAGES = re.compile("corrupted tag list|invalid offset to page|invalid page offset|circular|corrupted file")
+_SUFFIXES = (".tif", ".tiff")
 _ALPHA = frozenset({1, 2})
 _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PALETTE, _YCBCR = 0, 1, 2, 3, 6
 _REFUSED = {4: "a transparency mask", 5: "CMYK inks", 32803: "the mosaic of a camera sensor"}
@@ -69,6 +70,8 @@ def open_tiff_stacks(content: Content, name: str) -> list[Stack]:
     Each image of the file gives a stack, and so does each position of one. Pages whose meaning the file does not tell
     are counted as depths, in their order. A page of a stack is not looked at before that plane is opened.
 
+    Any file of an OME-TIFF in several files gives the whole image; its other files are looked for in its folder.
+
     Args:
         content: The file, or its bytes.
         name: Name of the file in messages. With several images, `#0`, `#1`, ... follow it in their names.
@@ -77,10 +80,40 @@ def open_tiff_stacks(content: Content, name: str) -> list[Stack]:
         ImageError: The file is damaged, or has pixels or axes of a kind that is not read.
         OSError: The file cannot be read.
     """
+    described = _described_by(content, name)
+    content = described or content
     with _opened(content, name) as (file, images):
         found = [(series, order) for series in images for order in _orders(file, series, name)]
         names = [name] if len(found) == 1 else [f"{name}#{number}" for number in range(len(found))]
         return [_stack(file, *each, content, text) for each, text in zip(found, names, strict=True)]
+
+
+def _described_by(content: Content, name: str) -> Path | None:
+    """Return the other file that describes the planes of this one; None if it does itself, or for bytes."""
+    if not isinstance(content, Path):
+        return None
+    with naming_damage(name, "TIFF"), tifffile.TiffFile(content) as file:
+        other = metadata_file(file)
+    if other is None:
+        return None
+    path = content.with_name(_plain(other, name))
+    if not path.is_file() or path.suffix.lower() not in _SUFFIXES:
+        raise ImageError(
+            f"Expected the TIFF {path}, which describes the image that {name} is a part of; "
+            f"{'it is no TIFF' if path.is_file() else 'nothing is there'}. Copy all files of the image into one "
+            "folder, or save them as one file."
+        )
+    return path
+
+
+def _plain(other: str, name: str) -> str:
+    """Return the name of a file that an OME-TIFF names. Raises `ImageError` if it leads to another folder."""
+    if "/" in other or "\\" in other or other in {"", ".", ".."}:
+        raise ImageError(
+            f"Expected the names of files in the folder of {name} in its metadata; found {other!r}. Save the image as "
+            "one file."
+        )
+    return other
 
 
 @contextmanager
@@ -88,6 +121,9 @@ def _opened(content: Content, name: str) -> Iterator[tuple[tifffile.TiffFile, li
     """Open a complete TIFF and provide it with its main images. Raises `ImageError` if it is damaged."""
     source = content if isinstance(content, Path) else io.BytesIO(content)
     with naming_damage(name, "TIFF") as lines, tifffile.TiffFile(source) as file:
+        if len(files_of(file)) > 1:
+            for other in files_of(file):
+                _plain(other, name)
         images = _main_images(file, name)
         _check_complete(file, lines, name)
         yield file, images
@@ -100,7 +136,7 @@ def _stack(
     _check_kind(series.keyframe, name)
     page_at = _pages(series, content, name)
     text = image_texts(file)[file.series.index(series)]
-    size, pixel_size = file.filehandle.size, pixel_size_of(file, text)
+    size_of, pixel_size = _size_of(content, file.filehandle.size), pixel_size_of(file, text)
     times, depths, count = order.shape
     facts = _facts(series.keyframe, alone=count == 1)
 
@@ -112,15 +148,39 @@ def _stack(
             raise ImageError(f"Expected {count} pages of {place}; found {len(parts)}. Save the file again.")
         parts = [replace(part, name=place) for part in parts]
         for part in parts:
-            part.check_size(size)
+            part.check_size(size_of(part))
         return replace(
             _pixel_file(parts, place, facts, pixel_size),
-            levels=lambda: _levels(levels, order[time, depth], parts, size),
+            levels=lambda: _levels(levels, order[time, depth], parts, size_of),
         )
 
     levels = [(level, _pages(level, content, name)) for level in _reduced(series)]
     names = channel_names(file, text, series.keyframe.samplesperpixel * count)
-    return Stack(name=name, times=times, depths=depths, plane=plane, channels=names)
+    files = _files(series, content)
+    return Stack(name=name, times=times, depths=depths, plane=plane, channels=names, files=files)
+
+
+def _size_of(content: Content, size: int) -> Callable[[StoredPage], int]:
+    """Return the function that gives the bytes of a page's file; `size` is that of the file that was opened."""
+
+    def size_of(page: StoredPage) -> int:
+        other = page.content if isinstance(page.content, Path) and page.content != content else None
+        return size if other is None else other.stat().st_size
+
+    return size_of
+
+
+def _files(series: tifffile.TiffPageSeries, content: Content) -> frozenset[Path]:
+    """Return the files that the pages of an image are in; nothing if it is one."""
+    if not isinstance(content, Path) or len(series) != _planes(series):
+        return frozenset()
+    found = {_file_of(page, content) for page in series if page is not None} | {content}
+    return frozenset(found) if len(found) > 1 else frozenset()
+
+
+def _file_of(page: Any, content: Path) -> Path:
+    """Return the file of a page, which lies in the folder of the file that names it."""
+    return content.with_name(Path(page.parent.filehandle.path).name)
 
 
 def _reduced(series: tifffile.TiffPageSeries) -> list[tifffile.TiffPageSeries]:
@@ -134,7 +194,7 @@ def _levels(
     levels: Sequence[tuple[tifffile.TiffPageSeries, PageAt]],
     numbers: NDArray[np.int64],
     parts: Sequence[StoredPage],
-    size: int,
+    size_of: Callable[[StoredPage], int],
 ) -> tuple[Level, ...]:
     """Return the reduced copies of a plane that can be read in parts. Raises `ImageError` if they contradict it."""
     whole, name = parts[0].keyframe, parts[0].name
@@ -146,7 +206,7 @@ def _levels(
         steps = level_steps((whole.imagelength, whole.imagewidth), shape, name)
         pages = [replace(page, name=name) for page in map(page_at, numbers.tolist()) if page is not None]
         for page in pages:
-            page.check_size(size)
+            page.check_size(size_of(page))
         read = page_reader(pages)
         found += [] if read is None else [Level(steps, shape, read)]
     return tuple(found)
@@ -167,7 +227,8 @@ def _check_same_kind(reduced: tifffile.TiffPage, whole: tifffile.TiffPage, name:
 def _pages(series: tifffile.TiffPageSeries, content: Content, name: str) -> PageAt:
     """Return the function that finds the pages of an image."""
     if len(series) == _planes(series):
-        found = [None if page is None else StoredPage.of(page, content, name) for page in series]
+        places = ((page, _file_of(page, content) if isinstance(content, Path) and page else content) for page in series)
+        found = [None if page is None else StoredPage.of(page, place, name) for page, place in places]
         return found.__getitem__
     first, step = series.keyframe, series.keyframe.nbytes  # pages without tags of their own follow the first
     return lambda number: StoredPage.of(first, content, name, number * step)
@@ -187,8 +248,7 @@ def _orders(file: tifffile.TiffFile, series: tifffile.TiffPageSeries, name: str)
         raise ImageError(f"Expected times, depths and channels in {name}; found {named}. Save it with axes TZCYX.")
     if set(within) - set("YXSC") or not _is_whole(series):
         raise ImageError(f"Expected a page for each plane in {name}; found {named} in {len(series)}. Save it again.")
-    if _is_in_several_files(file, series):
-        raise ImageError(_ONE_OF_SEVERAL.format(name=name))
+    _check_files(file, series, name)
     numbers = np.arange(_planes(series)).reshape([size for _, size in leading])
     places = sorted(range(len(leading)), key=lambda place: "PTZC".index(str(roles[place])))
     counts = dict.fromkeys("PTZC", 1)
@@ -218,11 +278,20 @@ def _is_whole(series: tifffile.TiffPageSeries) -> bool:
     return len(series) == _planes(series) or (series.keyframe.is_final and series.dataoffset is not None)
 
 
-def _is_in_several_files(file: tifffile.TiffFile, series: tifffile.TiffPageSeries) -> bool:
-    """Return whether an OME-TIFF has pages of an image in other files, be they there or not."""
-    found = list(series) if len(series) == _planes(series) else []
-    missing = any(page is None for page in found) and len(files_of(file)) > 1
-    return missing or any(page is not None and page.parent is not file for page in found)
+def _check_files(file: tifffile.TiffFile, series: tifffile.TiffPageSeries, name: str) -> None:
+    """Raise `ImageError` if pages of an OME-TIFF are in files that are not beside it, or if it has no folder."""
+    names = files_of(file)
+    if len(names) < 2 or len(series) != _planes(series) or None not in list(series):
+        return
+    folder = Path(file.filehandle.path).parent if file.filehandle.is_file else None
+    if folder is None:
+        raise ImageError(_ONE_OF_SEVERAL.format(name=name))
+    missing = sorted(other for other in names if not (folder / other).is_file())
+    absent = f"not {', '.join(missing[:3])}{' and others' if len(missing) > 3 else ''}" if missing else "not all pages"
+    raise ImageError(
+        f"Expected the {len(names)} files of the OME-TIFF {name} in {folder}; found {absent}. Copy all files of the "
+        "image into one folder."
+    )
 
 
 def _pixel_file(parts: Sequence[StoredPage], name: str, facts: PixelFacts, pixel_size: float | None) -> PixelFile:

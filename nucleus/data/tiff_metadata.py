@@ -8,7 +8,7 @@ from typing import Any
 
 import tifffile
 
-__all__ = ["channel_names", "files_of", "image_texts", "pixel_size_of"]
+__all__ = ["channel_names", "files_of", "image_texts", "metadata_file", "pixel_size_of"]
 
 # Regular expressions instead of an XML parser, which a malicious file could harm.
 _COMMENT = re.compile(r"<!--.*?-->", re.DOTALL)
@@ -17,6 +17,7 @@ _IMAGE_END = re.compile(r"</(?:\w+:)?Image\s*>")
 _CHANNEL = re.compile(r"<(?:\w+:)?Channel(?=[\s/>])([^<>]*)")
 _ATTRIBUTE = re.compile(r"(\w+)\s*=\s*(?:\"([^\"]*)\"|'([^']*)')")
 _FILE = re.compile(r'FileName="([^"]*)"')
+_ELSEWHERE = re.compile(r'<(?:\w+:)?BinaryOnly(?=\s)[^<>]*\sMetadataFile="([^"]*)"')
 _OME_SIZE = re.compile(r'PhysicalSize([XY])="([^"]*)"')
 _OME_UNIT = re.compile(r'PhysicalSizeXUnit="([^"]*)"')
 _MICROMETRES = {"µm": 1.0, "um": 1.0, "micron": 1.0, "microns": 1.0, "nm": 1e-3, "mm": 1e3, "cm": 1e4, "m": 1e6}
@@ -37,7 +38,13 @@ def image_texts(file: tifffile.TiffFile) -> list[str]:
 
 def files_of(file: tifffile.TiffFile) -> set[str]:
     """Return the names of the files that an OME-TIFF says its pages are in."""
-    return set(_FILE.findall(file.ome_metadata or "")) if file.is_ome else set()
+    return set(map(html.unescape, _FILE.findall(file.ome_metadata or ""))) if file.is_ome else set()
+
+
+def metadata_file(file: tifffile.TiffFile) -> str | None:
+    """Return the name of the file that describes the planes in a file of a larger OME-TIFF; None if it does itself."""
+    found = _ELSEWHERE.search(file.ome_metadata or "") if file.is_ome else None
+    return found and html.unescape(found[1])
 
 
 def channel_names(file: tifffile.TiffFile, text: str, count: int) -> tuple[str, ...]:

@@ -174,9 +174,9 @@ class Model:
         """Find the nuclei of an image, in two dimensions.
 
         Args:
-            image: A file (PNG, TIFF, OME-TIFF, LSM, JPEG, BMP, WebP), or an array of any depth: H x W (grey), or
-                H x W x C with C = 1 (grey), 3 (RGB), 4 (RGB and alpha, which is dropped), or any other C if `channel`
-                is given.
+            image: A file (PNG, TIFF, OME-TIFF, LSM, JPEG, BMP, WebP, a whole slide), or an array of any depth: H x W
+                (grey), or H x W x C with C = 1 (grey), 3 (RGB), 4 (RGB and alpha, which is dropped), or any other C if
+                `channel` is given.
             channel: Channel to segment: its number from 0, or its name in the file. All channels are measured.
             z: For a file with several depths: a depth from 0, "max" or "mean" (a projection of all), or "best" (the
                 sharpest). See `segment_planes` for all.

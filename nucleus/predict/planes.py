@@ -56,17 +56,20 @@ class PlannedImages:
 
 
 def plan_images(files: Mapping[str, Path | ZarrFolder], options: PlaneOptions) -> PlannedImages:
-    """Return the images of files, from their headers.
+    """Return the images of files, from their headers. Of an image in several files, the first one counts.
 
     Args:
         files: The files by their names, which are relative paths with forward slashes.
         options: Which planes of stacks and time series to take.
     """
     planned = PlannedImages()
-    most = 1
+    most, parts = 1, set[Path]()
     for name, file in files.items():
+        if file in parts:
+            continue
         try:
             stacks = stacks_of(file)
+            parts.update(*(stack.files for stack in stacks))
             planned.images.extend(images_of(file, name, stacks, options))
             most = max(most, channel_count(stacks))
         except ImageError as error:

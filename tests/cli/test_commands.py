@@ -30,7 +30,10 @@ CONTRACT = {
     "store start": {"--dir", "--port"},
     "store stop": {"--dir"},
     "store status": {"--dir", "--json"},
-    "data import": {"--into", "--seed", "--val", "--test", "--group-by", "--single-writer", "--json"},
+    "data import": {
+        *("--into", "--seed", "--val", "--test", "--group-by", "--single-writer", "--json"),
+        *("--labels", "--channel", "--z", "--t", "--anonymous"),
+    },
     "data list": {"--json"},
     "data show": {"--out", "--json"},
     "data verify": {"--json"},
