@@ -71,9 +71,10 @@ test-others: $(DEV)
 
 test-pythons: test-fast-3.12 test-fast-3.13 ## the fast tests on the other Pythons, each in an environment of its own
 
+# With lower priority, for the same reason.
 test-fast-%:
 	@python="$$(sh requirements/find_python.sh $*)" && \
-	  $(MAKE) --no-print-directory test-fast VENV=.venv-$* PYTHON="$$python"
+	  nice -n 19 $(MAKE) --no-print-directory test-fast VENV=.venv-$* PYTHON="$$python"
 
 test-wheel: $(DEV) ## the wheel alone, in a fresh environment without TensorFlow and Ray
 	@$(BIN)/python -m pytest tests/test_clean_room.py

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-import keras
 import numpy as np
 
 from nucleus.data.synthetic import generated_image
+from nucleus.lazy import keras
 from nucleus.model.architecture import ModelConfig
 from nucleus.model.unet import build_unet, calibrate_encoder
 from nucleus.registry.manifest import EncoderWeightsOrigin, Origin

@@ -7,6 +7,7 @@ commands of the light install without it.
 import ast
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -78,13 +79,19 @@ def mypy_folder(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("platform", ["win32", "darwin"])
 def test_types_of_other_platforms(platform: str, mypy_folder: Path) -> None:
-    """mypy's stubs of the standard library know what each platform has."""
-    command = [sys.executable, "-m", "mypy", "--platform", platform, "--cache-dir", str(mypy_folder), "-p", "nucleus"]
+    """mypy's stubs of the standard library know what each platform has.
+
+    Other packages are left out, since they are the same everywhere and take most of the time; `make check` has them.
+    """
+    alone = ("--config-file=", "--no-site-packages", "--ignore-missing-imports", "--cache-dir", str(mypy_folder))
+    command = [sys.executable, "-m", "mypy", "--platform", platform, *alone, "-p", "nucleus"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert "errors in" in done.stdout or "Success" in done.stdout, done.stdout + done.stderr
-    alone = ("job/", "nucleus/storage/store_process.py") if platform == "win32" else ()
-    errors = [line for line in done.stdout.splitlines() if ": error:" in line and not line.startswith(alone)]
-    assert errors == []
+    lacking = re.compile(r': error: (Module|"type\[).* has no attribute')
+    errors = [line for line in done.stdout.splitlines() if lacking.search(line)]
+    posix = [line for line in errors if line.startswith(("job/", "nucleus/storage/store_process.py"))]
+    assert bool(posix) == (platform == "win32")  # what runs on Linux and macOS alone is found to use what Windows lacks
+    assert errors == posix
 
 
 def test_text_files_have_an_encoding_of_their_own() -> None:

@@ -132,10 +132,14 @@ def test_names_reached_through_a_package_are_exposed_by_it() -> None:
 
 
 def test_the_driver_and_the_commands_load_no_tensorflow() -> None:
-    """It takes seconds, and the driver, Ray's controller and most commands never use it."""
+    """It takes seconds, and the driver, Ray's controller and most commands never use it.
+
+    Nor do tests of one file, and the many processes of `tests/faults/test_publishing.py`.
+    """
     modules = ["job.train", "job.sweep", "job.inference", "nucleus.api", *(f"nucleus.cli.{p.stem}" for p in COMMANDS)]
+    modules += ["tests.conftest", "tests.faults.test_publishing"]
     code = f"import importlib, sys\nfor name in {modules}: importlib.import_module(name)\nprint(*sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert not {"tensorflow", "keras", "wandb", "matplotlib"} & set(done.stdout.split())
 
 

@@ -4,7 +4,7 @@ from contextlib import suppress
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -71,11 +71,13 @@ aliases = st.builds(
 )
 
 
+@settings(max_examples=30)  # each has many values, and takes long to draw
 @given(dataset_manifests)
 def test_dataset_manifests_survive(manifest: DatasetManifest) -> None:
     assert read_manifest(manifest.model_dump_json().encode(), "x") == manifest
 
 
+@settings(max_examples=30)
 @given(model_manifests)
 def test_model_manifests_survive(manifest: ModelManifest) -> None:
     assert read_model_manifest(manifest.model_dump_json().encode(), "x") == manifest

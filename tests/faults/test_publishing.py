@@ -28,7 +28,7 @@ from tests.small_model import MODEL_FILES, origin
 def spawn() -> multiprocessing.context.BaseContext:
     """Processes that have loaded what they need, but share no connection with this one."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["boto3", "nucleus.registry.versions", "nucleus.registry.aliases"])
+    context.set_forkserver_preload([__name__])
     return context
 
 

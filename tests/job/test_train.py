@@ -31,7 +31,7 @@ from nucleus.model.unet import load_model
 from nucleus.predict.evaluation import evaluate
 from nucleus.predict.model import load_model_folder
 from nucleus.registry.aliases import move_alias, read_decision
-from nucleus.registry.manifest import list_versions, version_prefix
+from nucleus.registry.manifest import ModelManifest, list_versions, version_prefix
 from nucleus.registry.publish import publish
 from nucleus.registry.versions import pull
 from nucleus.runs.plan import load_plan
@@ -323,19 +323,29 @@ def learning(trained: Trained, images: Path, cache: Path, **changes: Any) -> Rec
     )
 
 
-@pytest.fixture
-def new_images(tmp_path: Path) -> Path:
-    write_generated(tmp_path / "new", 5, seed=50, side=80)
-    return tmp_path / "new"
+@pytest.fixture(scope="module")
+def new_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("new-images")
+    write_generated(folder, 5, seed=50, side=80)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def learned(
+    trained: Trained, new_images: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Recipe, Recorder, ModelManifest]:
+    """The run `learns` of two workers: its recipe, what it showed, and the version that it published."""
+    folder = tmp_path_factory.mktemp("learned")
+    recipe = learning(trained, new_images, folder / "cache", model="learned")
+    recorder = Recorder()
+    return recipe, recorder, train(recipe, RunOptions(run="learns", folder=folder / "runs"), recorder)
 
 
 def test_a_run_starts_with_a_version_and_mixes_in_what_it_knows(
-    trained: Trained, new_images: Path, tmp_path: Path
+    trained: Trained, learned: tuple[Recipe, Recorder, ModelManifest], tmp_path: Path
 ) -> None:
-    changes = {"model": "learned", "gate": {"minimum": 0.0}}
-    recipe = learning(trained, new_images, tmp_path / "cache", **changes)
-    recorder = Recorder()
-    origin = train(recipe, RunOptions(run="learns", folder=tmp_path / "runs"), recorder).origin
+    recipe, recorder, manifest = learned
+    origin = manifest.origin
     assert origin.dataset == recipe.dataset
     assert [epoch["images_dropped"] for epoch in recorder.epochs] == [0, 0]
     assert origin.encoder_weights == trained.manifest.origin.encoder_weights
@@ -350,8 +360,8 @@ def test_a_run_starts_with_a_version_and_mixes_in_what_it_knows(
     assert (mixed.dataset, mixed.share) == (str(trained.dataset), 0.5)
     assert_same_scores(mixed.before, trained.manifest.origin.metrics["test"])
     pull(trained.bucket, Reference("learned"), tmp_path / "learned")
-    learned = load_model_folder(tmp_path / "learned")
-    assert_same_scores(mixed.scores, evaluate(learned, trained.dataset, ("test",), cache).overall)
+    model = load_model_folder(tmp_path / "learned")
+    assert_same_scores(mixed.scores, evaluate(model, trained.dataset, ("test",), cache).overall)
     decision = read_decision(trained.bucket, "learned", 1)
     assert decision is not None
     assert (decision.start, decision.start_score) == ("tiny@1", origin.start.scores["all"]["map"])
@@ -375,15 +385,16 @@ def test_training_begins_with_all_weights_of_the_start(trained: Trained, new_ima
     assert still == pytest.approx(start, abs=1e-6)
 
 
-def test_mixed_batches_are_the_same_on_one_worker(trained: Trained, new_images: Path, tmp_path: Path) -> None:
+def test_mixed_batches_are_the_same_on_one_worker(
+    trained: Trained, learned: tuple[Recipe, Recorder, ModelManifest], new_images: Path, tmp_path: Path
+) -> None:
     """As on two, in as many parts."""
-    found = []
-    for workers in (1, 2):
-        optimizer = {"epochs": 1, "steps_per_epoch": 3, "gradient_accumulation_steps": 3 - workers}
-        changes = {"model": f"mixed-{workers}", "workers": workers, "optimizer": optimizer}
-        recipe = learning(trained, new_images, tmp_path / "cache", **changes)
-        found.append(train(recipe, RunOptions(folder=tmp_path / "runs")).files["model.weights.h5"].sha256)
-    assert found[0] == found[1]
+    recipe, _, of_two = learned
+    optimizer = {**recipe.optimizer.model_dump(), "gradient_accumulation_steps": 2}
+    changes = {"model": "mixed", "workers": 1, "optimizer": optimizer}
+    alone = learning(trained, new_images, tmp_path / "cache", **changes)
+    name = "model.weights.h5"
+    assert train(alone, RunOptions(folder=tmp_path / "runs")).files[name].sha256 == of_two.files[name].sha256
 
 
 def test_a_run_that_w_and_b_refuses_goes_on_offline(

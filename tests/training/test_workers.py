@@ -6,7 +6,6 @@ same terms in another order, and are compared up to rounding.
 """
 
 import json
-import os
 import socket
 import subprocess
 import sys
@@ -112,6 +111,7 @@ def found(store: object, tmp_path_factory: pytest.TempPathFactory) -> Found:  # 
     encoder_of(model).save_weights(weights)
     keras.backend.clear_session()
     task = {
+        "worlds": addresses(),
         "recipe": recipe,
         "steps": STEPS,
         "frozen": {"network": PRETRAINED},
@@ -121,26 +121,16 @@ def found(store: object, tmp_path_factory: pytest.TempPathFactory) -> Found:  # 
         "save_after": SAVED_AFTER,
     }
     (root / "task.json").write_text(json.dumps(task))
-    started = {world: start_world(world, root) for world in WORLDS}
-    for world, processes in started.items():
-        codes = [process.wait(1000) for process in processes]
-        logs = [(root / f"{world}-{rank}.log").read_text()[-3000:] for rank in range(world)]
-        assert codes == [0] * world, "\n".join(logs)
+    command = [sys.executable, str(Path(__file__).with_name("worker_process.py")), str(root)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    logs = [path.read_text()[-3000:] for path in sorted(root.glob("*.log"))]
+    assert done.returncode == 0, "\n".join([done.stderr, *logs])
     return Found({w: [json.loads((root / f"{w}-{r}.json").read_text()) for r in range(w)] for w in WORLDS}, root)
 
 
-def start_world(world: int, root: Path) -> list[subprocess.Popen[bytes]]:
-    """As many processes as the world is large, which know each other's addresses."""
-    command = [sys.executable, str(Path(__file__).with_name("worker_process.py"))]
-    cluster = {"worker": [f"127.0.0.1:{port}" for port in free_ports(world, PORTS + 10 * world)]}
-    processes = []
-    for rank in range(world):
-        with (root / f"{world}-{rank}.log").open("wb") as log:
-            config = {"cluster": cluster, "task": {"type": "worker", "index": rank}}
-            environment = {**os.environ, "TF_CONFIG": json.dumps(config)}
-            arguments = [str(rank), str(world), str(root)]
-            processes.append(subprocess.Popen([*command, *arguments], stdout=log, stderr=log, env=environment))
-    return processes
+def addresses() -> dict[int, list[str]]:
+    """Those of the workers of each world."""
+    return {world: [f"127.0.0.1:{port}" for port in free_ports(world, PORTS + 10 * world)] for world in WORLDS}
 
 
 def free_ports(count: int, first: int) -> range:

@@ -1,10 +1,13 @@
-"""One of several real worker processes, without Ray: `python worker_process.py RANK WORLD OUT`, spawned by a test.
+"""Real worker processes, without Ray: `python worker_process.py OUT`, spawned by a test.
 
-Reads `OUT/task.json` and leaves what it found in `OUT/<world>-<rank>.json` and `.npz`.
+Reads `OUT/task.json`, which has the addresses of the workers of each world. Each worker is a fork of its own, since to
+import TensorFlow in each takes longer than most of what they do; it has its own runtime, which no import starts. It
+leaves what it found in `OUT/<world>-<rank>.json` and `.npz`, and what it printed in `.log`.
 """
 
 import hashlib
 import json
+import os
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -30,8 +33,28 @@ from nucleus.training.optimizer import ParameterGroup, parameter_groups
 from nucleus.training.trainer import TrainingInput, TrainingRun
 from nucleus.training.validation import RankedImage, score_images
 
-rank, world, out = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
+out = Path(sys.argv[1])
 task = json.loads((out / "task.json").read_text())
+
+
+def become_worker() -> tuple[int, int]:
+    """Fork every worker. Return the rank and the world in each; this process waits for them, and ends."""
+    children = []
+    for world, addresses in task["worlds"].items():
+        for rank in range(len(addresses)):
+            if not (child := os.fork()):
+                log = os.open(out / f"{world}-{rank}.log", os.O_WRONLY | os.O_CREAT)
+                os.dup2(log, 1)
+                os.dup2(log, 2)
+                config = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": rank}}
+                os.environ["TF_CONFIG"] = json.dumps(config)
+                return rank, int(world)
+            children.append(child)
+    failed = [child for child in children if os.waitpid(child, 0)[1]]
+    sys.exit(len(failed))
+
+
+rank, world = become_worker()
 tf.config.threading.set_intra_op_parallelism_threads(1)
 tf.config.threading.set_inter_op_parallelism_threads(2)
 workers = Workers()
