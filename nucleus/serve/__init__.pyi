@@ -1,0 +1,17 @@
+from .app import AddRoutes as AddRoutes
+from .app import create_app as create_app
+from .computation import SMALL_PIXELS as SMALL_PIXELS
+from .computation import Found as Found
+from .computation import FoundImage as FoundImage
+from .computation import Ticket as Ticket
+from .computation import segment_alone as segment_alone
+from .computation import segment_together as segment_together
+from .following import ServedModel as ServedModel
+from .lanes import Lanes as Lanes
+from .lanes import Segmenter as Segmenter
+from .service import ServeSettings as ServeSettings
+from .service import Service as Service
+from .uploads import OpenedUpload as OpenedUpload
+from .uploads import SegmentOptions as SegmentOptions
+from .uploads import Upload as Upload
+from .uploads import open_upload as open_upload
