@@ -234,6 +234,7 @@ def test_rayservice_schema() -> None:
         check_pod(template)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Ray Serve's schema has fields as Pydantic 1 had them
 def test_the_service_is_one_that_ray_serve_and_the_builder_take() -> None:
     """Ray Serve's own schema of the configuration; the arguments of the application; and that its parts fit."""
     from ray.serve.schema import ServeDeploySchema
