@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Annotated, Any
 
 from pydantic_core import to_json
 
 from nucleus import __version__
+from nucleus.errors import RequestError
 from nucleus.lazy import fastapi
 from nucleus.serve.bodies import SegmentQuery, read_upload
 from nucleus.serve.computation import Found
@@ -136,7 +137,7 @@ def _api(service: Service) -> fastapi.APIRouter:
         with service.admitted(), temporary_folder("serve") as folder:
             upload = await read_upload(request, query, settings.images, settings.max_bytes, folder)
             started = time.monotonic()
-            found = await service.segment(upload, query.options)
+            found = await _unless_gone(request, service.segment(upload, query.options))
             seconds = time.monotonic() - started
             content = await asyncio.to_thread(represented, found, media_type, seconds, folder)
         return fastapi.Response(content, media_type=media_type, headers=_facts(found))
@@ -146,6 +147,29 @@ def _api(service: Service) -> fastapi.APIRouter:
         return _json({"models": service.served.description()})
 
     return router
+
+
+async def _unless_gone(request: fastapi.Request, work: Coroutine[Any, Any, Found]) -> Found:
+    """Return the result of some work, which ends early if the client goes away.
+
+    Raises:
+        RequestError: The client is gone; nobody reads this.
+    """
+    working = asyncio.create_task(work)
+    gone = asyncio.create_task(_disconnected(request))
+    try:
+        await asyncio.wait({working, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise RequestError("Expected a client that waits for the answer; it is gone. Ask again.", 408)
+        return working.result()
+    finally:
+        for task in (working, gone):
+            task.cancel()
+
+
+async def _disconnected(request: fastapi.Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 def _facts(found: Found) -> dict[str, str]:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from http import HTTPStatus
 from pathlib import PurePath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from pydantic_core import to_json
 
@@ -76,11 +76,11 @@ def _problem(status: int, detail: str, headers: Mapping[str, str] | None = None)
 
 def add_problems(app: fastapi.FastAPI) -> None:
     """Have an application answer every error as problem+json."""
+    from starlette.exceptions import HTTPException  # noqa: PLC0415  of the extra `serve`, with FastAPI
+
     app.add_exception_handler(NucleusError, _ours)
     app.add_exception_handler(fastapi.exceptions.RequestValidationError, _invalid)
-    app.add_exception_handler(404, _of_http)
-    app.add_exception_handler(405, _of_http)
-    app.add_exception_handler(fastapi.HTTPException.__mro__[1], _of_http)
+    app.add_exception_handler(HTTPException, _of_http)
     app.add_exception_handler(Exception, _unexpected)
 
 
@@ -108,7 +108,7 @@ def _said(error: Mapping[str, Any]) -> str:
 
 async def _of_http(request: fastapi.Request, error: Exception) -> fastapi.Response:
     """Answer what the framework raises: no such address, another method, a body that it cannot parse."""
-    raised: HTTPException = error  # type: ignore[assignment]  # of Starlette, whose package no extra names
+    raised = cast("HTTPException", error)
     if isinstance(raised.__cause__, RequestError):  # of a body that is parsed while it is read
         return problem_of(raised.__cause__)
     detail = {

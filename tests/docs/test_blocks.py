@@ -40,9 +40,8 @@ def test_every_block_is_run_or_says_why_not(block: Block) -> None:
         assert is_usage or not commands, f"{block} holds commands: name its language, and mark it"
     if block.kind == "run":
         assert block.language in RUNNABLE
-        assert block.document in {*ON_A_CLUSTER, *WITH_A_SERVICE, *IN_A_COPY_OF_THE_TREE}, (
-            f"no test follows {block.document}"
-        )
+        followed = {*ON_A_CLUSTER, *WITH_A_SERVICE, *IN_A_COPY_OF_THE_TREE}
+        assert block.document in followed, f"no test follows {block.document}"
     if block.kind == "not run":
         assert len((block.value or "").split()) >= 3, f"{block} gives no reason"
 

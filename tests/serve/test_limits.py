@@ -269,3 +269,34 @@ def test_pages_of_other_sites(connect: Connect, headers: dict[str, str], status:
     assert answer.status_code == status
     assert not [name for name in answer.headers if name.startswith("access-control-")]
     assert answer.headers["x-content-type-options"] == "nosniff"
+
+
+def test_a_client_that_goes_away(connect: Connect, small_png: bytes) -> None:
+    """Its computation is given up, and its place is free."""
+    held = Held()
+    client = connect(held)
+
+    async def leaves() -> None:
+        gone = asyncio.Event()
+        messages = iter([{"type": "http.request", "body": small_png, "more_body": False}])
+
+        async def receive() -> Any:
+            try:
+                return next(messages)
+            except StopIteration:
+                await gone.wait()
+                return {"type": "http.disconnect"}
+
+        async def send(_message: Any) -> None:
+            pass
+
+        headers = [(b"host", b"127.0.0.1")]
+        scope = {"type": "http", "method": "POST", "path": "/v1/segment", "headers": headers, "query_string": b""}
+        asked = asyncio.create_task(client.app({**scope, "http_version": "1.1", "scheme": "http"}, receive, send))
+        while not held.tickets:
+            await asyncio.sleep(0.01)
+        gone.set()
+        await asked
+
+    client.runner.run(leaves())
+    assert ([ticket.given_up for ticket in held.tickets], client.service.requests) == ([True], 0)
