@@ -293,7 +293,7 @@ def test_a_client_that_goes_away(connect: Connect, small_png: bytes) -> None:
         headers = [(b"host", b"127.0.0.1")]
         scope = {"type": "http", "method": "POST", "path": "/v1/segment", "headers": headers, "query_string": b""}
         asked = asyncio.create_task(client.app({**scope, "http_version": "1.1", "scheme": "http"}, receive, send))
-        while not held.tickets:
+        while not held.tickets and not asked.done():
             await asyncio.sleep(0.01)
         gone.set()
         await asked
