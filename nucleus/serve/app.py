@@ -165,6 +165,7 @@ async def _unless_gone(request: fastapi.Request, work: Coroutine[Any, Any, Found
     finally:
         for task in (working, gone):
             task.cancel()
+        await asyncio.gather(working, gone, return_exceptions=True)
 
 
 async def _disconnected(request: fastapi.Request) -> None:

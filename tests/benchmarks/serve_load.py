@@ -133,7 +133,8 @@ def _predict(folder: Path, out: Path) -> None:
 
 @contextmanager
 def _served() -> Iterator[tuple[psutil.Process, int]]:
-    command = [sys.executable, "-m", "nucleus", "serve", "--port", "0", "--engine", "onnx"]
+    limits = ("--max-seconds", "3600")  # a busy machine is no error here
+    command = [sys.executable, "-m", "nucleus", "serve", "--port", "0", "--engine", "onnx", *limits]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as running:
         assert running.stderr is not None
         port = next(int(found[1]) for line in running.stderr if (found := re.search(r"http://[^:]+:(\d+)", line)))
