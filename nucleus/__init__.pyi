@@ -8,6 +8,7 @@ from . import predict as predict
 from . import registry as registry
 from . import report as report
 from . import runs as runs
+from . import serve as serve
 from . import storage as storage
 from . import tracking as tracking
 from . import training as training

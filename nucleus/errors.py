@@ -24,6 +24,7 @@
     │   └── ImageError                   one unusable image file
     ├── WeightsError                     encoder weights that are not available or do not fit
     ├── ModelError (ValueError)          a stored model that this version cannot rebuild
+    ├── RequestError                     a request that the service refuses: too large, too slow, too many at once
     ├── ClusterError                     a Ray cluster that cannot or must not be used
     └── JobError                         a training run that did not finish
         └── RunStoppedError              stopped by a signal, can be resumed; exit status 143, after Ctrl-C 130
@@ -52,6 +53,7 @@ __all__ = [
     "ObjectNotFoundError",
     "OutputError",
     "RecipeError",
+    "RequestError",
     "RunStoppedError",
     "StorageError",
     "StoreServerError",
@@ -163,6 +165,20 @@ class WeightsError(NucleusError):
 
 class ModelError(NucleusError, ValueError):
     """A stored model that this version of the package cannot rebuild."""
+
+
+class RequestError(NucleusError):
+    """A request that the service refuses.
+
+    Attributes:
+        status: Status of the answer, as HTTP has them.
+        retry_after: Seconds after which a client may try again; None if that would not help.
+    """
+
+    def __init__(self, message: str, status: int = 400, retry_after: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.retry_after = retry_after
 
 
 class ClusterError(NucleusError):

@@ -26,19 +26,24 @@ from nucleus.errors import MissingPackageError, UsageError
 from nucleus.surroundings import provide_folders
 
 if TYPE_CHECKING:
+    import fastapi
     import keras
     import pandas
+    import prometheus_client
     import pyarrow as pa
     import pyarrow.dataset as pads
     import pyarrow.parquet as pq
     import skimage
     import tensorflow as tf
+    import uvicorn
     import wandb
     import zarr
     from scipy import ndimage
 
 __all__ = [
+    "SERVING",
     "TRAINING",
+    "fastapi",
     "keras",
     "missing_package",
     "missing_packages",
@@ -48,21 +53,26 @@ __all__ = [
     "pads",
     "pandas",
     "pq",
+    "prometheus_client",
     "skimage",
     "stderr_without",
     "tf",
+    "uvicorn",
     "wandb",
     "zarr",
 ]
 
 TRAINING = ("tensorflow", "keras", "ray", "wandb")
 """What the package `job` needs; all are in the extras `train` and `train-gpu`."""
+SERVING = ("fastapi", "prometheus_client", "python_multipart", "uvicorn")
+"""What `nucleus serve` needs; all are in the extra `serve`."""
 _EXTRAS = {
     **dict.fromkeys((*TRAINING, "matplotlib", "pyarrow", "tf2onnx"), "train"),
     "ministack": "local",
     "pandas": "table",
     **dict.fromkeys(("yaozarrs", "zarr"), "formats"),
     "openslide": "slides",
+    **dict.fromkeys(SERVING, "serve"),
 }
 """Packages that the light install lacks, and the extra of `pyproject.toml` that has them."""
 _NO_TENSORFLOW_FROM = (3, 14)
@@ -257,5 +267,6 @@ def stderr_without(remark: bytes) -> Iterator[int]:
 if not TYPE_CHECKING:
     keras, pandas, tf, wandb = (_LazyModule(name) for name in ("keras", "pandas", "tensorflow", "wandb"))
     ndimage, skimage = (_LazyModule(name) for name in ("scipy.ndimage", "skimage"))
+    fastapi, prometheus_client, uvicorn = (_LazyModule(name) for name in SERVING if name != "python_multipart")
     zarr = _LazyModule("zarr")
     pa, pads, pq = (_LazyModule(name) for name in ("pyarrow", "pyarrow.dataset", "pyarrow.parquet"))

@@ -94,4 +94,5 @@ from .source import channel_count as channel_count
 from .source import image_source as image_source
 from .source import open_source as open_source
 from .source import plane_source as plane_source
+from .source import stack_source as stack_source
 from .source import stacks_of as stacks_of

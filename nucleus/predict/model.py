@@ -142,12 +142,16 @@ class Model:
         self.options = options or PredictionOptions()
         self.manifest = manifest
         self._name = name or ("in training" if manifest is None else str(manifest))
+        self._engine = engine
         self._network = TiledNetwork(engine, config, turns=self.options.turns)
         if self.options.diameter is not None and config.nucleus_diameter is None:
             raise ModelError(
                 "Expected a model that knows the diameter of its nuclei; this one does not, so --diameter has no "
                 "effect. Leave it out."
             )
+
+    def __str__(self) -> str:
+        return self._name
 
     def __repr__(self) -> str:
         return f"<Model {self._name}: {self.config.encoder}, {self.options}>"
@@ -162,6 +166,14 @@ class Model:
         other = copy.copy(self)
         other.config = config
         return other
+
+    def with_options(self, options: PredictionOptions) -> Model:
+        """Return a model with the same network and other options; `engine` among them has no effect.
+
+        Raises:
+            ModelError: The options do not fit the model.
+        """
+        return Model(self._engine, self.config, options, self.manifest, self._name)
 
     def segment(
         self,

@@ -43,6 +43,7 @@ __all__ = [
     "image_source",
     "open_source",
     "plane_source",
+    "stack_source",
     "stacks_of",
 ]
 
@@ -231,16 +232,34 @@ def plane_source(
         ImageError: The plane is damaged, or has no such channel, or has several and `channel` is None.
     """
     with _readable(path):
-        stack = stacks[chosen.stack]
-        number = channel_number(stack, channel)
-        file, depth = open_plane(stack, chosen, number)
-        check_channel(number, file.shape[2], file.name, stack.channels)
-        if number is None and file.choose:
-            raise ImageError(_no_channel(file, stack))
-        large = file.shape[0] * file.shape[1] > _WHOLE_PIXELS
-        source = _source(file.name, file.shape, _reader(file), file.facts, number, file.levels() if large else ())
-        name = path.name + stack.name.removeprefix(str(path))
-        return replace(source, name=name, pixel_size=file.pixel_size, z=depth, t=chosen.t)
+        source = stack_source(stacks, chosen, channel)
+    return replace(source, name=path.name + stacks[chosen.stack].name.removeprefix(str(path)))
+
+
+def stack_source(stacks: Sequence[Stack], chosen: ChosenPlane, channel: int | str | None) -> ImageSource:
+    """Open a plane or a projection of images whose headers were read by `nucleus.data.open_stacks`.
+
+    Args:
+        stacks: The images.
+        chosen: What was chosen of them, from `choose_planes`.
+        channel: Channel to segment, its number from 0 or its name; None segments grey and RGB images as a whole.
+
+    Returns:
+        The source, with the name of its stack.
+
+    Raises:
+        ImageError: The plane is damaged, or has no such channel, or has several and `channel` is None.
+        OSError: The file cannot be read.
+    """
+    stack = stacks[chosen.stack]
+    number = channel_number(stack, channel)
+    file, depth = open_plane(stack, chosen, number)
+    check_channel(number, file.shape[2], file.name, stack.channels)
+    if number is None and file.choose:
+        raise ImageError(_no_channel(file, stack))
+    large = file.shape[0] * file.shape[1] > _WHOLE_PIXELS
+    source = _source(file.name, file.shape, _reader(file), file.facts, number, file.levels() if large else ())
+    return replace(source, name=stack.name, pixel_size=file.pixel_size, z=depth, t=chosen.t)
 
 
 def _no_channel(file: PixelFile, stack: Stack) -> str:

@@ -79,6 +79,10 @@ CONTRACT = {
         ),
         *("--engine", "--format", "--single-writer", "--json", "--anonymous"),
     },
+    "serve": {
+        *("--model", "--engine", "--host", "--port", "--token-file", "--images", "--ray"),
+        *("--max-bytes", "--max-pixels", "--max-seconds", "--max-requests"),
+    },
 }
 
 

@@ -1,0 +1,133 @@
+"""What a request brings: an image in memory or in a private temporary file, and the options of its segmentation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nucleus.data.images import open_stacks
+from nucleus.data.stacks import ChosenPlane, PlaneOptions, Stack, choose_planes
+from nucleus.errors import RequestError
+from nucleus.predict.model import PredictionOptions
+from nucleus.predict.source import ImageSource, array_source, stack_source
+
+__all__ = ["OpenedUpload", "SegmentOptions", "Upload", "open_upload"]
+
+_CHANNELS_OF_A_PIXEL = 4
+"""Images with more channels count as several in the limit of pixels: their values need as much more memory."""
+
+
+@dataclass(frozen=True)
+class Upload:
+    """An image to segment.
+
+    Attributes:
+        name: Name of the image in tables and messages, as the client gave it, without folders.
+        content: The bytes of a file, a file, or an array (H x W, or H x W x C).
+    """
+
+    name: str
+    content: bytes | Path | NDArray[Any]
+
+
+@dataclass(frozen=True)
+class SegmentOptions:
+    """Options of a request, named as those of `nucleus predict`.
+
+    Attributes:
+        diameter: Typical diameter of the nuclei, px; None estimates it from the image.
+        pixel_size: Side of a pixel, micrometres; None for that of the file.
+        channel: Channel to segment, its number from 0 or its name.
+        z: A depth from 0, "max", "mean", "best" or "all".
+        t: A time from 0, or "all".
+        tta: Whether to average over flips and quarter turns.
+    """
+
+    diameter: float | None = None
+    pixel_size: float | None = None
+    channel: int | str | None = None
+    z: int | str | None = None
+    t: int | str | None = None
+    tta: bool = False
+
+    @property
+    def prediction(self) -> PredictionOptions:
+        """The options that a model takes."""
+        return PredictionOptions(diameter=self.diameter, pixel_size=self.pixel_size, turns=self.tta)
+
+
+@dataclass(frozen=True)
+class OpenedUpload:
+    """An upload whose header was read.
+
+    Attributes:
+        upload: The upload.
+        options: Options of the request.
+        stacks: The images of the file; none for an array.
+        chosen: The planes to segment.
+        pixels: Number of pixels that are read to segment them.
+    """
+
+    upload: Upload
+    options: SegmentOptions
+    stacks: Sequence[Stack]
+    chosen: Sequence[ChosenPlane]
+    pixels: int
+
+    def source(self, chosen: ChosenPlane) -> ImageSource:
+        """Open one of the planes. Raises `ImageError`."""
+        if isinstance(self.upload.content, np.ndarray):
+            channel = self.options.channel
+            return array_source(self.upload.content, self.upload.name, channel if isinstance(channel, int) else None)
+        return stack_source(self.stacks, chosen, self.options.channel)
+
+    def output(self, chosen: ChosenPlane) -> str:
+        """Return the name that a plane would have as a file of its own, such as `a.z3.tif`."""
+        path = PurePosixPath(self.upload.name)
+        return f"{path.stem}{chosen.ending}{path.suffix}"
+
+
+def open_upload(upload: Upload, options: SegmentOptions, most: int) -> OpenedUpload:
+    """Read the header of an upload, and choose its planes; no pixel is decoded.
+
+    Args:
+        upload: The upload.
+        options: Options of the request.
+        most: Number of pixels that the service accepts.
+
+    Raises:
+        RequestError: The chosen planes have more than `most` pixels.
+        ImageError: It is no image, or there is no choice among its planes.
+        UsageError: `z` or `t` is none of what `SegmentOptions` says.
+    """
+    planes = PlaneOptions(options.z, options.t)
+    if isinstance(upload.content, np.ndarray):
+        stacks, chosen, pixels = [], [ChosenPlane(0)], _pixels(upload.content.shape)
+    else:
+        stacks = open_stacks(upload.content, upload.name)
+        chosen = choose_planes(stacks, planes)
+        pixels = sum(_pixels_read(stacks[each.stack], each) for each in chosen)
+    if pixels > most:
+        raise RequestError(
+            f"Expected an image of at most {most:,} px in {upload.name}, all chosen planes together; found {pixels:,}. "
+            "Cut it into tiles, or run nucleus predict on your own machine.",
+            413,
+        )
+    return OpenedUpload(upload, options, stacks, chosen, pixels)
+
+
+def _pixels(shape: Sequence[int]) -> int:
+    channels = shape[2] if len(shape) > 2 else 1
+    return shape[0] * shape[1] * -(-channels // _CHANNELS_OF_A_PIXEL)
+
+
+def _pixels_read(stack: Stack, chosen: ChosenPlane) -> int:
+    """Return the pixels that are read for a plane, or for a projection of all depths of a time."""
+    one = isinstance(chosen.z, int) or chosen.z is None
+    shape = stack.plane(chosen.t or 0, chosen.z if isinstance(chosen.z, int) else 0).shape
+    return _pixels(shape) * (1 if one else stack.depths)
