@@ -62,7 +62,7 @@ class Found:
         return sum(len(image.rows) for image in self.images)
 
 
-@dataclass
+@dataclass(eq=False)
 class Ticket:
     """A request on its way through a lane.
 

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
+import re
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nucleus.errors import RequestError
+from nucleus.errors import RequestError, UsageError
 from nucleus.predict.model import Model
 from nucleus.serve.computation import Found, Ticket
+from nucleus.serve.monitoring import Monitor
 from nucleus.serve.uploads import SegmentOptions, Upload, open_upload
 from nucleus.storage.bucket import Bucket
 
@@ -18,9 +23,13 @@ if TYPE_CHECKING:
     from nucleus.serve.following import ServedModel
     from nucleus.serve.lanes import Segmenter
 
-__all__ = ["ServeSettings", "Service"]
+__all__ = ["ServeSettings", "Service", "is_loopback", "read_token"]
 
-LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
+_LEAST_TOKEN, _MOST_TOKEN = 16, 4096
+_MAKE_ONE = "Run: openssl rand -hex 32 > FILE"
+_MOST_LATER = 60
+_MEMORY = 16
+"""Number of requests over which the mean of the seconds of an answer goes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,13 +50,46 @@ class ServeSettings:
 
     host: str = "127.0.0.1"
     port: int = 8000
-    token: str | None = None
+    token: str | None = field(default=None, repr=False)
     max_bytes: int = 128 << 20
     max_pixels: int = 100_000_000
     max_seconds: float = 120.0
     max_requests: int = 64
     images: tuple[str, ...] = ()
     bucket: Bucket | None = None
+
+    def __post_init__(self) -> None:
+        if self.token is None and not is_loopback(self.host):
+            raise UsageError(
+                f"Expected a token for a service on {self.host}, which other machines can reach; found none. Add: "
+                "--token-file FILE, or leave --host out."
+            )
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether an address is that of this machine for itself alone."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def read_token(path: Path) -> str:
+    """Return the token in a file, without blanks around it.
+
+    Raises:
+        UsageError: The file cannot be read, or has no token of 16 to 4,096 printable characters without blanks.
+    """
+    try:
+        token = path.read_text(encoding="ascii").strip()
+    except (OSError, ValueError) as error:
+        raise UsageError(f"Expected a token in {path}; it cannot be read. {_MAKE_ONE}") from error
+    if not _LEAST_TOKEN <= len(token) <= _MOST_TOKEN or not re.fullmatch(r"[!-~]+", token):
+        raise UsageError(
+            f"Expected a token of {_LEAST_TOKEN} to {_MOST_TOKEN:,} printable characters without blanks in {path}; "
+            f"found {len(token)} characters. {_MAKE_ONE}"
+        )
+    return token
 
 
 class Service:
@@ -66,6 +108,12 @@ class Service:
         settings: Its settings.
         served: The model, which may be replaced by a newer version while the service runs.
         segmenter: What computes the requests.
+
+    Attributes:
+        settings: Its settings.
+        monitor: Its figures.
+        leaving: Whether it is about to end: it accepts no more requests, and finishes those that it has.
+        requests: Number of requests that it is answering.
     """
 
     def __init__(self, settings: ServeSettings, served: ServedModel, segmenter: Segmenter) -> None:
@@ -74,6 +122,9 @@ class Service:
         self.segmenter = segmenter
         self.leaving = False
         self.requests = 0
+        self._tickets: set[Ticket] = set()
+        self._mean = 1.0
+        self.monitor = Monitor(lambda: self.requests, lambda: self.waiting)
 
     @property
     def model(self) -> Model:
@@ -98,7 +149,7 @@ class Service:
             raise RequestError(
                 f"Expected at most {self.settings.max_requests} requests at once; found one more. Ask again later.",
                 429,
-                1,
+                min(_MOST_LATER, max(1, round(self._mean))),
             )
         self.requests += 1
         try:
@@ -115,15 +166,26 @@ class Service:
             RequestError: The image is too large (413), or its turn (503) or its result (504) took too long.
             UsageError: An option has a wrong value.
         """
+        started = time.monotonic()
         opened = await asyncio.to_thread(open_upload, upload, options, self.settings.max_pixels)
         ticket = Ticket(opened)
+        self._tickets.add(ticket)
         try:
             async with asyncio.timeout(self.settings.max_seconds):
-                return await self.segmenter.segment(ticket)
+                found = await self.segmenter.segment(ticket)
         except TimeoutError as error:
             raise self._late(ticket) from error
         finally:
             ticket.given_up = True
+            self._tickets.discard(ticket)
+        self._mean += (time.monotonic() - started - self._mean) / _MEMORY
+        self.monitor.segmented(found)
+        return found
+
+    @property
+    def waiting(self) -> int:
+        """Number of requests whose computation has not begun."""
+        return sum(not ticket.started for ticket in self._tickets)
 
     def _late(self, ticket: Ticket) -> RequestError:
         limit = f"{self.settings.max_seconds:g} s"

@@ -1,0 +1,118 @@
+"""`nucleus serve`: the service, in this process or as a deployment of Ray Serve."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+import job
+import nucleus
+from nucleus.cli.options import engine_option
+from nucleus.cli.output import note
+from nucleus.cli.progress_bars import show_progress
+from nucleus.errors import UriError
+from nucleus.surroundings import check_can_train
+
+if TYPE_CHECKING:
+    from nucleus.model.engines import EngineChoice
+    from nucleus.serve.service import ServeSettings
+    from nucleus.storage.bucket import Bucket
+
+__all__ = ["serve"]
+
+
+@click.command()
+@click.option(
+    "--model",
+    metavar="NAME[@REF]",
+    help="A model in the bucket, or a pulled folder. An alias, such as cells@production, is followed.  [default: "
+    "nuclei, the model that comes along]",
+)
+@engine_option
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option(
+    "--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="Port; 0 for any free one."
+)
+@click.option(
+    "--token-file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="File with the token that requests must present. Needed for a --host that other machines can reach.",
+)
+@click.option(
+    "--images",
+    multiple=True,
+    metavar="s3://BUCKET/PREFIX",
+    help="Requests may name images below this prefix in place of sending one. Can be repeated.",
+)
+@click.option(
+    "--max-bytes", type=click.IntRange(1), default=128 << 20, show_default=True, help="Largest body of a request."
+)
+@click.option(
+    "--max-pixels",
+    type=click.IntRange(1),
+    default=100_000_000,
+    show_default=True,
+    help="Largest image, all chosen planes of a stack together.",
+)
+@click.option(
+    "--max-seconds",
+    type=click.FloatRange(1, 86_400),
+    default=120.0,
+    show_default=True,
+    help="How long a body may take to arrive, and an answer to be computed.",
+)
+@click.option(
+    "--max-requests",
+    type=click.IntRange(1),
+    default=64,
+    show_default=True,
+    help="Requests that are accepted at once, the waiting ones included.",
+)
+@click.option("--ray", "on_ray", is_flag=True, help="Serve on a Ray cluster, by Ray Serve; replicas follow the load.")
+def serve(
+    model: str | None,
+    engine: "EngineChoice",
+    token_file: Path | None,
+    images: tuple[str, ...],
+    on_ray: bool,
+    **limits: "str | int | float",
+) -> None:
+    """Segment images for other programs, by HTTP (extra `serve`).
+
+    POST an image to /v1/segment. The answer is JSON with the number of nuclei and their table, or what Accept asks for:
+    application/geo+json, image/tiff or image/png (labels). The query has the options of nucleus predict, and the
+    numbers are the same. /openapi.json describes it all, docs/service.md shows clients.
+
+    Without --host it can be reached from this machine only. It ends by Ctrl-C or SIGTERM, after the requests that are
+    running.
+    """
+    nucleus.lazy.need(*nucleus.lazy.SERVING)
+    for prefix in images:
+        nucleus.storage.parse_uri(prefix)
+    token = None if token_file is None else nucleus.serve.read_token(token_file)
+    settings = nucleus.serve.ServeSettings(token=token, images=images, bucket=_bucket(), **limits)  # type: ignore[arg-type]  # as click has checked
+    if on_ray:
+        check_can_train("--ray")
+        nucleus.lazy.need(*nucleus.lazy.TRAINING)
+        job.serve_on_cluster(model, settings, engine=engine, started=note)
+        return
+    _serve_here(model, engine, settings)
+
+
+def _serve_here(model: str | None, engine: "EngineChoice", settings: "ServeSettings") -> None:
+    served = nucleus.serve.find_served(model, engine, progress=show_progress)
+    service = nucleus.serve.Service(settings, served, nucleus.serve.Lanes(lambda: served.model))
+
+    def started(address: str) -> None:
+        note(f"{served.model} on {address}/v1/segment (to stop it: Ctrl-C)")
+
+    nucleus.serve.run_server(nucleus.serve.create_app(service), service, started)
+
+
+def _bucket() -> "Bucket | None":
+    """Return the bucket of NUCLEUS_BUCKET, or None where it is not set."""
+    try:
+        return nucleus.storage.Bucket(nucleus.storage.bucket_from_environment())
+    except UriError:
+        return None

@@ -1,0 +1,122 @@
+"""The process: uvicorn on one address, its log, and its end, at which running requests are finished."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Generator
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from nucleus.errors import UsageError
+from nucleus.lazy import SERVING, fastapi, need, uvicorn
+from nucleus.serve.service import ServeSettings, Service
+
+if TYPE_CHECKING:
+    from uvicorn import Server
+
+__all__ = ["run_server"]
+
+_LEAVING_SECONDS = 2.0
+"""How long `/readyz` is red before connections are refused: balancers look again within it."""
+_HEADER_BYTES = 32 << 10
+_KEPT_SECONDS = 5
+
+
+def run_server(app: fastapi.FastAPI, service: Service, started: Callable[[str], None]) -> None:
+    """Serve an application until SIGTERM or Ctrl-C; then finish the requests that are running.
+
+    Args:
+        app: The application.
+        service: Its service.
+        started: Called with the address when it accepts requests.
+
+    Raises:
+        UsageError: The address is in use, or not one of this machine.
+    """
+    need(*SERVING)
+    _log_to_stderr()
+    with contextlib.closing(_listening(service.settings)) as listening:
+        config = uvicorn.Config(
+            app,
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            h11_max_incomplete_event_size=_HEADER_BYTES,
+            http="h11",
+            ws="none",
+            timeout_keep_alive=_KEPT_SECONDS,
+            timeout_graceful_shutdown=round(service.settings.max_seconds) + 1,
+        )
+        server = _server(config, service)
+        started(_address(listening))
+        server.run([listening])
+
+
+def _listening(settings: ServeSettings) -> socket.socket:
+    """Return a socket that listens; before anything else, so that an address in use is an error of the command."""
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    made = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        if sys.platform != "win32":
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        made.bind((settings.host, settings.port))
+    except OSError as error:
+        made.close()
+        raise UsageError(
+            f"Expected a free port {settings.port} on {settings.host}; found an obstacle: {error.strerror or error}. "
+            "Name another one: --port 0 takes any free one."
+        ) from error
+    return made
+
+
+def _address(listening: socket.socket) -> str:
+    host, port = listening.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _log_to_stderr() -> None:
+    """Write the log of the service and uvicorn's warnings to stderr, a line each with its time."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%S%z"))
+    for name, level in (("nucleus.serve", logging.INFO), ("uvicorn", logging.WARNING)):
+        logger = logging.getLogger(name)
+        logger.handlers = [handler]
+        logger.setLevel(level)
+        logger.propagate = False
+
+
+def _server(config: uvicorn.Config, service: Service) -> Server:
+    """Return uvicorn's server with an end of our own: uvicorn would refuse connections at once."""
+
+    class Leaving(uvicorn.Server):
+        ends = math.inf
+
+        @contextlib.contextmanager
+        def capture_signals(self) -> Generator[None, None, None]:
+            """Have SIGTERM announce the end, and Ctrl-C end at once; the exit status is 0, as both are how it ends."""
+            numbers = (signal.SIGTERM, signal.SIGINT)
+            before = {number: signal.signal(number, self.handle_exit) for number in numbers}
+            try:
+                yield
+            finally:
+                for number, handler in before.items():
+                    signal.signal(number, handler)
+
+        def handle_exit(self, sig: int, _frame: FrameType | None) -> None:
+            again, service.leaving = service.leaving, True
+            if again or sig == signal.SIGINT:
+                self.should_exit = True
+                self.force_exit = again and sig == signal.SIGINT
+            else:
+                self.ends = time.monotonic() + _LEAVING_SECONDS
+
+        async def on_tick(self, counter: int) -> bool:
+            return await super().on_tick(counter) or time.monotonic() > self.ends
+
+    return Leaving(config)
