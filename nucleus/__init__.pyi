@@ -3,8 +3,8 @@ from . import data as data
 from . import doctor as doctor
 from . import metrics as metrics
 from . import model as model
-from . import pictures as pictures
 from . import page as page
+from . import pictures as pictures
 from . import predict as predict
 from . import registry as registry
 from . import report as report

@@ -68,7 +68,7 @@ _TYPES = {
 _MOST_LISTED = 500
 _NOT_ROWS = {"image", "z", "t", "plate", "row", "column", "field"}
 """Columns that are the same for all nuclei of an image."""
-_NO_SESSION, _CONFLICT, _TOO_LARGE = 401, 409, 413
+_NO_SESSION, _CONFLICT, _TOO_LARGE = 410, 409, 413
 
 
 class PageService(Protocol):
@@ -134,7 +134,7 @@ def page_router(
     page = _Page(service, _place(service, corrections), limits or PageLimits())
     router = fastapi.APIRouter(include_in_schema=False)
     router.add_api_route("/", page.index, methods=["GET"])
-    router.add_api_route("/page/static/{name:path}", page.static, methods=["GET"])
+    router.add_api_route("/static/page/{name:path}", page.static, methods=["GET"])
     for method, path, answer in page.routes():
         router.add_api_route(_API + path, answer, methods=[method])
     return router
@@ -363,7 +363,7 @@ class _Page:
             labels, _ = _edited(workspace, image, asked, folder, measured=False)
             facts = {
                 "who": checked_who(asked.who),
-                "model": str(workspace.opened(image).edited.model),
+                "model": image.model,
                 "image": image.name,
                 "image_sha256": image.sha256,
                 "options": image.options.model_dump(exclude_none=True),

@@ -116,6 +116,7 @@ class PageImage:
         message: Why it failed.
         notes: What was chosen for want of a choice, and what the file has besides.
         summary: Row of `images.csv`, once it is done.
+        model: NAME@VERSION of the model that found its nuclei.
         version: Number of segmentations; layers and drafts belong to one.
     """
 
@@ -129,6 +130,7 @@ class PageImage:
     message: str | None = None
     notes: list[str] = field(default_factory=list)
     summary: dict[str, Any] | None = None
+    model: str = ""
     version: int = 0
 
     @property
@@ -262,6 +264,7 @@ class Workspace:
     def _segment(self, image: PageImage) -> None:
         opened = self.opened(image)
         scaled, model = opened.edited.scaled, opened.edited.model
+        image.model = str(model)
         frame, summary, writer = frame_of(scaled.source), NucleiSummary(), LayerWriter()
         (blocks,) = model.segment_blocks([scaled])
         with assembled_labels(frame.shape, image.folder) as labels:
@@ -453,7 +456,7 @@ def image_document(workspace: Workspace, image: PageImage) -> dict[str, Any]:
         "choose": opened.stored,
         "summary": image.summary,
         "key": hashlib.sha256(json.dumps([image.sha256, image.options.model_dump()]).encode()).hexdigest()[:32],
-        "model": str(opened.edited.model),
+        "model": image.model,
         "channels": [
             {
                 "name": (dict(enumerate(opened.channels)).get(view.channel) or _channel_name(opened, view.channel)),

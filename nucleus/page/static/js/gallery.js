@@ -138,9 +138,11 @@ export class Gallery extends EventTarget {
     picture.className = busy ? "picture busy" : "picture";
     if (image.status === "done") {
       const shown = new Image();
-      shown.src = server.thumbnail(image);
+      server.picture(server.thumbnail(image)).then((blob) => {
+        shown.src = URL.createObjectURL(blob);
+        shown.onload = () => URL.revokeObjectURL(shown.src);
+      }, () => undefined); // the count is there without its picture
       shown.alt = "";
-      shown.loading = "lazy";
       picture.append(shown);
     } else if (image.status === "failed") picture.append(text("span", "not read"));
     const caption = text("div", "", "caption"), name = text("span", image.name, "name");

@@ -2,7 +2,7 @@
 
 import { Editor } from "./editor.js";
 import { element, Gallery } from "./gallery.js";
-import { server } from "./server.js";
+import { server, ServerError, useToken } from "./server.js";
 
 /** @param {string} said */
 function notify(said) {
@@ -11,8 +11,22 @@ function notify(said) {
   notice.hidden = !said;
 }
 
+/** The service, once it has taken the token that it may need. @returns {Promise<import("./server.js").Service>} */
+async function session() {
+  try {
+    return await server.session();
+  } catch (error) {
+    if (!(error instanceof ServerError) || error.status !== 401) throw error;
+  }
+  const dialog = /** @type {HTMLDialogElement} */ (element("ask-token"));
+  dialog.showModal();
+  await new Promise((done) => dialog.addEventListener("close", done, { once: true }));
+  useToken(/** @type {HTMLInputElement} */ (element("token")).value.trim());
+  return session();
+}
+
 async function start() {
-  const service = await server.session();
+  const service = await session();
   element("model").textContent = `model ${service.model}`;
   const gallery = new Gallery(service, notify), editor = new Editor(service, gallery);
   element("previous").addEventListener("click", () => editor.step(-1));

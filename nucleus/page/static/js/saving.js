@@ -74,11 +74,12 @@ export class Saving {
     const base = editor.base?.set === this.set ? editor.base.tag : null;
     const button = /** @type {HTMLButtonElement} */ (element("save-button"));
     button.disabled = true;
+    element("conflict").hidden = true;
+    element("saved").textContent = "Saving …";
     try {
       const asked = { ...editor.edited(editor.checked("save-hidden")), who: this.input("who").value, base };
       const { saved, set } = await server.save(image.id, this.set, asked);
       await this.becameBase(saved);
-      element("conflict").hidden = true;
       element("saved").textContent = `${this.told(saved)} In ${set}.`;
       this.drawTeach();
     } catch (error) {
@@ -102,6 +103,7 @@ export class Saving {
   conflict(saved, message) {
     this.theirs = saved;
     const mine = this.editor.nuclei?.done ?? 0;
+    element("saved").textContent = "";
     element("conflict-text").textContent = message;
     element("merge-theirs").textContent = mine ? "Take theirs, then mine" : "Open theirs";
     element("conflict").hidden = false;

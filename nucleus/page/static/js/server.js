@@ -28,11 +28,19 @@ export class ServerError extends Error {
   }
 }
 
+const TOKEN = "nucleus-token";
+
+/** Send this token from now on, for as long as the tab is open. @param {string} token */
+export function useToken(token) {
+  sessionStorage.setItem(TOKEN, token);
+}
+
 /** @param {string} path @param {RequestInit} [options] @returns {Promise<Response>} */
 async function ask(path, options = {}) {
+  const token = sessionStorage.getItem(TOKEN), headers = { ...options.headers, ...(token ? { Authorization: `Bearer ${token}` } : {}) };
   let answer;
   try {
-    answer = await fetch(API + path, { credentials: "same-origin", ...options });
+    answer = await fetch(API + path, { credentials: "same-origin", ...options, headers });
   } catch {
     throw new ServerError("The service does not answer. Is nucleus serve still running?", 0, null);
   }
@@ -64,10 +72,12 @@ export const server = {
   remove: (id) => ask(`/images/${id}`, { method: "DELETE" }),
   /** @param {string} id @param {Record<string, any>} options */
   segment: (id, options) => post(`/images/${id}/segment`, options),
-  /** @param {ImageState} image */
-  thumbnail: (image) => `${API}/images/${image.id}/thumbnail.png?version=${image.version}`,
-  /** @param {ImageState} image @param {number} level @param {number} x @param {number} y @param {string} views */
-  tile: (image, level, x, y, views) => `${API}/images/${image.id}/tiles/${level}/${x}/${y}.png?views=${views}&version=${image.version}`,
+  /** @param {ImageState} image @returns {string} */
+  thumbnail: (image) => `/images/${image.id}/thumbnail.png?version=${image.version}`,
+  /** @param {string} path @returns {Promise<Blob>} */
+  picture: async (path) => (await ask(path)).blob(),
+  /** @param {ImageState} image @param {number} level @param {number} x @param {number} y @param {string} views @returns {string} */
+  tile: (image, level, x, y, views) => `/images/${image.id}/tiles/${level}/${x}/${y}.png?views=${views}&version=${image.version}`,
   /** @param {string} id @param {string} layer @returns {Promise<Int32Array>} */
   outlines: async (id, layer) => new Int32Array(await (await ask(`/images/${id}/layers/${layer}/outlines`)).arrayBuffer()),
   /** @param {string} id @param {string} layer @returns {Promise<Record<string, any[]>>} */

@@ -45,7 +45,7 @@ export class Viewer extends EventTarget {
     this.style = { outlines: true, filled: false };
     /** @type {((label: number) => string) | null} */
     this.colourOf = null;
-    /** @type {Map<string, HTMLImageElement>} */
+    /** @type {Map<string, {pixels: ImageBitmap | null}>} */
     this.tiles = new Map();
     this.waiting = false;
     /** @type {Map<number, Point>} */
@@ -303,9 +303,9 @@ export class Viewer extends EventTarget {
     for (let y = Math.max(0, Math.floor(seen.t / size)); y <= Math.min(last.y, Math.floor(seen.b / size)); y++) {
       for (let x = Math.max(0, Math.floor(seen.l / size)); x <= Math.min(last.x, Math.floor(seen.r / size)); x++) {
         const tile = this.tile(level, x, y, views, load);
-        if (!tile?.complete || !tile.naturalWidth) continue;
-        const scale = 2 ** level;
-        c.drawImage(tile, x * size, y * size, tile.naturalWidth * scale, tile.naturalHeight * scale);
+        if (!tile?.pixels) continue;
+        const scale = 2 ** level, { pixels } = tile;
+        c.drawImage(pixels, x * size, y * size, pixels.width * scale, pixels.height * scale);
       }
     }
   }
@@ -315,12 +315,21 @@ export class Viewer extends EventTarget {
     const image = /** @type {import("./server.js").ImageInfo} */ (this.image), key = server.tile(image, level, x, y, views);
     let tile = this.tiles.get(key);
     if (!tile && load) {
-      tile = new Image();
-      tile.onload = () => this.paint();
-      tile.src = key;
+      tile = { pixels: null };
+      void this.load(key, tile);
     }
     if (tile) { this.tiles.delete(key); this.tiles.set(key, tile); }
     return tile;
+  }
+
+  /** @param {string} key @param {{pixels: ImageBitmap | null}} tile */
+  async load(key, tile) {
+    try {
+      tile.pixels = await createImageBitmap(await server.picture(key));
+      this.paint();
+    } catch {
+      this.tiles.delete(key); // asked for again when it is next seen
+    }
   }
 
   forget() {
