@@ -84,6 +84,9 @@ from .run_callbacks import ProfileCallback as ProfileCallback
 from .run_callbacks import TensorBoardCallback as TensorBoardCallback
 from .run_callbacks import WandbCallback as WandbCallback
 from .run_callbacks import worker_callbacks as worker_callbacks
+from .serving import ServingArguments as ServingArguments
+from .serving import build as build
+from .serving import serve_on_cluster as serve_on_cluster
 from .signals import Interruptions as Interruptions
 from .signals import RunSignals as RunSignals
 from .signals import stop_request as stop_request

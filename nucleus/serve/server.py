@@ -26,6 +26,7 @@ _LEAVING_SECONDS = 2.0
 """How long `/readyz` is red before connections are refused: balancers look again within it."""
 _HEADER_BYTES = 32 << 10
 _KEPT_SECONDS = 5
+_BACKLOG = 2048
 
 
 def run_server(app: fastapi.FastAPI, service: Service, started: Callable[[str], None]) -> None:
@@ -66,6 +67,7 @@ def _listening(settings: ServeSettings) -> socket.socket:
         if sys.platform != "win32":
             made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         made.bind((settings.host, settings.port))
+        made.listen(_BACKLOG)  # who comes before the application has started waits
     except OSError as error:
         made.close()
         raise UsageError(

@@ -23,6 +23,7 @@ BENCHMARKS = {
     "large_image": "prediction",
     "outlines": "prediction",
     "zarr_rate": "prediction",
+    "serve_load": "serve_load",
 }
 
 
