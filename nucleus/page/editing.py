@@ -23,7 +23,14 @@ from nucleus.page.layers import (
 from nucleus.predict.blocks import AssembledLabels
 from nucleus.predict.formats import ENDINGS, FormatName, open_outlines, result_path, write_labels
 from nucleus.predict.image_files import csv_table
-from nucleus.predict.measurement import Frame, MeasuredPart, frame_of, measure_nuclei, nucleus_columns
+from nucleus.predict.measurement import (
+    Frame,
+    MeasuredPart,
+    NucleiSummary,
+    frame_of,
+    measure_nuclei,
+    nucleus_columns,
+)
 from nucleus.predict.model import Model
 from nucleus.predict.outlines import outlines_of
 from nucleus.predict.results import overlay_of
@@ -240,8 +247,9 @@ def _write_table(path: Path, image: EditedImage, rows: Sequence[dict[str, Any]])
 
 
 def _write_picture(path: Path, image: EditedImage, labels: AssembledLabels, rows: dict[int, dict[str, Any]]) -> None:
-    diameters = [row["diameter"] for row in rows.values()]
-    overlay = overlay_of(image.scaled, labels.labels, float(np.median(diameters)) if diameters else None)
+    summary = NucleiSummary()
+    summary.add(rows.values())
+    overlay = overlay_of(image.scaled, labels.labels, summary.median_diameter)
     path.write_bytes(encode_png(overlay))
 
 

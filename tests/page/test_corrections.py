@@ -139,9 +139,7 @@ def test_a_process_that_dies_at_any_write_loses_nothing(tmp_path: Path, step: in
             raise _Killed
 
     with pytest.raises(_Killed):
-        CorrectionSet(_Intercepted(place, lambda _: True, die), "first").save(
-            STEM, FILE, labels_of(20), FACTS, one.tag
-        )
+        CorrectionSet(_Intercepted(place, lambda _: True, die), "first").save(STEM, FILE, labels_of(20), FACTS, one.tag)
     found = CorrectionSet(place, "first").find(STEM)
     assert found is not None
     assert found.revision.revision == (1 if step < 3 else 2)

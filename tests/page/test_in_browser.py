@@ -63,7 +63,8 @@ class Person:
     def drop(self, image: Path) -> int:
         """Drop an image on the page; return its count."""
         make = """([name, data]) => { const dropped = new DataTransfer();
-            dropped.items.add(new File([Uint8Array.from(atob(data), (c) => c.charCodeAt(0))], name)); return dropped; }"""
+            const bytes = Uint8Array.from(atob(data), (letter) => letter.charCodeAt(0));
+            dropped.items.add(new File([bytes], name)); return dropped; }"""
         data = [image.name, base64.b64encode(image.read_bytes()).decode()]
         self.page.dispatch_event("#drop", "drop", {"dataTransfer": self.page.evaluate_handle(make, data)})
         self.page.wait_for_selector("#images li a")
