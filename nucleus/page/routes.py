@@ -216,7 +216,6 @@ class _Page:
         answer = _json(
             {
                 "model": str(self._service.model),
-                "start": _start_of(str(self._service.model)),
                 "images": len(workspace.images),
                 "corrections": self._place.title,
                 "bucket": str(self._service.bucket.uri) if self._service.bucket else None,
@@ -435,11 +434,6 @@ def _layer_of(workspace: Workspace, image: PageImage, saved: Saved) -> str:
         labels = saved.labels
         new_layer(image.layer_folder(name), edited.frame, labels, measure_labels(edited, labels))
     return name
-
-
-def _start_of(model: str) -> str:
-    """Return what `network.start` of a recipe is for the model that people correct."""
-    return model
 
 
 def _revision(saved: Saved | None, layer: str | None) -> dict[str, Any]:

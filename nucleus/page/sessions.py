@@ -248,34 +248,39 @@ class Workspace:
         """Find the nuclei of an image; failures are kept in it."""
         if image.id not in self.images:
             return
+        version = image.version
         image.status, image.message = "working", None
         try:
-            self._segment(image)
-            image.status = "done"
+            status, message = self._segment(image, version), None
         except NucleusError as error:
-            image.status, image.message = "failed", self._shown(image, str(error))
+            status, message = "failed", self._shown(image, str(error))
         except Exception as error:  # a decoder's or the network's own
-            image.status, image.message = "failed", self._shown(image, first_line(error) or type(error).__name__)
+            status, message = "failed", self._shown(image, first_line(error) or type(error).__name__)
+        if image.version == version:  # else other options were chosen meanwhile, and it waits again
+            image.status, image.message = status, message
 
     def _shown(self, image: PageImage, message: str) -> str:
         """Return a message without paths of this machine."""
         return message.replace(str(image.file), image.name).replace(str(self.folder), "")
 
-    def _segment(self, image: PageImage) -> None:
+    def _segment(self, image: PageImage, version: int) -> Status:
         opened = self.opened(image)
         scaled, model = opened.edited.scaled, opened.edited.model
-        image.model = str(model)
         frame, summary, writer = frame_of(scaled.source), NucleiSummary(), LayerWriter()
         (blocks,) = model.segment_blocks([scaled])
         with assembled_labels(frame.shape, image.folder) as labels:
             for part in measure_blocks(frame, blocks, labels):
                 summary.add(part.rows)
                 writer.add(part)
+            if image.version != version:
+                return "waiting"
             writer.write(image.layer_folder(FOUND), labels.labels)
             image.summary = image_row(frame, summary, labels.pixels, scaled.scale, model.doubt(summary))
+            image.model = str(model)
             views = default_views(opened.pyramid, stored=opened.stored)
             picture = thumbnail(opened.pyramid, views, labels.labels, _THUMBNAIL_SIDE)
         (image.folder / "thumbnail.png").write_bytes(picture)
+        return "done"
 
     def opened(self, image: PageImage) -> OpenedImage:
         """Open an image, or return it if it is open. Raises `ImageError`, `UsageError`."""
@@ -444,6 +449,8 @@ def image_document(workspace: Workspace, image: PageImage) -> dict[str, Any]:
     opened = workspace.opened(image)
     pyramid, source = opened.pyramid, opened.edited.scaled.source
     views = default_views(pyramid, stored=opened.stored)
+    found = hashlib.sha256(image.found.outlines).hexdigest()
+    known_by = json.dumps([image.sha256, image.options.model_dump(), found])
     return {
         **image.document(),
         "width": source.width,
@@ -455,7 +462,7 @@ def image_document(workspace: Workspace, image: PageImage) -> dict[str, Any]:
         "options": image.options.model_dump(),
         "choose": opened.stored,
         "summary": image.summary,
-        "key": hashlib.sha256(json.dumps([image.sha256, image.options.model_dump()]).encode()).hexdigest()[:32],
+        "key": hashlib.sha256(known_by.encode()).hexdigest()[:32],
         "model": image.model,
         "channels": [
             {

@@ -122,10 +122,9 @@ export class Gallery extends EventTarget {
     element("total").textContent = done.length ? plural(nuclei, "nucleus", "nuclei") : "";
     for (const [id, { item }] of this.items) if (!images.some((image) => image.id === id)) { item.remove(); this.items.delete(id); }
     images.forEach((image, place) => {
-      const shown = JSON.stringify(image), found = this.items.get(image.id);
-      if (found?.shown === shown) return;
-      const item = this.item(image);
-      if (found) found.item.replaceWith(item); else list.insertBefore(item, list.children[place] ?? null);
+      const shown = JSON.stringify(image), found = this.items.get(image.id), item = found?.shown === shown ? found.item : this.item(image);
+      if (found && found.item !== item) found.item.replaceWith(item);
+      if (list.children[place] !== item) list.insertBefore(item, list.children[place] ?? null);
       this.items.set(image.id, { item, shown });
     });
   }
@@ -200,7 +199,7 @@ export class Gallery extends EventTarget {
   async openListed() {
     element("bucket").hidden = true;
     try {
-      this.images.push(...(await server.fromBucket(this.listed ?? [])));
+      this.images = ordered([...this.images, ...(await server.fromBucket(this.listed ?? []))]);
       void this.poll();
     } catch (error) {
       this.notify(/** @type {Error} */ (error).message);

@@ -38,7 +38,8 @@ async function start() {
     element("gallery").hidden = Boolean(image);
     element("editor").hidden = element("crumb").hidden = !image;
     document.title = image ? `${image.name} · nucleus` : "nucleus";
-    element("image-name").textContent = image?.name ?? "";
+    element("image-name").textContent = image?.name.split("/").pop() ?? "";
+    element("image-name").title = image?.name ?? "";
     if (!image) return;
     try {
       await editor.open(image.id);

@@ -94,6 +94,13 @@ export class Nuclei extends EventTarget {
     return found.filter(({ box: b }) => b.l < box.r && b.r > box.l && b.t < box.b && b.b > box.t);
   }
 
+  /** About how many nuclei are in a box. @param {Box} box */
+  countNear(box) {
+    let count = 0;
+    for (const cell of cellsOf(box)) count += this.cells.get(cell)?.size ?? 0;
+    return count;
+  }
+
   /** The nucleus at a point; hidden ones do not count. @param {Point} point @returns {Nucleus | null} */
   at(point) {
     const x = Math.floor(point.x), y = Math.floor(point.y);

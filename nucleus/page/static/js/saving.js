@@ -138,7 +138,7 @@ export class Saving {
 
   drawTeach() {
     const dataset = this.input("dataset").value.trim() || "cells", set = this.set || "corrections", place = `${this.service.corrections.replace(/\/$/, "")}/${set}`;
-    const recipe = `model = "${dataset}"\ndataset = "${dataset}"\nworkers = 2\n\n[network]\nstart = "${this.service.start}"\n\n[optimizer]\nepochs = 6\nsteps_per_epoch = 24\nwarmup_steps = 10\nvalidate_every = 2\n`;
+    const recipe = `model = "${dataset}"\ndataset = "${dataset}"\nworkers = 2\n# mix = { "dsb2018@latest" = 0.75 }   # with a dataset of what it knows, it forgets less\n\n[network]\nstart = "${this.service.model}"\n\n[optimizer]\nepochs = 10\nsteps_per_epoch = 24\nvalidate_every = 5\n`;
     element("teach").replaceChildren(
       copied("Import the set: the first time as a new dataset,", `nucleus data import ${place} ${dataset} --val 0.2 --test 0.2`),
       copied("and later into it:", `nucleus data import ${place} --into ${dataset}`),

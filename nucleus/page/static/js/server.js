@@ -13,7 +13,7 @@
  * @typedef {{label: number, rings: number[][]}} Shape rings in pixels
  * @typedef {{removed: number[], shapes: Shape[]}} Changes
  * @typedef {{model: string, images: number, corrections: string, bucket: string | null, image_bytes: number,
- *   downloads: string[], start: string}} Service
+ *   downloads: string[]}} Service
  */
 
 const API = "/page/api";

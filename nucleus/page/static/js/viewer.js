@@ -17,6 +17,8 @@ const TILE = 256;
 const LARGEST_ZOOM = 40;
 const KEPT_TILES = 600;
 const DOTS_BELOW = 3;
+/** With more nuclei in view than this, each is a dot: their outlines could not be told apart. */
+const MOST_OUTLINES = 6000;
 const FOUND = "#ffd21f", CHANGED = "#2fe6ff", SELECTED = "#ffffff", THEIRS = "#ff5cf0";
 
 export class Viewer extends EventTarget {
@@ -47,6 +49,10 @@ export class Viewer extends EventTarget {
     this.colourOf = null;
     /** @type {Map<string, {pixels: ImageBitmap | null}>} */
     this.tiles = new Map();
+    this.layer = new OffscreenCanvas(1, 1);
+    /** @type {{nuclei: Nuclei, colourOf: any, places: Float32Array, colours: Uint32Array} | null} */
+    this.dots = null;
+    this.diameter = 20;
     this.waiting = false;
     /** @type {Map<number, Point>} */
     this.pointers = new Map();
@@ -83,7 +89,14 @@ export class Viewer extends EventTarget {
   /** @param {Nuclei} nuclei */
   show(nuclei) {
     this.nuclei = nuclei;
-    for (const name of ["change", "select"]) nuclei.addEventListener(name, () => this.paint());
+    nuclei.addEventListener("select", () => this.paint());
+    nuclei.addEventListener("change", () => {
+      this.dots = null;
+      this.diameter = nuclei.diameter ?? 20;
+      this.paint();
+    });
+    this.dots = null;
+    this.diameter = nuclei.diameter ?? 20;
     this.paint();
   }
 
@@ -98,10 +111,10 @@ export class Viewer extends EventTarget {
   resized() {
     const { clientWidth, clientHeight } = this.canvas, ratio = window.devicePixelRatio || 1;
     if (!clientWidth || !clientHeight) return;
-    const first = this.canvas.width === 300 && this.canvas.height === 150;
+    const fitted = this.zoom === this.fitted;
     this.canvas.width = Math.round(clientWidth * ratio);
     this.canvas.height = Math.round(clientHeight * ratio);
-    if (first) this.fit();
+    if (fitted) this.fit();
     this.paint();
   }
 
@@ -343,8 +356,9 @@ export class Viewer extends EventTarget {
   paintNuclei(c) {
     const { nuclei } = this;
     if (!nuclei || !(this.style.outlines || this.style.filled)) return;
-    const shown = nuclei.near(this.seen()).filter(({ label }) => !nuclei.hidden.has(label));
-    if ((nuclei.diameter ?? 20) * this.zoom < DOTS_BELOW) { this.paintDots(c, shown); return; }
+    const seen = this.seen();
+    if (this.diameter * this.zoom < DOTS_BELOW || nuclei.countNear(seen) > MOST_OUTLINES) { this.paintDots(c, nuclei); return; }
+    const shown = nuclei.near(seen).filter(({ label }) => !nuclei.hidden.has(label));
     const touched = nuclei.touched;
     /** @type {Map<string, Path2D>} */
     const paths = new Map();
@@ -383,13 +397,38 @@ export class Viewer extends EventTarget {
     c.stroke(path);
   }
 
-  /** @param {CanvasRenderingContext2D} c @param {Nucleus[]} shown */
-  paintDots(c, shown) {
-    const side = 1.6 / this.zoom;
-    for (const { label, box } of shown) {
-      c.fillStyle = this.nuclei?.selected.has(label) ? SELECTED : this.colourOf ? this.colourOf(label) : FOUND;
+  /** One pixel for each nucleus, and four if it is selected. @param {CanvasRenderingContext2D} c @param {Nuclei} nuclei */
+  paintDots(c, nuclei) {
+    const { width, height } = this.canvas, ratio = width / this.canvas.clientWidth, scale = this.zoom * ratio;
+    const picture = new ImageData(width, height), pixels = new Uint32Array(picture.data.buffer), dots = this.dotsOf(nuclei);
+    for (let i = 0; i < dots.colours.length; i++) {
+      const x = Math.round((dots.places[2 * i] - this.origin.x) * scale), y = Math.round((dots.places[2 * i + 1] - this.origin.y) * scale);
+      if (x >= 0 && y >= 0 && x < width && y < height) pixels[y * width + x] = dots.colours[i];
+    }
+    if (this.layer.width !== width || this.layer.height !== height) Object.assign(this.layer, { width, height });
+    /** @type {OffscreenCanvasRenderingContext2D} */ (this.layer.getContext("2d")).putImageData(picture, 0, 0);
+    c.save();
+    c.setTransform(1, 0, 0, 1, 0, 0);
+    c.drawImage(this.layer, 0, 0);
+    c.restore();
+    for (const label of nuclei.selected) {
+      const { box } = /** @type {Nucleus} */ (nuclei.all.get(label)), side = 5 / this.zoom;
+      c.fillStyle = SELECTED;
       c.fillRect((box.l + box.r - side) / 2, (box.t + box.b - side) / 2, side, side);
     }
+  }
+
+  /** Places and colours of the nuclei that are not hidden, until they change. @param {Nuclei} nuclei */
+  dotsOf(nuclei) {
+    if (this.dots?.nuclei === nuclei && this.dots.colourOf === this.colourOf) return this.dots;
+    const { shown } = nuclei, places = new Float32Array(2 * shown.length), colours = new Uint32Array(shown.length);
+    shown.forEach(({ label, box }, i) => {
+      places.set([(box.l + box.r) / 2, (box.t + box.b) / 2], 2 * i);
+      const colour = parseInt((this.colourOf ? this.colourOf(label) : FOUND).slice(1), 16);
+      colours[i] = 0xff000000 | ((colour & 0xff) << 16) | (colour & 0xff00) | (colour >> 16);
+    });
+    this.dots = { nuclei, colourOf: this.colourOf, places, colours };
+    return this.dots;
   }
 
   /** @param {CanvasRenderingContext2D} c @param {Point} at */
