@@ -86,6 +86,7 @@ from .run_callbacks import WandbCallback as WandbCallback
 from .run_callbacks import worker_callbacks as worker_callbacks
 from .serving import ServingArguments as ServingArguments
 from .serving import build as build
+from .serving import deployed as deployed
 from .serving import serve_on_cluster as serve_on_cluster
 from .signals import Interruptions as Interruptions
 from .signals import RunSignals as RunSignals

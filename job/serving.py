@@ -9,7 +9,8 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from nucleus.serve.service import ServeSettings, Service, read_token
 from nucleus.storage.bucket import Bucket
 from nucleus.storage.uri import BUCKET_VARIABLE, bucket_from_environment
 
-__all__ = ["ServingArguments", "build", "serve_on_cluster"]
+__all__ = ["ServingArguments", "build", "deployed", "serve_on_cluster"]
 
 _NAME = "nucleus"
 _WAIT_SECONDS = 0.01
@@ -84,13 +85,30 @@ def build(arguments: ServingArguments) -> Any:
 def serve_on_cluster(
     model: str | None, settings: ServeSettings, *, engine: EngineChoice = "auto", started: Callable[[str], None]
 ) -> None:
-    """Serve on the Ray cluster at hand, or on a new one on this machine, until the process is told to end.
+    """Serve on a Ray cluster until the process is told to end; see `deployed`.
 
     Args:
         model: What `nucleus.registry.find_model` takes; each machine pulls it from the bucket.
         settings: Settings of the service.
         engine: What computes the network.
         started: Called with a line for people when requests are accepted.
+
+    Raises:
+        JobError: Ray cannot be reached or started, or no replica could start.
+    """
+    with deployed(model, settings, engine=engine):
+        started(f"http://{settings.host}:{settings.port}/v1/segment on Ray Serve (to stop it: Ctrl-C)")
+        threading.Event().wait()
+
+
+@contextmanager
+def deployed(model: str | None, settings: ServeSettings, *, engine: EngineChoice = "auto") -> Iterator[None]:
+    """Serve on the Ray cluster at hand, or on a new one on this machine, for the block.
+
+    Args:
+        model: What `nucleus.registry.find_model` takes; each machine pulls it from the bucket.
+        settings: Settings of the service.
+        engine: What computes the network.
 
     Raises:
         JobError: Ray cannot be reached or started, or no replica could start.
@@ -105,8 +123,7 @@ def serve_on_cluster(
         serve.start(http_options={"host": settings.host, "port": settings.port})
         try:
             serve.run(_application(settings, arguments), name=_NAME, route_prefix="/")
-            started(f"http://{settings.host}:{settings.port}/v1/segment on Ray Serve (to stop it: Ctrl-C)")
-            threading.Event().wait()
+            yield
         finally:
             serve.shutdown()
 

@@ -1,5 +1,6 @@
 """`nucleus serve`: the service, in this process or as a deployment of Ray Serve."""
 
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +17,7 @@ from nucleus.surroundings import check_can_train
 
 if TYPE_CHECKING:
     from nucleus.model.engines import EngineChoice
-    from nucleus.serve.service import ServeSettings
+    from nucleus.serve.service import ServeSettings, Service
     from nucleus.storage.bucket import Bucket
 
 __all__ = ["serve"]
@@ -111,15 +112,17 @@ def serve(
 
 
 def _serve_here(model: str | None, engine: "EngineChoice", settings: "ServeSettings", corrections: str | None) -> None:
-    served = nucleus.serve.find_served(model, engine, progress=show_progress)
-    service = nucleus.serve.Service(settings, served, nucleus.serve.Lanes(lambda: served.model))
+    with closing(nucleus.serve.bound_socket(settings)) as bound:  # before a model is downloaded for nothing
+        served = nucleus.serve.find_served(model, engine, progress=show_progress)
+        service = nucleus.serve.Service(settings, served, nucleus.serve.Lanes(lambda: served.model))
+        limits = nucleus.page.PageLimits(image_bytes=settings.max_bytes, image_pixels=settings.max_pixels)
+        page = partial(nucleus.page.page_router, corrections=corrections, limits=limits)
+        app = nucleus.serve.create_app(service, [page])
+        nucleus.serve.run_server(app, service, bound, lambda address: note(_welcome(service, address)))
 
-    def started(address: str) -> None:
-        note(f"{served.model} on {address}; programs ask {address}/v1/segment (to stop it: Ctrl-C)")
 
-    limits = nucleus.page.PageLimits(image_bytes=settings.max_bytes, image_pixels=settings.max_pixels)
-    page = partial(nucleus.page.page_router, corrections=corrections, limits=limits)
-    nucleus.serve.run_server(nucleus.serve.create_app(service, [page]), service, started)
+def _welcome(service: "Service", address: str) -> str:
+    return f"{service.model} on {address}; programs ask {address}/v1/segment (to stop it: Ctrl-C)"
 
 
 def _bucket() -> "Bucket | None":

@@ -25,6 +25,7 @@ from .problems import without_paths as without_paths
 from .representations import MEDIA_TYPES as MEDIA_TYPES
 from .representations import chosen_type as chosen_type
 from .representations import represented as represented
+from .server import bound_socket as bound_socket
 from .server import run_server as run_server
 from .service import ServeSettings as ServeSettings
 from .service import Service as Service

@@ -14,13 +14,13 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from nucleus.errors import UsageError
-from nucleus.lazy import SERVING, fastapi, need, uvicorn
+from nucleus.lazy import fastapi, uvicorn
 from nucleus.serve.service import ServeSettings, Service
 
 if TYPE_CHECKING:
     from uvicorn import Server
 
-__all__ = ["run_server"]
+__all__ = ["bound_socket", "run_server"]
 
 _LEAVING_SECONDS = 2.0
 """How long `/readyz` is red before connections are refused: balancers look again within it."""
@@ -29,45 +29,45 @@ _KEPT_SECONDS = 5
 _BACKLOG = 2048
 
 
-def run_server(app: fastapi.FastAPI, service: Service, started: Callable[[str], None]) -> None:
+def run_server(app: fastapi.FastAPI, service: Service, bound: socket.socket, started: Callable[[str], None]) -> None:
     """Serve an application until SIGTERM or Ctrl-C; then finish the requests that are running.
 
     Args:
         app: The application.
         service: Its service.
+        bound: Socket of its address, from `bound_socket`.
         started: Called with the address when it accepts requests.
+    """
+    _log_to_stderr()
+    bound.listen(_BACKLOG)  # who comes before the application has started waits
+    config = uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        h11_max_incomplete_event_size=_HEADER_BYTES,
+        http="h11",
+        ws="none",
+        timeout_keep_alive=_KEPT_SECONDS,
+        timeout_graceful_shutdown=round(service.settings.max_seconds) + 1,
+    )
+    server = _server(config, service)
+    started(_address(bound))
+    server.run([bound])
+
+
+def bound_socket(settings: ServeSettings) -> socket.socket:
+    """Return a socket with the address of a service; nobody can connect before `run_server`.
 
     Raises:
         UsageError: The address is in use, or not one of this machine.
     """
-    need(*SERVING)
-    _log_to_stderr()
-    with contextlib.closing(_listening(service.settings)) as listening:
-        config = uvicorn.Config(
-            app,
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            h11_max_incomplete_event_size=_HEADER_BYTES,
-            http="h11",
-            ws="none",
-            timeout_keep_alive=_KEPT_SECONDS,
-            timeout_graceful_shutdown=round(service.settings.max_seconds) + 1,
-        )
-        server = _server(config, service)
-        started(_address(listening))
-        server.run([listening])
-
-
-def _listening(settings: ServeSettings) -> socket.socket:
-    """Return a socket that listens; before anything else, so that an address in use is an error of the command."""
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     made = socket.socket(family, socket.SOCK_STREAM)
     try:
         if sys.platform != "win32":
             made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         made.bind((settings.host, settings.port))
-        made.listen(_BACKLOG)  # who comes before the application has started waits
     except OSError as error:
         made.close()
         raise UsageError(
@@ -77,8 +77,8 @@ def _listening(settings: ServeSettings) -> socket.socket:
     return made
 
 
-def _address(listening: socket.socket) -> str:
-    host, port = listening.getsockname()[:2]
+def _address(bound: socket.socket) -> str:
+    host, port = bound.getsockname()[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 

@@ -74,6 +74,10 @@ CONTRACT = {
         ),
         *("--engine", "--format", "--single-writer", "--json", "--anonymous"),
     },
+    "serve": {
+        *("--model", "--engine", "--host", "--port", "--token-file", "--images", "--corrections", "--ray"),
+        *("--max-bytes", "--max-pixels", "--max-seconds", "--max-requests"),
+    },
 }
 
 

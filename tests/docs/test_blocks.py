@@ -3,16 +3,21 @@
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
+from nucleus.data.images import encode_png
+from nucleus.data.synthetic import generated_image
 from nucleus.storage.uri import S3Uri
 from tests.docs.blocks import DOCUMENTS, ROOT, Block, Reader, blocks_of
 
 ON_A_CLUSTER = ["docs/tutorial.md"]
+WITH_A_SERVICE = ["docs/service.md"]
 IN_A_COPY_OF_THE_TREE = ["docs/distributed.md", "docs/extending.md"]
 
 RUNNABLE = {"sh", "python", "diff"}
@@ -35,7 +40,9 @@ def test_every_block_is_run_or_says_why_not(block: Block) -> None:
         assert is_usage or not commands, f"{block} holds commands: name its language, and mark it"
     if block.kind == "run":
         assert block.language in RUNNABLE
-        assert block.document in {*ON_A_CLUSTER, *IN_A_COPY_OF_THE_TREE}, f"no test follows {block.document}"
+        assert block.document in {*ON_A_CLUSTER, *WITH_A_SERVICE, *IN_A_COPY_OF_THE_TREE}, (
+            f"no test follows {block.document}"
+        )
     if block.kind == "not run":
         assert len((block.value or "").split()) >= 3, f"{block} gives no reason"
 
@@ -83,6 +90,20 @@ def test_blocks_in_a_copy_of_the_tree(document: str, tmp_path: Path) -> None:
             (copy / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(ROOT / name, copy / name)
     follow(document, copy, copy, {}, tmp_path)
+
+
+@pytest.mark.server
+@pytest.mark.parametrize("document", WITH_A_SERVICE)
+def test_blocks_with_a_service(document: str, tmp_path: Path) -> None:
+    """In a folder with an image; a service that a failure leaves behind is ended."""
+    folder = tmp_path / "here"
+    folder.mkdir()
+    (folder / "image.png").write_bytes(encode_png(generated_image(3, 96, 128)[0]))
+    try:
+        follow(document, folder, ROOT, {"NUCLEUS_BUCKET": ""}, tmp_path)
+    finally:
+        with suppress(FileNotFoundError, ProcessLookupError):
+            os.kill(int((folder / "service.pid").read_text()), signal.SIGTERM)
 
 
 def follow(document: str, folder: Path, code: Path, changes: dict[str, str], notes: Path) -> None:

@@ -93,7 +93,7 @@ def test_rayjob_schema_finds(path: list[str | int], key: str, value: object) -> 
 
 def test_ray_is_the_project_s() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert f"ray[default,data,train]=={CLUSTER['rayVersion']}" in project["optional-dependencies"]["training"]
+    assert f"ray[data,default,serve,train]=={CLUSTER['rayVersion']}" in project["optional-dependencies"]["training"]
 
 
 def test_a_token_is_asked_for() -> None:
@@ -188,3 +188,80 @@ def test_pre_stop_drains_and_waits(accepted: bool, tmp_path: Path) -> None:
     assert 60 <= params["deadline_remaining_seconds"] < grace
     if accepted:
         assert params["deadline_remaining_seconds"] <= int(called[-1]) < grace
+
+
+SERVICE_ACCOUNT, SERVICE_NETWORK, SERVICE = yaml.safe_load_all(
+    (ROOT / "infra" / "kuberay" / "rayservice.yaml").read_text()
+)
+SERVING = SERVICE["spec"]["rayClusterConfig"]
+SERVING_TEMPLATES = {
+    "head": SERVING["headGroupSpec"]["template"],
+    "worker": SERVING["workerGroupSpecs"][0]["template"],
+}
+SERVE = yaml.safe_load(SERVICE["spec"]["serveConfigV2"])
+
+
+def service_schema() -> jsonschema.Draft202012Validator:
+    """The spec of ray.io/v1 RayService in KubeRay 1.5, from its published API; its cluster is that of RayJob."""
+    cluster = SCHEMA.schema["properties"]["spec"]["properties"]["rayClusterSpec"]
+    strategy = {"enum": ["NewCluster", "NewClusterWithIncrementalUpgrade", "None"]}
+    spec = {
+        "serveConfigV2": {"type": "string"},
+        "rayClusterConfig": cluster,
+        "upgradeStrategy": {"type": "object", "additionalProperties": False, "properties": {"type": strategy}},
+        "excludeHeadPodFromServeSvc": {"type": "boolean"},
+        "rayClusterDeletionDelaySeconds": {"type": "integer", "minimum": 0},
+        "serveService": {"type": "object"},
+        "suspend": {"type": "boolean"},
+    }
+    whole = {
+        "apiVersion": {"const": "ray.io/v1"},
+        "kind": {"const": "RayService"},
+        "metadata": {"type": "object"},
+        "spec": {"type": "object", "additionalProperties": False, "properties": spec, "required": ["rayClusterConfig"]},
+    }
+    schema = {"type": "object", "additionalProperties": False, "properties": whole, "required": [*whole]}
+    return jsonschema.Draft202012Validator(schema)
+
+
+def test_rayservice_schema() -> None:
+    service_schema().validate(SERVICE)
+    for wrong in ({"serveConfig": ""}, {"upgradeStrategy": {"type": "Recreate"}}, {"serveConfigV2": {}}):
+        assert not service_schema().is_valid({**SERVICE, "spec": {**SERVICE["spec"], **wrong}})
+    for document in (SERVICE_ACCOUNT, SERVICE_NETWORK):
+        kubernetes_validate.validate(document, KUBERNETES, strict=True)
+    for template in SERVING_TEMPLATES.values():
+        check_pod(template)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Ray Serve's schema has fields as Pydantic 1 had them
+def test_the_service_is_one_that_ray_serve_and_the_builder_take() -> None:
+    """Ray Serve's own schema of the configuration; the arguments of the application; and that its parts fit."""
+    from ray.serve.schema import ServeDeploySchema
+
+    from job.serving import ServingArguments, build
+
+    ServeDeploySchema.model_validate(SERVE)
+    (application,) = SERVE["applications"]
+    assert application["import_path"] == f"{build.__module__}:{build.__name__}"
+    arguments = ServingArguments.model_validate(application["args"])
+    group, pod = SERVING["workerGroupSpecs"][0], SERVING_TEMPLATES["worker"]["spec"]
+    assert arguments.most <= group["maxReplicas"] * int(pod["containers"][0]["resources"]["limits"]["cpu"])
+    assert arguments.cpus == int(pod["containers"][0]["resources"]["limits"]["cpu"])
+    assert pod["terminationGracePeriodSeconds"] > arguments.max_seconds
+    assert SERVING["rayVersion"] == CLUSTER["rayVersion"]
+
+
+def test_the_service_has_a_token_on_each_machine() -> None:
+    """It is a secret that is mounted where the application reads it; Ray asks for its own."""
+    (application,) = SERVE["applications"]
+    assert SERVING["authOptions"] == {"mode": "token"}
+    for name, template in SERVING_TEMPLATES.items():
+        spec = template["spec"]
+        (secret,) = [volume for volume in spec["volumes"] if "secret" in volume]
+        (mount,) = [mount for mount in spec["containers"][0]["volumeMounts"] if mount["name"] == secret["name"]]
+        assert application["args"]["token_file"] == f"{mount['mountPath']}/token"
+        assert mount["readOnly"] is True
+        assert spec["automountServiceAccountToken"] is (name == "head")
+        assert spec["securityContext"]["runAsNonRoot"] is True
+        assert spec["containers"][0]["securityContext"]["capabilities"] == {"drop": ["ALL"]}
