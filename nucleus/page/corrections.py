@@ -45,6 +45,7 @@ __all__ = [
 ]
 
 _FORMAT = 1
+_FOLDER = "corrections"
 _HASH_DIGITS = 10
 _LONGEST_STEM = 80
 _NO_LETTERS = re.compile(r"[^A-Za-z0-9_.+-]+")
@@ -216,9 +217,21 @@ class FolderPlace(Place):
         return sorted(each.name for each in place.iterdir() if each.is_dir()) if place.is_dir() else []
 
 
-def place_of(text: str) -> Place:
-    """Return the place of corrections: `s3://bucket/prefix`, or a folder. Raises `UriError`."""
-    return BucketPlace(Bucket(parse_uri(text))) if text.startswith("s3://") else FolderPlace(Path(text))
+def place_of(text: str | None, bucket: Bucket | None) -> Place:
+    """Return the place of corrections.
+
+    Args:
+        text: `s3://bucket/prefix`, or a folder; None for `corrections/` in the project's bucket, or here without one.
+        bucket: The project's bucket.
+
+    Raises:
+        UriError: `text` is a malformed URI.
+    """
+    if text is not None:
+        return BucketPlace(Bucket(parse_uri(text))) if text.startswith("s3://") else FolderPlace(Path(text))
+    if bucket is None:
+        return FolderPlace(Path(_FOLDER))
+    return BucketPlace(Bucket(bucket.uri / _FOLDER, single_writer=bucket.single_writer))
 
 
 def correction_stem(name: str, sha256: str, variant: str = "") -> str:

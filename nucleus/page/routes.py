@@ -16,9 +16,7 @@ from nucleus.data.sources import is_image
 from nucleus.errors import ObjectExistsError, RequestError, UsageError
 from nucleus.lazy import fastapi
 from nucleus.page.corrections import (
-    BucketPlace,
     CorrectionSet,
-    FolderPlace,
     Place,
     Saved,
     checked_who,
@@ -28,16 +26,8 @@ from nucleus.page.corrections import (
 from nucleus.page.display import parse_views
 from nucleus.page.editing import DOWNLOADS, Download, edited_nuclei, measure_labels, missed_nucleus, write_download
 from nucleus.page.layers import Changes, Label, NucleusShape, new_layer, simplified
-from nucleus.page.sessions import (
-    FOUND,
-    ImageOptions,
-    PageImage,
-    PageLimits,
-    Workspace,
-    Workspaces,
-    corrected_image,
-    image_document,
-)
+from nucleus.page.page_images import FOUND, ImageOptions, PageImage, corrected_image, image_document
+from nucleus.page.sessions import PageLimits, Workspace, Workspaces
 from nucleus.predict.blocks import AssembledLabels
 from nucleus.predict.model import Model
 from nucleus.storage.bucket import Bucket
@@ -45,7 +35,6 @@ from nucleus.storage.files import temporary_folder
 
 __all__ = ["PageService", "page_router"]
 
-_CORRECTIONS = "corrections"
 _COOKIE = "nucleus-page"
 _API = "/page/api"
 _POLICY = (
@@ -131,22 +120,13 @@ def page_router(
     Raises:
         UriError: `corrections` is a malformed URI.
     """
-    page = _Page(service, _place(service, corrections), limits or PageLimits())
+    page = _Page(service, place_of(corrections, service.bucket), limits or PageLimits())
     router = fastapi.APIRouter(include_in_schema=False)
     router.add_api_route("/", page.index, methods=["GET"])
     router.add_api_route("/static/page/{name:path}", page.static, methods=["GET"])
     for method, path, answer in page.routes():
         router.add_api_route(_API + path, answer, methods=[method])
     return router
-
-
-def _place(service: PageService, corrections: str | None) -> Place:
-    if corrections is not None:
-        return place_of(corrections)
-    bucket = service.bucket
-    if bucket is None:
-        return FolderPlace(Path(_CORRECTIONS))
-    return BucketPlace(Bucket(bucket.uri / _CORRECTIONS, single_writer=bucket.single_writer))
 
 
 @cache
@@ -270,7 +250,8 @@ class _Page:
         workspace.spend(size)
 
     def image(self, request: "fastapi.Request", name: str) -> "fastapi.Response":
-        return _json(image_document(*self._image(request, name)))
+        workspace, image = self._image(request, name)
+        return _json(image_document(image, workspace.opened(image)))
 
     def remove(self, request: "fastapi.Request", name: str) -> "fastapi.Response":
         workspace, image = self._image(request, name)
@@ -343,21 +324,21 @@ class _Page:
     def saved(self, request: "fastapi.Request", name: str, chosen: str) -> "fastapi.Response":
         """Answer with what a set has of an image."""
         workspace, image = self._image(request, name)
-        stem, _ = corrected_image(workspace, image)
+        stem, _ = corrected_image(image, workspace.opened(image))
         found = CorrectionSet(self._place, chosen).find(stem)
         return _json(_revision(found, None))
 
     def open_saved(self, request: "fastapi.Request", name: str, chosen: str) -> "fastapi.Response":
         """Make a layer of what a set has of an image."""
         workspace, image = self._image(request, name)
-        stem, _ = corrected_image(workspace, image)
+        stem, _ = corrected_image(image, workspace.opened(image))
         found = CorrectionSet(self._place, chosen).find(stem)
         return _json(_revision(found, None if found is None else _layer_of(workspace, image, found)))
 
     def save(self, request: "fastapi.Request", name: str, chosen: str, asked: _Save) -> "fastapi.Response":
         """Save nuclei with changes; 409 with what is there if somebody else has saved since."""
         workspace, image = self._image(request, name)
-        corrections, (stem, file) = CorrectionSet(self._place, chosen), corrected_image(workspace, image)
+        corrections, (stem, file) = CorrectionSet(self._place, chosen), corrected_image(image, workspace.opened(image))
         with temporary_folder("save") as folder:
             labels, _ = _edited(workspace, image, asked, folder, measured=False)
             facts = {

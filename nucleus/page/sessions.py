@@ -4,8 +4,6 @@ A workspace is found by a random token that only its browser has, and is removed
 """
 
 import hashlib
-import io
-import json
 import secrets
 import shutil
 import tempfile
@@ -15,49 +13,29 @@ from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any, Literal
-
-import tifffile
-from pydantic import BaseModel, ConfigDict, Field
+from typing import Any
 
 from nucleus.data.images import IMAGE_SUFFIXES
-from nucleus.data.stacks import PlaneOptions, Stack, channel_number, choose_planes
-from nucleus.errors import ImageError, NucleusError, UsageError
-from nucleus.page.corrections import CorrectedFile, correction_stem
-from nucleus.page.display import Pyramid, default_views, pyramid_of, thumbnail
-from nucleus.page.editing import EditedImage, measure_shape
-from nucleus.page.layers import Layer, LayerWriter, NucleusShape
+from nucleus.errors import NucleusError, UsageError
+from nucleus.page.display import default_views, thumbnail
+from nucleus.page.editing import measure_shape
+from nucleus.page.layers import LayerWriter, NucleusShape
+from nucleus.page.page_images import FOUND, ImageOptions, OpenedImage, PageImage, Status, opened_image, shown_name
 from nucleus.predict.blocks import assembled_labels
 from nucleus.predict.measurement import NucleiSummary, frame_of, image_row, measure_blocks
 from nucleus.predict.model import Model
-from nucleus.predict.source import plane_source, stacks_of
-from nucleus.text import first_line, plural
+from nucleus.text import first_line
 
-__all__ = [
-    "FOUND",
-    "ImageOptions",
-    "OpenedImage",
-    "PageImage",
-    "PageLimits",
-    "Workspace",
-    "Workspaces",
-    "corrected_image",
-    "image_document",
-]
+__all__ = ["PageLimits", "Workspace", "Workspaces"]
 
-FOUND = "found"
-"""Name of the layer that the model found."""
 _THUMBNAIL_SIDE = 360
 _KEPT_OPEN = 6
 _KEPT_MEASURES = 5000
-_LONGEST_NAME = 200
 _TOKEN_BYTES = 24
 _ID_BYTES = 6
 _HASH_CHUNK = 1 << 20
-
-Status = Literal["waiting", "working", "done", "failed"]
 
 
 @dataclass(frozen=True)
@@ -79,111 +57,6 @@ class PageLimits:
     images: int = 2000
     workspaces: int = 100
     idle_seconds: float = 86_400.0
-
-
-class ImageOptions(BaseModel):
-    """How an image is segmented, as the options of `nucleus predict`.
-
-    Attributes:
-        channel: Number of the channel, from 0; None for grey and RGB images as a whole.
-        z: A depth from 0, "max", "mean" or "best".
-        t: A time from 0.
-        diameter: Typical diameter of the nuclei, px.
-        pixel_size: Side of a pixel, micrometres.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    channel: Annotated[int, Field(ge=0)] | None = None
-    z: Annotated[int, Field(ge=0)] | Literal["max", "mean", "best"] | None = None
-    t: Annotated[int, Field(ge=0)] | None = None
-    diameter: Annotated[float, Field(gt=0, le=10_000, allow_inf_nan=False)] | None = None
-    pixel_size: Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False)] | None = None
-
-
-@dataclass
-class PageImage:
-    """An image of a workspace.
-
-    Attributes:
-        id: Random name in addresses.
-        name: Name for people: that of the file, with the folders that it was dropped with.
-        folder: Folder of its files.
-        file: The file.
-        sha256: SHA-256 of the file.
-        options: How it is segmented; choices that its file needs are made when it is opened.
-        status: Where it stands.
-        message: Why it failed.
-        notes: What was chosen for want of a choice, and what the file has besides.
-        summary: Row of `images.csv`, once it is done.
-        model: NAME@VERSION of the model that found its nuclei.
-        version: Number of segmentations; layers and drafts belong to one.
-    """
-
-    id: str
-    name: str
-    folder: Path
-    file: Path
-    sha256: str
-    options: ImageOptions = field(default_factory=ImageOptions)
-    status: Status = "waiting"
-    message: str | None = None
-    notes: list[str] = field(default_factory=list)
-    summary: dict[str, Any] | None = None
-    model: str = ""
-    version: int = 0
-
-    @property
-    def found(self) -> Layer:
-        """The nuclei that the model found."""
-        return self.layer(FOUND)
-
-    def layer(self, name: str) -> Layer:
-        """Return a layer. Raises `UsageError` if there is none of this name."""
-        folder = self.folder / f"{self.version}-{name}"
-        if not name.replace("-", "").isalnum() or not folder.is_dir():
-            raise UsageError(f"Expected nuclei {name!r} of {self.name}; there are none. Open the image again.")
-        return Layer(folder)
-
-    def layer_folder(self, name: str) -> Path:
-        """Return the folder of a layer that is to be written."""
-        return self.folder / f"{self.version}-{name}"
-
-    def document(self) -> dict[str, Any]:
-        """Return what the page's list of images needs."""
-        return {
-            "id": self.id,
-            "name": self.name,
-            "status": self.status,
-            "message": self.message,
-            "notes": self.notes,
-            "nuclei": self.summary["nuclei"] if self.summary else None,
-            "warning": self.summary["warning"] if self.summary else None,
-            "version": self.version,
-        }
-
-
-@dataclass(frozen=True)
-class OpenedImage:
-    """An image that can be read in parts.
-
-    Attributes:
-        edited: The image with its model.
-        pyramid: The image for display.
-        stored: Whether the pyramid is of all stored channels, one of which is segmented.
-        channels: Names of the channels.
-        depths: Number of depths of the file.
-        times: Number of times.
-        plain: Whether the file is a single grey or RGB image, which an import reads as it is.
-    """
-
-    edited: EditedImage
-    pyramid: Pyramid
-    stored: bool
-    channels: tuple[str, ...]
-    depths: int
-    times: int
-    plain: bool
 
 
 class Workspace:
@@ -232,7 +105,7 @@ class Workspace:
 
     def add(self, name: str, folder: Path, file: Path) -> PageImage:
         """Add an image whose file is complete."""
-        image = PageImage(folder.name, _shown_name(name), folder, file, _sum(file))
+        image = PageImage(folder.name, shown_name(name), folder, file, _sum(file))
         with self._lock:
             self.images[image.id] = image
         return image
@@ -287,38 +160,11 @@ class Workspace:
         key = (image.id, image.version)
         with self._lock:
             if key not in self._opened:
-                self._opened[key] = self._open(image)
+                self._opened[key] = opened_image(image, self._model(), self.limits.image_pixels)
             self._opened.move_to_end(key)
             while len(self._opened) > _KEPT_OPEN:
                 self._opened.popitem(last=False)
             return self._opened[key]
-
-    def _open(self, image: PageImage) -> OpenedImage:
-        stacks = stacks_of(image.file)
-        stack = stacks[0]
-        image.options, image.notes = _completed(image.options, stacks)
-        options = image.options
-        (chosen,) = choose_planes(stacks[:1], PlaneOptions(options.z, options.t))
-        first = stack.plane(0, 0)
-        if first.shape[0] * first.shape[1] > self.limits.image_pixels:
-            raise ImageError(
-                f"Expected at most {self.limits.image_pixels:,} px; {image.name} has {first.shape[1]} x "
-                f"{first.shape[0]}. Use nucleus predict for it."
-            )
-        source = replace(plane_source(image.file, stacks, chosen, options.channel), name=image.name)
-        model = self._model()
-        sizes = replace(model.options, diameter=options.diameter, pixel_size=options.pixel_size)
-        model = model.with_options(sizes)
-        stored = options.channel is not None
-        return OpenedImage(
-            edited=EditedImage(model, model.scaled_image(source)),
-            pyramid=pyramid_of(source, stored=stored),
-            stored=stored,
-            channels=tuple(stack.channels) if stored else (),
-            depths=stack.depths,
-            times=stack.times,
-            plain=len(stacks) == 1 and stack.depths == stack.times == 1 and not stored,
-        )
 
     def measure(self, image: PageImage, shape: NucleusShape) -> dict[str, Any]:
         """Return the row of a nucleus that was drawn. Raises `UsageError`."""
@@ -345,34 +191,6 @@ class Workspace:
         self.images.clear()
         self._opened.clear()
         shutil.rmtree(self.folder, ignore_errors=True)
-
-
-def _completed(options: ImageOptions, stacks: list[Stack]) -> tuple[ImageOptions, list[str]]:
-    """Return options with the choices that a file needs, and a sentence for each that was made here."""
-    stack, notes = stacks[0], []
-    changes: dict[str, Any] = {}
-    if len(stacks) > 1:
-        notes.append(f"The file holds {plural(len(stacks), 'image')}; this is the first.")
-    if stack.times > 1 and options.t is None:
-        changes["t"] = 0
-        notes.append(f"Time 0 of {stack.times}.")
-    if stack.depths > 1 and options.z is None:
-        changes["z"] = "max"
-        notes.append(f"The brightest of {stack.depths} depths (z max).")
-    first = stack.plane(0, 0)
-    if first.choose and options.channel is None:
-        changes["channel"] = 0
-        name = f" ({stack.channels[0]})" if stack.channels else ""
-        notes.append(f"Nuclei of channel 0{name} of {first.shape[2]}.")
-    channel_number(stack, options.channel)
-    return options.model_copy(update=changes), notes
-
-
-def _shown_name(name: str) -> str:
-    """Return a name for people: without control characters and steps upwards, and of a limited length."""
-    parts = [part for part in name.replace("\\", "/").split("/") if part not in {"", ".", ".."}]
-    shown = "".join(letter for letter in "/".join(parts) if letter.isprintable())
-    return shown[-_LONGEST_NAME:] or "image"
 
 
 def _sum(file: Path) -> str:
@@ -442,66 +260,3 @@ class Workspaces:
         self._executor.shutdown(wait=False, cancel_futures=True)
         with suppress(OSError):
             self._temporary.cleanup()
-
-
-def image_document(workspace: Workspace, image: PageImage) -> dict[str, Any]:
-    """Return what the page's view of an image needs. Raises `ImageError`."""
-    opened = workspace.opened(image)
-    pyramid, source = opened.pyramid, opened.edited.scaled.source
-    views = default_views(pyramid, stored=opened.stored)
-    found = hashlib.sha256(image.found.outlines).hexdigest()
-    known_by = json.dumps([image.sha256, image.options.model_dump(), found])
-    return {
-        **image.document(),
-        "width": source.width,
-        "height": source.height,
-        "levels": len(pyramid.levels),
-        "pixel_size": source.pixel_size,
-        "depths": opened.depths,
-        "times": opened.times,
-        "options": image.options.model_dump(),
-        "choose": opened.stored,
-        "summary": image.summary,
-        "key": hashlib.sha256(known_by.encode()).hexdigest()[:32],
-        "model": image.model,
-        "channels": [
-            {
-                "name": (dict(enumerate(opened.channels)).get(view.channel) or _channel_name(opened, view.channel)),
-                "low": view.low,
-                "high": view.high,
-                "colour": view.colour,
-                "range": pyramid.ranges[view.channel],
-                "contrast": pyramid.contrast[view.channel],
-            }
-            for view in views
-        ],
-    }
-
-
-def corrected_image(workspace: Workspace, image: PageImage) -> tuple[str, CorrectedFile]:
-    """Return the name of an image in a set of corrections, and its file there.
-
-    It is the file itself if an import reads it as it is; else, what was segmented of it, as TIFF.
-    """
-    opened = workspace.opened(image)
-    suffix = image.file.suffix
-    if opened.plain and suffix in IMAGE_SUFFIXES:
-        return correction_stem(image.name, image.sha256), CorrectedFile(suffix, image.file.read_bytes)
-    chosen = image.options.model_dump(include={"channel", "z", "t"}, exclude_none=True)
-    source = opened.edited.scaled.source
-
-    def tiff() -> bytes:
-        pixels = source.read(slice(0, source.height), slice(0, source.width))
-        file = io.BytesIO()
-        grey = pixels.shape[2] == 1
-        kind = "minisblack" if grey else "rgb"
-        tifffile.imwrite(file, pixels[..., 0] if grey else pixels, photometric=kind, compression="zlib")
-        return file.getvalue()
-
-    return correction_stem(image.name, image.sha256, json.dumps(chosen, sort_keys=True)), CorrectedFile(".tif", tiff)
-
-
-def _channel_name(opened: OpenedImage, channel: int) -> str:
-    if opened.stored:
-        return f"channel {channel}"
-    return "Grey" if opened.pyramid.channels == 1 or opened.pyramid.is_grey else ("Red", "Green", "Blue")[channel]
