@@ -16,6 +16,7 @@ BENCH ?=
 IMAGE = $(if $(filter predict train-gpu,$(EXTRA)),$(EXTRA),train)
 CONTAINERS ?= /var/tmp/nucleus-containers
 LOCK_FLAGS ?=
+TYPESCRIPT := 5.9.3
 
 INSTALLED := $(VENV)/.installed-
 DEV := $(INSTALLED)dev
@@ -26,7 +27,7 @@ $(if $(filter $(EXTRA),$(EXTRAS)),,$(error EXTRA is "$(EXTRA)"; expected one of:
 
 .DEFAULT_GOAL := help
 
-.PHONY: help install demo model test test-fast test-ray test-others test-pythons test-wheel bench check audit lock image containers clean
+.PHONY: help install demo model test test-fast test-ray test-others test-pythons test-wheel bench check check-page audit lock image containers clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -86,6 +87,10 @@ check: $(DEV) ## lint, format, types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+check-page: ## types of the page's JavaScript; needs npm, which fetches the compiler
+	npx --yes --package typescript@$(TYPESCRIPT) tsc --noEmit --allowJs --checkJs --strict --noUnusedLocals \
+	  --target es2022 --module es2022 --moduleResolution bundler --lib es2023,dom,dom.iterable nucleus/page/static/js/*.js
 
 audit: $(DEV) ## known vulnerabilities in the locked packages, and risky calls in this one
 	for lock in $(EXTRAS); do $(BIN)/pip-audit --strict --disable-pip --require-hashes --requirement requirements/$$lock.txt || exit 1; done

@@ -3,6 +3,7 @@ from . import data as data
 from . import doctor as doctor
 from . import metrics as metrics
 from . import model as model
+from . import page as page
 from . import pictures as pictures
 from . import predict as predict
 from . import registry as registry

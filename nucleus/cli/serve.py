@@ -1,6 +1,7 @@
 """`nucleus serve`: the service, in this process or as a deployment of Ray Serve."""
 
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -70,16 +71,25 @@ __all__ = ["serve"]
     show_default=True,
     help="Requests that are accepted at once, the waiting ones included.",
 )
+@click.option(
+    "--corrections",
+    metavar="DIR|s3://BUCKET/PREFIX",
+    help="Where the page saves corrections.  [default: corrections/ in NUCLEUS_BUCKET, or here without a bucket]",
+)
 @click.option("--ray", "on_ray", is_flag=True, help="Serve on a Ray cluster, by Ray Serve; replicas follow the load.")
 def serve(
     model: str | None,
     engine: "EngineChoice",
     token_file: Path | None,
     images: tuple[str, ...],
+    corrections: str | None,
     on_ray: bool,
     **limits: "str | int | float",
 ) -> None:
-    """Segment images for other programs, by HTTP (extra `serve`).
+    """Look at images, correct their nuclei, and segment images for other programs, by HTTP (extra `serve`).
+
+    Open http://127.0.0.1:8000 in a browser: drop images, see their nuclei, correct them, and save the corrections for
+    training (docs/page.md).
 
     POST an image to /v1/segment. The answer is JSON with the number of nuclei and their table, or what Accept asks for:
     application/geo+json, image/tiff or image/png (labels). The query has the options of nucleus predict, and the
@@ -98,19 +108,21 @@ def serve(
         nucleus.lazy.need(*nucleus.lazy.TRAINING)
         job.serve_on_cluster(model, settings, engine=engine, started=note)
         return
-    _serve_here(model, engine, settings)
+    _serve_here(model, engine, settings, corrections)
 
 
-def _serve_here(model: str | None, engine: "EngineChoice", settings: "ServeSettings") -> None:
+def _serve_here(model: str | None, engine: "EngineChoice", settings: "ServeSettings", corrections: str | None) -> None:
     with closing(nucleus.serve.bound_socket(settings)) as bound:  # before a model is downloaded for nothing
         served = nucleus.serve.find_served(model, engine, progress=show_progress)
         service = nucleus.serve.Service(settings, served, nucleus.serve.Lanes(lambda: served.model))
-        app = nucleus.serve.create_app(service)
+        limits = nucleus.page.PageLimits(image_bytes=settings.max_bytes, image_pixels=settings.max_pixels)
+        page = partial(nucleus.page.page_router, corrections=corrections, limits=limits)
+        app = nucleus.serve.create_app(service, [page])
         nucleus.serve.run_server(app, service, bound, lambda address: note(_welcome(service, address)))
 
 
 def _welcome(service: "Service", address: str) -> str:
-    return f"{service.model} on {address}/v1/segment (to stop it: Ctrl-C)"
+    return f"{service.model} on {address}; programs ask {address}/v1/segment (to stop it: Ctrl-C)"
 
 
 def _bucket() -> "Bucket | None":

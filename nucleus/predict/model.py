@@ -256,6 +256,11 @@ class Model:
         summary.add(rows)
         return Segmentation(scaled, labels.labels, rows, summary.median_diameter, self.doubt(summary))
 
+    def maps(self, image: ScaledImage) -> Maps:
+        """Return the network's maps at the pixels of an image that fits in memory, H x W each."""
+        (values,) = self._values([image])
+        return maps_of(image.back(values, image.covering(image.whole), image.whole), self.config.heads)
+
     def doubt(self, summary: NucleiSummary) -> str | None:
         """Return why the result for an image may be wrong, or None: no nuclei, or scores below those of validation."""
         lowest = self.config.lowest_score

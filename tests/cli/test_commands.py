@@ -80,7 +80,7 @@ CONTRACT = {
         *("--engine", "--format", "--single-writer", "--json", "--anonymous"),
     },
     "serve": {
-        *("--model", "--engine", "--host", "--port", "--token-file", "--images", "--ray"),
+        *("--model", "--engine", "--host", "--port", "--token-file", "--images", "--corrections", "--ray"),
         *("--max-bytes", "--max-pixels", "--max-seconds", "--max-requests"),
     },
 }

@@ -1,0 +1,262 @@
+"""Workspaces of the page: the images that one browser has sent, in a folder of their own, and their segmentation.
+
+A workspace is found by a random token that only its browser has, and is removed when nobody has used it for a day.
+"""
+
+import hashlib
+import secrets
+import shutil
+import tempfile
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from nucleus.data.images import IMAGE_SUFFIXES
+from nucleus.errors import NucleusError, UsageError
+from nucleus.page.display import default_views, thumbnail
+from nucleus.page.editing import measure_shape
+from nucleus.page.layers import LayerWriter, NucleusShape
+from nucleus.page.page_images import FOUND, ImageOptions, OpenedImage, PageImage, Status, opened_image, shown_name
+from nucleus.predict.blocks import assembled_labels
+from nucleus.predict.measurement import NucleiSummary, frame_of, image_row, measure_blocks
+from nucleus.predict.model import Model
+from nucleus.text import first_line
+
+__all__ = ["PageLimits", "Workspace", "Workspaces"]
+
+_THUMBNAIL_SIDE = 360
+_KEPT_OPEN = 6
+_KEPT_MEASURES = 5000
+_TOKEN_BYTES = 24
+_ID_BYTES = 6
+_HASH_CHUNK = 1 << 20
+
+
+@dataclass(frozen=True)
+class PageLimits:
+    """Limits of the page.
+
+    Attributes:
+        image_bytes: Bytes of an image.
+        image_pixels: Pixels of an image.
+        workspace_bytes: Bytes that a workspace's images have together.
+        images: Images of a workspace.
+        workspaces: Workspaces at once; the one that was not used for longest makes room for another.
+        idle_seconds: Seconds without use after which a workspace is removed.
+    """
+
+    image_bytes: int = 4 << 30
+    image_pixels: int = 1 << 30
+    workspace_bytes: int = 16 << 30
+    images: int = 2000
+    workspaces: int = 100
+    idle_seconds: float = 86_400.0
+
+
+class Workspace:
+    """The images of one browser.
+
+    Args:
+        folder: Its folder.
+        model: Function that returns the model.
+        limits: Its limits.
+    """
+
+    def __init__(self, folder: Path, model: Callable[[], Model], limits: PageLimits) -> None:
+        self.folder, self.limits = folder, limits
+        self.images: dict[str, PageImage] = {}
+        self.used = time.monotonic()
+        self._model = model
+        self._bytes = 0
+        self._lock = threading.RLock()
+        self._opened: OrderedDict[tuple[str, int], OpenedImage] = OrderedDict()
+        self._measured: OrderedDict[tuple[str, int, NucleusShape], dict[str, Any]] = OrderedDict()
+
+    def image(self, name: str) -> PageImage:
+        """Return an image by its id. Raises `UsageError`."""
+        found = self.images.get(name)
+        if found is None:
+            raise UsageError("Expected an image of this browser; found none. Drop the image again.")
+        return found
+
+    def new_file(self, name: str) -> tuple[Path, Path]:
+        """Return the folder of a new image, and the path for its file. Raises `UsageError` if there are too many."""
+        if len(self.images) >= self.limits.images:
+            raise UsageError(f"Expected at most {self.limits.images:,} images; remove some, or use nucleus predict.")
+        suffix = PurePosixPath(name).suffix.lower()
+        folder = self.folder / secrets.token_hex(_ID_BYTES)
+        folder.mkdir()
+        return folder, folder / f"image{suffix if suffix in IMAGE_SUFFIXES else ''}"
+
+    def spend(self, size: int) -> None:
+        """Count bytes of images. Raises `UsageError` if there are too many."""
+        with self._lock:
+            if self._bytes + size > self.limits.workspace_bytes:
+                raise UsageError(
+                    f"Expected images of at most {self.limits.workspace_bytes >> 20:,} MiB together; remove some."
+                )
+            self._bytes += size
+
+    def add(self, name: str, folder: Path, file: Path) -> PageImage:
+        """Add an image whose file is complete."""
+        image = PageImage(folder.name, shown_name(name), folder, file, _sum(file))
+        with self._lock:
+            self.images[image.id] = image
+        return image
+
+    def remove(self, image: PageImage) -> None:
+        """Remove an image with its files."""
+        with self._lock:
+            self.images.pop(image.id, None)
+            self._bytes -= image.file.stat().st_size if image.file.exists() else 0
+        shutil.rmtree(image.folder, ignore_errors=True)
+
+    def segment(self, image: PageImage) -> None:
+        """Find the nuclei of an image; failures are kept in it."""
+        if image.id not in self.images:
+            return
+        version = image.version
+        image.status, image.message = "working", None
+        try:
+            status, message = self._segment(image, version), None
+        except NucleusError as error:
+            status, message = "failed", self._shown(image, str(error))
+        except Exception as error:  # a decoder's or the network's own
+            status, message = "failed", self._shown(image, first_line(error) or type(error).__name__)
+        if image.version == version:  # else other options were chosen meanwhile, and it waits again
+            image.status, image.message = status, message
+
+    def _shown(self, image: PageImage, message: str) -> str:
+        """Return a message without paths of this machine."""
+        return message.replace(str(image.file), image.name).replace(str(self.folder), "")
+
+    def _segment(self, image: PageImage, version: int) -> Status:
+        opened = self.opened(image)
+        scaled, model = opened.edited.scaled, opened.edited.model
+        frame, summary, writer = frame_of(scaled.source), NucleiSummary(), LayerWriter()
+        (blocks,) = model.segment_blocks([scaled])
+        with assembled_labels(frame.shape, image.folder) as labels:
+            for part in measure_blocks(frame, blocks, labels):
+                summary.add(part.rows)
+                writer.add(part)
+            if image.version != version:
+                return "waiting"
+            writer.write(image.layer_folder(FOUND), labels.labels)
+            image.summary = image_row(frame, summary, labels.pixels, scaled.scale, model.doubt(summary))
+            image.model = str(model)
+            views = default_views(opened.pyramid, stored=opened.stored)
+            picture = thumbnail(opened.pyramid, views, labels.labels, _THUMBNAIL_SIDE)
+        (image.folder / "thumbnail.png").write_bytes(picture)
+        return "done"
+
+    def opened(self, image: PageImage) -> OpenedImage:
+        """Open an image, or return it if it is open. Raises `ImageError`, `UsageError`."""
+        key = (image.id, image.version)
+        with self._lock:
+            if key not in self._opened:
+                self._opened[key] = opened_image(image, self._model(), self.limits.image_pixels)
+            self._opened.move_to_end(key)
+            while len(self._opened) > _KEPT_OPEN:
+                self._opened.popitem(last=False)
+            return self._opened[key]
+
+    def measure(self, image: PageImage, shape: NucleusShape) -> dict[str, Any]:
+        """Return the row of a nucleus that was drawn. Raises `UsageError`."""
+        key = (image.id, image.version, shape)
+        with self._lock:
+            if key in self._measured:
+                return self._measured[key]
+        row = measure_shape(self.opened(image).edited, shape)
+        with self._lock:
+            self._measured[key] = row
+            while len(self._measured) > _KEPT_MEASURES:
+                self._measured.popitem(last=False)
+        return row
+
+    def segment_again(self, image: PageImage, options: ImageOptions) -> None:
+        """Take other options for an image, which waits to be segmented; what was found before stays until then."""
+        with self._lock:
+            image.options, image.status, image.message = options, "waiting", None
+            image.summary = None
+            image.version += 1
+
+    def clear(self) -> None:
+        """Remove all images and files."""
+        self.images.clear()
+        self._opened.clear()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _sum(file: Path) -> str:
+    digest = hashlib.sha256()
+    with file.open("rb") as opened:
+        while chunk := opened.read(_HASH_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+class Workspaces:
+    """All workspaces of a process.
+
+    Args:
+        model: Function that returns the model.
+        limits: Limits of each.
+        executor: What segments images, one after the other; by default, a thread of its own.
+        folder: Folder for all files; by default, a temporary one.
+    """
+
+    def __init__(
+        self,
+        model: Callable[[], Model],
+        limits: PageLimits | None = None,
+        executor: Executor | None = None,
+        folder: Path | None = None,
+    ) -> None:
+        self.limits = limits or PageLimits()
+        self._model = model
+        self._executor = executor or ThreadPoolExecutor(1, "page")
+        self._temporary = tempfile.TemporaryDirectory(prefix="nucleus-page-", dir=folder, ignore_cleanup_errors=True)
+        self._found: dict[str, Workspace] = {}
+        self._lock = threading.Lock()
+
+    def get(self, token: str | None) -> Workspace | None:
+        """Return the workspace of a token; None if there is none."""
+        with self._lock:
+            found = self._found.get(token or "")
+            if found is not None:
+                found.used = time.monotonic()
+            return found
+
+    def create(self) -> tuple[str, Workspace]:
+        """Return a new workspace and its token; the oldest make room."""
+        token = secrets.token_urlsafe(_TOKEN_BYTES)
+        with self._lock:
+            self._remove_idle()
+            folder = Path(self._temporary.name) / secrets.token_hex(_ID_BYTES)
+            folder.mkdir()
+            self._found[token] = Workspace(folder, self._model, self.limits)
+            return token, self._found[token]
+
+    def _remove_idle(self) -> None:
+        now = time.monotonic()
+        oldest = sorted(self._found, key=lambda token: self._found[token].used)
+        surplus = len(oldest) - self.limits.workspaces + 1
+        for number, token in enumerate(oldest):
+            if number < surplus or now - self._found[token].used > self.limits.idle_seconds:
+                self._found.pop(token).clear()
+
+    def start(self, workspace: Workspace, image: PageImage) -> None:
+        """Segment an image as soon as those before it are done."""
+        self._executor.submit(workspace.segment, image)
+
+    def close(self) -> None:
+        """Remove all files."""
+        self._executor.shutdown(wait=False, cancel_futures=True)
+        with suppress(OSError):
+            self._temporary.cleanup()

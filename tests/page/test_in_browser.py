@@ -1,0 +1,252 @@
+"""The page in headless Chromium: what a person does with it, what two do at once, and what a killed service leaves."""
+
+import base64
+import csv
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Browser, BrowserContext, Page
+
+import nucleus
+from nucleus.data.intake import read_source
+from nucleus.page.corrections import BucketPlace, CorrectionSet
+from nucleus.progress import no_progress
+from nucleus.storage.bucket import Bucket
+from nucleus.storage.local_server import RunningStore
+from nucleus.storage.uri import S3Uri
+from tests.faults.proxy import Fault, Request, proxied
+from tests.page.conftest import RunningPage, running_page
+
+_WIDE = {"width": 1280, "height": 800}
+_FEW_SECONDS = 30_000
+
+
+@pytest.fixture(scope="module")
+def corrections(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("page") / "corrections"
+
+
+@pytest.fixture(scope="module")
+def service(corrections: Path) -> Iterator[RunningPage]:
+    environment = {name: value for name, value in os.environ.items() if name != "NUCLEUS_BUCKET"}
+    with running_page("--corrections", str(corrections), environment=environment) as running:
+        yield running
+
+
+class Person:
+    """Somebody with a browser of their own."""
+
+    def __init__(self, browser: Browser, address: str, name: str = "Ada", **options: object) -> None:
+        self.context: BrowserContext = browser.new_context(**{"viewport": _WIDE, "reduced_motion": "reduce", **options})  # type: ignore[arg-type]
+        self.context.set_default_timeout(_FEW_SECONDS)
+        self.name = name
+        self.complaints: list[str] = []
+        self.asked: list[str] = []
+        self.page: Page = self.context.new_page()
+        self.page.on("console", lambda message: self.complaints.append(message.text))
+        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        self.page.on("request", lambda request: self.asked.append(request.url))
+        self.address = address
+        self.page.goto(address)
+        self.page.wait_for_selector("body[data-ready]")
+
+    def __enter__(self) -> "Person":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.context.close()
+
+    def drop(self, image: Path) -> int:
+        """Drop an image on the page; return its count."""
+        make = """([name, data]) => { const dropped = new DataTransfer();
+            const bytes = Uint8Array.from(atob(data), (letter) => letter.charCodeAt(0));
+            dropped.items.add(new File([bytes], name)); return dropped; }"""
+        data = [image.name, base64.b64encode(image.read_bytes()).decode()]
+        self.page.dispatch_event("#drop", "drop", {"dataTransfer": self.page.evaluate_handle(make, data)})
+        self.page.wait_for_selector("#images li a")
+        return int(self.page.text_content("#images li strong") or "")
+
+    def open(self) -> None:
+        """Open the image."""
+        self.page.click("#images li a")
+        self.page.wait_for_selector("#table tbody button")
+
+    @property
+    def count(self) -> int:
+        return int(self.page.text_content("#count") or "")
+
+    def choose(self, label: int) -> None:
+        """Click a row of the table, so that the image shows its nucleus; then give the image the focus."""
+        self.page.click("#tab-nuclei")
+        self.page.click(f"#table button[data-label='{label}']")
+        self.page.focus("#canvas")
+
+    def press(self, *keys: str) -> None:
+        for key in keys:
+            self.page.keyboard.press(key)
+
+    def paint(self) -> None:
+        """Paint a nucleus by keyboard, in the middle of what is seen."""
+        self.press("b", "Space", "Space", "ArrowRight", "ArrowRight", "ArrowDown", "Space")
+
+    def save(self, into: str) -> str:
+        """Save the image; return what the page says."""
+        self.page.click("#tab-save")
+        self.page.fill("#set", into)
+        self.page.fill("#who", self.name)
+        self.page.click("#save-button")
+        self.page.wait_for_selector("#saved:text-matches('^(Saved: |The |Expected)'), #conflict:not([hidden])")
+        conflict = self.page.is_visible("#conflict")
+        return (self.page.text_content("#conflict-text" if conflict else "#saved")) or ""
+
+
+def test_a_person_corrects_an_image(
+    browser: Browser, service: RunningPage, page_image: Path, corrections: Path, tmp_path: Path
+) -> None:
+    with Person(browser, service.address) as person:
+        page = person.page
+        found = nucleus.load().segment(page_image)
+        assert person.drop(page_image) == found.count > 3
+        person.open()
+        zoom = page.text_content("#scale")
+        page.hover("#canvas")
+        page.mouse.wheel(0, -300)
+        page.wait_for_selector(f"#scale:not(:text-is('{zoom}'))")
+
+        person.choose(2)
+        assert "Nucleus 2" in (page.text_content("#status") or "")
+        person.press("Delete")
+        assert person.count == found.count - 1
+        person.press("0")
+        person.paint()
+        painted = page.text_content("#status") or ""
+        assert painted.startswith(("Painted nucleus", "Added to nucleus"))
+        person.press("Escape", "v", "n", "e", "Control+z", "Control+Shift+z")
+        after = person.count
+        page.click("#tab-save")
+        pending = page.text_content("#changes")
+        assert "Not saved yet: 1 removed" in (pending or "")
+
+        page.reload()
+        page.wait_for_selector("#changes:text-matches('Not saved yet')", state="attached")
+        assert (person.count, page.text_content("#changes")) == (after, pending)
+        assert person.save("first").startswith("Saved: revision 1 by Ada")
+        assert page.text_content("#changes") == "No changes that are not saved."
+        page.reload()
+        page.wait_for_selector("#table tbody button", state="attached")
+        assert person.count == after
+
+        page.click("#tab-download")
+        with page.expect_download() as download:
+            page.click("#download-csv")
+        rows = list(csv.DictReader(Path(download.value.path()).read_text().splitlines()))
+        assert download.value.suggested_filename == "cells one.nuclei.csv"
+        assert len(rows) == after
+        assert all(float(row["score"]) >= 0 for row in rows)
+        assert person.complaints == []
+        assert {url.split("/")[2] for url in person.asked if not url.startswith("blob:")} == {service.address[7:]}
+
+    (tmp_path / "spool").mkdir()
+    imported = read_source(corrections / "first", tmp_path / "spool", no_progress)
+    assert [(image.masks.nuclei, image.shape) for image in imported.images] == [(after, (192, 256))]
+    assert imported.left_out == []
+
+
+def test_two_people_correct_one_image(browser: Browser, service: RunningPage, page_image: Path) -> None:
+    with Person(browser, service.address, "Ada") as ada, Person(browser, service.address, "Bob") as bob:
+        for person, label in ((ada, 1), (bob, 2)):
+            count = person.drop(page_image)
+            person.open()
+            person.choose(label)
+            person.press("Delete")
+        assert ada.save("both").startswith("Saved: revision 1 by Ada")
+        assert "Ada saved revision 1" in bob.save("both")
+        bob.page.click("#look")
+        bob.page.wait_for_selector("#status:text-matches('Dashed')")
+        bob.page.click("#merge-theirs")
+        bob.page.wait_for_selector("#saved:text-matches('^Opened revision 1 by Ada')")
+        assert bob.count == count - 2
+        assert bob.save("both").startswith("Saved: revision 2 by Bob")
+
+
+def test_sessions_do_not_see_each_other(browser: Browser, service: RunningPage, page_image: Path) -> None:
+    with Person(browser, service.address) as ada, Person(browser, service.address) as bob:
+        ada.drop(page_image)
+        mine = ada.page.get_attribute("#images li a", "href")
+        ask = "(path) => fetch(path).then((answer) => answer.status)"
+        path = f"/page/api/images/{(mine or '').rpartition('/')[2]}"
+        assert ada.page.evaluate(ask, path) == 200
+        assert bob.page.evaluate(ask, path) == 400
+        assert bob.page.evaluate("() => fetch('/page/api/images').then((answer) => answer.json())") == []
+
+
+@pytest.mark.parametrize(("scheme", "width"), [("light", 1280), ("dark", 320)])
+def test_axe_finds_nothing_and_it_fits(
+    browser: Browser, service: RunningPage, page_image: Path, scheme: str, width: int
+) -> None:
+    with Person(browser, service.address, color_scheme=scheme, viewport={"width": width, "height": 700}) as person:
+        page = person.page
+
+        def check(where: str) -> None:
+            found = Axe().run(page)
+            wrong = [(each["id"], each["nodes"][0]["html"][:200]) for each in found.response["violations"]]
+            assert not wrong, where
+            assert page.evaluate("document.documentElement.scrollWidth") <= width, where
+
+        person.drop(page_image)
+        check("images")
+        person.open()
+        for tab in ("nuclei", "view", "save", "download"):
+            page.click(f"#tab-{tab}")
+            check(tab)
+        page.click("#help")
+        check("keys")
+
+
+def test_a_service_that_is_killed_while_it_saves_leaves_nothing_half_written(
+    browser: Browser, store: RunningStore, bucket_uri: S3Uri, page_image: Path
+) -> None:
+    saving = threading.Event()
+
+    def stall_labels(request: Request) -> Fault | None:
+        if request.method == "PUT" and "/labels/" in request.path:
+            saving.set()
+            return Fault.STALL
+        return None
+
+    place = BucketPlace(Bucket(bucket_uri / "corrections"))
+    with proxied(store.port, stall_seconds=60.0) as proxy:
+        environment = {**os.environ, "NUCLEUS_BUCKET": str(bucket_uri), "AWS_ENDPOINT_URL_S3": proxy.endpoint}
+        with running_page(environment=environment) as running, Person(browser, running.address) as person:
+            person.drop(page_image)
+            person.open()
+            person.choose(1)
+            person.press("Delete")
+            proxy.decide = stall_labels
+            person.page.click("#tab-save")
+            person.page.fill("#set", "first")
+            person.page.fill("#who", "Ada")
+            person.page.click("#save-button")
+            assert saving.wait(30)
+            running.process.kill()
+            person.page.wait_for_selector("#saved:text-matches('does not answer')")
+            assert not list(Bucket(bucket_uri).objects("corrections/first/labels"))
+
+            port = running.address.rpartition(":")[2]
+            proxy.decide = lambda _: None
+            with running_page("--port", port, environment=environment):
+                person.page.goto(f"{running.address}/#/")
+                person.page.reload()
+                person.page.wait_for_selector("body[data-ready]")
+                count = person.drop(page_image)
+                person.open()
+                assert person.count == count - 1  # the browser kept the change
+                assert person.save("first").startswith("Saved: revision 1 by Ada")
+    (stem,) = [each.key.rpartition("/")[2][:-4] for each in Bucket(bucket_uri).objects("corrections/first/labels")]
+    saved = CorrectionSet(place, "first").find(stem)
+    assert saved is not None
+    assert saved.revision.nuclei == count - 1
