@@ -23,6 +23,7 @@ from nucleus.data.dataset import Dataset, locate_dataset
 from nucleus.data.dataset import open_dataset as open_located
 from nucleus.data.importing import Imported, add_to_dataset
 from nucleus.data.importing import import_dataset as import_source
+from nucleus.data.origins import DataOrigin, stated_origin
 from nucleus.data.splits import SplitOptions
 from nucleus.errors import RunStoppedError, UsageError
 from nucleus.model.engines import EngineChoice
@@ -150,6 +151,8 @@ def import_dataset(
     val: float = 0.1,
     test: float = 0.1,
     group_by: str | None = None,
+    license: str | None = None,  # noqa: A002  as the option is called
+    origin: str | None = None,
 ) -> Dataset:
     """Import images with their masks as a dataset version in the bucket, or add them to a dataset.
 
@@ -167,14 +170,17 @@ def import_dataset(
         val: Fraction of the new images for validation.
         test: Fraction of the new images for testing.
         group_by: Regular expression; images whose names have the same match stay in one split.
+        license: Licence of the images and labels, an identifier of SPDX such as "CC0-1.0"; kept with them, and in the
+            card of models that are trained on them.
+        origin: Where they are from and how to cite them: a line of text, or a URL.
 
     Returns:
         The dataset version.
 
     Raises:
         DataError: There are no usable images, or too few to split, or there is no dataset to add to.
-        UsageError: `group_by` is not a regular expression, `name` has a version, or both or none of `name` and `into`
-            are given.
+        UsageError: `group_by` is not a regular expression, `license` is not one of SPDX, `name` has a version, or both
+            or none of `name` and `into` are given.
 
     Examples:
         >>> dataset = nucleus.import_dataset("folder", "cells")
@@ -187,7 +193,8 @@ def import_dataset(
         pattern = re.compile(group_by) if group_by else None
     except re.error as error:
         raise UsageError(f"Expected a regular expression for group_by; found {group_by!r}: {error}.") from error
-    imported = _import(Path(source), name, into, SplitOptions(seed=seed, val=val, test=test, group_by=pattern))
+    options = SplitOptions(seed=seed, val=val, test=test, group_by=pattern)
+    imported = _import(Path(source), name, into, options, stated_origin(license, origin))
     for item in imported.left_out:
         warn(f"left out {item.title}: {item.reason}")
     for text in imported.warnings:
@@ -195,7 +202,7 @@ def import_dataset(
     return imported.dataset
 
 
-def _import(source: Path, name: str | None, into: str | None, options: SplitOptions) -> Imported:
+def _import(source: Path, name: str | None, into: str | None, options: SplitOptions, stated: DataOrigin) -> Imported:
     target = name or into
     if target is None or (name and into):
         raise UsageError(
@@ -209,10 +216,10 @@ def _import(source: Path, name: str | None, into: str | None, options: SplitOpti
         )
     with show_progress("read images") as advance, show_progress("upload shards", "bytes") as upload:
         if name:
-            return import_source(source, location.uri, options, advance, upload)
+            return import_source(source, location.uri, options, advance, upload, stated=stated)
         with show_progress("copy images") as copied:
             cache = ShardCache(default_cache_dir())
-            return add_to_dataset(source, location, options, cache, advance, copied, upload)
+            return add_to_dataset(source, location, options, cache, advance, copied, upload, stated=stated)
 
 
 def open_dataset(name: str) -> Dataset:

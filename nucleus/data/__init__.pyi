@@ -20,7 +20,6 @@ from .dataset import LeftOut as LeftOut
 from .dataset import Sample as Sample
 from .dataset import Shard as Shard
 from .dataset import check_has_nuclei as check_has_nuclei
-from .dataset import claim_succession as claim_succession
 from .dataset import content_version as content_version
 from .dataset import list_datasets as list_datasets
 from .dataset import list_versions as list_versions
@@ -28,6 +27,8 @@ from .dataset import locate_dataset as locate_dataset
 from .dataset import open_dataset as open_dataset
 from .dataset import read_manifest as read_manifest
 from .dataset import verify_dataset as verify_dataset
+from .dataset_upload import claim_succession as claim_succession
+from .dataset_upload import upload_version as upload_version
 from .images import IMAGE_SUFFIXES as IMAGE_SUFFIXES
 from .images import Kind as Kind
 from .images import StoredImage as StoredImage
@@ -74,6 +75,13 @@ from .normalization import normalize_tensor as normalize_tensor
 from .normalization import rgb8 as rgb8
 from .normalization import stretch_of as stretch_of
 from .normalization import stretched_sample as stretched_sample
+from .origins import UNSTATED as UNSTATED
+from .origins import DataOrigin as DataOrigin
+from .origins import DataSource as DataSource
+from .origins import check_licenses as check_licenses
+from .origins import described_sources as described_sources
+from .origins import licenses_text as licenses_text
+from .origins import stated_origin as stated_origin
 from .pipeline import Feed as Feed
 from .pipeline import training_batches as training_batches
 from .pipeline import training_sample as training_sample

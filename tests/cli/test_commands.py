@@ -30,7 +30,10 @@ CONTRACT = {
     "store start": {"--dir", "--port"},
     "store stop": {"--dir"},
     "store status": {"--dir", "--json"},
-    "data import": {"--into", "--seed", "--val", "--test", "--group-by", "--single-writer", "--json"},
+    "data import": {
+        *("--into", "--seed", "--val", "--test", "--license", "--source", "--group-by", "--single-writer"),
+        "--json",
+    },
     "data list": {"--json"},
     "data show": {"--out", "--json"},
     "data verify": {"--json"},
@@ -139,6 +142,7 @@ def test_datasets_by_command(dozen: Path, here: Path, bucket_uri: S3Uri) -> None
         "nuclei": str(imported["nuclei"]),
         "left out": "0",
         "duplicates removed": "0",
+        "licences": "not stated (12 images)",
         "look": "nucleus data show dozen --out examples.png",
         "train": "nucleus train RECIPE --set dataset=dozen",
     }
