@@ -1,4 +1,4 @@
-"""OME-Zarr as public stores have it: the metadata of IDR, the BioImage Archive and bioformats2raw, with pixels of ours."""
+"""OME-Zarr as public stores have it: metadata of IDR, the BioImage Archive and bioformats2raw, with pixels of ours."""
 
 import json
 import shutil
