@@ -168,6 +168,9 @@ from .tiff_pages import JPEG as JPEG
 from .tiff_pages import StoredPage as StoredPage
 from .tiff_pages import fill_pages as fill_pages
 from .tiff_pages import page_reader as page_reader
+from .zarr_codecs import ChunkPacking as ChunkPacking
+from .zarr_codecs import Span as Span
+from .zarr_codecs import chunk_packing as chunk_packing
 from .zarr_images import OmeGroup as OmeGroup
 from .zarr_images import ome_attributes as ome_attributes
 from .zarr_images import open_zarr_image as open_zarr_image
@@ -183,6 +186,7 @@ from .zarr_plates import plate_field as plate_field
 from .zarr_plates import zarr_name as zarr_name
 from .zarr_store import ZARR_SUFFIX as ZARR_SUFFIX
 from .zarr_store import ZarrFolder as ZarrFolder
+from .zarr_store import array_key as array_key
 from .zarr_store import bucket_zarr as bucket_zarr
 from .zarr_store import is_zarr as is_zarr
 from .zarr_store import local_zarr as local_zarr

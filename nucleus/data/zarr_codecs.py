@@ -58,7 +58,7 @@ class ChunkPacking:
         size: Bytes of a decoded chunk.
         packing: Name of its compression; None without.
         filtered: Whether other codecs change the number of bytes.
-        sums: Number of checksums of 4 bytes after the compressed bytes.
+        sums: Number of checksums of 4 bytes at the end of a chunk.
         in_shard: Number of chunks in a stored object; None if each is an object of its own.
         index_first: Whether the places of the chunks in a shard are at its start.
         index_sums: Number of checksums of 4 bytes after these places.
@@ -81,17 +81,15 @@ class ChunkPacking:
             where: Name of the object in messages.
 
         Raises:
-            ImageError: A chunk unpacks to more than the metadata say.
+            ImageError: A chunk unpacks to another size than the metadata say.
         """
-        if self.packing is None:
-            return
         for part in self._chunks(data, span):
             most = _MOST_BY_FILTER * self.size + 64 if self.filtered else self.size
             found = _unpacked_size(self.packing, part[: len(part) - 4 * self.sums], most)
-            if found is not None and found > most:
+            if found is not None and (found > most or (found < self.size and not self.filtered)):
                 raise ImageError(
                     f"Expected a chunk of {self.size:,} bytes in {where}, as the metadata of the array say; it unpacks "
-                    f"to {found:,} or more. Copy the Zarr again from its source."
+                    f"to {found:,}{' or more' if found > most else ''}. Copy the Zarr again from its source."
                 )
 
     def _chunks(self, data: bytes, span: Span | None) -> Iterator[Packed]:
@@ -182,9 +180,10 @@ def _packed_by(names: Sequence[str], size: int, where: str) -> ChunkPacking:
     after = plain[packings[0] + 1 :] if packings else []
     if set(after) - {"crc32c"}:
         raise _refused(where, "at most a checksum after the compression", ", ".join(after))
-    before = plain[: packings[0]] if packings else []
+    before = plain[: packings[0]] if packings else [name for name in plain if name != "crc32c"]
+    sums = len(after) if packings else plain.count("crc32c")
     filtered = any(name in _FILTERS for name in before)
-    return ChunkPacking(size, plain[packings[0]] if packings else None, filtered, sums=len(after))
+    return ChunkPacking(size, plain[packings[0]] if packings else None, filtered, sums)
 
 
 def _configuration(part: Any) -> Mapping[str, Any]:
@@ -242,8 +241,10 @@ def _size(chunk: Any, shape: Any, item: int, where: str) -> int:
     return size
 
 
-def _unpacked_size(packing: str, data: Packed, most: int) -> int | None:
-    """Return the bytes that packed bytes make, counted to little more than `most`; None if they are at most as many."""
+def _unpacked_size(packing: str | None, data: Packed, most: int) -> int | None:
+    """Return the bytes that packed bytes make, counted to little more than `most`; None if it is for sure not more."""
+    if packing is None:
+        return len(data)
     if packing == "blosc":
         return int.from_bytes(data[4:8], "little")
     if packing == "lz4":

@@ -45,6 +45,22 @@ def test_a_chunk_that_unpacks_to_more_is_not_unpacked(tmp_path: Path, name: str)
     assert "unpacks to" in told
 
 
+@versions
+@pytest.mark.parametrize("packing", [None, "zstd", "blosc"])
+@pytest.mark.parametrize("size", [0, 1 << 10, 1 << 12])
+def test_a_chunk_of_another_size_is_named(tmp_path: Path, version: int, packing: str | None, size: int) -> None:
+    """Of uint16, 32 x 32."""
+    newer = {"zstd": zarr.codecs.ZstdCodec(), "blosc": zarr.codecs.BloscCodec(), None: None}
+    older = {**PACKINGS, None: None}
+    array = {"compressors": (newer if version == 3 else older)[packing]}
+    folder = write_image(tmp_path / "a.zarr", pixels_of((32, 32)), version, axes="yx", array=array)
+    chunk = "0/c/0/0" if version == 3 else "0/0.0"
+    data = bytes(size)
+    (folder / chunk).write_bytes(PACKINGS[packing].encode(data) if packing else data)
+    assert f"a.zarr/{chunk}" in (told := refused(folder))
+    assert f"unpacks to {size:,}" in told
+
+
 def without_size(data: bytes) -> bytes:
     """A Zstandard frame that does not state its size, as those of streams."""
     assert data[4] >> 6 == 2  # four bytes of size
