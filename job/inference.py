@@ -28,6 +28,7 @@ from nucleus.predict.evaluation import (
     parts_of,
 )
 from nucleus.predict.model import PredictionOptions, load_pulled
+from nucleus.predict.plates import Wells
 from nucleus.progress import Advance, no_progress
 from nucleus.registry.versions import PulledModel, pull_cached, read_included
 from nucleus.storage.bucket import Bucket
@@ -46,6 +47,8 @@ class BucketPrediction:
         warnings: Why the result of an image that was predicted now may be wrong, by key.
         done_before: Number of objects that were predicted earlier.
         notes: What plates list, but do not have, and what else the user should know: one sentence for each.
+        plates: Mean number of nuclei per image of each well, by row and column, of each plate, by its name; of what was
+            predicted earlier too.
     """
 
     counts: dict[str, int]
@@ -53,6 +56,7 @@ class BucketPrediction:
     warnings: dict[str, str]
     done_before: int
     notes: list[str] = field(default_factory=list)
+    plates: dict[str, Wells] = field(default_factory=dict)
 
 
 def predict_bucket(
@@ -105,14 +109,14 @@ def predict_bucket(
             seen.add(outcome.key)
             advance(len(seen) + len(found.unread), len(wanted) + len(found.unread))
         done = [image for image in found.images if image.key not in failures]
-        if done:
-            join_tables(settings, done)
+        plates = join_tables(settings, done) if done else {}
     return BucketPrediction(
         dict(sorted(counts.items())),
         dict(sorted(failures.items())),
         dict(sorted(warnings.items())),
         len(found.images) - len(wanted),
         found.notes,
+        plates,
     )
 
 

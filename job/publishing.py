@@ -10,6 +10,7 @@ from nucleus import __version__
 from nucleus.config.names import Reference
 from nucleus.data.cache import ShardCache, default_cache_dir
 from nucleus.data.dataset import locate_dataset, open_dataset
+from nucleus.data.origins import described_sources
 from nucleus.errors import IntegrityError, ModelError, ObjectNotFoundError
 from nucleus.model.architecture import (
     CARD_FILE,
@@ -119,6 +120,7 @@ def _compared(origin: Origin, plan: RunPlan, folder: Path, callback: Callback) -
             share=share,
             scores=_scores_on_test(after, plan.recipe.model, dataset, plan, callback),
             before=_scores_on_test(before, str(plan.start), dataset, plan, callback) if before else {},
+            data=open_dataset(locate_dataset(dataset)).manifest.data_sources,
         )
         for dataset, share in plan.mix.items()
     ]
@@ -166,6 +168,8 @@ def publish_run(plan: RunPlan, fitted: FinishedRun, bucket: Bucket, callback: Ca
                 f"Expected to publish {plan.recipe.model}; nothing was published. {error} Install the versions of "
                 f"tf2onnx and onnxruntime that requirements/ locks, and run: nucleus train --resume {plan.run}"
             ) from error
+        data = described_sources(dataset.manifest.data_sources, plan.recipe.card)
+        origin = origin.model_copy(update={"data": data})
         if plan.start is not None or plan.mix:
             origin = _compared(origin, plan, folder, callback)
         history = json.loads((folder / METRICS_FILE).read_bytes())["history"]

@@ -24,6 +24,7 @@ from job.signals import Interruptions, stop_request, stops_on_signals
 from job.worker import train_worker
 from nucleus.config.recipe import Recipe
 from nucleus.data.dataset import Dataset, check_has_nuclei, locate_dataset, open_dataset
+from nucleus.data.origins import check_licenses
 from nucleus.errors import ClusterError, DataError, JobError, NucleusError, RecipeError, RunStoppedError, WeightsError
 from nucleus.model.architecture import CONFIG_FILE, read_model_config, recipe_from_start
 from nucleus.registry.encoder_weights import provide_start, provide_weights, start_origin
@@ -284,6 +285,7 @@ def plan_run(recipe: Recipe, options: RunOptions, callback: Callback, group: str
             "input.batch_size lower, or import more."
         )
     check_has_nuclei(dataset)
+    check_licenses(dataset.manifest.data_sources, recipe.card, str(dataset))
     mode = tracking_mode(recipe.tracking)
     check_tracking(mode)
     check_conditional_writes(bucket)

@@ -24,6 +24,7 @@ from nucleus.data.dataset import open_dataset as open_located
 from nucleus.data.importing import Imported, add_to_dataset
 from nucleus.data.importing import import_dataset as import_source
 from nucleus.data.intake import SourceOptions
+from nucleus.data.origins import DataOrigin, stated_origin
 from nucleus.data.splits import SplitOptions
 from nucleus.data.stacks import PlaneOptions
 from nucleus.data.zarr_labels import ZarrChoice
@@ -162,6 +163,8 @@ def import_dataset(
     val: float = 0.1,
     test: float = 0.1,
     group_by: str | None = None,
+    license: str | None = None,  # noqa: A002  as the option is called
+    origin: str | None = None,
     labels: str | None = None,
     channel: int | str | None = None,
     z: int | str | None = None,
@@ -184,6 +187,9 @@ def import_dataset(
         val: Fraction of the new images for validation.
         test: Fraction of the new images for testing.
         group_by: Regular expression; images whose names have the same match stay in one split.
+        license: Licence of the images and labels, an identifier of SPDX such as "CC0-1.0"; kept with them, and in the
+            card of models that are trained on them.
+        origin: Where they are from and how to cite them: a line of text, or a URL.
         labels: Of OME-Zarr, the name of the label image, if there are several.
         channel: Of OME-Zarr, the channel: its number from 0, or its name.
         z: Of OME-Zarr, a depth from 0, "best" (the sharpest) or "all".
@@ -195,8 +201,8 @@ def import_dataset(
 
     Raises:
         DataError: There are no usable images, or too few to split, or there is no dataset to add to.
-        UsageError: `group_by` is not a regular expression, `name` has a version, or both or none of `name` and `into`
-            are given.
+        UsageError: `group_by` is not a regular expression, `license` is not one of SPDX, `name` has a version, or both
+            or none of `name` and `into` are given.
 
     Examples:
         >>> dataset = nucleus.import_dataset("folder", "cells")
@@ -212,7 +218,8 @@ def import_dataset(
     place = parse_uri(source) if isinstance(source, str) and source.startswith("s3://") else Path(source)
     zarr = ZarrChoice(labels, channel, PlaneOptions(z, t)) if (labels, channel, z, t) != (None,) * 4 else None
     options = SplitOptions(seed=seed, val=val, test=test, group_by=pattern)
-    imported = _import(place, name, into, options, SourceOptions(anonymous=anonymous, zarr=zarr))
+    reading = SourceOptions(anonymous=anonymous, zarr=zarr)
+    imported = _import(place, name, into, options, stated_origin(license, origin), reading)
     for item in imported.left_out:
         warn(f"left out {item.title}: {item.reason}")
     for text in imported.warnings:
@@ -221,7 +228,12 @@ def import_dataset(
 
 
 def _import(
-    source: Path | S3Uri, name: str | None, into: str | None, options: SplitOptions, reading: SourceOptions
+    source: Path | S3Uri,
+    name: str | None,
+    into: str | None,
+    options: SplitOptions,
+    stated: DataOrigin,
+    reading: SourceOptions,
 ) -> Imported:
     target = name or into
     if target is None or (name and into):
@@ -236,10 +248,12 @@ def _import(
         )
     with show_progress("read images") as advance, show_progress("upload shards", "bytes") as upload:
         if name:
-            return import_source(source, location.uri, options, advance, upload, reading=reading)
+            return import_source(source, location.uri, options, advance, upload, stated=stated, reading=reading)
         with show_progress("copy images") as copied:
             cache = ShardCache(default_cache_dir())
-            return add_to_dataset(source, location, options, cache, advance, copied, upload, reading=reading)
+            return add_to_dataset(
+                source, location, options, cache, advance, copied, upload, stated=stated, reading=reading
+            )
 
 
 def open_dataset(name: str) -> Dataset:

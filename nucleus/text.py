@@ -7,6 +7,7 @@ from typing import Any, overload
 __all__ = [
     "KINDS",
     "MISSING",
+    "NOT_STATED",
     "SPLIT_NAMES",
     "UNDEFINED",
     "aligned",
@@ -27,6 +28,8 @@ __all__ = [
 
 MISSING = "–"
 """Stands for an unknown value."""
+NOT_STATED = "not stated"
+"""Stands for what nobody stated, such as a licence."""
 UNDEFINED = "undefined"
 """Stands for a score of images among which none has a nucleus."""
 

@@ -12,7 +12,7 @@ from nucleus.cli.options import json_option, number_or_word, single_writer_optio
 from nucleus.cli.output import note, print_facts, print_json, print_table, warn
 from nucleus.cli.progress_bars import show_progress
 from nucleus.errors import DataError, UsageError
-from nucleus.text import MISSING
+from nucleus.text import MISSING, NOT_STATED
 
 if TYPE_CHECKING:
     from nucleus.data.dataset import DamagedDataset, Dataset, DatasetLocation
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["data"]
 
 _BUCKET = "s3://"
-_LIST_COLUMNS = ("version", "created", "images", "nuclei", "added to")
+_LIST_COLUMNS = ("version", "created", "images", "nuclei", "licences", "added to")
 
 
 @click.group()
@@ -52,6 +52,13 @@ def _place(_context: click.Context, _argument: click.Parameter, value: str) -> "
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Seed of the splits.")
 @click.option("--val", default=0.1, show_default=True, help="Fraction of the images of SRC for validation.")
 @click.option("--test", default=0.1, show_default=True, help="Fraction of the images of SRC for the test split.")
+@click.option(
+    "--license",
+    "license_",
+    metavar="SPDX",
+    help="Licence of the images and labels of SRC, an identifier of SPDX such as CC0-1.0. It is kept with them.",
+)
+@click.option("--source", metavar="TEXT", help="Where they are from and how to cite them: a line of text, or a URL.")
 @click.option("--group-by", metavar="REGEX", help="Images in whose names this matches the same text stay in one split.")
 @click.option("--labels", metavar="NAME", help="Of OME-Zarr, the label image, if there are several.")
 @click.option(
@@ -69,6 +76,8 @@ def import_(
     seed: int,
     val: float,
     test: float,
+    license_: str | None,
+    source: str | None,
     group_by: str | None,
     labels: str | None,
     channel: int | str | None,
@@ -92,17 +101,34 @@ def import_(
         raise click.BadParameter(f"not a regular expression: {error}", param_hint="--group-by") from error
     location = _target(uri, into)
     reading = _reading(src, labels, channel, (z, t), anonymous=anonymous)
+    stated = nucleus.data.stated_origin(license_, source)
     options = nucleus.data.SplitOptions(seed=seed, val=val, test=test, group_by=pattern)
     with show_progress("read images") as advance, show_progress("upload shards", "bytes") as upload:
         if into is None:
             imported = nucleus.data.import_dataset(
-                src, location.uri, options, advance, upload, single_writer=single_writer, reading=reading
+                src,
+                location.uri,
+                options,
+                advance,
+                upload,
+                stated=stated,
+                single_writer=single_writer,
+                reading=reading,
             )
         else:
             cache = nucleus.data.ShardCache(nucleus.data.default_cache_dir())
             with show_progress("copy images") as copied:
                 imported = nucleus.data.add_to_dataset(
-                    src, location, options, cache, advance, copied, upload, single_writer=single_writer, reading=reading
+                    src,
+                    location,
+                    options,
+                    cache,
+                    advance,
+                    copied,
+                    upload,
+                    stated=stated,
+                    single_writer=single_writer,
+                    reading=reading,
                 )
     for item in imported.left_out:
         warn(f"left out {item.title}: {item.reason}")
@@ -159,6 +185,7 @@ def _import_facts(imported: "Imported", uri: str) -> dict[str, object]:
         "nuclei": sum(sample.nuclei for sample in manifest.samples),
         "left out": f"{len(imported.left_out)}: see above" if imported.left_out else 0,
         "duplicates removed": len(imported.duplicates),
+        "licences": nucleus.data.licenses_text(manifest.data_sources),
         "look": f"nucleus data show {uri} --out examples.png",
         "train": f"nucleus train RECIPE --set dataset={uri}",
     }
@@ -243,11 +270,13 @@ def _row(dataset: "Dataset") -> tuple[object, ...]:
     manifest = dataset.manifest
     nuclei = sum(sample.nuclei for sample in manifest.samples)
     images = len(manifest.samples)
-    return manifest.name, manifest.version, manifest.created[:19], images, nuclei, manifest.parent or MISSING
+    licenses = dict.fromkeys(source.license or MISSING for source in manifest.data_sources)
+    facts = manifest.name, manifest.version, manifest.created[:19], images, nuclei
+    return *facts, ", ".join(licenses), manifest.parent or MISSING
 
 
 def _damaged_row(damaged: "DamagedDataset") -> tuple[object, ...]:
-    return damaged.uri.name, damaged.version, "damaged", MISSING, MISSING, MISSING
+    return damaged.uri.name, damaged.version, "damaged", MISSING, MISSING, MISSING, MISSING
 
 
 def _damaged_summary(damaged: "DamagedDataset") -> dict[str, Any]:
@@ -268,6 +297,7 @@ def _summary(dataset: "Dataset") -> dict[str, Any]:
         "created": manifest.created,
         "source": manifest.source,
         "layout": manifest.layout,
+        "sources": [item.model_dump() for item in manifest.data_sources],
         "parent": manifest.parent,
         "additions": [item.model_dump() for item in manifest.additions],
         "images": len(manifest.samples),
@@ -291,12 +321,20 @@ def _split_summary(dataset: "Dataset", split: str) -> dict[str, Any]:
 
 
 def _print_sources(dataset: "Dataset") -> None:
-    """Print what was imported and what was added to it, if anything was."""
+    """Print the sources with their licences; and what was added to what was imported, if anything was."""
     manifest = dataset.manifest
+    print_table(
+        ("source", "images", "labels of others", "licence", "origin"),
+        [
+            (each.name, each.images, each.labels, each.license or NOT_STATED, each.origin or NOT_STATED)
+            for each in manifest.data_sources
+        ],
+    )
     if manifest.additions:
         rows = [(item.source, item.created[:19], item.parent, item.added, item.replaced) for item in manifest.additions]
         whole = len(manifest.samples) - sum(item.added for item in manifest.additions)
         first = (manifest.source, MISSING, MISSING, whole, MISSING)
+        click.echo()
         print_table(("source", "created", "added to", "images", "labels replaced"), [first, *rows])
 
 

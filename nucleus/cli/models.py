@@ -199,7 +199,7 @@ def export(model: str, dest: Path, kind: Any, as_json: bool) -> None:
     about = {"model": manifest.model, "version": manifest.version}
     card = manifest.origin.recipe.get("card", {})
     facts = nucleus.model.ModelFacts(
-        manifest.model, manifest.version, card.get("license") or "", card.get("data_source") or ""
+        manifest.model, manifest.version, card.get("license") or "", manifest.origin.all_data
     )
     usage = nucleus.model.export_model(pulled.folder, kind, dest, facts)
     if as_json:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from nucleus.model.engines import EngineChoice
     from nucleus.predict.evaluation import Evaluation
     from nucleus.predict.model import PredictionOptions
+    from nucleus.predict.plates import Wells
     from nucleus.registry.versions import PulledModel
 
 __all__ = ["evaluate", "predict"]
@@ -203,6 +204,7 @@ def _predict_files(inputs: tuple[str, ...], model: str | None, out: Path, given:
         _print_json(str(pulled), str(out.absolute()), predicted.counts, failures, predicted.warnings)
     else:
         _print(str(pulled), str(out), predicted.counts, failures, predicted.warnings, time.monotonic() - started)
+        _print_plates(predicted.plates)
     _check(failures, len(predicted.counts) + len(failures))
 
 
@@ -251,6 +253,7 @@ def _predict_bucket(images: str, model: str | None, out: str, workers: int | Non
         _print(
             settings.model, settings.out, found.counts, found.failures, found.warnings, time.monotonic() - started, more
         )
+        _print_plates(found.plates)
     _check(found.failures, len(found.counts) + len(found.failures))
 
 
@@ -311,6 +314,11 @@ def _print(
             "results": out,
         }
     )
+
+
+def _print_plates(plates: "Mapping[str, Wells]") -> None:
+    for plate, wells in plates.items():
+        click.echo(f"\n{nucleus.predict.plate_text(plate, wells)}")
 
 
 def _check(failures: Mapping[str, str], images: int) -> None:

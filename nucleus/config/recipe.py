@@ -285,8 +285,9 @@ class CardOptions(_Options):
 
     Attributes:
         license: Licence of the published weights, such as `Apache-2.0`.
-        data_license: Licence of the images and their labels, such as `CC0-1.0`.
-        data_source: Origin of the images, and how to cite them.
+        data_license: Licence of the images and their labels, such as `CC0-1.0`, if it was not stated when they were
+            imported (`nucleus data import --license`). If another one was, training does not start.
+        data_source: Origin of the images, and how to cite them, if it was not stated when they were imported.
         data_import: Name, without extension, of the imported zip or folder that `data_license` and `data_source`
             describe. The card leaves both out for a dataset imported from anything else; if not set, they apply to
             every dataset.

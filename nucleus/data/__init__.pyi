@@ -21,7 +21,6 @@ from .dataset import LeftOut as LeftOut
 from .dataset import Sample as Sample
 from .dataset import Shard as Shard
 from .dataset import check_has_nuclei as check_has_nuclei
-from .dataset import claim_succession as claim_succession
 from .dataset import content_version as content_version
 from .dataset import list_datasets as list_datasets
 from .dataset import list_versions as list_versions
@@ -29,6 +28,8 @@ from .dataset import locate_dataset as locate_dataset
 from .dataset import open_dataset as open_dataset
 from .dataset import read_manifest as read_manifest
 from .dataset import verify_dataset as verify_dataset
+from .dataset_upload import claim_succession as claim_succession
+from .dataset_upload import upload_version as upload_version
 from .illumination import Illumination as Illumination
 from .illumination import LightKind as LightKind
 from .illumination import uneven_light as uneven_light
@@ -83,6 +84,13 @@ from .normalization import normalize_tensor as normalize_tensor
 from .normalization import rgb8 as rgb8
 from .normalization import stretch_of as stretch_of
 from .normalization import stretched_sample as stretched_sample
+from .origins import UNSTATED as UNSTATED
+from .origins import DataOrigin as DataOrigin
+from .origins import DataSource as DataSource
+from .origins import check_licenses as check_licenses
+from .origins import described_sources as described_sources
+from .origins import licenses_text as licenses_text
+from .origins import stated_origin as stated_origin
 from .pipeline import Feed as Feed
 from .pipeline import training_batches as training_batches
 from .pipeline import training_sample as training_sample
@@ -183,6 +191,9 @@ from .tiff_pages import JPEG as JPEG
 from .tiff_pages import StoredPage as StoredPage
 from .tiff_pages import fill_pages as fill_pages
 from .tiff_pages import page_reader as page_reader
+from .zarr_codecs import ChunkPacking as ChunkPacking
+from .zarr_codecs import Span as Span
+from .zarr_codecs import chunk_packing as chunk_packing
 from .zarr_images import OmeGroup as OmeGroup
 from .zarr_images import ome_attributes as ome_attributes
 from .zarr_images import open_zarr_image as open_zarr_image
@@ -201,6 +212,7 @@ from .zarr_plates import plate_field as plate_field
 from .zarr_plates import zarr_name as zarr_name
 from .zarr_store import ZARR_SUFFIX as ZARR_SUFFIX
 from .zarr_store import ZarrFolder as ZarrFolder
+from .zarr_store import array_key as array_key
 from .zarr_store import bucket_zarr as bucket_zarr
 from .zarr_store import is_zarr as is_zarr
 from .zarr_store import local_zarr as local_zarr

@@ -3,17 +3,18 @@
 import hashlib
 import json
 import re
-import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from nucleus.config.names import check_name, parse_reference
 from nucleus.data.images import Kind
-from nucleus.errors import DataError, IntegrityError, ObjectExistsError, ObjectNotFoundError
+from nucleus.data.origins import UNSTATED, DataOrigin, DataSource
+from nucleus.errors import DataError, IntegrityError, ObjectNotFoundError
 from nucleus.progress import Advance, no_progress, split_progress
 from nucleus.storage.bucket import Bucket
 from nucleus.storage.files import read_document
@@ -34,7 +35,6 @@ __all__ = [
     "Sample",
     "Shard",
     "check_has_nuclei",
-    "claim_succession",
     "content_version",
     "list_datasets",
     "list_versions",
@@ -45,8 +45,8 @@ __all__ = [
 ]
 
 
-DATASET_FORMAT = 2
-"""2: with `additions`."""
+DATASET_FORMAT = 3
+"""2: with `additions`. 3: with `stated`."""
 _CONTENT_FORMAT = 1
 SPLITS = tuple(SPLIT_NAMES)
 _SPLIT = rf"({'|'.join(SPLITS)})"
@@ -54,9 +54,6 @@ _SPLIT = rf"({'|'.join(SPLITS)})"
 DATASETS = "datasets/"
 """Prefix of all datasets in the project's bucket; in the cache, the folder of shards."""
 MANIFEST_FILE = "manifest.json"
-_SUCCESSION = "followed"
-"""Folder of a dataset with a file for each version that was added to, which has the version that followed it."""
-_CLAIM_POLLS, _POLL_SECONDS = 20, 0.5
 _MANIFEST_KEY = re.compile(rf"[0-9a-f]{{12}}/{re.escape(MANIFEST_FILE)}")
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -136,6 +133,8 @@ class Addition(_Frozen):
         added: Number of added images.
         replaced: Number of images that were there, and whose labels were replaced.
         known: Number of images that were there with the same labels.
+        stated: What was stated about its images and labels.
+        relabelled: Names of the images whose labels were replaced.
     """
 
     parent: Version
@@ -146,6 +145,8 @@ class Addition(_Frozen):
     added: Count
     replaced: Count
     known: Count
+    stated: DataOrigin = UNSTATED
+    relabelled: list[str] = []
 
 
 class DatasetManifest(_Frozen):
@@ -159,11 +160,12 @@ class DatasetManifest(_Frozen):
         source: Name of the folder or zip that was imported first.
         layout: Name of the layout that was recognised in it.
         seed: Seed of its splits.
-        samples: All images.
+        samples: All images: those of the first import, then what each addition added.
         shards: All shards.
         duplicates: Images with the same pixels as another one of their source, which were removed.
         left_out: Images that could not be used.
         additions: What was added since then, the oldest first.
+        stated: What was stated about the images and labels that were imported first.
     """
 
     format: int
@@ -178,6 +180,7 @@ class DatasetManifest(_Frozen):
     duplicates: list[LeftOut]
     left_out: list[LeftOut]
     additions: list[Addition] = []
+    stated: DataOrigin = UNSTATED
 
     @property
     def parent(self) -> str | None:
@@ -188,6 +191,34 @@ class DatasetManifest(_Frozen):
     def sources(self) -> list[str]:
         """The names of all imported folders and zips, the first one first, each once."""
         return list(dict.fromkeys([self.source, *(addition.source for addition in self.additions)]))
+
+    @property
+    def all_stated(self) -> list[DataOrigin]:
+        """What was stated at each import, the first one first."""
+        return [self.stated, *(addition.stated for addition in self.additions)]
+
+    @property
+    def sample_sources(self) -> list[int]:
+        """The import that each image is from, in the order of `samples`: 0 for the first, n for the nth addition."""
+        added = [addition.added for addition in self.additions]
+        return [n for n, images in enumerate([len(self.samples) - sum(added), *added]) for _ in range(images)]
+
+    @property
+    def data_sources(self) -> list[DataSource]:
+        """The imports that this version has images or labels of, with what was stated about them; equal ones as one."""
+        imports = [(self.source, self.stated), *((each.source, each.stated) for each in self.additions)]
+        images = Counter(imports[number] for number in self.sample_sources)
+        new = {name: imports[n] for n, addition in enumerate(self.additions, 1) for name in addition.relabelled}
+        pairs = ((new.get(s.name), imports[n]) for s, n in zip(self.samples, self.sample_sources, strict=True))
+        labels = Counter(source for source, own in pairs if source is not None and source != own)
+        for each in self.additions:
+            labels[each.source, each.stated] += 0 if each.relabelled else each.replaced  # older ones have no names
+        return [
+            DataSource(name=name, images=images[source], labels=labels[source], **stated.model_dump())
+            for source in dict.fromkeys(imports)
+            if images[source] or labels[source]
+            for name, stated in [source]
+        ]
 
     def split_samples(self, split: str) -> list[Sample]:
         """Return the samples of a split."""
@@ -203,17 +234,20 @@ class DatasetManifest(_Frozen):
         return [split for split in SPLITS if not any(sample.nuclei for sample in self.split_samples(split))]
 
 
-def content_version(samples: list[Sample], shards: list[Shard]) -> str:
+def content_version(samples: list[Sample], shards: list[Shard], stated: Sequence[DataOrigin] = ()) -> str:
     """Return the version of a dataset with this content: 12 hexadecimal digits of a SHA-256.
 
-    It depends on the samples (pixels, labels, names, splits, kinds, groups) and on the number of shards, but not on the
-    time of the import, nor on the seed if the splits are the same.
+    It depends on the samples (pixels, labels, names, splits, kinds, groups), on the number of shards, and on what is
+    stated about each import (if anything is), but not on the time of the import, nor on the seed if the splits are the
+    same.
     """
-    content = {
+    content: dict[str, Any] = {
         "format": _CONTENT_FORMAT,
         "shards": {split: sum(shard.split == split for shard in shards) for split in SPLITS},
         "samples": [sample.model_dump(mode="json") for sample in samples],
     }
+    if any(each != UNSTATED for each in stated):
+        content["stated"] = [each.model_dump(mode="json") for each in stated]
     text = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
@@ -353,48 +387,13 @@ def _read(bucket: Bucket, version: str) -> Dataset:
     """Read the manifest of a version, and check that its samples give this version."""
     where = f"{bucket.uri}/{version}/{MANIFEST_FILE}"
     manifest = read_manifest(bucket.get(f"{version}/{MANIFEST_FILE}"), where)
-    computed = content_version(manifest.samples, manifest.shards)
+    computed = content_version(manifest.samples, manifest.shards, manifest.all_stated)
     if not version == manifest.version == computed:
         raise IntegrityError(
             f"Expected the manifest of version {version} at {where}; its samples are those of {computed}. It was "
             "damaged or replaced: import the images again, or use another version."
         )
     return Dataset(bucket.uri, manifest)
-
-
-def claim_succession(bucket: Bucket, parent: str, version: str) -> None:
-    """Record that `version` follows `parent`, before its manifest is written: only one import may add to a version.
-
-    A claim whose version has no manifest after some seconds belongs to an import that was killed, and is replaced.
-
-    Args:
-        bucket: The bucket at `s3://bucket/datasets/<name>`.
-        parent: The version that was added to.
-        version: The version that is about to be written.
-
-    Raises:
-        ObjectExistsError: Another import has added to this version.
-    """
-    key, body = f"{_SUCCESSION}/{parent}", version.encode()
-    try:
-        bucket.put(key, body, if_absent=True)
-    except ObjectExistsError as error:
-        claimed, etag = bucket.get_tagged(key)
-        if claimed != body and _appears(bucket, f"{claimed.decode(errors='replace')}/{MANIFEST_FILE}"):
-            raise ObjectExistsError(
-                f"Expected to be the only import that adds to {bucket.uri}@{parent}; another one was faster. Add to "
-                f"what it made: nucleus data import SRC --into {bucket.uri}"
-            ) from error
-        bucket.put(key, body, if_match=etag)
-
-
-def _appears(bucket: Bucket, key: str) -> bool:
-    """Return whether an object is there, or another process writes it within some seconds."""
-    for _ in range(_CLAIM_POLLS):
-        if bucket.find(key) is not None:
-            return True
-        time.sleep(_POLL_SECONDS)
-    return False
 
 
 def check_has_nuclei(dataset: Dataset) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -14,7 +14,6 @@ from nucleus.config.names import clean_name, unique_names
 from nucleus.data.cache import ShardCache
 from nucleus.data.dataset import (
     DATASET_FORMAT,
-    MANIFEST_FILE,
     SPLITS,
     Addition,
     Dataset,
@@ -23,13 +22,13 @@ from nucleus.data.dataset import (
     LeftOut,
     Sample,
     Shard,
-    claim_succession,
     content_version,
     open_dataset,
-    read_manifest,
 )
+from nucleus.data.dataset_upload import upload_version
 from nucleus.data.intake import SourceImage, SourceImages, SourceOptions, read_source
 from nucleus.data.masks import mask_warnings
+from nucleus.data.origins import UNSTATED, DataOrigin
 from nucleus.data.shards import decode_record, record_name, renamed_record, write_shards
 from nucleus.data.splits import (
     Fingerprint,
@@ -40,12 +39,12 @@ from nucleus.data.splits import (
     picture_names,
     split_images,
 )
-from nucleus.errors import ObjectExistsError, ObjectNotFoundError
-from nucleus.progress import Advance, no_progress, split_progress
-from nucleus.storage.bucket import TEST_FILE, Bucket, check_conditional_writes
+from nucleus.errors import ObjectExistsError
+from nucleus.progress import Advance, no_progress
+from nucleus.storage.bucket import Bucket
 from nucleus.storage.files import temporary_folder
 from nucleus.storage.uri import S3Uri
-from nucleus.text import plural
+from nucleus.text import NOT_STATED, plural
 
 __all__ = ["Imported", "add_to_dataset", "import_dataset"]
 
@@ -96,6 +95,7 @@ def import_dataset(
     advance: Advance = no_progress,
     upload: Advance = no_progress,
     *,
+    stated: DataOrigin = UNSTATED,
     single_writer: bool = False,
     reading: SourceOptions | None = None,
 ) -> Imported:
@@ -110,6 +110,7 @@ def import_dataset(
         options: Options of the splits.
         advance: Called with the number of images read and their total.
         upload: Called with the bytes of shards sent and their total.
+        stated: What is stated about the images and labels of the source; it is a part of the content.
         single_writer: Whether nobody else writes at the same time, so that a server may lack conditional writes.
         reading: Options of how the source is read.
 
@@ -128,7 +129,7 @@ def import_dataset(
         manifest = DatasetManifest(
             format=DATASET_FORMAT,
             name=uri.name,
-            version=content_version(samples, shards),
+            version=content_version(samples, shards, [stated]),
             created=datetime.now(UTC).isoformat(),
             source=found.source,
             layout=found.layout,
@@ -137,9 +138,10 @@ def import_dataset(
             shards=shards,
             duplicates=found.duplicates,
             left_out=found.left_out,
+            stated=stated,
         )
         warnings = mask_warnings([image.masks for image in found.images], manifest.splits_without_nuclei)
-        return Imported(*_upload(bucket, manifest, spool, upload), warnings, found.duplicates, found.left_out)
+        return Imported(*upload_version(bucket, manifest, spool, upload), warnings, found.duplicates, found.left_out)
 
 
 def add_to_dataset(
@@ -151,6 +153,7 @@ def add_to_dataset(
     copied: Advance = no_progress,
     upload: Advance = no_progress,
     *,
+    stated: DataOrigin = UNSTATED,
     single_writer: bool = False,
     reading: SourceOptions | None = None,
 ) -> Imported:
@@ -173,6 +176,7 @@ def add_to_dataset(
         advance: Called with the number of images read and their total.
         copied: Called with the number of old images copied and their total.
         upload: Called with the bytes of shards sent and their total.
+        stated: What is stated about the images and labels of the source; it is a part of the content.
         single_writer: Whether nobody else writes at the same time, so that a server may lack conditional writes.
         reading: Options of how the source is read.
 
@@ -188,12 +192,12 @@ def add_to_dataset(
         found = read_source(src, spool, advance, reading)
         for _ in range(_ATTEMPTS):
             with temporary_folder("add") as folder:
-                manifest, told = _grown(parent, found, options, cache, folder, copied)
+                manifest, told = _grown(parent, found, options, stated, cache, folder, copied)
                 if manifest is None:
                     return told
                 follows = parent.manifest.version if into.ref == "latest" else None
                 try:
-                    dataset, created = _upload(bucket, manifest, folder, upload, follows)
+                    dataset, created = upload_version(bucket, manifest, folder, upload, follows)
                     return replace(told, dataset=dataset, created=created)
                 except ObjectExistsError as error:  # another import has added to this version
                     taken = error
@@ -246,7 +250,13 @@ def _write_splits(records: list[_Record], folder: Path) -> list[Shard]:
 
 
 def _grown(
-    parent: Dataset, found: SourceImages, options: SplitOptions, cache: ShardCache, folder: Path, copied: Advance
+    parent: Dataset,
+    found: SourceImages,
+    options: SplitOptions,
+    stated: DataOrigin,
+    cache: ShardCache,
+    folder: Path,
+    copied: Advance,
 ) -> tuple[DatasetManifest | None, Imported]:
     """Write the shards of a version and what is added to it; return the manifest, None if nothing is, and the rest."""
     there = {sample.image_sha256: sample for sample in parent.manifest.samples}
@@ -265,16 +275,35 @@ def _grown(
         added=len(added),
         replaced=len(changed),
         known=len(both) - len(changed),
+        stated=stated,
+        relabelled=[there[key].name for key in changed],
     )
-    told = Imported(parent, False, [], found.duplicates, found.left_out, addition)
+    kept = _otherwise_stated(parent.manifest, both.keys() - changed.keys(), stated)
+    told = Imported(parent, False, kept, found.duplicates, found.left_out, addition)
     if not added and not changed:
         return None, told
     records = [*(_relabelled(record, changed) for record in old), *added]
     manifest = _grown_manifest(parent.manifest, records, _write_splits(records, folder), addition, found)
     used = {record.spooled for record in records}
     images = [image for image in found.images if image.spooled in used]
-    relabelled = [there[key].name for key in changed]
-    return manifest, replace(told, warnings=_remarks(parent, manifest, images, added, relabelled, options))
+    return manifest, replace(told, warnings=[*_remarks(parent, manifest, images, added, addition, options), *kept])
+
+
+def _otherwise_stated(manifest: DatasetManifest, known: Set[str], stated: DataOrigin) -> list[str]:
+    """Return a sentence if images that are there already, by their SHA-256, came with another statement than now."""
+    if stated == UNSTATED:
+        return []
+    there = zip(manifest.samples, manifest.sample_sources, strict=True)
+    others = [(sample.name, number) for sample, number in there if sample.image_sha256 in known]
+    others = [(name, number) for name, number in others if manifest.all_stated[number] != stated]
+    if not others:
+        return []
+    licenses = sorted({manifest.all_stated[number].license or NOT_STATED for _, number in others})
+    return [
+        f"{plural(len(others), 'image')} were there already, and keep what was stated when they were first imported "
+        f"(licence: {', '.join(licenses)}), not what is stated now ({_named([name for name, _ in others])}). To change "
+        "it, import the dataset again from its sources."
+    ]
 
 
 def _after(moment: str) -> str:
@@ -300,7 +329,7 @@ def _grown_manifest(
     return old.model_copy(
         update={
             "format": DATASET_FORMAT,
-            "version": content_version(samples, shards),
+            "version": content_version(samples, shards, [*old.all_stated, addition.stated]),
             "created": addition.created,
             "samples": samples,
             "shards": shards,
@@ -361,15 +390,15 @@ def _remarks(
     manifest: DatasetManifest,
     images: list[SourceImage],
     added: list[_Record],
-    relabelled: list[str],
+    addition: Addition,
     options: SplitOptions,
 ) -> list[str]:
     """Return what is unlikely in the masks of added images, and what may not be what was wanted, a sentence each."""
     found = mask_warnings([image.masks for image in images], manifest.splits_without_nuclei)
-    if relabelled:
+    if addition.relabelled:
         found.append(
-            f"{plural(len(relabelled), 'image')} of {parent} had other labels: the new ones replace them in this "
-            f"version ({_named(relabelled)}). The old version keeps its own."
+            f"{plural(addition.replaced, 'image')} of {parent} had other labels: the new ones replace them in this "
+            f"version ({_named(addition.relabelled)}). The old version keeps its own."
         )
     splits = {record.spooled: record.sample.split for record in added}
     moved = [i.title for i in images if i.given_split == "test" and splits.get(i.spooled, "test") != "test"]
@@ -413,34 +442,3 @@ def _between(image: SourceImage, splits: Sequence[str]) -> LeftOut:
         "one picture, overlaps, near-duplicates, or the same --group-by), between which it would leak."
     )
     return LeftOut(title=image.title, reason=reason)
-
-
-def _upload(
-    bucket: Bucket, manifest: DatasetManifest, spool: Path, advance: Advance, follows: str | None = None
-) -> tuple[Dataset, bool]:
-    """Write a version, and say whether it is new. Raises `ObjectExistsError` if another one follows that version."""
-    key = f"{manifest.version}/{MANIFEST_FILE}"
-    try:
-        return _existing(bucket, key)
-    except ObjectNotFoundError:
-        pass
-    datasets = Bucket(bucket.uri.parent, single_writer=bucket.single_writer)
-    check_conditional_writes(datasets, TEST_FILE)  # before gigabytes are sent
-    shares = split_progress({shard.file: shard.size for shard in manifest.shards}, advance)
-
-    def put(file: str) -> None:
-        bucket.put(f"{manifest.version}/{file}", spool / file, advance=shares[file])
-
-    with ThreadPoolExecutor(8) as pool:
-        list(pool.map(put, shares))
-    if follows is not None:
-        claim_succession(bucket, follows, manifest.version)
-    try:
-        bucket.put(key, manifest.model_dump_json(indent=1).encode(), if_absent=True)
-    except ObjectExistsError:  # another import of the same content was faster
-        return _existing(bucket, key)
-    return Dataset(bucket.uri, manifest), True
-
-
-def _existing(bucket: Bucket, key: str) -> tuple[Dataset, bool]:
-    return Dataset(bucket.uri, read_manifest(bucket.get(key), f"{bucket.uri}/{key}")), False

@@ -320,10 +320,9 @@ def _check_regions(drawn: _Drawn, painted: NDArray[np.int32], kept: NDArray[np.i
     for number, shape in enumerate(drawn.shapes):
         if kept[number] == drawn.areas[number]:
             continue
-        inside = np.bincount(painted[drawn.places[number]][drawn.mask(number)], minlength=len(kept) + 1)[1:]
-        inside[number] = 0
-        others = np.flatnonzero(inside)
-        held = [other for other in others if inside[other] >= _CONTAINED * drawn.areas[other]]
+        numbers, pixels = np.unique(painted[drawn.places[number]][drawn.mask(number)], return_counts=True)
+        inside = zip((numbers - 1).tolist(), pixels.tolist(), strict=True)
+        held = [other for other, area in inside if other != number and area >= _CONTAINED * drawn.areas[other]]
         if len(held) >= _MANY:
             raise ImageError(
                 f"Expected outlines of nuclei; {shape.name} has {len(held)} others inside, as a region of tissue has. "

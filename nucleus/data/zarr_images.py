@@ -1,10 +1,11 @@
 """Images in OME-Zarr 0.4 (Zarr v2) and 0.5 (Zarr v3): their metadata, and their planes, read by blocks of chunks."""
 
+import json
 import math
 import threading
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ import numpy as np
 from nucleus.data.pixel_files import Level, PixelFacts, PixelFile
 from nucleus.data.stacks import Stack
 from nucleus.data.zarr_planes import Axes, PlaneReader
-from nucleus.data.zarr_store import ZarrFolder
+from nucleus.data.zarr_store import ZarrFolder, array_key
 from nucleus.errors import ImageError
 from nucleus.lazy import need
 
@@ -55,6 +56,8 @@ Steps = tuple[float, float]
 _RGB_LABELS = ({"red", "green", "blue"}, {"r", "g", "b"})
 _RGB_COLOURS = ("FF0000", "00FF00", "0000FF")
 _UNNAMED = ("", "channel")
+_MOST_CHANNELS, _MOST_PLANES = 1_000, 1_000_000
+"""All channels are measured together; and each plane is an image with a name."""
 _validating = threading.Lock()
 """Held while yaozarrs validates: warnings are switched off for the whole process."""
 
@@ -68,19 +71,22 @@ class OmeGroup:
         zarr_format: Version of Zarr, 2 or 3.
         kind: `plate`, `multiscales` (an image), `well` or `bioformats2raw.layout` (several images).
         metadata: The metadata of OME-Zarr, validated.
+        consolidated: Copies of the metadata of what is below the group, by key; empty without.
     """
 
     folder: ZarrFolder
     zarr_format: int
     kind: str
     metadata: dict[str, Any]
+    consolidated: Mapping[str, Any] = field(default_factory=dict)
 
 
 def read_group(folder: ZarrFolder) -> OmeGroup | None:
     """Read the metadata of a group; None if nothing is there.
 
     Raises:
-        ImageError: It is not a Zarr group with metadata of OME-Zarr 0.4 or 0.5, or has two that differ.
+        ImageError: It is not a Zarr group with metadata of OME-Zarr 0.4 or 0.5, or has two that differ, or differ from
+            its consolidated metadata.
         StorageError: The bucket cannot be read.
     """
     newer, older = folder.document("zarr.json"), folder.document(".zattrs")
@@ -97,7 +103,36 @@ def read_group(folder: ZarrFolder) -> OmeGroup | None:
     _check_agreement(folder, usable)
     version = max(usable)
     kind = next(kind for kind in _KINDS if kind in usable[version])
-    return OmeGroup(folder, version, kind, _validated(folder, usable[version], version))
+    consolidated = _consolidated(folder, newer, version)
+    if older is not None:
+        _check_consolidated(folder, consolidated, ".zattrs", older)
+    return OmeGroup(folder, version, kind, _validated(folder, usable[version], version), consolidated)
+
+
+def _consolidated(folder: ZarrFolder, newer: Mapping[str, Any] | None, version: int) -> Mapping[str, Any]:
+    """Return the copies of metadata that Zarr keeps in one document, by key."""
+    found = folder.document(".zmetadata") if version == 2 else (newer or {}).get("consolidated_metadata")
+    copies = found.get("metadata") if isinstance(found, dict) else None
+    return copies if isinstance(copies, dict) else {}
+
+
+def _check_consolidated(
+    folder: ZarrFolder, consolidated: Mapping[str, Any], key: str, document: Mapping[str, Any]
+) -> None:
+    """Raise `ImageError` if the copy of a document says something else, which other programs would go by."""
+    copy = consolidated.get(key)
+    copy = copy if isinstance(copy, dict) else {}
+    other = [each for each in copy if each in document and not _same(copy[each], document[each])]
+    if other:
+        raise ImageError(
+            f"Expected one description of {folder.name}/{key}; found another one in the consolidated metadata of "
+            f"{folder.name}, which differs in {', '.join(other)}. Write them again with zarr.consolidate_metadata, or "
+            "remove them."
+        )
+
+
+def _same(first: Any, second: Any) -> bool:
+    return json.dumps(first, sort_keys=True) == json.dumps(second, sort_keys=True)  # NaN too
 
 
 def ome_attributes(document: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -213,6 +248,7 @@ class _Arrays:
                 f"Expected resolution level {path!r} of {name}, with axes {''.join(self.axes.names)}; {found}. "
                 "Copy the Zarr again, with all its levels."
             )
+        _check_level(self.group, path)
         return array
 
     def coarser(self, opened: int, factors: Sequence[Sequence[float]]) -> list[tuple["zarr.Array[Any]", Steps]]:
@@ -244,6 +280,13 @@ class _Arrays:
                 f"{' x '.join(map(str, array.shape))} of {array.dtype}. Save the image again from its source."
             )
         return array
+
+
+def _check_level(group: OmeGroup, path: str) -> None:
+    """Raise `ImageError` if the consolidated metadata of an image say something else about a level."""
+    key = array_key(path, group.zarr_format)
+    copy = key if group.zarr_format == 2 else path
+    _check_consolidated(group.folder, group.consolidated, copy, group.folder.document(key) or {})
 
 
 def _level(sides: Sequence[float | None], wanted: float | None) -> int:
@@ -324,6 +367,12 @@ def _stack(
 ) -> Stack:
     if 0 in array.shape:
         raise ImageError(f"Expected an image with pixels in {name}; found {'x'.join(map(str, array.shape))}.")
+    planes = axes.size(array.shape, axes.time) * axes.size(array.shape, axes.z)
+    if channels.count > _MOST_CHANNELS or planes > _MOST_PLANES:
+        raise ImageError(
+            f"Expected at most {_MOST_CHANNELS:,} channels and {_MOST_PLANES:,} planes in {name}; found "
+            f"{channels.count:,} and {planes:,}. Save a part of it as an image of its own."
+        )
     dtype = np.dtype(array.dtype).newbyteorder("=")
     rgb = channels.rgb and channels.count == 3 and dtype == np.uint8
     facts = PixelFacts(colours=3 if rgb else 1, bits=1 if dtype == np.bool_ else 8 * dtype.itemsize)

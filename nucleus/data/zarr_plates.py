@@ -120,10 +120,15 @@ def image_paths(folder: ZarrFolder, tell: Tell = lambda _: None) -> list[str]:
         tell: Called with a sentence for each well or field that is not there.
 
     Raises:
-        ImageError: It is not an OME-Zarr, or has no images at all.
+        ImageError: It is not an OME-Zarr, has no images at all, or is the labels of one.
         StorageError: The bucket cannot be read.
     """
     group = _group(folder)
+    if "image-label" in group.metadata:
+        raise ImageError(
+            f"Expected an image at {folder.name}; found labels of one (image-label). Name the image itself: the group "
+            "above its labels."
+        )
     readers: dict[str, Callable[[OmeGroup, Tell], list[str]]] = {"plate": _fields, "well": _images, _LAYOUT: _series}
     found = readers[group.kind](group, tell) if group.kind in readers else [""]
     if not found:

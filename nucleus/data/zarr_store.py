@@ -10,56 +10,44 @@ import os
 import tempfile
 import threading
 import weakref
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from nucleus.data.zarr_codecs import ChunkPacking, Span, chunk_packing
 from nucleus.errors import AccessDeniedError, ImageError, ObjectNotFoundError
-from nucleus.lazy import need
+from nucleus.lazy import zarr
 from nucleus.storage.bucket import Bucket
 from nucleus.storage.s3_errors import credentials_refused, refusal_of
 from nucleus.storage.uri import key_problem
 from nucleus.surroundings import disk_space
 
 if TYPE_CHECKING:
-    import zarr
     from zarr.abc.store import ByteRequest, Store
     from zarr.core.buffer import Buffer, BufferPrototype
 
-__all__ = ["ZARR_SUFFIX", "ZarrFolder", "bucket_zarr", "is_zarr", "local_zarr"]
+__all__ = ["ZARR_SUFFIX", "ZarrFolder", "array_key", "bucket_zarr", "is_zarr", "local_zarr"]
 
 ZARR_SUFFIX = ".zarr"
 _LARGEST_DOCUMENT = 64 << 20
 """Bytes; the metadata of a plate of 1,536 wells take some hundred thousand."""
-_LARGEST_CHUNK = 1 << 29
-"""Bytes of a decoded chunk, which is decoded as a whole."""
 _MOST_OF_DISK = 2
 """The part of the free disk, one in so many, that copies of a bucket's objects may take."""
 
+_DOCUMENTS = ("zarr.json", ".zarray", ".zattrs")
 _SMALL, _MOST_IN_MEMORY = 1 << 15, 1 << 24
 """Bytes of an object that is kept in memory, and of all of them."""
-
-_TYPES = {"bool", *(f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64))}
-_TYPES |= {"float16", "float32", "float64"}
-_KINDS = {"b1", *(f"{kind}{size}" for kind in "iu" for size in (1, 2, 4, 8)), "f2", "f4", "f8"}
-_PACKINGS = {"blosc", "bz2", "gzip", "lz4", "lzma", "zlib", "zstd"}
-_FILTERS = {
-    *("adler32", "astype", "bitround", "crc32", "crc32c", "delta", "fixedscaleoffset", "fletcher32", "packbits"),
-    *("quantize", "shuffle"),
-}
-"""Codecs of Zarr v2 that make bytes of bytes or numbers of numbers; not `pickle`, and not those of objects."""
-_CODECS = {"blosc", "bytes", "crc32c", "gzip", "sharding_indexed", "transpose", "zstd"}
-_CODECS |= {f"numcodecs.{name}" for name in _PACKINGS | _FILTERS}
-"""Codecs of Zarr v3."""
-
-Span = tuple[int | None, int | None]
-"""Bytes of an object from a start to before a stop; (None, n) are the last n bytes, (n, None) those from n."""
 
 
 def is_zarr(name: str) -> bool:
     """Return whether a name or path is that of a Zarr hierarchy."""
     return name.lower().rstrip("/").endswith(ZARR_SUFFIX)
+
+
+def array_key(path: str, zarr_format: int) -> str:
+    """Return the key of the metadata of an array at a path."""
+    return f"{path}/{'zarr.json' if zarr_format == 3 else '.zarray'}"
 
 
 class ZarrFolder:
@@ -120,26 +108,21 @@ class ZarrFolder:
             zarr_format: Version of Zarr, 2 or 3.
 
         Raises:
-            ImageError: It is of other things than numbers, or has a codec that is not read.
+            ImageError: It is of other things than numbers, has a codec that is not read, or a shape that no image has.
             StorageError: The bucket cannot be read.
             MissingPackageError: zarr is not installed.
         """
-        need("zarr")
-        import zarr  # noqa: PLC0415  slow to import
-
-        key = f"{path}/zarr.json" if zarr_format == 3 else f"{path}/.zarray"
-        document = self.document(key)
+        document = self.document(array_key(path, zarr_format))
         if document is None or document.get("node_type", "array") != "array":
             return None
         where = f"{self.name}/{path}"
-        (_check_v3 if zarr_format == 3 else _check_v2)(document, where)
+        packing = chunk_packing(document, zarr_format, where)
+        store = _store(self, path, packing)
         try:
-            found = zarr.open_array(_store(self), path=path, mode="r", zarr_format=zarr_format)  # type: ignore[arg-type]
+            return zarr.open_array(store, path=path, mode="r", zarr_format=zarr_format)  # type: ignore[arg-type]
         except (ValueError, TypeError, KeyError, NotImplementedError) as error:
             reason = " ".join(str(error).split()) or type(error).__name__
             raise ImageError(f"Expected a Zarr array at {where}; its metadata cannot be read: {reason}.") from error
-        _check_chunks(found, where)
-        return found
 
     def _check_key(self, key: str) -> None:
         problem = key_problem(key) or ("Expected forward slashes; found others" if "\\" in key else None)
@@ -155,58 +138,6 @@ def local_zarr(folder: Path) -> ZarrFolder:
 def bucket_zarr(bucket: Bucket, key: str = "") -> ZarrFolder:
     """Return the Zarr hierarchy below a key of a bucket."""
     return ZarrFolder(str(bucket.uri / key if key else bucket.uri), _BucketObjects(bucket, key))
-
-
-def _check_v2(document: Mapping[str, Any], where: str) -> None:
-    """Raise `ImageError` unless the metadata of an array of Zarr v2 are those of packed numbers."""
-    kind = document.get("dtype")
-    if not isinstance(kind, str) or kind[1:] not in _KINDS or kind[0] not in "<>|":
-        raise _refused(where, "numbers", f"type {kind!r}")
-    packing, filters = document.get("compressor"), document.get("filters")
-    _check_codecs([packing] if packing is not None else [], _PACKINGS, where, "id")
-    _check_codecs(filters or [], _FILTERS | _PACKINGS, where, "id")
-
-
-def _check_v3(document: Mapping[str, Any], where: str) -> None:
-    """Raise `ImageError` unless the metadata of an array of Zarr v3 are those of packed numbers."""
-    kind = document.get("data_type")
-    if not isinstance(kind, str) or kind not in _TYPES:
-        raise _refused(where, "numbers", f"type {kind!r}")
-    grid = document.get("chunk_grid")
-    if not isinstance(grid, dict) or grid.get("name") != "regular":
-        raise _refused(where, "a regular grid of chunks", repr(grid))
-    _check_codecs(document.get("codecs"), _CODECS, where, "name")
-
-
-def _check_codecs(found: Any, known: set[str], where: str, key: str) -> None:
-    """Raise `ImageError` unless these are known codecs; those within shards are looked at too."""
-    if not isinstance(found, list):
-        raise _refused(where, "a list of codecs", repr(found))
-    for codec in found:
-        name = str(codec.get(key)) if isinstance(codec, dict) else codec
-        if name not in known:
-            raise _refused(where, f"codecs that are read ({', '.join(sorted(known))})", repr(name))
-        if name == "sharding_indexed":
-            inside = codec.get("configuration") if isinstance(codec, dict) else None
-            inside = inside if isinstance(inside, dict) else {}
-            _check_codecs(inside.get("codecs"), known, where, key)
-            _check_codecs(inside.get("index_codecs"), known, where, key)
-
-
-def _refused(where: str, expected: str, found: str) -> ImageError:
-    return ImageError(f"Expected {expected} in the array {where}; found {found}. Save the image again as OME-Zarr.")
-
-
-def _check_chunks(array: "zarr.Array[Any]", where: str) -> None:
-    size = array.dtype.itemsize
-    for side in array.chunks:
-        size *= side
-    if size > _LARGEST_CHUNK:
-        raise ImageError(
-            f"Expected chunks of at most {_LARGEST_CHUNK >> 20} MiB in {where}, because each is decoded as a whole; "
-            f"found {'x'.join(map(str, array.chunks))} of {array.dtype}, {size >> 20} MiB. Save the image with smaller "
-            "chunks."
-        )
 
 
 class _LocalObjects:
@@ -350,6 +281,8 @@ class _ReadsFolder:
 
     supports_writes = supports_deletes = supports_listing = False
     folder: ZarrFolder
+    path: str
+    packing: ChunkPacking
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _ReadsFolder) and other.folder is self.folder
@@ -359,8 +292,15 @@ class _ReadsFolder:
     async def get(
         self, key: str, prototype: "BufferPrototype", byte_range: "ByteRequest | None" = None
     ) -> "Buffer | None":
-        data = await asyncio.to_thread(self.folder.read, key, _asked(byte_range))
+        data = await asyncio.to_thread(self._checked, key, _asked(byte_range))
         return None if data is None else prototype.buffer.from_bytes(data)
+
+    def _checked(self, key: str, span: Span | None) -> bytes | None:
+        """Read an object; one of chunks is looked at before zarr-python unpacks it."""
+        data = self.folder.read(key, span)
+        if data is not None and key.startswith(f"{self.path}/") and not key.endswith(_DOCUMENTS):
+            self.packing.check(data, span, f"{self.folder.name}/{key}")
+        return data
 
     async def get_partial_values(
         self, prototype: "BufferPrototype", key_ranges: "Iterable[tuple[str, ByteRequest | None]]"
@@ -385,10 +325,10 @@ def _asked(span: Any) -> Span | None:
     return (span.offset, None) if hasattr(span, "offset") else (span.start, span.end)
 
 
-def _store(folder: ZarrFolder) -> "Store":
-    """Return a store of zarr-python, which is slow to import."""
+def _store(folder: ZarrFolder, path: str, packing: ChunkPacking) -> "Store":
+    """Return a store of zarr-python, which is slow to import, for an array at a path."""
     from zarr.abc.store import Store  # noqa: PLC0415
 
     found = type("FolderStore", (_ReadsFolder, Store), {})(read_only=True)
-    found.folder = folder
+    found.folder, found.path, found.packing = folder, path, packing
     return found  # type: ignore[no-any-return]

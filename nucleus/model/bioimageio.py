@@ -10,6 +10,7 @@ import hashlib
 import io
 import json
 import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 
 from nucleus.config.encoders import ENCODERS
 from nucleus.config.recipe import STRIDE
+from nucleus.data.origins import DataSource
 from nucleus.data.synthetic import generated_image
 from nucleus.errors import ModelError
 from nucleus.model.architecture import ONNX_FILE, ONNX_OPSET, ModelConfig
@@ -40,13 +42,18 @@ class ModelFacts:
         name: Name of the model.
         version: Its version.
         license: SPDX identifier of its licence; empty if unknown.
-        data: Where its training images are from; empty if unknown.
+        data: The sources of its training images with their licences; empty if unknown.
     """
 
     name: str
     version: int
     license: str
-    data: str
+    data: Sequence[DataSource] = ()
+
+    @property
+    def about_data(self) -> list[dict[str, Any]]:
+        """The sources of its training images, as JSON has them."""
+        return [source.model_dump() for source in self.data]
 
 
 def write_package(folder: Path, config: ModelConfig, facts: ModelFacts, path: Path) -> None:
@@ -121,10 +128,16 @@ def _description(config: ModelConfig, facts: ModelFacts, outputs: list[str], sum
         "license": facts.license,
         "tags": ["nuclei", "segmentation", "unet", "2d", "fluorescence", "histology"],
         "documentation": "README.md",
+        **_data(facts),
         "inputs": [_input(config, sums["image.npy"])],
         "outputs": [_output(name, config, sums[f"{name}.npy"]) for name in outputs],
         "weights": {"onnx": {"source": "weights.onnx", "sha256": sums["weights.onnx"], "opset_version": ONNX_OPSET}},
     }
+
+
+def _data(facts: ModelFacts) -> dict[str, Any]:
+    """Return the licences of the data: the format has a key for a data set of bioimage.io alone, and leaves us this."""
+    return {"config": {"nucleus": {"data": facts.about_data}}} if facts.data else {}
 
 
 def _input(config: ModelConfig, sha256: str) -> dict[str, Any]:
@@ -186,15 +199,16 @@ def _readme(config: ModelConfig, facts: ModelFacts) -> str:
     encoder = ENCODERS[config.encoder]
     about = json.dumps({"heads": config.heads, **config.instances.model_dump()})
     size = f"Nuclei of about {config.nucleus_diameter:g} px across fit best.\n\n" if config.nucleus_diameter else ""
-    data = f"Trained on: {facts.data}\n\n" if facts.data else ""
+    lines = "".join(f"- {source}\n" for source in facts.data)
+    data = f"## Training data\n\n{lines}\n" if lines else ""
     return (
         f"# {facts.name} {facts.version}\n\n"
         f"A U-Net with the encoder {encoder.title} ({encoder.paper}), published by the package `nucleus`.\n\n"
-        f"{data}{size}"
+        f"{size}"
         "`values` has per pixel the channels "
         f"{', '.join(config.channels)}. Nuclei are the connected components of the pixels in nuclei, divided by a "
         f"watershed from seeds in their middles; thresholds: `{about}`.\n\n"
         "The package normalizes images more carefully than the two percentiles here: it tells nuclei from noise and "
         "debris, and rescales images whose nuclei are far from the size in training.\n\n"
-        "## Validation\n\nSee the scores in the card of this version (`nucleus models show`).\n"
+        f"{data}## Validation\n\nSee the scores in the card of this version (`nucleus models show`).\n"
     )

@@ -65,7 +65,7 @@ def export_model(folder: Path, kind: ExportFormat, dest: Path, facts: ModelFacts
         UsageError: `dest` exists already.
     """
     usage = check_export(dest)
-    about = {"model": facts.name, "version": facts.version}
+    about = {"model": facts.name, "version": facts.version, "license": facts.license, "data": facts.about_data}
     config = read_model_config((folder / CONFIG_FILE).read_bytes(), str(folder / CONFIG_FILE))
     with writing(dest):
         dest.parent.mkdir(parents=True, exist_ok=True)

@@ -34,7 +34,7 @@ from nucleus.predict.measurement import (
 from nucleus.predict.model import Model
 from nucleus.predict.outlines import outlines_of
 from nucleus.predict.results import overlay_of
-from nucleus.predict.source import ScaledImage
+from nucleus.predict.scaled_image import ScaledImage
 
 __all__ = [
     "DOWNLOADS",

@@ -148,7 +148,7 @@ class Workspace:
             if image.version != version:
                 return "waiting"
             writer.write(image.layer_folder(FOUND), labels.labels)
-            image.summary = image_row(frame, summary, labels.pixels, scaled.scale, model.doubt(summary))
+            image.summary = image_row(frame, summary, labels.pixels, scaled, model.doubt(summary))
             image.model = str(model)
             views = default_views(opened.pyramid, stored=opened.stored)
             picture = thumbnail(opened.pyramid, views, labels.labels, _THUMBNAIL_SIDE)

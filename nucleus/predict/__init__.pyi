@@ -72,8 +72,10 @@ from .planes import PlannedImages as PlannedImages
 from .planes import images_of as images_of
 from .planes import plan_images as plan_images
 from .plates import PLATE_ENDING as PLATE_ENDING
+from .plates import Wells as Wells
 from .plates import draw_plate as draw_plate
-from .plates import wells_of as wells_of
+from .plates import plate_text as plate_text
+from .plates import plates_of as plates_of
 from .results import ALL_ENDINGS as ALL_ENDINGS
 from .results import OVERLAY_ENDING as OVERLAY_ENDING
 from .results import RowWriter as RowWriter

@@ -2,9 +2,9 @@
 
 The output prefix contains, for each image, `<image>.labels.tif` (or other formats), `<image>.overlay.png`, the table
 `parts/<settings>/<image>.<etag>.parquet`; at the end also `nuclei.parquet` and `images.parquet`, joined from these
-tables. An image is done when its table exists, which is written last. The key of the table contains a hash of the
-settings and the ETag of the image, so an image is predicted again if it, the model or an option changed. While a
-prediction runs it holds a claim on the prefix, so that no other one replaces its results.
+tables, and `<plate>.plate.png`. An image is done when its table exists, which is written last. The key of the table
+contains a hash of the settings and the ETag of the image, so an image is predicted again if it, the model or an option
+changed. While a prediction runs it holds a claim on the prefix, so that no other one replaces its results.
 
 An object that holds several images (planes, series) has one table, and labels and an overlay for each, such as
 `<image>.z3.labels.tif`. If some of them cannot be read, the key of its table has `.in-part`, and it is not done.
@@ -17,22 +17,25 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from pathlib import PurePosixPath
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from nucleus.config.names import Reference
-from nucleus.data.images import IMAGE_SUFFIXES
+from nucleus.data.images import IMAGE_SUFFIXES, encode_png
 from nucleus.data.slides import SLIDE_SUFFIXES, WITH_OTHER_FILES
 from nucleus.data.stacks import PlaneOptions
 from nucleus.data.zarr_images import read_group
 from nucleus.data.zarr_plates import image_paths, in_zarr
 from nucleus.data.zarr_store import ZARR_SUFFIX, bucket_zarr, is_zarr
 from nucleus.errors import AccessDeniedError, DataError, ImageError, ObjectNotFoundError, UsageError
+from nucleus.lazy import pq
 from nucleus.predict.formats import FormatName
 from nucleus.predict.image_files import check_stems, is_input, stem_of
 from nucleus.predict.measurement import write_tables
 from nucleus.predict.model import PredictionOptions
+from nucleus.predict.plates import PLATE_ENDING, Wells, draw_plate, plates_of
 from nucleus.predict.results import OVERLAY_ENDING
 from nucleus.storage.bucket import Bucket, StoredObject
 from nucleus.storage.claims import PrefixClaim, claimed_prefix
@@ -334,8 +337,12 @@ def not_done(settings: PredictionSettings, images: Iterable[BucketImage]) -> lis
     return [image for image in images if settings.table(image) not in done]
 
 
-def join_tables(settings: PredictionSettings, images: Sequence[BucketImage]) -> None:
-    """Write `nuclei.parquet` and `images.parquet` from the tables of images that are done, at least in part."""
+def join_tables(settings: PredictionSettings, images: Sequence[BucketImage]) -> dict[str, Wells]:
+    """Write `nuclei.parquet`, `images.parquet` and pictures of plates, of images that are done, at least in part.
+
+    Returns:
+        Mean number of nuclei per image of each well, by row and column, of each plate, by its name.
+    """
     out = Bucket(parse_uri(settings.out))
     there = {item.key for item in out.objects(f"{settings.tables}/")}
     keys = []
@@ -343,9 +350,14 @@ def join_tables(settings: PredictionSettings, images: Sequence[BucketImage]) -> 
         possible = [settings.table(image), settings.table(image, whole=False)]
         keys += [key for key in possible if key in there][:1]
     if not keys:
-        return
+        return {}
     with temporary_folder("tables") as temporary:
         tables = [temporary / name for name in (_NUCLEI_TABLE, _IMAGES_TABLE)]
         write_tables(out, keys, *tables)
         for table in tables:
             out.put(table.name, table)
+        rows = pq.read_table(tables[1], columns=["image", "nuclei"]).to_pylist()
+    plates = plates_of((row["image"], row["nuclei"]) for row in rows)
+    for plate, wells in plates.items():
+        out.put(f"{plate}{PLATE_ENDING}", encode_png(draw_plate(PurePosixPath(plate).name, wells)))
+    return plates

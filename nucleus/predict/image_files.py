@@ -15,7 +15,7 @@ from nucleus.data.images import encode_png
 from nucleus.data.slides import SLIDE_SUFFIXES, slides_among
 from nucleus.data.sources import is_hidden, is_image, list_folder
 from nucleus.data.stacks import PlaneOptions
-from nucleus.data.zarr_plates import PlateField, image_paths, in_zarr, plate_field, zarr_name
+from nucleus.data.zarr_plates import image_paths, in_zarr, plate_field, zarr_name
 from nucleus.data.zarr_store import ZarrFolder, is_zarr, local_zarr
 from nucleus.errors import ImageError, OutputError, UsageError
 from nucleus.predict.blocks import LabelledBlock
@@ -23,7 +23,7 @@ from nucleus.predict.formats import ENDINGS, FormatName
 from nucleus.predict.measurement import image_columns, nucleus_columns
 from nucleus.predict.model import IMAGES_AT_ONCE, Model
 from nucleus.predict.planes import FileImage, ImageOpener, PlannedImages, plan_images
-from nucleus.predict.plates import PLATE_ENDING, draw_plate, wells_of
+from nucleus.predict.plates import PLATE_ENDING, Wells, draw_plate, plates_of
 from nucleus.predict.results import ALL_ENDINGS, OVERLAY_ENDING, write_image
 from nucleus.predict.scaled_image import ScaledImage
 from nucleus.progress import Advance, no_progress
@@ -47,6 +47,7 @@ __all__ = [
 
 NUCLEI_TABLE = "nuclei.csv"
 IMAGES_TABLE = "images.csv"
+_RESULTS = (*ALL_ENDINGS, PLATE_ENDING)
 _LONGEST_NAME = 255
 """Bytes of a file name on Linux."""
 _SPOOLED = 1 << 20
@@ -135,7 +136,7 @@ def is_input(path: str) -> bool:
     OME-Zarr and whole slides are images by their names.
     """
     other = is_zarr(path) or PurePosixPath(path).suffix.lower() in SLIDE_SUFFIXES
-    return (is_image(path) or (other and not is_hidden(path))) and not path.endswith(ALL_ENDINGS)
+    return (is_image(path) or (other and not is_hidden(path))) and not path.endswith((*ALL_ENDINGS, PLATE_ENDING))
 
 
 def stem_of(name: str) -> str:
@@ -186,11 +187,13 @@ class PredictedFiles:
         counts: Number of nuclei of each image, by its name; the planes of a stack are `a.tif z=0` and so on.
         failures: Error message for each image or file that could not be read, by its name.
         warnings: Why the result of an image may be wrong, by its name.
+        plates: Mean number of nuclei per image of each well, by row and column, of each plate, by its name.
     """
 
     counts: dict[str, int]
     failures: dict[str, str]
     warnings: dict[str, str]
+    plates: dict[str, Wells] = field(default_factory=dict)
 
 
 def predict_files(
@@ -255,14 +258,11 @@ def predict_files(
 
 def _write_plates(planned: PlannedImages, found: PredictedFiles, out: Path) -> None:
     """Write a picture of each plate that was predicted."""
-    plates: dict[PurePosixPath, list[tuple[PlateField, int]]] = {}
-    for image in planned.images:
-        place = plate_field(image.name)
-        if place is not None and image.title in found.counts:
-            plate = PurePosixPath(stem_of(image.name)).parents[2]  # above its row, column and field
-            plates.setdefault(plate, []).append((place, found.counts[image.title]))
-    for plate, fields in plates.items():
-        write_atomic(out / f"{plate}{PLATE_ENDING}", encode_png(draw_plate(plate.name, wells_of(fields))))
+    counts = ((image.name, found.counts[image.title]) for image in planned.images if image.title in found.counts)
+    found.plates.update(plates_of(counts))
+    for plate, wells in found.plates.items():
+        picture = draw_plate(PurePosixPath(plate).name, wells)
+        write_atomic(out / f"{plate}{PLATE_ENDING}", encode_png(picture))
 
 
 def _planned(files: Sequence[Path] | Mapping[str, Path | ZarrFolder] | PlannedImages) -> PlannedImages:

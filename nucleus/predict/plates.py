@@ -1,18 +1,21 @@
-"""Pictures of plates: the mean number of nuclei of each well's fields, as a heat map."""
+"""Heat maps of plates, as pictures and as text: the mean number of nuclei of each well's fields."""
 
 import re
 from collections import defaultdict
 from collections.abc import Iterable
+from pathlib import PurePosixPath
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from nucleus.data.images import RgbImage
-from nucleus.data.zarr_plates import PlateField
+from nucleus.data.zarr_plates import plate_field
+from nucleus.data.zarr_store import is_zarr
 from nucleus.pictures import write_text
+from nucleus.text import plural
 
-__all__ = ["PLATE_ENDING", "draw_plate", "wells_of"]
+__all__ = ["PLATE_ENDING", "Wells", "draw_plate", "plate_text", "plates_of"]
 
 PLATE_ENDING = ".plate.png"
 _SIZES = ((8, 12), (16, 24), (32, 48))
@@ -21,17 +24,68 @@ _CELL = {8: 56, 16: 40, 32: 26}
 _MARGIN, _SCALE_WIDTH, _FOOT = 44, 110, 40
 _BACKGROUND, _EMPTY, _TEXT = (255, 255, 255), (225, 225, 225), (40, 40, 40)
 _LETTERS = 26
+_NONE = "."
+_TEXT_WIDTH = 100
+"""Characters of a line of text; where the numbers do not fit, digits stand for them."""
 
 Wells = dict[tuple[str, str], float]
 """Mean number of nuclei by row and column of a well."""
 
 
-def wells_of(fields: Iterable[tuple[PlateField, int]]) -> Wells:
-    """Return the wells of one plate, from the numbers of nuclei of its fields (or of their planes)."""
-    found: dict[tuple[str, str], list[int]] = defaultdict(list)
-    for place, nuclei in fields:
-        found[place.row, place.column].append(nuclei)
-    return {well: float(np.mean(counts)) for well, counts in found.items()}
+def plates_of(counts: Iterable[tuple[str, int]]) -> dict[str, Wells]:
+    """Return the plates among images, from the numbers of nuclei of images (or of planes) and their names.
+
+    Images that are not of a plate are passed over. A plate is called as the folder of its results.
+
+    >>> plates_of([("a/p.zarr/B/3/0", 10), ("a/p.zarr/B/3/1", 20), ("a/b.tif", 5)])
+    {'a/p': {('B', '3'): 15.0}}
+    """
+    found: dict[str, dict[tuple[str, str], list[int]]] = defaultdict(lambda: defaultdict(list))
+    for name, nuclei in counts:
+        place = plate_field(name)
+        if place is not None:
+            folders = PurePosixPath(name).parts[:-3]  # without row, column and field
+            plate = PurePosixPath(*(PurePosixPath(part).stem if is_zarr(part) else part for part in folders))
+            found[str(plate)][place.row, place.column].append(nuclei)
+    return {plate: {well: float(np.mean(numbers)) for well, numbers in wells.items()} for plate, wells in found.items()}
+
+
+def plate_text(title: str, wells: Wells) -> str:
+    """Return a plate as lines of text: the rounded numbers, or where they do not fit, digits from 0 (the least) to 9.
+
+    Wells without a number are dots.
+
+    Args:
+        title: Name of the plate.
+        wells: At least one well.
+    """
+    rows, columns = _axes(wells)
+    low, high = min(wells.values()), max(wells.values())
+    cells = {well: f"{value:.0f}" for well, value in wells.items()}
+    width = 1 + max(map(len, [*cells.values(), *columns]))
+    head = f"{title}: nuclei per image, {plural(len(wells), 'well')}"
+    if width * len(columns) > _TEXT_WIDTH:
+        cells = {well: str(int(9 * _part(value, low, high))) for well, value in wells.items()}
+        width = 2
+        head += f", from 0 = {low:.4g} to 9 = {high:.4g}"
+    first = max(map(len, rows))
+    lines = [("", names) for names in _titles(columns, width)]
+    lines += [(row, [cells.get((row, column), _NONE) for column in columns]) for row in rows]
+    text = (f"{name:>{first}}{''.join(f'{cell:>{width}}' for cell in line)}".rstrip() for name, line in lines)
+    return "\n".join([head, *text])
+
+
+def _titles(columns: list[str], width: int) -> list[list[str]]:
+    """Return lines with the names of the columns: one, or where they are too long for it, one for each character."""
+    longest = max(map(len, columns))
+    if longest < width:
+        return [columns]
+    return [[column.rjust(longest)[place] for column in columns] for place in range(longest)]
+
+
+def _part(value: float, low: float, high: float) -> float:
+    """Return where a value is on the scale, 0 to 1."""
+    return (value - low) / (high - low) if high > low else 0.5
 
 
 def draw_plate(title: str, wells: Wells) -> RgbImage:
@@ -53,13 +107,13 @@ def draw_plate(title: str, wells: Wells) -> RgbImage:
         for x, column in enumerate(columns):
             centre = (_MARGIN + side * x + side // 2, _MARGIN + side * y + side // 2)
             value = wells.get((row, column))
-            colour = _EMPTY if value is None else _colour((value - low) / (high - low) if high > low else 0.5)
+            colour = _EMPTY if value is None else _colour(_part(value, low, high))
             cv2.circle(picture, centre, side // 2 - 2, colour, cv2.FILLED, cv2.LINE_AA)
     for x, column in enumerate(columns):
         if side > _CELL[32] or x % 2 == 0:
             _write(picture, column, (_MARGIN + side * x + side // 2 - 5 * len(column), _MARGIN - 10))
     _draw_scale(picture, (width - _SCALE_WIDTH + 20, _MARGIN), side * len(rows), (low, high))
-    _write(picture, f"{title}: nuclei per image, {len(wells)} wells", (10, height - 14))
+    _write(picture, f"{title}: nuclei per image, {plural(len(wells), 'well')}", (10, height - 14))
     return picture
 
 

@@ -10,9 +10,10 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from nucleus.config.encoders import ENCODERS, IMAGENET_TERMS, KNOWN_WEIGHTS, EncoderName
-from nucleus.config.recipe import CardOptions, Recipe
+from nucleus.config.recipe import Recipe
 from nucleus.data.dataset import SPLITS, DatasetManifest, Sample
 from nucleus.data.images import Kind
+from nucleus.data.origins import described_sources, licenses_text
 from nucleus.metrics.nuclei import SIZE_TITLES
 from nucleus.metrics.scores import (
     HEADLINES,
@@ -26,7 +27,7 @@ from nucleus.metrics.scores import (
 from nucleus.model.architecture import ModelConfig
 from nucleus.registry.manifest import EncoderWeightsOrigin, Origin, before_and_after
 from nucleus.registry.versions import INCLUDED
-from nucleus.text import MISSING, count, percent, plural
+from nucleus.text import MISSING, NOT_STATED, count, percent, plural
 
 __all__ = ["model_card", "without_front_matter"]
 
@@ -70,7 +71,8 @@ def model_card(
     """
     recipe = Recipe.model_validate_json(json.dumps(origin.recipe))
     tested = origin.metrics.get("test", {}).get("all", {})
-    undescribed = _undescribed(recipe.card, dataset)
+    sources = described_sources(dataset.data_sources, recipe.card)
+    every = origin.model_copy(update={"data": sources}).all_data
     known = _HUB_LICENSE.fullmatch((recipe.card.license or "").lower())
     text = _template().render(
         name=name,
@@ -90,8 +92,9 @@ def model_card(
         score_table=_table(SCORE_COLUMNS, score_cells(origin.metrics, digits=3), text_columns=2),
         changes=before_and_after(origin, "map"),
         limits=_limits(origin.metrics),
-        is_about_data=not undescribed,
-        undescribed=undescribed if len(undescribed) < len(dataset.sources) else [],
+        sources=sources,
+        data_licenses=licenses_text(every),
+        data_origins="; ".join(dict.fromkeys(source.origin for source in every if source.origin)),
         encoder=ENCODERS[config.encoder],
         encoder_training=_encoder_training(recipe),
         heads=_HEADS[config.heads],
@@ -164,14 +167,7 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[str]], text_columns: 
 
 
 def _not_stated(key: str) -> str:
-    return f"not stated (set `card.{key}` in the recipe)"
-
-
-def _undescribed(card: CardOptions, dataset: DatasetManifest) -> list[str]:
-    """Return the sources of the dataset that the statements about data in the recipe are not about."""
-    if card.data_import is None:
-        return []
-    return [source for source in dataset.sources if card.data_import not in {source, source.rpartition(".")[0]}]
+    return f"{NOT_STATED} (set `card.{key}` in the recipe)"
 
 
 def _weights_license(encoder: EncoderName, weights: EncoderWeightsOrigin) -> str:

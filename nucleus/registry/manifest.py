@@ -8,6 +8,7 @@ from typing import Annotated, Any, Protocol
 from pydantic import BaseModel, ConfigDict, Field
 
 from nucleus.config.names import check_name, clean_name
+from nucleus.data.origins import DataSource
 from nucleus.errors import IntegrityError, ModelError, ObjectNotFoundError
 from nucleus.metrics.scores import Scores, score_cell
 from nucleus.storage.bucket import Bucket
@@ -40,7 +41,8 @@ __all__ = [
 
 MODELS = "models/"
 """Prefix of all models in the project's bucket; `<name>/` contains versions, aliases and decisions of the gate."""
-MANIFEST_FORMAT = 2
+MANIFEST_FORMAT = 3
+"""3: with `data`."""
 MANIFEST_FILE = "manifest.json"
 _DIGITS = 12
 """Digits of a checksum that are shown."""
@@ -96,12 +98,14 @@ class MixOrigin(_Frozen):
         share: Share of the training crops.
         scores: Scores on its test split: `all` or kind of image, then metric. Empty if there are no test images.
         before: The same of the version that training started with; empty without one.
+        data: Its sources with their licences; empty in a version of format 2.
     """
 
     dataset: str
     share: float
     scores: dict[str, dict[str, float | None]] = {}
     before: dict[str, dict[str, float | None]] = {}
+    data: list[DataSource] = []
 
 
 class Origin(_Frozen):
@@ -114,6 +118,7 @@ class Origin(_Frozen):
         encoder_weights: Initial weights of the encoder; with `start`, those that the training of that version had.
         start: The version that training started with; None if it started with encoder weights alone.
         mix: Datasets besides `dataset` that crops came from.
+        data: Sources of `dataset` with their licences; empty in a version of format 2 or older.
         metrics: Scores by split, then by `all` or kind of image, then by metric; None is undefined.
         code_version: Version of this package.
         wandb_run: Path of the W&B run, `[entity/]project/id`; None if tracking was disabled.
@@ -131,6 +136,16 @@ class Origin(_Frozen):
     wandb_mode: str | None = None
     start: StartOrigin | None = None
     mix: list[MixOrigin] = []
+    data: list[DataSource] = []
+
+    @property
+    def all_data(self) -> list[DataSource]:
+        """The sources of all datasets that it was trained on, as far as they are known."""
+        card = self.recipe.get("card", {})
+        if not self.data and (card.get("data_license") or card.get("data_source")):  # of format 2
+            stated = {"license": card.get("data_license"), "origin": card.get("data_source")}
+            return [DataSource(name=self.dataset, images=None, **stated)]
+        return [*self.data, *(source for mixed in self.mix for source in mixed.data)]
 
     @property
     def tracked(self) -> str | None:

@@ -13,6 +13,7 @@ from markupsafe import Markup
 
 from nucleus.config.settings import parse_recipe
 from nucleus.data.dataset import Addition, DatasetManifest
+from nucleus.data.origins import DataOrigin
 from nucleus.errors import RecipeError
 from nucleus.pictures import MISTAKE_COLOURS
 from nucleus.report.drawing import Panel, svg_of
@@ -89,7 +90,8 @@ def commands_to_repeat(record: RunRecord, dataset: DatasetManifest) -> str:
         lines.append(f"git checkout {_word(record.commit.removesuffix('-dirty'))}")
     lines += [
         _bucket(record),
-        f"nucleus data import {_FOLDER}/{_word(dataset.source)} {_word(name)} --seed {dataset.seed}",
+        f"nucleus data import {_FOLDER}/{_word(dataset.source)} {_word(name)} --seed {dataset.seed}"
+        f"{_stated(dataset.stated)}",
         *(_command_to_add(name, item) for item in dataset.additions),
         f"nucleus train {_RECIPE_FILE}",
         f"nucleus evaluate {_model(record)} {_word(record.dataset)} --split test --gallery worst.png",
@@ -99,7 +101,13 @@ def commands_to_repeat(record: RunRecord, dataset: DatasetManifest) -> str:
 
 def _command_to_add(name: str, item: Addition) -> str:
     into = _word(f"{name}@{item.parent}")
-    return f"nucleus data import {_FOLDER}/{_word(item.source)} --into {into} --seed {item.seed}"
+    return f"nucleus data import {_FOLDER}/{_word(item.source)} --into {into} --seed {item.seed}{_stated(item.stated)}"
+
+
+def _stated(stated: DataOrigin) -> str:
+    """Return the options of an import that state where its images are from."""
+    given = {"license": stated.license, "source": stated.origin}
+    return "".join(f" --{name} {_word(text)}" for name, text in given.items() if text is not None)
 
 
 def recipe_toml(record: RunRecord) -> str:

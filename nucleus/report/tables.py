@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict
 
 from nucleus.data.dataset import SPLITS, Addition, DatasetManifest, LeftOut
 from nucleus.data.images import Kind
+from nucleus.data.origins import licenses_text
 from nucleus.metrics.nuclei import SIZE_TITLES
 from nucleus.metrics.scores import (
     MISTAKES,
@@ -129,6 +130,7 @@ def dataset_facts(record: RunRecord, dataset: DatasetManifest) -> list[tuple[str
         ("Dataset", record.dataset),
         ("Imported from", f"{dataset.source} (layout {dataset.layout}, seed {dataset.seed})"),
         *(("Added", _addition(item)) for item in dataset.additions),
+        ("Licences", licenses_text(dataset.data_sources)),
         ("Imported on (UTC)", moment_text(dataset.created)),
         ("Images", f"{count(len(dataset.samples))}, with {plural(nuclei, 'nucleus', 'nuclei')}"),
         ("Diameter of nuclei", "not known" if diameter is None else f"median {diameter:.1f} px (validation split)"),

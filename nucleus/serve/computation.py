@@ -13,7 +13,8 @@ from nucleus.errors import ModelError, RequestError
 from nucleus.predict.blocks import AssembledLabels, LabelledBlock, assembled_labels
 from nucleus.predict.measurement import Frame, NucleiSummary, frame_of, image_row, measure_blocks
 from nucleus.predict.model import Model
-from nucleus.predict.source import ImageSource, ScaledImage
+from nucleus.predict.scaled_image import ScaledImage
+from nucleus.predict.source import ImageSource
 from nucleus.serve.uploads import OpenedUpload, SegmentOptions
 
 __all__ = ["SMALL_PIXELS", "Found", "FoundImage", "Ticket", "segment_alone", "segment_together"]
@@ -165,7 +166,7 @@ def _found(
         for part in measure_blocks(frame, _watched(ticket, blocks), labels):
             rows += part.rows
             summary.add(part.rows)
-    row = image_row(frame, summary, labels.pixels, image.scale, model.doubt(summary))
+    row = image_row(frame, summary, labels.pixels, image, model.doubt(summary))
     return FoundImage(image, frame, ticket.opened.output(chosen), labels, rows, row)
 
 

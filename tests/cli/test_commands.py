@@ -31,7 +31,7 @@ CONTRACT = {
     "store stop": {"--dir"},
     "store status": {"--dir", "--json"},
     "data import": {
-        *("--into", "--seed", "--val", "--test", "--group-by", "--single-writer", "--json"),
+        *("--into", "--seed", "--val", "--test", "--group-by", "--license", "--source", "--single-writer", "--json"),
         *("--labels", "--channel", "--z", "--t", "--anonymous"),
     },
     "data list": {"--json"},
@@ -148,6 +148,7 @@ def test_datasets_by_command(dozen: Path, here: Path, bucket_uri: S3Uri) -> None
         "nuclei": str(imported["nuclei"]),
         "left out": "0",
         "duplicates removed": "0",
+        "licences": "not stated (12 images)",
         "look": "nucleus data show dozen --out examples.png",
         "train": "nucleus train RECIPE --set dataset=dozen",
     }

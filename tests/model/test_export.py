@@ -29,7 +29,7 @@ CONFIG = ModelConfig(
     instances=InstanceSettings(seed_threshold=0.6),
 )
 KINDS = [kind for kind in EXPORT_FORMATS if kind != "bioimageio"]  # which test_bioimageio.py tests
-FACTS = ModelFacts("m", 3, "", "")
+FACTS = ModelFacts("m", 3, "")
 IMAGES = np.stack([generated_image(seed, 64, 96)[0] for seed in range(2)]).astype(np.float32)
 NO_NUCLEUS = (
     "import sys\n"

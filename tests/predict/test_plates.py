@@ -3,14 +3,36 @@
 import numpy as np
 import pytest
 
-from nucleus.data.zarr_plates import PlateField
-from nucleus.predict.plates import draw_plate, wells_of
+from nucleus.predict.plates import draw_plate, plate_text, plates_of
 
 
 def test_wells_have_the_mean_of_their_fields() -> None:
-    fields = [("B", "3", "0", 10), ("B", "3", "1", 20), ("A", "3", "0", 7)]
-    found = wells_of((PlateField("p", row, column, field), nuclei) for row, column, field, nuclei in fields)
-    assert found == {("B", "3"): 15.0, ("A", "3"): 7.0}
+    """Plates are told apart by their folders, and other images are passed over."""
+    names = {"a/p.zarr/B/3/0": 10, "a/p.zarr/B/3/1": 20, "a/p.zarr/A/3/0": 7, "b/p.zarr/A/3/0": 1, "a.tif": 9}
+    found = plates_of([*names.items(), ("a/p.zarr/A/3/0", 8)])  # two planes of one image
+    assert found == {"a/p": {("B", "3"): 15.0, ("A", "3"): 7.5}, "b/p": {("A", "3"): 1.0}}
+
+
+def test_a_plate_as_text_has_the_numbers() -> None:
+    head, columns, *rows = plate_text("p", {("A", "1"): 12.4, ("H", "12"): 803.0}).splitlines()
+    assert "2 wells" in head
+    assert columns.split() == [str(number) for number in range(1, 13)]
+    assert [row.split() for row in rows] == [
+        ["A", "12", *"." * 11],
+        *([row, *"." * 12] for row in "BCDEFG"),
+        ["H", *"." * 11, "803"],
+    ]
+    assert {columns.index("12") + 2, rows[0].index("12") + 2 + 4 * 11} == {len(rows[-1])}  # each below its column
+
+
+def test_where_numbers_do_not_fit_digits_stand_for_them() -> None:
+    wells = {("A", "1"): 10.0, ("AF", "48"): 1010.0, ("B", "2"): 910.0}
+    head, tens, ones, *rows = plate_text("p", wells).splitlines()
+    assert "from 0 = 10 to 9 = 1010" in head
+    assert (tens.split()[-1], ones.split()) == ("4", [str(number % 10) for number in range(1, 49)])
+    assert len(rows) == 32
+    assert (rows[0].split()[1], rows[1].split()[2], rows[-1].split()[48]) == ("0", "8", "9")
+    assert len(rows[-1]) <= 100
 
 
 def coloured(picture: np.ndarray) -> np.ndarray:

@@ -14,7 +14,7 @@ from nucleus.errors import ImageError, TransientStorageError, UsageError
 from nucleus.predict import source
 from nucleus.predict.batches import BatchPredictor
 from nucleus.predict.bucket_images import find_images, join_tables, not_done
-from nucleus.predict.image_files import find_inputs, predict_files, stem_of
+from nucleus.predict.image_files import find_inputs, is_input, predict_files, stem_of
 from nucleus.predict.measurement import IMAGE_COLUMNS, image_columns, nucleus_columns
 from nucleus.predict.planes import plan_images
 from nucleus.predict.source import open_source
@@ -59,6 +59,8 @@ def test_a_plate_is_an_input_with_its_fields(tmp_path: Path, version: int) -> No
     assert outcome.failures == {}
     assert list(outcome.counts) == names
     assert min(outcome.counts.values()) > 3
+    counts = list(outcome.counts.values())
+    assert outcome.plates == {"p": {("A", "1"): sum(counts[:2]) / 2, ("B", "3"): sum(counts[2:]) / 2}}
     assert columns_of(out / "nuclei.csv") == nucleus_columns(2, plate=True)
     assert columns_of(out / "images.csv") == image_columns(plate=True)
     places = [tuple(row[key] for key in ("plate", "row", "column", "field")) for row in rows_of(out / "images.csv")]
@@ -156,6 +158,8 @@ def test_a_plate_in_a_bucket(tmp_path: Path, bucket: Bucket, line: Proxy, versio
     assert table["row"].to_pylist() == ["A", "A", "B", "B", None]
     bucket.download("labels/nuclei.parquet", tmp_path / "nuclei.parquet")
     assert tuple(pq.read_table(tmp_path / "nuclei.parquet").column_names) == nucleus_columns(2, plate=True)
+    assert bucket.get("labels/p.plate.png") == (tmp_path / "out" / "p.plate.png").read_bytes()
+    assert not is_input("labels/p.plate.png")
 
 
 @versions

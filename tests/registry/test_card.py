@@ -12,11 +12,12 @@ from nucleus.config.encoders import ENCODER_NAMES, ENCODERS, KNOWN_WEIGHTS, WITH
 from nucleus.config.settings import parse_recipe
 from nucleus.data.dataset import Addition, DatasetManifest, LeftOut, Sample
 from nucleus.data.images import Kind
+from nucleus.data.origins import DataOrigin, DataSource
 from nucleus.metrics.nuclei import SIZES
 from nucleus.metrics.scores import HEADLINES
 from nucleus.model.architecture import ModelConfig, config_of_recipe
 from nucleus.registry.card import model_card, without_front_matter
-from nucleus.registry.manifest import EncoderWeightsOrigin, Origin
+from nucleus.registry.manifest import EncoderWeightsOrigin, MixOrigin, Origin
 
 KNOWN = next(sha for sha, encoder in KNOWN_WEIGHTS.items() if encoder == "mobilenet_v2")
 STATED = {
@@ -279,8 +280,9 @@ def test_encoders_with_weights_have_a_licence() -> None:
 
 def test_what_nobody_stated() -> None:
     card = card_of(origin(ALL))
-    assert "Licence of the images and labels: not stated (set `card.data_license` in the recipe)" in words(card)
-    assert "Source: not stated (set `card.data_source` in the recipe)" in words(card)
+    assert "93 images. Licence of the images and labels: not stated. Source: not stated" in words(card)
+    assert "State what is missing when you import images (`--license`, `--source`)" in words(card)
+    assert "The data: not stated (93 images)" in section(card, "Licences")
     assert "This model's weights: not stated (set `card.license` in the recipe)" in words(card)
     assert "Contact: not stated" in card
     assert "license" not in yaml.safe_load(card.split("---\n")[1])
@@ -291,7 +293,7 @@ def test_statements_about_other_data_are_not_repeated(source: str) -> None:
     card = card_of(origin(ALL, STATED), dataset(source=source))
     assert "Doe 2020" not in card
     assert "CC0-1.0" not in card
-    assert "the recipe describes other images, those imported from `plates`" in words(card)
+    assert f"From `{source}`: 93 images. Licence of the images and labels: not stated" in words(card)
     for same in ("plates", "plates.zip", "plates.tar"):
         assert "CC0-1.0" in card_of(origin(ALL, STATED), dataset(source=same))
 
@@ -340,11 +342,28 @@ def test_a_card_is_rendered_on_a_terminal_only(
     assert "|" not in rendered
 
 
-def test_the_licence_of_what_was_added_is_not_stated() -> None:
+def test_the_recipe_says_nothing_of_what_was_added() -> None:
     facts = {"parent": "ab" * 6, "created": "2026-03-04T05:06:07", "layout": "labelled", "seed": 0, "known": 0}
     more = Addition(source="more.zip", added=10, replaced=2, **facts)
     card = words(card_of(origin(ALL, STATED), dataset().model_copy(update={"additions": [more]})))
     assert f"Added on 2026-03-04 to version `{'ab' * 6}`: 10 images of `more.zip`, new labels of 2 images" in card
-    assert "Source of the images imported from `plates`" in card
-    assert "Source and licence of those from `more.zip`: not stated" in card
-    assert "The data: not stated (see Data)" in card
+    assert "From `plates.zip`: 83 images. Licence of the images and labels: CC0-1.0. Source: Doe 2020" in card
+    assert "From `more.zip`: 10 images, labels of 2 images. Licence of the images and labels: not stated." in card
+    assert "The data: CC0-1.0 (83 images), not stated (10 images, labels of 2 images)" in card
+
+
+def test_each_source_has_its_licence() -> None:
+    """What was stated at the import comes before what the recipe says; mixed datasets have their own."""
+    data = dataset().model_copy(update={"stated": DataOrigin(license="CC-BY-4.0", origin="https://example.org/p")})
+    mixed = MixOrigin(
+        dataset="s3://b/datasets/e@0", share=0.5, data=[DataSource(name="e", images=7, license="CC-BY-NC-4.0")]
+    )
+    made = origin(ALL, STATED)
+    card = card_of(made.model_copy(update={"mix": [mixed]}), data)
+    assert "From `plates.zip`: 93 images. Licence of the images and labels: CC-BY-4.0." in section(card, "Data")
+    assert "50 % of the training crops came from `s3://b/datasets/e@0`" in section(card, "Data")
+    assert "From `e`: 7 images. Licence of the images and labels: CC-BY-NC-4.0." in section(card, "Data")
+    assert "The data: CC-BY-4.0 (93 images), CC-BY-NC-4.0 (7 images)" in section(card, "Licences")
+    assert "Data: https://example.org/p." in section(card, "Citation and contact")
+    assert "CC0-1.0" not in card
+    assert "State what is missing" not in card

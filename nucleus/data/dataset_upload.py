@@ -1,0 +1,97 @@
+"""Writing of a dataset version into the bucket: once, as a whole, and after the version that it was added to."""
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from nucleus.data.dataset import MANIFEST_FILE, Dataset, DatasetManifest, read_manifest
+from nucleus.errors import ObjectExistsError, ObjectNotFoundError
+from nucleus.progress import Advance, split_progress
+from nucleus.storage.bucket import TEST_FILE, Bucket, check_conditional_writes
+
+__all__ = ["claim_succession", "upload_version"]
+
+_SUCCESSION = "followed"
+"""Folder of a dataset with a file for each version that was added to, which has the version that followed it."""
+_CLAIM_POLLS, _POLL_SECONDS = 20, 0.5
+
+
+def upload_version(
+    bucket: Bucket, manifest: DatasetManifest, spool: Path, advance: Advance, follows: str | None = None
+) -> tuple[Dataset, bool]:
+    """Write a version, shards first and manifest last.
+
+    Args:
+        bucket: The bucket at `s3://bucket/datasets/<name>`.
+        manifest: Its manifest.
+        spool: Folder of its shards.
+        advance: Called with the bytes of shards sent and their total.
+        follows: The version that it is added to, which no other one may follow; None for no such claim.
+
+    Returns:
+        The version in the bucket, and whether this call made it.
+
+    Raises:
+        ObjectExistsError: Another version follows that one.
+        StorageError: The bucket cannot be read or written.
+    """
+    key = f"{manifest.version}/{MANIFEST_FILE}"
+    try:
+        return _existing(bucket, key)
+    except ObjectNotFoundError:
+        pass
+    datasets = Bucket(bucket.uri.parent, single_writer=bucket.single_writer)
+    check_conditional_writes(datasets, TEST_FILE)  # before gigabytes are sent
+    shares = split_progress({shard.file: shard.size for shard in manifest.shards}, advance)
+
+    def put(file: str) -> None:
+        bucket.put(f"{manifest.version}/{file}", spool / file, advance=shares[file])
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(put, shares))
+    if follows is not None:
+        claim_succession(bucket, follows, manifest.version)
+    try:
+        bucket.put(key, manifest.model_dump_json(indent=1).encode(), if_absent=True)
+    except ObjectExistsError:  # another import of the same content was faster
+        return _existing(bucket, key)
+    return Dataset(bucket.uri, manifest), True
+
+
+def _existing(bucket: Bucket, key: str) -> tuple[Dataset, bool]:
+    return Dataset(bucket.uri, read_manifest(bucket.get(key), f"{bucket.uri}/{key}")), False
+
+
+def claim_succession(bucket: Bucket, parent: str, version: str) -> None:
+    """Record that `version` follows `parent`, before its manifest is written: only one import may add to a version.
+
+    A claim whose version has no manifest after some seconds belongs to an import that was killed, and is replaced.
+
+    Args:
+        bucket: The bucket at `s3://bucket/datasets/<name>`.
+        parent: The version that was added to.
+        version: The version that is about to be written.
+
+    Raises:
+        ObjectExistsError: Another import has added to this version.
+    """
+    key, body = f"{_SUCCESSION}/{parent}", version.encode()
+    try:
+        bucket.put(key, body, if_absent=True)
+    except ObjectExistsError as error:
+        claimed, etag = bucket.get_tagged(key)
+        if claimed != body and _appears(bucket, f"{claimed.decode(errors='replace')}/{MANIFEST_FILE}"):
+            raise ObjectExistsError(
+                f"Expected to be the only import that adds to {bucket.uri}@{parent}; another one was faster. Add to "
+                f"what it made: nucleus data import SRC --into {bucket.uri}"
+            ) from error
+        bucket.put(key, body, if_match=etag)
+
+
+def _appears(bucket: Bucket, key: str) -> bool:
+    """Return whether an object is there, or another process writes it within some seconds."""
+    for _ in range(_CLAIM_POLLS):
+        if bucket.find(key) is not None:
+            return True
+        time.sleep(_POLL_SECONDS)
+    return False
