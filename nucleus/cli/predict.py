@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
@@ -20,7 +20,7 @@ from nucleus.cli.options import (
 )
 from nucleus.cli.output import note, print_facts, print_json, print_scores, print_table, warn
 from nucleus.cli.progress_bars import show_progress
-from nucleus.config.names import Reference
+from nucleus.config.names import FormatName, Reference
 from nucleus.errors import NucleusError, UsageError
 from nucleus.surroundings import check_can_train
 from nucleus.text import SPLIT_NAMES, plural
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from nucleus.data.dataset import Dataset
     from nucleus.data.zarr_store import ZarrFolder
     from nucleus.model.engines import EngineChoice
+    from nucleus.predict.cells import Expansion
     from nucleus.predict.evaluation import Evaluation
     from nucleus.predict.model import PredictionOptions
     from nucleus.registry.versions import PulledModel
@@ -53,10 +54,16 @@ class _Choices:
     tta: bool
     engine: "EngineChoice"
     formats: tuple[str, ...]
+    expand: str | None
     overwrite: bool
     anonymous: bool
     single_writer: bool
     as_json: bool
+
+    @property
+    def expansion(self) -> "Expansion | None":
+        """How far cells reach beyond their nuclei. Raises `UsageError`."""
+        return nucleus.predict.parse_expansion(self.expand) if self.expand is not None else None
 
 
 def _number_or_word(_context: click.Context, _option: click.Parameter, value: str | None) -> int | str | None:
@@ -105,10 +112,16 @@ def _number_or_word(_context: click.Context, _option: click.Parameter, value: st
     "--format",
     "formats",
     multiple=True,
-    default=("labels",),
-    type=click.Choice(["labels", "zarr", "geojson", "geojson.gz", "roi", "coco"]),
-    help="Format of the nuclei: labels (TIFF), zarr (OME-Zarr labels), geojson (QuPath), roi (ImageJ), coco. Repeat it "
-    "for several.  [default: labels]",
+    default=("labels", "overlay"),
+    type=click.Choice(get_args(FormatName)),
+    help="Format of the results: labels (TIFF), zarr (OME-Zarr labels), geojson (QuPath), roi (ImageJ), coco, overlay "
+    "(PNG); and of the tables: csv, parquet, h5ad (AnnData). Repeat it for several.  [default: labels, overlay, and "
+    "the tables as csv, in a bucket as parquet]",
+)
+@click.option(
+    "--expand",
+    metavar="DISTANCE",
+    help="Grow cells around the nuclei, by up to this distance: 5um, 8px.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace the results of an earlier prediction.")
 @click.option("--anonymous", is_flag=True, help="Read the images of a public bucket without credentials.")
@@ -126,7 +139,7 @@ def predict(
 
     Without --model it uses the model `nuclei`, which comes along with the package and needs no bucket and no network.
 
-    Writes <stem>.labels.tif (integer labels, 0 background; or what --format says) and <stem>.overlay.png for each
+    Writes <stem>.labels.tif (integer labels, 0 background) and <stem>.overlay.png, or what --format says, for each
     image, and nuclei.csv (one row per nucleus) and images.csv (one row per image). Folders are read with all folders
     below them, and the results lie in the same folders below --out.
 
@@ -142,7 +155,7 @@ def predict(
     nuclei.parquet and images.parquet. If you repeat the command, it skips the images that are done.
     """
     given = _Choices(**choices)
-    nucleus.data.PlaneOptions(given.z, given.t)  # checks them before anything is read
+    _ = nucleus.data.PlaneOptions(given.z, given.t), given.expansion  # checked before anything is read
     in_bucket = [text.startswith(_BUCKET) for text in (*inputs, out)]
     if given.anonymous and not any(in_bucket[:-1]):
         raise UsageError("Expected images in a bucket for --anonymous; found files, which need no credentials.")
@@ -190,7 +203,9 @@ def _predict_files(inputs: tuple[str, ...], model: str | None, out: Path, given:
         pulled = pulled_model(model)
         segmenter = nucleus.predict.load_pulled(pulled, options)
         with show_progress("segment images") as advance:
-            predicted = nucleus.predict.predict_files(segmenter, planned, out, given.channel, advance, formats)
+            predicted = nucleus.predict.predict_files(
+                segmenter, planned, out, given.channel, advance, formats, given.expansion
+            )
     failures = {**found.unread, **predicted.failures}
     if given.as_json:
         _print_json(str(pulled), str(out.absolute()), predicted.counts, failures, predicted.warnings)
@@ -216,6 +231,7 @@ def _predict_bucket(images: str, model: str | None, out: str, workers: int | Non
         formats=nucleus.predict.check_formats(given.formats),
         z=given.z,
         t=given.t,
+        expand=str(given.expansion) if given.expansion else None,
     )
     verbose = click.get_current_context().find_root().params["debug"]
     started = time.monotonic()

@@ -17,22 +17,24 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from nucleus.config.names import Reference
+from nucleus.config.names import FormatName, Reference
 from nucleus.data.images import IMAGE_SUFFIXES
 from nucleus.data.stacks import PlaneOptions
 from nucleus.data.zarr_images import read_group
 from nucleus.data.zarr_plates import image_paths, in_zarr
 from nucleus.data.zarr_store import ZARR_SUFFIX, bucket_zarr, is_zarr
 from nucleus.errors import AccessDeniedError, DataError, ImageError, ObjectNotFoundError, UsageError
-from nucleus.predict.formats import FormatName
+from nucleus.predict.cells import Expansion, parse_expansion
+from nucleus.predict.formats import DEFAULT_FORMATS, OVERLAY_ENDING
 from nucleus.predict.image_files import check_stems, is_input, stem_of
 from nucleus.predict.measurement import write_tables
 from nucleus.predict.model import PredictionOptions
-from nucleus.predict.results import OVERLAY_ENDING
+from nucleus.predict.table_files import csv_of_parquet, write_anndata
 from nucleus.storage.bucket import Bucket
 from nucleus.storage.claims import PrefixClaim, claimed_prefix
 from nucleus.storage.files import read_document, temporary_folder
@@ -77,7 +79,8 @@ class PredictionSettings(BaseModel):
         channel: Channel to segment, its number from 0 or its name; None segments grey and RGB images as a whole.
         z: See `nucleus.data.PlaneOptions`.
         t: See `nucleus.data.PlaneOptions`.
-        formats: Formats of the nuclei of each image.
+        formats: Formats of the results.
+        expand: How far cells reach beyond their nuclei, such as `5um`; None for nuclei alone.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -93,7 +96,8 @@ class PredictionSettings(BaseModel):
     channel: int | str | None = None
     z: int | str | None = None
     t: int | str | None = None
-    formats: Annotated[tuple[FormatName, ...], Field(strict=False)] = ("labels",)  # JSON has lists
+    formats: Annotated[tuple[FormatName, ...], Field(strict=False)] = DEFAULT_FORMATS  # JSON has lists
+    expand: str | None = None
 
     @property
     def reference(self) -> Reference:
@@ -117,6 +121,11 @@ class PredictionSettings(BaseModel):
     def planes(self) -> PlaneOptions:
         """Which planes of stacks and time series to take. Raises `UsageError`."""
         return PlaneOptions(self.z, self.t)
+
+    @property
+    def expansion(self) -> Expansion | None:
+        """How far cells reach beyond their nuclei. Raises `UsageError`."""
+        return parse_expansion(self.expand) if self.expand else None
 
     @property
     def tables(self) -> str:
@@ -328,5 +337,16 @@ def join_tables(settings: PredictionSettings, images: Sequence[BucketImage]) -> 
     with temporary_folder("tables") as temporary:
         tables = [temporary / name for name in (_NUCLEI_TABLE, _IMAGES_TABLE)]
         write_tables(out, keys, *tables)
-        for table in tables:
+        for table in [*tables, *_other_tables(tables, settings.formats)]:
             out.put(table.name, table)
+
+
+def _other_tables(tables: Sequence[Path], formats: Sequence[FormatName]) -> list[Path]:
+    """Make the tables of nuclei and of images in other formats than Parquet, beside them."""
+    nuclei, images = (table.with_suffix(".csv") for table in tables)
+    if {"csv", "h5ad"} & set(formats):
+        for table, path in zip(tables, (nuclei, images), strict=True):
+            csv_of_parquet(table, path)
+    if "h5ad" in formats:
+        write_anndata(nuclei, images, nuclei.with_suffix(".h5ad"))
+    return [nuclei, images] * ("csv" in formats) + [nuclei.with_suffix(".h5ad")] * ("h5ad" in formats)

@@ -80,6 +80,7 @@ class ImageSource:
         pixel_size: Side of a pixel, micrometres; None if unknown.
         z: Depth of the plane in its stack, from 0; None for a projection, and where there is one depth.
         t: Time of the plane, from 0; None where there is one time.
+        channels: Names of the channels that `read_channels` reads, in order; empty if the image does not name them.
     """
 
     name: str
@@ -90,6 +91,7 @@ class ImageSource:
     pixel_size: float | None = None
     z: int | None = None
     t: int | None = None
+    channels: tuple[str, ...] = ()
 
     def cropped(self, part: Region) -> "ImageSource":
         """Return a part of the image as an image."""
@@ -219,7 +221,7 @@ def plane_source(
             raise ImageError(_no_channel(file, stack))
         source = _source(file.name, file.shape, _reader(file), file.facts, number)
         name = path.name + stack.name.removeprefix(str(path))
-        return replace(source, name=name, pixel_size=file.pixel_size, z=depth, t=chosen.t)
+        return replace(source, name=name, pixel_size=file.pixel_size, z=depth, t=chosen.t, channels=stack.channels)
 
 
 def _no_channel(file: PixelFile, stack: Stack) -> str:

@@ -18,9 +18,10 @@ from nucleus.errors import ImageError, UsageError
 from nucleus.predict import source as sources
 from nucleus.predict.batches import BatchPredictor
 from nucleus.predict.bucket_images import PredictionSettings, find_images, join_tables, not_done
-from nucleus.predict.image_files import IMAGES_TABLE, NUCLEI_TABLE, PredictedFiles, check_outputs, predict_files
+from nucleus.predict.image_files import PredictedFiles, check_outputs, predict_files
 from nucleus.predict.planes import plan_images
 from nucleus.predict.source import open_source
+from nucleus.predict.table_files import IMAGES_TABLE, NUCLEI_TABLE
 from nucleus.storage.bucket import Bucket
 from tests.predict.test_bucket_images import settings_for
 from tests.predict.test_predict import rows_of, small_model, spots
