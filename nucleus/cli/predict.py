@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from nucleus.predict.cells import Expansion
     from nucleus.predict.evaluation import Evaluation
     from nucleus.predict.model import PredictionOptions
+    from nucleus.predict.zarr_labels import IntoImage
     from nucleus.registry.versions import PulledModel
 
 __all__ = ["evaluate", "predict"]
@@ -55,6 +56,8 @@ class _Choices:
     engine: "EngineChoice"
     formats: tuple[str, ...]
     expand: str | None
+    into_image: bool
+    label_name: str | None
     overwrite: bool
     anonymous: bool
     single_writer: bool
@@ -64,6 +67,19 @@ class _Choices:
     def expansion(self) -> "Expansion | None":
         """How far cells reach beyond their nuclei. Raises `UsageError`."""
         return nucleus.predict.parse_expansion(self.expand) if self.expand is not None else None
+
+    @property
+    def into(self) -> "IntoImage | None":
+        """That labels are written into the OME-Zarr of their image. Raises `UsageError`."""
+        if not self.into_image:
+            if self.label_name is not None:
+                raise UsageError("Expected --into-image with --label-name; found none. Add it, or leave out the name.")
+            return None
+        if "zarr" not in self.formats or self.anonymous:
+            found = "--anonymous, which cannot write" if self.anonymous else f"formats {', '.join(self.formats)}"
+            raise UsageError(f"Expected --format zarr and credentials for --into-image; found {found}.")
+        name = nucleus.config.check_name(self.label_name or "nuclei", "label")
+        return nucleus.predict.IntoImage(name, self.overwrite)
 
 
 def _number_or_word(_context: click.Context, _option: click.Parameter, value: str | None) -> int | str | None:
@@ -123,6 +139,10 @@ def _number_or_word(_context: click.Context, _option: click.Parameter, value: st
     metavar="DISTANCE",
     help="Grow cells around the nuclei, by up to this distance: 5um, 8px.",
 )
+@click.option(
+    "--into-image", is_flag=True, help="Write the labels of --format zarr into the OME-Zarr that the image is in."
+)
+@click.option("--label-name", metavar="NAME", help="Name of the labels of --into-image.  [default: nuclei]")
 @click.option("--overwrite", is_flag=True, help="Replace the results of an earlier prediction.")
 @click.option("--anonymous", is_flag=True, help="Read the images of a public bucket without credentials.")
 @workers_option("one per GPU, or else per CPU")
@@ -155,7 +175,7 @@ def predict(
     nuclei.parquet and images.parquet. If you repeat the command, it skips the images that are done.
     """
     given = _Choices(**choices)
-    _ = nucleus.data.PlaneOptions(given.z, given.t), given.expansion  # checked before anything is read
+    _ = nucleus.data.PlaneOptions(given.z, given.t), given.expansion, given.into  # checked before anything is read
     in_bucket = [text.startswith(_BUCKET) for text in (*inputs, out)]
     if given.anonymous and not any(in_bucket[:-1]):
         raise UsageError("Expected images in a bucket for --anonymous; found files, which need no credentials.")
@@ -204,7 +224,7 @@ def _predict_files(inputs: tuple[str, ...], model: str | None, out: Path, given:
         segmenter = nucleus.predict.load_pulled(pulled, options)
         with show_progress("segment images") as advance:
             predicted = nucleus.predict.predict_files(
-                segmenter, planned, out, given.channel, advance, formats, given.expansion
+                segmenter, planned, out, given.channel, advance, formats, given.expansion, given.into
             )
     failures = {**found.unread, **predicted.failures}
     if given.as_json:
@@ -216,6 +236,11 @@ def _predict_files(inputs: tuple[str, ...], model: str | None, out: Path, given:
 
 def _predict_bucket(images: str, model: str | None, out: str, workers: int | None, given: _Choices) -> None:
     check_can_train("images in a bucket, which are predicted on Ray")
+    if given.into is not None:
+        raise UsageError(
+            "Expected a folder for --out with --into-image; found a prefix, whose images are predicted on Ray. Predict "
+            f"each {_BUCKET}bucket/name.zarr with a folder as --out, or leave out --into-image."
+        )
     _check_shared(model, "images in a bucket")
     nucleus.lazy.need(*nucleus.lazy.TRAINING)
     version, registry = _version_for_workers(model)

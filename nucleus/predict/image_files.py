@@ -25,6 +25,7 @@ from nucleus.predict.plates import PLATE_ENDING, draw_plate, wells_of
 from nucleus.predict.results import write_image
 from nucleus.predict.source import ScaledImage
 from nucleus.predict.table_files import IMAGES_TABLE, NUCLEI_TABLE, TABLE_FILES, CsvTable, csv_table, finish_tables
+from nucleus.predict.zarr_labels import ImageLabels, IntoImage
 from nucleus.progress import Advance, no_progress
 from nucleus.storage.files import write_atomic, writing
 from nucleus.surroundings import name_on_disk
@@ -192,6 +193,7 @@ def predict_files(
     advance: Advance = no_progress,
     formats: Sequence[FormatName] = DEFAULT_FORMATS,
     expansion: Expansion | None = None,
+    into: IntoImage | None = None,
 ) -> PredictedFiles:
     """Segment image files and write the results to a folder.
 
@@ -212,6 +214,7 @@ def predict_files(
         advance: Called with the number of images done and their total.
         formats: Formats of the results, by `check_formats`.
         expansion: How far cells reach beyond their nuclei; None for nuclei alone.
+        into: That labels of the format `zarr` go into the OME-Zarr of their image; None for stores of their own.
 
     Returns:
         Number of nuclei or error message of each image.
@@ -231,7 +234,7 @@ def predict_files(
         with _tables(planned, out, cells=expansion is not None) as (nuclei, images):
             try:
                 with writing(out / NUCLEI_TABLE):
-                    outputs = _Outputs(out, nuclei, images, formats, expansion)
+                    outputs = _Outputs(out, nuclei, images, formats, expansion, into)
                     _predict_all(model, planned, outputs, channel, found, advance)
             except OutputError as error:  # the tables are kept, as the labels are
                 stopped = error
@@ -289,11 +292,18 @@ class _Outputs:
     images: CsvTable
     formats: Sequence[FormatName]
     expansion: Expansion | None
+    into: IntoImage | None
 
-    def add(self, model: Model, name: str, image: ScaledImage, blocks: Iterable[LabelledBlock]) -> dict[str, Any]:
+    def check(self, image: FileImage) -> None:
+        """Raise `ImageError` if labels are to go into an image, but cannot."""
+        if self.into is not None:
+            ImageLabels(image.file, self.into).check(cells=self.expansion is not None)
+
+    def add(self, model: Model, of: FileImage, image: ScaledImage, blocks: Iterable[LabelledBlock]) -> dict[str, Any]:
         """Write the results of an image, all or none of its rows; return the row of the image."""
         with self.nuclei.rows() as rows:
-            row = write_image(model, image, blocks, self.folder / stem_of(name), rows, self.formats, self.expansion)
+            stem, own = self.folder / stem_of(of.output), ImageLabels(of.file, self.into) if self.into else None
+            row = write_image(model, image, blocks, stem, rows, self.formats, self.expansion, own)
         try:
             self.images.add(row)
         except OSError:
@@ -314,11 +324,11 @@ def _predict_all(
     remaining, opener = iter(planned.images), ImageOpener(channel)
     total = len(planned.images) + len(planned.failures)
     while chunk := list(islice(remaining, IMAGES_AT_ONCE)):
-        opened = _open_all(model, chunk, opener, found.failures)
+        opened = _open_all(model, chunk, opener, outputs, found.failures)
         segmented = model.segment_blocks([scaled for _, scaled in opened])
         for (image, scaled), blocks in zip(opened, segmented, strict=True):
             try:
-                row = outputs.add(model, image.output, scaled, blocks)
+                row = outputs.add(model, image, scaled, blocks)
                 found.counts[image.title] = row["nuclei"]
                 if row["warning"]:
                     found.warnings[image.title] = row["warning"]
@@ -329,13 +339,14 @@ def _predict_all(
 
 
 def _open_all(
-    model: Model, images: Iterable[FileImage], opener: ImageOpener, failures: dict[str, str]
+    model: Model, images: Iterable[FileImage], opener: ImageOpener, outputs: _Outputs, failures: dict[str, str]
 ) -> list[tuple[FileImage, ScaledImage]]:
     """Open the readable images; add error messages for the others to `failures`."""
     opened = []
     for image in images:
         try:
             _check_length(image.output)
+            outputs.check(image)
             opened.append((image, model.scaled_image(opener.open(image))))
         except ImageError as error:
             failures[image.title] = str(error)

@@ -31,6 +31,7 @@ from nucleus.predict.formats import (
 from nucleus.predict.measurement import Frame, MeasuredPart, NucleiSummary, frame_of, image_row, measure_blocks
 from nucleus.predict.model import Model
 from nucleus.predict.source import ScaledImage
+from nucleus.predict.zarr_labels import ImageLabels
 from nucleus.storage.files import write_atomic
 
 __all__ = ["RowWriter", "overlay_of", "write_image"]
@@ -78,6 +79,7 @@ def write_image(
     table: RowWriter,
     formats: Sequence[FormatName] = DEFAULT_FORMATS,
     expansion: Expansion | None = None,
+    own_store: ImageLabels | None = None,
 ) -> dict[str, Any]:
     """Write the results of an image in some formats, its nuclei block by block; return the row of the image.
 
@@ -90,6 +92,7 @@ def write_image(
         formats: Formats, by `check_formats`; those of tables have no effect here.
         expansion: How far cells reach beyond their nuclei; None for nuclei alone. Labels of the cells lie beside those
             of the nuclei, GeoJSON has both; other outlines are of the nuclei.
+        own_store: Where the labels of the format `zarr` go, if that is into the image.
 
     Raises:
         ImageError: A part of the image is damaged, or the image is too large for a format, or lacks the pixel size that
@@ -105,13 +108,16 @@ def write_image(
         )
         parts = _parts(frame, blocks, labels, cells, distance, stem.parent)
         _write_parts(parts, stem, frame, repr(model), table, summary, formats)
-        for name in LABEL_FORMATS & set(formats):
-            for endings, each in zip((ENDINGS, CELL_ENDINGS), (labels, *cells), strict=False):
+        beside = [name for name in formats if own_store is None or name != "zarr"]
+        for endings, each in zip((ENDINGS, CELL_ENDINGS), (labels, *cells), strict=False):
+            for name in LABEL_FORMATS & set(beside):
                 write_labels(result_path(stem, endings[name]), each, frame)
+            if own_store is not None and "zarr" in formats:
+                own_store.write(each, frame, cells=each is not labels)
         if "overlay" in formats:
             overlay = overlay_of(image, labels.labels, summary.median_diameter)
             write_atomic(result_path(stem, OVERLAY_ENDING), encode_png(overlay))
-        _remove(stem, set(ALL_ENDINGS) - set(output_endings(formats, cells=bool(cells))))
+        _remove(stem, set(ALL_ENDINGS) - set(output_endings(beside, cells=bool(cells))))
         return image_row(frame, summary, labels.pixels, image.scale, model.doubt(summary))
 
 

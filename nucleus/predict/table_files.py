@@ -44,8 +44,8 @@ TABLE_FILES = (NUCLEI_TABLE, IMAGES_TABLE, *(name for names in _MADE.values() fo
 """Names of all tables on disk."""
 _SPOOLED = 1 << 20
 """Characters of rows that are kept in memory until they are added."""
-_KEYS = ("image", "plate", "row", "column", "field", "z", "t")
-_OBSERVED = (*_KEYS, "label", "touches_edge")
+_TEXTS = ("image", "plate", "row", "column", "field")
+_OBSERVED = (*_TEXTS, "z", "t", "label", "touches_edge")
 _CENTROID = ("centroid_x", "centroid_y")
 
 
@@ -166,14 +166,14 @@ def write_anndata(nuclei: Path, images: Path, path: Path) -> None:
     table, of = _read(nuclei), _read(images)
     measured = [name for name in table.columns if name not in {*_OBSERVED, *_CENTROID}]
     observed = table[[name for name in _OBSERVED if name in table.columns]].copy()
-    for name in observed.columns:
-        if observed[name].dtype == object:
-            observed[name] = observed[name].astype("category")
-    observed.index = observed.index.astype(str)
+    for name in observed.columns.intersection(_TEXTS):
+        known = _objects(sorted(observed[name].dropna().unique()))
+        observed[name] = pandas.Categorical(observed[name], categories=known)
+    observed.index = _objects([str(number) for number in range(len(observed))])
     found = anndata.AnnData(
         X=table[measured].to_numpy(np.float64, na_value=np.nan),
         obs=observed,
-        var=pandas.DataFrame({"channel": _channels_of(measured, of)}, index=measured),
+        var=pandas.DataFrame({"channel": _objects(_channels_of(measured, of))}, index=_objects(measured), dtype=object),
     )
     sizes = _pixel_sizes(table, of)
     known = not np.isnan(sizes).any()
@@ -184,11 +184,16 @@ def write_anndata(nuclei: Path, images: Path, path: Path) -> None:
         found.write_h5ad(beside, compression="gzip")
 
 
+def _objects(texts: Sequence[str]) -> pandas.Index[Any]:
+    """Return texts in the form that every version of AnnData writes."""
+    return pandas.Index(texts, dtype=object)
+
+
 def _read(table: Path) -> pandas.DataFrame:
     """Return a CSV table with the types of its columns; whole numbers and texts may be missing."""
     with table.open(newline="", encoding="utf-8") as file:
         columns = next(csv.reader(file))
-    texts = dict.fromkeys((*_KEYS[:5], "warning", "channels"), "object")
+    texts = dict.fromkeys((*_TEXTS, "warning", "channels"), "object")
     kinds = {**texts, "z": "Int64", "t": "Int64", "label": "int64", "touches_edge": "bool"}
     types = {name: kinds.get(name, "float64") for name in columns}
     return pandas.read_csv(table, dtype=types, keep_default_na=False, na_values=[""])

@@ -1,5 +1,6 @@
 """Tables in every format hold the same rows; AnnData is written and read by anndata, in an environment of its own."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -18,10 +19,10 @@ from nucleus.predict.measurement import image_columns, nucleus_columns, table_sc
 from nucleus.predict.model import PredictionOptions
 from nucleus.predict.table_files import csv_of_parquet, csv_table, finish_tables
 from tests.predict.test_predict import small_model, spots
-from tests.zarr_files import write_plate
+from tests.zarr_files import write_image, write_plate
 
 UV = (sys.executable, "-m", "uv")
-PACKAGES = ("anndata==0.12.6", "h5py", "natsort", "array-api-compat", "legacy-api-wrap")
+PACKAGES = ("anndata==0.12.19", "h5py", "natsort", "array-api-compat", "legacy-api-wrap")
 """Others that it needs are those of this environment."""
 
 
@@ -29,8 +30,11 @@ PACKAGES = ("anndata==0.12.6", "h5py", "natsort", "array-api-compat", "legacy-ap
 def plate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tables of a plate and of an image with a comma in its name and without a pixel size, as CSV and Parquet."""
     folder = tmp_path_factory.mktemp("tables")
-    write_plate(folder / "in" / "p.zarr", wells=("B/3",), fields=1)
-    (folder / "in" / 'a, "b".png').write_bytes(encode_png(spots(60, 70, 7, count=8)[..., 0]))
+    field = write_plate(folder / "in" / "p.zarr", wells=("B/3",), fields=1) / "B/3/0"
+    shutil.rmtree(field)
+    pixels = np.stack([spots(60, 70, seed, count=8) for seed in (7, 8)])
+    write_image(field, pixels, axes="cyx", labels=("DAPI", "GFP"), x={"unit": None}, y={"unit": None})
+    (folder / "in" / 'a, "b".png').write_bytes(encode_png(spots(60, 70, 7, count=8)))
     found = find_inputs([folder / "in"])
     predict_files(small_model(), found.images, folder / "out", 0, formats=check_formats(("csv", "parquet")))
     return folder / "out"
@@ -41,7 +45,8 @@ def test_parquet_holds_what_csv_does(plate: Path, name: str, tmp_path: Path) -> 
     stored = pq.read_table(plate / f"{name}.parquet")
     columns = {"nuclei": nucleus_columns(2, plate=True), "images": image_columns(plate=True)}[name]
     assert stored.schema.equals(table_schema(columns))
-    text = pd.read_csv(plate / f"{name}.csv", keep_default_na=False, na_values=[""])
+    texts = dict.fromkeys(("column", "field"), "str")
+    text = pd.read_csv(plate / f"{name}.csv", keep_default_na=False, na_values=[""], dtype=texts)
     assert len(text) == stored.num_rows > 0
     pd.testing.assert_frame_equal(stored.to_pandas(), text, check_dtype=False)
     csv_of_parquet(plate / f"{name}.parquet", tmp_path / "again.csv")
@@ -111,12 +116,13 @@ def test_anndata_holds_measurements_and_places(plate: Path, packages: Path, tmp_
     (unit, *channels), found = written(plate)
     assert (unit, set(channels)) == ("px", {""})
     table = pd.read_csv(plate / "nuclei.csv")
+    assert len(table) > 5
     assert list(found.columns[:9]) == ["image", "plate", "row", "column", "field", "z", "t", "label", "touches_edge"]
     for name in ("image", "plate", "label", "area"):
         pd.testing.assert_series_equal(found[name], table[name], check_dtype=False)
     assert (found["x"] == table["centroid_x"]).all()
 
-    tifffile.imwrite(tmp_path / "b.tif", spots(60, 70, 7, count=8)[..., 0])
+    tifffile.imwrite(tmp_path / "b.tif", spots(60, 70, 7, count=8))
     model = small_model(PredictionOptions(pixel_size=0.5))
     predict_files(model, [tmp_path / "b.tif"], tmp_path / "sized")
     (unit, *_), found = written(tmp_path / "sized")
