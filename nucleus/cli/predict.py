@@ -27,6 +27,7 @@ from nucleus.text import SPLIT_NAMES, plural
 
 if TYPE_CHECKING:
     from nucleus.data.dataset import Dataset
+    from nucleus.data.stacks import PlaneOptions
     from nucleus.data.zarr_store import ZarrFolder
     from nucleus.model.engines import EngineChoice
     from nucleus.predict.cells import Expansion
@@ -52,6 +53,7 @@ class _Choices:
     channel: int | str | None
     z: int | str | None
     t: int | str | None
+    series: int | str | None
     tta: bool
     engine: "EngineChoice"
     formats: tuple[str, ...]
@@ -62,6 +64,11 @@ class _Choices:
     anonymous: bool
     single_writer: bool
     as_json: bool
+
+    @property
+    def planes(self) -> "PlaneOptions":
+        """Which images and planes of files to take. Raises `UsageError`."""
+        return nucleus.data.PlaneOptions(self.z, self.t, self.series)
 
     @property
     def expansion(self) -> "Expansion | None":
@@ -122,6 +129,12 @@ def _number_or_word(_context: click.Context, _option: click.Parameter, value: st
     callback=_number_or_word,
     help="Of a time series, segment the time N (from 0), or each time.",
 )
+@click.option(
+    "--series",
+    metavar="N|NAME|all",
+    callback=_number_or_word,
+    help="Of a file of several images, segment one: its number, from 0, or its name.  [default: all]",
+)
 @click.option("--tta", is_flag=True, help="Average over flips and quarter turns: better, but eight times slower.")
 @engine_option
 @click.option(
@@ -165,8 +178,8 @@ def predict(
 
     A stack or a time series needs --z or --t. Each plane is an image of its own, with its index in the columns z and t
     and, where there are several, in the names of its results (<stem>.z03.t0.labels.tif); so is each image of a file
-    that holds several (<stem>.s0.labels.tif). Nuclei are not followed through depths or times: there is no 3-D
-    segmentation.
+    that holds several (<stem>.s0.labels.tif), of which --series chooses one. Nuclei are not followed through depths or
+    times: there is no 3-D segmentation.
 
     OME-Zarr (0.4 and 0.5) is an image, a well or a plate; its address may also be s3://bucket/name.zarr. The results of
     a plate's fields are named by row, column and field (plate/B/3/0.labels.tif), which are also columns of the tables.
@@ -175,7 +188,7 @@ def predict(
     nuclei.parquet and images.parquet. If you repeat the command, it skips the images that are done.
     """
     given = _Choices(**choices)
-    _ = nucleus.data.PlaneOptions(given.z, given.t), given.expansion, given.into  # checked before anything is read
+    _ = given.planes, given.expansion, given.into  # checked before anything is read
     in_bucket = [text.startswith(_BUCKET) for text in (*inputs, out)]
     if given.anonymous and not any(in_bucket[:-1]):
         raise UsageError("Expected images in a bucket for --anonymous; found files, which need no credentials.")
@@ -208,12 +221,11 @@ def _place(text: str, *, anonymous: bool) -> "Path | ZarrFolder":
 def _predict_files(inputs: tuple[str, ...], model: str | None, out: Path, given: _Choices) -> None:
     started = time.monotonic()  # what takes longest for a few images is TensorFlow's import
     formats = nucleus.predict.check_formats(given.formats)
-    found = nucleus.predict.find_inputs([_place(text, anonymous=given.anonymous) for text in inputs])
+    found = nucleus.predict.find_inputs([_place(text, anonymous=given.anonymous) for text in inputs], given.series)
     for text in found.notes:
         note(text)
-    planes = nucleus.data.PlaneOptions(given.z, given.t)
     with nucleus.storage.claimed_folder(out):
-        planned = nucleus.predict.plan_images(found.images, planes)
+        planned = nucleus.predict.plan_images(found.images, given.planes)
         if not given.overwrite:
             outputs = (image.output for image in planned.images)
             nucleus.predict.check_outputs(dict.fromkeys([*found.images, *outputs]), out)
@@ -256,6 +268,7 @@ def _predict_bucket(images: str, model: str | None, out: str, workers: int | Non
         formats=nucleus.predict.check_formats(given.formats),
         z=given.z,
         t=given.t,
+        series=given.series,
         expand=str(given.expansion) if given.expansion else None,
     )
     verbose = click.get_current_context().find_root().params["debug"]

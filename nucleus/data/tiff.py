@@ -114,7 +114,8 @@ def _stack(
         return _pixel_file(parts, place, facts, pixel_size)
 
     names = channel_names(file, text, series.keyframe.samplesperpixel * count)
-    return Stack(name=name, times=times, depths=depths, plane=plane, channels=names)
+    title = series.name if series.kind == "ome" else ""
+    return Stack(name=name, times=times, depths=depths, plane=plane, channels=names, title=title)
 
 
 def _pages(series: tifffile.TiffPageSeries, content: Content, name: str) -> Callable[[int], StoredPage | None]:

@@ -79,6 +79,7 @@ class PredictionSettings(BaseModel):
         channel: Channel to segment, its number from 0 or its name; None segments grey and RGB images as a whole.
         z: See `nucleus.data.PlaneOptions`.
         t: See `nucleus.data.PlaneOptions`.
+        series: See `nucleus.data.PlaneOptions`.
         formats: Formats of the results.
         expand: How far cells reach beyond their nuclei, such as `5um`; None for nuclei alone.
     """
@@ -96,6 +97,7 @@ class PredictionSettings(BaseModel):
     channel: int | str | None = None
     z: int | str | None = None
     t: int | str | None = None
+    series: int | str | None = None
     formats: Annotated[tuple[FormatName, ...], Field(strict=False)] = DEFAULT_FORMATS  # JSON has lists
     expand: str | None = None
 
@@ -119,8 +121,8 @@ class PredictionSettings(BaseModel):
 
     @property
     def planes(self) -> PlaneOptions:
-        """Which planes of stacks and time series to take. Raises `UsageError`."""
-        return PlaneOptions(self.z, self.t)
+        """Which images and planes of files to take. Raises `UsageError`."""
+        return PlaneOptions(self.z, self.t, self.series)
 
     @property
     def expansion(self) -> Expansion | None:
@@ -185,9 +187,9 @@ def find_images(settings: PredictionSettings, *, anonymous: bool = False) -> Fou
     uri, bucket = parse_uri(settings.images), Bucket(settings.folder, anonymous=anonymous)
     found = FoundImages([], {})
     if in_zarr(uri.key):
-        _add_zarr(bucket, uri.key.removeprefix(bucket.uri.key).strip("/"), found)
+        _add_zarr(bucket, uri.key.removeprefix(bucket.uri.key).strip("/"), found, settings.series)
     else:
-        _add_listed(bucket, found)
+        _add_listed(bucket, found, settings.series)
     for image in list(found.images):
         problem = _problem(settings, image)
         if problem is not None:
@@ -202,7 +204,7 @@ def find_images(settings: PredictionSettings, *, anonymous: bool = False) -> Fou
     return replace(found, images=sorted(found.images, key=lambda image: image.key))
 
 
-def _add_listed(bucket: Bucket, found: FoundImages) -> None:
+def _add_listed(bucket: Bucket, found: FoundImages, series: int | str | None) -> None:
     """Add the images of a listing; the objects of a Zarr, of which there may be millions, are passed over."""
     start: str | None = ""
     while start is not None:
@@ -212,7 +214,7 @@ def _add_listed(bucket: Bucket, found: FoundImages) -> None:
             if zarr is not None and zarr != passed:
                 start = zarr
                 if is_input(zarr):
-                    _add_zarr(bucket, zarr, found)
+                    _add_zarr(bucket, zarr, found, series)
                 break
             if zarr is None and is_input(item.key) and not (item.key.endswith("/") and item.size == 0):  # of a console
                 found.images.append(BucketImage(item.key, "".join(filter(str.isalnum, item.etag)), item.size))
@@ -224,10 +226,10 @@ def _zarr_of(key: str) -> str | None:
     return next(("/".join(parts[: at + 1]) for at, part in enumerate(parts) if is_zarr(part)), None)
 
 
-def _add_zarr(bucket: Bucket, key: str, found: FoundImages) -> None:
+def _add_zarr(bucket: Bucket, key: str, found: FoundImages, series: int | str | None) -> None:
     """Add the images of an OME-Zarr, or why there are none."""
     try:
-        paths = image_paths(bucket_zarr(bucket, key), found.notes.append)
+        paths = image_paths(bucket_zarr(bucket, key), found.notes.append, series)
         with ThreadPoolExecutor(_AT_ONCE) as pool:
             keys = [f"{key}/{path}".rstrip("/") for path in paths]
             found.images.extend(pool.map(lambda each: _zarr_image(bucket, each, found.notes), keys))

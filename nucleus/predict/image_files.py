@@ -62,10 +62,14 @@ class Inputs:
     notes: list[str] = field(default_factory=list)
 
 
-def find_inputs(inputs: Sequence[Path | ZarrFolder]) -> Inputs:
+def find_inputs(inputs: Sequence[Path | ZarrFolder], series: int | str | None = None) -> Inputs:
     """Find the images of the arguments: files themselves, those in folders at any depth, and those in OME-Zarr.
 
     Names are relative to the folder; if there are several arguments, they begin with the name of the folder.
+
+    Args:
+        inputs: Files, folders and OME-Zarr.
+        series: Which images of bioformats2raw to take; see `nucleus.data.PlaneOptions`.
 
     Raises:
         UsageError: A path does not exist, there are no images, or two images would have the same output.
@@ -75,13 +79,13 @@ def find_inputs(inputs: Sequence[Path | ZarrFolder]) -> Inputs:
     inside = Inputs({}, {})
     for path in inputs:
         if isinstance(path, ZarrFolder):
-            found += _zarr_images(zarr_name(path.name), path, inside)
+            found += _zarr_images(zarr_name(path.name), path, inside, series)
         elif not _is_folder(path):
             found.append((path.name, path))
         elif in_zarr(path.absolute().as_posix()):
-            found += _zarr_images(zarr_name(path.absolute().as_posix()), path, inside)
+            found += _zarr_images(zarr_name(path.absolute().as_posix()), path, inside, series)
         else:
-            found += _below(path, path.name or path.resolve().name if len(inputs) > 1 else "", inside)
+            found += _below(path, path.name or path.resolve().name if len(inputs) > 1 else "", inside, series)
     if not found:
         reasons = "".join(f" {reason}" for reason in list(inside.unread.values())[:3])
         raise UsageError(f"Expected images in {', '.join(map(str, inputs))}; found none.{reasons}")
@@ -89,21 +93,25 @@ def find_inputs(inputs: Sequence[Path | ZarrFolder]) -> Inputs:
     return replace(inside, images=dict(found))
 
 
-def _below(folder: Path, above: str, inside: Inputs) -> Iterator[tuple[str, Path | ZarrFolder]]:
+def _below(
+    folder: Path, above: str, inside: Inputs, series: int | str | None
+) -> Iterator[tuple[str, Path | ZarrFolder]]:
     """Yield the names and places of the images below a folder; add what cannot be read to `inside`."""
     listing = list_folder(folder, is_input, zarr=True)
     for name in listing.files:
         path, shown = folder / name, str(PurePosixPath(above) / name)
-        yield from _zarr_images(shown, path, inside) if is_zarr(name) and path.is_dir() else [(shown, path)]
+        yield from _zarr_images(shown, path, inside, series) if is_zarr(name) and path.is_dir() else [(shown, path)]
     for name, reason in listing.unread.items():
         inside.unread[str(PurePosixPath(above) / name)] = f"{folder / name}: {reason}"
 
 
-def _zarr_images(name: str, place: Path | ZarrFolder, inside: Inputs) -> list[tuple[str, Path | ZarrFolder]]:
+def _zarr_images(
+    name: str, place: Path | ZarrFolder, inside: Inputs, series: int | str | None
+) -> list[tuple[str, Path | ZarrFolder]]:
     """Return the names and places of the images in OME-Zarr; add what it lacks, or why it is not read, to `inside`."""
     folder = local_zarr(place) if isinstance(place, Path) else place
     try:
-        paths = image_paths(folder, inside.notes.append)
+        paths = image_paths(folder, inside.notes.append, series)
     except ImageError as error:
         inside.unread[name] = str(error)
         return []

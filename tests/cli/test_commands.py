@@ -73,6 +73,7 @@ CONTRACT = {
             "--workers",
         ),
         *("--engine", "--format", "--single-writer", "--json", "--anonymous"),
+        *("--series", "--expand", "--into-image", "--label-name"),
     },
 }
 
