@@ -107,7 +107,7 @@ def _corners(labels: NDArray[np.integer]) -> _Corners:
     for (dy, dx), own in values.items():
         beside, below, across = values[dy, 1 - dx], values[1 - dy, dx], values[1 - dy, 1 - dx]
         alone, inner = (beside != own) & (below != own), (beside == own) & (below == own) & (across != own)
-        here = (own > 0) & (alone | inner)
+        here = np.flatnonzero((own > 0) & (alone | inner))
         pinched = (alone & (across == own))[here]
         # Where two pixels touch at a corner, each ring goes around one of the two other pixels.
         turns = (np.where(pinched, turn, 0).astype(np.int8) for turn in (dx, 1 - dx if dy == dx else dx))
@@ -174,6 +174,7 @@ def _simplified(
     which it is enough that the corners are; each is tried once, no two neighbours at the same time. Points are x + iy.
     """
     path, kept, stay, passed = _cut(corners, starts, pinched)
+    short, ends = path.astype(np.complex64), corners.astype(np.complex64)  # half the memory to read; exact in a part
     points = np.flatnonzero(kept)
     untried = ~stay[points]
     parity = 0
@@ -184,7 +185,7 @@ def _simplified(
         untried[places] = False
         before, after = points[places - 1], points[places + 1]
         left = np.ones(len(points), np.bool_)
-        left[places[_near(path[before], path[after], corners, passed[before], passed[after])]] = False
+        left[places[_near(short[before], short[after], ends, passed[before], passed[after])]] = False
         points, untried = points[left], untried[left]
     kept = np.zeros(len(path), np.bool_)
     kept[points] = True
@@ -223,9 +224,9 @@ def _cut(
 
 
 def _near(
-    before: NDArray[np.complex128],
-    after: NDArray[np.complex128],
-    corners: NDArray[np.complex128],
+    before: NDArray[np.complex64],
+    after: NDArray[np.complex64],
+    corners: NDArray[np.complex64],
     first: NDArray[np.intp],
     last: NDArray[np.intp],
 ) -> NDArray[np.bool_]:
