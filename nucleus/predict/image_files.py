@@ -18,7 +18,7 @@ from nucleus.errors import ImageError, OutputError, UsageError
 from nucleus.predict.blocks import LabelledBlock
 from nucleus.predict.cells import Expansion
 from nucleus.predict.formats import ALL_ENDINGS, DEFAULT_FORMATS, ENDINGS, OVERLAY_ENDING
-from nucleus.predict.measurement import image_columns, nucleus_columns
+from nucleus.predict.measurement import frame_of, image_columns, nucleus_columns
 from nucleus.predict.model import IMAGES_AT_ONCE, Model
 from nucleus.predict.planes import FileImage, ImageOpener, PlannedImages, plan_images
 from nucleus.predict.plates import PLATE_ENDING, draw_plate, wells_of
@@ -302,10 +302,10 @@ class _Outputs:
     expansion: Expansion | None
     into: IntoImage | None
 
-    def check(self, image: FileImage) -> None:
+    def check(self, image: FileImage, opened: ScaledImage) -> None:
         """Raise `ImageError` if labels are to go into an image, but cannot."""
         if self.into is not None:
-            ImageLabels(image.file, self.into).check(cells=self.expansion is not None)
+            ImageLabels(image.file, self.into).check(frame_of(opened.source), cells=self.expansion is not None)
 
     def add(self, model: Model, of: FileImage, image: ScaledImage, blocks: Iterable[LabelledBlock]) -> dict[str, Any]:
         """Write the results of an image, all or none of its rows; return the row of the image."""
@@ -354,8 +354,9 @@ def _open_all(
     for image in images:
         try:
             _check_length(image.output)
-            outputs.check(image)
-            opened.append((image, model.scaled_image(opener.open(image))))
+            scaled = model.scaled_image(opener.open(image))
+            outputs.check(image, scaled)
+            opened.append((image, scaled))
         except ImageError as error:
             failures[image.title] = str(error)
     return opened

@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ def write_zarr(path: Path, labels: AssembledLabels, image: Frame) -> None:
     """Write an OME-Zarr 0.5 label image: a pyramid whose levels take every second pixel of the one before."""
     unit = {"unit": "micrometer"} if image.pixel_size else {}
     grid = _Grid(
+        name="nuclei",
         axes=[{"name": axis, "type": "space", **unit} for axis in "yx"],
         scale=[image.pixel_size or 1.0] * 2,
         translation=None,
@@ -52,6 +53,7 @@ class _Grid:
     """The axes of a label image, Y and X last, and the plane of them that has labels.
 
     Attributes:
+        name: Name of the labels.
         axes: Axes as OME-Zarr describes them.
         scale: Size of a pixel along each axis, in the units of the axes.
         translation: Place of the first pixel; None if the image does not say.
@@ -59,6 +61,7 @@ class _Grid:
         plane: Index of the plane, along all axes but the last two.
     """
 
+    name: str
     axes: Sequence[Mapping[str, Any]]
     scale: Sequence[float]
     translation: Sequence[float] | None
@@ -103,7 +106,7 @@ def _write_pyramid(
 
 def _attributes(grid: _Grid, levels: int, version: str, source: Mapping[str, Any]) -> dict[str, Any]:
     scales = {
-        "name": "nuclei",
+        "name": grid.name,
         "axes": list(grid.axes),
         "datasets": [grid.level(number) for number in range(levels)],
         "type": "nearest",
@@ -153,13 +156,15 @@ class ImageLabels:
             raise ImageError(f"Expected an image of OME-Zarr at {file} for --into-image; found none.")
         self._group: OmeGroup = group
 
-    def check(self, *, cells: bool) -> None:
+    def check(self, image: Frame, *, cells: bool) -> None:
         """Make the group `labels`, if there is none, before labels are computed.
 
         Raises:
-            ImageError: The group cannot be written, or has labels of this name, which must not be replaced.
+            ImageError: The group cannot be written, or has labels of this name, which must not be replaced; or the
+                labels would not be of one plane of the image.
             StorageError: The bucket cannot be read.
         """
+        self._grid(image)
         for name in self._names(cells=cells):
             self._check_free(name)
         with self._writing():
@@ -174,7 +179,7 @@ class ImageLabels:
             StorageError: The bucket cannot be read or written.
         """
         name = self._names(cells=cells)[-1]
-        grid, source = self._grid(image), {"source": {"image": "../../"}}
+        grid, source = replace(self._grid(image), name=name), {"source": {"image": "../../"}}
         place = self._folder.below(_LABELS).place
         with self._writing():
             if isinstance(place, Path):
@@ -313,6 +318,7 @@ class ImageLabels:
             )
         steps = (level, scales)
         return _Grid(
+            name=self._into.name,
             axes=[scales["axes"][number] for number in kept],
             scale=_product([_step(part, "scale", 1.0, len(axes.names)) for part in steps], kept),
             translation=_translation(steps, kept, len(axes.names)),

@@ -74,10 +74,10 @@ def test_a_plane_of_a_stack_lies_at_its_place(tmp_path: Path, version: int, monk
     image = write_image(tmp_path / "a.zarr", pixels, version, side=0.25)
     labels = drawn()
     target = ImageLabels(image, IntoImage())
-    target.check(cells=False)
+    target.check(Frame("a", SHAPE, z=2, t=1), cells=False)
     assert names(image, version) == []
     with pytest.raises(ImageError, match="projection"):
-        target.write(labels, Frame("a", SHAPE, t=1))
+        target.check(Frame("a", SHAPE, t=1), cells=False)
     target.write(labels, Frame("a", SHAPE, z=2, t=1))
     group = zarr.open_group(image / "labels" / "nuclei", mode="r")
     assert group["0"].shape == (2, 3, *SHAPE)
@@ -104,13 +104,13 @@ def test_labels_in_a_bucket_are_created_and_never_mixed(tmp_path: Path, bucket: 
     image, document = bucket_zarr(bucket, "a.zarr"), document_of(version)
     first, second = ImageLabels(image, IntoImage()), ImageLabels(image, IntoImage())
     for each in (first, second):
-        each.check(cells=False)
+        each.check(Frame("a", SHAPE), cells=False)
     first.write(drawn(1), Frame("a", SHAPE))
     before = {item.key: item.etag for item in bucket.objects("a.zarr/labels/")}
     with pytest.raises(ImageError, match="--overwrite"):
         second.write(drawn(2), Frame("a", SHAPE))
     with pytest.raises(ImageError, match="--overwrite"):
-        ImageLabels(image, IntoImage()).check(cells=False)
+        ImageLabels(image, IntoImage()).check(Frame("a", SHAPE), cells=False)
     assert {item.key: item.etag for item in bucket.objects("a.zarr/labels/")} == before
     assert {f"a.zarr/labels/nuclei/{document}", f"a.zarr/labels/{document}"} <= set(before)
     ImageLabels(image, IntoImage(overwrite=True)).write(drawn(2), Frame("a", SHAPE))
@@ -127,17 +127,17 @@ def test_where_labels_cannot_go_is_said(tmp_path: Path) -> None:
         ImageLabels(tmp_path / "a.tif", IntoImage())
     image = write_image(tmp_path / "a.zarr", spots(*SHAPE, 7), axes="yx")
     with pytest.raises(ImageError, match="level of"):
-        ImageLabels(image, IntoImage()).write(drawn(), Frame("a", (30, 35)))
+        ImageLabels(image, IntoImage()).check(Frame("a", (30, 35)), cells=False)
     (tmp_path / "elsewhere").mkdir()
     (image / "labels").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(ImageError, match="link"):
-        ImageLabels(local_zarr(image), IntoImage()).check(cells=False)
+        ImageLabels(local_zarr(image), IntoImage()).check(Frame("a", SHAPE), cells=False)
     assert not list((tmp_path / "elsewhere").iterdir())
     (image / "labels").unlink()
     (image / "labels").mkdir()
     (image / "labels" / "zarr.json").write_text('{"attributes": {"ome": {"labels": 3}}}')
     with pytest.raises(ImageError, match="list of labels"):
-        ImageLabels(image, IntoImage()).check(cells=False)
+        ImageLabels(image, IntoImage()).check(Frame("a", SHAPE), cells=False)
     planned = plan_images({"a.zarr": image}, PlaneOptions())
     found = predict_files(small_model(), planned, tmp_path / "out", formats=("zarr",), into=IntoImage())
     assert "list of labels" in found.failures["a.zarr"]
