@@ -22,7 +22,9 @@ from tests.predict.test_predict import small_model, spots
 from tests.zarr_files import write_image, write_plate
 
 UV = (sys.executable, "-m", "uv")
-PACKAGES = ("anndata==0.12.19", "h5py", "natsort", "array-api-compat", "legacy-api-wrap")
+PACKAGES = (
+    *("anndata==0.12.19", "array-api-compat", "h5py", "legacy-api-wrap", "natsort", "scverse-misc", "session-info2"),
+)
 """Others that it needs are those of this environment."""
 
 
