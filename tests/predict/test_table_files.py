@@ -100,10 +100,10 @@ sys.path.append(sys.argv[1])
 from pathlib import Path
 from nucleus.predict.table_files import write_anndata
 write_anndata(*map(Path, sys.argv[2:5]))
-import anndata
+import anndata, numpy as np
 found = anndata.read_h5ad(sys.argv[4])
 print(found.uns["spatial_unit"], *found.var["channel"])
-found.obs.assign(x=found.obsm["spatial"][:, 0], area=found[:, "area"].X[:, 0]).to_csv(sys.argv[5], index=False)
+found.obs.assign(x=found.obsm["spatial"][:, 0], area=np.asarray(found[:, "area"].X)[:, 0]).to_csv(sys.argv[5], index=False)
 """
 
 
