@@ -103,7 +103,8 @@ write_anndata(*map(Path, sys.argv[2:5]))
 import anndata, numpy as np
 found = anndata.read_h5ad(sys.argv[4])
 print(found.uns["spatial_unit"], *found.var["channel"])
-found.obs.assign(x=found.obsm["spatial"][:, 0], area=np.asarray(found[:, "area"].X)[:, 0]).to_csv(sys.argv[5], index=False)
+area = np.asarray(found[:, "area"].X)[:, 0]
+found.obs.assign(x=found.obsm["spatial"][:, 0], area=area).to_csv(sys.argv[5], index=False)
 """
 
 
