@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     import pandas
     import prometheus_client
     import pyarrow as pa
+    import pyarrow.csv as pacsv
     import pyarrow.dataset as pads
     import pyarrow.parquet as pq
     import skimage
@@ -40,9 +41,12 @@ if TYPE_CHECKING:
     import zarr
     from scipy import ndimage
 
+    anndata: Any  # in no extra, and not in the environment for development
+
 __all__ = [
     "SERVING",
     "TRAINING",
+    "anndata",
     "fastapi",
     "keras",
     "missing_package",
@@ -50,6 +54,7 @@ __all__ = [
     "ndimage",
     "need",
     "pa",
+    "pacsv",
     "pads",
     "pandas",
     "pq",
@@ -74,7 +79,7 @@ _EXTRAS = {
     "openslide": "slides",
     **dict.fromkeys(SERVING, "serve"),
 }
-"""Packages that the light install lacks, and the extra of `pyproject.toml` that has them."""
+"""Packages that the light install lacks, and the extra of `pyproject.toml` that has them; others come by themselves."""
 _NO_TENSORFLOW_FROM = (3, 14)
 
 _REMARKS = rb"^(WARNING: All log messages before absl|[IW]0000 |To enable the following instructions)"
@@ -157,11 +162,12 @@ def missing_package(error: BaseException) -> MissingPackageError | None:
 
 
 def _missing(names: Sequence[str]) -> MissingPackageError:
-    extras = dict.fromkeys(_EXTRAS[name] for name in names)
+    extras = dict.fromkeys(_EXTRAS[name] for name in names if name in _EXTRAS)
+    wanted = [f"'nucleus[{','.join(extras)}]'"] * bool(extras) + [name for name in names if name not in _EXTRAS]
     what, are = ("the package", "it is") if len(names) == 1 else ("the packages", "they are")
     text = (
         f"Expected {what} {', '.join(names)}, which this needs; {are} not installed. "
-        f"Run: pip install 'nucleus[{','.join(extras)}]'"
+        f"Run: pip install {' '.join(wanted)}"
     )
     if "train" in extras and sys.version_info >= _NO_TENSORFLOW_FROM:
         text += " with Python 3.13 or older, because there is no TensorFlow for newer ones"
@@ -268,5 +274,6 @@ if not TYPE_CHECKING:
     keras, pandas, tf, wandb = (_LazyModule(name) for name in ("keras", "pandas", "tensorflow", "wandb"))
     ndimage, skimage = (_LazyModule(name) for name in ("scipy.ndimage", "skimage"))
     fastapi, prometheus_client, uvicorn = (_LazyModule(name) for name in SERVING if name != "python_multipart")
-    zarr = _LazyModule("zarr")
-    pa, pads, pq = (_LazyModule(name) for name in ("pyarrow", "pyarrow.dataset", "pyarrow.parquet"))
+    anndata, zarr = _LazyModule("anndata"), _LazyModule("zarr")
+    pa, pacsv = _LazyModule("pyarrow"), _LazyModule("pyarrow.csv")
+    pads, pq = _LazyModule("pyarrow.dataset"), _LazyModule("pyarrow.parquet")

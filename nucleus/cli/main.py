@@ -41,7 +41,7 @@ _COMMANDS = {
     "doctor": ("nucleus.cli.machine", "doctor", "Check everything that training needs, and explain how to fix it."),
     "runs": ("nucleus.cli.runs", "runs", "Training runs in the bucket: list, show, compare."),
     "models": ("nucleus.cli.models", "models", "Model versions in the bucket: list, show, pull, export and more."),
-    "evaluate": ("nucleus.cli.predict", "evaluate", "Evaluate a model on a dataset."),
+    "evaluate": ("nucleus.cli.evaluate", "evaluate", "Evaluate a model on a dataset."),
     "predict": ("nucleus.cli.predict", "predict", "Segment, count and measure nuclei in images."),
     "serve": ("nucleus.cli.serve", "serve", "Segment images for other programs, by HTTP."),
 }

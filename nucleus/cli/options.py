@@ -9,6 +9,7 @@ import click
 
 import nucleus
 from nucleus.cli.progress_bars import show_progress
+from nucleus.errors import UsageError
 from nucleus.surroundings import check_can_train
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "check_run_options",
+    "check_shared_model",
     "cluster_options",
     "engine_option",
     "json_option",
@@ -160,3 +162,9 @@ def pulled_model(model: str | None, bucket: str | None = None) -> "PulledModel":
 def number_or_word(_context: click.Context, _option: click.Parameter, value: str | None) -> int | str | None:
     """Return the number that an option gives in digits, or its text."""
     return int(value) if value is not None and value.isascii() and value.isdigit() else value
+
+
+def check_shared_model(model: str | None, what: str) -> None:
+    """Raise `UsageError` for a folder: workers on other machines get a model from the bucket or from their package."""
+    if model is not None and not nucleus.registry.is_included(model) and nucleus.registry.is_pulled(model):
+        raise UsageError(f"Expected NAME[@REF] for {what}, because each worker pulls the model; found {model}.")

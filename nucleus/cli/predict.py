@@ -1,17 +1,18 @@
-"""`nucleus predict` and `nucleus evaluate`: use a published model on images, and score it on a dataset."""
+"""`nucleus predict`: use a published model on images."""
 
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
 import job
 import nucleus
 from nucleus.cli.options import (
+    check_shared_model,
     engine_option,
     json_option,
     number_or_word,
@@ -19,28 +20,25 @@ from nucleus.cli.options import (
     single_writer_option,
     workers_option,
 )
-from nucleus.cli.output import note, print_facts, print_json, print_scores, print_table, warn
+from nucleus.cli.output import note, print_facts, print_json, print_table, warn
 from nucleus.cli.progress_bars import show_progress
-from nucleus.config.names import Reference
+from nucleus.config.names import FormatName, Reference
 from nucleus.errors import NucleusError, UsageError
 from nucleus.surroundings import check_can_train
-from nucleus.text import SPLIT_NAMES, plural
+from nucleus.text import plural
 
 if TYPE_CHECKING:
-    from nucleus.data.dataset import Dataset
+    from nucleus.data.stacks import PlaneOptions
     from nucleus.data.zarr_store import ZarrFolder
     from nucleus.model.engines import EngineChoice
-    from nucleus.predict.evaluation import Evaluation
-    from nucleus.predict.model import PredictionOptions
+    from nucleus.predict.cells import Expansion
     from nucleus.predict.plates import Wells
-    from nucleus.registry.versions import PulledModel
+    from nucleus.predict.zarr_labels import IntoImage
 
-__all__ = ["evaluate", "predict"]
+__all__ = ["predict"]
 
 _POSITIVE = click.FloatRange(0, min_open=True)
 _BUCKET = "s3://"
-_IMAGE_SCORES = (("ap_50", "AP.5"), ("map", "mAP"), ("iou", "IoU"), ("dice", "Dice"), ("accuracy", "accuracy"))
-_WORST = 12
 
 
 @dataclass(frozen=True)
@@ -52,15 +50,42 @@ class _Choices:
     channel: int | str | None
     z: int | str | None
     t: int | str | None
+    series: int | str | None
     tta: bool
     as_is: bool
     denoise: bool
     engine: "EngineChoice"
     formats: tuple[str, ...]
+    expand: str | None
+    into_image: bool
+    label_name: str | None
     overwrite: bool
     anonymous: bool
     single_writer: bool
     as_json: bool
+
+    @property
+    def planes(self) -> "PlaneOptions":
+        """Which images and planes of files to take. Raises `UsageError`."""
+        return nucleus.data.PlaneOptions(self.z, self.t, self.series)
+
+    @property
+    def expansion(self) -> "Expansion | None":
+        """How far cells reach beyond their nuclei. Raises `UsageError`."""
+        return nucleus.predict.parse_expansion(self.expand) if self.expand is not None else None
+
+    @property
+    def into(self) -> "IntoImage | None":
+        """That labels are written into the OME-Zarr of their image. Raises `UsageError`."""
+        if not self.into_image:
+            if self.label_name is not None:
+                raise UsageError("Expected --into-image with --label-name; found none. Add it, or leave out the name.")
+            return None
+        if "zarr" not in self.formats or self.anonymous:
+            found = "--anonymous, which cannot write" if self.anonymous else f"formats {', '.join(self.formats)}"
+            raise UsageError(f"Expected --format zarr and credentials for --into-image; found {found}.")
+        name = nucleus.config.check_name(self.label_name or "nuclei", "label")
+        return nucleus.predict.IntoImage(name, self.overwrite)
 
 
 @click.command()
@@ -98,6 +123,12 @@ class _Choices:
     callback=number_or_word,
     help="Of a time series, segment the time N (from 0), or each time.",
 )
+@click.option(
+    "--series",
+    metavar="N|NAME|all",
+    callback=number_or_word,
+    help="Of a file of several images, segment one: its number, from 0, or its name.  [default: all]",
+)
 @click.option("--tta", is_flag=True, help="Average over flips and quarter turns: better, but eight times slower.")
 @click.option(
     "--as-is", is_flag=True, help="Do not even haze and vignettes before the network looks.  [default: where clear]"
@@ -108,11 +139,21 @@ class _Choices:
     "--format",
     "formats",
     multiple=True,
-    default=("labels",),
-    type=click.Choice(["labels", "zarr", "geojson", "geojson.gz", "roi", "coco"]),
-    help="Format of the nuclei: labels (TIFF), zarr (OME-Zarr labels), geojson (QuPath), roi (ImageJ), coco. Repeat it "
-    "for several.  [default: labels]",
+    default=("labels", "overlay"),
+    type=click.Choice(get_args(FormatName)),
+    help="Format of the results: labels (TIFF), zarr (OME-Zarr labels), geojson (QuPath), roi (ImageJ), coco, overlay "
+    "(PNG); and of the tables: csv, parquet, h5ad (AnnData). Repeat it for several.  [default: labels, overlay, and "
+    "the tables as csv, in a bucket as parquet]",
 )
+@click.option(
+    "--expand",
+    metavar="DISTANCE",
+    help="Grow cells around the nuclei, by up to this distance: 5um, 8px.",
+)
+@click.option(
+    "--into-image", is_flag=True, help="Write the labels of --format zarr into the OME-Zarr that the image is in."
+)
+@click.option("--label-name", metavar="NAME", help="Name of the labels of --into-image.  [default: nuclei]")
 @click.option("--overwrite", is_flag=True, help="Replace the results of an earlier prediction.")
 @click.option("--anonymous", is_flag=True, help="Read the images of a public bucket without credentials.")
 @workers_option("one per GPU, or else per CPU")
@@ -129,14 +170,14 @@ def predict(
 
     Without --model it uses the model `nuclei`, which comes along with the package and needs no bucket and no network.
 
-    Writes <stem>.labels.tif (integer labels, 0 background; or what --format says) and <stem>.overlay.png for each
+    Writes <stem>.labels.tif (integer labels, 0 background) and <stem>.overlay.png, or what --format says, for each
     image, and nuclei.csv (one row per nucleus) and images.csv (one row per image). Folders are read with all folders
     below them, and the results lie in the same folders below --out.
 
     A stack or a time series needs --z or --t. Each plane is an image of its own, with its index in the columns z and t
     and, where there are several, in the names of its results (<stem>.z03.t0.labels.tif); so is each image of a file
-    that holds several (<stem>.s0.labels.tif). Nuclei are not followed through depths or times: there is no 3-D
-    segmentation.
+    that holds several (<stem>.s0.labels.tif), of which --series chooses one. Nuclei are not followed through depths or
+    times: there is no 3-D segmentation.
 
     OME-Zarr (0.4 and 0.5) is an image, a well or a plate; its address may also be s3://bucket/name.zarr. The results of
     a plate's fields are named by row, column and field (plate/B/3/0.labels.tif), which are also columns of the tables.
@@ -145,7 +186,7 @@ def predict(
     nuclei.parquet and images.parquet. If you repeat the command, it skips the images that are done.
     """
     given = _Choices(**choices)
-    nucleus.data.PlaneOptions(given.z, given.t)  # checks them before anything is read
+    _ = given.planes, given.expansion, given.into  # checked before anything is read
     in_bucket = [text.startswith(_BUCKET) for text in (*inputs, out)]
     if given.anonymous and not any(in_bucket[:-1]):
         raise UsageError("Expected images in a bucket for --anonymous; found files, which need no credentials.")
@@ -178,12 +219,11 @@ def _place(text: str, *, anonymous: bool) -> "Path | ZarrFolder":
 def _predict_files(inputs: tuple[str, ...], model: str | None, out: Path, given: _Choices) -> None:
     started = time.monotonic()  # what takes longest for a few images is TensorFlow's import
     formats = nucleus.predict.check_formats(given.formats)
-    found = nucleus.predict.find_inputs([_place(text, anonymous=given.anonymous) for text in inputs])
+    found = nucleus.predict.find_inputs([_place(text, anonymous=given.anonymous) for text in inputs], given.series)
     for text in found.notes:
         note(text)
-    planes = nucleus.data.PlaneOptions(given.z, given.t)
     with nucleus.storage.claimed_folder(out):
-        planned = nucleus.predict.plan_images(found.images, planes)
+        planned = nucleus.predict.plan_images(found.images, given.planes)
         if not given.overwrite:
             outputs = (image.output for image in planned.images)
             nucleus.predict.check_outputs(dict.fromkeys([*found.images, *outputs]), out)
@@ -198,7 +238,9 @@ def _predict_files(inputs: tuple[str, ...], model: str | None, out: Path, given:
         pulled = pulled_model(model)
         segmenter = nucleus.predict.load_pulled(pulled, options)
         with show_progress("segment images") as advance:
-            predicted = nucleus.predict.predict_files(segmenter, planned, out, given.channel, advance, formats)
+            predicted = nucleus.predict.predict_files(
+                segmenter, planned, out, given.channel, advance, formats, given.expansion, given.into
+            )
     failures = {**found.unread, **predicted.failures}
     if given.as_json:
         _print_json(str(pulled), str(out.absolute()), predicted.counts, failures, predicted.warnings)
@@ -210,7 +252,12 @@ def _predict_files(inputs: tuple[str, ...], model: str | None, out: Path, given:
 
 def _predict_bucket(images: str, model: str | None, out: str, workers: int | None, given: _Choices) -> None:
     check_can_train("images in a bucket, which are predicted on Ray")
-    _check_shared(model, "images in a bucket")
+    if given.into is not None:
+        raise UsageError(
+            "Expected a folder for --out with --into-image; found a prefix, whose images are predicted on Ray. Predict "
+            f"each {_BUCKET}bucket/name.zarr with a folder as --out, or leave out --into-image."
+        )
+    check_shared_model(model, "images in a bucket")
     nucleus.lazy.need(*nucleus.lazy.TRAINING)
     version, registry = _version_for_workers(model)
     settings = nucleus.predict.PredictionSettings(
@@ -227,6 +274,8 @@ def _predict_bucket(images: str, model: str | None, out: str, workers: int | Non
         formats=nucleus.predict.check_formats(given.formats),
         z=given.z,
         t=given.t,
+        series=given.series,
+        expand=str(given.expansion) if given.expansion else None,
     )
     verbose = click.get_current_context().find_root().params["debug"]
     started = time.monotonic()
@@ -255,12 +304,6 @@ def _predict_bucket(images: str, model: str | None, out: str, workers: int | Non
         )
         _print_plates(found.plates)
     _check(found.failures, len(found.counts) + len(found.failures))
-
-
-def _check_shared(model: str | None, what: str) -> None:
-    """Raise `UsageError` for a folder: workers on other machines get a model from the bucket or from their package."""
-    if model is not None and not nucleus.registry.is_included(model) and nucleus.registry.is_pulled(model):
-        raise UsageError(f"Expected NAME[@REF] for {what}, because each worker pulls the model; found {model}.")
 
 
 def _version_for_workers(model: str | None) -> tuple[Reference, str | None]:
@@ -324,102 +367,3 @@ def _print_plates(plates: "Mapping[str, Wells]") -> None:
 def _check(failures: Mapping[str, str], images: int) -> None:
     if failures:
         raise NucleusError(f"{len(failures)} of {images} images could not be read: see above.")
-
-
-@click.command()
-@click.argument("model", metavar="NAME[@REF]")
-@click.argument("dataset")
-@click.option("--split", type=click.Choice([*SPLIT_NAMES, "all"]), default="test", show_default=True)
-@click.option("--tta", is_flag=True, help="Average over flips and quarter turns: better, but eight times slower.")
-@engine_option
-@click.option("--gallery", type=click.Path(path_type=Path), metavar="FILE.png", help="Draw the twelve worst images.")
-@workers_option("evaluate in this process")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document, with the scores of each image.")
-def evaluate(
-    model: str,
-    dataset: str,
-    split: str,
-    tta: bool,
-    engine: "EngineChoice",
-    gallery: Path | None,
-    workers: int | None,
-    as_json: bool,
-) -> None:
-    """Score a model on a split of DATASET (s3://bucket/datasets/NAME[@VERSION], or NAME in the bucket).
-
-    `nuclei` without a version is the model that comes along with the package.
-    """
-    if workers is not None:
-        _check_shared(model, "--workers")
-        nucleus.lazy.need(*nucleus.lazy.TRAINING)
-    opened = nucleus.data.open_dataset(nucleus.data.locate_dataset(dataset))
-    pulled = pulled_model(model)
-    splits = nucleus.predict.splits_named(split)
-    options = nucleus.predict.PredictionOptions(turns=tta, engine=engine)
-    if workers is None:
-        found = nucleus.predict.evaluate(
-            nucleus.predict.load_pulled(pulled, options),
-            opened,
-            splits,
-            nucleus.data.ShardCache(nucleus.data.default_cache_dir()),
-            progress=show_progress,
-            worst=_WORST,
-        )
-    else:
-        found = _evaluate_on_cluster(model, pulled, opened, splits, options, workers)
-    if gallery is not None:
-        nucleus.storage.write_atomic(gallery, nucleus.data.encode_png(nucleus.pictures.draw_gallery(found.worst)))
-    if not found.overall["all"]["nuclei_true"]:
-        warn(f"no image of the split {split} has a nucleus, so the scores over its images are undefined")
-    if as_json:
-        images = [row.as_dict() for row in found.images]
-        print_json(
-            {
-                "model": str(pulled),
-                "dataset": str(opened),
-                "split": split,
-                "overall": found.overall,
-                "images": images,
-            }
-        )
-        return
-    _print_images(found)
-    print_scores({split: found.overall})
-
-
-def _evaluate_on_cluster(
-    model: str,
-    pulled: "PulledModel",
-    dataset: "Dataset",
-    splits: tuple[str, ...],
-    options: "PredictionOptions",
-    workers: int,
-) -> "Evaluation":
-    check_can_train("--workers, which are those of a Ray cluster")
-    plan = job.EvaluationPlan(
-        registry=None if pulled.included else nucleus.registry.locate_model(model).bucket,
-        model=pulled.reference,
-        dataset=dataset,
-        splits=splits,
-        options=options,
-        worst=_WORST,
-    )
-    verbose = click.get_current_context().find_root().params["debug"]
-    with show_progress(f"evaluate {' '.join(splits)}") as advance:
-        return job.evaluate_on_cluster(plan, workers=workers, verbose=verbose, advance=advance, waiting=note)
-
-
-def _print_images(found: "Evaluation") -> None:
-    print_table(
-        ("image", "kind", *(title for _, title in _IMAGE_SCORES), "nuclei", "predicted"),
-        [
-            (
-                row.name,
-                row.kind,
-                *(f"{getattr(row, field):.4f}" for field, _ in _IMAGE_SCORES),
-                row.nuclei_true,
-                row.nuclei_predicted,
-            )
-            for row in found.images
-        ],
-    )

@@ -1,9 +1,9 @@
-"""Values with rules of their own: names, references to a version such as `dsb2018@7`, and numbers of workers."""
+"""Values with rules of their own: names, formats, references to a version such as `dsb2018@7`, numbers of workers."""
 
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import PlainSerializer, PlainValidator
 
@@ -11,6 +11,7 @@ from nucleus.errors import UriError
 from nucleus.text import plural
 
 __all__ = [
+    "FormatName",
     "Reference",
     "WorkerCount",
     "WorkerRange",
@@ -24,6 +25,11 @@ __all__ = [
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 _UNWANTED = re.compile(r"[^a-z0-9._-]+")
 _MOST_WORKERS = 1024
+
+FormatName = Literal[
+    "labels", "zarr", "geojson", "geojson.gz", "roi", "coco", "overlay", "csv", "parquet", "h5ad"
+]  # fmt: skip
+"""Formats of the results of a prediction; the last three are those of its tables."""
 
 
 @dataclass(frozen=True)

@@ -175,6 +175,7 @@ from .stacks import Stack as Stack
 from .stacks import channel_number as channel_number
 from .stacks import check_channel as check_channel
 from .stacks import choose_planes as choose_planes
+from .stacks import chosen_series as chosen_series
 from .stacks import one_channel as one_channel
 from .stacks import open_plane as open_plane
 from .stacks import sharpest as sharpest

@@ -26,6 +26,7 @@ __all__ = [
     "channel_number",
     "check_channel",
     "choose_planes",
+    "chosen_series",
     "one_channel",
     "open_plane",
     "sharpest",
@@ -57,6 +58,7 @@ class Stack:
             every plane.
         channels: Names of the channels, in order, each empty if only others have one; nothing if none has one.
         files: Files that the planes are in, if there are several: an OME-TIFF in parts.
+        title: Name of the image in its file; empty if it has none.
     """
 
     name: str
@@ -65,15 +67,17 @@ class Stack:
     plane: Callable[[int, int], PixelFile]
     channels: tuple[str, ...] = ()
     files: frozenset[Path] = frozenset()
+    title: str = ""
 
 
 @dataclass(frozen=True)
 class PlaneOptions:
-    """Which planes of a stack are images to segment. Images of one plane need no choice.
+    """Which images of a file, and which planes of a stack, are images to segment. Images of one plane need no choice.
 
     Attributes:
         z: A depth from 0; "max" or "mean", the projection of all depths; "best", the sharpest depth; or "all".
         t: A time from 0, or "all".
+        series: Of a file that holds several images, one by its number from 0 or its name; None or "all" are all.
 
     Raises:
         UsageError: A value is none of these.
@@ -81,8 +85,11 @@ class PlaneOptions:
 
     z: int | str | None = None
     t: int | str | None = None
+    series: int | str | None = None
 
     def __post_init__(self) -> None:
+        if isinstance(self.series, int) and (isinstance(self.series, bool) or self.series < 0):
+            raise UsageError(f"Expected series to be a number from 0, a name or {_ALL}; found {self.series!r}.")
         for axis, words in (("z", _DEPTHS), ("t", (_ALL,))):
             value = getattr(self, axis)
             if value is None or value in words:
@@ -120,17 +127,47 @@ def choose_planes(stacks: Sequence[Stack], options: PlaneOptions) -> list[Chosen
     """Return the images to segment of a file, by stack, then time, then depth.
 
     Raises:
-        ImageError: A stack has several depths or times and there is no choice among them, or lacks the chosen one.
+        ImageError: A stack has several depths or times and there is no choice among them, or lacks the chosen one; or
+            the file lacks the chosen image.
     """
-    several = len(stacks) > 1
+    whole = stacks[0].name.rpartition("#")[0] or stacks[0].name
+    numbers = chosen_series([stack.title for stack in stacks], options.series, whole)
+    several = len(numbers) > 1
     chosen = []
-    for number, stack in enumerate(stacks):
+    for number in numbers:
+        stack = stacks[number]
         start = f".s{_padded(number, len(stacks))}" if several else ""
         for t, *of_time in _chosen(stack, "t", stack.times, options.t):
             for z, *of_depth in _chosen(stack, "z", stack.depths, options.z):
                 ending, label = (depth + time for depth, time in zip(of_depth, of_time, strict=True))
                 chosen.append(ChosenPlane(number, z, t, start + ending, label))
     return chosen
+
+
+def chosen_series(names: Sequence[str], series: int | str | None, where: str) -> list[int]:
+    """Return the numbers of the chosen ones of several images.
+
+    Args:
+        names: Name of each image, empty for those without.
+        series: Number from 0, or name; None or "all" for all.
+        where: Name of the file for messages.
+
+    Raises:
+        ImageError: There is no such image, or there are several.
+    """
+    if series in {None, _ALL}:
+        return list(range(len(names)))
+    if isinstance(series, int):
+        found = [series] if series < len(names) else []
+    else:
+        found = [number for number, name in enumerate(names) if name == series]
+    if len(found) == 1:
+        return found
+    there = ", ".join(f"{number} {name!r}" if name else str(number) for number, name in enumerate(names))
+    raise ImageError(
+        f"Expected one image --series {series} in {where}; found {len(found)}. Give the number of one of those that "
+        f"there are: {there}."
+    )
 
 
 def _chosen(stack: Stack, axis: str, count: int, option: int | str | None) -> list[tuple[Any, str, str]]:

@@ -157,7 +157,8 @@ def _stack(
     levels = [(level, _pages(level, content, name)) for level in _reduced(series)]
     names = channel_names(file, text, series.keyframe.samplesperpixel * count)
     files = _files(series, content)
-    return Stack(name=name, times=times, depths=depths, plane=plane, channels=names, files=files)
+    title = series.name if series.kind == "ome" else ""
+    return Stack(name=name, times=times, depths=depths, plane=plane, channels=names, files=files, title=title)
 
 
 def _size_of(content: Content, size: int) -> Callable[[StoredPage], int]:

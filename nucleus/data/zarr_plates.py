@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import count, takewhile
 from pathlib import Path, PurePosixPath
 
-from nucleus.data.stacks import Stack
+from nucleus.data.stacks import Stack, chosen_series
 from nucleus.data.zarr_images import OmeGroup, ome_attributes, open_zarr_image, read_group
 from nucleus.data.zarr_store import ZarrFolder, bucket_zarr, is_zarr, local_zarr
 from nucleus.errors import ImageError
@@ -112,15 +112,16 @@ def open_image_in(folder: ZarrFolder, path: str, name: str, pixel_size: float | 
     return open_zarr_image(group, name, pixel_size)
 
 
-def image_paths(folder: ZarrFolder, tell: Tell = lambda _: None) -> list[str]:
+def image_paths(folder: ZarrFolder, tell: Tell = lambda _: None, series: int | str | None = None) -> list[str]:
     """Return the paths of the images below a group, in the order of its metadata; [""] if it is an image itself.
 
     Args:
         folder: The group.
         tell: Called with a sentence for each well or field that is not there.
+        series: Of the images of bioformats2raw, one by its path, which is its number from 0; None or "all" for all.
 
     Raises:
-        ImageError: It is not an OME-Zarr, has no images at all, or is the labels of one.
+        ImageError: It is not an OME-Zarr, has no images at all or not the chosen one, or is the labels of one.
         StorageError: The bucket cannot be read.
     """
     group = _group(folder)
@@ -133,7 +134,10 @@ def image_paths(folder: ZarrFolder, tell: Tell = lambda _: None) -> list[str]:
     found = readers[group.kind](group, tell) if group.kind in readers else [""]
     if not found:
         raise ImageError(f"Expected images in {folder.name}; all that its metadata list are absent. Copy it again.")
-    return found
+    if group.kind in {"plate", "well"} and series is not None:
+        raise ImageError(f"Expected no --series for the fields of {folder.name}; found {series}. Name a field's path.")
+    path = str(series) if group.kind == _LAYOUT and series is not None else series  # numbers would skip absent images
+    return [found[number] for number in chosen_series(found, path, folder.name)]
 
 
 def _group(folder: ZarrFolder) -> OmeGroup:

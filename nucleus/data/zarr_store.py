@@ -64,6 +64,14 @@ class ZarrFolder:
     def __str__(self) -> str:
         return self.name
 
+    @property
+    def place(self) -> "Path | tuple[Bucket, str]":
+        """Where it is: a folder without links that lead out of the hierarchy, or a bucket and a key.
+
+        Raises `ImageError` if a link does lead out of it.
+        """
+        return self._objects.place
+
     def below(self, path: str) -> "ZarrFolder":
         """Return a group in this one. Raises `ImageError` if the path leads out of it."""
         self._check_key(path)
@@ -148,23 +156,30 @@ class _LocalObjects:
         self._root = root
         self._real = root.resolve()
 
+    @property
+    def place(self) -> Path:
+        self._check_inside(self._folder)
+        return self._folder
+
     def below(self, path: str) -> "_LocalObjects":
         return _LocalObjects(self._folder / path, self._root)
 
     def read(self, key: str, span: Span | None) -> bytes | None:
         path = self._folder / key
         try:
-            if not path.resolve().is_relative_to(self._real):
-                raise ImageError(
-                    f"Expected only files within {self._root}; {path} is a link that leads out of it. Copy the file "
-                    "there."
-                )
+            self._check_inside(path)
             with path.open("rb") as file:
                 return _span_of(file, span)
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
             raise ImageError(f"Cannot read {path}: {error.strerror or error}.") from error
+
+    def _check_inside(self, path: Path) -> None:
+        if not path.resolve().is_relative_to(self._real):
+            raise ImageError(
+                f"Expected only files within {self._root}; {path} is a link that leads out of it. Copy the file there."
+            )
 
 
 def _span_of(file: IO[bytes], span: Span | None) -> bytes:
@@ -188,6 +203,10 @@ class _BucketObjects:
         self._kept = _Kept()
         self._absent: set[str] = set()
         self._reading: dict[tuple[str, Span | None], threading.Lock] = {}
+
+    @property
+    def place(self) -> tuple[Bucket, str]:
+        return self._bucket, self._prefix
 
     def below(self, path: str) -> "_BucketObjects":
         return _BucketObjects(self._bucket, f"{self._prefix}/{path}".lstrip("/"))

@@ -31,6 +31,7 @@ __all__ = ["ModelFacts", "write_package"]
 _FORMAT = "0.5.4"
 _SIDE = 256
 _SMALLEST = 4 * STRIDE
+_SPATIAL = ("y", "x")
 _EPSILON = 1e-6
 
 
@@ -161,10 +162,7 @@ def _input(config: ModelConfig, sha256: str) -> dict[str, Any]:
         "description": "RGB, 0 to 255; a grey image has three equal channels.",
         "axes": [
             {"type": "batch"},
-            *(
-                {"type": "space", "id": axis, "size": {"min": _SMALLEST, "step": STRIDE}, **_unit(config)}
-                for axis in ("y", "x")
-            ),
+            *(_space(axis, {"min": _SMALLEST, "step": STRIDE}, config) for axis in _SPATIAL),
             {"type": "channel", "channel_names": ["red", "green", "blue"]},
         ],
         "data": {"type": "float32", "range": [0.0, 255.0]},
@@ -180,10 +178,7 @@ def _output(name: str, config: ModelConfig, sha256: str) -> dict[str, Any]:
         "description": what,
         "axes": [
             {"type": "batch"},
-            *(
-                {"type": "space", "id": axis, "size": {"tensor_id": "image", "axis_id": axis}, **_unit(config)}
-                for axis in ("y", "x")
-            ),
+            *(_space(axis, {"tensor_id": "image", "axis_id": axis}, config) for axis in _SPATIAL),
             {"type": "channel", "channel_names": list(config.channels)},
         ],
         "data": {"type": "float32"},
@@ -191,8 +186,9 @@ def _output(name: str, config: ModelConfig, sha256: str) -> dict[str, Any]:
     }
 
 
-def _unit(config: ModelConfig) -> dict[str, Any]:
-    return {"unit": "micrometer", "scale": config.pixel_size} if config.pixel_size else {}
+def _space(axis: str, size: dict[str, Any], config: ModelConfig) -> dict[str, Any]:
+    unit = {"unit": "micrometer", "scale": config.pixel_size} if config.pixel_size else {}
+    return {"type": "space", "id": axis, "size": size, **unit}
 
 
 def _readme(config: ModelConfig, facts: ModelFacts) -> str:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from nucleus.config.names import FormatName
 from nucleus.data.images import encode_png
 from nucleus.errors import UsageError
 from nucleus.model.instances import label_nuclei
@@ -21,8 +22,7 @@ from nucleus.page.layers import (
     parts_of,
 )
 from nucleus.predict.blocks import AssembledLabels
-from nucleus.predict.formats import ENDINGS, FormatName, open_outlines, result_path, write_labels
-from nucleus.predict.image_files import csv_table
+from nucleus.predict.formats import ENDINGS, open_outlines, result_path, write_labels
 from nucleus.predict.measurement import (
     Frame,
     MeasuredPart,
@@ -35,6 +35,7 @@ from nucleus.predict.model import Model
 from nucleus.predict.outlines import outlines_of
 from nucleus.predict.results import overlay_of
 from nucleus.predict.scaled_image import ScaledImage
+from nucleus.predict.table_files import csv_table
 
 __all__ = [
     "DOWNLOADS",
@@ -232,7 +233,7 @@ def write_download(
     path = result_path(stem, DOWNLOADS[what])
     by_label = {row["label"]: row for row in rows}
     writers: dict[str, Callable[[], None]] = {
-        "labels": lambda: write_labels("labels", stem, labels, image.frame),
+        "labels": lambda: write_labels(path, labels, image.frame),
         "csv": lambda: _write_table(path, image, [by_label[label] for label in sorted(by_label)]),
         "picture": lambda: _write_picture(path, image, labels, by_label),
     }

@@ -11,11 +11,11 @@ from nucleus.data.zarr_store import ZarrFolder, bucket_zarr
 from nucleus.errors import AccessDeniedError, ImageError, ObjectNotFoundError
 from nucleus.predict.blocks import LabelledBlock
 from nucleus.predict.bucket_images import BucketImage, PredictionSettings
-from nucleus.predict.formats import result_path
+from nucleus.predict.formats import OVERLAY_ENDING, output_endings, result_path
 from nucleus.predict.measurement import image_table, join_images
 from nucleus.predict.model import IMAGES_AT_ONCE, Model
 from nucleus.predict.planes import FileImage, ImageOpener, PlannedImages, plan_images
-from nucleus.predict.results import OVERLAY_ENDING, output_endings, write_image
+from nucleus.predict.results import write_image
 from nucleus.predict.scaled_image import ScaledImage
 from nucleus.storage.bucket import Bucket
 from nucleus.storage.files import temporary_folder
@@ -181,10 +181,11 @@ class BatchPredictor:
     ) -> ImageOutcome:
         """Write the results of an image on disk."""
         stem = files.stem(image)
-        path = result_path(stem, ".parquet")
+        path, expansion = result_path(stem, ".parquet"), self._settings.expansion
+        plate, cells = plate_field(image.name) is not None, expansion is not None
         try:
-            with image_table(path, files.planned.channels, plate=plate_field(image.name) is not None) as table:
-                row = write_image(self._model, scaled, blocks, stem, table, self._settings.formats)
+            with image_table(path, files.planned.channels, plate=plate, cells=cells) as table:
+                row = write_image(self._model, scaled, blocks, stem, table, self._settings.formats, expansion)
                 table.set_image(row)
         except ImageError as error:  # a part of a large image may be damaged
             return ImageOutcome(files.image.key, image.title, failure=self._message(str(error), files))
@@ -196,7 +197,7 @@ class BatchPredictor:
         join_images(list(files.tables.values()), files.table)
         for image in files.tables:
             stem = files.stem(image)
-            for ending in output_endings(self._settings.formats):
+            for ending in output_endings(self._settings.formats, cells=self._settings.expand is not None):
                 found = result_path(stem, ending)
                 for file in sorted(found.rglob("*")) if found.is_dir() else [found]:
                     if file.is_file():

@@ -17,12 +17,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from nucleus.config.names import Reference
+from nucleus.config.names import FormatName, Reference
 from nucleus.data.images import IMAGE_SUFFIXES, encode_png
 from nucleus.data.slides import SLIDE_SUFFIXES, WITH_OTHER_FILES
 from nucleus.data.stacks import PlaneOptions
@@ -31,12 +31,13 @@ from nucleus.data.zarr_plates import image_paths, in_zarr
 from nucleus.data.zarr_store import ZARR_SUFFIX, bucket_zarr, is_zarr
 from nucleus.errors import AccessDeniedError, DataError, ImageError, ObjectNotFoundError, UsageError
 from nucleus.lazy import pq
-from nucleus.predict.formats import FormatName
+from nucleus.predict.cells import Expansion, parse_expansion
+from nucleus.predict.formats import DEFAULT_FORMATS, OVERLAY_ENDING
 from nucleus.predict.image_files import check_stems, is_input, stem_of
 from nucleus.predict.measurement import write_tables
 from nucleus.predict.model import PredictionOptions
 from nucleus.predict.plates import PLATE_ENDING, Wells, draw_plate, plates_of
-from nucleus.predict.results import OVERLAY_ENDING
+from nucleus.predict.table_files import csv_of_parquet, write_anndata
 from nucleus.storage.bucket import Bucket, StoredObject
 from nucleus.storage.claims import PrefixClaim, claimed_prefix
 from nucleus.storage.files import read_document, temporary_folder
@@ -83,7 +84,9 @@ class PredictionSettings(BaseModel):
         channel: Channel to segment, its number from 0 or its name; None segments grey and RGB images as a whole.
         z: See `nucleus.data.PlaneOptions`.
         t: See `nucleus.data.PlaneOptions`.
-        formats: Formats of the nuclei of each image.
+        series: See `nucleus.data.PlaneOptions`.
+        formats: Formats of the results.
+        expand: How far cells reach beyond their nuclei, such as `5um`; None for nuclei alone.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -101,7 +104,9 @@ class PredictionSettings(BaseModel):
     channel: int | str | None = None
     z: int | str | None = None
     t: int | str | None = None
-    formats: Annotated[tuple[FormatName, ...], Field(strict=False)] = ("labels",)  # JSON has lists
+    series: int | str | None = None
+    formats: Annotated[tuple[FormatName, ...], Field(strict=False)] = DEFAULT_FORMATS  # JSON has lists
+    expand: str | None = None
 
     @property
     def reference(self) -> Reference:
@@ -125,8 +130,13 @@ class PredictionSettings(BaseModel):
 
     @property
     def planes(self) -> PlaneOptions:
-        """Which planes of stacks and time series to take. Raises `UsageError`."""
-        return PlaneOptions(self.z, self.t)
+        """Which images and planes of files to take. Raises `UsageError`."""
+        return PlaneOptions(self.z, self.t, self.series)
+
+    @property
+    def expansion(self) -> Expansion | None:
+        """How far cells reach beyond their nuclei. Raises `UsageError`."""
+        return parse_expansion(self.expand) if self.expand else None
 
     @property
     def tables(self) -> str:
@@ -186,9 +196,9 @@ def find_images(settings: PredictionSettings, *, anonymous: bool = False) -> Fou
     uri, bucket = parse_uri(settings.images), Bucket(settings.folder, anonymous=anonymous)
     found = FoundImages([], {})
     if in_zarr(uri.key):
-        _add_zarr(bucket, uri.key.removeprefix(bucket.uri.key).strip("/"), found)
+        _add_zarr(bucket, uri.key.removeprefix(bucket.uri.key).strip("/"), found, settings.series)
     else:
-        _add_listed(bucket, found)
+        _add_listed(bucket, found, settings.series)
     for image in list(found.images):
         problem = _problem(settings, image)
         if problem is not None:
@@ -204,7 +214,7 @@ def find_images(settings: PredictionSettings, *, anonymous: bool = False) -> Fou
     return replace(found, images=sorted(found.images, key=lambda image: image.key))
 
 
-def _add_listed(bucket: Bucket, found: FoundImages) -> None:
+def _add_listed(bucket: Bucket, found: FoundImages, series: int | str | None) -> None:
     """Add the images of a listing; the objects of a Zarr, of which there may be millions, are passed over."""
     start: str | None = ""
     while start is not None:
@@ -214,7 +224,7 @@ def _add_listed(bucket: Bucket, found: FoundImages) -> None:
             if zarr is not None and zarr != passed:
                 start = zarr
                 if is_input(zarr):
-                    _add_zarr(bucket, zarr, found)
+                    _add_zarr(bucket, zarr, found, series)
                 break
             if zarr is None and is_input(item.key) and not (item.key.endswith("/") and item.size == 0):  # of a console
                 _add_object(bucket, item, found)
@@ -237,10 +247,10 @@ def _zarr_of(key: str) -> str | None:
     return next(("/".join(parts[: at + 1]) for at, part in enumerate(parts) if is_zarr(part)), None)
 
 
-def _add_zarr(bucket: Bucket, key: str, found: FoundImages) -> None:
+def _add_zarr(bucket: Bucket, key: str, found: FoundImages, series: int | str | None) -> None:
     """Add the images of an OME-Zarr, or why there are none."""
     try:
-        paths = image_paths(bucket_zarr(bucket, key), found.notes.append)
+        paths = image_paths(bucket_zarr(bucket, key), found.notes.append, series)
         with ThreadPoolExecutor(_AT_ONCE) as pool:
             keys = [f"{key}/{path}".rstrip("/") for path in paths]
             found.images.extend(pool.map(lambda each: _zarr_image(bucket, each, found.notes), keys))
@@ -354,10 +364,21 @@ def join_tables(settings: PredictionSettings, images: Sequence[BucketImage]) -> 
     with temporary_folder("tables") as temporary:
         tables = [temporary / name for name in (_NUCLEI_TABLE, _IMAGES_TABLE)]
         write_tables(out, keys, *tables)
-        for table in tables:
+        for table in [*tables, *_other_tables(tables, settings.formats)]:
             out.put(table.name, table)
         rows = pq.read_table(tables[1], columns=["image", "nuclei"]).to_pylist()
     plates = plates_of((row["image"], row["nuclei"]) for row in rows)
     for plate, wells in plates.items():
         out.put(f"{plate}{PLATE_ENDING}", encode_png(draw_plate(PurePosixPath(plate).name, wells)))
     return plates
+
+
+def _other_tables(tables: Sequence[Path], formats: Sequence[FormatName]) -> list[Path]:
+    """Make the tables of nuclei and of images in other formats than Parquet, beside them."""
+    nuclei, images = (table.with_suffix(".csv") for table in tables)
+    if {"csv", "h5ad"} & set(formats):
+        for table, path in zip(tables, (nuclei, images), strict=True):
+            csv_of_parquet(table, path)
+    if "h5ad" in formats:
+        write_anndata(nuclei, images, nuclei.with_suffix(".h5ad"))
+    return [nuclei, images] * ("csv" in formats) + [nuclei.with_suffix(".h5ad")] * ("h5ad" in formats)

@@ -1,16 +1,14 @@
 """Prediction of image files: find the images; write the results of each, and the tables of all."""
 
-import csv
-import io
 import os
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path, PurePosixPath
-from typing import IO, Any
+from typing import Any
 
+from nucleus.config.names import FormatName
 from nucleus.data.images import encode_png
 from nucleus.data.slides import SLIDE_SUFFIXES, slides_among
 from nucleus.data.sources import is_hidden, is_image, list_folder
@@ -19,39 +17,35 @@ from nucleus.data.zarr_plates import image_paths, in_zarr, plate_field, zarr_nam
 from nucleus.data.zarr_store import ZarrFolder, is_zarr, local_zarr
 from nucleus.errors import ImageError, OutputError, UsageError
 from nucleus.predict.blocks import LabelledBlock
-from nucleus.predict.formats import ENDINGS, FormatName
-from nucleus.predict.measurement import image_columns, nucleus_columns
+from nucleus.predict.cells import Expansion
+from nucleus.predict.formats import ALL_ENDINGS, DEFAULT_FORMATS, ENDINGS, OVERLAY_ENDING
+from nucleus.predict.measurement import frame_of, image_columns, nucleus_columns
 from nucleus.predict.model import IMAGES_AT_ONCE, Model
 from nucleus.predict.planes import FileImage, ImageOpener, PlannedImages, plan_images
 from nucleus.predict.plates import PLATE_ENDING, Wells, draw_plate, plates_of
-from nucleus.predict.results import ALL_ENDINGS, OVERLAY_ENDING, write_image
+from nucleus.predict.results import write_image
 from nucleus.predict.scaled_image import ScaledImage
+from nucleus.predict.table_files import IMAGES_TABLE, NUCLEI_TABLE, TABLE_FILES, CsvTable, csv_table, finish_tables
+from nucleus.predict.zarr_labels import ImageLabels, IntoImage
 from nucleus.progress import Advance, no_progress
-from nucleus.storage.files import atomic_path, write_atomic, writing
+from nucleus.storage.files import write_atomic, writing
 from nucleus.surroundings import name_on_disk
 from nucleus.text import plural
 
 __all__ = [
-    "IMAGES_TABLE",
-    "NUCLEI_TABLE",
     "Inputs",
     "PredictedFiles",
     "check_outputs",
     "check_stems",
-    "csv_table",
     "find_inputs",
     "is_input",
     "predict_files",
     "stem_of",
 ]
 
-NUCLEI_TABLE = "nuclei.csv"
-IMAGES_TABLE = "images.csv"
 _RESULTS = (*ALL_ENDINGS, PLATE_ENDING)
 _LONGEST_NAME = 255
 """Bytes of a file name on Linux."""
-_SPOOLED = 1 << 20
-"""Characters of rows that are kept in memory until they are added."""
 
 
 @dataclass(frozen=True)
@@ -70,10 +64,14 @@ class Inputs:
     notes: list[str] = field(default_factory=list)
 
 
-def find_inputs(inputs: Sequence[Path | ZarrFolder]) -> Inputs:
+def find_inputs(inputs: Sequence[Path | ZarrFolder], series: int | str | None = None) -> Inputs:
     """Find the images of the arguments: files themselves, those in folders at any depth, and those in OME-Zarr.
 
     Names are relative to the folder; if there are several arguments, they begin with the name of the folder.
+
+    Args:
+        inputs: Files, folders and OME-Zarr.
+        series: Which images of bioformats2raw to take; see `nucleus.data.PlaneOptions`.
 
     Raises:
         UsageError: A path does not exist, there are no images, or two images would have the same output.
@@ -83,13 +81,13 @@ def find_inputs(inputs: Sequence[Path | ZarrFolder]) -> Inputs:
     inside = Inputs({}, {})
     for path in inputs:
         if isinstance(path, ZarrFolder):
-            found += _zarr_images(zarr_name(path.name), path, inside)
+            found += _zarr_images(zarr_name(path.name), path, inside, series)
         elif not _is_folder(path):
             found.append((path.name, path))
         elif in_zarr(path.absolute().as_posix()):
-            found += _zarr_images(zarr_name(path.absolute().as_posix()), path, inside)
+            found += _zarr_images(zarr_name(path.absolute().as_posix()), path, inside, series)
         else:
-            found += _below(path, path.name or path.resolve().name if len(inputs) > 1 else "", inside)
+            found += _below(path, path.name or path.resolve().name if len(inputs) > 1 else "", inside, series)
     if not found:
         reasons = "".join(f" {reason}" for reason in list(inside.unread.values())[:3])
         raise UsageError(f"Expected images in {', '.join(map(str, inputs))}; found none.{reasons}")
@@ -97,21 +95,25 @@ def find_inputs(inputs: Sequence[Path | ZarrFolder]) -> Inputs:
     return replace(inside, images=dict(found))
 
 
-def _below(folder: Path, above: str, inside: Inputs) -> Iterator[tuple[str, Path | ZarrFolder]]:
+def _below(
+    folder: Path, above: str, inside: Inputs, series: int | str | None
+) -> Iterator[tuple[str, Path | ZarrFolder]]:
     """Yield the names and places of the images below a folder; add what cannot be read to `inside`."""
     listing = list_folder(folder, is_input, zarr=True)
     for name in slides_among(folder, listing.files):
         path, shown = folder / name, str(PurePosixPath(above) / name)
-        yield from _zarr_images(shown, path, inside) if is_zarr(name) and path.is_dir() else [(shown, path)]
+        yield from _zarr_images(shown, path, inside, series) if is_zarr(name) and path.is_dir() else [(shown, path)]
     for name, reason in listing.unread.items():
         inside.unread[str(PurePosixPath(above) / name)] = f"{folder / name}: {reason}"
 
 
-def _zarr_images(name: str, place: Path | ZarrFolder, inside: Inputs) -> list[tuple[str, Path | ZarrFolder]]:
+def _zarr_images(
+    name: str, place: Path | ZarrFolder, inside: Inputs, series: int | str | None
+) -> list[tuple[str, Path | ZarrFolder]]:
     """Return the names and places of the images in OME-Zarr; add what it lacks, or why it is not read, to `inside`."""
     folder = local_zarr(place) if isinstance(place, Path) else place
     try:
-        paths = image_paths(folder, inside.notes.append)
+        paths = image_paths(folder, inside.notes.append, series)
     except ImageError as error:
         inside.unread[name] = str(error)
         return []
@@ -170,7 +172,7 @@ def check_stems(images: Iterable[tuple[str, str]], compared: Callable[[str], str
 def check_outputs(names: Iterable[str], out: Path) -> None:
     """Raise `UsageError` if predicting images of these names would replace files in `out`."""
     outputs = [f"{stem_of(name)}{ending}" for name in names for ending in ALL_ENDINGS]
-    there = [name for name in (NUCLEI_TABLE, IMAGES_TABLE, *outputs) if (out / name).exists()]
+    there = [name for name in (*TABLE_FILES, *outputs) if (out / name).exists()]
     if there:
         more = f" and {len(there) - 1} more" if len(there) > 1 else ""
         raise UsageError(
@@ -202,12 +204,14 @@ def predict_files(
     out: Path,
     channel: int | str | None = None,
     advance: Advance = no_progress,
-    formats: Sequence[FormatName] = ("labels",),
+    formats: Sequence[FormatName] = DEFAULT_FORMATS,
+    expansion: Expansion | None = None,
+    into: IntoImage | None = None,
 ) -> PredictedFiles:
     """Segment image files and write the results to a folder.
 
-    The folder gets for each image its nuclei in each format, such as `<name without suffix>.labels.tif`, and
-    `<name without suffix>.overlay.png`, and one `nuclei.csv` and one `images.csv`; for each plate, `<plate>.plate.png`.
+    The folder gets for each image its results in each format, such as `<name without suffix>.labels.tif`, and one
+    `nuclei.csv` and one `images.csv`, or other tables; for each plate, `<plate>.plate.png`.
     `nuclei.csv` has columns for as many channels as the image with the most channels; they are empty for images with
     fewer channels. An image that cannot be read does not stop the others; without any that can be read nothing is
     written. What is there already is replaced: hold `nucleus.storage.claimed_folder(out)`, so that no other process
@@ -221,7 +225,9 @@ def predict_files(
         out: Folder for the results.
         channel: Channel to segment, its number from 0 or its name; None segments grey and RGB images as a whole.
         advance: Called with the number of images done and their total.
-        formats: Formats of the nuclei, by `check_formats`.
+        formats: Formats of the results, by `check_formats`.
+        expansion: How far cells reach beyond their nuclei; None for nuclei alone.
+        into: That labels of the format `zarr` go into the OME-Zarr of their image; None for stores of their own.
 
     Returns:
         Number of nuclei or error message of each image.
@@ -233,27 +239,37 @@ def predict_files(
     """
     planned = _planned(files)
     check_stems([(stem_of(image.output), image.title) for image in planned.images], name_on_disk)
-    plate = any(plate_field(image.name) for image in planned.images)
     found = PredictedFiles({}, dict(planned.failures), {})
     if not planned.images:
         return found
     stopped: OutputError | None = None
     try:
-        with (
-            csv_table(out / NUCLEI_TABLE, nucleus_columns(planned.channels, plate=plate)) as nuclei,
-            csv_table(out / IMAGES_TABLE, image_columns(plate=plate)) as images,
-        ):
+        with _tables(planned, out, cells=expansion is not None) as (nuclei, images):
             try:
                 with writing(out / NUCLEI_TABLE):
-                    _predict_all(model, planned, _Outputs(out, nuclei, images, formats), channel, found, advance)
+                    outputs = _Outputs(out, nuclei, images, formats, expansion, into)
+                    _predict_all(model, planned, outputs, channel, found, advance)
             except OutputError as error:  # the tables are kept, as the labels are
                 stopped = error
     except OutputError as error:
         raise _with_note(stopped or error, "are missing: predict the images again, into a folder with room") from error
-    _write_plates(planned, found, out)
     if stopped is not None:
         raise _with_note(stopped, f"have the {plural(len(found.counts), 'image')} before") from stopped
+    finish_tables(out, formats)
+    _write_plates(planned, found, out)
     return found
+
+
+@contextmanager
+def _tables(planned: PlannedImages, out: Path, *, cells: bool) -> Iterator[tuple[CsvTable, CsvTable]]:
+    """Provide the tables of nuclei and of images."""
+    plate = any(plate_field(image.name) for image in planned.images)
+    columns = nucleus_columns(planned.channels, plate=plate, cells=cells)
+    with (
+        csv_table(out / NUCLEI_TABLE, columns) as nuclei,
+        csv_table(out / IMAGES_TABLE, image_columns(plate=plate)) as images,
+    ):
+        yield nuclei, images
 
 
 def _write_plates(planned: PlannedImages, found: PredictedFiles, out: Path) -> None:
@@ -282,14 +298,22 @@ class _Outputs:
     """The folder and the tables of a prediction."""
 
     folder: Path
-    nuclei: "CsvTable"
-    images: "CsvTable"
+    nuclei: CsvTable
+    images: CsvTable
     formats: Sequence[FormatName]
+    expansion: Expansion | None
+    into: IntoImage | None
 
-    def add(self, model: Model, name: str, image: ScaledImage, blocks: Iterable[LabelledBlock]) -> dict[str, Any]:
+    def check(self, image: FileImage, opened: ScaledImage) -> None:
+        """Raise `ImageError` if labels are to go into an image, but cannot."""
+        if self.into is not None:
+            ImageLabels(image.file, self.into).check(frame_of(opened.source), cells=self.expansion is not None)
+
+    def add(self, model: Model, of: FileImage, image: ScaledImage, blocks: Iterable[LabelledBlock]) -> dict[str, Any]:
         """Write the results of an image, all or none of its rows; return the row of the image."""
         with self.nuclei.rows() as rows:
-            row = write_image(model, image, blocks, self.folder / stem_of(name), rows, self.formats)
+            stem, own = self.folder / stem_of(of.output), ImageLabels(of.file, self.into) if self.into else None
+            row = write_image(model, image, blocks, stem, rows, self.formats, self.expansion, own)
         try:
             self.images.add(row)
         except OSError:
@@ -310,11 +334,11 @@ def _predict_all(
     remaining, opener = iter(planned.images), ImageOpener(channel)
     total = len(planned.images) + len(planned.failures)
     while chunk := list(islice(remaining, IMAGES_AT_ONCE)):
-        opened = _open_all(model, chunk, opener, found.failures)
+        opened = _open_all(model, chunk, opener, outputs, found.failures)
         segmented = model.segment_blocks([scaled for _, scaled in opened])
         for (image, scaled), blocks in zip(opened, segmented, strict=True):
             try:
-                row = outputs.add(model, image.output, scaled, blocks)
+                row = outputs.add(model, image, scaled, blocks)
                 found.counts[image.title] = row["nuclei"]
                 if row["warning"]:
                     found.warnings[image.title] = row["warning"]
@@ -325,14 +349,16 @@ def _predict_all(
 
 
 def _open_all(
-    model: Model, images: Iterable[FileImage], opener: ImageOpener, failures: dict[str, str]
+    model: Model, images: Iterable[FileImage], opener: ImageOpener, outputs: _Outputs, failures: dict[str, str]
 ) -> list[tuple[FileImage, ScaledImage]]:
     """Open the readable images; add error messages for the others to `failures`."""
     opened = []
     for image in images:
         try:
             _check_length(image.output)
-            opened.append((image, model.scaled_image(opener.open(image))))
+            scaled = model.scaled_image(opener.open(image))
+            outputs.check(image, scaled)
+            opened.append((image, scaled))
         except ImageError as error:
             failures[image.title] = str(error)
     return opened
@@ -346,57 +372,3 @@ def _check_length(name: str) -> None:
             f"Expected a file name of at most {_LONGEST_NAME - len(OVERLAY_ENDING)} bytes before the suffix; {name} is "
             "longer, and leaves no room for the endings of its outputs. Rename it."
         )
-
-
-class CsvTable:
-    """A CSV file with a header of column names, to which rows are added whole or, if the disk is full, not at all."""
-
-    def __init__(self, file: io.FileIO, columns: Sequence[str], folder: Path) -> None:
-        self._file = file
-        self._columns = columns
-        self._folder = folder
-        self._before = 0
-        with self._spooled() as header:
-            header.writeheader()
-
-    def add(self, row: dict[str, Any]) -> None:
-        """Add a row."""
-        with self._spooled() as rows:
-            rows.writerow(row)
-
-    @contextmanager
-    def rows(self) -> Iterator["csv.DictWriter[str]"]:
-        """Provide a writer for the rows of an image: kept on disk, and added if the block ends without error."""
-        with self._spooled() as rows:
-            yield rows
-
-    def take_back(self) -> None:
-        """Remove what was added last."""
-        self._file.seek(self._before)
-        self._file.truncate()
-
-    @contextmanager
-    def _spooled(self) -> Iterator["csv.DictWriter[str]"]:
-        folder = str(self._folder)
-        with tempfile.SpooledTemporaryFile(_SPOOLED, "w+", newline="", encoding="utf-8", dir=folder) as spooled:
-            yield csv.DictWriter(spooled, self._columns, restval="", lineterminator="\n")
-            spooled.seek(0)
-            self._append(spooled)
-
-    def _append(self, text: IO[str]) -> None:
-        self._before = self._file.tell()
-        try:
-            while block := text.read(_SPOOLED):
-                rest = memoryview(block.encode())
-                while rest:
-                    rest = rest[self._file.write(rest) :]
-        except OSError:
-            self.take_back()
-            raise
-
-
-@contextmanager
-def csv_table(path: Path, columns: Sequence[str]) -> Iterator[CsvTable]:
-    """Provide a CSV file that appears at `path` if the block ends without error."""
-    with atomic_path(path) as beside, io.FileIO(beside, "w") as file:
-        yield CsvTable(file, columns, path.parent)

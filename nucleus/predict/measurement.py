@@ -23,6 +23,7 @@ from nucleus.storage.files import temporary_folder
 
 __all__ = [
     "IMAGE_COLUMNS",
+    "CellPart",
     "Frame",
     "ImageTable",
     "MeasuredPart",
@@ -35,6 +36,7 @@ __all__ = [
     "measure_blocks",
     "measure_nuclei",
     "nucleus_columns",
+    "table_schema",
     "write_tables",
 ]
 
@@ -42,23 +44,15 @@ _KEYS = ("image", "z", "t")
 _PLATE = ("plate", "row", "column", "field")
 _SHAPE = ("label", "centroid_x", "centroid_y", "area", "diameter", "eccentricity", "solidity")
 _PHYSICAL = ("area_um2", "diameter_um")
+_CELL = ("cell_area", "cell_area_um2")
 IMAGE_COLUMNS = (
     *(*_KEYS, "width", "height", "nuclei", "nuclei_per_megapixel", "coverage"),
-    *(
-        "mean_area",
-        "median_diameter",
-        "pixel_size_um",
-        "nuclei_per_mm2",
-        "scale",
-        "light",
-        "smoothing",
-        "score",
-        "warning",
-    ),
+    *("mean_area", "median_diameter", "pixel_size_um", "nuclei_per_mm2", "channels"),
+    *("scale", "light", "smoothing", "score", "warning"),
 )
 _IMAGE_ROWS = "images"
-_INTEGERS = {"z", "t", "label", "area", "width", "height", "nuclei"}
-_TEXTS = {"image", "light", "warning", *_PLATE}
+_INTEGERS = {"z", "t", "label", "area", "cell_area", "width", "height", "nuclei"}
+_TEXTS = {"image", "light", "warning", "channels", *_PLATE}
 _SMALLEST_GROUP, _LARGEST_GROUP = 1 << 16, 1 << 20
 _AT_ONCE = 16
 _DIAMETER_BINS = 1 << 14
@@ -78,6 +72,7 @@ class Frame:
         pixel_size: Side of a pixel, micrometres; None if unknown.
         z: Depth of the plane in its stack, from 0; None for a projection, and where there is one depth.
         t: Time of the plane, from 0; None where there is one time.
+        channels: Names of the channels, in order; empty if the image does not name them.
     """
 
     image: str
@@ -87,12 +82,26 @@ class Frame:
     pixel_size: float | None = None
     z: int | None = None
     t: int | None = None
+    channels: tuple[str, ...] = ()
 
     @property
     def keys(self) -> dict[str, Any]:
         """The columns that tell an image from the others: name, place in a plate, depth and time."""
         field = plate_field(self.image)
         return {"image": self.image, **(vars(field) if field else {}), "z": self.z, "t": self.t}
+
+
+@dataclass(frozen=True)
+class CellPart:
+    """The cells around the nuclei of a part of an image.
+
+    Attributes:
+        frame: Position of their labels, which reach further than those of the nuclei.
+        labels: Labels, h x w, 0 background, 1..k as those of the nuclei.
+    """
+
+    frame: Frame
+    labels: NDArray[np.int32]
 
 
 @dataclass(frozen=True)
@@ -103,22 +112,25 @@ class MeasuredPart:
         frame: Position of the part.
         labels: Labels of the part, h x w, 0 background, 1..k nuclei.
         rows: Row of each nucleus, in the order of the labels, with its label in the image.
+        cells: The cells around the nuclei; None if there are none.
     """
 
     frame: Frame
     labels: NDArray[np.int32]
     rows: list[dict[str, Any]]
+    cells: CellPart | None = None
 
 
-def nucleus_columns(channels: int, *, plate: bool = False) -> tuple[str, ...]:
+def nucleus_columns(channels: int, *, plate: bool = False, cells: bool = False) -> tuple[str, ...]:
     """Return the column names of a table of nuclei, for images of up to `channels` channels.
 
     Args:
         channels: Number of channels.
         plate: Whether some images are of plates.
+        cells: Whether nuclei have cells around them.
     """
     intensities = (f"{what}_{channel}" for channel in range(channels) for what in ("mean", "integrated"))
-    return (*_keys(plate=plate), *_SHAPE, "touches_edge", "score", *_PHYSICAL, *intensities)
+    return (*_keys(plate=plate), *_SHAPE, "touches_edge", "score", *_PHYSICAL, *(_CELL if cells else ()), *intensities)
 
 
 def image_columns(*, plate: bool = False) -> tuple[str, ...]:
@@ -132,7 +144,14 @@ def _keys(*, plate: bool) -> tuple[str, ...]:
 
 def frame_of(source: ImageSource) -> Frame:
     """Return the frame of a whole image."""
-    return Frame(source.name, (source.height, source.width), pixel_size=source.pixel_size, z=source.z, t=source.t)
+    return Frame(
+        source.name,
+        (source.height, source.width),
+        pixel_size=source.pixel_size,
+        z=source.z,
+        t=source.t,
+        channels=source.channels,
+    )
 
 
 def measure_blocks(image: Frame, blocks: Iterable[LabelledBlock], labels: AssembledLabels) -> Iterator[MeasuredPart]:
@@ -269,6 +288,7 @@ def image_row(
         "median_diameter": None if diameter is None else round(diameter, 2),
         "pixel_size_um": size,
         "nuclei_per_mm2": None if size is None else round(nuclei / (pixels * size**2) * 1e6, 3),
+        "channels": "; ".join(name.replace(";", ",") for name in frame.channels) or None,
         "scale": round(seen.scale, 4),
         "light": None if seen.light is None else seen.light.kind,
         "smoothing": round(seen.smoothing, 2) or None,
@@ -312,9 +332,9 @@ class ImageTable:
 
 
 @contextmanager
-def image_table(path: Path, channels: int, *, plate: bool = False) -> Iterator[ImageTable]:
+def image_table(path: Path, channels: int, *, plate: bool = False, cells: bool = False) -> Iterator[ImageTable]:
     """Provide a new table for an image of `channels` channels; the file is complete when the block ends."""
-    schema = _schema(nucleus_columns(channels, plate=plate))
+    schema = table_schema(nucleus_columns(channels, plate=plate, cells=cells))
     with pq.ParquetWriter(path, schema, compression="zstd") as writer:
         yield ImageTable(writer, schema)
 
@@ -354,7 +374,7 @@ def write_tables(bucket: Bucket, keys: Sequence[str], nuclei: Path, images: Path
         found = [pq.read_metadata(path) for path in paths]
         rows = [row for metadata in found for row in _image_rows(metadata)]
         plate = any(_PLATE[0] in row for row in rows)
-        schema = _schema(image_columns(plate=plate))
+        schema = table_schema(image_columns(plate=plate))
         pq.write_table(pa.Table.from_pylist(rows, schema=schema), images, compression="zstd")
         widest = _widest([metadata.schema.to_arrow_schema().names for metadata in found], plate=plate)
         joined = temporary / "joined"
@@ -374,10 +394,12 @@ def write_tables(bucket: Bucket, keys: Sequence[str], nuclei: Path, images: Path
 def _widest(tables: Sequence[Sequence[str]], *, plate: bool) -> pa.Schema:
     """Return the schema of a table of nuclei that has the columns of all these tables."""
     channels = max(sum(name.startswith("mean_") for name in names) for names in tables)
-    return _schema(nucleus_columns(channels, plate=plate))
+    cells = any(_CELL[0] in names for names in tables)
+    return table_schema(nucleus_columns(channels, plate=plate, cells=cells))
 
 
-def _schema(columns: Sequence[str]) -> pa.Schema:
+def table_schema(columns: Sequence[str]) -> pa.Schema:
+    """Return the types of the columns of a table of nuclei or images."""
     return pa.schema([(column, _type(column)) for column in columns])
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
 from nucleus.data.stacks import ChosenPlane, PlaneOptions, Stack, choose_planes
+from nucleus.data.zarr_plates import in_zarr
 from nucleus.data.zarr_store import ZarrFolder
 from nucleus.errors import ImageError
 from nucleus.predict.source import ImageSource, channel_count, plane_source, stacks_of
@@ -70,7 +71,8 @@ def plan_images(files: Mapping[str, Path | ZarrFolder], options: PlaneOptions) -
         try:
             stacks = stacks_of(file)
             parts.update(*(stack.files for stack in stacks))
-            planned.images.extend(images_of(file, name, stacks, options))
+            chosen = replace(options, series=None) if in_zarr(name) else options  # of Zarr, each is a place of its own
+            planned.images.extend(images_of(file, name, stacks, chosen))
             most = max(most, channel_count(stacks))
         except ImageError as error:
             planned.failures[name] = str(error)

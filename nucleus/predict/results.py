@@ -1,7 +1,7 @@
 """The results of one image: its nuclei in the formats that were asked for, and a picture of their outlines."""
 
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Protocol
@@ -10,26 +10,33 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from nucleus.config.names import FormatName
 from nucleus.data.images import RgbImage, encode_png
 from nucleus.pictures import draw_overlay
-from nucleus.predict.blocks import LabelledBlock, assembled_labels
-from nucleus.predict.formats import ENDINGS, LABEL_FORMATS, FormatName, open_outlines, result_path, write_labels
-from nucleus.predict.measurement import NucleiSummary, frame_of, image_row, measure_blocks
+from nucleus.predict.blocks import AssembledLabels, LabelledBlock, assembled_labels
+from nucleus.predict.cells import Expansion, expanded_parts
+from nucleus.predict.formats import (
+    ALL_ENDINGS,
+    CELL_ENDINGS,
+    DEFAULT_FORMATS,
+    ENDINGS,
+    LABEL_FORMATS,
+    OUTLINE_FORMATS,
+    OVERLAY_ENDING,
+    open_outlines,
+    output_endings,
+    result_path,
+    write_labels,
+)
+from nucleus.predict.measurement import Frame, MeasuredPart, NucleiSummary, frame_of, image_row, measure_blocks
 from nucleus.predict.model import Model
 from nucleus.predict.scaled_image import ScaledImage
+from nucleus.predict.zarr_labels import ImageLabels
 from nucleus.storage.files import write_atomic
 
-__all__ = ["ALL_ENDINGS", "OVERLAY_ENDING", "RowWriter", "output_endings", "overlay_of", "write_image"]
+__all__ = ["RowWriter", "overlay_of", "write_image"]
 
 _LARGEST_SIDE = 4096
-OVERLAY_ENDING = ".overlay.png"
-ALL_ENDINGS = (*ENDINGS.values(), OVERLAY_ENDING)
-"""Endings of all results of an image."""
-
-
-def output_endings(formats: Sequence[FormatName]) -> tuple[str, ...]:
-    """Return the endings of the results of an image in some formats."""
-    return (*(ENDINGS[name] for name in formats), OVERLAY_ENDING)
 
 
 def overlay_of(image: ScaledImage, labels: NDArray[np.integer], diameter: float | None = None) -> RgbImage:
@@ -70,9 +77,11 @@ def write_image(
     blocks: Iterable[LabelledBlock],
     stem: Path,
     table: RowWriter,
-    formats: Sequence[FormatName] = ("labels",),
+    formats: Sequence[FormatName] = DEFAULT_FORMATS,
+    expansion: Expansion | None = None,
+    own_store: ImageLabels | None = None,
 ) -> dict[str, Any]:
-    """Write the nuclei of an image in some formats, block by block, and its overlay; return the row of the image.
+    """Write the results of an image in some formats, its nuclei block by block; return the row of the image.
 
     Args:
         model: The model, which judges the result.
@@ -80,31 +89,70 @@ def write_image(
         blocks: Nuclei of the image, from `Model.segment_blocks`.
         stem: Path without endings, of `output_endings(formats)`.
         table: Table to which the nuclei are added.
-        formats: Formats of the nuclei, by `check_formats`.
+        formats: Formats, by `check_formats`; those of tables have no effect here.
+        expansion: How far cells reach beyond their nuclei; None for nuclei alone. Labels of the cells lie beside those
+            of the nuclei, GeoJSON has both; other outlines are of the nuclei.
+        own_store: Where the labels of the format `zarr` go, if that is into the image.
 
     Raises:
-        ImageError: A part of the image is damaged, or the image is too large for a format.
+        ImageError: A part of the image is damaged, or the image is too large for a format, or lacks the pixel size that
+            an expansion needs.
         OutputError: The files cannot be written.
     """
     stem.parent.mkdir(parents=True, exist_ok=True)
     frame, summary = frame_of(image.source), NucleiSummary()
-    with assembled_labels(frame.shape, stem.parent) as labels, ExitStack() as files:
-        outlines = [
-            files.enter_context(open_outlines(name, stem, frame, repr(model)))
-            for name in formats
-            if name not in LABEL_FORMATS
-        ]
-        for part in measure_blocks(frame, blocks, labels):
+    distance = None if expansion is None else expansion.pixels(frame)
+    with ExitStack() as stack:
+        labels, *cells = (
+            stack.enter_context(assembled_labels(frame.shape, stem.parent)) for _ in range(1 if distance is None else 2)
+        )
+        parts = _parts(frame, blocks, labels, cells, distance, stem.parent)
+        _write_parts(parts, stem, frame, repr(model), table, summary, formats)
+        beside = [name for name in formats if own_store is None or name != "zarr"]
+        for endings, each in zip((ENDINGS, CELL_ENDINGS), (labels, *cells), strict=False):
+            for name in LABEL_FORMATS & set(beside):
+                write_labels(result_path(stem, endings[name]), each, frame)
+            if own_store is not None and "zarr" in formats:
+                own_store.write(each, frame, cells=each is not labels)
+        if "overlay" in formats:
+            overlay = overlay_of(image, labels.labels, summary.median_diameter)
+            write_atomic(result_path(stem, OVERLAY_ENDING), encode_png(overlay))
+        _remove(stem, set(ALL_ENDINGS) - set(output_endings(beside, cells=bool(cells))))
+        return image_row(frame, summary, labels.pixels, image, model.doubt(summary))
+
+
+def _parts(
+    frame: Frame,
+    blocks: Iterable[LabelledBlock],
+    labels: AssembledLabels,
+    cells: Sequence[AssembledLabels],
+    distance: float | None,
+    folder: Path,
+) -> Iterator[MeasuredPart]:
+    """Yield the measured nuclei of an image by blocks, with their cells if it has some."""
+    if distance is None:
+        return measure_blocks(frame, blocks, labels)
+    return expanded_parts(frame, blocks, labels, cells[0], distance, folder)
+
+
+def _write_parts(
+    parts: Iterable[MeasuredPart],
+    stem: Path,
+    frame: Frame,
+    source: str,
+    table: RowWriter,
+    summary: NucleiSummary,
+    formats: Sequence[FormatName],
+) -> None:
+    """Write outlines and rows of the nuclei part by part."""
+    with ExitStack() as files:
+        chosen = [name for name in formats if name in OUTLINE_FORMATS]
+        outlines = [files.enter_context(open_outlines(name, stem, frame, source)) for name in chosen]
+        for part in parts:
             table.writerows(part.rows)
             summary.add(part.rows)
             for add in outlines:
                 add(part)
-        for name in LABEL_FORMATS & set(formats):
-            write_labels(name, stem, labels, frame)
-        overlay = overlay_of(image, labels.labels, summary.median_diameter)
-        write_atomic(result_path(stem, OVERLAY_ENDING), encode_png(overlay))
-        _remove(stem, set(ALL_ENDINGS) - set(output_endings(formats)))
-        return image_row(frame, summary, labels.pixels, image, model.doubt(summary))
 
 
 def _remove(stem: Path, endings: set[str]) -> None:

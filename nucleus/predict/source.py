@@ -88,6 +88,7 @@ class ImageSource:
         z: Depth of the plane in its stack, from 0; None for a projection, and where there is one depth.
         t: Time of the plane, from 0; None where there is one time.
         levels: Reduced copies that the network may look at instead, from fine to coarse.
+        channels: Names of the channels that `read_channels` reads, in order; empty if the image does not name them.
     """
 
     name: str
@@ -99,6 +100,7 @@ class ImageSource:
     z: int | None = None
     t: int | None = None
     levels: tuple[SourceLevel, ...] = ()
+    channels: tuple[str, ...] = ()
 
     def cropped(self, part: Region) -> "ImageSource":
         """Return a part of the image as an image."""
@@ -259,7 +261,7 @@ def stack_source(stacks: Sequence[Stack], chosen: ChosenPlane, channel: int | st
         raise ImageError(_no_channel(file, stack))
     large = file.shape[0] * file.shape[1] > _WHOLE_PIXELS
     source = _source(file.name, file.shape, _reader(file), file.facts, number, file.levels() if large else ())
-    return replace(source, name=stack.name, pixel_size=file.pixel_size, z=depth, t=chosen.t)
+    return replace(source, name=stack.name, pixel_size=file.pixel_size, z=depth, t=chosen.t, channels=stack.channels)
 
 
 def _no_channel(file: PixelFile, stack: Stack) -> str:

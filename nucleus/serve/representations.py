@@ -111,8 +111,9 @@ def _outlines(image: FoundImage, source: str, folder: Path) -> bytes:
 
 def _tiff(found: Found, _seconds: float, folder: Path) -> bytes:
     image = _only(found, _TIFF)
-    write_labels("labels", folder / "answer", image.labels, image.frame)
-    return result_path(folder / "answer", ENDINGS["labels"]).read_bytes()
+    path = result_path(folder / "answer", ENDINGS["labels"])
+    write_labels(path, image.labels, image.frame)
+    return path.read_bytes()
 
 
 def _png(found: Found, _seconds: float, _folder: Path) -> bytes:

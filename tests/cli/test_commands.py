@@ -78,6 +78,7 @@ CONTRACT = {
             "--workers",
         ),
         *("--engine", "--format", "--single-writer", "--json", "--anonymous"),
+        *("--series", "--expand", "--into-image", "--label-name"),
     },
     "serve": {
         *("--model", "--engine", "--host", "--port", "--token-file", "--images", "--corrections", "--ray"),
@@ -365,6 +366,10 @@ BAD_INPUT: list[tuple[list[Any], int, str]] = [
     (["predict", "nothing.png", "--model", "m", "--out", "o"], 2, "nothing is there"),
     (["predict", "flat", "--z", "median", "--out", "o"], 2, "Expected z to be max, mean, best, all or a number from 0"),
     (["predict", "flat", "--t", "max", "--out", "o"], 2, "Expected t to be all or a number from 0; found 'max'"),
+    (["predict", "flat", "--expand", "5mm", "--out", "o"], 2, "such as 5um or 8px; found '5mm'"),
+    (["predict", "flat", "--into-image", "--out", "o"], 2, "found formats labels, overlay"),
+    (["predict", "flat", "--label-name", "a", "--out", "o"], 2, "Expected --into-image with --label-name"),
+    (["predict", "flat", "--format", "h5ad", "--out", "o"], 1, "pip install anndata"),
     (["predict", "empty", "--model", "m", "--out", "o"], 2, "found none"),
     (["predict", "same", "--model", "m", "--out", "o"], 2, "would both write a.labels.tif"),
     (["predict", "flat", "--model", "m", "--out", "o"], 1, "it has no version"),

@@ -15,7 +15,8 @@ from nucleus.data import zarr_planes
 from nucleus.data.pixel_files import PixelFile
 from nucleus.data.zarr_plates import PlateField, open_zarr, plate_field
 from nucleus.data.zarr_store import ZarrFolder
-from nucleus.errors import ImageError
+from nucleus.errors import ImageError, UsageError
+from nucleus.predict.image_files import find_inputs
 from tests.zarr_files import VERSIONS, document_of, image_metadata, write_group, write_image, write_plate
 
 versions = pytest.mark.parametrize("version", VERSIONS)
@@ -209,6 +210,12 @@ def test_bioformats2raw_has_several_images(tmp_path: Path, version: int, listed:
         write_group(folder / "OME", {"series": ["1", "0"]}, version)
     names = [stack.name for stack in open_zarr(folder)]
     assert names == (["s.zarr/1", "s.zarr/0"] if listed else ["s.zarr/0", "s.zarr/1"])
+    assert list(find_inputs([folder], 1).images) == ["s.zarr/1"]
+    assert list(find_inputs([folder], "all").images) == names
+    with pytest.raises(UsageError, match="'1'"):
+        find_inputs([folder], 2)
+    with pytest.raises(UsageError, match="--series"):
+        find_inputs([write_plate(tmp_path / "p.zarr", version, fields=1)], 0)
 
 
 def changed(folder: Path, version: int, change: Any) -> Path:

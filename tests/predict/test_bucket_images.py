@@ -18,6 +18,7 @@ from nucleus.predict.bucket_images import (
     join_tables,
     not_done,
 )
+from nucleus.predict.cells import Expansion
 from nucleus.predict.image_files import predict_files
 from nucleus.predict.measurement import IMAGE_COLUMNS, nucleus_columns
 from nucleus.storage.bucket import Bucket
@@ -54,12 +55,14 @@ def pictures(tmp_path: Path) -> Path:
 def test_the_same_as_from_files(bucket: Bucket, pictures: Path, tmp_path: Path) -> None:
     for file in pictures.iterdir():
         bucket.put(f"images/{file.name}", file)
-    assert predicted(settings_for(bucket)) == ["a.png", "b.tif", "c.png"]
+    formats = ("labels", "csv", "overlay")
+    assert predicted(settings_for(bucket, expand="3px", formats=formats)) == ["a.png", "b.tif", "c.png"]
     out = tmp_path / "out"
-    predict_files(small_model(), sorted(pictures.iterdir()), out)
-    for name in ("a.labels.tif", "a.overlay.png", "b.labels.tif", "b.overlay.png", "c.labels.tif", "c.overlay.png"):
+    predict_files(small_model(), sorted(pictures.iterdir()), out, formats=formats, expansion=Expansion(3))
+    images = [f"{stem}.{ending}" for stem in "abc" for ending in ("labels.tif", "cells.tif", "overlay.png")]
+    for name in (*images, "nuclei.csv", "images.csv"):
         assert bucket.get(f"labels/{name}") == (out / name).read_bytes()
-    for table, columns in (("nuclei", nucleus_columns(3)), ("images", IMAGE_COLUMNS)):
+    for table, columns in (("nuclei", nucleus_columns(3, cells=True)), ("images", IMAGE_COLUMNS)):
         bucket.download(f"labels/{table}.parquet", tmp_path / f"{table}.parquet")
         found = pq.read_table(tmp_path / f"{table}.parquet")
         assert tuple(found.column_names) == columns

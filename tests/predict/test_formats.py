@@ -22,11 +22,11 @@ from shapely.geometry import shape
 from nucleus.data.images import encode_png
 from nucleus.data.stacks import PlaneOptions
 from nucleus.errors import ImageError, MissingPackageError, UsageError
-from nucleus.predict import formats
+from nucleus.predict import zarr_labels
 from nucleus.predict.blocks import AssembledLabels
 from nucleus.predict.formats import ENDINGS, check_formats, open_outlines
 from nucleus.predict.image_files import predict_files
-from nucleus.predict.measurement import Frame
+from nucleus.predict.measurement import Frame, MeasuredPart
 from nucleus.predict.model import PredictionOptions
 from nucleus.predict.planes import plan_images
 from tests.predict.test_predict import rows_of, small_model, spots
@@ -113,11 +113,11 @@ def test_zarr_is_a_pyramid_of_labels(
     assert type(image.attributes.ome).__name__ == "LabelImage"
     assert (zarr.open_group(results / "a.labels.zarr", mode="r")["0"][:] == labels).all()
 
-    monkeypatch.setattr(formats, "_CHUNK", 64)
-    monkeypatch.setattr(formats, "_SMALLEST_LEVEL", 50)
+    monkeypatch.setattr(zarr_labels, "_CHUNK", 64)
+    monkeypatch.setattr(zarr_labels, "_SMALLEST_LEVEL", 50)
     whole = AssembledLabels(labels)
     whole.count = int(labels.max())
-    formats.write_labels("zarr", tmp_path / "b", whole, Frame("b.png", SHAPE, pixel_size=0.5))
+    zarr_labels.write_zarr(tmp_path / "b.labels.zarr", whole, Frame("b.png", SHAPE, pixel_size=0.5))
     group = zarr.open_group(tmp_path / "b.labels.zarr", mode="r")
     (scales,) = group.attrs["ome"]["multiscales"]
     assert [level["coordinateTransformations"][0]["scale"] for level in scales["datasets"]] == [
@@ -132,11 +132,12 @@ def test_zarr_is_a_pyramid_of_labels(
 
 def test_only_what_was_asked_for_is_there_and_nothing_of_before(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(encode_png(spots(60, 70, 7, count=8)))
-    tables = {"nuclei.csv", "images.csv", "a.overlay.png"}
+    tables = {"nuclei.csv", "images.csv"}
     model = small_model()
-    for asked in (("labels", "zarr"), ("geojson",), ("roi", "coco")):
+    for asked in (("labels", "zarr", "overlay"), ("csv",), ("geojson",), ("roi", "coco")):
         predict_files(model, [tmp_path / "a.png"], tmp_path / "out", formats=check_formats(asked))
-        assert {path.name for path in (tmp_path / "out").iterdir()} == tables | {f"a{ENDINGS[name]}" for name in asked}
+        images = {f"a{ENDINGS[name]}" for name in asked if name in ENDINGS}
+        assert {path.name for path in (tmp_path / "out").iterdir()} == tables | images
     before = (tmp_path / "out" / "a.rois.zip").read_bytes()
     predict_files(model, [tmp_path / "a.png"], tmp_path / "out", formats=("roi",))
     regions = roifile.roiread(tmp_path / "out" / "a.rois.zip")
@@ -160,6 +161,28 @@ def test_planes_of_a_stack_are_told_apart(tmp_path: Path) -> None:
     assert len(names) == len(rows_of(tmp_path / "nuclei.csv"))
 
 
+def test_measurements_name_channels_and_features_their_place_in_a_plate(tmp_path: Path) -> None:
+    labels = np.zeros((8, 9), np.int32)
+    labels[2:5, 3:7] = 1
+    image = Frame("p.zarr/B/3/0", labels.shape, pixel_size=0.5, channels=("DAPI", "", 'a "b"'))
+    row: dict[str, Any] = image.keys | {"label": 1, "area": 12, "touches_edge": False, "area_um2": 3.0}
+    row |= {"mean_0": 1.5, "integrated_0": 18.0, "mean_1": 2.0, "mean_2": 3.0, "mean_3": np.inf}
+    with open_outlines("geojson", tmp_path / "a", image, "m") as add:
+        add(MeasuredPart(image, labels, [row]))
+    (feature,) = json.loads((tmp_path / "a.geojson").read_text())["features"]
+    assert feature["properties"]["measurements"] == {
+        "label": 1,
+        "area": 12,
+        "area_um2": 3.0,
+        "mean_0 DAPI": 1.5,
+        "integrated_0 DAPI": 18.0,
+        "mean_1": 2.0,
+        'mean_2 a "b"': 3.0,
+    }
+    assert feature["properties"]["metadata"] == {"plate": "p", "row": "B", "column": "3", "field": "0"}
+    assert shape(feature["geometry"]).is_valid
+
+
 def test_an_image_without_nuclei_has_empty_files(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(encode_png(np.zeros((40, 50, 3), np.uint8)))
     predict_files(small_model(), [tmp_path / "a.png"], tmp_path, formats=check_formats(tuple(ENDINGS)))
@@ -170,7 +193,7 @@ def test_an_image_without_nuclei_has_empty_files(tmp_path: Path) -> None:
 
 
 def test_wrong_choices_have_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UsageError, match=r"geojson\.gz, roi, coco; found svg"):
+    with pytest.raises(UsageError, match=r"geojson\.gz, roi, coco, overlay, csv, parquet, h5ad; found svg"):
         check_formats(("labels", "svg"))
     with pytest.raises(UsageError, match="found none"):
         check_formats(())

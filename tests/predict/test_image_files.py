@@ -16,7 +16,8 @@ from nucleus.errors import OutputError, UsageError
 from nucleus.predict import blocks as blocks_module
 from nucleus.predict import image_files, results
 from nucleus.predict.blocks import assembled_labels
-from nucleus.predict.image_files import IMAGES_TABLE, NUCLEI_TABLE, check_outputs, find_inputs, predict_files
+from nucleus.predict.image_files import check_outputs, find_inputs, predict_files
+from nucleus.predict.table_files import IMAGES_TABLE, NUCLEI_TABLE
 from tests.predict.test_predict import rows_of, small_model, spots
 
 

@@ -18,9 +18,10 @@ from nucleus.errors import ImageError, UsageError
 from nucleus.predict import source as sources
 from nucleus.predict.batches import BatchPredictor
 from nucleus.predict.bucket_images import PredictionSettings, find_images, join_tables, not_done
-from nucleus.predict.image_files import IMAGES_TABLE, NUCLEI_TABLE, PredictedFiles, check_outputs, predict_files
+from nucleus.predict.image_files import PredictedFiles, check_outputs, predict_files
 from nucleus.predict.planes import plan_images
 from nucleus.predict.source import open_source
+from nucleus.predict.table_files import IMAGES_TABLE, NUCLEI_TABLE
 from nucleus.storage.bucket import Bucket
 from tests.predict.test_bucket_images import settings_for
 from tests.predict.test_predict import rows_of, small_model, spots
@@ -147,6 +148,25 @@ def test_several_images_in_a_file_are_images(tmp_path: Path) -> None:
     for number, plane in enumerate(planes):
         labels, _ = alone(plane, tmp_path / "alone")
         assert (tifffile.imread(tmp_path / "out" / f"x.s{number}.labels.tif") == labels).all()
+
+
+def test_one_of_several_images_is_chosen_by_number_or_name(tmp_path: Path) -> None:
+    planes = {"near": spots(60, 70, 7), "far": spots(50, 40, 8)}
+    with tifffile.TiffWriter(tmp_path / "x.ome.tif", ome=True) as writer:
+        for name, plane in planes.items():
+            writer.write(plane, metadata={"Name": name})
+    for series, number, name in ((1, 1, "far"), ("near", 0, "near")):
+        out = tmp_path / name
+        assert list(predicted([tmp_path / "x.ome.tif"], out, PlaneOptions(series=series)).counts) == [
+            f"x.ome.tif#{number}"
+        ]
+        assert (tifffile.imread(out / "x.ome.labels.tif") == alone(planes[name], tmp_path / "alone")[0]).all()
+    for wrong in (2, "else"):
+        (said,) = predicted([tmp_path / "x.ome.tif"], tmp_path / "no", PlaneOptions(series=wrong)).failures.values()
+        assert "0 'near', 1 'far'" in said
+    assert len(predicted([tmp_path / "x.ome.tif"], tmp_path / "all", PlaneOptions(series="all")).counts) == 2
+    with pytest.raises(UsageError, match="series"):
+        PlaneOptions(series=-1)
 
 
 def damaged(path: Path, planes: Pixels, plane: int) -> Path:
