@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from nucleus.model.engines import EngineChoice
     from nucleus.predict.cells import Expansion
     from nucleus.predict.plates import Wells
-    from nucleus.predict.zarr_labels import IntoImage
+    from nucleus.predict.zarr_results import IntoImage
 
 __all__ = ["predict"]
 

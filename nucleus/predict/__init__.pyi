@@ -116,6 +116,6 @@ from .table_files import csv_of_parquet as csv_of_parquet
 from .table_files import csv_table as csv_table
 from .table_files import finish_tables as finish_tables
 from .table_files import write_anndata as write_anndata
-from .zarr_labels import ImageLabels as ImageLabels
-from .zarr_labels import IntoImage as IntoImage
-from .zarr_labels import write_zarr as write_zarr
+from .zarr_results import ImageLabels as ImageLabels
+from .zarr_results import IntoImage as IntoImage
+from .zarr_results import write_zarr as write_zarr

@@ -20,7 +20,7 @@ from nucleus.lazy import need
 from nucleus.predict.blocks import AssembledLabels
 from nucleus.predict.json_outlines import AddPart, coco_annotations, geojson_features, outlined
 from nucleus.predict.measurement import Frame, MeasuredPart
-from nucleus.predict.zarr_labels import write_zarr
+from nucleus.predict.zarr_results import write_zarr
 from nucleus.storage.files import atomic_path
 
 __all__ = [

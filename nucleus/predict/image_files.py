@@ -26,7 +26,7 @@ from nucleus.predict.plates import PLATE_ENDING, Wells, draw_plate, plates_of
 from nucleus.predict.results import write_image
 from nucleus.predict.scaled_image import ScaledImage
 from nucleus.predict.table_files import IMAGES_TABLE, NUCLEI_TABLE, TABLE_FILES, CsvTable, csv_table, finish_tables
-from nucleus.predict.zarr_labels import ImageLabels, IntoImage
+from nucleus.predict.zarr_results import ImageLabels, IntoImage
 from nucleus.progress import Advance, no_progress
 from nucleus.storage.files import write_atomic, writing
 from nucleus.surroundings import name_on_disk

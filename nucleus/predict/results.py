@@ -31,7 +31,7 @@ from nucleus.predict.formats import (
 from nucleus.predict.measurement import Frame, MeasuredPart, NucleiSummary, frame_of, image_row, measure_blocks
 from nucleus.predict.model import Model
 from nucleus.predict.scaled_image import ScaledImage
-from nucleus.predict.zarr_labels import ImageLabels
+from nucleus.predict.zarr_results import ImageLabels
 from nucleus.storage.files import write_atomic
 
 __all__ = ["RowWriter", "overlay_of", "write_image"]

@@ -11,13 +11,12 @@ import zarr
 from nucleus.data.stacks import PlaneOptions
 from nucleus.data.zarr_store import bucket_zarr, local_zarr
 from nucleus.errors import ImageError
-from nucleus.predict import zarr_labels
 from nucleus.predict.blocks import AssembledLabels
 from nucleus.predict.cells import Expansion
 from nucleus.predict.image_files import PredictedFiles, find_inputs, predict_files
 from nucleus.predict.measurement import Frame
 from nucleus.predict.planes import plan_images
-from nucleus.predict.zarr_labels import ImageLabels, IntoImage
+from nucleus.predict.zarr_results import ImageLabels, IntoImage
 from nucleus.storage.bucket import Bucket
 from tests.predict.test_predict import rows_of, small_model, spots
 from tests.zarr_files import VERSIONS, document_of, write_image
