@@ -112,11 +112,11 @@ def test_zarr_is_a_pyramid_of_labels(
     assert type(image.attributes.ome).__name__ == "LabelImage"
     assert (zarr.open_group(results / "a.labels.zarr", mode="r")["0"][:] == labels).all()
 
-    monkeypatch.setattr(zarr_labels, "_CHUNK", 64)
-    monkeypatch.setattr(zarr_labels, "_SMALLEST_LEVEL", 50)
+    monkeypatch.setattr(zarr_results, "_CHUNK", 64)
+    monkeypatch.setattr(zarr_results, "_SMALLEST_LEVEL", 50)
     whole = AssembledLabels(labels)
     whole.count = int(labels.max())
-    zarr_labels.write_zarr(tmp_path / "b.labels.zarr", whole, Frame("b.png", SHAPE, pixel_size=0.5))
+    zarr_results.write_zarr(tmp_path / "b.labels.zarr", whole, Frame("b.png", SHAPE, pixel_size=0.5))
     group = zarr.open_group(tmp_path / "b.labels.zarr", mode="r")
     (scales,) = group.attrs["ome"]["multiscales"]
     assert [level["coordinateTransformations"][0]["scale"] for level in scales["datasets"]] == [

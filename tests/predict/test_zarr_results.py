@@ -68,7 +68,7 @@ def test_predicted_labels_are_those_of_a_store_of_their_own(tmp_path: Path, vers
 
 @versions
 def test_a_plane_of_a_stack_lies_at_its_place(tmp_path: Path, version: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(zarr_labels, "_SMALLEST_LEVEL", 40)
+    monkeypatch.setattr(zarr_results, "_SMALLEST_LEVEL", 40)
     pixels = np.zeros((2, 2, 3, *SHAPE), np.uint16)
     image = write_image(tmp_path / "a.zarr", pixels, version, side=0.25)
     labels = drawn()
