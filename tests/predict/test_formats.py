@@ -22,6 +22,7 @@ from shapely.geometry import shape
 from nucleus.data.images import encode_png
 from nucleus.data.stacks import PlaneOptions
 from nucleus.errors import ImageError, MissingPackageError, UsageError
+from nucleus.predict import zarr_results
 from nucleus.predict.blocks import AssembledLabels
 from nucleus.predict.formats import ENDINGS, check_formats, open_outlines
 from nucleus.predict.image_files import predict_files

@@ -11,6 +11,7 @@ import zarr
 from nucleus.data.stacks import PlaneOptions
 from nucleus.data.zarr_store import bucket_zarr, local_zarr
 from nucleus.errors import ImageError
+from nucleus.predict import zarr_results
 from nucleus.predict.blocks import AssembledLabels
 from nucleus.predict.cells import Expansion
 from nucleus.predict.image_files import PredictedFiles, find_inputs, predict_files
