@@ -41,6 +41,8 @@ class SegmentQuery(BaseModel):
         z: Of a stack: max, mean, best, a depth from 0, or all.
         t: Of a time series: a time from 0, or all.
         tta: Average over flips and quarter turns: better, but eight times slower.
+        as_is: Do not even haze and vignettes before the network looks.  [default: where clear]
+        denoise: Smooth images with strong noise before the network looks.
     """
 
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
@@ -53,12 +55,21 @@ class SegmentQuery(BaseModel):
     z: _Word = None
     t: _Word = None
     tta: bool = False
+    as_is: bool = Field(default=False, alias="as-is")
+    denoise: bool = False
 
     @property
     def options(self) -> SegmentOptions:
         """The options of the segmentation."""
         return SegmentOptions(
-            self.diameter, self.pixel_size, _number(self.channel), _number(self.z), _number(self.t), self.tta
+            self.diameter,
+            self.pixel_size,
+            _number(self.channel),
+            _number(self.z),
+            _number(self.t),
+            self.tta,
+            self.as_is,
+            self.denoise,
         )
 
 

@@ -46,6 +46,8 @@ class SegmentOptions:
         z: A depth from 0, "max", "mean", "best" or "all".
         t: A time from 0, or "all".
         tta: Whether to average over flips and quarter turns.
+        as_is: See `nucleus.predict.PredictionOptions`.
+        denoise: See there.
     """
 
     diameter: float | None = None
@@ -54,11 +56,19 @@ class SegmentOptions:
     z: int | str | None = None
     t: int | str | None = None
     tta: bool = False
+    as_is: bool = False
+    denoise: bool = False
 
     @property
     def prediction(self) -> PredictionOptions:
         """The options that a model takes."""
-        return PredictionOptions(diameter=self.diameter, pixel_size=self.pixel_size, turns=self.tta)
+        return PredictionOptions(
+            diameter=self.diameter,
+            pixel_size=self.pixel_size,
+            turns=self.tta,
+            as_is=self.as_is,
+            denoise=self.denoise,
+        )
 
 
 @dataclass(frozen=True)

@@ -81,10 +81,20 @@ def test_real_images_have_the_numbers_of_the_command(connect: Connect, real_imag
 def test_options_are_those_of_the_command(connect: Connect, pictures: Path, tmp_path: Path) -> None:
     options = {"diameter": "25", "pixel-size": "0.5", "channel": "1"}
     given = [word for name, value in options.items() for word in (f"--{name}", value)]
-    command = ["predict", str(pictures / "plain.png"), "--out", str(tmp_path), "--engine", "onnx", "--tta", *given]
+    command = [
+        "predict",
+        str(pictures / "plain.png"),
+        "--out",
+        str(tmp_path),
+        "--engine",
+        "onnx",
+        "--tta",
+        "--as-is",
+        *given,
+    ]
     assert CliRunner().invoke(cli, command).exit_code == 0
     query = "&".join(f"{name}={value}" for name, value in options.items())
-    found = connect().post((pictures / "plain.png").read_bytes(), f"?{query}&tta=true&name=plain.png").json()
+    found = connect().post((pictures / "plain.png").read_bytes(), f"?{query}&tta=true&as-is=true&name=plain.png").json()
     expected = rows_of(tmp_path / "nuclei.csv")
     assert [as_csv(row, list(expected[0])) for row in found["table"]] == expected
     assert found["images"][0]["pixel_size_um"] == 0.5
@@ -207,7 +217,7 @@ def test_the_description_is_of_openapi_3_1(connect: Connect) -> None:
     assert described["openapi"].startswith("3.1")
     segment = described["paths"]["/v1/segment"]["post"]
     assert {each["name"] for each in segment["parameters"]} == {
-        *("name", "uri", "diameter", "pixel-size", "channel", "z", "t", "tta")
+        *("name", "uri", "diameter", "pixel-size", "channel", "z", "t", "tta", "as-is", "denoise")
     }
     assert {"application/json", "application/geo+json", "image/tiff", "image/png"} == {
         *segment["responses"]["200"]["content"]
