@@ -1,8 +1,7 @@
-"""Fixtures of the page: headless Chromium, a service in a process of its own, and images."""
+"""Fixtures of the page: a service in a process of its own, and images."""
 
 import os
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -11,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, sync_playwright
 
 from nucleus.data.images import encode_png
 from nucleus.data.synthetic import generated_image
@@ -50,21 +48,6 @@ def running_page(*options: str, environment: Mapping[str, str] | None = None) ->
                 pytest.fail("".join(lines))
         finally:
             process.kill()
-
-
-@pytest.fixture(scope="session")
-def browser() -> Iterator[Browser]:
-    """Chromium, as Debian has it."""
-    path = shutil.which("chromium") or shutil.which("chromium-headless-shell")
-    if path is None:
-        missing = "Expected chromium on the PATH; found none. On Debian run: apt-get install chromium"
-        if os.environ.get("CI"):
-            pytest.fail(missing)
-        pytest.skip(missing)
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="session")

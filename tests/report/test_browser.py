@@ -1,34 +1,16 @@
 """The report in a real browser, headless Chromium: it shows, loads nothing, and works by keyboard and screen reader."""
 
-import os
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page
 
 from nucleus.report.page import write_report
 from tests.report_run import make_dataset, make_record, write_pictures
 
 SCHEMES = ("light", "dark")
 HACK = "<script>window.hacked = 1</script><img src=x onerror='window.hacked = 1'>"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    """Chromium, as Debian has it."""
-    path = shutil.which("chromium") or shutil.which("chromium-headless-shell")
-    if path is None:
-        missing = "Expected chromium on the PATH; found none. On Debian run: apt-get install chromium"
-        if os.environ.get("CI"):
-            pytest.fail(missing)
-        pytest.skip(missing)
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")
