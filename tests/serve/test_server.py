@@ -32,7 +32,7 @@ def serving(*options: str) -> Iterator[tuple["subprocess.Popen[str]", int]]:
         lines = []
         for line in process.stderr:
             lines.append(line)
-            if found := re.search(r" on http://127\.0\.0\.1:(\d+)/", line):
+            if found := re.search(r" on http://127\.0\.0\.1:(\d+)\b", line):
                 break
         assert found, "".join(lines)
         try:
