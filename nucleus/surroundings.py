@@ -39,6 +39,7 @@ __all__ = [
     "CLOCK_FIX",
     "COMMIT_VARIABLE",
     "ENDING_SIGNALS",
+    "REUSES_ADDRESSES",
     "TRAINS_HERE",
     "CacheFolder",
     "cache_folder",
@@ -66,6 +67,8 @@ ENDING_SIGNALS = tuple(
 """Signals that ask a program to end: Ctrl-C first. Windows has no SIGHUP; others have no SIGBREAK."""
 TRAINS_HERE = sys.platform != "win32"
 """Whether training, Ray and the embedded S3 server run on this operating system."""
+REUSES_ADDRESSES = sys.platform != "win32"
+"""Whether SO_REUSEADDR lets a port be used again at once; on Windows it lets two programs share one."""
 BINARY: int = getattr(os, "O_BINARY", 0)
 """Flag for `os.open`: without it, Windows translates line ends."""
 _ZEROS = 1 << 20

@@ -86,13 +86,13 @@ def _first_tags(file: IO[bytes], head: bytes) -> dict[int, bytes]:
     (first,) = struct.unpack_from(order + place, head.ljust(16, b"\0"))
     high = int.from_bytes(head[8:12], "little") << 32  # Hamamatsu's files of more than 4 GiB
     for start in (first, first | high):
-        file.seek(start)
         try:
+            file.seek(start)
             (number,) = struct.unpack(order + count, file.read(struct.calcsize(order + count)))
             size = struct.calcsize(order + entry)
             data = file.read(size * min(number, _MOST_TAGS))
             entries = list(struct.iter_unpack(order + entry, data))
-        except struct.error:
+        except (struct.error, OverflowError, ValueError):  # no place in a file
             continue
         tags = [tag for tag, *_ in entries]
         if tags and tags == sorted(tags):

@@ -138,7 +138,7 @@ class LayerWriter:
         """Write the layer, completely or not at all. Raises `OutputError`."""
         with atomic_folder(folder) as beside:
             np.save(beside / _LABELS, labels)
-            (beside / _ROWS).write_text(json.dumps(self.rows), "utf-8")
+            (beside / _ROWS).write_text(json.dumps(self.rows), encoding="utf-8")
             (beside / _OUTLINES).write_bytes(b"".join(self._outlines))
         return Layer(folder)
 

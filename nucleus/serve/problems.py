@@ -114,7 +114,7 @@ async def _of_http(request: fastapi.Request, error: Exception) -> fastapi.Respon
     detail = {
         404: f"Expected an address of /openapi.json; found {request.url.path[:200]!r}.",
         405: f"Expected another method for {request.url.path[:200]!r}; found {request.method}. See /openapi.json.",
-    }.get(raised.status_code, str(raised.detail))
+    }.get(raised.status_code, f"Expected a request as /openapi.json describes it; found: {raised.detail} Correct it.")
     return _problem(raised.status_code, detail, raised.headers)
 
 

@@ -7,7 +7,6 @@ import logging
 import math
 import signal
 import socket
-import sys
 import time
 from collections.abc import Callable, Generator
 from types import FrameType
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING
 from nucleus.errors import UsageError
 from nucleus.lazy import fastapi, uvicorn
 from nucleus.serve.service import ServeSettings, Service
+from nucleus.surroundings import REUSES_ADDRESSES
 
 if TYPE_CHECKING:
     from uvicorn import Server
@@ -65,7 +65,7 @@ def bound_socket(settings: ServeSettings) -> socket.socket:
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     made = socket.socket(family, socket.SOCK_STREAM)
     try:
-        if sys.platform != "win32":
+        if REUSES_ADDRESSES:
             made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         made.bind((settings.host, settings.port))
     except OSError as error:

@@ -92,7 +92,7 @@ def test_saved_labels_are_measured_with_the_numbers_that_they_have(image: Edited
 def test_downloads_are_what_predict_writes(image: EditedImage, found: Segmentation, tmp_path: Path) -> None:
     file = tmp_path / "a.png"
     file.write_bytes(encode_png(PIXELS))
-    predict_files(image.model, [file], tmp_path / "out", formats=("labels", "geojson", "roi", "coco"))
+    predict_files(image.model, [file], tmp_path / "out", formats=("labels", "geojson", "roi", "coco", "overlay"))
     labels = AssembledLabels(found.labels)
     labels.count = found.count
     rows = [row | {"image": "a.png"} for row in found.rows]

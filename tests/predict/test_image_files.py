@@ -14,7 +14,7 @@ import tifffile
 from nucleus.data.images import encode_png
 from nucleus.errors import OutputError, UsageError
 from nucleus.predict import blocks as blocks_module
-from nucleus.predict import image_files, results
+from nucleus.predict import results, table_files
 from nucleus.predict.blocks import assembled_labels
 from nucleus.predict.image_files import check_outputs, find_inputs, predict_files
 from nucleus.predict.table_files import IMAGES_TABLE, NUCLEI_TABLE
@@ -182,7 +182,7 @@ def test_a_disk_without_room_for_the_tables(tmp_path: Path, monkeypatch: pytest.
     files = [images(tmp_path, name) / name for name in ("a.png", "b.png")]
     predict_files(small_model(), files, tmp_path / "whole")
     whole = {name: (tmp_path / "whole" / name).read_text() for name in (NUCLEI_TABLE, IMAGES_TABLE)}
-    monkeypatch.setattr(image_files.io, "FileIO", FullFile)
+    monkeypatch.setattr(table_files.io, "FileIO", FullFile)
     headers = sum(len(text.splitlines()[0]) + 1 for text in whole.values())
     for room in (0, headers - 1, headers + 1, headers + 400, sum(map(len, whole.values())) - 1):
         FullFile.room = room

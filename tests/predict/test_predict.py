@@ -455,13 +455,14 @@ def test_measurements_of_a_part_in_micrometres() -> None:
     assert row["diameter_um"] == pytest.approx(row["diameter"] / 2, abs=1e-3)
     summary = NucleiSummary()
     summary.add({"diameter": diameter, "score": 0.9 + diameter / 1000} for diameter in range(10, 20))
-    image = image_row(frame, summary, nucleus_pixels=400, scale=0.5, warning="unsure")
+    seen = ScaledImage(array_source(np.zeros((10, 20), np.uint8)), NormalizationOptions(), scale=0.5)
+    image = image_row(frame, summary, nucleus_pixels=400, seen=seen, warning="unsure")
     assert list(image) == list(IMAGE_COLUMNS)
     assert (image["width"], image["height"], image["coverage"], image["mean_area"]) == (200, 100, 0.02, 40)
     assert (image["nuclei_per_megapixel"], image["nuclei_per_mm2"]) == (500, 2000)
     assert (image["median_diameter"], image["scale"], image["warning"]) == (pytest.approx(14.1, abs=0.2), 0.5, "unsure")
     assert image["score"] == pytest.approx(0.9145)
-    nothing = image_row(Frame("b", (1, 1)), NucleiSummary(), 0, 1.0, None)
+    nothing = image_row(Frame("b", (1, 1)), NucleiSummary(), 0, seen, None)
     assert [nothing[name] for name in ("mean_area", "median_diameter", "score", "warning")] == [None] * 4
 
 
