@@ -61,6 +61,8 @@ _LARGEST_MARGIN = 512
 _DIAMETERS_OF_MARGIN = 4
 _PIXELS_AT_ONCE = 1 << 22
 _LARGEST_SCALE = 16.0
+_FAR_LARGER = 5
+"""A median diameter above this many times the largest of training may be that of what holds many nuclei."""
 
 
 @dataclass(frozen=True)
@@ -262,7 +264,7 @@ class Model:
         return maps_of(image.back(values, image.covering(image.whole), image.whole), self.config.heads)
 
     def doubt(self, summary: NucleiSummary) -> str | None:
-        """Return why the result for an image may be wrong, or None: no nuclei, or scores below those of validation."""
+        """Return why the result for an image may be wrong, or None: no nuclei, low scores, or a far larger size."""
         lowest = self.config.lowest_score
         if summary.score is None:
             return "no nuclei found"
@@ -271,7 +273,20 @@ class Model:
                 f"unsure: mean score {summary.score:.2f}, below {lowest:.2f}, the lowest in validation; "
                 "the image is unlike those of training"
             )
-        return None
+        return self._doubt_of_size(summary.median_diameter)
+
+    def _doubt_of_size(self, diameter: float | None) -> str | None:
+        """Return that an estimated size may be that of whole tissues, which the network can take for single nuclei."""
+        estimated = self.options.diameter is None and self.options.fit
+        if diameter is None or self.config.diameters is None or not estimated:
+            return None
+        largest = self.config.diameters[1]
+        if diameter <= _FAR_LARGER * largest:
+            return None
+        return (
+            f"large: median diameter {diameter:.0f} px, in training at most {largest:.0f}; if these are not nuclei but "
+            "tissues or embryos of many, give the diameter of a nucleus (--diameter)"
+        )
 
     def scaled_image(self, source: ImageSource) -> ScaledImage:
         """Normalise and rescale an image for the network.

@@ -28,7 +28,7 @@ from nucleus.predict.evaluation import (
     splits_named,
 )
 from nucleus.predict.image_files import predict_files
-from nucleus.predict.measurement import nucleus_columns
+from nucleus.predict.measurement import NucleiSummary, nucleus_columns
 from nucleus.predict.model import IMAGES_AT_ONCE, PredictionOptions
 from nucleus.predict.results import overlay_of
 from nucleus.predict.scaled_image import ScaledImage
@@ -295,3 +295,11 @@ def test_overlays_of_large_images_are_reduced_in_files_only(monkeypatch: pytest.
     found = small_model().segment(GREY)
     assert found.overlay().shape == (150, 130, 3)
     assert overlay_of(ScaledImage(image_source(GREY), NormalizationOptions()), found.labels).shape == (50, 44, 3)
+
+
+@pytest.mark.parametrize(("given", "found", "flagged"), [(None, 371, True), (None, 240, False), (371.0, 371, False)])
+def test_nuclei_far_larger_than_those_of_training_are_flagged(given: float | None, found: int, flagged: bool) -> None:
+    model = small_model(PredictionOptions(diameter=given), diameters=(10.0, 50.0), nucleus_diameter=25.0)
+    summary = NucleiSummary()
+    summary.add([{"score": 0.97, "diameter": found}])
+    assert str(model.doubt(summary)).startswith("large: median diameter") == flagged
