@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from nucleus.config.names import FormatName
 from nucleus.data.images import RgbImage, encode_png
+from nucleus.errors import OutputError
 from nucleus.pictures import draw_overlay
 from nucleus.predict.blocks import AssembledLabels, LabelledBlock, assembled_labels
 from nucleus.predict.cells import Expansion, expanded_parts
@@ -99,6 +100,7 @@ def write_image(
             an expansion needs.
         OutputError: The files cannot be written.
     """
+    _check_folders(stem)
     stem.parent.mkdir(parents=True, exist_ok=True)
     frame, summary = frame_of(image.source), NucleiSummary()
     distance = None if expansion is None else expansion.pixels(frame)
@@ -153,6 +155,17 @@ def _write_parts(
             summary.add(part.rows)
             for add in outlines:
                 add(part)
+
+
+def _check_folders(stem: Path) -> None:
+    """Raise `OutputError` for a folder that is called as a result, and would be replaced or removed, but is none."""
+    for ending in ALL_ENDINGS:
+        path = result_path(stem, ending)
+        if path.is_dir() and not (path / "zarr.json").is_file():
+            raise OutputError(
+                f"Expected OME-Zarr labels of an earlier prediction in {path}; found another folder. Move it away, or "
+                "choose another --out."
+            )
 
 
 def _remove(stem: Path, endings: set[str]) -> None:

@@ -21,7 +21,7 @@ from shapely.geometry import shape
 
 from nucleus.data.images import encode_png
 from nucleus.data.stacks import PlaneOptions
-from nucleus.errors import ImageError, MissingPackageError, UsageError
+from nucleus.errors import ImageError, MissingPackageError, OutputError, UsageError
 from nucleus.predict import zarr_results
 from nucleus.predict.blocks import AssembledLabels
 from nucleus.predict.formats import ENDINGS, check_formats, open_outlines
@@ -206,3 +206,14 @@ def test_wrong_choices_have_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("nucleus.lazy.missing_packages", list)
     with pytest.raises(MissingPackageError, match="formats"):
         check_formats(("zarr",))
+
+
+def test_a_folder_that_is_no_result_stays(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(encode_png(spots(40, 40, 3, count=2)))
+    mine = tmp_path / "out/a.labels.zarr/mine.txt"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("mine")
+    for formats in ("labels",), ("zarr",):
+        with pytest.raises(OutputError, match="found another folder"):
+            predict_files(small_model(), [tmp_path / "a.png"], tmp_path / "out", formats=formats)
+    assert mine.read_text() == "mine"
