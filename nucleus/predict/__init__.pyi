@@ -72,6 +72,7 @@ from .measurement import nucleus_columns as nucleus_columns
 from .measurement import table_schema as table_schema
 from .measurement import write_tables as write_tables
 from .model import IMAGES_AT_ONCE as IMAGES_AT_ONCE
+from .model import PIXEL_SIZES as PIXEL_SIZES
 from .model import ImageValues as ImageValues
 from .model import Model as Model
 from .model import PredictionOptions as PredictionOptions

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -13,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from nucleus.config.recipe import LossOptions
 from nucleus.data.stacks import PlaneOptions
-from nucleus.errors import ImageError, ModelError
+from nucleus.errors import ImageError, ModelError, UsageError
 from nucleus.model.architecture import (
     CONFIG_FILE,
     ONNX_FILE,
@@ -45,6 +46,7 @@ from nucleus.registry.versions import PulledModel, read_pulled
 
 __all__ = [
     "IMAGES_AT_ONCE",
+    "PIXEL_SIZES",
     "ImageValues",
     "Model",
     "PredictionOptions",
@@ -61,6 +63,8 @@ _LARGEST_MARGIN = 512
 _DIAMETERS_OF_MARGIN = 4
 _PIXELS_AT_ONCE = 1 << 22
 _LARGEST_SCALE = 16.0
+PIXEL_SIZES = 1e-4, 1000.0
+"""Smallest and largest side of a pixel that is taken for one, micrometres: others are of another unit."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +86,9 @@ class PredictionOptions:
         block_side: Side of the blocks in which large images are labelled, px.
         engine: `onnx` or `tensorflow`, which compute the same up to rounding; `auto` is TensorFlow if it sees a GPU or
             the model has no `model.onnx`, else ONNX Runtime.
+
+    Raises:
+        UsageError: The diameter or the pixel size is none: NaN, infinity, 0 or less, or a size of another unit.
     """
 
     diameter: float | None = None
@@ -92,6 +99,16 @@ class PredictionOptions:
     turns: bool = False
     block_side: int = _BLOCK_SIDE
     engine: EngineChoice = "auto"
+
+    def __post_init__(self) -> None:
+        if self.diameter is not None and not 0 < self.diameter < math.inf:
+            raise UsageError(f"Expected a diameter above 0 px; found {self.diameter}. Correct it, or leave it out.")
+        smallest, largest = PIXEL_SIZES
+        if self.pixel_size is not None and not smallest <= self.pixel_size <= largest:
+            raise UsageError(
+                f"Expected a pixel size of {smallest:g} to {largest:g} micrometres; found {self.pixel_size}. Give it "
+                "in micrometres, or leave it out."
+            )
 
 
 @dataclass(frozen=True)

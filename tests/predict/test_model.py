@@ -295,3 +295,12 @@ def test_overlays_of_large_images_are_reduced_in_files_only(monkeypatch: pytest.
     found = small_model().segment(GREY)
     assert found.overlay().shape == (150, 130, 3)
     assert overlay_of(ScaledImage(image_source(GREY), NormalizationOptions()), found.labels).shape == (50, 44, 3)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [{"diameter": np.nan}, {"diameter": 0.0}, {"pixel_size": np.nan}, {"pixel_size": 1e-300}, {"pixel_size": 1e300}],
+)
+def test_sizes_that_are_none(given: dict[str, float]) -> None:
+    with pytest.raises(UsageError, match="Expected a"):
+        PredictionOptions(**given)  # type: ignore[arg-type]  # all are numbers
