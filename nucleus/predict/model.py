@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -101,7 +100,7 @@ class PredictionOptions:
     engine: EngineChoice = "auto"
 
     def __post_init__(self) -> None:
-        if self.diameter is not None and not 0 < self.diameter < math.inf:
+        if self.diameter is not None and not 0 < self.diameter < np.inf:
             raise UsageError(f"Expected a diameter above 0 px; found {self.diameter}. Correct it, or leave it out.")
         smallest, largest = PIXEL_SIZES
         if self.pixel_size is not None and not smallest <= self.pixel_size <= largest:
