@@ -10,7 +10,7 @@ import click
 import job
 import nucleus
 from nucleus.cli.compare import compare_models
-from nucleus.cli.options import json_option, project_bucket, pulled_model, single_writer_option
+from nucleus.cli.options import FiniteRange, json_option, project_bucket, pulled_model, single_writer_option
 from nucleus.cli.output import note, print_json, print_markdown, print_table, warn
 from nucleus.cli.progress_bars import show_progress
 from nucleus.config.encoders import ENCODER_NAMES, EncoderName
@@ -238,7 +238,7 @@ def rollback(name: str, alias: str, single_writer: bool) -> None:
 @click.option(
     "--older-than",
     "hours",
-    type=click.FloatRange(0),
+    type=FiniteRange(0),
     default=24.0,
     show_default=True,
     metavar="HOURS",

@@ -1,5 +1,6 @@
 """Options and arguments that several commands share, and their checks."""
 
+import math
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from nucleus.storage.bucket import Bucket
 
 __all__ = [
+    "FiniteRange",
     "check_run_options",
     "check_shared_model",
     "cluster_options",
@@ -34,6 +36,18 @@ __all__ = [
 
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+class FiniteRange(click.FloatRange):
+    """A range of numbers to which neither NaN nor infinity belongs."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Return the number of a text. Fails as click does if it is not in the range."""
+        number = float(super().convert(value, param, ctx))
+        if not math.isfinite(number):
+            self.fail(f"{value!r} is not a finite number.", param, ctx)
+        return number
+
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 single_writer_option = click.option(

@@ -12,6 +12,7 @@ import click
 import job
 import nucleus
 from nucleus.cli.options import (
+    FiniteRange,
     check_shared_model,
     engine_option,
     json_option,
@@ -37,7 +38,9 @@ if TYPE_CHECKING:
 
 __all__ = ["predict"]
 
-_POSITIVE = click.FloatRange(0, min_open=True)
+_POSITIVE = FiniteRange(0, min_open=True)
+_PIXEL = FiniteRange(1e-4, 1000)
+"""The range of `nucleus.predict.PIXEL_SIZES`."""
 _BUCKET = "s3://"
 
 
@@ -103,7 +106,7 @@ class _Choices:
     help="Typical diameter of the nuclei, px. It rescales the images.  [default: estimated from each image]",
 )
 @click.option(
-    "--pixel-size", type=_POSITIVE, metavar="UM", help="Side of a pixel in micrometres.  [default: from the file]"
+    "--pixel-size", type=_PIXEL, metavar="UM", help="Side of a pixel in micrometres.  [default: from the file]"
 )
 @click.option(
     "--channel",

@@ -1,5 +1,6 @@
 """`nucleus serve`: the service, in this process or as a deployment of Ray Serve."""
 
+import os
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -9,10 +10,9 @@ import click
 
 import job
 import nucleus
-from nucleus.cli.options import engine_option
+from nucleus.cli.options import FiniteRange, engine_option
 from nucleus.cli.output import note
 from nucleus.cli.progress_bars import show_progress
-from nucleus.errors import UriError
 from nucleus.surroundings import check_can_train
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ __all__ = ["serve"]
 )
 @click.option(
     "--max-seconds",
-    type=click.FloatRange(1, 86_400),
+    type=FiniteRange(1, 86_400),
     default=120.0,
     show_default=True,
     help="How long a body may take to arrive, and an answer to be computed.",
@@ -126,8 +126,7 @@ def _welcome(service: "Service", address: str) -> str:
 
 
 def _bucket() -> "Bucket | None":
-    """Return the bucket of NUCLEUS_BUCKET, or None where it is not set."""
-    try:
-        return nucleus.storage.Bucket(nucleus.storage.bucket_from_environment())
-    except UriError:
+    """Return the bucket of NUCLEUS_BUCKET, or None where it is not set. Raises `UriError` if it is malformed."""
+    if not os.environ.get(nucleus.storage.BUCKET_VARIABLE):
         return None
+    return nucleus.storage.Bucket(nucleus.storage.bucket_from_environment())

@@ -9,6 +9,7 @@ folder `.revisions/`.
 
 import hashlib
 import io
+import json
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -358,7 +359,7 @@ def _label_file(labels: NDArray[np.integer], revision: Revision) -> bytes:
     """Return a TIFF of labels, of 16 bits where they suffice, with the revision as its description."""
     kind = np.uint16 if int(labels.max(initial=0)) <= np.iinfo(np.uint16).max else np.uint32
     file = io.BytesIO()
-    description = revision.model_dump_json()
+    description = json.dumps(revision.model_dump())  # a TIFF says it in ASCII, so names are escaped
     tifffile.imwrite(file, labels.astype(kind), compression="zlib", description=description, metadata=None)
     return file.getvalue()
 

@@ -109,7 +109,7 @@ class Pyramid:
     @cached_property
     def contrast(self) -> list[tuple[float, float]]:
         """Range of each channel without its extreme values: 0.1 % to 99.8 % of the pixels."""
-        pixels = self.at_most(_SAMPLE_SIDE)
+        pixels = self.at_most(_SAMPLE_SIDE).astype(np.float64)  # percentiles of pixels of 1 bit have no sense
         found = [np.percentile(pixels[..., c], (_LOW, _HIGH)).tolist() for c in range(self.channels)]
         return [(low, high if high > low else low + 1) for low, high in found]
 

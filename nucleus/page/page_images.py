@@ -17,7 +17,7 @@ from nucleus.page.corrections import CorrectedFile, correction_stem
 from nucleus.page.display import Pyramid, default_views, pyramid_of
 from nucleus.page.editing import EditedImage
 from nucleus.page.layers import Layer
-from nucleus.predict.model import Model
+from nucleus.predict.model import PIXEL_SIZES, Model
 from nucleus.predict.source import plane_source, stacks_of
 from nucleus.text import plural
 
@@ -58,7 +58,7 @@ class ImageOptions(BaseModel):
     z: Annotated[int, Field(ge=0)] | Literal["max", "mean", "best"] | None = None
     t: Annotated[int, Field(ge=0)] | None = None
     diameter: Annotated[float, Field(gt=0, le=10_000, allow_inf_nan=False)] | None = None
-    pixel_size: Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False)] | None = None
+    pixel_size: Annotated[float, Field(ge=PIXEL_SIZES[0], le=PIXEL_SIZES[1])] | None = None
 
 
 @dataclass

@@ -72,6 +72,7 @@ from .measurement import nucleus_columns as nucleus_columns
 from .measurement import table_schema as table_schema
 from .measurement import write_tables as write_tables
 from .model import IMAGES_AT_ONCE as IMAGES_AT_ONCE
+from .model import PIXEL_SIZES as PIXEL_SIZES
 from .model import ImageValues as ImageValues
 from .model import Model as Model
 from .model import PredictionOptions as PredictionOptions
@@ -98,6 +99,7 @@ from .sizing import View as View
 from .sizing import Viewer as Viewer
 from .sizing import densest_square as densest_square
 from .sizing import fitting_scale as fitting_scale
+from .sizing import known_scale as known_scale
 from .sizing import view_of as view_of
 from .source import ImageSource as ImageSource
 from .source import SourceLevel as SourceLevel

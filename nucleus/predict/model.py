@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from nucleus.config.recipe import LossOptions
 from nucleus.data.stacks import PlaneOptions
-from nucleus.errors import ImageError, ModelError
+from nucleus.errors import ModelError, UsageError
 from nucleus.model.architecture import (
     CONFIG_FILE,
     ONNX_FILE,
@@ -38,13 +38,14 @@ from nucleus.predict.measurement import NucleiSummary, frame_of, measure_blocks
 from nucleus.predict.planes import FileImage, ImageOpener, images_of
 from nucleus.predict.scaled_image import ScaledImage
 from nucleus.predict.segmentation import Segmentation
-from nucleus.predict.sizing import Viewer, fitting_scale
+from nucleus.predict.sizing import Viewer, fitting_scale, known_scale
 from nucleus.predict.source import ImageSource, image_source, stacks_of
 from nucleus.registry.manifest import ModelManifest
 from nucleus.registry.versions import PulledModel, read_pulled
 
 __all__ = [
     "IMAGES_AT_ONCE",
+    "PIXEL_SIZES",
     "ImageValues",
     "Model",
     "PredictionOptions",
@@ -60,9 +61,10 @@ _SMALLEST_MARGIN = 128
 _LARGEST_MARGIN = 512
 _DIAMETERS_OF_MARGIN = 4
 _PIXELS_AT_ONCE = 1 << 22
-_LARGEST_SCALE = 16.0
 _FAR_LARGER = 5
 """A median diameter above this many times the largest of training may be that of what holds many nuclei."""
+PIXEL_SIZES = 1e-4, 1000.0
+"""Smallest and largest side of a pixel that is taken for one, micrometres: others are of another unit."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,9 @@ class PredictionOptions:
         block_side: Side of the blocks in which large images are labelled, px.
         engine: `onnx` or `tensorflow`, which compute the same up to rounding; `auto` is TensorFlow if it sees a GPU or
             the model has no `model.onnx`, else ONNX Runtime.
+
+    Raises:
+        UsageError: The diameter or the pixel size is none: NaN, infinity, 0 or less, or a size of another unit.
     """
 
     diameter: float | None = None
@@ -94,6 +99,16 @@ class PredictionOptions:
     turns: bool = False
     block_side: int = _BLOCK_SIDE
     engine: EngineChoice = "auto"
+
+    def __post_init__(self) -> None:
+        if self.diameter is not None and not 0 < self.diameter < np.inf:
+            raise UsageError(f"Expected a diameter above 0 px; found {self.diameter}. Correct it, or leave it out.")
+        smallest, largest = PIXEL_SIZES
+        if self.pixel_size is not None and not smallest <= self.pixel_size <= largest:
+            raise UsageError(
+                f"Expected a pixel size of {smallest:g} to {largest:g} micrometres; found {self.pixel_size}. Give it "
+                "in micrometres, or leave it out."
+            )
 
 
 @dataclass(frozen=True)
@@ -298,7 +313,7 @@ class Model:
             ImageError: The image is damaged or out of scale.
         """
         known = replace(source, pixel_size=self.options.pixel_size or source.pixel_size)
-        scale = self._known_scale(known)
+        scale = known_scale(known, self.options.diameter, self.config)
         if scale is None and self.options.fit and self.config.diameters is not None:
             return self._fitted(self._seen(known), self.config.diameters)
         return self._seen(known, scale or 1.0)
@@ -389,25 +404,6 @@ class Model:
         """Return the labels of a block's nuclei and the mask map, both of `block.seen`."""
         found = ImageValues(image.back(values, region, block.seen), image.scale)
         return nuclei_of_block(self.label(found), block), maps_of(found.values, self.config.heads).mask
-
-    def _known_scale(self, source: ImageSource) -> float | None:
-        """Return the number of network pixels per image pixel, or None if neither options nor the image say it.
-
-        Raises:
-            ImageError: It is below 1/16 or above 16.
-        """
-        if self.options.diameter is not None and self.config.nucleus_diameter is not None:
-            scale = self.config.nucleus_diameter / self.options.diameter
-        elif source.pixel_size is not None and self.config.pixel_size is not None:
-            scale = source.pixel_size / self.config.pixel_size
-        else:
-            return None
-        if not 1 / _LARGEST_SCALE <= scale <= _LARGEST_SCALE:
-            raise ImageError(
-                f"Expected {source.name} to be rescaled by 1/{_LARGEST_SCALE:g} to {_LARGEST_SCALE:g}; its diameter or "
-                f"pixel size gives {scale:.3g}. Correct --diameter or --pixel-size."
-            )
-        return scale
 
 
 def _groups(images: Sequence[ScaledImage]) -> Iterator[list[ScaledImage]]:

@@ -13,15 +13,18 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from nucleus.model.architecture import InstanceSettings, Maps
+from nucleus.errors import ImageError
+from nucleus.model.architecture import InstanceSettings, Maps, ModelConfig
 from nucleus.model.tiling import Region
 from nucleus.predict.scaled_image import ScaledImage
+from nucleus.predict.source import ImageSource
 
-__all__ = ["View", "Viewer", "densest_square", "fitting_scale", "view_of"]
+__all__ = ["View", "Viewer", "densest_square", "fitting_scale", "known_scale", "view_of"]
 
 _REDUCED = 1 / 4
 """Ratio of the scales of two views."""
-_LARGEST_SCALE = 4.0
+_LARGEST_ESTIMATED, _LARGEST_SCALE = 4.0, 16.0
+"""Largest scales, network pixels per image pixel: of an estimated size, and of one that is known."""
 _CERTAIN = 0.85
 """Certainty of a reduced view of nuclei without which an image in which nothing is found at its own scale stays so."""
 _LEAST_SEEN, _MOST_COVERED = 0.25, 0.4
@@ -111,7 +114,7 @@ def fitting_scale(look: Callable[[float], View], diameters: tuple[float, float])
     if best.diameter is None or diameters[0] <= best.diameter <= diameters[1]:
         return own
     middle = float(np.sqrt(diameters[0] * diameters[1]))
-    fitted = look(min(_LARGEST_SCALE, middle / best.diameter))
+    fitted = look(min(_LARGEST_ESTIMATED, middle / best.diameter))
     return fitted if fitted.certainty >= own.certainty - _TIE else own
 
 
@@ -132,6 +135,31 @@ def _reduced(look: Callable[[float], View], largest: float) -> View:
             break
         view = next_view
     return view
+
+
+def known_scale(source: ImageSource, diameter: float | None, config: ModelConfig) -> float | None:
+    """Return the number of network pixels per image pixel, or None if neither the options nor the image say it.
+
+    Args:
+        source: The image.
+        diameter: Diameter of its nuclei, px, if it is given.
+        config: Configuration of the network, with the sizes it was trained at.
+
+    Raises:
+        ImageError: It is below 1/16 or above 16.
+    """
+    if diameter is not None and config.nucleus_diameter is not None:
+        scale = config.nucleus_diameter / diameter
+    elif source.pixel_size is not None and config.pixel_size is not None:
+        scale = source.pixel_size / config.pixel_size
+    else:
+        return None
+    if not 1 / _LARGEST_SCALE <= scale <= _LARGEST_SCALE:
+        raise ImageError(
+            f"Expected {source.name} to be rescaled by 1/{_LARGEST_SCALE:g} to {_LARGEST_SCALE:g}; its diameter or "
+            f"pixel size gives {scale:.3g}. Correct --diameter or --pixel-size."
+        )
+    return scale
 
 
 class Viewer:

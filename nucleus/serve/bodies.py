@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from nucleus.errors import ObjectNotFoundError, RequestError, UsageError
 from nucleus.lazy import fastapi
+from nucleus.predict.model import PIXEL_SIZES
 from nucleus.serve.uploads import SegmentOptions, Upload
 from nucleus.storage.bucket import Bucket
 from nucleus.storage.uri import S3Uri, parse_uri
@@ -26,6 +27,7 @@ _FORM, _JSON = "multipart/form-data", "application/json"
 _NAME = "image"
 
 _Size = Annotated[float | None, Field(gt=0, allow_inf_nan=False)]
+_PixelSize = Annotated[float | None, Field(ge=PIXEL_SIZES[0], le=PIXEL_SIZES[1])]
 _Word = Annotated[str | None, Field(min_length=1, max_length=_LONGEST_WORD)]
 
 
@@ -50,7 +52,7 @@ class SegmentQuery(BaseModel):
     name: Annotated[str | None, Field(max_length=_LONGEST_NAME)] = None
     uri: Annotated[str | None, Field(max_length=2000, pattern="^s3://")] = None
     diameter: _Size = None
-    pixel_size: _Size = Field(default=None, alias="pixel-size")
+    pixel_size: _PixelSize = Field(default=None, alias="pixel-size")
     channel: _Word = None
     z: _Word = None
     t: _Word = None

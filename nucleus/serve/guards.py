@@ -76,10 +76,11 @@ class Guard:
     def _check(self, headers: dict[bytes, bytes], path: str) -> None:
         """Raise `RequestError` for a request that must not reach a route."""
         host = headers.get(b"host", b"").decode("latin-1")
-        if is_loopback(self._settings.host) and _host_of(f"//{host}") not in _LOCAL:
+        own = self._settings.host
+        if is_loopback(own) and _host_of(f"//{host}") not in {*_LOCAL, own}:  # --host 127.0.0.2 answers to it
             raise RequestError(
                 "Expected the name of this machine for itself, such as 127.0.0.1, in the header Host; found another "
-                "one. Ask for http://127.0.0.1, or start the service with --host and --token-file.",
+                f"one. Ask for http://{own}, or start the service with --host and --token-file.",
                 421,
             )
         _check_origin(headers, host)
@@ -97,6 +98,14 @@ def _host_of(address: str) -> str | None:
         return None
 
 
+def _place_of(origin: str) -> str | None:
+    """Return the host and port of an origin; None if it is none."""
+    try:
+        return urlsplit(origin).netloc
+    except ValueError:
+        return None
+
+
 def _is_open(path: str) -> bool:
     return path == "/" or any(path == each or (each[-1] == "/" and path.startswith(each)) for each in OPEN_PATHS)
 
@@ -105,7 +114,7 @@ def _check_origin(headers: dict[bytes, bytes], host: str) -> None:
     """Raise `RequestError` if a page of another site sent the request."""
     origin = headers.get(b"origin")
     site = headers.get(b"sec-fetch-site", b"none")
-    same = origin is None or urlsplit(origin.decode("latin-1")).netloc == host
+    same = origin is None or _place_of(origin.decode("latin-1")) == host
     navigates = headers.get(b"sec-fetch-mode") == b"navigate" and origin is None  # a link to the page
     if not same or (site in {b"cross-site", b"same-site"} and not navigates):
         raise RequestError(

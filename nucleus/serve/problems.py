@@ -111,9 +111,11 @@ async def _of_http(request: fastapi.Request, error: Exception) -> fastapi.Respon
     raised = cast("HTTPException", error)
     if isinstance(raised.__cause__, RequestError):  # of a body that is parsed while it is read
         return problem_of(raised.__cause__)
+    said = str(raised.detail).rstrip(".")
     detail = {
         404: f"Expected an address of /openapi.json; found {request.url.path[:200]!r}.",
         405: f"Expected another method for {request.url.path[:200]!r}; found {request.method}. See /openapi.json.",
+        400: f"Expected a body as its Content-Type says; found another ({said}). Correct one of them.",
     }.get(raised.status_code, f"Expected a request as /openapi.json describes it; found: {raised.detail} Correct it.")
     return _problem(raised.status_code, detail, raised.headers)
 

@@ -63,6 +63,15 @@ def test_an_import_takes_a_set_as_it_is(tmp_path: Path) -> None:
     assert (about["who"], about["model"], about["revision"], about["based_on"]) == ("Ada", "nuclei@1", 2, 1)
 
 
+def test_names_in_any_script(place: Place) -> None:
+    named = {**FACTS, "who": "Béa 核", "image": "Zürich 😀.png", "options": {"z": "µ"}}
+    corrections = CorrectionSet(place, "first")
+    saved = corrections.save(STEM, FILE, labels_of(2), named, None)
+    found = corrections.find(STEM)
+    assert found is not None
+    assert (found.revision, found.revision.who, found.tag) == (saved.revision, "Béa 核", saved.tag)
+
+
 def test_who_has_not_seen_the_latest_revision_cannot_replace_it(place: Place) -> None:
     corrections = CorrectionSet(place, "first")
     one = corrections.save(STEM, FILE, labels_of(2), FACTS, None)

@@ -48,6 +48,17 @@ def test_tiles_cover_a_level_once() -> None:
             pyramid.tile(*place, GREY)
 
 
+def test_images_of_one_bit_are_shown() -> None:
+    pixels = np.zeros((300, 300), np.bool_)
+    pixels[:100] = True
+    source = array_source(pixels[..., np.newaxis])
+    pyramid = pyramid_of(source, stored=False)
+    assert pixels_of(thumbnail(pyramid, default_views(pyramid, stored=False), None, 300))[[0, -1], 0, 0].tolist() == [
+        255,
+        0,
+    ]
+
+
 def test_channels_are_stretched_coloured_and_added() -> None:
     pixels = np.zeros((1, 3, 2), np.float32)
     pixels[0, :, 0], pixels[0, :, 1] = [0, 0.5, 2], [10, 0, 10]

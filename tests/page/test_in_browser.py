@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, BrowserContext, Page
+from playwright.sync_api import Browser, BrowserContext, Page, Route
 
 import nucleus
 from nucleus.data.intake import read_source
@@ -102,6 +102,22 @@ class Person:
         self.page.wait_for_selector("#saved:text-matches('^(Saved: |The |Expected)'), #conflict:not([hidden])")
         conflict = self.page.is_visible("#conflict")
         return (self.page.text_content("#conflict-text" if conflict else "#saved")) or ""
+
+
+def test_keys_before_an_image_is_open(browser: Browser, service: RunningPage, page_image: Path) -> None:
+    with Person(browser, service.address) as person:
+        person.drop(page_image)
+        held: list[Route] = []
+        person.page.route("**/layers/found/outlines", lambda route: held.append(route))  # noqa: PLW0108  playwright marks it
+        person.page.click("#images li a")
+        person.page.wait_for_selector("#status:text-is('Opening …')")
+        person.page.focus("#canvas")
+        person.press("ArrowRight", "Space", "Space", "0", "+")
+        person.page.mouse.wheel(0, -300)
+        person.page.click("#canvas")
+        held[0].continue_()
+        person.page.wait_for_selector("#table tbody button")
+        assert person.complaints == []
 
 
 def test_a_person_corrects_an_image(

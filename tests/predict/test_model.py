@@ -303,3 +303,12 @@ def test_nuclei_far_larger_than_those_of_training_are_flagged(given: float | Non
     summary = NucleiSummary()
     summary.add([{"score": 0.97, "diameter": found}])
     assert str(model.doubt(summary)).startswith("large: median diameter") == flagged
+
+
+@pytest.mark.parametrize(
+    "given",
+    [{"diameter": np.nan}, {"diameter": 0.0}, {"pixel_size": np.nan}, {"pixel_size": 1e-300}, {"pixel_size": 1e300}],
+)
+def test_sizes_that_are_none(given: dict[str, float]) -> None:
+    with pytest.raises(UsageError, match="Expected a"):
+        PredictionOptions(**given)  # type: ignore[arg-type]  # all are numbers

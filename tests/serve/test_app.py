@@ -169,6 +169,8 @@ def test_the_form_of_the_answer(connect: Connect, small_png: bytes, accept: str,
         ("?diametre=20", None, 400, "diametre"),
         ("?diameter=0", None, 400, "diameter"),
         ("?diameter=nan", None, 400, "diameter"),
+        ("?pixel-size=1e-300", None, 400, "pixel-size"),
+        ("?pixel-size=1e300", None, 400, "pixel-size"),
         ("?z=lots", None, 400, "lots"),
         ("?channel=7", None, 422, "7"),
         ("?channel=" + "9" * 5000, None, 400, "channel"),
@@ -188,6 +190,12 @@ def test_wrong_requests_are_told_what_is_wrong(
     assert (answer.status_code, problem["status"], answer.headers["content-type"]) == (status, status, PROBLEM)
     assert problem["detail"].startswith("Expected ")
     assert word in problem["detail"]
+
+
+@pytest.mark.parametrize("kind", ["multipart/form-data", "multipart/form-data; boundary=x"])
+def test_a_body_that_is_no_form(connect: Connect, small_png: bytes, kind: str) -> None:
+    answer = connect().post(small_png, **{"content-type": kind})
+    assert (answer.status_code, answer.json()["detail"][:9]) == (400, "Expected ")
 
 
 def test_too_many_nuclei_for_png(connect: Connect, small_png: bytes, monkeypatch: pytest.MonkeyPatch) -> None:

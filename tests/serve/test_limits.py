@@ -243,6 +243,11 @@ def test_names_of_this_machine(connect: Connect, host: str) -> None:
     assert connect().get("/v1/models", host=host).status_code == 200
 
 
+def test_another_loopback_address_answers_to_its_name(connect: Connect) -> None:
+    client = connect(host="127.0.0.2")
+    assert [client.get("/v1/models", host=host).status_code for host in ("127.0.0.2:8000", "127.0.0.3")] == [200, 421]
+
+
 @pytest.mark.parametrize(
     "host", ["evil.example", "127.0.0.1.evil.example", "", "evil.example:8000", "[", "a@127.0.0.1.b"]
 )
@@ -256,6 +261,7 @@ def test_other_names_are_refused_on_loopback(connect: Connect, host: str) -> Non
     [
         ({"origin": "https://evil.example"}, 403),
         ({"origin": "null"}, 403),
+        ({"origin": "http://["}, 403),
         ({"origin": "http://127.0.0.1:9999"}, 403),
         ({"sec-fetch-site": "cross-site"}, 403),
         ({"sec-fetch-site": "same-site", "sec-fetch-mode": "no-cors"}, 403),

@@ -115,6 +115,7 @@ def test_a_refused_upload_hears_why() -> None:
         (("--host", "0.0.0.0"), "--token-file"),
         (("--token-file", "nowhere"), "openssl"),
         (("--images", "folder"), "s3://"),
+        (("--max-seconds", "nan"), "finite"),
         (("--model", "nowhere/at-all"), "models pull"),
     ],
 )
@@ -122,6 +123,13 @@ def test_wrong_settings_are_refused(options: tuple[str, ...], word: str) -> None
     done = CliRunner().invoke(cli, ["serve", *options])
     assert done.exit_code == 2, done.output
     assert word in done.output
+
+
+def test_a_malformed_bucket_is_not_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Corrections would go into a folder without a word."""
+    monkeypatch.setenv("NUCLEUS_BUCKET", "bucket")
+    done = CliRunner().invoke(cli, ["serve"])
+    assert (done.exit_code, "s3://" in done.output) == (2, True), done.output
 
 
 def test_a_port_in_use(monkeypatch: pytest.MonkeyPatch) -> None:

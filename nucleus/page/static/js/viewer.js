@@ -181,6 +181,7 @@ export class Viewer extends EventTarget {
 
   /** @param {PointerEvent} event */
   pressed(event) {
+    if (!this.image) return; // it is being opened
     this.canvas.setPointerCapture(event.pointerId);
     this.pointers.set(event.pointerId, this.place(event));
     this.cursor = null;
@@ -196,6 +197,7 @@ export class Viewer extends EventTarget {
 
   /** @param {PointerEvent} event */
   moved(event) {
+    if (!this.image) return; // it is being opened
     const before = this.pointers.get(event.pointerId), now = this.place(event);
     if (before && this.panning) this.dragged(event.pointerId, before, now);
     if (before) this.pointers.set(event.pointerId, now);
@@ -223,6 +225,7 @@ export class Viewer extends EventTarget {
 
   /** @param {WheelEvent} event */
   wheeled(event) {
+    if (!this.image) return; // it is being opened
     event.preventDefault();
     const steps = -event.deltaY / (event.deltaMode ? 3 : 100);
     if (this.tool.wheel && !event.ctrlKey) this.tool.wheel(steps);
@@ -232,6 +235,7 @@ export class Viewer extends EventTarget {
 
   /** Keys of the canvas that move the view or the crosshair. @param {KeyboardEvent} event */
   key(event) {
+    if (!this.image) return; // it is being opened
     const arrows = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
     const arrow = arrows[/** @type {keyof typeof arrows} */ (event.key)];
     if (event.metaKey || (event.ctrlKey && !arrow)) return;
