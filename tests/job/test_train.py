@@ -390,7 +390,7 @@ def test_mixed_batches_are_the_same_on_one_worker(
 ) -> None:
     """As on two, in as many parts."""
     recipe, _, of_two = learned
-    optimizer = {**recipe.optimizer.model_dump(), "gradient_accumulation_steps": 2}
+    optimizer = {**recipe.optimizer.model_dump(exclude_unset=True), "gradient_accumulation_steps": 2}
     changes = {"model": "mixed", "workers": 1, "optimizer": optimizer}
     alone = learning(trained, new_images, tmp_path / "cache", **changes)
     name = "model.weights.h5"
