@@ -16,6 +16,7 @@ __all__ = [
     "epochs_text",
     "first_line",
     "moment_text",
+    "number_or_text",
     "percent",
     "plain",
     "plural",
@@ -173,6 +174,11 @@ def commit_text(commit: str | None) -> str | None:
         return None
     name, dash, remark = commit.partition("-")
     return f"{name[:12]}{dash}{remark}"
+
+
+def number_or_text(text: str) -> int | str:
+    """Return the number that an option gives in digits, or its text."""
+    return int(text) if text.isascii() and text.isdigit() else text
 
 
 def short(text: str, most: int = 40) -> str:

@@ -12,6 +12,7 @@ import nucleus
 from nucleus.cli.progress_bars import show_progress
 from nucleus.errors import UsageError
 from nucleus.surroundings import check_can_train
+from nucleus.text import number_or_text
 
 if TYPE_CHECKING:
     from nucleus.registry.versions import PulledModel
@@ -175,7 +176,7 @@ def pulled_model(model: str | None, bucket: str | None = None) -> "PulledModel":
 
 def number_or_word(_context: click.Context, _option: click.Parameter, value: str | None) -> int | str | None:
     """Return the number that an option gives in digits, or its text."""
-    return int(value) if value is not None and value.isascii() and value.isdigit() else value
+    return None if value is None else number_or_text(value)
 
 
 def check_shared_model(model: str | None, what: str) -> None:

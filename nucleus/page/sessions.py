@@ -3,7 +3,6 @@
 A workspace is found by a random token that only its browser has, and is removed when nobody has used it for a day.
 """
 
-import hashlib
 import secrets
 import shutil
 import tempfile
@@ -26,6 +25,7 @@ from nucleus.page.page_images import FOUND, ImageOptions, OpenedImage, PageImage
 from nucleus.predict.blocks import assembled_labels
 from nucleus.predict.measurement import NucleiSummary, frame_of, image_row, measure_blocks
 from nucleus.predict.model import Model
+from nucleus.storage.files import sha256_of
 from nucleus.text import first_line
 
 __all__ = ["PageLimits", "Workspace", "Workspaces"]
@@ -35,7 +35,6 @@ _KEPT_OPEN = 6
 _KEPT_MEASURES = 5000
 _TOKEN_BYTES = 24
 _ID_BYTES = 6
-_HASH_CHUNK = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -105,7 +104,7 @@ class Workspace:
 
     def add(self, name: str, folder: Path, file: Path) -> PageImage:
         """Add an image whose file is complete."""
-        image = PageImage(folder.name, shown_name(name), folder, file, _sum(file))
+        image = PageImage(folder.name, shown_name(name), folder, file, sha256_of(file))
         with self._lock:
             self.images[image.id] = image
         return image
@@ -191,14 +190,6 @@ class Workspace:
         self.images.clear()
         self._opened.clear()
         shutil.rmtree(self.folder, ignore_errors=True)
-
-
-def _sum(file: Path) -> str:
-    digest = hashlib.sha256()
-    with file.open("rb") as opened:
-        while chunk := opened.read(_HASH_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 class Workspaces:

@@ -80,8 +80,7 @@ class ScaledImage:
         self._stretch = stretch_of(sample)
         sample = stretched_sample(sample, self._stretch)
         self.light = None if as_is else uneven_light(sample.values, self.source_shape)
-        noise, full = noise_and_range(sample)
-        self.smoothing = 0.0 if not denoise else _smoothing(noise / max(full, 1.0))
+        self.smoothing = _smoothing(*noise_and_range(sample)) if denoise else 0.0
         if self.light is not None or self.smoothing:
             sample = _sample_of(source, self._restored)
         self._table = normalization_table(sample, normalization, noise_left(sample) if self.smoothing else 0.0)
@@ -180,8 +179,9 @@ class ScaledImage:
         return slice(max(0, first), min(length, last))
 
 
-def _smoothing(share: float) -> float:
-    """Return the standard deviation of the Gaussian for an image whose noise is this part of its range, px; maybe 0."""
+def _smoothing(noise: float, full: float) -> float:
+    """Return the standard deviation of the Gaussian for the noise and the range of an image, px; 0 for weak noise."""
+    share = noise / max(full, 1.0)
     return min(_MOST_SMOOTHING, 1 + 5 * share) if share > _STRONG_NOISE else 0.0
 
 

@@ -16,6 +16,7 @@ from nucleus.predict.model import PIXEL_SIZES
 from nucleus.serve.uploads import SegmentOptions, Upload
 from nucleus.storage.bucket import Bucket
 from nucleus.storage.uri import S3Uri, parse_uri
+from nucleus.text import number_or_text
 
 __all__ = ["SegmentQuery", "read_upload", "safe_name"]
 
@@ -76,8 +77,8 @@ class SegmentQuery(BaseModel):
 
 
 def _number(text: str | None) -> int | str | None:
-    """Return the number that an option gives in digits, or its text, as the command does."""
-    return int(text) if text is not None and text.isascii() and text.isdigit() else text
+    """Return what an option gives, as the command reads it."""
+    return None if text is None else number_or_text(text)
 
 
 class _Address(BaseModel):
