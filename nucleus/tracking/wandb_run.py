@@ -2,14 +2,14 @@
 
 Every row has a fixed step: `4 * (epoch - 1)` for the metrics of an epoch, and the next three for its pictures. A row
 that is logged again therefore has the same step. In online mode, W&B reports the next step. In offline mode, each
-attempt writes a folder `wandb/offline-run-<time>-<run>/`, which `wandb sync` uploads later and which holds our ledger.
+attempt writes a folder `wandb/offline-run-<time>-<run>/`, which `wandb sync` uploads later; its file is read to find
+the rows that it holds. The folder also holds our ledger.
 """
 
 from __future__ import annotations
 
 import shlex
 import sys
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -30,6 +30,7 @@ from nucleus.predict.evaluation import PredictedImage
 from nucleus.storage.bucket import Bucket
 from nucleus.storage.files import write_atomic
 from nucleus.tracking.failover import forget_unusable_address
+from nucleus.tracking.offline_log import logged_steps
 
 __all__ = [
     "CLASSES",
@@ -66,22 +67,14 @@ _FATAL = b"fatal error"
 
 
 class _Ledger(BaseModel):
-    """Record of the rows that one attempt of an offline run has logged; of an online one, whether all was sent.
-
-    The ledger is written after a row was passed to W&B. If the process is killed between the two, the next attempt logs
-    the row again, at the same step: W&B then has the same numbers twice for an epoch, and nothing is missing.
-
-    W&B's process buffers rows for up to 15 s, and dies with ours. The ledger therefore has the time of each row, and
-    unless the attempt was closed, a row counts as logged only if W&B has written its file since then.
+    """What an attempt's own file does not say.
 
     Attributes:
-        steps: Step of each row, and when it was passed to W&B, in seconds since 1970.
-        closed: Whether the attempt was closed, with all rows written or, online, sent.
+        closed: Whether the attempt was closed; of an online one, whether W&B's server has all of it.
         version: Number of the model version that was logged; None if none was.
         aliases: Aliases of the logged version.
     """
 
-    steps: dict[int, float] = {}
     closed: bool = False
     version: int | None = None
     aliases: list[str] = []
@@ -141,15 +134,6 @@ def is_noted(folder: Path, run: str, version: int, aliases: Sequence[str]) -> bo
     return any(ledger.version == version and {*aliases} <= {*ledger.aliases} for ledger in ledgers)
 
 
-def _logged_steps(folder: Path, run: str) -> set[int]:
-    """Return the steps of the rows that the files of an offline run hold."""
-    logged: set[int] = set()
-    for path in offline_files(folder, run):
-        ledger, written = _read_ledger(path.parent), path.stat().st_mtime
-        logged |= {step for step, given in ledger.steps.items() if ledger.closed or given <= written}
-    return logged
-
-
 @dataclass(frozen=True)
 class WorstImage:
     """One of the worst test images.
@@ -202,7 +186,9 @@ class WandbRun:
         first_epoch: int = 1,
         system: bool = True,
     ) -> None:
-        logged = _logged_steps(folder, run) if mode == "offline" else set()
+        # What the files hold counts, not what W&B was given: its process keeps rows for up to 15 s, and dies with ours.
+        earlier = offline_files(folder, run) if mode == "offline" else []
+        logged = {step for path in earlier for step in logged_steps(path)}
         folder.mkdir(parents=True, exist_ok=True)
         if mode == "offline":
             forget_unusable_address()
@@ -293,7 +279,8 @@ class WandbRun:
     def note_version(self, version: int, aliases: Sequence[str]) -> None:
         """Record in the ledger of a closed offline run that a model version with these aliases was logged."""
         self._ledger.version, self._ledger.aliases = version, list(aliases)
-        self._write_ledger()
+        if self._offline:
+            self._write_ledger()
 
     def finish(self, summary: Mapping[str, Any]) -> str | None:
         """Write the summary and close the run.
@@ -326,7 +313,7 @@ class WandbRun:
             self._unsent = True
             return f"Expected W&B's server to take all of the run {self.wandb_run.id}; {problem}."
         self._ledger.closed = True
-        write_atomic(self._attempt / _LEDGER, self._ledger.model_dump_json())
+        self._write_ledger()
         return None
 
     def _counted(self, row: Mapping[str, Any]) -> dict[str, Any]:
@@ -348,12 +335,9 @@ class WandbRun:
             return
         self._next = step + 1
         self.wandb_run.log(row, step=step, commit=True)
-        self._ledger.steps[step] = time.time()
-        self._write_ledger()
 
     def _write_ledger(self) -> None:
-        if self._offline:
-            write_atomic(self._attempt / _LEDGER, self._ledger.model_dump_json())
+        write_atomic(self._attempt / _LEDGER, self._ledger.model_dump_json())
 
 
 def _gave_up(attempt: Path) -> bool:

@@ -13,7 +13,7 @@ from nucleus.registry.manifest import list_versions
 from nucleus.runs.listing import find_run
 from nucleus.runs.record import read_record
 from nucleus.storage.bucket import Bucket
-from tests.tracking.offline_log import records
+from nucleus.tracking.offline_log import records
 from tests.whole_way import recipe_for
 
 pytestmark = [

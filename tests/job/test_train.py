@@ -35,10 +35,11 @@ from nucleus.registry.manifest import ModelManifest, list_versions, version_pref
 from nucleus.registry.publish import publish
 from nucleus.registry.versions import pull
 from nucleus.runs.plan import load_plan
+from nucleus.tracking.offline_log import records
 from nucleus.tracking.wandb_run import offline_files
 from tests.data.test_importing import write_pairs
 from tests.job.test_publishing import with_a_weight_changed
-from tests.tracking.offline_log import logged_artifacts, records, rows_of_run
+from tests.tracking.offline_log import logged_artifacts, rows_of_run
 from tests.tracking.wandb_server import wandb_server
 from tests.whole_way import Recorder, Trained, assert_same_labels, assert_same_scores, recipe_for
 

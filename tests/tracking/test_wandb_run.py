@@ -26,6 +26,7 @@ from nucleus.registry.manifest import ModelManifest, version_prefix
 from nucleus.registry.publish import publish
 from nucleus.storage.bucket import Bucket
 from nucleus.storage.uri import S3Uri
+from nucleus.tracking.offline_log import logged_steps, records
 from nucleus.tracking.tensorboard import EVENTS_FILE, StepProfile, events_of, graph_of, write_events
 from nucleus.tracking.wandb_artifacts import note_published
 from nucleus.tracking.wandb_run import (
@@ -40,7 +41,7 @@ from nucleus.tracking.wandb_run import (
 )
 from tests.conftest import SECRET
 from tests.small_model import origin
-from tests.tracking.offline_log import logged_artifacts, logged_rows, records, rows_of_run
+from tests.tracking.offline_log import logged_artifacts, logged_rows, rows_of_run
 from tests.tracking.wandb_server import WandbServer, wandb_server
 
 RUN = "r-1"
@@ -171,7 +172,7 @@ import psutil
 from nucleus.config.recipe import TrackingOptions
 from nucleus.tracking.wandb_run import WandbRun
 
-folder, noted, history = Path(sys.argv[1]), sys.argv[2] == "True", json.loads(sys.argv[3])
+folder, written, history = Path(sys.argv[1]), sys.argv[2] == "True", json.loads(sys.argv[3])
 run = WandbRun("r-1", TrackingOptions(), "offline", folder)
 file = next(folder.glob("wandb/*/*.wandb"))
 
@@ -184,27 +185,41 @@ def wait_until_written():
 run.log(history[0])
 run.log(history[1])
 wait_until_written()
-if not noted:
-    run._write_ledger = lambda: None
 run.log(history[2])
-if not noted:
+if written:
     wait_until_written()
 for process in [*psutil.Process().children(), psutil.Process()]:
     process.kill()
 """
 
 
-@pytest.mark.parametrize("noted", [True, False])
-def test_a_killed_attempt_is_completed(noted: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With W&B's process, as Ray does: before that has written a row that is in the ledger, or the other way round."""
+@pytest.mark.parametrize("written", [True, False])
+def test_a_killed_attempt_is_completed(written: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With W&B's process, as Ray does, which has written the last row or not; its file is as new as the row is."""
     monkeypatch.setenv("WANDB_X_TRANSACTION_LOG_FLUSH_INTERVAL", "1")
-    command = [sys.executable, "-c", KILLED, str(tmp_path), str(noted), json.dumps(HISTORY)]
+    command = [sys.executable, "-c", KILLED, str(tmp_path), str(written), json.dumps(HISTORY)]
     done = subprocess.run(command, check=False)
     assert done.returncode == -signal.SIGKILL
-    written = HISTORY[: 2 if noted else 3]
-    assert numbers(rows_of_run(tmp_path, RUN)) == written
+    (file,) = offline_files(tmp_path, RUN)
+    os.utime(file)  # as if W&B had written something else just before it was killed
+    kept = numbers(rows_of_run(tmp_path, RUN))
+    assert kept in ([HISTORY[:3]] if written else [HISTORY[:2], HISTORY[:3]])
     train(tmp_path, range(2, 5), [predicted()], end=True)
-    assert numbers(rows_of_run(tmp_path, RUN)) == [*written, *HISTORY[2:]]
+    assert numbers(rows_of_run(tmp_path, RUN)) == HISTORY
+
+
+def test_a_file_in_another_format_holds_nothing(tmp_path: Path) -> None:
+    """All rows are logged again then, at the same steps."""
+    train(tmp_path, range(3), [predicted()], end=False)
+    (file,) = offline_files(tmp_path, RUN)
+    whole = file.read_bytes()
+    assert logged_steps(file) == {0, 2, 4, 5, 6, 8}
+    file.write_bytes(b"another" + whole[7:])
+    assert logged_steps(file) == set()
+    file.write_bytes(whole[:-9])
+    assert logged_steps(file) == {0, 2, 4, 5, 6, 8}  # the end of the run is cut off
+    file.write_bytes(whole[: len(whole) // 4])
+    assert logged_steps(file) < {0, 2, 4, 5, 6, 8}
 
 
 def test_predictions_are_overlays_of_w_and_b(tmp_path: Path) -> None:
