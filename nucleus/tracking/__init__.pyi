@@ -4,6 +4,8 @@ from .failover import forget_unusable_address as forget_unusable_address
 from .failover import server_problem as server_problem
 from .failover import tracking_mode as tracking_mode
 from .failover import usable_mode as usable_mode
+from .offline_log import logged_steps as logged_steps
+from .offline_log import records as records
 from .tensorboard import EVENTS_FILE as EVENTS_FILE
 from .tensorboard import TENSORBOARD_FOLDER as TENSORBOARD_FOLDER
 from .tensorboard import WARM_UP_STEPS as WARM_UP_STEPS
