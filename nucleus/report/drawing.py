@@ -52,13 +52,13 @@ _STYLE: dict[str, Any] = {
     "axes.spines.right": False,
     "axes.grid": True,
     "axes.axisbelow": True,
-    "font.size": 10,
+    "font.size": 11.5,
     "font.family": ["DejaVu Sans"],
     "grid.color": GRID,
     "grid.linewidth": 0.7,
     "legend.frameon": False,
-    "legend.fontsize": 9,
-    "legend.handlelength": 2.6,
+    "legend.fontsize": 10.5,
+    "legend.handlelength": 2.2,
     "legend.handletextpad": 0.5,
     "lines.linewidth": 1.8,
     "lines.markersize": 5,
@@ -151,7 +151,7 @@ def svg_of(panel: Panel) -> str:
 
     written = io.StringIO()
     with _style():
-        figure = Figure(figsize=panel.size, layout="tight")
+        figure = Figure(figsize=panel.size, layout="constrained")
         panel.draw(figure.subplots())
         nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         figure.savefig(written, format="svg", transparent=True, metadata=nothing)

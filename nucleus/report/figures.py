@@ -36,7 +36,7 @@ _MOST_MARKED = 40
 _BINS = (0, 1, 11, 31, 101)
 """Smallest number of nuclei in an image of each bin."""
 _HATCHES = {Kind.DARK_FIELD: "", Kind.BRIGHT_FIELD: "///", Kind.STAIN: "..."}
-_SIZE = (4.2, 3.6)
+_SIZE = (5.6, 4.9)
 """Size of the AP figures with their legends, in inches of 72 px."""
 
 
@@ -97,12 +97,13 @@ def curve_panels(history: History, best_epoch: int) -> list[Panel]:
         best_epoch: Epoch whose weights were kept, counted from 1.
     """
     panels = []
+    epochs = sorted(entry["epoch"] for entry in history if "epoch" in entry)
     for curve in _CURVES:
         lines = [(line, points) for line in curve.lines if (points := _points(history, line.key))]
         if len(lines) == 2 and lines[0][1] == lines[1][1]:  # only one worker
             lines = lines[:1]
         if lines:
-            panels.append(_panel(curve, lines, best_epoch))
+            panels.append(_panel(curve, lines, best_epoch, (epochs[0], epochs[-1])))
     return panels
 
 
@@ -134,7 +135,11 @@ def _points(history: History, key: str) -> list[tuple[float, float]]:
     return [(entry["epoch"], entry[key]) for entry in history if key in entry and "epoch" in entry]
 
 
-def _panel(curve: _Curve, lines: list[tuple[_Line, list[tuple[float, float]]]], best_epoch: int) -> Panel:
+def _panel(
+    curve: _Curve, lines: list[tuple[_Line, list[tuple[float, float]]]], best_epoch: int, epochs: tuple[float, float]
+) -> Panel:
+    room = max(0.5, 0.04 * (epochs[1] - epochs[0]))
+
     def draw(axes: Any) -> None:
         for line, points in lines:
             style = curve.lines.index(line)
@@ -148,12 +153,12 @@ def _panel(curve: _Curve, lines: list[tuple[_Line, list[tuple[float, float]]]], 
         axes.axvline(best_epoch, color=TEXT, linewidth=1, linestyle=(0, (1, 3)), label="best weights")
         axes.set_xlabel("epoch")
         axes.set_ylabel(curve.unit)
+        axes.set_xlim(epochs[0] - room, epochs[-1] + room)
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:.5g}")
         if curve.from_zero:
             axes.set_ylim(bottom=0)
-        # Below the axes: inside, the legend could cover a curve.
-        axes.legend(loc="upper left", bbox_to_anchor=(-0.05, -0.2), ncols=3, columnspacing=1)
+        _legend_below(axes, columns=3)
 
     said = [
         f"{line.name} from {curve.written(points[0][1])} at epoch {count(points[0][0])} "
@@ -234,10 +239,10 @@ def _stack(axes: Any, names: list[str], counts: dict[Kind, list[int]]) -> None:
         below = [low + value for low, value in zip(below, values, strict=True)]
     axes.set_ylim(0, 1.7 * max([*below, 1]))
     for place, total in enumerate(below):
-        axes.annotate(count(total), (place, total), xytext=(0, 2), textcoords="offset points", ha="center", fontsize=9)
+        axes.annotate(count(total), (place, total), xytext=(0, 2), textcoords="offset points", ha="center", fontsize=10)
     axes.grid(visible=False, axis="x")
     axes.grid(visible=True, axis="y", color=GRID)
-    axes.tick_params(axis="x", labelsize=9)
+    axes.tick_params(axis="x", labelsize=10)
     if any(below):
         axes.legend(loc="upper right", borderaxespad=0)
 
@@ -318,13 +323,18 @@ def _beside_published(ours: list[float], split: str) -> Panel:
     return Panel("ap-published", "AP on dark-field images, and published scores", description, draw, size=_SIZE)
 
 
+def _legend_below(axes: Any, columns: int) -> None:
+    """Draw the legend below the axes and their label: inside, it could cover a curve."""
+    axes.get_figure().legend(loc="outside lower left", ncols=columns, columnspacing=1)
+
+
 def _places() -> list[float]:
     return [threshold / 100 for threshold in THRESHOLDS]
 
 
 def _frame(axes: Any) -> None:
     axes.set(xlabel="IoU threshold", ylabel="AP, mean over images", ylim=(0, 1.02), xlim=(0.48, 0.97))
-    axes.legend(loc="upper left", bbox_to_anchor=(0, -0.24), borderaxespad=0)  # inside, it could cover a curve
+    _legend_below(axes, columns=1)
 
 
 def timing_panel(stages: Sequence[Stage]) -> Panel:
@@ -342,7 +352,7 @@ def timing_panel(stages: Sequence[Stage]) -> Panel:
         axes.grid(visible=False, axis="y")
         for place, value in enumerate(seconds):
             axes.annotate(
-                time_text(value), (value, place), xytext=(4, 0), textcoords="offset points", va="center", fontsize=9
+                time_text(value), (value, place), xytext=(4, 0), textcoords="offset points", va="center", fontsize=10
             )
 
     total = sum(seconds)

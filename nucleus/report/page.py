@@ -4,8 +4,10 @@ import base64
 import hashlib
 import shlex
 from collections.abc import Mapping
+from importlib import resources
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import tomli_w
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
@@ -19,6 +21,7 @@ from nucleus.pictures import MISTAKE_COLOURS
 from nucleus.report.drawing import Panel, svg_of
 from nucleus.report.figures import curve_panels, dataset_panels, history_table, precision_panels, timing_panel
 from nucleus.report.page_pictures import (
+    LONGEST_SIDE,
     EncodedPicture,
     PictureFolder,
     PictureGroup,
@@ -40,13 +43,16 @@ from nucleus.report.tables import (
     scores_table,
     splits_table,
 )
-from nucleus.runs.record import PICTURES, REPORT_PAGE, RunRecord
+from nucleus.runs.plan import RUNS
+from nucleus.runs.record import PICTURES, REPORT_FOLDER, REPORT_PAGE, RunRecord
 from nucleus.storage.files import write_atomic
 from nucleus.text import SPLIT_NAMES, moment_text
 
 __all__ = [
     "MOST_BYTES",
+    "address_in_page",
     "commands_to_repeat",
+    "commands_to_serve",
     "commands_to_use",
     "differing_settings",
     "recipe_toml",
@@ -60,6 +66,10 @@ _RECIPE_FILE = "recipe.toml"
 _FOLDER = "FOLDER"
 """Stands for the folder with the imported images, which is not recorded."""
 _HERE = Path(__file__).parent
+_STATIC = resources.files("nucleus.page") / "static"
+"""The page in the browser, whose colours, fonts and icon the report has."""
+_SERVICE = "http://127.0.0.1:8000"
+"""Where `nucleus serve` listens by default."""
 _THRESHOLDS = {
     "mask_threshold": "A pixel belongs to a nucleus from this probability",
     "seed_threshold": "It is the inside of one, from which a nucleus grows, from this probability",
@@ -80,6 +90,22 @@ def commands_to_use(record: RunRecord) -> str:
             f"nucleus predict IMAGES --model {model} --out results/",
         ]
     )
+
+
+def commands_to_serve(record: RunRecord) -> str:
+    """Return the commands that start the service whose page opens the pictures of the run."""
+    model = "" if record.version is None else f" --model {_model(record)}"
+    return f"{_bucket(record)}\nnucleus serve{model}"
+
+
+def address_in_page(record: RunRecord, key: str) -> str:
+    """Return the address at which the page opens a picture of the run, if a service runs on this machine.
+
+    Args:
+        record: Record of the run.
+        key: Path of the picture below `pictures/`, without suffix.
+    """
+    return f"{_SERVICE}/#/bucket/{quote(f'{RUNS}{record.run}/{REPORT_FOLDER}/{PICTURES}/{key}.png')}"
 
 
 def commands_to_repeat(record: RunRecord, dataset: DatasetManifest) -> str:
@@ -215,7 +241,9 @@ def _content(record: RunRecord, dataset: DatasetManifest) -> dict[str, Any]:
         "dataset": dataset_panels(dataset),
         "timing": [timing_panel(record.stages)] if record.stages else [],
     }
-    style = (_HERE / "page.css").read_text(encoding="utf-8")
+    style = (_STATIC / "looks.css").read_text(encoding="utf-8") + (_HERE / "page.css").read_text(encoding="utf-8")
+    icon = (_STATIC / "icon.svg").read_text(encoding="utf-8")
+    groups = _groups(record)
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
     return {
         "style": Markup(style),  # noqa: S704 # nosec B704 - a file of this package
@@ -224,7 +252,12 @@ def _content(record: RunRecord, dataset: DatasetManifest) -> dict[str, Any]:
         "record": record,
         "dataset": dataset,
         "split": SPLIT_NAMES.get(split or ""),
-        "groups": _groups(record),
+        "icon": Markup(icon.replace("<svg ", '<svg aria-hidden="true" focusable="false" ', 1)),  # noqa: S704 # nosec B704 - a file of this package
+        "icon_base64": base64.b64encode(icon.encode()).decode(),
+        "groups": groups,
+        "addresses": {group.key: address_in_page(record, group.key) for part in groups.values() for group in part},
+        "longest": LONGEST_SIDE,
+        "serve": commands_to_serve(record),
         "figures": {key: [(panel, _svg(panel)) for panel in shown] for key, shown in panels.items()},
         "colours": {name: "#{:02x}{:02x}{:02x}".format(*colour) for name, colour in MISTAKE_COLOURS.items()},
         "scores": scores_table(record.metrics),

@@ -14,6 +14,7 @@ from nucleus.runs.record import ExampleImage, RunRecord, TestImage, WatchedImage
 from nucleus.text import KINDS, plural, score_text
 
 __all__ = [
+    "LONGEST_SIDE",
     "Caption",
     "EncodedPicture",
     "PictureFolder",
@@ -25,7 +26,7 @@ __all__ = [
     "watched_groups",
 ]
 
-_LONGEST_SIDE = 384
+LONGEST_SIDE = 384
 """Pixels; the workers draw no larger pictures."""
 _QUALITY = 75
 _MOST_EXAMPLES = 6
@@ -85,7 +86,7 @@ def embedded(folder: PictureFolder, keys: Iterable[str], most_bytes: int) -> dic
 
 
 def _jpeg(picture: RgbImage) -> EncodedPicture:
-    picture = resize_to_side(picture, _LONGEST_SIDE)
+    picture = resize_to_side(picture, LONGEST_SIDE)
     # 4:4:4, because outlines of one pixel would lose their colours at half the colour resolution.
     options = [
         cv2.IMWRITE_JPEG_QUALITY, _QUALITY, cv2.IMWRITE_JPEG_OPTIMIZE, 1,
@@ -124,6 +125,11 @@ class PictureGroup:
     title: str
     note: str
     pictures: list[Caption]
+
+    @property
+    def key(self) -> str:
+        """The key of the picture without outlines, which is the first."""
+        return self.pictures[0].key
 
 
 def example_groups(record: RunRecord) -> list[PictureGroup]:

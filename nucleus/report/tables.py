@@ -234,9 +234,10 @@ def published_systems() -> tuple[PublishedSystem, ...]:
 
 
 def has_published_images(dataset: DatasetManifest) -> bool:
-    """Return whether the dataset is from the Data Science Bowl 2018, judging by the name of its source."""
-    name = PurePath(dataset.source.replace("\\", "/")).name.lower()
-    return name.startswith(_PUBLISHED_SOURCES)
+    """Return whether all images are from the Data Science Bowl 2018, judging by the names of their sources."""
+    sources = [dataset.source, *(item.source for item in dataset.additions)]
+    names = [PurePath(source.replace("\\", "/")).name.lower() for source in sources]
+    return all(name.startswith(_PUBLISHED_SOURCES) for name in names)
 
 
 def published_table(ours: Mapping[str, Scores]) -> Table:

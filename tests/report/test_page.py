@@ -6,24 +6,30 @@ import subprocess
 import sys
 import tomllib
 from html.parser import HTMLParser
+from importlib import resources
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
 from xml.etree import ElementTree
 
 import cv2
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
+from nucleus.cli.serve import serve
 from nucleus.config.settings import parse_recipe
 from nucleus.data.dataset import Addition
 from nucleus.data.images import encode_png
 from nucleus.metrics.scores import HEADLINES, MISTAKES
 from nucleus.pictures import MISTAKE_COLOURS
 from nucleus.report.drawing import svg_of
-from nucleus.report.figures import THRESHOLDS, timing_panel
+from nucleus.report.figures import THRESHOLDS, curve_panels, timing_panel
 from nucleus.report.page import (
     MOST_BYTES,
     commands_to_repeat,
+    commands_to_serve,
     commands_to_use,
     differing_settings,
     recipe_toml,
@@ -37,6 +43,15 @@ from nucleus.runs.record import RunRecord, Stage
 from tests.report_run import make_dataset, make_record, write_pictures
 
 EVIL = "<script>alert(1)</script><img src=x onerror=alert(2)>\"' $x$ {{ 7*7 }}"
+
+ADDED: dict[str, Any] = {
+    "parent": "ab" * 6,
+    "created": "2026-11-21T08:00:00+00:00",
+    "layout": "labelled",
+    "seed": 7,
+    "replaced": 2,
+    "known": 0,
+}
 
 
 class Page(HTMLParser):
@@ -117,8 +132,10 @@ def test_the_page_says_what_there_is_to_say(written: Path) -> None:
         ("generated", False),
     ],
 )
-def test_which_datasets_hold_the_published_images(source: str, published: bool) -> None:
-    assert has_published_images(make_dataset(source=source)) == published
+@pytest.mark.parametrize(("more", "same"), [([], True), (["dsb2018.zip"], True), (["dsb2018.zip", "ours"], False)])
+def test_which_datasets_hold_the_published_images(source: str, published: bool, more: list[str], same: bool) -> None:
+    dataset = make_dataset(source=source, additions=[Addition(source=name, added=10, **ADDED) for name in more])
+    assert has_published_images(dataset) == (published and same)
 
 
 def test_published_figures_stand_beside_the_same_images_only(written: Path, tmp_path: Path) -> None:
@@ -176,6 +193,73 @@ def test_restarts_are_told_with_what_they_cost(tmp_path: Path) -> None:
     assert "Restarts" not in Page(render_page(tmp_path, make_record(attempts=attempts[:1]), make_dataset())).text
 
 
+def opening(page: Page) -> list[str]:
+    """The addresses of the links into the page; each opens beside the report."""
+    links = [link for link in page.all("a") if (link["href"] or "").startswith("http://127.0.0.1:")]
+    assert all((link["target"], link["rel"]) == ("_blank", "noopener noreferrer") for link in links)
+    assert len({link["aria-label"] for link in links}) == len(links)
+    return [link["href"] or "" for link in links]
+
+
+def test_each_image_opens_in_the_page(written: Path) -> None:
+    """By its key below the bucket's prefix, which is below the report's folder here too."""
+    record, found = make_record(), opening(Page(written.read_bytes()))
+    with_mistakes = len(record.test_images) - 1
+    assert len(found) == with_mistakes + len(record.watched) + len(record.examples)
+    (port,) = [option.default for option in serve.params if option.name == "port"]
+    start = f"http://127.0.0.1:{port}/#/bucket/runs/{record.run}/report/"
+    assert all((written.parent / address.removeprefix(start)).is_file() for address in found)
+    assert f"{start}pictures/test/best-0/image.png" in found
+    assert commands_to_serve(record).splitlines() == [
+        "export NUCLEUS_BUCKET=s3://nucleus",
+        "nucleus serve --model cells@3",
+    ]
+    unpublished = make_record(version=None, endpoint="http://127.0.0.1:9000", bucket="s3://nucleus/mine")
+    assert commands_to_serve(unpublished).splitlines() == [
+        "export AWS_ENDPOINT_URL_S3=http://127.0.0.1:9000",
+        "export NUCLEUS_BUCKET=s3://nucleus/mine",
+        "nucleus serve",
+    ]
+
+
+def test_any_name_is_one_key_of_the_page(tmp_path: Path) -> None:
+    images = [{**make_record().test_images[0].model_dump(), "name": f"50 % #1 ?a&b {EVIL}"}]
+    record = make_record(run="a b#c", test_images=images, watched=[], examples=[])
+    (address,) = opening(Page(render_page(tmp_path, record, make_dataset())))
+    key = address.removeprefix("http://127.0.0.1:8000/#/bucket/")
+    assert re.fullmatch(r"[\w./%~-]+", key)
+    assert unquote(key) == f"runs/a b#c/report/pictures/test/{images[0]['name']}/image.png"
+
+
+def test_the_looks_are_those_of_the_page(written: Path) -> None:
+    """One file has the colours and fonts; the page loads it before its own, the report contains it."""
+    static = resources.files("nucleus.page") / "static"
+    looks = (static / "looks.css").read_text()
+    (style,) = re.findall(r"<style>(.*?)</style>", written.read_text(), re.DOTALL)
+    assert style.startswith(looks)
+    sheets = [
+        link["href"] for link in Page((static / "index.html").read_bytes()).all("link") if link["rel"] == "stylesheet"
+    ]
+    assert sheets == ["/static/page/looks.css", "/static/page/page.css"]
+    defined = set(re.findall(r"(--[\w-]+):", looks))
+    used = set(re.findall(r"var\((--[\w-]+)", (static / "page.css").read_text()))
+    assert used <= defined | set(re.findall(r"(--[\w-]+):", (static / "page.css").read_text()))
+    assert not defined & set(re.findall(r"(--[\w-]+):", (static / "page.css").read_text()))
+
+
+def test_epochs_are_whole_numbers_on_one_axis() -> None:
+    """Also where only the last one was validated."""
+    limits = set()
+    for panel in curve_panels(make_record().history, best_epoch=2):
+        axes = Figure().subplots()
+        panel.draw(axes)
+        low, high = axes.get_xlim()
+        shown = [place for place in axes.get_xticks() if low <= place <= high]
+        assert shown == [1, 2], panel.title
+        limits.add((low, high))
+    assert len(limits) == 1
+
+
 def test_a_run_can_be_repeated_from_what_the_page_says(tmp_path: Path) -> None:
     where = {"endpoint": "http://127.0.0.1:9000", "repository": "https://git.example/nucleus.git"}
     record, dataset = make_record(**where), make_dataset()
@@ -189,8 +273,7 @@ def test_a_run_can_be_repeated_from_what_the_page_says(tmp_path: Path) -> None:
 
 
 def test_what_was_added_to_the_dataset_is_told_and_can_be_repeated(tmp_path: Path) -> None:
-    facts = {"parent": "ab" * 6, "created": "2026-11-21T08:00:00+00:00", "layout": "labelled", "seed": 7, "known": 0}
-    addition = Addition(source="more.zip", added=10, replaced=2, **facts)
+    addition = Addition(source="more.zip", added=10, **ADDED)
     record, dataset = make_record(), make_dataset(additions=[addition])
     (line,) = [line for line in commands_to_repeat(record, dataset).splitlines() if "--into" in line]
     assert line.endswith(f"more.zip --into cells@{'ab' * 6} --seed 7")
