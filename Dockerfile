@@ -1,4 +1,4 @@
-# The images: `predict` finds nuclei, `train` and `train-gpu` do everything.
+# The images: `predict` finds nuclei, and serves that, `train` and `train-gpu` do everything.
 #
 #   docker build --tag nucleus:predict --build-arg EXTRA=predict .
 #   docker build --tag nucleus:train .
@@ -101,7 +101,7 @@ RUN useradd --create-home --uid 1000 --user-group --shell /bin/bash nucleus \
 # Bytecode only of what a command imports: that of everything is 90 MB.
 COPY --from=program /opt/nucleus /opt/nucleus
 RUN find / -xdev -name __pycache__ -prune -exec rm -rf {} + \
-    && /opt/nucleus/bin/python -c 'import boto3, cv2, imagecodecs, onnxruntime, rich.progress, scipy.ndimage, skimage.measure, skimage.segmentation, tifffile'
+    && /opt/nucleus/bin/python -c 'import boto3, cv2, fastapi, imagecodecs, onnxruntime, rich.progress, scipy.ndimage, skimage.measure, skimage.segmentation, tifffile, uvicorn'
 
 FROM scratch AS image-predict
 # hadolint ignore=DL3067

@@ -1,8 +1,8 @@
 """Write the locks of every dependency, with hashes and without a registry's host: `make lock`.
 
 Each file is what `pip install --require-hashes -r` or `uv pip sync` needs, on any platform and any Python from 3.11
-for which the packages exist: a line that differs has a marker. `predict` is the light install; `train` and `train-gpu`
-run the job, `train` with the embedded S3 server too; `dev` is `train` with the tools.
+for which the packages exist: a line that differs has a marker. `predict` is the light install with the service and
+its page; `train` and `train-gpu` run the job, `train` with the embedded S3 server too; `dev` is `train` with the tools.
 
 Versions that are locked stay, unless `--upgrade` (or another flag of `uv pip compile`) is given.
 """
@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 EXTRAS = {
-    "predict": [],
+    "predict": ["serve"],
     "train": ["train", "local"],
     "train-gpu": ["train-gpu"],
     "dev": ["train", "local", "slides", "serve", "dev"],

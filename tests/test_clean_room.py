@@ -11,6 +11,8 @@ import sys
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urljoin, urlsplit
+from urllib.request import urlopen
 
 import pytest
 import tifffile
@@ -191,6 +193,32 @@ def test_a_pulled_model_predicts_the_labels_of_tensorflow(room: Room, trained: T
 def test_what_trains_names_the_extra(room: Room, bucket_uri: S3Uri, command: str) -> None:
     said = room.run("nucleus", *command.split(), status=1, bucket=bucket_uri).stderr
     assert re.search(r"pip install 'nucleus\[(train|local|train,local|local,train)\]'", said)
+
+
+def test_the_page_is_served_from_the_wheel(room: Room) -> None:
+    """The lock has the extra `serve`; each file that a file of the page names is there."""
+    command = [room.environment / "bin" / "nucleus", "serve", "--port", "0"]
+    variables = {"HOME": str(room.folder), "PATH": "/usr/bin:/bin"}
+    with subprocess.Popen(command, cwd=room.folder, env=variables, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stderr is not None
+            address = next(found[0] for line in process.stderr if (found := re.search(r"http://[\w.:]+", line)))
+            asked, seen = ["/"], set()
+            while asked:
+                with urlopen(address + asked.pop()) as answer:
+                    seen.add(urlsplit(answer.url).path)
+                    text = answer.read().decode()
+                named = re.findall(r"""["'](\.{0,2}/[\w/.-]+\.(?:css|js|svg))["']""", text)
+                asked += {urlsplit(urljoin(answer.url, name)).path for name in named} - seen - {*asked}
+        finally:
+            process.kill()
+    static = ROOT / "nucleus" / "page" / "static"
+    kept = {
+        f"/static/page/{path.relative_to(static)}"
+        for path in static.rglob("*")
+        if path.suffix in {".js", ".css", ".svg"}
+    }
+    assert seen == {"/", *kept}
 
 
 def test_doctor_says_what_is_not_installed(room: Room, bucket_uri: S3Uri) -> None:

@@ -107,7 +107,8 @@ def test_settings_that_keras_can_read_are_accepted(
 
 
 HIDDEN = ("tensorflow", "keras", "ray", "wandb", "pyarrow", "pandas", "matplotlib", "sklearn", "tf2onnx", "ministack",
-          "requests")  # fmt: skip
+          "requests", "zarr", "yaozarrs", "openslide", "fastapi", "starlette", "uvicorn", "prometheus_client",
+          "python_multipart")  # fmt: skip
 HIDE = f"""
 import importlib.abc, importlib.util, sys
 class Hidden(importlib.abc.MetaPathFinder):
@@ -145,6 +146,7 @@ def test_light_modules_import_nothing_that_the_light_install_lacks() -> None:
         (["evaluate", "cells", "cells", "--workers", "2"], "train"),
         (["demo"], "local,train"),
         (["store", "start"], "local"),
+        (["serve"], "serve"),
     ],
 )  # fmt: skip
 def test_a_command_names_the_extra_that_it_needs(command: list[str], extras: str, tmp_path: Path) -> None:

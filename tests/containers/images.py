@@ -34,6 +34,20 @@ _GENERATE = """
 import pathlib, nucleus.data.synthetic as synthetic
 synthetic.write_generated(pathlib.Path("/work/stage1_train"), {count})
 """
+_ASK = """
+import json, pathlib, time, urllib.request
+where = "http://127.0.0.1:8000"
+for _ in range(120):
+    try:
+        urllib.request.urlopen(where + "/readyz").close()
+        break
+    except OSError:
+        time.sleep(1)
+page = urllib.request.urlopen(where + "/static/page/looks.css").read()
+image = pathlib.Path("/work/my-images/plain.tif").read_bytes()
+answer = json.load(urllib.request.urlopen(where + "/v1/segment", image))
+print(json.dumps({"nuclei": answer["nuclei"], "page": len(page)}))
+"""
 
 
 @dataclass
@@ -160,6 +174,7 @@ class PredictImage:
             ("nucleus --help", self._help),
             ("predict PNG, TIFF and JPEG in TIFF, read-only, no network", self._predict),
             ("predict as another user", self._another_user),
+            ("serve, asked in the container", self._serve),
             ("SIGTERM ends it", self._terminate),
         ):
             with self.protocol.part():
@@ -195,9 +210,23 @@ class PredictImage:
             raise StepError(f"files of users {owners}")
         return "the files are that user's"
 
+    def _serve(self) -> str:
+        identity = self._detached("serve", "--model", "/model")
+        try:
+            found = json.loads(self.shell.run("docker", "exec", identity, "python", "-c", _ASK))
+        finally:
+            self.shell.keep(self.shell.run("docker", "logs", identity))
+            self.shell.run("docker", "rm", "--force", identity)
+        if not found["nuclei"]:
+            raise StepError("no nucleus in plain.tif")
+        return f"{found['nuclei']} nuclei in plain.tif, the page has its files"
+
+    def _detached(self, *words: str) -> str:
+        return self.shell.run("docker", "run", "--detach", *self._options(1000), "nucleus:predict", *words).strip()
+
     def _terminate(self) -> str:
         words = ("predict", "my-images", "--model", "/model", "--out", "/out/stopped", "--tta")
-        identity = self.shell.run("docker", "run", "--detach", *self._options(1000), "nucleus:predict", *words).strip()
+        identity = self._detached(*words)
         time.sleep(3)
         started = time.monotonic()
         self.shell.run("docker", "stop", "--time", "30", identity)
