@@ -21,14 +21,15 @@ NO_INDEX = ("error sending request", "failed to fetch", "dns error", "network co
 
 
 @pytest.fixture(scope="module")
-def resolve() -> Callable[[str, str], subprocess.CompletedProcess[str]]:
+def resolve() -> Callable[..., subprocess.CompletedProcess[str]]:
     """Resolve the dependencies for a platform and a Python, from wheels alone, by the package index."""
     return _resolved
 
 
-def _resolved(platform: str, python: str) -> subprocess.CompletedProcess[str]:
+def _resolved(platform: str, python: str, *extras: str) -> subprocess.CompletedProcess[str]:
     command = [
         *(sys.executable, "-m", "uv", "pip", "compile", "--quiet", "--no-header", "--no-annotate"),
+        *(f"--extra={extra}" for extra in extras),
         *("--only-binary", ":all:", "--python-platform", platform, "--python-version", python, "pyproject.toml"),
     ]
     environment = {**os.environ, "MACOSX_DEPLOYMENT_TARGET": MACOS}
@@ -38,7 +39,7 @@ def _resolved(platform: str, python: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize("python", PYTHONS)
 @pytest.mark.parametrize("platform", PLATFORMS)
 def test_the_light_install_has_wheels(
-    platform: str, python: str, resolve: Callable[[str, str], subprocess.CompletedProcess[str]]
+    platform: str, python: str, resolve: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:
     done = resolve(platform, python)
     if any(text in done.stderr.lower() for text in NO_INDEX):
@@ -47,3 +48,14 @@ def test_the_light_install_has_wheels(
     names = {line.partition("==")[0] for line in done.stdout.splitlines()}
     assert {"numpy", "onnxruntime", "opencv-python-headless", "scikit-image"} <= names
     assert not {"keras", "pandas", "pyarrow", "ray", "tensorflow", "tensorflow-cpu", "wandb"} & names
+
+
+@pytest.mark.parametrize("platform", PLATFORMS)
+def test_the_small_extras_have_wheels(platform: str, resolve: Callable[..., subprocess.CompletedProcess[str]]) -> None:
+    """On the newest Python, where wheels come last."""
+    done = resolve(platform, PYTHONS[-1], "formats", "serve", "slides", "table")
+    if any(text in done.stderr.lower() for text in NO_INDEX):
+        pytest.skip(f"no package index can be reached: {done.stderr.strip().splitlines()[-1]}")
+    assert done.returncode == 0, done.stderr
+    names = {line.partition("==")[0] for line in done.stdout.splitlines()}
+    assert {"zarr", "fastapi", "openslide-bin", "pandas"} <= names

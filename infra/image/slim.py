@@ -33,6 +33,7 @@ PREDICT_FOLDERS = [
         "networkx-*",
     ),  # scikit-image's files, graphs
     *("pygments", "pygments-*"),  # with which rich colours source code
+    *("scipy/stats", "scipy/odr", "skimage/feature"),  # which no function that is called here imports
     *("onnxruntime/quantization", "onnxruntime/tools"),  # to convert models
 ]
 """What only the predict image leaves out; it reads and writes images with OpenCV, tifffile and imagecodecs."""
