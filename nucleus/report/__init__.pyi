@@ -14,12 +14,15 @@ from .figures import history_table as history_table
 from .figures import precision_panels as precision_panels
 from .figures import timing_panel as timing_panel
 from .page import MOST_BYTES as MOST_BYTES
+from .page import address_in_page as address_in_page
 from .page import commands_to_repeat as commands_to_repeat
+from .page import commands_to_serve as commands_to_serve
 from .page import commands_to_use as commands_to_use
 from .page import differing_settings as differing_settings
 from .page import recipe_toml as recipe_toml
 from .page import render_page as render_page
 from .page import write_report as write_report
+from .page_pictures import LONGEST_SIDE as LONGEST_SIDE
 from .page_pictures import Caption as Caption
 from .page_pictures import EncodedPicture as EncodedPicture
 from .page_pictures import PictureFolder as PictureFolder
