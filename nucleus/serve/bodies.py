@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import shutil
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
-from typing import IO, Annotated
+from typing import IO, Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from nucleus.errors import ObjectNotFoundError, RequestError, UsageError
 from nucleus.lazy import fastapi
@@ -24,6 +25,7 @@ _IN_MEMORY = 8 << 20
 """Larger bodies lie in a temporary file until they are answered."""
 _LONGEST_NAME = 200
 _LONGEST_WORD = 100
+_LONGEST_URI = 2000
 _FORM, _JSON = "multipart/form-data", "application/json"
 _NAME = "image"
 
@@ -51,7 +53,7 @@ class SegmentQuery(BaseModel):
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
     name: Annotated[str | None, Field(max_length=_LONGEST_NAME)] = None
-    uri: Annotated[str | None, Field(max_length=2000, pattern="^s3://")] = None
+    uri: Annotated[str | None, Field(max_length=_LONGEST_URI, pattern="^s3://")] = None
     diameter: _Size = None
     pixel_size: _PixelSize = Field(default=None, alias="pixel-size")
     channel: _Word = None
@@ -86,7 +88,7 @@ class _Address(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    uri: str
+    uri: Annotated[str, Field(max_length=_LONGEST_URI)]
 
 
 def safe_name(name: str) -> str:
@@ -129,19 +131,29 @@ async def read_upload(
     uri = _address(body) if kind == _JSON and query.uri is None else query.uri
     if uri is None:
         return Upload(safe_name(query.name or _NAME), body)
-    if body and kind != _JSON:
+    if body and query.uri is not None:
         raise RequestError("Expected either a body or uri; found both. Leave one out.")
     return await asyncio.to_thread(_downloaded, uri, query, images, most, folder)
 
 
 def _address(body: bytes | Path) -> str:
     try:
-        return _Address.model_validate_json(body if isinstance(body, bytes) else b"").uri
-    except ValidationError as error:
+        return _Address.model_validate(
+            json.loads(body if isinstance(body, bytes) else b"", object_pairs_hook=_once)
+        ).uri
+    except (ValueError, RecursionError) as error:  # of JSON and of its content
         raise RequestError(
             'Expected an image, or application/json such as {"uri": "s3://bucket/image.tif"}; found something else. '
             "Correct the body, or its Content-Type."
         ) from error
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return an object of JSON. Raises `ValueError` if it has a name twice."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a name is there twice")
+    return found
 
 
 async def _form(request: fastapi.Request, query: SegmentQuery, folder: Path) -> Upload:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from nucleus.errors import UsageError
 from nucleus.lazy import fastapi, uvicorn
+from nucleus.serve.connections import bounded_protocol
 from nucleus.serve.service import ServeSettings, Service
 from nucleus.surroundings import REUSES_ADDRESSES
 
@@ -46,7 +47,7 @@ def run_server(app: fastapi.FastAPI, service: Service, bound: socket.socket, sta
         access_log=False,
         server_header=False,
         h11_max_incomplete_event_size=_HEADER_BYTES,
-        http="h11",
+        http=bounded_protocol(),
         ws="none",
         timeout_keep_alive=_KEPT_SECONDS,
         timeout_graceful_shutdown=round(service.settings.max_seconds) + 1,
