@@ -11,6 +11,9 @@ from typing import IO, Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from nucleus.data.slides import WITH_OTHER_FILES
+from nucleus.data.zarr_plates import in_zarr, zarr_name
+from nucleus.data.zarr_store import bucket_zarr
 from nucleus.errors import ObjectNotFoundError, RequestError, UsageError
 from nucleus.lazy import fastapi
 from nucleus.predict.model import PIXEL_SIZES
@@ -28,6 +31,10 @@ _LONGEST_WORD = 100
 _LONGEST_URI = 2000
 _FORM, _JSON = "multipart/form-data", "application/json"
 _NAME = "image"
+_OF_SEVERAL_FILES = (*WITH_OTHER_FILES, ".vms", ".vmu")
+"""Ends of the names of slides that are several files; a MIRAX slide alone would pass for the JPEG of its thumbnail."""
+_DICOM = slice(128, 132), b"DICM"
+_TIFF = (b"II", b"MM")
 
 _Size = Annotated[float | None, Field(gt=0, allow_inf_nan=False)]
 _PixelSize = Annotated[float | None, Field(ge=PIXEL_SIZES[0], le=PIXEL_SIZES[1])]
@@ -124,6 +131,13 @@ async def read_upload(
         StorageError: The object cannot be read.
         UsageError: The URI is not allowed.
     """
+    upload = await _read(request, query, images, most, folder)
+    return await asyncio.to_thread(_as_slide, upload, folder)
+
+
+async def _read(
+    request: fastapi.Request, query: SegmentQuery, images: Sequence[str], most: int, folder: Path
+) -> Upload:
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == _FORM and query.uri is None:
         return await _form(request, query, folder)
@@ -133,7 +147,32 @@ async def read_upload(
         return Upload(safe_name(query.name or _NAME), body)
     if body and query.uri is not None:
         raise RequestError("Expected either a body or uri; found both. Leave one out.")
-    return await asyncio.to_thread(_downloaded, uri, query, images, most, folder)
+    return await asyncio.to_thread(_named, uri, query, images, most, folder)
+
+
+def _as_slide(upload: Upload, folder: Path) -> Upload:
+    """Return an upload in a file if it may be a whole slide, which is read from files alone.
+
+    Raises `RequestError` for a slide that is several files.
+    """
+    content = upload.content
+    if not isinstance(content, bytes | Path):
+        return upload
+    if isinstance(content, Path):
+        with content.open("rb") as file:
+            head = file.read(_DICOM[0].stop)
+    else:
+        head = content[: _DICOM[0].stop]
+    if upload.name.lower().endswith(_OF_SEVERAL_FILES) or head[_DICOM[0]] == _DICOM[1]:
+        raise RequestError(
+            f"Expected an image in one file; {upload.name} is a slide of several files (MIRAX, DICOM, or a list of "
+            "JPEG files). Save it as one TIFF, or run nucleus predict beside its files.",
+            415,
+        )
+    if isinstance(content, bytes) and head.startswith(_TIFF):
+        (folder / "upload").write_bytes(content)
+        return Upload(upload.name, folder / "upload")
+    return upload
 
 
 def _address(body: bytes | Path) -> str:
@@ -199,8 +238,8 @@ async def _spooled(chunks: AsyncIterator[bytes], folder: Path) -> bytes | Path:
     return folder / "upload"
 
 
-def _downloaded(uri: str, query: SegmentQuery, images: Sequence[str], most: int, folder: Path) -> Upload:
-    """Download an object of an allowed prefix."""
+def _named(uri: str, query: SegmentQuery, images: Sequence[str], most: int, folder: Path) -> Upload:
+    """Return an object of an allowed prefix, downloaded; or an OME-Zarr or a part of one, which is read in parts."""
     found = parse_uri(uri)
     if not any(_is_below(found, parse_uri(prefix)) for prefix in images):
         raise UsageError(
@@ -208,6 +247,8 @@ def _downloaded(uri: str, query: SegmentQuery, images: Sequence[str], most: int,
             f"found {uri}. Send the image itself, or start the service with --images."
         )
     bucket = Bucket(S3Uri(found.bucket))
+    if in_zarr(found.key):
+        return Upload(safe_name(query.name) if query.name else zarr_name(found.key), bucket_zarr(bucket, found.key))
     stored = bucket.find(found.key)
     if stored is None:
         raise ObjectNotFoundError(f"Expected an image at {uri}; nothing is there. Check the address.")
@@ -221,4 +262,4 @@ def _downloaded(uri: str, query: SegmentQuery, images: Sequence[str], most: int,
 
 def _is_below(uri: S3Uri, prefix: S3Uri) -> bool:
     above = f"{prefix.key}/" if prefix.key else ""
-    return uri.bucket == prefix.bucket and uri.key.startswith(above)
+    return uri.bucket == prefix.bucket and f"{uri.key}/".startswith(above)
