@@ -18,18 +18,9 @@ _LOOK_SECONDS = 10.0
 """Seconds between two looks at a connection."""
 _LEAST_READ = 64 << 10
 """Bytes of an answer that a client must read between two looks."""
-_MOST_CONNECTIONS = 512
-"""Fewer than the files that a process may have open, which are 1,024 by default."""
-_DETAIL = f"Expected at most {_MOST_CONNECTIONS} connections at once; found one more. Ask again later."
-_PROBLEM = to_json({"type": "about:blank", "title": "Service Unavailable", "status": 503, "detail": _DETAIL})
-_FULL = (
-    b"HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nRetry-After: 5\r\n"
-    + f"Content-Type: {PROBLEM}\r\nContent-Length: {len(_PROBLEM)}\r\n\r\n".encode()
-    + _PROBLEM
-)
 
 
-def bounded_protocol(most: int = _MOST_CONNECTIONS) -> type[H11Protocol]:
+def bounded_protocol(most: int) -> type[H11Protocol]:
     """Return uvicorn's protocol with limits that it lacks: it would wait for the end of a header for ever.
 
     Each connection is looked at every ten seconds. It is cut off if it has brought no whole header since the look
@@ -40,13 +31,15 @@ def bounded_protocol(most: int = _MOST_CONNECTIONS) -> type[H11Protocol]:
     """
     from uvicorn.protocols.http.h11_impl import H11Protocol  # noqa: PLC0415  of the extra `serve`
 
+    refusal = _refusal(most)
+
     class Bounded(H11Protocol):
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
             self._seen: tuple[RequestResponseCycle | None, int] | None = (None, 0)
             self._timer = self.loop.call_later(_LOOK_SECONDS, self._look)
             if len(self.connections) > most:
-                transport.write(_FULL)
+                transport.write(refusal)
                 transport.close()
 
         def connection_lost(self, exc: Exception | None) -> None:
@@ -68,6 +61,17 @@ def bounded_protocol(most: int = _MOST_CONNECTIONS) -> type[H11Protocol]:
             return self.cycle, self.transport.get_write_buffer_size()
 
     return Bounded
+
+
+def _refusal(most: int) -> bytes:
+    """Return the answer to one connection too many."""
+    detail = f"Expected at most {most:,} connections at once; found one more. Ask again later."
+    problem = to_json({"type": "about:blank", "title": "Service Unavailable", "status": 503, "detail": detail})
+    head = (
+        "HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nRetry-After: 5\r\n"
+        f"Content-Type: {PROBLEM}\r\nContent-Length: {len(problem)}\r\n\r\n"
+    )
+    return head.encode() + problem
 
 
 def _stays(now: tuple[object, int], before: tuple[object, int]) -> bool:

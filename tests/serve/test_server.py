@@ -115,6 +115,7 @@ def test_a_refused_upload_hears_why() -> None:
         (("--host", "0.0.0.0"), "--token-file"),
         (("--token-file", "nowhere"), "openssl"),
         (("--images", "folder"), "s3://"),
+        (("--ray", "--corrections", "folder"), "--corrections is for the page"),
         (("--max-seconds", "nan"), "finite"),
         (("--model", "nowhere/at-all"), "models pull"),
     ],
