@@ -7,6 +7,8 @@ from typing import Any
 
 from pydantic_core import to_json
 
+from nucleus.lazy import fastapi
+
 __all__ = ["PROXY_CALLBACK", "AskAgain", "proxy_middlewares"]
 
 PROXY_CALLBACK = {"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "job.replica_loss.proxy_middlewares"}
@@ -29,9 +31,7 @@ Application = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None
 
 def proxy_middlewares() -> list[Any]:
     """Return what Ray Serve's proxies put around the applications."""
-    from starlette.middleware import Middleware
-
-    return [Middleware(AskAgain)]
+    return [fastapi.middleware.Middleware(AskAgain)]
 
 
 class AskAgain:

@@ -38,7 +38,7 @@ async def listening(answer: Callable[[], bytes], most: int = 8) -> AsyncIterator
 
 @pytest.fixture(autouse=True)
 def often(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connections, "_LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(connections, "_LOOK_SECONDS", 0.4)
 
 
 async def drip(writer: asyncio.StreamWriter) -> None:
