@@ -31,7 +31,7 @@ Application = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None
 
 def proxy_middlewares() -> list[Any]:
     """Return what Ray Serve's proxies put around the applications."""
-    return [fastapi.middleware.Middleware(AskAgain)]
+    return [fastapi.middleware.Middleware(AskAgain)]  # type: ignore[attr-defined]  # FastAPI imports the module itself
 
 
 class AskAgain:
