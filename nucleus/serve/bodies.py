@@ -46,7 +46,7 @@ class SegmentQuery(BaseModel):
 
     Attributes:
         name: Name of the image in the table.  [default: that of the form or of the object, or "image"]
-        uri: Image in a bucket, s3://bucket/key, in place of a body; where the service allows it.
+        uri: Image in a bucket, s3://bucket/key, in place of a body; also an OME-Zarr, or a part of one. Where allowed.
         diameter: Typical diameter of the nuclei, px. It rescales the image.  [default: estimated from the image]
         pixel_size: Side of a pixel in micrometres.  [default: from the file]
         channel: Segment this channel: its number, from 0, or its name in the file, such as DAPI.
