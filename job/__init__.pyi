@@ -73,6 +73,9 @@ from .ray_internals import temporary_folder as temporary_folder
 from .ray_internals import trainer_class as trainer_class
 from .ray_internals import without_state_dumps as without_state_dumps
 from .ray_internals import worker_paths as worker_paths
+from .replica_loss import PROXY_CALLBACK as PROXY_CALLBACK
+from .replica_loss import AskAgain as AskAgain
+from .replica_loss import proxy_middlewares as proxy_middlewares
 from .reporting import has_facts as has_facts
 from .reporting import report_folder as report_folder
 from .reporting import report_published as report_published

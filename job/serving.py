@@ -1,7 +1,8 @@
 """The service on Ray: the same application as a deployment of Ray Serve, whose replicas follow the load.
 
 Each replica holds the model, computes small images of several requests together (`serve.batch`), and follows the alias
-by itself: it loads a newer version beside the old one, and switches when it is ready.
+by itself: it loads a newer version beside the old one, and switches when it is ready. The page is not served: what a
+browser sends stays in one process. Of the token, Ray gets its SHA-256 alone.
 """
 
 from __future__ import annotations
@@ -17,7 +18,10 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from job.cluster import capacities, connection
+from job.replica_loss import PROXY_CALLBACK
 from job.worker import limit_devices
+from nucleus.errors import JobError, RequestError
+from nucleus.lazy import fastapi
 from nucleus.model.engines import EngineChoice
 from nucleus.predict.model import IMAGES_AT_ONCE
 from nucleus.serve.app import create_app
@@ -41,7 +45,7 @@ class ServingArguments(BaseModel):
     Attributes:
         model: A model in the bucket; an alias is followed. None for the one that comes along.
         engine: What computes the network.
-        token_file: File with the token, on each machine.
+        token_file: File with the token, on each machine: Ray reads this configuration on any.
         images: Prefixes whose images requests may name.
         max_bytes: Largest body of a request, bytes.
         max_pixels: Largest image, px.
@@ -120,12 +124,43 @@ def deployed(model: str | None, settings: ServeSettings, *, engine: EngineChoice
         cpus, gpus = (capacities()[kind] for kind in ("CPU", "GPU"))
         one, most = (1, gpus.most) if gpus.most else (0, cpus.most)
         arguments = ServingArguments(model=model, engine=engine, token_file="", gpus=one, most=max(1, int(most)))
-        serve.start(http_options={"host": settings.host, "port": settings.port})
+        _check_free()
+        serve.start(
+            http_options={"host": settings.host, "port": settings.port},
+            controller_options={"runtime_env": {"env_vars": PROXY_CALLBACK}},
+        )
         try:
             serve.run(_application(settings, arguments), name=_NAME, route_prefix="/")
             yield
         finally:
             serve.shutdown()
+
+
+def _check_free() -> None:
+    """Raise `JobError` if Ray Serve has applications on the cluster: they would end with this one."""
+    from ray import serve
+
+    others = sorted(serve.status().applications)
+    if others:
+        raise JobError(
+            f"Expected a cluster without applications of Ray Serve; found {', '.join(others)}. Use another cluster, or "
+            "add the application to their configuration: serve deploy, with import_path job.serving:build."
+        )
+
+
+def _without_page(_service: Service) -> fastapi.APIRouter:
+    """Return the route of the page, which says where it is."""
+    router = fastapi.APIRouter(include_in_schema=False)
+
+    @router.get("/")
+    async def index() -> None:
+        raise RequestError(
+            "Expected an address of /openapi.json, such as /v1/segment; found that of the page, which a cluster does "
+            "not serve: the images of a browser stay in one process. For the page run: nucleus serve, without --ray.",
+            404,
+        )
+
+    return router
 
 
 def _application(settings: ServeSettings, arguments: ServingArguments) -> Any:
@@ -142,7 +177,7 @@ def _application(settings: ServeSettings, arguments: ServingArguments) -> Any:
             self._service = Service(settings, served, self._lanes)
 
         def __serve_build_asgi_app__(self) -> Any:
-            return create_app(self._service)
+            return create_app(self._service, [_without_page])
 
         async def _together(self, ticket: Ticket) -> Found | None:
             found: Found | Exception | None = (await self._batched(ticket))[0]

@@ -1,4 +1,4 @@
-"""Checks of `nucleus doctor`: packages, model, disks, bucket, clock, conditional writes, weights, engine and W&B."""
+"""Checks of `nucleus doctor`: packages, model, service, disks, bucket, clock, writes, weights, engine and W&B."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from collections.abc import Callable, Iterator
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib import import_module
+from importlib import import_module, metadata
 from pathlib import Path
 from typing import Any, Literal
 
 from nucleus import errors
 from nucleus.config.recipe import NetworkOptions, TrackingOptions
 from nucleus.errors import ClockError, NucleusError, UsageError
-from nucleus.lazy import TRAINING, missing_packages
+from nucleus.lazy import SERVING, TRAINING, missing_packages
 from nucleus.model.engines import decide_engine
 from nucleus.registry.encoder_weights import WEIGHTS, list_weights
 from nucleus.registry.manifest import MODELS
@@ -42,6 +42,7 @@ __all__ = [
     "check_engine",
     "check_model",
     "check_packages",
+    "check_service",
     "check_storage",
     "check_wandb",
     "engine_here",
@@ -52,7 +53,7 @@ __all__ = [
 
 State = Literal["ok", "warning", "failed", "skipped"]
 
-_CACHE, _WANDB, _ENGINE, _MODEL = "cache", "W&B", "engine", "model"
+_CACHE, _WANDB, _ENGINE, _MODEL, _SERVICE = "cache", "W&B", "engine", "model", "service"
 _ENGINE_SECONDS = 60.0
 _LOCKS, _TEMPORARY, _STORE = "file locks", "temporary folder", "store room"
 _LITTLE_ROOM = 1 << 30
@@ -80,6 +81,7 @@ _NOT_SENT = {
 }
 _MAX_MESSAGE = 200
 _EXTRA = "To train: pip install 'nucleus[train]'"
+_SERVE_EXTRA = "pip install 'nucleus[serve]'"
 
 
 @dataclass(frozen=True)
@@ -130,6 +132,23 @@ def check_model() -> Finding:
     except NucleusError as error:
         return failed(_MODEL, error)
     return Finding(_MODEL, "ok", f"{found} comes along, and its files match their sums")
+
+
+def check_service() -> Finding:
+    """Check that what `nucleus serve` needs is installed, and can be imported."""
+    missing = missing_packages(SERVING)
+    if set(missing) == set(SERVING):
+        return Finding(_SERVICE, "skipped", f"not installed. For nucleus serve: {_SERVE_EXTRA}")
+    if missing:
+        return Finding(_SERVICE, "failed", f"{', '.join(missing)} not installed", f"Run: {_SERVE_EXTRA}")
+    for name in SERVING:
+        try:
+            import_module(name)
+        except Exception as error:  # whatever a broken installation raises
+            found = f"{name} cannot be imported: {type(error).__name__}: {str(error)[:_MAX_MESSAGE]}"
+            return Finding(_SERVICE, "failed", found, f"Run: {_SERVE_EXTRA} --force-reinstall")
+    found = ", ".join(f"{name} {metadata.version(name)}" for name in ("fastapi", "uvicorn"))
+    return Finding(_SERVICE, "ok", f"nucleus serve can run: {found}")
 
 
 def not_installed(check: str) -> Finding:

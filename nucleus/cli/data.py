@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import nucleus
-from nucleus.cli.options import json_option, number_or_word, single_writer_option
+from nucleus.cli.options import FiniteRange, json_option, number_or_word, single_writer_option
 from nucleus.cli.output import note, print_facts, print_json, print_table, warn
 from nucleus.cli.progress_bars import show_progress
 from nucleus.errors import DataError, UsageError
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["data"]
 
 _BUCKET = "s3://"
+_FRACTION = FiniteRange(0, 1, min_open=True, max_open=True)
 _LIST_COLUMNS = ("version", "created", "images", "nuclei", "licences", "added to")
 
 
@@ -50,8 +51,12 @@ def _place(_context: click.Context, _argument: click.Parameter, value: str) -> "
     "those of SRC. New labels replace those of the same image.",
 )
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Seed of the splits.")
-@click.option("--val", default=0.1, show_default=True, help="Fraction of the images of SRC for validation.")
-@click.option("--test", default=0.1, show_default=True, help="Fraction of the images of SRC for the test split.")
+@click.option(
+    "--val", type=_FRACTION, default=0.1, show_default=True, help="Fraction of the images of SRC for validation."
+)
+@click.option(
+    "--test", type=_FRACTION, default=0.1, show_default=True, help="Fraction of the images of SRC for the test split."
+)
 @click.option(
     "--license",
     "license_",

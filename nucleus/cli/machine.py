@@ -46,7 +46,7 @@ _DIR = click.option(
 @json_option
 @click.pass_context
 def doctor(ctx: click.Context, address: str | None, insecure: bool, as_json: bool) -> None:
-    """Check packages, model, disks, bucket, clock, conditional writes, weights, Ray, GPU, engine, W&B; explain fixes.
+    """Check packages, model, service, disks, bucket, clock, writes, weights, Ray, GPU, engine, W&B; explain fixes.
 
     Nothing is started or downloaded. The exit status is 1 if a check fails; warnings do not count. The check of
     conditional writes leaves one small object in the bucket, models/.conditional-writes.
@@ -76,6 +76,7 @@ def _findings(address: str | None, *, insecure: bool) -> "Iterator[Finding]":
         engine = pool.submit(nucleus.doctor.check_engine)
         yield nucleus.doctor.check_packages()
         yield nucleus.doctor.check_model()
+        yield nucleus.doctor.check_service()
         yield cache
         yield from nucleus.doctor.check_disks()
         yield from nucleus.doctor.check_storage()

@@ -15,6 +15,7 @@ import click
 
 import nucleus
 from nucleus import __version__
+from nucleus.cli.options import FiniteRange
 from nucleus.errors import NucleusError, OutputError
 from nucleus.lazy import missing_package
 from nucleus.surroundings import ENDING_SIGNALS
@@ -93,7 +94,7 @@ class _Commands(click.Group):
 @click.option("--debug", is_flag=True, help="Show tracebacks and the logs of Ray and its workers.")
 @click.option(
     "--storage-timeout",
-    type=click.FloatRange(1, 86_400),
+    type=FiniteRange(1, 86_400),
     metavar="SECONDS",
     help="How long to retry requests to the bucket that fail temporarily.  [default: 120]",
 )

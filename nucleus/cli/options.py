@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 import nucleus
-from nucleus.cli.progress_bars import show_progress
 from nucleus.errors import UsageError
 from nucleus.surroundings import check_can_train
 from nucleus.text import number_or_text
@@ -171,6 +170,8 @@ def pulled_model(model: str | None, bucket: str | None = None) -> "PulledModel":
         model: NAME[@REF], a URI or a folder; None and `nuclei` mean the model that comes along.
         bucket: URI of the bucket; by default, that of NUCLEUS_BUCKET.
     """
+    from nucleus.cli.progress_bars import show_progress  # noqa: PLC0415  rich is slow, and `main` imports this module
+
     return nucleus.registry.find_model(model, bucket, show_progress)
 
 

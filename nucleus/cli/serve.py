@@ -76,7 +76,9 @@ __all__ = ["serve"]
     metavar="DIR|s3://BUCKET/PREFIX",
     help="Where the page saves corrections.  [default: corrections/ in NUCLEUS_BUCKET, or here without a bucket]",
 )
-@click.option("--ray", "on_ray", is_flag=True, help="Serve on a Ray cluster, by Ray Serve; replicas follow the load.")
+@click.option(
+    "--ray", "on_ray", is_flag=True, help="Serve the API on a Ray cluster, by Ray Serve; replicas follow the load."
+)
 def serve(
     model: str | None,
     engine: "EngineChoice",
@@ -103,6 +105,8 @@ def serve(
         nucleus.storage.parse_uri(prefix)
     token = None if token_file is None else nucleus.serve.read_token(token_file)
     settings = nucleus.serve.ServeSettings(token=token, images=images, bucket=_bucket(), **limits)  # type: ignore[arg-type]  # as click has checked
+    if on_ray and corrections is not None:
+        raise click.UsageError("--corrections is for the page, which --ray does not serve; leave one of them out")
     if on_ray:
         check_can_train("--ray")
         nucleus.lazy.need(*nucleus.lazy.TRAINING)

@@ -9,6 +9,7 @@ from .computation import FoundImage as FoundImage
 from .computation import Ticket as Ticket
 from .computation import segment_alone as segment_alone
 from .computation import segment_together as segment_together
+from .connections import bounded_protocol as bounded_protocol
 from .following import FollowedAlias as FollowedAlias
 from .following import ServedModel as ServedModel
 from .following import find_served as find_served
@@ -29,6 +30,7 @@ from .server import bound_socket as bound_socket
 from .server import run_server as run_server
 from .service import ServeSettings as ServeSettings
 from .service import Service as Service
+from .service import Token as Token
 from .service import is_loopback as is_loopback
 from .service import read_token as read_token
 from .uploads import OpenedUpload as OpenedUpload

@@ -132,7 +132,7 @@ def _api(service: Service) -> fastapi.APIRouter:
     )
     async def segment(request: fastapi.Request, query: Annotated[SegmentQuery, fastapi.Query()]) -> fastapi.Response:
         """Segment an image as `nucleus predict` does, and measure its nuclei."""
-        media_type = chosen_type(request.headers.get("accept"))
+        media_type = chosen_type(", ".join(request.headers.getlist("accept")))
         settings = service.settings
         with service.admitted(), temporary_folder("serve") as folder:
             upload = await read_upload(request, query, settings.images, settings.max_bytes, folder)

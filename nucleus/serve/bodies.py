@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import shutil
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
-from typing import IO, Annotated
+from typing import IO, Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
+from nucleus.data.slides import WITH_OTHER_FILES
+from nucleus.data.zarr_plates import in_zarr, zarr_name
+from nucleus.data.zarr_store import bucket_zarr
 from nucleus.errors import ObjectNotFoundError, RequestError, UsageError
 from nucleus.lazy import fastapi
 from nucleus.predict.model import PIXEL_SIZES
@@ -24,8 +28,13 @@ _IN_MEMORY = 8 << 20
 """Larger bodies lie in a temporary file until they are answered."""
 _LONGEST_NAME = 200
 _LONGEST_WORD = 100
+_LONGEST_URI = 2000
 _FORM, _JSON = "multipart/form-data", "application/json"
 _NAME = "image"
+_OF_SEVERAL_FILES = (*WITH_OTHER_FILES, ".vms", ".vmu")
+"""Ends of the names of slides that are several files; a MIRAX slide alone would pass for the JPEG of its thumbnail."""
+_DICOM = slice(128, 132), b"DICM"
+_TIFF = (b"II", b"MM")
 
 _Size = Annotated[float | None, Field(gt=0, allow_inf_nan=False)]
 _PixelSize = Annotated[float | None, Field(ge=PIXEL_SIZES[0], le=PIXEL_SIZES[1])]
@@ -37,7 +46,7 @@ class SegmentQuery(BaseModel):
 
     Attributes:
         name: Name of the image in the table.  [default: that of the form or of the object, or "image"]
-        uri: Image in a bucket, s3://bucket/key, in place of a body; where the service allows it.
+        uri: Image in a bucket, s3://bucket/key, in place of a body; also an OME-Zarr, or a part of one. Where allowed.
         diameter: Typical diameter of the nuclei, px. It rescales the image.  [default: estimated from the image]
         pixel_size: Side of a pixel in micrometres.  [default: from the file]
         channel: Segment this channel: its number, from 0, or its name in the file, such as DAPI.
@@ -51,7 +60,7 @@ class SegmentQuery(BaseModel):
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
     name: Annotated[str | None, Field(max_length=_LONGEST_NAME)] = None
-    uri: Annotated[str | None, Field(max_length=2000, pattern="^s3://")] = None
+    uri: Annotated[str | None, Field(max_length=_LONGEST_URI, pattern="^s3://")] = None
     diameter: _Size = None
     pixel_size: _PixelSize = Field(default=None, alias="pixel-size")
     channel: _Word = None
@@ -86,7 +95,7 @@ class _Address(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    uri: str
+    uri: Annotated[str, Field(max_length=_LONGEST_URI)]
 
 
 def safe_name(name: str) -> str:
@@ -122,6 +131,13 @@ async def read_upload(
         StorageError: The object cannot be read.
         UsageError: The URI is not allowed.
     """
+    upload = await _read(request, query, images, most, folder)
+    return await asyncio.to_thread(_as_slide, upload, folder)
+
+
+async def _read(
+    request: fastapi.Request, query: SegmentQuery, images: Sequence[str], most: int, folder: Path
+) -> Upload:
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == _FORM and query.uri is None:
         return await _form(request, query, folder)
@@ -129,19 +145,54 @@ async def read_upload(
     uri = _address(body) if kind == _JSON and query.uri is None else query.uri
     if uri is None:
         return Upload(safe_name(query.name or _NAME), body)
-    if body and kind != _JSON:
+    if body and query.uri is not None:
         raise RequestError("Expected either a body or uri; found both. Leave one out.")
-    return await asyncio.to_thread(_downloaded, uri, query, images, most, folder)
+    return await asyncio.to_thread(_named, uri, query, images, most, folder)
+
+
+def _as_slide(upload: Upload, folder: Path) -> Upload:
+    """Return an upload in a file if it may be a whole slide, which is read from files alone.
+
+    Raises `RequestError` for a slide that is several files.
+    """
+    content = upload.content
+    if not isinstance(content, bytes | Path):
+        return upload
+    if isinstance(content, Path):
+        with content.open("rb") as file:
+            head = file.read(_DICOM[0].stop)
+    else:
+        head = content[: _DICOM[0].stop]
+    if upload.name.lower().endswith(_OF_SEVERAL_FILES) or head[_DICOM[0]] == _DICOM[1]:
+        raise RequestError(
+            f"Expected an image in one file; {upload.name} is a slide of several files (MIRAX, DICOM, or a list of "
+            "JPEG files). Save it as one TIFF, or run nucleus predict beside its files.",
+            415,
+        )
+    if isinstance(content, bytes) and head.startswith(_TIFF):
+        (folder / "upload").write_bytes(content)
+        return Upload(upload.name, folder / "upload")
+    return upload
 
 
 def _address(body: bytes | Path) -> str:
     try:
-        return _Address.model_validate_json(body if isinstance(body, bytes) else b"").uri
-    except ValidationError as error:
+        return _Address.model_validate(
+            json.loads(body if isinstance(body, bytes) else b"", object_pairs_hook=_once)
+        ).uri
+    except (ValueError, RecursionError) as error:  # of JSON and of its content
         raise RequestError(
             'Expected an image, or application/json such as {"uri": "s3://bucket/image.tif"}; found something else. '
             "Correct the body, or its Content-Type."
         ) from error
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return an object of JSON. Raises `ValueError` if it has a name twice."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a name is there twice")
+    return found
 
 
 async def _form(request: fastapi.Request, query: SegmentQuery, folder: Path) -> Upload:
@@ -187,8 +238,8 @@ async def _spooled(chunks: AsyncIterator[bytes], folder: Path) -> bytes | Path:
     return folder / "upload"
 
 
-def _downloaded(uri: str, query: SegmentQuery, images: Sequence[str], most: int, folder: Path) -> Upload:
-    """Download an object of an allowed prefix."""
+def _named(uri: str, query: SegmentQuery, images: Sequence[str], most: int, folder: Path) -> Upload:
+    """Return an object of an allowed prefix, downloaded; or an OME-Zarr or a part of one, which is read in parts."""
     found = parse_uri(uri)
     if not any(_is_below(found, parse_uri(prefix)) for prefix in images):
         raise UsageError(
@@ -196,6 +247,8 @@ def _downloaded(uri: str, query: SegmentQuery, images: Sequence[str], most: int,
             f"found {uri}. Send the image itself, or start the service with --images."
         )
     bucket = Bucket(S3Uri(found.bucket))
+    if in_zarr(found.key):
+        return Upload(safe_name(query.name) if query.name else zarr_name(found.key), bucket_zarr(bucket, found.key))
     stored = bucket.find(found.key)
     if stored is None:
         raise ObjectNotFoundError(f"Expected an image at {uri}; nothing is there. Check the address.")
@@ -209,4 +262,4 @@ def _downloaded(uri: str, query: SegmentQuery, images: Sequence[str], most: int,
 
 def _is_below(uri: S3Uri, prefix: S3Uri) -> bool:
     above = f"{prefix.key}/" if prefix.key else ""
-    return uri.bucket == prefix.bucket and uri.key.startswith(above)
+    return uri.bucket == prefix.bucket and f"{uri.key}/".startswith(above)

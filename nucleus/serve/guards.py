@@ -7,11 +7,11 @@ while a body arrives, its size and its pace. It counts and logs each request.
 from __future__ import annotations
 
 import asyncio
-import hmac
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 from nucleus.errors import RequestError
 from nucleus.serve.problems import problem_of
@@ -19,7 +19,7 @@ from nucleus.serve.service import is_loopback
 
 if TYPE_CHECKING:
     from nucleus.serve.monitoring import Monitor
-    from nucleus.serve.service import ServeSettings
+    from nucleus.serve.service import ServeSettings, Token
 
 __all__ = ["OPEN_PATHS", "Guard"]
 
@@ -29,6 +29,7 @@ _IDLE_SECONDS = 10.0
 """How long a client may leave off while it sends a body."""
 _DRAINED_BYTES, _DRAINED_SECONDS = 16 << 20, 2.0
 """What is read of a refused body, so that its client comes to read the answer."""
+_MOST_OPTIONS = 100
 _LOCAL = frozenset({"localhost", "127.0.0.1", "::1"})
 _ALWAYS = {
     b"x-content-type-options": b"nosniff",
@@ -66,6 +67,7 @@ class Guard:
         started = time.monotonic()
         try:
             self._check(headers, scope["path"])
+            _check_query(scope["query_string"])
         except RequestError as error:
             await problem_of(error)(scope, receive, exchange.send)
         else:
@@ -86,6 +88,7 @@ class Guard:
         _check_origin(headers, host)
         if self._settings.token is not None and not _is_open(path):
             _check_token(headers.get(b"authorization", b""), self._settings.token)
+        _check_encoding(headers)
         length = headers.get(b"content-length", b"0")
         if length.isdigit() and int(length) > self._settings.max_bytes:
             raise _too_large(self._settings.max_bytes)
@@ -124,9 +127,31 @@ def _check_origin(headers: dict[bytes, bytes], host: str) -> None:
         )
 
 
-def _check_token(given: bytes, token: str) -> None:
+def _check_query(query: bytes) -> None:
+    """Raise `RequestError` if an option is given twice: one of the two would be passed over without a word."""
+    try:
+        given = parse_qsl(query.decode("latin-1"), keep_blank_values=True, max_num_fields=_MOST_OPTIONS)
+    except ValueError as error:
+        raise RequestError(f"Expected at most {_MOST_OPTIONS} options; found more. Leave some out.") from error
+    twice = [name for name, count in Counter(name for name, _ in given).items() if count > 1]
+    if twice:
+        raise RequestError(f"Expected each option once; found {twice[0][:80]!r} more than once. Leave one out.")
+
+
+def _check_encoding(headers: dict[bytes, bytes]) -> None:
+    """Raise `RequestError` for a compressed body, which would be taken for a damaged image."""
+    coding = headers.get(b"content-encoding", b"identity").decode("latin-1")
+    if coding.strip().lower() != "identity":
+        raise RequestError(
+            f"Expected a body as it is; found Content-Encoding: {coding[:80]!r}. Send the file itself, which may be "
+            "compressed inside (PNG, TIFF).",
+            415,
+        )
+
+
+def _check_token(given: bytes, token: Token) -> None:
     kind, _, presented = given.partition(b" ")
-    if kind.lower() != b"bearer" or not hmac.compare_digest(presented.strip(), token.encode()):
+    if kind.lower() != b"bearer" or not token.matches(presented.strip()):
         raise RequestError(
             "Expected the token of this service in the header Authorization, as Bearer TOKEN; found none, or another "
             "one. It is in the file that the service was started with (--token-file).",

@@ -14,6 +14,7 @@ from pydantic_core import to_json
 from nucleus.errors import (
     AccessDeniedError,
     DataError,
+    MissingPackageError,
     ModelError,
     NucleusError,
     ObjectNotFoundError,
@@ -39,6 +40,7 @@ _STATUS: tuple[tuple[type[NucleusError], int], ...] = (
     (TransientStorageError, 503),
     (StorageError, 502),
     (OutputError, 507),
+    (MissingPackageError, 501),
     (ModelError, 422),
     (DataError, 422),
     (UsageError, 400),

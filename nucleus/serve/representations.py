@@ -33,7 +33,7 @@ def chosen_type(accept: str | None) -> str:
     Raises:
         RequestError: It accepts none of them (406).
     """
-    ranges = [_range(part) for part in (accept or "*/*").split(",") if part.strip()]
+    ranges = [_range(part) for part in (accept or "").split(",") if part.strip()] or [("*/*", 1.0)]
     quality = {name: _quality(name, ranges) for name in MEDIA_TYPES}
     best = max(quality, key=lambda name: quality[name])  # the first of equal ones
     if quality[best] == 0:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from nucleus.errors import UsageError
 from nucleus.lazy import fastapi, uvicorn
+from nucleus.serve.connections import bounded_protocol
 from nucleus.serve.service import ServeSettings, Service
 from nucleus.surroundings import REUSES_ADDRESSES
 
@@ -27,6 +28,8 @@ _LEAVING_SECONDS = 2.0
 _HEADER_BYTES = 32 << 10
 _KEPT_SECONDS = 5
 _BACKLOG = 2048
+_CONNECTIONS = 512
+"""Fewer than the files that a process may have open, which are 1,024 by default."""
 
 
 def run_server(app: fastapi.FastAPI, service: Service, bound: socket.socket, started: Callable[[str], None]) -> None:
@@ -46,7 +49,7 @@ def run_server(app: fastapi.FastAPI, service: Service, bound: socket.socket, sta
         access_log=False,
         server_header=False,
         h11_max_incomplete_event_size=_HEADER_BYTES,
-        http="h11",
+        http=bounded_protocol(max(_CONNECTIONS, 2 * service.settings.max_requests)),
         ws="none",
         timeout_keep_alive=_KEPT_SECONDS,
         timeout_graceful_shutdown=round(service.settings.max_seconds) + 1,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import hmac
 import ipaddress
 import re
 import time
@@ -23,13 +25,33 @@ if TYPE_CHECKING:
     from nucleus.serve.following import ServedModel
     from nucleus.serve.lanes import Segmenter
 
-__all__ = ["ServeSettings", "Service", "is_loopback", "read_token"]
+__all__ = ["ServeSettings", "Service", "Token", "is_loopback", "read_token"]
 
 _LEAST_TOKEN, _MOST_TOKEN = 16, 4096
 _MAKE_ONE = "Run: openssl rand -hex 32 > FILE"
 _MOST_LATER = 60
 _MEMORY = 16
 """Number of requests over which the mean of the seconds of an answer goes."""
+
+
+@dataclass(frozen=True)
+class Token:
+    """What requests must present, known by its sum alone: neither settings nor what Ray stores of them tell it.
+
+    Attributes:
+        sha256: SHA-256 of the token.
+    """
+
+    sha256: bytes = field(repr=False)
+
+    @classmethod
+    def of(cls, text: str) -> Token:
+        """Return what is kept of a token."""
+        return cls(hashlib.sha256(text.encode()).digest())
+
+    def matches(self, presented: bytes) -> bool:
+        """Return whether this is the token; it takes as long for a wrong one."""
+        return hmac.compare_digest(hashlib.sha256(presented).digest(), self.sha256)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +72,7 @@ class ServeSettings:
 
     host: str = "127.0.0.1"
     port: int = 8000
-    token: str | None = field(default=None, repr=False)
+    token: Token | None = None
     max_bytes: int = 128 << 20
     max_pixels: int = 100_000_000
     max_seconds: float = 120.0
@@ -74,8 +96,8 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def read_token(path: Path) -> str:
-    """Return the token in a file, without blanks around it.
+def read_token(path: Path) -> Token:
+    """Return what is kept of the token in a file, without blanks around it.
 
     Raises:
         UsageError: The file cannot be read, or has no token of 16 to 4,096 printable characters without blanks.
@@ -89,7 +111,7 @@ def read_token(path: Path) -> str:
             f"Expected a token of {_LEAST_TOKEN} to {_MOST_TOKEN:,} printable characters without blanks in {path}; "
             f"found {len(token)} characters. {_MAKE_ONE}"
         )
-    return token
+    return Token.of(token)
 
 
 class Service:

@@ -12,12 +12,16 @@ from numpy.typing import NDArray
 
 from nucleus.data.images import open_stacks
 from nucleus.data.stacks import ChosenPlane, PlaneOptions, Stack, choose_planes
+from nucleus.data.zarr_plates import image_paths, open_image_in
+from nucleus.data.zarr_store import ZarrFolder
 from nucleus.errors import RequestError
 from nucleus.predict.model import PredictionOptions
 from nucleus.predict.source import ImageSource, array_source, stack_source
 
 __all__ = ["OpenedUpload", "SegmentOptions", "Upload", "open_upload"]
 
+_MOST_IMAGES = 384
+"""Images of a plate in OME-Zarr that a request may name together: a field of each well of the most usual ones."""
 _CHANNELS_OF_A_PIXEL = 4
 """Images with more channels count as several in the limit of pixels: their values need as much more memory."""
 
@@ -27,12 +31,13 @@ class Upload:
     """An image to segment.
 
     Attributes:
-        name: Name of the image in tables and messages, as the client gave it, without folders.
-        content: The bytes of a file, a file, or an array (H x W, or H x W x C).
+        name: Name of the image in tables and messages, as the client gave it, without folders; of an image in OME-Zarr,
+            also its path in it.
+        content: The bytes of a file, a file, an OME-Zarr or a part of one, or an array (H x W, or H x W x C).
     """
 
     name: str
-    content: bytes | Path | NDArray[Any]
+    content: bytes | Path | ZarrFolder | NDArray[Any]
 
 
 @dataclass(frozen=True)
@@ -111,15 +116,17 @@ def open_upload(upload: Upload, options: SegmentOptions, most: int) -> OpenedUpl
         most: Number of pixels that the service accepts.
 
     Raises:
-        RequestError: The chosen planes have more than `most` pixels.
+        RequestError: The chosen planes have more than `most` pixels, or an OME-Zarr has too many images.
         ImageError: It is no image, or there is no choice among its planes.
+        MissingPackageError: It is a whole slide or an OME-Zarr, for which a package is missing here.
+        StorageError: An OME-Zarr cannot be read.
         UsageError: `z` or `t` is none of what `SegmentOptions` says.
     """
     planes = PlaneOptions(options.z, options.t)
     if isinstance(upload.content, np.ndarray):
         stacks, chosen, pixels = [], [ChosenPlane(0)], _pixels(upload.content.shape)
     else:
-        stacks = open_stacks(upload.content, upload.name)
+        stacks = _stacks(upload.content, upload.name)
         chosen = choose_planes(stacks, planes)
         pixels = sum(_pixels_read(stacks[each.stack], each) for each in chosen)
     if pixels > most:
@@ -129,6 +136,19 @@ def open_upload(upload: Upload, options: SegmentOptions, most: int) -> OpenedUpl
             413,
         )
     return OpenedUpload(upload, options, stacks, chosen, pixels)
+
+
+def _stacks(content: bytes | Path | ZarrFolder, name: str) -> list[Stack]:
+    if not isinstance(content, ZarrFolder):
+        return open_stacks(content, name)
+    paths = image_paths(content)
+    if len(paths) > _MOST_IMAGES:
+        raise RequestError(
+            f"Expected at most {_MOST_IMAGES} images in {content}; found {len(paths):,}. Name a part of it, such as "
+            f"{content}/{paths[0]}, or run nucleus predict.",
+            413,
+        )
+    return [open_image_in(content, path, f"{name}/{path}".rstrip("/")) for path in paths]
 
 
 def _pixels(shape: Sequence[int]) -> int:

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import tifffile
 from click.testing import CliRunner, Result
 
 from nucleus.cli.main import _COMMANDS, cli
+from nucleus.cli.options import FiniteRange
 from nucleus.data.images import encode_png
 from nucleus.data.synthetic import generated_image, write_generated
 from nucleus.registry.publish import publish
@@ -114,6 +116,24 @@ def test_commands_and_flags_are_those_of_the_contract() -> None:
 
     visit("", cli, click.Context(cli))
     assert found == CONTRACT
+
+
+def test_no_option_takes_nan() -> None:
+    """NaN passes every comparison with the ends of click's own range of numbers."""
+
+    def parameters(command: click.Command, context: click.Context) -> Iterator[click.Parameter]:
+        yield from command.params
+        if isinstance(command, click.Group):
+            for child in command.list_commands(context):
+                inner = command.get_command(context, child)
+                assert inner is not None
+                yield from parameters(inner, context)
+
+    numbers = [each for each in parameters(cli, click.Context(cli)) if isinstance(each.type, click.FLOAT.__class__)]
+    assert [each.name for each in numbers if not isinstance(each.type, FiniteRange)] == []
+    assert "storage_timeout" in {each.name for each in numbers}
+    for wrong in ("nan", "inf", "-inf", "-1", "0"):
+        assert invoke("--storage-timeout", wrong, "store", "status").exit_code == 2, wrong
 
 
 def test_help_of_the_whole_is_the_help_of_the_parts() -> None:
@@ -351,7 +371,8 @@ BAD_INPUT: list[tuple[list[Any], int, str]] = [
     (["data", "import", "two", "s3://nowhere/d"], 1, "aws s3 mb s3://nowhere"),
     (["data", "import", "two", "Bad Name"], 2, "Try 'bad-name'"),
     (["data", "import", "two", "d", "--group-by", "("], 2, "not a regular expression"),
-    (["data", "import", "two", "d", "--val", "2"], 2, "Expected fractions above 0"),
+    (["data", "import", "two", "d", "--val", ".6", "--test", ".6"], 2, "Expected fractions above 0"),
+    (["data", "import", "two", "d", "--val", "2"], 2, "not in the range"),
     (["data", "show", "nothing"], 1, "none was imported there"),
     (["data", "list", "nothing"], 1, "nucleus data list"),
     (["models", "pull", "nothing"], 1, "it has no version"),

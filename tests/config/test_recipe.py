@@ -1,4 +1,5 @@
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -78,6 +79,10 @@ def test_settings_change_keys(tmp_path: Path) -> None:
         ({"dataset": "d"}, "key 'model' is missing"),
         ({**MINIMAL, "worker": 2}, "unknown key 'worker' (did you mean 'workers'?)"),
         ({**MINIMAL, "optimizer": {"epoch": 2}}, "unknown key 'optimizer.epoch' (did you mean 'epochs'?)"),
+        (
+            {**MINIMAL, "optimizer": {"learning_rate": math.inf}},
+            "optimizer.learning_rate: input should be a finite number",
+        ),
         ({**MINIMAL, "workers": "two"}, "workers: expected a number from 1 to 1024, or [fewest, most], found 'two'"),
         ({**MINIMAL, "workers": 0}, "workers: expected a number from 1 to 1024, or [fewest, most], found 0"),
         ({**MINIMAL, "workers": [2, 1]}, "workers: expected a number from 1 to 1024, or [fewest, most], found [2, 1]"),

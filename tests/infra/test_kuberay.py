@@ -252,6 +252,15 @@ def test_the_service_is_one_that_ray_serve_and_the_builder_take() -> None:
     assert SERVING["rayVersion"] == CLUSTER["rayVersion"]
 
 
+def test_proxies_ask_again_for_what_a_lost_replica_was_computing() -> None:
+    from job.replica_loss import PROXY_CALLBACK, proxy_middlewares
+
+    assert list(PROXY_CALLBACK.values()) == [f"{proxy_middlewares.__module__}.{proxy_middlewares.__name__}"]
+    for template in SERVING_TEMPLATES.values():
+        variables = {each["name"]: each["value"] for each in template["spec"]["containers"][0]["env"]}
+        assert variables.items() >= PROXY_CALLBACK.items()
+
+
 def test_the_service_has_a_token_on_each_machine() -> None:
     """It is a secret that is mounted where the application reads it; Ray asks for its own."""
     (application,) = SERVE["applications"]

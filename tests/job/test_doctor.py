@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import socket
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ pytestmark = pytest.mark.filterwarnings("default")
 HEALTHY = {
     "packages": "ok",
     "model": "ok",
+    "service": "ok",
     "cache": "ok",
     "file locks": "ok",
     "temporary folder": "ok",
@@ -132,6 +134,12 @@ def little_room(here: Here, folder: Path) -> None:
     """Leave 7 MiB on the disk of a folder, and none but that."""
     free = nucleus.doctor.free_bytes
     here.patch.setattr(nucleus.doctor, "free_bytes", lambda place: 7 << 20 if place == folder else free(place))
+
+
+def damaged_package(here: Here) -> None:
+    (here.folder / "fastapi.py").write_text("raise OSError('cut off')")
+    here.patch.delitem(sys.modules, "fastapi", raising=False)
+    here.patch.syspath_prepend(here.folder)
 
 
 def nvidia_smi(text: str) -> Callable[[Here], None]:
@@ -240,6 +248,14 @@ BROKEN: dict[str, tuple[Callable[[Here], object], str, str, str, str, set[str]]]
     "GPU without its driver": (
         nvidia_smi("echo NVIDIA-SMI has failed; exit 9"),
         "GPU", "failed", "NVIDIA-SMI has failed", "Reinstall the GPU's driver", set(),
+    ),
+    "a part of what the service needs": (
+        lambda here: here.patch.setitem(sys.modules, "uvicorn", None),
+        "service", "failed", "uvicorn not installed", "pip install 'nucleus[serve]'", set(),
+    ),
+    "a service that cannot be imported": (
+        damaged_package,
+        "service", "failed", "fastapi cannot be imported: OSError: cut off", "--force-reinstall", set(),
     ),
     "no cache": (
         environment("XDG_CACHE_HOME", __file__),

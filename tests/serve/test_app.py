@@ -1,6 +1,7 @@
 """The API: the numbers of the command, in each form; what it says of itself; and what wrong requests are told."""
 
 import csv
+import gzip
 import io
 import json
 from pathlib import Path
@@ -167,6 +168,9 @@ def test_the_form_of_the_answer(connect: Connect, small_png: bytes, accept: str,
     ("query", "content", "status", "word"),
     [
         ("?diametre=20", None, 400, "diametre"),
+        ("?diameter=20&diameter=30", None, 400, "'diameter' more than once"),
+        ("?diameter=20&diam%65ter=30", None, 400, "'diameter' more than once"),
+        ("?" + "&".join(map(str, range(101))), None, 400, "at most 100"),
         ("?diameter=0", None, 400, "diameter"),
         ("?diameter=nan", None, 400, "diameter"),
         ("?pixel-size=1e-300", None, 400, "pixel-size"),
@@ -196,6 +200,18 @@ def test_wrong_requests_are_told_what_is_wrong(
 def test_a_body_that_is_no_form(connect: Connect, small_png: bytes, kind: str) -> None:
     answer = connect().post(small_png, **{"content-type": kind})
     assert (answer.status_code, answer.json()["detail"][:9]) == (400, "Expected ")
+
+
+def test_a_compressed_body(connect: Connect, small_png: bytes) -> None:
+    answer = connect().post(gzip.compress(small_png), **{"content-encoding": "gzip"})
+    assert (answer.status_code, "'gzip'" in answer.json()["detail"]) == (415, True)
+
+
+def test_accept_in_several_lines(connect: Connect, small_png: bytes) -> None:
+    client = connect()
+    lines = [("accept", "text/html"), ("accept", "image/png")]
+    answer = client.runner.run(client.ask("POST", "/v1/segment", content=small_png, headers=lines))
+    assert (answer.status_code, answer.headers["content-type"]) == (200, "image/png")
 
 
 def test_too_many_nuclei_for_png(connect: Connect, small_png: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -245,7 +261,11 @@ def test_images_in_a_bucket(connect: Connect, bucket: Bucket, small_png: bytes) 
     assert client.post(b"", f"?uri={bucket.uri}/inside/b.png").status_code == 400
     assert client.post(b"", f"?uri={bucket.uri}/in/none.png").status_code == 404
     assert client.post(small_png, f"?uri={bucket.uri}/in/a.png").status_code == 400
-    assert client.post(b"{}", **{"content-type": "application/json"}).status_code == 400
+    twice = f'{{"uri": "{bucket.uri}/in/none.png", "uri": "{bucket.uri}/in/a.png"}}'
+    for wrong in ("{}", twice, "[" * 100_000):
+        assert client.post(wrong, **{"content-type": "application/json"}).status_code == 400
+    other = client.post(body, f"?uri={bucket.uri}/in/none.png", **{"content-type": "application/json"})
+    assert (other.status_code, "found both" in other.json()["detail"]) == (400, True)
     small = connect(images=(str(bucket.uri),), max_bytes=100)
     assert small.post(b"", f"?uri={bucket.uri}/in/a.png").status_code == 413
 

@@ -20,7 +20,7 @@ from click.testing import CliRunner
 from nucleus.cli.main import cli
 from nucleus.data.synthetic import generated_image
 
-SECONDS = 120
+SECONDS = 600
 
 
 @contextmanager
@@ -68,7 +68,7 @@ def test_sigterm_finishes_what_runs(tmp_path: Path) -> None:
         answer.read()
         answers.append(answer.status)
 
-    with serving("--token-file", str(token)) as (process, port):
+    with serving("--token-file", str(token), "--max-seconds", "3600") as (process, port):  # on a busy machine
         arguments = Path(f"/proc/{process.pid}/cmdline")
         assert not arguments.exists() or b"0123456789abcdef" not in arguments.read_bytes()
         assert (status_of(port, "/readyz"), status_of(port, "/v1/models")) == (200, 401)
@@ -115,6 +115,7 @@ def test_a_refused_upload_hears_why() -> None:
         (("--host", "0.0.0.0"), "--token-file"),
         (("--token-file", "nowhere"), "openssl"),
         (("--images", "folder"), "s3://"),
+        (("--ray", "--corrections", "folder"), "--corrections is for the page"),
         (("--max-seconds", "nan"), "finite"),
         (("--model", "nowhere/at-all"), "models pull"),
     ],
