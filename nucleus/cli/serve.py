@@ -5,6 +5,7 @@ from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 import click
 
@@ -116,13 +117,21 @@ def _serve_here(model: str | None, engine: "EngineChoice", settings: "ServeSetti
         served = nucleus.serve.find_served(model, engine, progress=show_progress)
         service = nucleus.serve.Service(settings, served, nucleus.serve.Lanes(lambda: served.model))
         limits = nucleus.page.PageLimits(image_bytes=settings.max_bytes, image_pixels=settings.max_pixels)
-        page = partial(nucleus.page.page_router, corrections=corrections, limits=limits)
+        page = partial(nucleus.page.page_router, corrections=corrections, limits=limits, cluster=_cluster())
         app = nucleus.serve.create_app(service, [page])
         nucleus.serve.run_server(app, service, bound, lambda address: note(_welcome(service, address)))
 
 
 def _welcome(service: "Service", address: str) -> str:
     return f"{service.model} on {address}; programs ask {address}/v1/segment (to stop it: Ctrl-C)"
+
+
+def _cluster() -> str | None:
+    """Return the cluster to which the page submits runs: that of RAY_ADDRESS, if it is one of `nucleus submit`."""
+    address = os.environ.get("RAY_ADDRESS", "")
+    if urlsplit(address).scheme not in {"http", "https"} or nucleus.lazy.missing_packages(nucleus.lazy.TRAINING):
+        return None
+    return job.cluster_address(None)
 
 
 def _bucket() -> "Bucket | None":

@@ -24,9 +24,13 @@ from .editing import measure_labels as measure_labels
 from .editing import measure_shape as measure_shape
 from .editing import missed_nucleus as missed_nucleus
 from .editing import write_download as write_download
+from .layers import FOUND as FOUND
+from .layers import Asked as Asked
 from .layers import Changes as Changes
+from .layers import EditedLayer as EditedLayer
 from .layers import Layer as Layer
 from .layers import LayerWriter as LayerWriter
+from .layers import MissedPlace as MissedPlace
 from .layers import NucleusShape as NucleusShape
 from .layers import changed_labels as changed_labels
 from .layers import filled_shape as filled_shape
@@ -34,7 +38,11 @@ from .layers import new_layer as new_layer
 from .layers import packed_outlines as packed_outlines
 from .layers import parts_of as parts_of
 from .layers import simplified as simplified
-from .page_images import FOUND as FOUND
+from .other_layers import compared_layers as compared_layers
+from .other_layers import edited_layer as edited_layer
+from .other_layers import revision_document as revision_document
+from .other_layers import saved_layer as saved_layer
+from .other_layers import version_layer as version_layer
 from .page_images import ImageOptions as ImageOptions
 from .page_images import OpenedImage as OpenedImage
 from .page_images import PageImage as PageImage
@@ -48,3 +56,10 @@ from .routes import page_router as page_router
 from .sessions import PageLimits as PageLimits
 from .sessions import Workspace as Workspace
 from .sessions import Workspaces as Workspaces
+from .sessions import write_found as write_found
+from .teaching import RECIPE as RECIPE
+from .teaching import Command as Command
+from .teaching import Teaching as Teaching
+from .teaching import TeachState as TeachState
+from .teaching import run_document as run_document
+from .teaching import run_nucleus as run_nucleus

@@ -19,16 +19,16 @@ from typing import Any
 from nucleus.data.images import IMAGE_SUFFIXES
 from nucleus.errors import NucleusError, UsageError
 from nucleus.page.display import default_views, thumbnail
-from nucleus.page.editing import measure_shape
-from nucleus.page.layers import LayerWriter, NucleusShape
-from nucleus.page.page_images import FOUND, ImageOptions, OpenedImage, PageImage, Status, opened_image, shown_name
+from nucleus.page.editing import EditedImage, measure_shape
+from nucleus.page.layers import FOUND, Layer, LayerWriter, NucleusShape
+from nucleus.page.page_images import ImageOptions, OpenedImage, PageImage, Status, opened_image, shown_name
 from nucleus.predict.blocks import assembled_labels
 from nucleus.predict.measurement import NucleiSummary, frame_of, image_row, measure_blocks
 from nucleus.predict.model import Model
 from nucleus.storage.files import sha256_of
 from nucleus.text import first_line
 
-__all__ = ["PageLimits", "Workspace", "Workspaces"]
+__all__ = ["PageLimits", "Workspace", "Workspaces", "write_found"]
 
 _THUMBNAIL_SIDE = 360
 _KEPT_OPEN = 6
@@ -136,21 +136,15 @@ class Workspace:
         return message.replace(str(image.file), image.name).replace(str(self.folder), "")
 
     def _segment(self, image: PageImage, version: int) -> Status:
-        opened = self.opened(image)
+        opened, into = self.opened(image), image.folder / f"{version}-{FOUND}"
         scaled, model = opened.edited.scaled, opened.edited.model
-        frame, summary, writer = frame_of(scaled.source), NucleiSummary(), LayerWriter()
-        (blocks,) = model.segment_blocks([scaled])
-        with assembled_labels(frame.shape, image.folder) as labels:
-            for part in measure_blocks(frame, blocks, labels):
-                summary.add(part.rows)
-                writer.add(part)
-            if image.version != version:
-                return "waiting"
-            writer.write(image.layer_folder(FOUND), labels.labels)
-            image.summary = image_row(frame, summary, labels.pixels, scaled, model.doubt(summary))
-            image.model = str(model)
-            views = default_views(opened.pyramid, stored=opened.stored)
-            picture = thumbnail(opened.pyramid, views, labels.labels, _THUMBNAIL_SIDE)
+        summary, pixels = write_found(opened.edited, image.folder, into)
+        if image.version != version:
+            return "waiting"
+        image.summary = image_row(frame_of(scaled.source), summary, pixels, scaled, model.doubt(summary))
+        image.model = str(model)
+        views = default_views(opened.pyramid, stored=opened.stored)
+        picture = thumbnail(opened.pyramid, views, Layer(into).labels, _THUMBNAIL_SIDE)
         (image.folder / "thumbnail.png").write_bytes(picture)
         return "done"
 
@@ -190,6 +184,24 @@ class Workspace:
         self.images.clear()
         self._opened.clear()
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def write_found(edited: EditedImage, folder: Path, into: Path) -> tuple[NucleiSummary, int]:
+    """Segment an image, and write what is found as a layer; return its summary, and how many pixels are in nuclei.
+
+    Args:
+        edited: The image with its model.
+        folder: Folder for a temporary file, if the image is large.
+        into: Folder of the layer.
+    """
+    frame, summary, writer = frame_of(edited.scaled.source), NucleiSummary(), LayerWriter()
+    (blocks,) = edited.model.segment_blocks([edited.scaled])
+    with assembled_labels(frame.shape, folder) as labels:
+        for part in measure_blocks(frame, blocks, labels):
+            summary.add(part.rows)
+            writer.add(part)
+        writer.write(into, labels.labels)
+        return summary, labels.pixels
 
 
 class Workspaces:
@@ -245,6 +257,10 @@ class Workspaces:
     def start(self, workspace: Workspace, image: PageImage) -> None:
         """Segment an image as soon as those before it are done."""
         self._executor.submit(workspace.segment, image)
+
+    def in_turn(self, work: Callable[[], str]) -> str:
+        """Return the result of work that segments an image, after those before it are done."""
+        return self._executor.submit(work).result()
 
     def close(self) -> None:
         """Remove all files."""
