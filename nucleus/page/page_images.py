@@ -72,6 +72,7 @@ class PageImage:
         folder: Folder of its files.
         file: The file.
         sha256: SHA-256 of the file.
+        size: Bytes of the file.
         options: How it is segmented; choices that its file needs are made when it is opened.
         status: Where it stands.
         message: Why it failed.
@@ -86,6 +87,7 @@ class PageImage:
     folder: Path
     file: Path
     sha256: str
+    size: int = 0
     options: ImageOptions = field(default_factory=ImageOptions)
     status: Status = "waiting"
     message: str | None = None

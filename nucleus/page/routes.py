@@ -231,7 +231,7 @@ class _Page:
         workspace = self._workspace(request)
         folder, file = workspace.new_file(name)
         try:
-            await self._receive(request, workspace, file)
+            await self._receive(request, file)
             image = await fastapi.concurrency.run_in_threadpool(workspace.add, name, folder, file)
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
@@ -239,16 +239,18 @@ class _Page:
         self._workspaces.start(workspace, image)
         return _json(image.document())
 
-    async def _receive(self, request: "fastapi.Request", workspace: Workspace, file: Path) -> None:
+    async def _receive(self, request: "fastapi.Request", file: Path) -> None:
         size = 0
         with file.open("wb") as opened:
             async for chunk in request.stream():
                 size += len(chunk)
-                if size > self._limits.image_bytes:
-                    limit = self._limits.image_bytes >> 20
-                    raise RequestError(f"Expected an image of at most {limit:,} MiB; found more.", _TOO_LARGE)
+                self._check_size(size)
                 opened.write(chunk)
-        workspace.spend(size)
+
+    def _check_size(self, size: int) -> None:
+        if size > self._limits.image_bytes:
+            limit = self._limits.image_bytes >> 20
+            raise RequestError(f"Expected an image of at most {limit:,} MiB; found more.", _TOO_LARGE)
 
     def image(self, request: "fastapi.Request", name: str) -> "fastapi.Response":
         workspace, image = self._image(request, name)
@@ -409,9 +411,10 @@ class _Page:
         for key in asked.keys:
             if not is_image(key):
                 raise UsageError(f"Expected the key of an image; found {key!r}.")
+            there = bucket.find(key)
+            self._check_size(there.size if there else 0)
             folder, file = workspace.new_file(key)
             bucket.download(key, file)
-            workspace.spend(file.stat().st_size)
             added.append(workspace.add(key, folder, file))
             self._workspaces.start(workspace, added[-1])
         return _json([image.document() for image in added])

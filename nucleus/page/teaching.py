@@ -266,7 +266,7 @@ def run_document(bucket: Bucket, run: StoredRun | DamagedRun) -> dict[str, Any]:
         "curve": [_point(epoch, run.monitor) for epoch in run.history],
         "best": _finite(best["epoch"]) if best else None,
         "version": status.version,
-        "gate": {"passed": decision.passed, "text": str(decision)} if decision else None,
+        "gate": {"passed": decision.passed, "alias": decision.alias, "text": str(decision)} if decision else None,
     }
 
 

@@ -35,9 +35,14 @@ export class Nuclei extends EventTarget {
       this.base.add(label);
       this.put(label, rings);
     }
+    /** @type {{set: string, tag: string} | null} the saved revision that is corrected */
+    this.saved = null;
     /** @type {Edit[]} */
     this.edits = [];
     this.done = 0;
+    this.clock = 0;
+    /** @type {Map<number, number>} when a nucleus was changed last, by the clock of the changes */
+    this.times = new Map();
     /** @type {Set<number>} */
     this.selected = new Set();
     /** @type {Gate[]} */
@@ -160,7 +165,9 @@ export class Nuclei extends EventTarget {
 
   /** @param {Step[]} steps */
   apply(steps) {
+    this.clock++;
     for (const { label, rings, row } of steps) {
+      this.times.set(label, this.clock);
       if (rings) this.put(label, rings); else this.drop(label);
       if (row) this.rows.set(label, row); else this.rows.delete(label);
       if (!rings) this.selected.delete(label);
@@ -210,6 +217,17 @@ export class Nuclei extends EventTarget {
     const nucleus = this.all.get(label);
     if (nucleus && same(nucleus.rings, asked)) { this.put(label, rings); this.rows.set(label, row); }
     this.changed(null);
+  }
+
+  /** The nuclei that were changed after a time of the clock, as they are now. @param {number} clock */
+  since(clock) {
+    const labels = [...this.times].filter(([, time]) => time > clock).map(([label]) => label);
+    return labels.map((label) => ({ label, rings: this.step(label).rings }));
+  }
+
+  /** What was drawn and is not measured yet. @returns {Step[]} */
+  get unmeasured() {
+    return [...this.touched].map((label) => this.step(label)).filter(({ rings, row }) => rings && (!row || row.score === undefined));
   }
 
   /** Every label that differs from the layer. @returns {Set<number>} */

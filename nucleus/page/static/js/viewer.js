@@ -11,6 +11,9 @@ import { server } from "./server.js";
  * @typedef {{cursor: string, press?: (p: Point, e: MouseEvent | KeyboardEvent) => void, move?: (p: Point) => void,
  *   release?: (p: Point) => void, cancel?: () => void, wheel?: (steps: number) => void,
  *   draw?: (canvas: CanvasRenderingContext2D, zoom: number) => void}} Tool
+ * @typedef {{over: Nuclei, show: "before" | "both" | "after", gone: Set<number>, fresh: Set<number>}} Compared nuclei
+ *   of somebody else or of another version, over those of the image; `gone` are labels that only the image has, `fresh`
+ *   labels that only the others have
  */
 
 const TILE = 256;
@@ -19,7 +22,7 @@ const KEPT_TILES = 600;
 const DOTS_BELOW = 3;
 /** With more nuclei in view than this, each is a dot: their outlines could not be told apart. */
 const MOST_OUTLINES = 6000;
-const FOUND = "#ffd21f", CHANGED = "#2fe6ff", SELECTED = "#ffffff", THEIRS = "#ff5cf0";
+const FOUND = "#ffd21f", OTHERS = "#ff5cf0", CHANGED = "#2fe6ff", SELECTED = "#ffffff";
 
 export class Viewer extends EventTarget {
   /** @param {HTMLCanvasElement} canvas */
@@ -38,8 +41,8 @@ export class Viewer extends EventTarget {
     this.image = null;
     /** @type {Nuclei | null} */
     this.nuclei = null;
-    /** @type {{label: number, rings: Ring[]}[]} nuclei that somebody else saved */
-    this.theirs = [];
+    /** @type {Compared | null} */
+    this.compared = null;
     /** @type {Tool} */
     this.tool = { cursor: "default" };
     this.views = "";
@@ -50,8 +53,8 @@ export class Viewer extends EventTarget {
     /** @type {Map<string, {pixels: ImageBitmap | null}>} */
     this.tiles = new Map();
     this.layer = new OffscreenCanvas(1, 1);
-    /** @type {{nuclei: Nuclei, colourOf: any, places: Float32Array, colours: Uint32Array} | null} */
-    this.dots = null;
+    /** @type {Map<Nuclei, {colourOf: any, places: Float32Array, colours: Uint32Array}>} */
+    this.dots = new Map();
     this.diameter = 20;
     this.waiting = false;
     /** @type {Map<number, Point>} */
@@ -76,7 +79,6 @@ export class Viewer extends EventTarget {
   open(image, nuclei) {
     const same = this.image?.id === image.id && this.image.version === image.version;
     this.image = image;
-    this.theirs = [];
     this.cursor = null;
     this.show(nuclei);
     if (same) return;
@@ -86,16 +88,34 @@ export class Viewer extends EventTarget {
     this.fit();
   }
 
+  /** No image is shown, and none takes a press or a key. */
+  close() {
+    this.image = this.nuclei = this.compared = this.cursor = null;
+    this.dots.clear();
+    this.penDown = this.panning = false;
+    this.pointers.clear();
+    this.tiles.clear();
+    this.context.setTransform(1, 0, 0, 1, 0, 0);
+    this.context.clearRect(0, 0, this.canvas.width, this.canvas.height);
+  }
+
+  /** Show other nuclei over those of the image, or none. @param {Compared | null} compared */
+  compare(compared) {
+    this.compared = compared;
+    this.paint();
+  }
+
   /** @param {Nuclei} nuclei */
   show(nuclei) {
     this.nuclei = nuclei;
     nuclei.addEventListener("select", () => this.paint());
     nuclei.addEventListener("change", () => {
-      this.dots = null;
+      if (this.nuclei !== nuclei) return;
+      this.dots.delete(nuclei);
       this.diameter = nuclei.diameter ?? 20;
       this.paint();
     });
-    this.dots = null;
+    this.dots.clear();
     this.diameter = nuclei.diameter ?? 20;
     this.paint();
   }
@@ -218,7 +238,7 @@ export class Viewer extends EventTarget {
   /** @param {PointerEvent} event */
   released(event) {
     this.pointers.delete(event.pointerId);
-    if (!this.panning) this.tool.release?.(this.toImage(this.place(event)));
+    if (!this.panning && this.image) this.tool.release?.(this.toImage(this.place(event)));
     if (!this.pointers.size) this.panning = false;
     this.paint();
   }
@@ -358,12 +378,21 @@ export class Viewer extends EventTarget {
 
   /** @param {CanvasRenderingContext2D} c */
   paintNuclei(c) {
-    const { nuclei } = this;
+    const { nuclei, compared } = this;
     if (!nuclei || !(this.style.outlines || this.style.filled)) return;
-    const seen = this.seen();
-    if (this.diameter * this.zoom < DOTS_BELOW || nuclei.countNear(seen) > MOST_OUTLINES) { this.paintDots(c, nuclei); return; }
-    const shown = nuclei.near(seen).filter(({ label }) => !nuclei.hidden.has(label));
-    const touched = nuclei.touched;
+    const seen = this.seen(), small = this.diameter * this.zoom < DOTS_BELOW;
+    if (compared?.show !== "after") {
+      if (small || nuclei.countNear(seen) > MOST_OUTLINES) this.paintDots(c, nuclei);
+      else this.paintOwn(c, nuclei, seen);
+    }
+    if (!compared || compared.show === "before") return;
+    if (small || compared.over.countNear(seen) > MOST_OUTLINES) this.paintDots(c, compared.over);
+    else this.paintOthers(c, compared, seen);
+  }
+
+  /** @param {CanvasRenderingContext2D} c @param {Nuclei} nuclei @param {Box} seen */
+  paintOwn(c, nuclei, seen) {
+    const shown = nuclei.near(seen).filter(({ label }) => !nuclei.hidden.has(label)), touched = nuclei.touched;
     /** @type {Map<string, Path2D>} */
     const paths = new Map();
     for (const nucleus of shown) {
@@ -373,14 +402,26 @@ export class Viewer extends EventTarget {
       path.addPath(pathOf(nucleus));
     }
     for (const [colour, path] of paths) this.stroke(c, path, colour, 1.6);
-    const chosen = new Path2D();
-    for (const nucleus of shown) if (nuclei.selected.has(nucleus.label)) chosen.addPath(pathOf(nucleus));
-    this.stroke(c, chosen, SELECTED, 3, true);
-    const theirs = new Path2D();
-    for (const nucleus of this.theirs) theirs.addPath(pathOf(/** @type {Nucleus} */ (nucleus)));
+    this.strokeSome(c, shown, this.compared?.gone, FOUND);
+    this.strokeSome(c, shown, nuclei.selected, SELECTED);
+  }
+
+  /** @param {CanvasRenderingContext2D} c @param {Compared} compared @param {Box} seen */
+  paintOthers(c, { over, fresh }, seen) {
+    const shown = over.near(seen), path = new Path2D();
+    for (const nucleus of shown) path.addPath(pathOf(nucleus));
     c.setLineDash([5 / this.zoom, 4 / this.zoom]);
-    this.stroke(c, theirs, THEIRS, 1.6);
+    this.stroke(c, path, OTHERS, 1.6);
     c.setLineDash([]);
+    this.strokeSome(c, shown, fresh, OTHERS);
+  }
+
+  /** Outline some nuclei in bold. @param {CanvasRenderingContext2D} c @param {Nucleus[]} shown @param {Set<number> | undefined} labels @param {string} colour */
+  strokeSome(c, shown, labels, colour) {
+    if (!labels?.size) return;
+    const path = new Path2D();
+    for (const nucleus of shown) if (labels.has(nucleus.label)) path.addPath(pathOf(nucleus));
+    this.stroke(c, path, colour, 3, true);
   }
 
   /** @param {CanvasRenderingContext2D} c @param {Path2D} path @param {string} colour @param {number} width @param {boolean} [chosen] */
@@ -424,15 +465,18 @@ export class Viewer extends EventTarget {
 
   /** Places and colours of the nuclei that are not hidden, until they change. @param {Nuclei} nuclei */
   dotsOf(nuclei) {
-    if (this.dots?.nuclei === nuclei && this.dots.colourOf === this.colourOf) return this.dots;
+    const known = this.dots.get(nuclei);
+    if (known && known.colourOf === this.colourOf) return known;
+    const usual = nuclei === this.compared?.over ? OTHERS : FOUND, colourOf = usual === FOUND ? this.colourOf : null;
     const { shown } = nuclei, places = new Float32Array(2 * shown.length), colours = new Uint32Array(shown.length);
     shown.forEach(({ label, box }, i) => {
       places.set([(box.l + box.r) / 2, (box.t + box.b) / 2], 2 * i);
-      const colour = parseInt((this.colourOf ? this.colourOf(label) : FOUND).slice(1), 16);
+      const colour = parseInt((colourOf ? colourOf(label) : usual).slice(1), 16);
       colours[i] = 0xff000000 | ((colour & 0xff) << 16) | (colour & 0xff00) | (colour >> 16);
     });
-    this.dots = { nuclei, colourOf: this.colourOf, places, colours };
-    return this.dots;
+    const found = { colourOf: this.colourOf, places, colours };
+    this.dots.set(nuclei, found);
+    return found;
   }
 
   /** @param {CanvasRenderingContext2D} c @param {Point} at */
