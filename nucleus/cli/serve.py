@@ -17,6 +17,10 @@ from nucleus.cli.progress_bars import show_progress
 from nucleus.surroundings import check_can_train
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from fastapi import APIRouter
+
     from nucleus.model.engines import EngineChoice
     from nucleus.serve.service import ServeSettings, Service
     from nucleus.storage.bucket import Bucket
@@ -77,6 +81,13 @@ __all__ = ["serve"]
     metavar="DIR|s3://BUCKET/PREFIX",
     help="Where the page saves corrections.  [default: corrections/ in NUCLEUS_BUCKET, or here without a bucket]",
 )
+@click.option(
+    "--recipe",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Recipe of the runs that the page starts on the cluster of RAY_ADDRESS, with {dataset} and {model} in their "
+    "places.  [default: the one that it shows]",
+)
 @click.option("--ray", "on_ray", is_flag=True, help="Serve on a Ray cluster, by Ray Serve; replicas follow the load.")
 def serve(
     model: str | None,
@@ -84,6 +95,7 @@ def serve(
     token_file: Path | None,
     images: tuple[str, ...],
     corrections: str | None,
+    recipe: Path | None,
     on_ray: bool,
     **limits: "str | int | float",
 ) -> None:
@@ -109,15 +121,18 @@ def serve(
         nucleus.lazy.need(*nucleus.lazy.TRAINING)
         job.serve_on_cluster(model, settings, engine=engine, started=note)
         return
-    _serve_here(model, engine, settings, corrections)
+    text = nucleus.page.RECIPE if recipe is None else nucleus.page.read_template(recipe)
+    _serve_here(model, engine, settings, partial(nucleus.page.page_router, corrections=corrections, recipe=text))
 
 
-def _serve_here(model: str | None, engine: "EngineChoice", settings: "ServeSettings", corrections: str | None) -> None:
+def _serve_here(
+    model: str | None, engine: "EngineChoice", settings: "ServeSettings", make_page: "Callable[..., APIRouter]"
+) -> None:
     with closing(nucleus.serve.bound_socket(settings)) as bound:  # before a model is downloaded for nothing
         served = nucleus.serve.find_served(model, engine, progress=show_progress)
         service = nucleus.serve.Service(settings, served, nucleus.serve.Lanes(lambda: served.model))
         limits = nucleus.page.PageLimits(image_bytes=settings.max_bytes, image_pixels=settings.max_pixels)
-        page = partial(nucleus.page.page_router, corrections=corrections, limits=limits, cluster=_cluster())
+        page = partial(make_page, limits=limits, cluster=_cluster())
         app = nucleus.serve.create_app(service, [page])
         nucleus.serve.run_server(app, service, bound, lambda address: note(_welcome(service, address)))
 

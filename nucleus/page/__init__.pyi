@@ -61,5 +61,6 @@ from .teaching import RECIPE as RECIPE
 from .teaching import Command as Command
 from .teaching import Teaching as Teaching
 from .teaching import TeachState as TeachState
+from .teaching import read_template as read_template
 from .teaching import run_document as run_document
 from .teaching import run_nucleus as run_nucleus

@@ -100,6 +100,7 @@ def page_router(
     corrections: str | None = None,
     limits: PageLimits | None = None,
     cluster: str | None = None,
+    recipe: str = RECIPE,
 ) -> "fastapi.APIRouter":
     """Return the routes of the page at `/` and below `/page/`.
 
@@ -109,12 +110,13 @@ def page_router(
             project's bucket, and without a bucket the folder `corrections` here.
         limits: Limits of what a browser may send.
         cluster: Address of the cluster to which the page submits runs; None for none.
+        recipe: Recipe of these runs, from `read_template`.
 
     Raises:
         UriError: `corrections` is a malformed URI.
     """
     place = place_of(corrections, service.bucket)
-    page = _Page(service, place, limits or PageLimits(), Teaching(place.title, service.bucket, cluster))
+    page = _Page(service, place, limits or PageLimits(), Teaching(place.title, service.bucket, cluster, recipe))
     router = fastapi.APIRouter(include_in_schema=False)
     router.add_api_route("/", page.index, methods=["GET"])
     router.add_api_route("/static/page/{name:path}", page.static, methods=["GET"])
@@ -201,7 +203,7 @@ class _Page:
                 "bucket": str(self._service.bucket.uri) if self._service.bucket else None,
                 "image_bytes": self._limits.image_bytes,
                 "downloads": list(DOWNLOADS),
-                "recipe": RECIPE,
+                "recipe": self._teaching.recipe,
             }
         )
         secure = request.url.scheme == "https"

@@ -10,13 +10,16 @@ import subprocess
 import sys
 import threading
 import time
+import tomllib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
 from nucleus.config.names import check_name
+from nucleus.config.settings import parse_recipe
 from nucleus.data.dataset import DATASETS, SPLITS
-from nucleus.errors import NucleusError, RequestError, UsageError
+from nucleus.errors import NucleusError, RecipeError, RequestError, UsageError
 from nucleus.registry.aliases import read_decision
 from nucleus.runs.listing import DamagedRun, EpochMetrics, StoredRun, find_run, list_runs
 from nucleus.runs.plan import PLAN_FILE, RunFolder, new_run_name
@@ -25,7 +28,7 @@ from nucleus.storage.bucket import Bucket
 from nucleus.storage.files import temporary_folder
 from nucleus.text import first_line
 
-__all__ = ["RECIPE", "Command", "TeachState", "Teaching", "run_document", "run_nucleus"]
+__all__ = ["RECIPE", "Command", "TeachState", "Teaching", "read_template", "run_document", "run_nucleus"]
 
 RECIPE = """\
 model = "{dataset}"
@@ -42,6 +45,7 @@ steps_per_epoch = 24
 validate_every = 5
 """
 """Recipe of a run that starts with the version that proposed the nuclei; `{dataset}` and `{model}` are replaced."""
+_DATASET, _MODEL = "{dataset}", "{model}"
 _SPLITS = ("--val", "0.2", "--test", "0.2")
 _LOOK_SECONDS, _JOB_SECONDS, _LONGEST_WAIT = 2.0, 20.0, 7200.0
 """Seconds between looks for the run's plan and for its job, and after which a job that waits is left to itself."""
@@ -87,11 +91,20 @@ class Teaching:
         place: Address of the sets of corrections.
         bucket: The project's bucket; None without one.
         cluster: Address of the cluster that runs are submitted to; None if none is configured.
+        recipe: Recipe of the runs, from `read_template`.
         command: What runs the commands.
     """
 
-    def __init__(self, place: str, bucket: Bucket | None, cluster: str | None, command: Command = run_nucleus) -> None:
+    def __init__(
+        self,
+        place: str,
+        bucket: Bucket | None,
+        cluster: str | None,
+        recipe: str = RECIPE,
+        command: Command = run_nucleus,
+    ) -> None:
         self._place, self._bucket, self._cluster, self._command = place.rstrip("/"), bucket, cluster, command
+        self.recipe = recipe
         self._lock = threading.Lock()
         self.state: TeachState | None = None
 
@@ -164,7 +177,7 @@ class Teaching:
     def _submit(self, state: TeachState, model: str) -> None:
         with temporary_folder("teach") as folder:
             recipe = folder / f"{state.dataset}.toml"
-            recipe.write_text(recipe_text(state.dataset, model), encoding="utf-8")
+            recipe.write_text(_filled(self.recipe, state.dataset, model), encoding="utf-8")
             self._done("submit", str(recipe), "--run", state.run, "--detach", *self._where)
 
     @property
@@ -220,9 +233,31 @@ class Teaching:
         return None if self._bucket is None else run_document(self._bucket, find_run(self._bucket, name))
 
 
-def recipe_text(dataset: str, model: str) -> str:
-    """Return the recipe of a run, as the page shows it."""
-    return RECIPE.replace("{dataset}", dataset).replace("{model}", model)
+def read_template(path: Path) -> str:
+    """Return a recipe in which `{dataset}` and `{model}` stand for what the page puts there.
+
+    Raises:
+        RecipeError: The file cannot be read, has no `{dataset}` or `{model}`, or is no recipe.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise RecipeError(f"Expected a recipe at {path}; it cannot be read: {first_line(error)}") from error
+    missing = [name for name in (_DATASET, _MODEL) if name not in text]
+    if missing:
+        raise RecipeError(
+            f"Expected a recipe with {_DATASET} as its dataset and {_MODEL} as network.start in {path}; found no "
+            f"{' and no '.join(missing)}. The page puts there what is taught; docs/page.md shows a recipe."
+        )
+    try:
+        parse_recipe(tomllib.loads(_filled(text, "cells", "cells@1")), str(path))
+    except tomllib.TOMLDecodeError as error:
+        raise RecipeError(f"Expected a recipe in TOML at {path}; found {error}. Correct it.") from error
+    return text
+
+
+def _filled(recipe: str, dataset: str, model: str) -> str:
+    return recipe.replace(_DATASET, dataset).replace(_MODEL, model)
 
 
 def _imported(done: "subprocess.CompletedProcess[str]") -> str:
