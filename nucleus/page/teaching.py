@@ -49,6 +49,7 @@ _DATASET, _MODEL = "{dataset}", "{model}"
 _SPLITS = ("--val", "0.2", "--test", "0.2")
 _LOOK_SECONDS, _JOB_SECONDS, _LONGEST_WAIT = 2.0, 20.0, 7200.0
 """Seconds between looks for the run's plan and for its job, and after which a job that waits is left to itself."""
+_ENDED = {"FAILED", "STOPPED"}
 _CURVE = ("epoch", "loss")
 _BUSY = 409
 _ERROR = "Error: "
@@ -203,8 +204,8 @@ class Teaching:
 
     def _check_job(self, state: TeachState) -> None:
         """Raise `UsageError`, with what its log says last, if a job has ended."""
-        status = self._command(["jobs", "status", state.run, *self._where])
-        if status.returncode or not any(word in status.stdout for word in ("FAILED", "STOPPED")):
+        status = self._command(["jobs", "status", state.run, *self._where, "--json"])
+        if status.returncode or json.loads(status.stdout)["status"] not in _ENDED:
             return  # also if the cluster does not answer just now
         log = self._command(["jobs", "logs", state.run, *self._where])
         said = _error_in(log.stdout) or f"Its log: nucleus jobs logs {state.run}"

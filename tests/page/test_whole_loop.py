@@ -1,4 +1,4 @@
-"""Look, correct, teach, in one go: a person in a browser, a Ray cluster that trains, and the new version beside the old.
+"""Look, correct, teach: a person in a browser, a Ray cluster that trains, and the new version beside the old one.
 
 What is taught is the model that comes along, for a few small steps, so what it then finds is not asserted.
 """
