@@ -23,6 +23,7 @@ CLUSTER = "https://cluster.example"
 COUNTS = {"train": {"images": 3}, "val": {"images": 1}, "test": {"images": 0}}
 IMPORTED = json.dumps({"name": "cells", "splits": COUNTS})
 DONE = {"data": (0, IMPORTED, "")}
+PENDING = {"jobs status": (0, '{"status": "PENDING"}', "")}
 FAILED_JOB = {"jobs status": (0, '{"status": "FAILED"}', ""), "jobs logs": (0, "x\nError: No room.\ny", "")}
 
 
@@ -107,8 +108,8 @@ def test_without_a_cluster_or_a_bucket_nothing_starts(bucket: Bucket) -> None:
     ("answers", "said"),
     [
         (
-            {"data": (1, "", "read images\nError: Expected images in /srv/secret/a; found none.\n")},
-            "images in a; found",
+            {"data": (1, "", "read images\nError: Expected images in /srv/hidden/a; none.\n")},
+            "images in a; none.",
         ),
         ({**DONE, "submit": (1, "", "Error: Expected a token of the cluster.\n")}, "Expected a token of the cluster."),
         ({**DONE, "submit": (-9, "", "Traceback")}, "nucleus submit ended with status -9."),
@@ -128,7 +129,7 @@ def test_a_failure_is_said_in_words(bucket: Bucket, answers: dict[str, tuple[int
 
 
 def test_one_run_is_started_at_a_time(bucket: Bucket) -> None:
-    teaching = Teaching("corrections", bucket, CLUSTER, RECIPE, Commands(DONE))
+    teaching = Teaching("corrections", bucket, CLUSTER, RECIPE, Commands({**DONE, **PENDING}))
     teaching.start("first", "cells", "nuclei@1")
     with pytest.raises(RequestError) as refused:
         teaching.start("second", "cells", "nuclei@1")
