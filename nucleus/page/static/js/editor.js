@@ -36,6 +36,8 @@ const DOWNLOADS = /** @type {Record<string, [string, string]>} */ ({
   coco: ["Outlines, COCO", "JSON"], picture: ["Picture with outlines", "PNG"],
 });
 
+const MANY = 5000;
+
 export class Editor {
   /** @param {import("./server.js").Service} service @param {import("./gallery.js").Gallery} gallery */
   constructor(service, gallery) {
@@ -192,10 +194,19 @@ export class Editor {
     /** @type {HTMLButtonElement} */ (element("redo")).disabled = nuclei.done === nuclei.edits.length;
     element("warning").textContent = this.image?.warning ?? "";
     element("warning").hidden = !this.image?.warning;
+    this.saving.drawChanges();
+    clearTimeout(this.drawing);
+    if (nuclei.all.size < MANY) this.drawAll(nuclei);
+    else this.drawing = setTimeout(() => this.drawAll(nuclei), 150); // not between the strokes of a person
+  }
+
+  /** What takes its time with many nuclei: the table, the histogram and the colours. @param {Nuclei} nuclei */
+  drawAll(nuclei) {
+    if (this.nuclei !== nuclei) return; // another image was opened meanwhile
     this.viewer.colourOf = this.checked("colour") ? colours(nuclei, this.column) : null;
     this.table.show(nuclei);
     this.drawGate();
-    this.saving.drawChanges();
+    this.viewer.paint();
   }
 
   drawMeasures() {

@@ -49,6 +49,8 @@ export class Nuclei extends EventTarget {
     this.gates = [];
     /** @type {Set<number>} */
     this.hidden = new Set();
+    /** @type {Box[]} places whose nuclei were changed; who shows them empties it */
+    this.changedPlaces = [];
     this.highest = Math.max(0, ...this.places.keys().next().value !== undefined ? [maximum(columns.label)] : []);
   }
 
@@ -56,6 +58,7 @@ export class Nuclei extends EventTarget {
   put(label, rings) {
     const box = boxOf(rings);
     this.drop(label);
+    this.changedPlaces?.push(box);
     this.all.set(label, { label, rings, box });
     for (const cell of cellsOf(box)) {
       const there = this.cells.get(cell);
@@ -67,6 +70,7 @@ export class Nuclei extends EventTarget {
   drop(label) {
     const nucleus = this.all.get(label);
     if (!nucleus) return;
+    this.changedPlaces?.push(nucleus.box);
     for (const cell of cellsOf(nucleus.box)) this.cells.get(cell)?.delete(label);
     this.all.delete(label);
   }
@@ -291,4 +295,21 @@ function roughRow(label, rings) {
     if (inside) { area++; x += mask.x + (i % mask.w); y += mask.y + Math.floor(i / mask.w); }
   });
   return { label, area, centroid_x: x / area, centroid_y: y / area, diameter: Math.sqrt((4 * area) / Math.PI) };
+}
+
+/** @type {WeakMap<object, Path2D>} */
+const kept = new WeakMap();
+
+/** @param {{rings: Ring[]}} nucleus @returns {Path2D} */
+export function pathOf(nucleus) {
+  const found = kept.get(nucleus);
+  if (found) return found;
+  const path = new Path2D();
+  for (const ring of nucleus.rings) {
+    path.moveTo(ring[0] / 2, ring[1] / 2);
+    for (let i = 2; i < ring.length; i += 2) path.lineTo(ring[i] / 2, ring[i + 1] / 2);
+    path.closePath();
+  }
+  kept.set(nucleus, path);
+  return path;
 }

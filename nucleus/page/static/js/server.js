@@ -82,8 +82,8 @@ export const server = {
   segment: (id, options) => post(`/images/${id}/segment`, options),
   /** @param {ImageState} image @returns {string} */
   thumbnail: (image) => `/images/${image.id}/thumbnail.png?version=${image.version}`,
-  /** @param {string} path @returns {Promise<Blob>} */
-  picture: async (path) => (await ask(path)).blob(),
+  /** @param {string} path @param {AbortSignal} [signal] @returns {Promise<Blob>} */
+  picture: async (path, signal) => (await ask(path, { signal })).blob(),
   /** @param {ImageState} image @param {number} level @param {number} x @param {number} y @param {string} views @returns {string} */
   tile: (image, level, x, y, views) => `/images/${image.id}/tiles/${level}/${x}/${y}.png?views=${views}&version=${image.version}`,
   /** @param {string} id @param {string} layer @returns {Promise<Int32Array>} */
