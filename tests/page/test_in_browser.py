@@ -3,6 +3,7 @@
 import base64
 import csv
 import os
+import re
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -22,7 +23,7 @@ from nucleus.storage.bucket import Bucket
 from nucleus.storage.local_server import RunningStore
 from nucleus.storage.uri import S3Uri
 from tests.faults.proxy import Fault, Request, proxied
-from tests.page.conftest import RunningPage, running_page
+from tests.page.conftest import RunningPage, published_run, running_page
 from tests.zarr_files import write_image
 
 _WIDE = {"width": 1280, "height": 800}
@@ -324,6 +325,48 @@ def test_axe_finds_nothing_and_it_fits(
             check(tab)
         page.click("#help")
         check("keys")
+
+
+def test_a_run_and_its_version_beside_the_old_one(
+    browser: Browser, bucket: Bucket, page_image: Path, tmp_path: Path
+) -> None:
+    published_run(bucket, "cells-run", tmp_path / "model", min_area=250)
+    bucket.put("wells/cells one.png", page_image)
+    with (
+        running_page(environment={**os.environ, "NUCLEUS_BUCKET": str(bucket.uri)}) as running,
+        Person(browser, running.address) as person,
+    ):
+        page = person.page
+        page.goto(f"{running.address}/#/bucket/wells/cells%20one.png")  # as a link of a report
+        page.wait_for_selector("#table tbody button")
+        assert page.url.startswith(f"{running.address}/#/image/")
+        before = person.count
+        person.choose(1)
+        person.press("Delete")
+        assert person.save("first").startswith("Saved: revision 1")
+        page.click("#tab-teach")
+        page.wait_for_selector("#run-state:text-is('Published as cells@1, after 80 epochs.')")
+        assert "epoch 80: loss 0.712, validation mAP 0.607" in (page.get_attribute("#curve", "aria-label") or "")
+        assert (page.text_content("#run-gate") or "").startswith("production moved to version 1")
+        assert page.text_content("#follow-command") == "nucleus serve --model cells@production"
+        assert not page.is_visible("#teach-start")  # no cluster is configured
+        page.click("#compare")
+        page.wait_for_selector("#difference")
+        lines = page.locator("#comparison-text li").all_text_contents()
+        found = [int(number) for number in re.findall(r"(?<![\w@.])\d+(?![\w@])", " ".join(lines))]
+        old, new, same, gone, fresh, saved, saved_before, saved_after = found
+        assert (old, saved, saved_before) == (before, before - 1, before - 1)
+        assert same + gone == old
+        assert same + fresh == new >= saved_after
+        assert 0 < gone < before
+        page.click("#difference")
+        assert page.text_content("#status") == f"Difference 1 of {gone + fresh}: no longer found"
+        for shown in ("before", "after", "both"):
+            page.check(f"input[value={shown}]")
+        assert not Axe().run(page).response["violations"]
+        page.goto(f"{running.address}/#/bucket/wells/none.png")
+        page.wait_for_selector("#notice:text-matches('wells/none.png')")
+        assert [each for each in person.complaints if "404" not in each] == []
 
 
 def test_a_service_that_is_killed_while_it_saves_leaves_nothing_half_written(

@@ -19,6 +19,8 @@ from nucleus.data.dataset import locate_dataset, open_dataset
 from nucleus.runs.plan import load_plan
 from nucleus.storage.bucket import Bucket
 from nucleus.storage.uri import S3Uri
+from tests.docs.blocks import ROOT
+from tests.docs.test_blocks import WITH_THE_PAGE, follow
 from tests.faults.proxy import Proxy
 from tests.page.conftest import running_page
 from tests.page.test_in_browser import Person
@@ -77,6 +79,7 @@ def test_look_correct_teach(
     real_images: Path,
     tmp_path: Path,
 ) -> None:
+    (tmp_path / "notes").mkdir()
     images = real_crops(real_images, tmp_path / "wells", 5)
     recipe = tmp_path / "recipe.toml"
     recipe.write_text(RECIPE.replace("CACHE", str(tmp_path / "cache")))
@@ -135,6 +138,10 @@ def test_look_correct_teach(
         page.wait_for_selector("#image-name:text-is('image.png')")
         page.wait_for_selector("#changes:text-is('No changes that are not saved.')", state="attached")
         assert person.complaints == []
+
+    changes = {"NUCLEUS_BUCKET": str(bucket_uri), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    follow(*WITH_THE_PAGE, tmp_path, ROOT, changes, tmp_path / "notes")
+    assert len(list((tmp_path / "results").glob("*.labels.tif"))) == 5
 
     plan = load_plan(bucket, run)
     assert plan.start is not None
