@@ -142,7 +142,7 @@ export class Editor {
     this.viewer.open(image, nuclei);
     nuclei.addEventListener("change", () => { if (this.nuclei === nuclei) this.changed(); });
     nuclei.addEventListener("select", () => { if (this.nuclei === nuclei) this.selected(); });
-    nuclei.addEventListener("edit", () => void this.keep(image, nuclei));
+    nuclei.addEventListener("edit", () => { this.teaching.edited(nuclei); void this.keep(image, nuclei); });
     nuclei.addEventListener("change", (event) => void this.measure(image, nuclei, /** @type {CustomEvent} */ (event).detail?.after ?? []));
     this.tools.use(this.tools.name);
     this.drawMeasures();

@@ -124,7 +124,7 @@ export class Saving {
       if (!saved?.layer) return;
       const over = await editor.loaded(image, saved.layer);
       if (editor.image !== image) return;
-      editor.viewer.compare({ over, show: "both", gone: new Set(), fresh: new Set() });
+      editor.viewer.compare({ under: null, over, show: "both", gone: new Set(), fresh: new Set() });
       editor.say(`Dashed: what ${saved.who} saved.`);
     } catch (error) {
       element("conflict-text").textContent = /** @type {Error} */ (error).message;

@@ -155,6 +155,11 @@ export class Teaching {
     element("compare-state").textContent = "";
   }
 
+  /** Nuclei were changed, so that those of before are no longer what is worked on. @param {import("./nuclei.js").Nuclei} nuclei */
+  edited(nuclei) {
+    if (this.found && this.editor.nuclei === nuclei && nuclei.clock !== this.clock) this.opened();
+  }
+
   async compare() {
     const { image, nuclei } = this.editor, version = this.run?.version, button = /** @type {HTMLButtonElement} */ (element("compare"));
     if (!image || !nuclei || !version) return;
@@ -162,8 +167,9 @@ export class Teaching {
     element("compare-state").textContent = `Finding nuclei with ${version} …`;
     try {
       const found = await server.version(image.id, version, nuclei.saved ? nuclei.layer : null);
-      const [over, before] = [await this.editor.loaded(image, found.layer), nuclei.layer === "found" ? nuclei : await this.editor.loaded(image, "found")];
-      if (this.editor.image !== image) return; // another one was opened meanwhile
+      const [over, before] = await Promise.all([this.editor.loaded(image, found.layer), this.editor.loaded(image, "found")]);
+      if (this.editor.nuclei !== nuclei) return; // another one was opened meanwhile
+      this.clock = nuclei.clock;
       this.found = found;
       this.over = over;
       this.before = before;
@@ -183,10 +189,10 @@ export class Teaching {
   }
 
   draw() {
-    const { found, over } = this;
-    if (!found || !over) return;
+    const { found, over, before } = this;
+    if (!found || !over || !before) return;
     const show = /** @type {"before" | "both" | "after"} */ (/** @type {HTMLInputElement} */ (document.querySelector("input[name=compared]:checked")).value);
-    this.editor.viewer.compare({ over, show, gone: new Set(found.gone), fresh: new Set(found.new) });
+    this.editor.viewer.compare({ under: before, over, show, gone: new Set(found.gone), fresh: new Set(found.new) });
   }
 
   /** Show the next nucleus that only one of the two found. */

@@ -13,9 +13,9 @@ import { server } from "./server.js";
  *   release?: (p: Point) => void, cancel?: () => void, wheel?: (steps: number) => void,
  *   draw?: (canvas: CanvasRenderingContext2D, zoom: number) => void}} Tool
  * @typedef {{pixels: ImageBitmap | null, loading: AbortController | null}} TileState
- * @typedef {{over: Nuclei, show: "before" | "both" | "after", gone: Set<number>, fresh: Set<number>}} Compared nuclei
- *   of somebody else or of another version, over those of the image; `gone` are labels that only the image has, `fresh`
- *   labels that only the others have
+ * @typedef {{under: Nuclei | null, over: Nuclei, show: "before" | "both" | "after", gone: Set<number>, fresh: Set<number>}} Compared nuclei
+ *   of somebody else or of another version over those of `under`, or else of the image; `gone` are labels that only the
+ *   lower ones have, `fresh` labels that only the upper ones have
  */
 
 const TILE = 256;
@@ -395,7 +395,7 @@ export class Viewer extends EventTarget {
 
   /** @param {CanvasRenderingContext2D} c */
   paintNuclei(c) {
-    const { nuclei, compared } = this;
+    const { compared } = this, nuclei = compared?.under ?? this.nuclei;
     if (!nuclei || !(this.style.outlines || this.style.filled)) return;
     const seen = this.seen(), small = this.diameter * this.zoom < DOTS_BELOW;
     if (compared?.show !== "after") {
@@ -409,13 +409,13 @@ export class Viewer extends EventTarget {
 
   /** @param {CanvasRenderingContext2D} c @param {Nuclei} nuclei @param {Box} seen */
   paintOwn(c, nuclei, seen) {
-    const { touched } = nuclei, unit = 1 / this.zoom;
+    const { touched } = nuclei, unit = 1 / this.zoom, colourOf = nuclei === this.nuclei ? this.colourOf : null;
     const coloured = (/** @type {Box} */ box) => {
       /** @type {Map<string, Nucleus[]>} */
       const found = new Map();
       for (const nucleus of nuclei.near(box)) {
         if (nuclei.hidden.has(nucleus.label)) continue;
-        const colour = this.colourOf ? this.colourOf(nucleus.label) : touched.has(nucleus.label) ? CHANGED : FOUND, there = found.get(colour);
+        const colour = colourOf ? colourOf(nucleus.label) : touched.has(nucleus.label) ? CHANGED : FOUND, there = found.get(colour);
         if (there) there.push(nucleus); else found.set(colour, [nucleus]);
       }
       return found;
@@ -473,7 +473,7 @@ export class Viewer extends EventTarget {
   dotsOf(nuclei) {
     const known = this.dots.get(nuclei);
     if (known && known.colourOf === this.colourOf) return known;
-    const usual = nuclei === this.compared?.over ? OTHERS : FOUND, colourOf = usual === FOUND ? this.colourOf : null;
+    const usual = nuclei === this.compared?.over ? OTHERS : FOUND, colourOf = nuclei === this.nuclei ? this.colourOf : null;
     const { shown } = nuclei, places = new Float32Array(2 * shown.length), colours = new Uint32Array(shown.length);
     shown.forEach(({ label, box }, i) => {
       places.set([(box.l + box.r) / 2, (box.t + box.b) / 2], 2 * i);
