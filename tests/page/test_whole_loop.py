@@ -127,7 +127,7 @@ def test_look_correct_teach(
         page.wait_for_selector("#comparison-text li >> nth=1")
         said = [page.locator("#comparison-text li").nth(number).text_content() or "" for number in range(2)]
         assert re.fullmatch(r"nuclei@\w+ found \d+ nuclei, cells@1 finds \d+\.", said[0])
-        assert re.fullmatch(r"\d+ are the same, \d+ are no longer found, \d+ are new\.", said[1])
+        assert re.fullmatch(r"\d+ (is|are) the same, \d+ (is|are) no longer found, \d+ (is|are) new\.", said[1])
         page.click("input[value=after]")
 
         run = page.text_content("#run-name") or ""

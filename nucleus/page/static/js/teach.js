@@ -220,10 +220,15 @@ function inWords(run) {
 
 /** @param {Comparison} found @param {string} old @param {boolean} changed whether there are changes that are not saved */
 function comparedInWords({ model, before, after, same, gone, new: fresh, corrected }, old, changed) {
-  const lines = [`${old} found ${plural(before, "nucleus", "nuclei")}, ${model} finds ${after.toLocaleString("en")}.`, `${same.toLocaleString("en")} are the same, ${gone.length.toLocaleString("en")} are no longer found, ${fresh.length.toLocaleString("en")} are new.`];
+  const lines = [`${old} found ${plural(before, "nucleus", "nuclei")}, ${model} finds ${after.toLocaleString("en")}.`, `${are(same)} the same, ${are(gone.length)} no longer found, ${are(fresh.length)} new.`];
   if (corrected) lines.push(`Of the ${plural(corrected.nuclei, "nucleus", "nuclei")} that were saved, ${old} found ${corrected.before.toLocaleString("en")}, ${model} finds ${corrected.after.toLocaleString("en")}. It may have learned from this very image.`);
   if (changed) lines.push("Your changes that are not saved are not counted.");
   return lines;
+}
+
+/** @param {number} number */
+function are(number) {
+  return `${number.toLocaleString("en")} ${number === 1 ? "is" : "are"}`;
 }
 
 /** @param {Run} run */
