@@ -25,7 +25,7 @@ const DOTS_BELOW = 3;
 /** With more nuclei in view than this, each is a dot: their outlines could not be told apart. */
 const MOST_OUTLINES = 6000;
 /** With more, outlines are drawn by tiles. */
-const MOST_LIVE = 400;
+const MOST_LIVE = 150;
 const FOUND = "#ffd21f", OTHERS = "#ff5cf0", CHANGED = "#2fe6ff", SELECTED = "#ffffff";
 
 export class Viewer extends EventTarget {
