@@ -17,7 +17,7 @@ from nucleus import errors
 ROOT = Path(__file__).parents[1]
 LAYERS = [
     "errors", "progress", "surroundings", "lazy", "text", "config", "storage", "data", "metrics", "model",
-    "pictures", "registry", "predict", "serve", "page", "training", "tracking", "runs", "report", "doctor", "cli",
+    "pictures", "registry", "predict", "serve", "training", "tracking", "runs", "page", "report", "doctor", "cli",
     "api",
 ]  # fmt: skip
 """The modules and packages of `nucleus`; each imports only what stands before it."""

@@ -5,6 +5,7 @@ from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 import click
 
@@ -16,6 +17,10 @@ from nucleus.cli.progress_bars import show_progress
 from nucleus.surroundings import check_can_train
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from fastapi import APIRouter
+
     from nucleus.model.engines import EngineChoice
     from nucleus.serve.service import ServeSettings, Service
     from nucleus.storage.bucket import Bucket
@@ -77,6 +82,13 @@ __all__ = ["serve"]
     help="Where the page saves corrections.  [default: corrections/ in NUCLEUS_BUCKET, or here without a bucket]",
 )
 @click.option(
+    "--recipe",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Recipe of the runs that the page starts on the cluster of RAY_ADDRESS, with {dataset} and {model} in their "
+    "places.  [default: the one that it shows]",
+)
+@click.option(
     "--ray", "on_ray", is_flag=True, help="Serve the API on a Ray cluster, by Ray Serve; replicas follow the load."
 )
 def serve(
@@ -85,6 +97,7 @@ def serve(
     token_file: Path | None,
     images: tuple[str, ...],
     corrections: str | None,
+    recipe: Path | None,
     on_ray: bool,
     **limits: "str | int | float",
 ) -> None:
@@ -105,28 +118,40 @@ def serve(
         nucleus.storage.parse_uri(prefix)
     token = None if token_file is None else nucleus.serve.read_token(token_file)
     settings = nucleus.serve.ServeSettings(token=token, images=images, bucket=_bucket(), **limits)  # type: ignore[arg-type]  # as click has checked
-    if on_ray and corrections is not None:
-        raise click.UsageError("--corrections is for the page, which --ray does not serve; leave one of them out")
+    for option, value in (("--corrections", corrections), ("--recipe", recipe)):
+        if on_ray and value is not None:
+            raise click.UsageError(f"{option} is for the page, which --ray does not serve; leave one of them out")
     if on_ray:
         check_can_train("--ray")
         nucleus.lazy.need(*nucleus.lazy.TRAINING)
         job.serve_on_cluster(model, settings, engine=engine, started=note)
         return
-    _serve_here(model, engine, settings, corrections)
+    text = nucleus.page.RECIPE if recipe is None else nucleus.page.read_template(recipe)
+    _serve_here(model, engine, settings, partial(nucleus.page.page_router, corrections=corrections, recipe=text))
 
 
-def _serve_here(model: str | None, engine: "EngineChoice", settings: "ServeSettings", corrections: str | None) -> None:
+def _serve_here(
+    model: str | None, engine: "EngineChoice", settings: "ServeSettings", make_page: "Callable[..., APIRouter]"
+) -> None:
     with closing(nucleus.serve.bound_socket(settings)) as bound:  # before a model is downloaded for nothing
         served = nucleus.serve.find_served(model, engine, progress=show_progress)
         service = nucleus.serve.Service(settings, served, nucleus.serve.Lanes(lambda: served.model))
         limits = nucleus.page.PageLimits(image_bytes=settings.max_bytes, image_pixels=settings.max_pixels)
-        page = partial(nucleus.page.page_router, corrections=corrections, limits=limits)
+        page = partial(make_page, limits=limits, cluster=_cluster())
         app = nucleus.serve.create_app(service, [page])
         nucleus.serve.run_server(app, service, bound, lambda address: note(_welcome(service, address)))
 
 
 def _welcome(service: "Service", address: str) -> str:
     return f"{service.model} on {address}; programs ask {address}/v1/segment (to stop it: Ctrl-C)"
+
+
+def _cluster() -> str | None:
+    """Return the cluster to which the page submits runs: that of RAY_ADDRESS, if it is one of `nucleus submit`."""
+    address = os.environ.get("RAY_ADDRESS", "")
+    if urlsplit(address).scheme not in {"http", "https"} or nucleus.lazy.missing_packages(nucleus.lazy.TRAINING):
+        return None
+    return job.cluster_address(None)
 
 
 def _bucket() -> "Bucket | None":

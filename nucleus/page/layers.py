@@ -24,9 +24,13 @@ from nucleus.predict.outlines import Outline, outlines_of
 from nucleus.storage.files import atomic_folder
 
 __all__ = [
+    "FOUND",
+    "Asked",
     "Changes",
+    "EditedLayer",
     "Layer",
     "LayerWriter",
+    "MissedPlace",
     "NucleusShape",
     "changed_labels",
     "filled_shape",
@@ -36,6 +40,8 @@ __all__ = [
     "simplified",
 ]
 
+FOUND = "found"
+"""Name of the layer that the model found."""
 _LABELS, _ROWS, _OUTLINES = "labels.npy", "rows.json", "outlines.bin"
 _BLOCK_SIDE = 2048
 _HALF_PIXELS = 2
@@ -45,6 +51,7 @@ _MOST_CHANGES = 200_000
 _LARGEST_BOX = 1 << 24
 """Pixels of the box around a nucleus that was drawn."""
 _LARGEST_LABEL = (1 << 31) - 1
+_LARGEST_HIDDEN = 5_000_000
 
 Label = Annotated[int, Field(ge=1, le=_LARGEST_LABEL)]
 
@@ -92,6 +99,42 @@ class Changes(BaseModel):
     def labels(self) -> list[int]:
         """Every label that is removed, new or of another shape."""
         return sorted({*self.removed, *(shape.label for shape in self.shapes)})
+
+
+class Asked(BaseModel):
+    """What the page asks; unknown keys are refused."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class EditedLayer(Asked):
+    """A layer with changes.
+
+    Attributes:
+        layer: Name of the layer.
+        changes: What was changed in it.
+        hidden: Nuclei that are left out besides.
+    """
+
+    layer: str = FOUND
+    changes: Changes = Changes()
+    hidden: tuple[Label, ...] = Field(default=(), max_length=_LARGEST_HIDDEN)
+
+
+class MissedPlace(Asked):
+    """A click where a nucleus was missed.
+
+    Attributes:
+        x: Column, px.
+        y: Row, px.
+        taken: Nuclei around it.
+        diameter: Typical diameter of the nuclei, px.
+    """
+
+    x: float
+    y: float
+    taken: tuple[NucleusShape, ...] = Field(default=(), max_length=5000)
+    diameter: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
 
 
 @dataclass(frozen=True)

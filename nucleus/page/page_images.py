@@ -16,13 +16,12 @@ from nucleus.errors import ImageError, UsageError
 from nucleus.page.corrections import CorrectedFile, correction_stem
 from nucleus.page.display import Pyramid, default_views, pyramid_of
 from nucleus.page.editing import EditedImage
-from nucleus.page.layers import Layer
+from nucleus.page.layers import FOUND, Layer
 from nucleus.predict.model import PIXEL_SIZES, Model
 from nucleus.predict.source import plane_source, stacks_of
 from nucleus.text import plural
 
 __all__ = [
-    "FOUND",
     "ImageOptions",
     "OpenedImage",
     "PageImage",
@@ -33,8 +32,6 @@ __all__ = [
     "shown_name",
 ]
 
-FOUND = "found"
-"""Name of the layer that the model found."""
 _LONGEST_NAME = 200
 
 Status = Literal["waiting", "working", "done", "failed"]
@@ -60,6 +57,10 @@ class ImageOptions(BaseModel):
     diameter: Annotated[float, Field(gt=0, le=10_000, allow_inf_nan=False)] | None = None
     pixel_size: Annotated[float, Field(ge=PIXEL_SIZES[0], le=PIXEL_SIZES[1])] | None = None
 
+    def sized(self, model: Model) -> Model:
+        """Return a model with these sizes. Raises `ModelError` if they do not fit it."""
+        return model.with_options(replace(model.options, diameter=self.diameter, pixel_size=self.pixel_size))
+
 
 @dataclass
 class PageImage:
@@ -71,6 +72,7 @@ class PageImage:
         folder: Folder of its files.
         file: The file.
         sha256: SHA-256 of the file.
+        size: Bytes of the file.
         options: How it is segmented; choices that its file needs are made when it is opened.
         status: Where it stands.
         message: Why it failed.
@@ -85,6 +87,7 @@ class PageImage:
     folder: Path
     file: Path
     sha256: str
+    size: int = 0
     options: ImageOptions = field(default_factory=ImageOptions)
     status: Status = "waiting"
     message: str | None = None
@@ -169,7 +172,7 @@ def opened_image(image: PageImage, model: Model, most_pixels: int) -> OpenedImag
             f"{first.shape[0]}. Use nucleus predict for it."
         )
     source = replace(plane_source(image.file, stacks, chosen, options.channel), name=image.name)
-    sized = model.with_options(replace(model.options, diameter=options.diameter, pixel_size=options.pixel_size))
+    sized = options.sized(model)
     stored = options.channel is not None
     return OpenedImage(
         edited=EditedImage(sized, sized.scaled_image(source)),

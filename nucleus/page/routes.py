@@ -7,29 +7,24 @@ from collections.abc import Callable
 from functools import cache
 from importlib import resources
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any, Protocol
+from typing import Any, Protocol
 
-import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from nucleus.config.names import parse_reference
 from nucleus.data.sources import is_image
 from nucleus.errors import ObjectExistsError, RequestError, UsageError
 from nucleus.lazy import fastapi
-from nucleus.page.corrections import (
-    CorrectionSet,
-    Place,
-    Saved,
-    checked_who,
-    place_of,
-    sets_of,
-)
+from nucleus.page.corrections import CorrectionSet, Place, checked_who, place_of, sets_of
 from nucleus.page.display import parse_views
-from nucleus.page.editing import DOWNLOADS, Download, edited_nuclei, measure_labels, missed_nucleus, write_download
-from nucleus.page.layers import Changes, Label, NucleusShape, new_layer, simplified
-from nucleus.page.page_images import FOUND, ImageOptions, PageImage, corrected_image, image_document
+from nucleus.page.editing import DOWNLOADS, Download, missed_nucleus, write_download
+from nucleus.page.layers import Asked, EditedLayer, MissedPlace, NucleusShape, simplified
+from nucleus.page.other_layers import compared_layers, edited_layer, revision_document, saved_layer, version_layer
+from nucleus.page.page_images import ImageOptions, PageImage, corrected_image, image_document
 from nucleus.page.sessions import PageLimits, Workspace, Workspaces
-from nucleus.predict.blocks import AssembledLabels
-from nucleus.predict.model import Model
+from nucleus.page.teaching import RECIPE, Teaching
+from nucleus.predict.model import Model, PredictionOptions, load_pulled
+from nucleus.registry.versions import pull_cached
 from nucleus.storage.bucket import Bucket
 from nucleus.storage.files import temporary_folder
 
@@ -72,42 +67,40 @@ class PageService(Protocol):
         """The project's bucket, whose images the page may open; None without one."""
 
 
-class _Asked(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-
-class _Edited(_Asked):
-    """Nuclei with changes: those of `layer` without `removed` and `hidden`, and with `shapes`."""
-
-    layer: str = FOUND
-    changes: Changes = Changes()
-    hidden: tuple[Label, ...] = Field(default=(), max_length=5_000_000)
-
-
-class _Missed(_Asked):
-    """A click where a nucleus was missed."""
-
-    x: float
-    y: float
-    taken: tuple[NucleusShape, ...] = Field(default=(), max_length=5000)
-    diameter: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
-
-
-class _Save(_Edited):
+class _Save(EditedLayer):
     """Changes to save as a revision over the one whose tag is `base`."""
 
     who: str
     base: str | None = None
 
 
-class _Keys(_Asked):
+class _Teach(Asked):
+    """A set of corrections to teach, and the dataset that it goes into."""
+
+    set: str
+    dataset: str
+
+
+class _OtherVersion(Asked):
+    """A version to look at an image with; and what somebody saved of it, as the layer that is open."""
+
+    model: str
+    corrected: str | None = None
+
+
+class _Keys(Asked):
     """Images of the bucket."""
 
     keys: tuple[str, ...] = Field(min_length=1, max_length=_MOST_LISTED)
 
 
 def page_router(
-    service: PageService, *, corrections: str | None = None, limits: PageLimits | None = None
+    service: PageService,
+    *,
+    corrections: str | None = None,
+    limits: PageLimits | None = None,
+    cluster: str | None = None,
+    recipe: str = RECIPE,
 ) -> "fastapi.APIRouter":
     """Return the routes of the page at `/` and below `/page/`.
 
@@ -116,11 +109,14 @@ def page_router(
         corrections: Where corrections are saved, `s3://bucket/prefix` or a folder; by default, `corrections/` in the
             project's bucket, and without a bucket the folder `corrections` here.
         limits: Limits of what a browser may send.
+        cluster: Address of the cluster to which the page submits runs; None for none.
+        recipe: Recipe of these runs, from `read_template`.
 
     Raises:
         UriError: `corrections` is a malformed URI.
     """
-    page = _Page(service, place_of(corrections, service.bucket), limits or PageLimits())
+    place = place_of(corrections, service.bucket)
+    page = _Page(service, place, limits or PageLimits(), Teaching(place.title, service.bucket, cluster, recipe))
     router = fastapi.APIRouter(include_in_schema=False)
     router.add_api_route("/", page.index, methods=["GET"])
     router.add_api_route("/static/page/{name:path}", page.static, methods=["GET"])
@@ -143,9 +139,10 @@ def _static_file(name: str) -> tuple[bytes, str, str] | None:
 class _Page:
     """Answers of the page; each method is a route."""
 
-    def __init__(self, service: PageService, place: Place, limits: PageLimits) -> None:
-        self._service, self._place, self._limits = service, place, limits
+    def __init__(self, service: PageService, place: Place, limits: PageLimits, teaching: Teaching) -> None:
+        self._service, self._place, self._limits, self._teaching = service, place, limits, teaching
         self._workspaces = Workspaces(lambda: service.model, limits)
+        self._other: Model | None = None
 
     def routes(self) -> list[tuple[str, str, Callable[..., Any]]]:
         """Return method, path and function of each route below the API."""
@@ -167,7 +164,12 @@ class _Page:
             ("GET", saved, self.saved),
             ("POST", f"{saved}/open", self.open_saved),
             ("POST", saved, self.save),
+            ("POST", f"{image}/version", self.other_version),
             ("GET", "/corrections", self.corrections),
+            ("GET", "/teach", self.teach_state),
+            ("POST", "/teach", self.teach),
+            ("GET", "/runs", self.newest_run),
+            ("GET", "/runs/{run}", self.run),
             ("GET", "/bucket", self.bucket),
             ("POST", "/bucket", self.from_bucket),
         ]
@@ -201,6 +203,7 @@ class _Page:
                 "bucket": str(self._service.bucket.uri) if self._service.bucket else None,
                 "image_bytes": self._limits.image_bytes,
                 "downloads": list(DOWNLOADS),
+                "recipe": self._teaching.recipe,
             }
         )
         secure = request.url.scheme == "https"
@@ -230,7 +233,7 @@ class _Page:
         workspace = self._workspace(request)
         folder, file = workspace.new_file(name)
         try:
-            await self._receive(request, workspace, file)
+            await self._receive(request, file)
             image = await fastapi.concurrency.run_in_threadpool(workspace.add, name, folder, file)
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
@@ -238,16 +241,18 @@ class _Page:
         self._workspaces.start(workspace, image)
         return _json(image.document())
 
-    async def _receive(self, request: "fastapi.Request", workspace: Workspace, file: Path) -> None:
+    async def _receive(self, request: "fastapi.Request", file: Path) -> None:
         size = 0
         with file.open("wb") as opened:
             async for chunk in request.stream():
                 size += len(chunk)
-                if size > self._limits.image_bytes:
-                    limit = self._limits.image_bytes >> 20
-                    raise RequestError(f"Expected an image of at most {limit:,} MiB; found more.", _TOO_LARGE)
+                self._check_size(size)
                 opened.write(chunk)
-        workspace.spend(size)
+
+    def _check_size(self, size: int) -> None:
+        if size > self._limits.image_bytes:
+            limit = self._limits.image_bytes >> 20
+            raise RequestError(f"Expected an image of at most {limit:,} MiB; found more.", _TOO_LARGE)
 
     def image(self, request: "fastapi.Request", name: str) -> "fastapi.Response":
         workspace, image = self._image(request, name)
@@ -292,7 +297,7 @@ class _Page:
         names = [column for column in (rows[0] if rows else {}) if column not in _NOT_ROWS]
         return _json({column: [row[column] for row in rows] for column in names})
 
-    def missed(self, request: "fastapi.Request", name: str, asked: _Missed) -> "fastapi.Response":
+    def missed(self, request: "fastapi.Request", name: str, asked: MissedPlace) -> "fastapi.Response":
         workspace, image = self._image(request, name)
         edited = workspace.opened(image).edited
         found = missed_nucleus(edited, asked.x, asked.y, asked.taken, asked.diameter)
@@ -305,10 +310,10 @@ class _Page:
         shown = {column: value for column, value in row.items() if column not in _NOT_ROWS}
         return _json({"row": shown, "rings": rings})
 
-    def download(self, request: "fastapi.Request", name: str, what: Download, asked: _Edited) -> "fastapi.Response":
+    def download(self, request: "fastapi.Request", name: str, what: Download, asked: EditedLayer) -> "fastapi.Response":
         workspace, image = self._image(request, name)
         with temporary_folder("download") as folder:
-            labels, rows = _edited(workspace, image, asked, folder)
+            labels, rows = edited_layer(workspace, image, asked, folder)
             stem = folder / (PurePosixPath(image.name).stem or "image")
             path = write_download(what, workspace.opened(image).edited, labels, rows, stem)
             answer = _bytes(path.read_bytes(), "application/octet-stream")
@@ -326,21 +331,21 @@ class _Page:
         workspace, image = self._image(request, name)
         stem, _ = corrected_image(image, workspace.opened(image))
         found = CorrectionSet(self._place, chosen).find(stem)
-        return _json(_revision(found, None))
+        return _json(revision_document(found, None))
 
     def open_saved(self, request: "fastapi.Request", name: str, chosen: str) -> "fastapi.Response":
         """Make a layer of what a set has of an image."""
         workspace, image = self._image(request, name)
         stem, _ = corrected_image(image, workspace.opened(image))
         found = CorrectionSet(self._place, chosen).find(stem)
-        return _json(_revision(found, None if found is None else _layer_of(workspace, image, found)))
+        return _json(revision_document(found, None if found is None else saved_layer(workspace, image, found)))
 
     def save(self, request: "fastapi.Request", name: str, chosen: str, asked: _Save) -> "fastapi.Response":
         """Save nuclei with changes; 409 with what is there if somebody else has saved since."""
         workspace, image = self._image(request, name)
         corrections, (stem, file) = CorrectionSet(self._place, chosen), corrected_image(image, workspace.opened(image))
         with temporary_folder("save") as folder:
-            labels, _ = _edited(workspace, image, asked, folder, measured=False)
+            labels, _ = edited_layer(workspace, image, asked, folder, measured=False)
             facts = {
                 "who": checked_who(asked.who),
                 "model": image.model,
@@ -353,9 +358,44 @@ class _Page:
             try:
                 found = corrections.save(stem, file, labels.labels, facts, asked.base)
             except ObjectExistsError as error:
-                there = _revision(corrections.find(stem), None)
+                there = revision_document(corrections.find(stem), None)
                 return _json({"detail": str(error), **there}, _CONFLICT)
-        return _json(_revision(found, _layer_of(workspace, image, found)) | {"set": corrections.title})
+        return _json(revision_document(found, saved_layer(workspace, image, found)) | {"set": corrections.title})
+
+    # Teaching
+
+    def teach_state(self, request: "fastapi.Request") -> "fastapi.Response":
+        self._workspace(request)
+        return _json(self._teaching.document())
+
+    def teach(self, request: "fastapi.Request", asked: _Teach) -> "fastapi.Response":
+        """Begin to import a set, and to train from it on the cluster."""
+        self._workspace(request)
+        self._teaching.start(asked.set, asked.dataset, str(self._service.model))
+        return _json(self._teaching.document())
+
+    def newest_run(self, request: "fastapi.Request", model: str) -> "fastapi.Response":
+        self._workspace(request)
+        return _json({"run": self._teaching.newest(model)})
+
+    def run(self, request: "fastapi.Request", run: str) -> "fastapi.Response":
+        self._workspace(request)
+        return _json({"run": self._teaching.run(run)})
+
+    def other_version(self, request: "fastapi.Request", name: str, asked: _OtherVersion) -> "fastapi.Response":
+        """Make a layer of what a version in the bucket finds in an image; answer with how it differs."""
+        workspace, image = self._image(request, name)
+        model = self._version(asked.model)
+        layer = self._workspaces.in_turn(lambda: version_layer(workspace, image, model))
+        return _json({"model": str(model), "layer": layer, **compared_layers(image, layer, asked.corrected)})
+
+    def _version(self, text: str) -> Model:
+        """Return a version in the project's bucket; the last one is kept. Raises `UriError`, `ModelError`."""
+        reference = parse_reference(text, "model")
+        if self._other is None or str(self._other) != str(reference):
+            pulled = pull_cached(self._project(), reference)
+            self._other = load_pulled(pulled, PredictionOptions(engine=self._service.model.options.engine))
+        return self._other
 
     # The bucket
 
@@ -373,9 +413,10 @@ class _Page:
         for key in asked.keys:
             if not is_image(key):
                 raise UsageError(f"Expected the key of an image; found {key!r}.")
+            there = bucket.find(key)
+            self._check_size(there.size if there else 0)
             folder, file = workspace.new_file(key)
             bucket.download(key, file)
-            workspace.spend(file.stat().st_size)
             added.append(workspace.add(key, folder, file))
             self._workspaces.start(workspace, added[-1])
         return _json([image.document() for image in added])
@@ -385,42 +426,6 @@ class _Page:
         if bucket is None:
             raise UsageError("Expected a bucket; none is configured. Set NUCLEUS_BUCKET, and start the service again.")
         return bucket
-
-
-def _edited(
-    workspace: Workspace, image: PageImage, asked: _Edited, folder: Path, *, measured: bool = True
-) -> tuple[AssembledLabels, list[dict[str, Any]]]:
-    """Return labels and rows of a layer with changes, without nuclei that are hidden; new rows only if `measured`."""
-    layer = image.layer(asked.layer)
-    hidden = set(asked.hidden)
-    changes = Changes(
-        removed=tuple({*asked.changes.removed, *hidden} - {shape.label for shape in asked.changes.shapes}),
-        shapes=tuple(shape for shape in asked.changes.shapes if shape.label not in hidden),
-    )
-    there = set(np.unique(layer.labels).tolist()) if hidden else set()
-    if hidden:
-        changes = changes.model_copy(update={"removed": tuple(label for label in changes.removed if label in there)})
-
-    def row_of(shape: NucleusShape) -> dict[str, Any]:
-        return workspace.measure(image, shape) if measured else {"label": shape.label}
-
-    return edited_nuclei(layer.labels, layer.rows, changes, row_of, folder)
-
-
-def _layer_of(workspace: Workspace, image: PageImage, saved: Saved) -> str:
-    """Return the name of the layer of a saved revision, which is made if there is none yet."""
-    name = f"saved-{saved.revision.labels_sha256[:20]}"
-    if not image.layer_folder(name).is_dir():
-        edited = workspace.opened(image).edited
-        labels = saved.labels
-        new_layer(image.layer_folder(name), edited.frame, labels, measure_labels(edited, labels))
-    return name
-
-
-def _revision(saved: Saved | None, layer: str | None) -> dict[str, Any]:
-    if saved is None:
-        return {"saved": None}
-    return {"saved": {**saved.revision.model_dump(), "tag": saved.tag, "layer": layer}}
 
 
 def _json(content: Any, status: int = 200) -> "fastapi.Response":

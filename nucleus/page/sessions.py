@@ -5,6 +5,7 @@ A workspace is found by a random token that only its browser has, and is removed
 
 import secrets
 import shutil
+import tarfile
 import tempfile
 import threading
 import time
@@ -17,20 +18,24 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from nucleus.data.images import IMAGE_SUFFIXES
-from nucleus.errors import NucleusError, UsageError
+from nucleus.data.slides import SLIDE_SUFFIXES
+from nucleus.data.zarr_store import is_zarr
+from nucleus.errors import ImageError, NucleusError, UsageError
 from nucleus.page.display import default_views, thumbnail
-from nucleus.page.editing import measure_shape
-from nucleus.page.layers import LayerWriter, NucleusShape
-from nucleus.page.page_images import FOUND, ImageOptions, OpenedImage, PageImage, Status, opened_image, shown_name
+from nucleus.page.editing import EditedImage, measure_shape
+from nucleus.page.layers import FOUND, Layer, LayerWriter, NucleusShape
+from nucleus.page.page_images import ImageOptions, OpenedImage, PageImage, Status, opened_image, shown_name
 from nucleus.predict.blocks import assembled_labels
 from nucleus.predict.measurement import NucleiSummary, frame_of, image_row, measure_blocks
 from nucleus.predict.model import Model
 from nucleus.storage.files import sha256_of
 from nucleus.text import first_line
 
-__all__ = ["PageLimits", "Workspace", "Workspaces"]
+__all__ = ["PageLimits", "Workspace", "Workspaces", "write_found"]
 
 _THUMBNAIL_SIDE = 360
+_SUFFIXES = {*IMAGE_SUFFIXES, *SLIDE_SUFFIXES}
+_MOST_PARTS = 100_000
 _KEPT_OPEN = 6
 _KEPT_MEASURES = 5000
 _TOKEN_BYTES = 24
@@ -72,7 +77,6 @@ class Workspace:
         self.images: dict[str, PageImage] = {}
         self.used = time.monotonic()
         self._model = model
-        self._bytes = 0
         self._lock = threading.RLock()
         self._opened: OrderedDict[tuple[str, int], OpenedImage] = OrderedDict()
         self._measured: OrderedDict[tuple[str, int, NucleusShape], dict[str, Any]] = OrderedDict()
@@ -91,20 +95,26 @@ class Workspace:
         suffix = PurePosixPath(name).suffix.lower()
         folder = self.folder / secrets.token_hex(_ID_BYTES)
         folder.mkdir()
-        return folder, folder / f"image{suffix if suffix in IMAGE_SUFFIXES else ''}"
+        return folder, folder / f"image{suffix if suffix in _SUFFIXES else ''}"
 
-    def spend(self, size: int) -> None:
-        """Count bytes of images. Raises `UsageError` if there are too many."""
-        with self._lock:
-            if self._bytes + size > self.limits.workspace_bytes:
-                raise UsageError(
-                    f"Expected images of at most {self.limits.workspace_bytes >> 20:,} MiB together; remove some."
-                )
-            self._bytes += size
+    def _check_room(self, size: int) -> None:
+        if sum(image.size for image in list(self.images.values())) + size > self.limits.workspace_bytes:
+            raise UsageError(
+                f"Expected images of at most {self.limits.workspace_bytes >> 20:,} MiB together; remove some."
+            )
 
     def add(self, name: str, folder: Path, file: Path) -> PageImage:
-        """Add an image whose file is complete."""
-        image = PageImage(folder.name, shown_name(name), folder, file, sha256_of(file))
+        """Add an image whose file is complete; that of OME-Zarr is an archive (tar) of its folder.
+
+        Raises:
+            ImageError: It is no such archive.
+            UsageError: All images together are too large.
+        """
+        size, sha256 = file.stat().st_size, sha256_of(file)
+        self._check_room(size)
+        if is_zarr(name):
+            file = _unpacked(file, folder / "image.ome.zarr")
+        image = PageImage(folder.name, shown_name(name), folder, file, sha256, size)
         with self._lock:
             self.images[image.id] = image
         return image
@@ -113,7 +123,6 @@ class Workspace:
         """Remove an image with its files."""
         with self._lock:
             self.images.pop(image.id, None)
-            self._bytes -= image.file.stat().st_size if image.file.exists() else 0
         shutil.rmtree(image.folder, ignore_errors=True)
 
     def segment(self, image: PageImage) -> None:
@@ -136,21 +145,15 @@ class Workspace:
         return message.replace(str(image.file), image.name).replace(str(self.folder), "")
 
     def _segment(self, image: PageImage, version: int) -> Status:
-        opened = self.opened(image)
+        opened, into = self.opened(image), image.folder / f"{version}-{FOUND}"
         scaled, model = opened.edited.scaled, opened.edited.model
-        frame, summary, writer = frame_of(scaled.source), NucleiSummary(), LayerWriter()
-        (blocks,) = model.segment_blocks([scaled])
-        with assembled_labels(frame.shape, image.folder) as labels:
-            for part in measure_blocks(frame, blocks, labels):
-                summary.add(part.rows)
-                writer.add(part)
-            if image.version != version:
-                return "waiting"
-            writer.write(image.layer_folder(FOUND), labels.labels)
-            image.summary = image_row(frame, summary, labels.pixels, scaled, model.doubt(summary))
-            image.model = str(model)
-            views = default_views(opened.pyramid, stored=opened.stored)
-            picture = thumbnail(opened.pyramid, views, labels.labels, _THUMBNAIL_SIDE)
+        summary, pixels = write_found(opened.edited, image.folder, into)
+        if image.version != version:
+            return "waiting"
+        image.summary = image_row(frame_of(scaled.source), summary, pixels, scaled, model.doubt(summary))
+        image.model = str(model)
+        views = default_views(opened.pyramid, stored=opened.stored)
+        picture = thumbnail(opened.pyramid, views, Layer(into).labels, _THUMBNAIL_SIDE)
         (image.folder / "thumbnail.png").write_bytes(picture)
         return "done"
 
@@ -190,6 +193,44 @@ class Workspace:
         self.images.clear()
         self._opened.clear()
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _unpacked(archive: Path, folder: Path) -> Path:
+    """Unpack the files of a folder, and remove the archive; return the folder.
+
+    Raises:
+        ImageError: It is no archive of files below a folder, or of too many.
+    """
+    try:
+        with tarfile.open(archive, "r:") as opened:
+            members = [member for member in opened if member.isfile() and not member.issparse()]
+            if len(members) > _MOST_PARTS:
+                raise ImageError(f"Expected at most {_MOST_PARTS:,} files in a Zarr; found more. Use nucleus predict.")
+            opened.extractall(folder, members, filter="data")
+    except (tarfile.TarError, OSError, ValueError) as error:
+        raise ImageError(
+            "Expected the files of a Zarr folder; they cannot be unpacked. Drop the folder again."
+        ) from error
+    archive.unlink()
+    return folder
+
+
+def write_found(edited: EditedImage, folder: Path, into: Path) -> tuple[NucleiSummary, int]:
+    """Segment an image, and write what is found as a layer; return its summary, and how many pixels are in nuclei.
+
+    Args:
+        edited: The image with its model.
+        folder: Folder for a temporary file, if the image is large.
+        into: Folder of the layer.
+    """
+    frame, summary, writer = frame_of(edited.scaled.source), NucleiSummary(), LayerWriter()
+    (blocks,) = edited.model.segment_blocks([edited.scaled])
+    with assembled_labels(frame.shape, folder) as labels:
+        for part in measure_blocks(frame, blocks, labels):
+            summary.add(part.rows)
+            writer.add(part)
+        writer.write(into, labels.labels)
+        return summary, labels.pixels
 
 
 class Workspaces:
@@ -245,6 +286,10 @@ class Workspaces:
     def start(self, workspace: Workspace, image: PageImage) -> None:
         """Segment an image as soon as those before it are done."""
         self._executor.submit(workspace.segment, image)
+
+    def in_turn(self, work: Callable[[], str]) -> str:
+        """Return the result of work that segments an image, after those before it are done."""
+        return self._executor.submit(work).result()
 
     def close(self) -> None:
         """Remove all files."""

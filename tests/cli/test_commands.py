@@ -83,7 +83,7 @@ CONTRACT = {
         *("--series", "--expand", "--into-image", "--label-name"),
     },
     "serve": {
-        *("--model", "--engine", "--host", "--port", "--token-file", "--images", "--corrections", "--ray"),
+        *("--model", "--engine", "--host", "--port", "--token-file", "--images", "--corrections", "--recipe", "--ray"),
         *("--max-bytes", "--max-pixels", "--max-seconds", "--max-requests"),
     },
 }

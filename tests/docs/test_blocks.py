@@ -18,6 +18,8 @@ from tests.docs.blocks import DOCUMENTS, ROOT, Block, Reader, blocks_of
 
 ON_A_CLUSTER = ["docs/tutorial.md"]
 WITH_A_SERVICE = ["docs/service.md"]
+WITH_THE_PAGE = ["docs/teach.md"]
+"""Followed by `tests/page/test_whole_loop.py`, after a browser has done its part."""
 IN_A_COPY_OF_THE_TREE = ["docs/distributed.md", "docs/extending.md"]
 
 RUNNABLE = {"sh", "python", "diff"}
@@ -40,7 +42,7 @@ def test_every_block_is_run_or_says_why_not(block: Block) -> None:
         assert is_usage or not commands, f"{block} holds commands: name its language, and mark it"
     if block.kind == "run":
         assert block.language in RUNNABLE
-        followed = {*ON_A_CLUSTER, *WITH_A_SERVICE, *IN_A_COPY_OF_THE_TREE}
+        followed = {*ON_A_CLUSTER, *WITH_A_SERVICE, *WITH_THE_PAGE, *IN_A_COPY_OF_THE_TREE}
         assert block.document in followed, f"no test follows {block.document}"
     if block.kind == "not run":
         assert len((block.value or "").split()) >= 3, f"{block} gives no reason"

@@ -3,23 +3,28 @@
 import base64
 import csv
 import os
+import re
 import threading
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, BrowserContext, Page, Route
+from playwright.sync_api import APIResponse, Browser, BrowserContext, Page, Route
 
 import nucleus
+from nucleus.data.images import encode_png
 from nucleus.data.intake import read_source
+from nucleus.data.synthetic import generated_image
 from nucleus.page.corrections import BucketPlace, CorrectionSet
 from nucleus.progress import no_progress
 from nucleus.storage.bucket import Bucket
 from nucleus.storage.local_server import RunningStore
 from nucleus.storage.uri import S3Uri
 from tests.faults.proxy import Fault, Request, proxied
-from tests.page.conftest import RunningPage, running_page
+from tests.page.conftest import RunningPage, published_run, running_page
+from tests.zarr_files import write_image
 
 _WIDE = {"width": 1280, "height": 800}
 _FEW_SECONDS = 30_000
@@ -60,20 +65,28 @@ class Person:
     def __exit__(self, *_: object) -> None:
         self.context.close()
 
-    def drop(self, image: Path) -> int:
-        """Drop an image on the page; return its count."""
-        make = """([name, data]) => { const dropped = new DataTransfer();
-            const bytes = Uint8Array.from(atob(data), (letter) => letter.charCodeAt(0));
-            dropped.items.add(new File([bytes], name)); return dropped; }"""
-        data = [image.name, base64.b64encode(image.read_bytes()).decode()]
+    def drop(self, *images: Path) -> int:
+        """Drop images on the page; return the count of the first when all are done."""
+        make = """(files) => { const dropped = new DataTransfer();
+            for (const [name, data] of files) {
+                const bytes = Uint8Array.from(atob(data), (letter) => letter.charCodeAt(0));
+                dropped.items.add(new File([bytes], name));
+            } return dropped; }"""
+        data = [[image.name, base64.b64encode(image.read_bytes()).decode()] for image in images]
         self.page.dispatch_event("#drop", "drop", {"dataTransfer": self.page.evaluate_handle(make, data)})
-        self.page.wait_for_selector("#images li a")
+        for place in range(1, len(images) + 1):
+            self.page.wait_for_selector(f"#images li:nth-child({place}) a")
         return int(self.page.text_content("#images li strong") or "")
 
     def open(self) -> None:
         """Open the image."""
         self.page.click("#images li a")
         self.page.wait_for_selector("#table tbody button")
+
+    @property
+    def pending(self) -> str:
+        """What the page says of changes."""
+        return self.page.text_content("#changes") or ""
 
     @property
     def count(self) -> int:
@@ -189,6 +202,97 @@ def test_two_people_correct_one_image(browser: Browser, service: RunningPage, pa
         assert bob.save("both").startswith("Saved: revision 2 by Bob")
 
 
+@dataclass
+class Held:
+    """Answers of the service that do not reach the page until they are let go."""
+
+    page: Page
+    pattern: str
+    waiting: list[tuple[Route, APIResponse]] = field(default_factory=list)
+
+    def __enter__(self) -> "Held":
+        self.page.route(self.pattern, self._hold)
+        return self
+
+    def _hold(self, route: Route) -> None:
+        self.waiting.append((route, route.fetch()))
+
+    def __exit__(self, *_: object) -> None:
+        while not self.waiting:
+            self.page.wait_for_timeout(20)
+        for route, answer in self.waiting:
+            route.fulfill(response=answer)
+        self.page.unroute(self.pattern)
+
+
+def test_a_change_while_the_image_switches_stays_with_its_image(
+    browser: Browser, service: RunningPage, page_image: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "cells two.png"
+    other.write_bytes(encode_png(generated_image(1, 192, 256)[0]))
+    with Person(browser, service.address) as person:
+        page = person.page
+        person.drop(page_image, other)
+        person.open()
+        first = person.count
+        with Held(page, "**/measure"):  # the measurement of a nucleus of the first image comes when the second is open
+            person.choose(1)
+            person.press("Delete", "0")
+            person.paint()
+            painted = person.count
+            with Held(page, "**/layers/found/outlines"):
+                page.click("#following")
+                page.wait_for_selector("#status:text-is('Opening …')")
+                page.focus("#canvas")
+                person.press("Delete", "b", "Space", "Space", "n", "Delete", "Control+z")
+                page.mouse.click(500, 400)
+                page.click("#delete")
+            page.wait_for_selector("#table tbody button")
+            second = person.count
+        assert person.pending == "No changes that are not saved."
+
+        with Held(page, "**/corrections/switch"):  # the answer to a save comes when another image is open
+            page.click("#previous")
+            page.wait_for_selector("#changes:text-matches('Not saved yet')", state="attached")
+            assert (person.count, person.pending) == (
+                painted,
+                f"Not saved yet: 1 removed, {painted - first + 1} added.",
+            )
+            page.click("#tab-save")
+            page.fill("#set", "switch")
+            page.fill("#who", "Ada")
+            page.click("#save-button")
+            page.focus("#canvas")
+            person.press("Escape", "n", "Delete")  # while it is saved
+            page.click("#following")
+            page.wait_for_selector("#table tbody button", state="attached")
+        page.wait_for_selector("#status:text-matches('cells one.png: Saved: revision 1')")
+        assert (person.count, person.pending) == (second, "No changes that are not saved.")
+        page.click("#previous")
+        page.wait_for_selector("#saved:text-matches('^Saved: revision 1')")
+        assert (person.count, person.pending) == (painted - 1, "Not saved yet: 1 removed.")
+        assert person.complaints == []
+
+
+def test_what_is_passed_over_is_said(browser: Browser, service: RunningPage, tmp_path: Path) -> None:
+    folder = tmp_path / "dropped"
+    write_image(folder / "a.ome.zarr", generated_image(0, 192, 256)[0][..., 0], 2, axes="yx")
+    for name in (".DS_Store", "notes.txt", ".hidden/b.png"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(b"x")
+    (folder / "c.png").write_bytes(b"no image")
+    with Person(browser, service.address) as person:
+        person.page.set_input_files("#folder", folder)
+        person.page.wait_for_selector("#images li a")
+        said = person.page.text_content("#notice") or ""
+        assert "1 file is no image by its name and was left out: dropped/notes.txt." in said
+        assert "2 hidden files were left out" in said
+        person.page.wait_for_selector("#images li:has-text('Expected')")
+        assert int(person.page.text_content("#images li:has(a) strong") or "") > 3
+        person.open()
+        assert person.complaints == []
+
+
 def test_sessions_do_not_see_each_other(browser: Browser, service: RunningPage, page_image: Path) -> None:
     with Person(browser, service.address) as ada, Person(browser, service.address) as bob:
         ada.drop(page_image)
@@ -216,11 +320,53 @@ def test_axe_finds_nothing_and_it_fits(
         person.drop(page_image)
         check("images")
         person.open()
-        for tab in ("nuclei", "view", "save", "download"):
+        for tab in ("nuclei", "view", "save", "teach", "download"):
             page.click(f"#tab-{tab}")
             check(tab)
         page.click("#help")
         check("keys")
+
+
+def test_a_run_and_its_version_beside_the_old_one(
+    browser: Browser, bucket: Bucket, page_image: Path, tmp_path: Path
+) -> None:
+    published_run(bucket, "cells-run", tmp_path / "model", min_area=250)
+    bucket.put("wells/cells one.png", page_image)
+    with (
+        running_page(environment={**os.environ, "NUCLEUS_BUCKET": str(bucket.uri)}) as running,
+        Person(browser, running.address) as person,
+    ):
+        page = person.page
+        page.goto(f"{running.address}/#/bucket/wells/cells%20one.png")  # as a link of a report
+        page.wait_for_selector("#table tbody button")
+        assert page.url.startswith(f"{running.address}/#/image/")
+        before = person.count
+        person.choose(1)
+        person.press("Delete")
+        assert person.save("first").startswith("Saved: revision 1")
+        page.click("#tab-teach")
+        page.wait_for_selector("#run-state:text-is('Published as cells@1, after 80 epochs.')")
+        assert "epoch 80: loss 0.712, validation mAP 0.607" in (page.get_attribute("#curve", "aria-label") or "")
+        assert (page.text_content("#run-gate") or "").startswith("production moved to version 1")
+        assert page.text_content("#follow-command") == "nucleus serve --model cells@production"
+        assert not page.is_visible("#teach-start")  # no cluster is configured
+        page.click("#compare")
+        page.wait_for_selector("#difference")
+        lines = page.locator("#comparison-text li").all_text_contents()
+        found = [int(number) for number in re.findall(r"(?<![\w@.])\d+(?![\w@])", " ".join(lines))]
+        old, new, same, gone, fresh, saved, saved_before, saved_after = found
+        assert (old, saved, saved_before) == (before, before - 1, before - 1)
+        assert same + gone == old
+        assert same + fresh == new >= saved_after
+        assert 0 < gone < before
+        page.click("#difference")
+        assert page.text_content("#status") == f"Difference 1 of {gone + fresh}: no longer found"
+        for shown in ("before", "after", "both"):
+            page.check(f"input[value={shown}]")
+        assert not Axe().run(page).response["violations"]
+        page.goto(f"{running.address}/#/bucket/wells/none.png")
+        page.wait_for_selector("#notice:text-matches('wells/none.png')")
+        assert [each for each in person.complaints if "404" not in each] == []
 
 
 def test_a_service_that_is_killed_while_it_saves_leaves_nothing_half_written(

@@ -6,10 +6,14 @@ import { colours, drawHistogram, extent, shownNumber, Table, title } from "./mea
 import { inPixels, Nuclei } from "./nuclei.js";
 import { Saving } from "./saving.js";
 import { server, unpacked } from "./server.js";
+import { Teaching } from "./teach.js";
 import { Tools } from "./tools.js";
 import { Viewer } from "./viewer.js";
 
-/** @typedef {import("./tools.js").ToolName} ToolName */
+/**
+ * @typedef {import("./tools.js").ToolName} ToolName
+ * @typedef {import("./server.js").ImageInfo} ImageInfo
+ */
 
 /** @type {[ToolName, string, string, string][]} name, text, key, path of the icon */
 const TOOLS = [
@@ -32,6 +36,8 @@ const DOWNLOADS = /** @type {Record<string, [string, string]>} */ ({
   coco: ["Outlines, COCO", "JSON"], picture: ["Picture with outlines", "PNG"],
 });
 
+const MANY = 5000;
+
 export class Editor {
   /** @param {import("./server.js").Service} service @param {import("./gallery.js").Gallery} gallery */
   constructor(service, gallery) {
@@ -39,14 +45,17 @@ export class Editor {
     this.viewer = new Viewer(/** @type {HTMLCanvasElement} */ (element("canvas")));
     this.tools = new Tools(this.viewer, (said) => this.say(said));
     this.table = new Table(element("scroller"), /** @type {HTMLTableElement} */ (element("table")), (label, more) => this.choose(label, more));
-    this.saving = new Saving(service, this);
-    /** @type {import("./server.js").ImageInfo | null} */
+    this.saving = new Saving(this);
+    this.teaching = new Teaching(service, this);
+    /** @type {ImageInfo | null} the open image; it changes together with its nuclei */
     this.image = null;
     /** @type {Nuclei | null} */
     this.nuclei = null;
+    /** @type {string | null} the image that was asked for last */
+    this.wanted = null;
+    /** @type {Map<string, Nuclei>} whose changes are kept for an image, by its key */
+    this.owners = new Map();
     this.column = "area";
-    /** @type {{set: string, tag: string} | null} the saved revision that is corrected */
-    this.base = null;
     this.makeTools();
     this.makeTabs();
     this.makePanels();
@@ -60,83 +69,115 @@ export class Editor {
 
   // Opening
 
-  /** @param {string} id */
+  /** Open an image. Until it is there, none is open, so that no change can reach another one. @param {string} id */
   async open(id) {
-    if (this.image?.id === id && !this.gallery.busy) { this.viewer.resized(); return; }
+    const state = this.gallery.images.find((each) => each.id === id);
+    if (this.image?.id === id && this.image.version === state?.version) { this.wanted = id; this.viewer.resized(); return; }
+    const opening = (this.opening = {});
+    this.wanted = id;
+    this.close();
     this.say("Opening …");
-    this.image = await server.image(id);
-    this.base = null;
-    this.drawChannels();
-    this.viewer.setViews(this.views());
-    this.drawOptions();
-    const nuclei = await this.loaded("found");
-    this.say("");
-    await this.restore(nuclei);
+    try {
+      const image = await server.image(id), found = await this.loaded(image, "found"), draft = await this.draft(image);
+      if (this.opening !== opening) return; // another image was asked for meanwhile
+      this.show(image, draft?.nuclei ?? found, draft?.edits ?? [], draft?.said ?? "");
+    } catch (error) {
+      if (this.opening !== opening) return;
+      this.say("");
+      throw error;
+    }
     await this.saving.opened();
   }
 
-  /** Nuclei of a layer. @param {string} layer */
-  async loaded(layer) {
-    const image = /** @type {import("./server.js").ImageInfo} */ (this.image);
+  /** No image is open. */
+  close() {
+    this.image = this.nuclei = null;
+    this.tools.cancel();
+    this.viewer.close();
+    this.table.clear();
+    element("count").textContent = "…";
+    element("count-more").textContent = element("saved").textContent = element("changes").textContent = "";
+    element("conflict").hidden = true;
+  }
+
+  /** @param {ImageInfo} image @param {Nuclei} nuclei @param {import("./nuclei.js").Edit[]} edits @param {string} said */
+  show(image, nuclei, edits, said) {
+    this.drawChannels(image);
+    this.viewer.setViews(this.views());
+    this.drawOptions(image);
+    this.take(image, nuclei);
+    if (edits.length) nuclei.restore(edits);
+    this.say(said);
+    void this.measure(image, nuclei, nuclei.unmeasured);
+  }
+
+  /** Nuclei of a layer. @param {ImageInfo} image @param {string} layer */
+  async loaded(image, layer) {
     const [outlines, columns] = await Promise.all([server.outlines(image.id, layer), server.rows(image.id, layer)]);
     return new Nuclei(unpacked(outlines), columns, layer);
   }
 
-  /** Edits that were kept in this browser. @param {Nuclei} nuclei */
-  async restore(nuclei) {
-    const image = /** @type {import("./server.js").ImageInfo} */ (this.image);
+  /** Edits that were kept in this browser, and the nuclei that they belong to if those were saved. @param {ImageInfo} image */
+  async draft(image) {
     const draft = await drafts.find(image.key).catch(() => undefined);
-    let chosen = nuclei;
-    if (draft?.base) {
-      const { saved } = await server.openSaved(image.id, draft.base.set);
-      if (saved?.tag === draft.base.tag && saved.layer) { chosen = await this.loaded(saved.layer); this.base = draft.base; }
+    if (!draft) return null;
+    const said = draft.edits.length ? `${plural(draft.edits.length, "change")} of an earlier visit, not saved yet` : "";
+    if (!draft.base) return { nuclei: null, edits: draft.edits, said };
+    const { saved } = await server.openSaved(image.id, draft.base.set);
+    if (saved?.tag === draft.base.tag && saved.layer) {
+      const nuclei = await this.loaded(image, saved.layer);
+      nuclei.saved = draft.base;
+      return { nuclei, edits: draft.edits, said };
     }
-    this.take(chosen);
-    if (draft?.edits.length && (!draft.base || this.base)) {
-      chosen.restore(draft.edits);
-      this.say(`${plural(draft.edits.length, "change")} of an earlier visit, not saved yet`);
-    } else if (draft?.edits.length) this.say("Changes of an earlier visit belong to a revision that was replaced since; they were not taken over.");
+    return { nuclei: null, edits: [], said: draft.edits.length ? "Changes of an earlier visit belong to a revision that was replaced since; they were not taken over." : "" };
   }
 
-  /** Show nuclei and listen to them. @param {Nuclei} nuclei */
-  take(nuclei) {
-    const image = /** @type {import("./server.js").ImageInfo} */ (this.image);
+  /** Show nuclei and listen to them. @param {ImageInfo} image @param {Nuclei} nuclei */
+  take(image, nuclei) {
     if (this.nuclei) nuclei.gates = this.nuclei.gates.filter(({ column }) => nuclei.measures.includes(column));
     nuclei.applyGates();
+    this.image = image;
     this.nuclei = nuclei;
+    this.owners.set(image.key, nuclei);
     this.viewer.open(image, nuclei);
-    nuclei.addEventListener("change", () => this.changed());
-    nuclei.addEventListener("select", () => this.selected());
-    nuclei.addEventListener("edit", () => void this.keep());
-    nuclei.addEventListener("change", (event) => void this.measure(nuclei, /** @type {CustomEvent} */ (event).detail));
+    nuclei.addEventListener("change", () => { if (this.nuclei === nuclei) this.changed(); });
+    nuclei.addEventListener("select", () => { if (this.nuclei === nuclei) this.selected(); });
+    nuclei.addEventListener("edit", () => { this.teaching.edited(nuclei); void this.keep(image, nuclei); });
+    nuclei.addEventListener("change", (event) => void this.measure(image, nuclei, /** @type {CustomEvent} */ (event).detail?.after ?? []));
     this.tools.use(this.tools.name);
     this.drawMeasures();
     this.changed();
+    this.teaching.opened();
   }
 
-  /** Keep the edits in this browser until they are saved. */
-  async keep() {
-    const { image, nuclei } = this;
-    if (!image || !nuclei) return;
+  /** Have nuclei go on from others whose image is not open. @param {ImageInfo} image @param {Nuclei} before @param {Nuclei} nuclei */
+  succeed(image, before, nuclei) {
+    if (this.owners.get(image.key) !== before) return false;
+    this.owners.set(image.key, nuclei);
+    return true;
+  }
+
+  /** Keep the edits in this browser until they are saved. @param {ImageInfo} image @param {Nuclei} nuclei */
+  async keep(image, nuclei) {
+    if (this.owners.get(image.key) !== nuclei) return; // the image was opened anew since
     const edits = nuclei.edits.slice(0, nuclei.done);
     try {
-      if (edits.length) await drafts.keep({ key: image.key, base: this.base, labels: nuclei.layer, edits, when: Date.now() });
+      if (edits.length || nuclei.saved) await drafts.keep({ key: image.key, base: nuclei.saved, labels: nuclei.layer, edits, when: Date.now() });
       else await drafts.drop(image.key);
     } catch (error) {
-      this.say(`This browser cannot keep the changes (${/** @type {Error} */ (error).message}): save them before you leave.`);
+      this.say(`This browser cannot keep the changes of ${image.name} (${/** @type {Error} */ (error).message}): save them before you leave.`);
     }
   }
 
-  /** Have the server measure nuclei that were changed. @param {Nuclei} nuclei @param {import("./nuclei.js").Edit | null} edit */
-  async measure(nuclei, edit) {
-    const image = /** @type {import("./server.js").ImageInfo} */ (this.image);
-    for (const { label, rings } of edit?.after ?? []) {
+  /** Have the server measure nuclei that were changed. @param {ImageInfo} image @param {Nuclei} nuclei @param {import("./nuclei.js").Step[]} steps */
+  async measure(image, nuclei, steps) {
+    for (const { label, rings } of steps) {
       if (!rings) continue;
       try {
         const found = await server.measure(image.id, { label, rings: inPixels(rings) });
         nuclei.measured(label, rings, found.rings.map((ring) => ring.map((value) => Math.round(2 * value))), found.row);
       } catch (error) {
-        this.say(`Nucleus ${label}: ${/** @type {Error} */ (error).message}`);
+        if (this.nuclei === nuclei) this.say(`Nucleus ${label}: ${/** @type {Error} */ (error).message}`);
       }
     }
   }
@@ -153,10 +194,19 @@ export class Editor {
     /** @type {HTMLButtonElement} */ (element("redo")).disabled = nuclei.done === nuclei.edits.length;
     element("warning").textContent = this.image?.warning ?? "";
     element("warning").hidden = !this.image?.warning;
+    this.saving.drawChanges();
+    clearTimeout(this.drawing);
+    if (nuclei.all.size < MANY) this.drawAll(nuclei);
+    else this.drawing = setTimeout(() => this.drawAll(nuclei), 150); // not between the strokes of a person
+  }
+
+  /** What takes its time with many nuclei: the table, the histogram and the colours. @param {Nuclei} nuclei */
+  drawAll(nuclei) {
+    if (this.nuclei !== nuclei) return; // another image was opened meanwhile
     this.viewer.colourOf = this.checked("colour") ? colours(nuclei, this.column) : null;
     this.table.show(nuclei);
     this.drawGate();
-    this.saving.drawChanges();
+    this.viewer.paint();
   }
 
   drawMeasures() {
@@ -185,7 +235,9 @@ export class Editor {
   }
 
   setGate() {
-    const nuclei = /** @type {Nuclei} */ (this.nuclei), [low, high] = ["gate-low", "gate-high"].map((id) => /** @type {HTMLInputElement} */ (element(id)).value);
+    const { nuclei } = this;
+    if (!nuclei) return;
+    const [low, high] = ["gate-low", "gate-high"].map((id) => /** @type {HTMLInputElement} */ (element(id)).value);
     const gates = nuclei.gates.filter(({ column }) => column !== this.column);
     if (low !== "" || high !== "") gates.push({ column: this.column, low: low === "" ? -Infinity : Number(low), high: high === "" ? Infinity : Number(high) });
     nuclei.setGates(gates);
@@ -193,7 +245,8 @@ export class Editor {
 
   /** @param {number} label @param {boolean} more */
   choose(label, more) {
-    const nuclei = /** @type {Nuclei} */ (this.nuclei);
+    const { nuclei } = this;
+    if (!nuclei) return;
     nuclei.select(more ? [...nuclei.selected, label] : [label]);
     this.viewer.reveal(/** @type {import("./nuclei.js").Nucleus} */ (nuclei.all.get(label)).box);
   }
@@ -215,8 +268,8 @@ export class Editor {
       .map(({ i, low, high, colour }) => `${i}:${low}:${high}:${colour.slice(1)}`).join(",") || "0:0:1e30:000000";
   }
 
-  drawChannels() {
-    const image = /** @type {import("./server.js").ImageInfo} */ (this.image);
+  /** @param {ImageInfo} image */
+  drawChannels(image) {
     this.channels = image.channels.map((channel) => ({ ...channel, on: true }));
     const together = image.channels.length === 3 && !image.choose;
     element("channels").replaceChildren(...this.channels.map((channel, i) => this.channel(channel, i, together)));
@@ -271,9 +324,9 @@ export class Editor {
     return input;
   }
 
-  /** The form of how the image is segmented. */
-  drawOptions() {
-    const image = /** @type {import("./server.js").ImageInfo} */ (this.image), form = element("again"), { options } = image;
+  /** The form of how the image is segmented. @param {ImageInfo} image */
+  drawOptions(image) {
+    const form = element("again"), { options } = image;
     /** @type {[string, string, HTMLElement][]} */
     const fields = [];
     const number = (/** @type {string} */ name, /** @type {string} */ placeholder) => {
@@ -300,16 +353,19 @@ export class Editor {
 
   /** @param {HTMLFormElement} form */
   async again(form) {
-    const image = /** @type {import("./server.js").ImageInfo} */ (this.image), options = /** @type {Record<string, any>} */ ({});
+    const { image, nuclei } = this, options = /** @type {Record<string, any>} */ ({});
+    if (!image || !nuclei) return;
     for (const [name, value] of new FormData(form)) if (value !== "") options[name] = Number.isNaN(Number(value)) ? value : Number(value);
+    const changes = nuclei.done;
     try {
       this.say("Finding nuclei …");
       await server.segment(image.id, options);
       await this.gallery.poll();
       const state = this.gallery.images.find(({ id }) => id === image.id);
       if (state?.status === "failed") throw new Error(state.message ?? "");
-      this.image = null;
+      if (this.wanted !== image.id) return; // another image was opened meanwhile
       await this.open(image.id);
+      if (changes && this.nuclei?.done !== changes) this.say(`Found again. ${plural(changes, "change")} that you had not saved belong to the nuclei of before; they come back with the same options as before.`);
     } catch (error) {
       this.say(/** @type {Error} */ (error).message);
     }
@@ -328,7 +384,8 @@ export class Editor {
 
   /** @param {string} what */
   async download(what) {
-    const image = /** @type {import("./server.js").ImageInfo} */ (this.image);
+    const { image } = this;
+    if (!image) return;
     try {
       const { blob, ending } = await server.download(image.id, what, this.edited(this.checked("download-hidden")));
       const link = document.createElement("a"), address = URL.createObjectURL(blob);
@@ -355,7 +412,7 @@ export class Editor {
     };
     for (const [name, shown, key, path] of TOOLS) button(`tool-${name}`, shown, key.toUpperCase(), path, () => this.use(name));
     bar.append(document.createElement("hr"));
-    button("delete", "Delete the selected nuclei", "Delete", "M4 6h12M8 6V4h4v2M6 6l1 10h6l1-10", () => this.tools.remove());
+    button("delete", "Delete the selected nuclei", "Delete", "M4 6h12M8 6V4h4v2M6 6l1 10h6l1-10", () => { if (this.nuclei) this.tools.remove(); });
     button("undo", "Undo", "Ctrl Z", "M8 5 4 9l4 4M4 9h7a4.500 4.500 0 0 1 0 9h-1", () => this.undo());
     button("redo", "Redo", "Ctrl Shift Z", "m12 5 4 4-4 4M16 9H9a4.500 4.500 0 0 0 0 9h1", () => this.redo());
     this.use("select");
@@ -379,7 +436,7 @@ export class Editor {
   }
 
   makeTabs() {
-    const names = [["nuclei", "Nuclei"], ["view", "View"], ["save", "Save"], ["download", "Download"]], list = element("tabs");
+    const names = [["nuclei", "Nuclei"], ["view", "View"], ["save", "Save"], ["teach", "Teach"], ["download", "Download"]], list = element("tabs");
     for (const [name, shown] of names) {
       const tab = document.createElement("button");
       Object.assign(tab, { type: "button", id: `tab-${name}`, textContent: shown, onclick: () => this.showTab(name) });
@@ -405,14 +462,15 @@ export class Editor {
       element(tab.id.replace("tab-", "panel-")).hidden = !chosen;
       if (chosen && focus) tab.focus();
     }
+    this.teaching.watch();
   }
 
   makePanels() {
     const on = (/** @type {string} */ id, /** @type {string} */ name, /** @type {() => void} */ act) => element(id).addEventListener(name, act);
-    on("measure", "change", () => { this.column = /** @type {HTMLSelectElement} */ (element("measure")).value; this.changed(); this.viewer.paint(); });
+    on("measure", "change", () => { if (!this.nuclei) return; this.column = /** @type {HTMLSelectElement} */ (element("measure")).value; this.changed(); this.viewer.paint(); });
     for (const id of ["gate-low", "gate-high"]) on(id, "input", () => this.setGate());
     on("gate-clear", "click", () => this.nuclei?.setGates([]));
-    on("colour", "change", () => { this.changed(); this.viewer.paint(); });
+    on("colour", "change", () => { if (this.nuclei) this.changed(); this.viewer.paint(); });
     for (const id of ["outlines", "filled"]) on(id, "change", () => this.restyle());
     on("zoom-in", "click", () => this.viewer.zoomBy(1.5));
     on("zoom-out", "click", () => this.viewer.zoomBy(1 / 1.5));
@@ -446,6 +504,7 @@ export class Editor {
     element("canvas").addEventListener("keydown", (event) => {
       const key = event.key.toLowerCase(), command = event.ctrlKey || event.metaKey;
       const tool = TOOLS.find(([, , each]) => each === key);
+      if (!this.nuclei && !["?", "pageup", "pagedown"].includes(key)) return; // it is being opened
       if (command && key === "z") { if (event.shiftKey) this.redo(); else this.undo(); }
       else if (command && key === "y") this.redo();
       else if (command) return;
@@ -465,7 +524,7 @@ export class Editor {
   /** Open the previous or next image. @param {1 | -1} step */
   step(step) {
     const done = this.gallery.images.filter(({ status }) => status === "done");
-    const place = done.findIndex(({ id }) => id === this.image?.id);
+    const place = done.findIndex(({ id }) => id === this.wanted);
     if (done.length > 1) location.hash = `#/image/${done[(place + step + done.length) % done.length].id}`;
   }
 }

@@ -1,12 +1,19 @@
 // The images of this session: dropping files and folders, choosing from the bucket, thumbnails with counts.
 
 import { server } from "./server.js";
+import { archive } from "./tar.js";
 
-/** @typedef {import("./server.js").ImageState} ImageState */
+/**
+ * @typedef {import("./server.js").ImageState} ImageState
+ * @typedef {{name: string, file: File}} Dropped
+ */
 
 const AT_ONCE = 2;
 const POLL = 600;
-const IMAGE = /\.(png|tiff?|jpe?g|bmp|webp|lsm|ome\.tiff?|btf|tf8)$/i;
+const IMAGE = /\.(png|tiff?|jpe?g|bmp|webp|lsm|btf|tf8|svs|ndpi|mrxs|dcm|scn|bif|svslide)$/i;
+const ZARR = /^(.*?\.zarr)\/(.+)$/i;
+const MOST_NAMED = 3;
+const SYSTEM = new Set(["__macosx", "@eadir", "$recycle.bin", "system volume information", "lost+found"]);
 
 /** @template {HTMLElement} T @param {string} id @returns {T} */
 export function element(id) {
@@ -23,10 +30,11 @@ export class Gallery extends EventTarget {
     this.images = [];
     /** @type {Map<string, {item: HTMLLIElement, shown: string}>} */
     this.items = new Map();
-    /** @type {{name: string, file: File}[]} */
+    /** @type {{name: string, size: number, body: () => Promise<Blob>, type: string}[]} */
     this.queue = [];
+    /** @type {string[]} what was passed over of the last drop, and what failed since */
+    this.remarks = [];
     this.sending = 0;
-    this.total = 0;
     this.polling = false;
     this.prefix = "";
     this.listen();
@@ -57,31 +65,54 @@ export class Gallery extends EventTarget {
   /** @param {DataTransfer | null} data */
   async dropped(data) {
     const entries = [...(data?.items ?? [])].map((item) => item.webkitGetAsEntry?.()).filter((entry) => entry !== null && entry !== undefined);
-    const files = entries.length ? (await Promise.all(entries.map(filesIn))).flat() : [...(data?.files ?? [])].map((file) => ({ name: file.name, file }));
-    this.add(files);
+    try {
+      const files = entries.length ? (await Promise.all(entries.map(filesIn))).flat() : [...(data?.files ?? [])].map((file) => ({ name: file.name, file }));
+      this.add(files);
+    } catch (error) {
+      this.notify(`What was dropped cannot be read (${/** @type {Error} */ (error).message}). Was it moved or renamed? Drop it again.`);
+    }
   }
 
-  /** @param {{name: string, file: File}[]} files */
+  /** @param {Dropped[]} files */
   add(files) {
-    const visible = files.filter(({ name }) => !name.split("/").some((part) => part.startsWith(".")));
-    const images = visible.length > 1 ? visible.filter(({ name }) => IMAGE.test(name)) : visible;
-    const others = visible.length - images.length;
-    this.notify(others ? `${others} of ${visible.length} files are no images by their names, and were left out.` : "");
+    /** @type {Map<string, Dropped[]>} */
+    const folders = new Map(), /** @type {Dropped[]} */ plain = [];
+    for (const each of files) {
+      const zarr = ZARR.exec(each.name)?.[1];
+      if (!zarr) plain.push(each);
+      else if (folders.has(zarr)) folders.get(zarr)?.push(each);
+      else folders.set(zarr, [each]);
+    }
+    const hidden = plain.filter(({ name }) => isHidden(name)), visible = plain.filter((each) => !hidden.includes(each));
+    const images = plain.length + folders.size > 1 ? visible.filter(({ name }) => IMAGE.test(name)) : visible, others = visible.filter((each) => !images.includes(each));
+    this.remarks = [];
+    if (!files.length) this.remarks.push("There is no file in what was dropped.");
+    if (others.length) this.remarks.push(`${plural(others.length, "file is no image by its name and was", "files are no images by their names and were")} left out: ${named(others)}.`);
+    if (hidden.length) this.remarks.push(`${plural(hidden.length, "hidden file was", "hidden files were")} left out (a name begins with a dot, or it is a folder of the system): ${named(hidden)}.`);
+    this.remark();
     if (location.hash.startsWith("#/image")) location.hash = "#/";
-    this.queue.push(...images.sort((a, b) => a.name.localeCompare(b.name, "en", { numeric: true })));
-    this.total = this.queue.length + this.sending;
+    const queued = images.map(({ name, file }) => ({ name, size: file.size, body: async () => /** @type {Blob} */ (file), type: "application/octet-stream" }));
+    for (const [name, parts] of folders) queued.push({ name, size: parts.reduce((sum, { file }) => sum + file.size, 0), body: () => archive(parts.map((part) => ({ ...part, name: part.name.slice(name.length + 1) }))), type: "application/x-tar" });
+    this.queue.push(...queued.sort((a, b) => a.name.localeCompare(b.name, "en", { numeric: true })));
     while (this.sending < AT_ONCE && this.queue.length) void this.send();
     this.draw();
+  }
+
+  /** Show what was passed over, and what failed. */
+  remark() {
+    this.notify(this.remarks.length > 2 * MOST_NAMED ? [...this.remarks.slice(0, 2 * MOST_NAMED), `And ${this.remarks.length - 2 * MOST_NAMED} more.`].join("\n") : this.remarks.join("\n"));
   }
 
   async send() {
     this.sending++;
     for (let next = this.queue.shift(); next; next = this.queue.shift()) {
       try {
-        if (next.file.size > this.service.image_bytes) throw new Error(`${next.name} has more than ${Math.round(this.service.image_bytes / 2 ** 20)} MiB. Use nucleus predict for it.`);
-        this.images = ordered([...this.images, await server.upload(next.name, next.file)]);
+        if (next.size > this.service.image_bytes) throw new Error(`it has more than ${Math.round(this.service.image_bytes / 2 ** 20)} MiB. Use nucleus predict for it, or start the service with a larger --max-bytes.`);
+        const added = await server.upload(next.name, await next.body(), next.type);
+        this.images = ordered([...this.images.filter(({ id }) => id !== added.id), added]);
       } catch (error) {
-        this.notify(`${next.name}: ${/** @type {Error} */ (error).message}`);
+        this.remarks.push(`${next.name} was not taken: ${/** @type {Error} */ (error).message}`);
+        this.remark();
       }
       this.draw();
       void this.poll();
@@ -90,21 +121,22 @@ export class Gallery extends EventTarget {
     this.draw();
   }
 
-  /** Ask how far the images are until all are done. */
-  async poll() {
-    if (this.polling) return;
-    this.polling = true;
+  /** Ask how far the images are until all are done, or one of them. @param {string} [one] */
+  async poll(one) {
+    const waits = (/** @type {ImageState} */ { id, status }) => (one === undefined || id === one) && (status === "waiting" || status === "working");
+    if (this.polling && one === undefined) return;
+    if (one === undefined) this.polling = true;
     try {
       do {
         this.images = ordered(await server.images());
         this.draw();
         this.dispatchEvent(new Event("change"));
-        if (this.busy) await new Promise((done) => setTimeout(done, POLL));
-      } while (this.busy || this.sending);
+        if (this.images.some(waits)) await new Promise((done) => setTimeout(done, POLL));
+      } while (this.images.some(waits) || (this.sending && one === undefined));
     } catch (error) {
       this.notify(/** @type {Error} */ (error).message);
     } finally {
-      this.polling = false;
+      if (one === undefined) this.polling = false;
     }
   }
 
@@ -161,8 +193,12 @@ export class Gallery extends EventTarget {
 
   /** @param {ImageState} image */
   async remove(image) {
-    await server.remove(image.id);
-    this.images = ordered(await server.images());
+    try {
+      await server.remove(image.id);
+      this.images = ordered(await server.images());
+    } catch (error) {
+      this.notify(/** @type {Error} */ (error).message);
+    }
     this.draw();
   }
 
@@ -178,7 +214,7 @@ export class Gallery extends EventTarget {
       element("bucket-path").textContent = `${this.service.bucket}/${prefix}`;
       const parts = prefix ? [this.folder("..", prefix.split("/").slice(0, -1).join("/"))] : [];
       list.replaceChildren(...parts, ...folders.map((name) => this.folder(name, prefix ? `${prefix}/${name}` : name)), ...images.map(({ key }) => text("li", key.split("/").pop() ?? key)));
-      if (more) list.append(text("li", `and ${more} more, which are not shown`, "quiet"));
+      if (more) list.append(text("li", `and ${plural(more, "image")} more, which are not opened with these`, "quiet"));
       /** @type {HTMLButtonElement} */ (element("bucket-add")).disabled = !images.length;
       element("bucket-add").textContent = images.length ? `Open ${plural(images.length, "image")}` : "No images here";
     } catch (error) {
@@ -196,15 +232,36 @@ export class Gallery extends EventTarget {
     return item;
   }
 
+  /** Open an image of the bucket by its key; return its id. @param {string} key @returns {Promise<string>} */
+  async fromKey(key) {
+    const known = this.images.find(({ name, status }) => name === key && status !== "failed");
+    const id = known?.id ?? (await server.fromBucket([key]))[0].id;
+    await this.poll(id);
+    const found = this.images.find((image) => image.id === id);
+    if (found?.status !== "done") throw new Error(`${key}: ${found?.message ?? "it was not opened."}`);
+    return id;
+  }
+
   async openListed() {
     element("bucket").hidden = true;
     try {
-      this.images = ordered([...this.images, ...(await server.fromBucket(this.listed ?? []))]);
-      void this.poll();
+      await server.fromBucket(this.listed ?? []);
     } catch (error) {
       this.notify(/** @type {Error} */ (error).message);
     }
+    void this.poll(); // also those before one that failed
   }
+}
+
+/** As an import passes over files. @param {string} name */
+function isHidden(name) {
+  return name.split("/").some((part) => part.startsWith(".") || SYSTEM.has(part.toLowerCase()));
+}
+
+/** @param {Dropped[]} files */
+function named(files) {
+  const names = files.slice(0, MOST_NAMED).map(({ name }) => name).join(", ");
+  return files.length > MOST_NAMED ? `${names} and ${files.length - MOST_NAMED} more` : names;
 }
 
 /** @param {ImageState[]} images */

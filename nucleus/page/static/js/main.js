@@ -34,6 +34,17 @@ async function start() {
   if (service.images) await gallery.poll();
 
   const route = async () => {
+    const key = /^#\/bucket\/(.+)$/.exec(location.hash)?.[1];
+    if (key) {
+      try {
+        notify("Opening an image of the bucket …");
+        const opened = await gallery.fromKey(decodeURIComponent(key));
+        if (location.hash === `#/bucket/${key}`) location.replace(`#/image/${opened}`); // the way back skips it
+      } catch (error) {
+        notify(/** @type {Error} */ (error).message);
+      }
+      return;
+    }
     const id = /^#\/image\/(\w+)$/.exec(location.hash)?.[1], image = gallery.images.find((each) => each.id === id);
     element("gallery").hidden = Boolean(image);
     element("editor").hidden = element("crumb").hidden = !image;
@@ -41,9 +52,9 @@ async function start() {
     element("image-name").textContent = image?.name.split("/").pop() ?? "";
     element("image-name").title = image?.name ?? "";
     if (!image) return;
+    notify("");
     try {
       await editor.open(image.id);
-      notify("");
     } catch (error) {
       notify(/** @type {Error} */ (error).message);
     }

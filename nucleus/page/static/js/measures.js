@@ -103,6 +103,13 @@ export class Table {
     this.sort();
   }
 
+  /** Show no nuclei. */
+  clear() {
+    this.nuclei = null;
+    this.order = [];
+    this.body.replaceChildren();
+  }
+
   /** @param {string[]} columns */
   makeHead(columns) {
     this.columns = columns;

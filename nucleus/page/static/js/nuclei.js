@@ -35,15 +35,22 @@ export class Nuclei extends EventTarget {
       this.base.add(label);
       this.put(label, rings);
     }
+    /** @type {{set: string, tag: string} | null} the saved revision that is corrected */
+    this.saved = null;
     /** @type {Edit[]} */
     this.edits = [];
     this.done = 0;
+    this.clock = 0;
+    /** @type {Map<number, number>} when a nucleus was changed last, by the clock of the changes */
+    this.times = new Map();
     /** @type {Set<number>} */
     this.selected = new Set();
     /** @type {Gate[]} */
     this.gates = [];
     /** @type {Set<number>} */
     this.hidden = new Set();
+    /** @type {Box[]} places whose nuclei were changed; who shows them empties it */
+    this.changedPlaces = [];
     this.highest = Math.max(0, ...this.places.keys().next().value !== undefined ? [maximum(columns.label)] : []);
   }
 
@@ -51,6 +58,7 @@ export class Nuclei extends EventTarget {
   put(label, rings) {
     const box = boxOf(rings);
     this.drop(label);
+    this.changedPlaces?.push(box);
     this.all.set(label, { label, rings, box });
     for (const cell of cellsOf(box)) {
       const there = this.cells.get(cell);
@@ -62,6 +70,7 @@ export class Nuclei extends EventTarget {
   drop(label) {
     const nucleus = this.all.get(label);
     if (!nucleus) return;
+    this.changedPlaces?.push(nucleus.box);
     for (const cell of cellsOf(nucleus.box)) this.cells.get(cell)?.delete(label);
     this.all.delete(label);
   }
@@ -160,7 +169,9 @@ export class Nuclei extends EventTarget {
 
   /** @param {Step[]} steps */
   apply(steps) {
+    this.clock++;
     for (const { label, rings, row } of steps) {
+      this.times.set(label, this.clock);
       if (rings) this.put(label, rings); else this.drop(label);
       if (row) this.rows.set(label, row); else this.rows.delete(label);
       if (!rings) this.selected.delete(label);
@@ -210,6 +221,17 @@ export class Nuclei extends EventTarget {
     const nucleus = this.all.get(label);
     if (nucleus && same(nucleus.rings, asked)) { this.put(label, rings); this.rows.set(label, row); }
     this.changed(null);
+  }
+
+  /** The nuclei that were changed after a time of the clock, as they are now. @param {number} clock */
+  since(clock) {
+    const labels = [...this.times].filter(([, time]) => time > clock).map(([label]) => label);
+    return labels.map((label) => ({ label, rings: this.step(label).rings }));
+  }
+
+  /** What was drawn and is not measured yet. @returns {Step[]} */
+  get unmeasured() {
+    return [...this.touched].map((label) => this.step(label)).filter(({ rings, row }) => rings && (!row || row.score === undefined));
   }
 
   /** Every label that differs from the layer. @returns {Set<number>} */
@@ -273,4 +295,21 @@ function roughRow(label, rings) {
     if (inside) { area++; x += mask.x + (i % mask.w); y += mask.y + Math.floor(i / mask.w); }
   });
   return { label, area, centroid_x: x / area, centroid_y: y / area, diameter: Math.sqrt((4 * area) / Math.PI) };
+}
+
+/** @type {WeakMap<object, Path2D>} */
+const kept = new WeakMap();
+
+/** @param {{rings: Ring[]}} nucleus @returns {Path2D} */
+export function pathOf(nucleus) {
+  const found = kept.get(nucleus);
+  if (found) return found;
+  const path = new Path2D();
+  for (const ring of nucleus.rings) {
+    path.moveTo(ring[0] / 2, ring[1] / 2);
+    for (let i = 2; i < ring.length; i += 2) path.lineTo(ring[i] / 2, ring[i + 1] / 2);
+    path.closePath();
+  }
+  kept.set(nucleus, path);
+  return path;
 }

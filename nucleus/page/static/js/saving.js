@@ -1,9 +1,8 @@
-// Saving corrections by compare-and-swap, what to do when somebody else saved first, and the commands that teach.
+// Saving corrections by compare-and-swap, and what to do when somebody else saved first.
 
-import { drafts } from "./drafts.js";
-import { element, plural, text } from "./gallery.js";
+import { element, plural } from "./gallery.js";
 import { boxOf, components, fill, area, subtract, trace } from "./raster.js";
-import { server, ServerError, unpacked } from "./server.js";
+import { server, ServerError } from "./server.js";
 
 /** @typedef {import("./server.js").Revision} Revision */
 
@@ -11,9 +10,8 @@ const REMEMBERED = { who: "nucleus-who", set: "nucleus-set" };
 const COVERED = 0.5;
 
 export class Saving {
-  /** @param {import("./server.js").Service} service @param {import("./editor.js").Editor} editor */
-  constructor(service, editor) {
-    this.service = service;
+  /** @param {import("./editor.js").Editor} editor */
+  constructor(editor) {
     this.editor = editor;
     /** @type {Revision | null} what somebody else saved */
     this.theirs = null;
@@ -21,9 +19,7 @@ export class Saving {
     element("save").addEventListener("submit", (event) => { event.preventDefault(); void this.save(); });
     element("look").addEventListener("click", () => void this.look());
     element("merge-theirs").addEventListener("click", () => void this.takeOver());
-    for (const id of ["dataset", "set"]) element(id).addEventListener("input", () => this.drawTeach());
     element("set").addEventListener("change", () => void this.opened());
-    this.drawTeach();
   }
 
   /** @param {string} id @returns {HTMLInputElement} */
@@ -37,18 +33,19 @@ export class Saving {
 
   /** After an image was opened: say what is saved of it. */
   async opened() {
-    const { image, base } = this.editor;
+    const { image, nuclei } = this.editor;
     element("conflict").hidden = true;
     element("saved").textContent = "";
     this.theirs = null;
-    this.editor.viewer.theirs = [];
-    if (!image || !this.input("set").checkValidity()) return;
+    this.editor.viewer.compare(null);
+    if (!image || !nuclei || !this.input("set").checkValidity()) return;
     try {
-      const [{ saved }, sets] = await Promise.all([server.saved(image.id, this.set), server.sets()]);
+      const set = this.set, [{ saved }, sets] = await Promise.all([server.saved(image.id, set), server.sets()]);
+      if (this.editor.nuclei !== nuclei) return; // another image was opened meanwhile
       element("sets").replaceChildren(...sets.map((name) => new Option(name)));
       if (!saved) return;
-      if (base?.set === this.set && base.tag === saved.tag) element("saved").textContent = this.told(saved);
-      else this.conflict(saved, `${saved.who} has saved ${plural(saved.nuclei, "nucleus", "nuclei")} of this image in ${this.set} (revision ${saved.revision}, ${moment(saved.when)}).`);
+      if (nuclei.saved?.set === set && nuclei.saved.tag === saved.tag) element("saved").textContent = this.told(saved);
+      else this.conflict(saved, `${saved.who} has saved ${plural(saved.nuclei, "nucleus", "nuclei")} of this image in ${set} (revision ${saved.revision}, ${moment(saved.when)}).`);
     } catch (error) {
       element("saved").textContent = /** @type {Error} */ (error).message;
     }
@@ -68,35 +65,43 @@ export class Saving {
   }
 
   async save() {
-    const { editor } = this, { image, nuclei } = editor;
-    if (!image || !nuclei) return;
+    const { editor, set } = this, { image, nuclei } = editor;
+    if (!image || !nuclei) { element("saved").textContent = "Wait until the image is open."; return; }
     for (const [id, key] of Object.entries(REMEMBERED)) localStorage.setItem(key, this.input(id).value);
-    const base = editor.base?.set === this.set ? editor.base.tag : null;
+    const base = nuclei.saved?.set === set ? nuclei.saved.tag : null, { clock } = nuclei;
     const button = /** @type {HTMLButtonElement} */ (element("save-button"));
     button.disabled = true;
     element("conflict").hidden = true;
     element("saved").textContent = "Saving …";
+    const say = (/** @type {string} */ said) => {
+      if (editor.image === image) element("saved").textContent = said;
+      else editor.say(`${image.name}: ${said}`); // another image was opened meanwhile
+    };
     try {
       const asked = { ...editor.edited(editor.checked("save-hidden")), who: this.input("who").value, base };
-      const { saved, set } = await server.save(image.id, this.set, asked);
-      await this.becameBase(saved);
-      element("saved").textContent = `${this.told(saved)} In ${set}.`;
-      this.drawTeach();
+      const { saved, set: place } = await server.save(image.id, set, asked);
+      await this.becameBase(image, nuclei, saved, set, clock);
+      say(`${this.told(saved)} In ${place}.`);
     } catch (error) {
-      if (error instanceof ServerError && error.status === 409 && error.content?.saved) this.conflict(error.content.saved, error.message);
-      else element("saved").textContent = /** @type {Error} */ (error).message;
+      const content = error instanceof ServerError && error.status === 409 ? error.content : null;
+      if (content?.saved && editor.nuclei === nuclei) this.conflict(content.saved, /** @type {Error} */ (error).message);
+      else say(/** @type {Error} */ (error).message);
     } finally {
       button.disabled = false;
     }
   }
 
-  /** Go on from what is saved now. @param {Revision} saved */
-  async becameBase(saved) {
-    const { editor } = this, image = /** @type {import("./server.js").ImageInfo} */ (editor.image);
-    const nuclei = await editor.loaded(/** @type {string} */ (saved.layer));
-    editor.base = { set: this.set, tag: saved.tag };
-    editor.take(nuclei);
-    await drafts.keep({ key: image.key, base: editor.base, labels: nuclei.layer, edits: [], when: Date.now() });
+  /** Go on from what is saved now, with what was changed since it was sent.
+   * @param {import("./server.js").ImageInfo} image @param {import("./nuclei.js").Nuclei} nuclei @param {Revision} saved
+   * @param {string} set @param {number} clock when it was sent, by the clock of the nuclei */
+  async becameBase(image, nuclei, saved, set, clock) {
+    const { editor } = this, fresh = await editor.loaded(image, /** @type {string} */ (saved.layer));
+    fresh.saved = { set, tag: saved.tag };
+    const since = nuclei.since(clock).filter(({ label, rings }) => rings || fresh.all.has(label));
+    if (editor.nuclei === nuclei) editor.take(image, fresh);
+    else if (!editor.succeed(image, nuclei, fresh)) return; // the image was opened anew, with its changes
+    if (since.length) fresh.edit("Changes that were made while it was saved", since);
+    await editor.keep(image, fresh);
   }
 
   /** @param {Revision} saved @param {string} message */
@@ -112,39 +117,41 @@ export class Saving {
 
   /** Show what somebody else saved, dashed over the image. */
   async look() {
-    const { editor } = this, image = /** @type {import("./server.js").ImageInfo} */ (editor.image);
-    const { saved } = await server.openSaved(image.id, this.set);
-    if (!saved?.layer) return;
-    editor.viewer.theirs = unpacked(await server.outlines(image.id, saved.layer));
-    editor.viewer.paint();
-    editor.say(`Dashed: what ${saved.who} saved.`);
+    const { editor } = this, { image } = editor;
+    if (!image) return;
+    try {
+      const { saved } = await server.openSaved(image.id, this.set);
+      if (!saved?.layer) return;
+      const over = await editor.loaded(image, saved.layer);
+      if (editor.image !== image) return;
+      editor.viewer.compare({ under: null, over, show: "both", gone: new Set(), fresh: new Set() });
+      editor.say(`Dashed: what ${saved.who} saved.`);
+    } catch (error) {
+      element("conflict-text").textContent = /** @type {Error} */ (error).message;
+    }
   }
 
   /** Open what somebody else saved, and make the own changes again on it. */
   async takeOver() {
-    const { editor } = this, image = /** @type {import("./server.js").ImageInfo} */ (editor.image);
-    const { saved } = await server.openSaved(image.id, this.set);
-    if (!saved?.layer || !editor.nuclei) return;
-    const mine = editor.nuclei, nuclei = await editor.loaded(saved.layer), { after, both, dropped } = merged(mine, nuclei);
-    editor.base = { set: this.set, tag: saved.tag };
-    editor.viewer.theirs = [];
-    editor.take(nuclei);
-    if (after.length) nuclei.edit("Took over my changes", after);
-    await editor.keep();
-    element("conflict").hidden = true;
-    const remarks = [both ? `${plural(both, "nucleus", "nuclei")} both of you changed: yours is kept` : "", dropped ? `${plural(dropped, "nucleus", "nuclei")} of yours they have too` : ""].filter(Boolean);
-    element("saved").textContent = `Opened revision ${saved.revision} by ${saved.who}${after.length ? ", with your changes on it; save to make the next revision" : ""}. ${remarks.join("; ")}`;
-  }
-
-  drawTeach() {
-    const dataset = this.input("dataset").value.trim() || "cells", set = this.set || "corrections", place = `${this.service.corrections.replace(/\/$/, "")}/${set}`;
-    const recipe = `model = "${dataset}"\ndataset = "${dataset}"\nworkers = 2\n# mix = { "dsb2018@latest" = 0.75 }   # with a dataset of what it knows, it forgets less\n\n[network]\nstart = "${this.service.model}"\n\n[optimizer]\nepochs = 10\nsteps_per_epoch = 24\nvalidate_every = 5\n`;
-    element("teach").replaceChildren(
-      copied("Import the set: the first time as a new dataset,", `nucleus data import ${place} ${dataset} --val 0.2 --test 0.2`),
-      copied("and later into it:", `nucleus data import ${place} --into ${dataset}`),
-      copied(`Save this as ${dataset}.toml,`, recipe),
-      copied("and train from the model that you corrected:", `nucleus train ${dataset}.toml`),
-    );
+    const { editor, set } = this, { image, nuclei: mine } = editor;
+    if (!image || !mine) return;
+    try {
+      const { saved } = await server.openSaved(image.id, set);
+      if (!saved?.layer) return;
+      const nuclei = await editor.loaded(image, saved.layer);
+      if (editor.nuclei !== mine) return; // another image was opened meanwhile
+      const { after, both, dropped } = merged(mine, nuclei);
+      nuclei.saved = { set, tag: saved.tag };
+      editor.viewer.compare(null);
+      editor.take(image, nuclei);
+      if (after.length) nuclei.edit("Took over my changes", after);
+      await editor.keep(image, nuclei);
+      element("conflict").hidden = true;
+      const remarks = [both ? `${plural(both, "nucleus", "nuclei")} both of you changed: yours is kept` : "", dropped ? `${plural(dropped, "nucleus", "nuclei")} of yours they have too` : ""].filter(Boolean);
+      element("saved").textContent = `Opened revision ${saved.revision} by ${saved.who}${after.length ? ", with your changes on it; save to make the next revision" : ""}. ${remarks.join("; ")}`;
+    } catch (error) {
+      element("conflict-text").textContent = /** @type {Error} */ (error).message;
+    }
   }
 }
 
@@ -170,21 +177,4 @@ function merged(mine, theirs) {
 /** @param {string} when */
 function moment(when) {
   return new Date(when).toLocaleString("en-GB", { dateStyle: "medium", timeStyle: "short" });
-}
-
-/** A command with a button that copies it. @param {string} said @param {string} command */
-function copied(said, command) {
-  const box = text("div", ""), head = text("div", "", "copy"), block = text("pre", ""), button = document.createElement("button");
-  block.append(text("code", command));
-  block.tabIndex = 0;
-  button.type = "button";
-  button.textContent = "Copy";
-  button.setAttribute("aria-label", `Copy: ${command.split("\n")[0]}`);
-  button.addEventListener("click", () => {
-    navigator.clipboard.writeText(command).then(() => { button.textContent = "Copied"; }, () => { button.textContent = "Select it"; });
-    setTimeout(() => { button.textContent = "Copy"; }, 2000);
-  });
-  head.append(text("p", said), button);
-  box.append(head, block);
-  return box;
 }

@@ -13,7 +13,15 @@
  * @typedef {{label: number, rings: number[][]}} Shape rings in pixels
  * @typedef {{removed: number[], shapes: Shape[]}} Changes
  * @typedef {{model: string, images: number, corrections: string, bucket: string | null, image_bytes: number,
- *   downloads: string[]}} Service
+ *   downloads: string[], recipe: string}} Service
+ * @typedef {{stage: "importing" | "submitting" | "waiting" | "begun" | "failed", set: string, dataset: string,
+ *   run: string, message: string | null}} TeachState
+ * @typedef {{available: boolean, bucket: boolean, state: TeachState | null}} Teaching
+ * @typedef {{run: string, state: string, message: string | null, begun?: string, done?: number, epochs?: number | null,
+ *   monitor?: string, curve: {epoch: number, loss: number | null, score: number | null}[], best?: number | null,
+ *   version: string | null, gate: {passed: boolean, alias: string, text: string} | null}} Run
+ * @typedef {{model: string, layer: string, before: number, after: number, same: number, gone: number[],
+ *   new: number[], corrected: {nuclei: number, before: number, after: number} | null}} Comparison
  */
 
 const API = "/page/api";
@@ -64,8 +72,8 @@ export const server = {
   session: () => post("/session"),
   /** @returns {Promise<ImageState[]>} */
   images: () => get("/images"),
-  /** @param {string} name @param {Blob} file @returns {Promise<ImageState>} */
-  upload: async (name, file) => (await ask(`/images?name=${part(name)}`, { method: "POST", body: file, headers: { "Content-Type": "application/octet-stream" } })).json(),
+  /** @param {string} name @param {Blob} body @param {string} type @returns {Promise<ImageState>} */
+  upload: async (name, body, type) => (await ask(`/images?name=${part(name)}`, { method: "POST", body, headers: { "Content-Type": type } })).json(),
   /** @param {string} id @returns {Promise<ImageInfo>} */
   image: (id) => get(`/images/${id}`),
   /** @param {string} id */
@@ -74,8 +82,8 @@ export const server = {
   segment: (id, options) => post(`/images/${id}/segment`, options),
   /** @param {ImageState} image @returns {string} */
   thumbnail: (image) => `/images/${image.id}/thumbnail.png?version=${image.version}`,
-  /** @param {string} path @returns {Promise<Blob>} */
-  picture: async (path) => (await ask(path)).blob(),
+  /** @param {string} path @param {AbortSignal} [signal] @returns {Promise<Blob>} */
+  picture: async (path, signal) => (await ask(path, { signal })).blob(),
   /** @param {ImageState} image @param {number} level @param {number} x @param {number} y @param {string} views @returns {string} */
   tile: (image, level, x, y, views) => `/images/${image.id}/tiles/${level}/${x}/${y}.png?views=${views}&version=${image.version}`,
   /** @param {string} id @param {string} layer @returns {Promise<Int32Array>} */
@@ -99,6 +107,16 @@ export const server = {
   openSaved: (id, set) => post(`/images/${id}/corrections/${part(set)}/open`),
   /** @param {string} id @param {string} set @param {any} asked @returns {Promise<{saved: Revision, set: string}>} */
   save: (id, set, asked) => post(`/images/${id}/corrections/${part(set)}`, asked),
+  /** @returns {Promise<Teaching>} */
+  teaching: () => get("/teach"),
+  /** @param {string} set @param {string} dataset @returns {Promise<Teaching>} */
+  teach: (set, dataset) => post("/teach", { set, dataset }),
+  /** The newest run of a model. @param {string} model @returns {Promise<{run: Run | null}>} */
+  newestRun: (model) => get(`/runs?model=${part(model)}`),
+  /** @param {string} run @returns {Promise<{run: Run | null}>} */
+  run: (run) => get(`/runs/${part(run)}`),
+  /** What another version finds. @param {string} id @param {string} model @param {string | null} corrected @returns {Promise<Comparison>} */
+  version: (id, model, corrected) => post(`/images/${id}/version`, { model, corrected }),
   /** @param {string} prefix @returns {Promise<{folders: string[], images: {key: string, size: number}[], more: number}>} */
   bucket: (prefix) => get(`/bucket?prefix=${part(prefix)}`),
   /** @param {string[]} keys @returns {Promise<ImageState[]>} */

@@ -1,5 +1,6 @@
 // The canvas: tiles of the image, outlines of the nuclei over them, zoom and pan. What a press means is a tool's.
 
+import { Overlay, stroke } from "./overlay.js";
 import { server } from "./server.js";
 
 /**
@@ -11,6 +12,10 @@ import { server } from "./server.js";
  * @typedef {{cursor: string, press?: (p: Point, e: MouseEvent | KeyboardEvent) => void, move?: (p: Point) => void,
  *   release?: (p: Point) => void, cancel?: () => void, wheel?: (steps: number) => void,
  *   draw?: (canvas: CanvasRenderingContext2D, zoom: number) => void}} Tool
+ * @typedef {{pixels: ImageBitmap | null, loading: AbortController | null}} TileState
+ * @typedef {{under: Nuclei | null, over: Nuclei, show: "before" | "both" | "after", gone: Set<number>, fresh: Set<number>}} Compared nuclei
+ *   of somebody else or of another version over those of `under`, or else of the image; `gone` are labels that only the
+ *   lower ones have, `fresh` labels that only the upper ones have
  */
 
 const TILE = 256;
@@ -19,7 +24,9 @@ const KEPT_TILES = 600;
 const DOTS_BELOW = 3;
 /** With more nuclei in view than this, each is a dot: their outlines could not be told apart. */
 const MOST_OUTLINES = 6000;
-const FOUND = "#ffd21f", CHANGED = "#2fe6ff", SELECTED = "#ffffff", THEIRS = "#ff5cf0";
+/** With more, outlines are drawn by tiles. */
+const MOST_LIVE = 150;
+const FOUND = "#ffd21f", OTHERS = "#ff5cf0", CHANGED = "#2fe6ff", SELECTED = "#ffffff";
 
 export class Viewer extends EventTarget {
   /** @param {HTMLCanvasElement} canvas */
@@ -38,8 +45,8 @@ export class Viewer extends EventTarget {
     this.image = null;
     /** @type {Nuclei | null} */
     this.nuclei = null;
-    /** @type {{label: number, rings: Ring[]}[]} nuclei that somebody else saved */
-    this.theirs = [];
+    /** @type {Compared | null} */
+    this.compared = null;
     /** @type {Tool} */
     this.tool = { cursor: "default" };
     this.views = "";
@@ -47,11 +54,17 @@ export class Viewer extends EventTarget {
     this.style = { outlines: true, filled: false };
     /** @type {((label: number) => string) | null} */
     this.colourOf = null;
-    /** @type {Map<string, {pixels: ImageBitmap | null}>} */
+    /** @type {Map<string, TileState>} */
     this.tiles = new Map();
+    /** @type {Set<string>} tiles that are being loaded and were asked for by the last frame */
+    this.asked = new Set();
     this.layer = new OffscreenCanvas(1, 1);
-    /** @type {{nuclei: Nuclei, colourOf: any, places: Float32Array, colours: Uint32Array} | null} */
-    this.dots = null;
+    /** @type {ImageData | null} pixels of the dots */
+    this.picture = null;
+    this.own = new Overlay();
+    this.others = new Overlay();
+    /** @type {Map<Nuclei, {colourOf: any, places: Float32Array, colours: Uint32Array}>} */
+    this.dots = new Map();
     this.diameter = 20;
     this.waiting = false;
     /** @type {Map<number, Point>} */
@@ -76,7 +89,6 @@ export class Viewer extends EventTarget {
   open(image, nuclei) {
     const same = this.image?.id === image.id && this.image.version === image.version;
     this.image = image;
-    this.theirs = [];
     this.cursor = null;
     this.show(nuclei);
     if (same) return;
@@ -86,16 +98,37 @@ export class Viewer extends EventTarget {
     this.fit();
   }
 
+  /** No image is shown, and none takes a press or a key. */
+  close() {
+    this.image = this.nuclei = this.compared = this.cursor = null;
+    this.dots.clear();
+    this.penDown = this.panning = false;
+    this.pointers.clear();
+    for (const { loading } of this.tiles.values()) loading?.abort();
+    this.tiles.clear();
+    this.own.clear();
+    this.others.clear();
+    this.context.setTransform(1, 0, 0, 1, 0, 0);
+    this.context.clearRect(0, 0, this.canvas.width, this.canvas.height);
+  }
+
+  /** Show other nuclei over those of the image, or none. @param {Compared | null} compared */
+  compare(compared) {
+    this.compared = compared;
+    this.paint();
+  }
+
   /** @param {Nuclei} nuclei */
   show(nuclei) {
     this.nuclei = nuclei;
     nuclei.addEventListener("select", () => this.paint());
     nuclei.addEventListener("change", () => {
-      this.dots = null;
+      if (this.nuclei !== nuclei) return;
+      this.dots.delete(nuclei);
       this.diameter = nuclei.diameter ?? 20;
       this.paint();
     });
-    this.dots = null;
+    this.dots.clear();
     this.diameter = nuclei.diameter ?? 20;
     this.paint();
   }
@@ -218,7 +251,7 @@ export class Viewer extends EventTarget {
   /** @param {PointerEvent} event */
   released(event) {
     this.pointers.delete(event.pointerId);
-    if (!this.panning) this.tool.release?.(this.toImage(this.place(event)));
+    if (!this.panning && this.image) this.tool.release?.(this.toImage(this.place(event)));
     if (!this.pointers.size) this.panning = false;
     this.paint();
   }
@@ -308,9 +341,11 @@ export class Viewer extends EventTarget {
     c.fillRect(0, 0, image.width, image.height);
     const fine = Math.min(image.levels - 1, Math.max(0, Math.floor(Math.log2(1 / (this.zoom * (window.devicePixelRatio || 1))) + 0.35)));
     const coarse = image.levels - 1;
+    this.asked.clear();
     if (this.before) for (const level of new Set([coarse, fine])) this.paintLevel(c, level, this.before, false);
     for (const level of new Set([coarse, Math.min(coarse, fine + 2), fine])) this.paintLevel(c, level, this.views, level === fine || level === coarse);
     this.forget();
+    for (const [key, tile] of this.tiles) if (tile.loading && !this.asked.has(key)) { tile.loading.abort(); this.tiles.delete(key); }
   }
 
   /** @param {CanvasRenderingContext2D} c @param {number} level @param {string} views @param {boolean} load */
@@ -332,20 +367,22 @@ export class Viewer extends EventTarget {
     const image = /** @type {import("./server.js").ImageInfo} */ (this.image), key = server.tile(image, level, x, y, views);
     let tile = this.tiles.get(key);
     if (!tile && load) {
-      tile = { pixels: null };
+      tile = { pixels: null, loading: new AbortController() };
       void this.load(key, tile);
     }
+    if (tile?.loading && load) this.asked.add(key);
     if (tile) { this.tiles.delete(key); this.tiles.set(key, tile); }
     return tile;
   }
 
-  /** @param {string} key @param {{pixels: ImageBitmap | null}} tile */
+  /** @param {string} key @param {TileState} tile */
   async load(key, tile) {
     try {
-      tile.pixels = await createImageBitmap(await server.picture(key));
+      tile.pixels = await createImageBitmap(await server.picture(key, tile.loading?.signal));
+      tile.loading = null;
       this.paint();
     } catch {
-      this.tiles.delete(key); // asked for again when it is next seen
+      if (this.tiles.get(key) === tile) this.tiles.delete(key); // asked for again when it is next seen
     }
   }
 
@@ -358,53 +395,63 @@ export class Viewer extends EventTarget {
 
   /** @param {CanvasRenderingContext2D} c */
   paintNuclei(c) {
-    const { nuclei } = this;
+    const { compared } = this, nuclei = compared?.under ?? this.nuclei;
     if (!nuclei || !(this.style.outlines || this.style.filled)) return;
-    const seen = this.seen();
-    if (this.diameter * this.zoom < DOTS_BELOW || nuclei.countNear(seen) > MOST_OUTLINES) { this.paintDots(c, nuclei); return; }
-    const shown = nuclei.near(seen).filter(({ label }) => !nuclei.hidden.has(label));
-    const touched = nuclei.touched;
-    /** @type {Map<string, Path2D>} */
-    const paths = new Map();
-    for (const nucleus of shown) {
-      const colour = this.colourOf ? this.colourOf(nucleus.label) : touched.has(nucleus.label) ? CHANGED : FOUND;
-      let path = paths.get(colour);
-      if (!path) paths.set(colour, (path = new Path2D()));
-      path.addPath(pathOf(nucleus));
+    const seen = this.seen(), small = this.diameter * this.zoom < DOTS_BELOW;
+    if (compared?.show !== "after") {
+      if (small || nuclei.countNear(seen) > MOST_OUTLINES) this.paintDots(c, nuclei);
+      else this.paintOwn(c, nuclei, seen);
     }
-    for (const [colour, path] of paths) this.stroke(c, path, colour, 1.6);
-    const chosen = new Path2D();
-    for (const nucleus of shown) if (nuclei.selected.has(nucleus.label)) chosen.addPath(pathOf(nucleus));
-    this.stroke(c, chosen, SELECTED, 3, true);
-    const theirs = new Path2D();
-    for (const nucleus of this.theirs) theirs.addPath(pathOf(/** @type {Nucleus} */ (nucleus)));
-    c.setLineDash([5 / this.zoom, 4 / this.zoom]);
-    this.stroke(c, theirs, THEIRS, 1.6);
-    c.setLineDash([]);
+    if (!compared || compared.show === "before") return;
+    if (small || compared.over.countNear(seen) > MOST_OUTLINES) this.paintDots(c, compared.over);
+    else this.paintOthers(c, compared, seen);
   }
 
-  /** @param {CanvasRenderingContext2D} c @param {Path2D} path @param {string} colour @param {number} width @param {boolean} [chosen] */
-  stroke(c, path, colour, width, chosen = false) {
-    if (this.style.filled || chosen) {
-      c.globalAlpha = chosen ? 0.25 : 0.45;
-      c.fillStyle = colour;
-      c.fill(path, "evenodd");
-      c.globalAlpha = 1;
+  /** @param {CanvasRenderingContext2D} c @param {Nuclei} nuclei @param {Box} seen */
+  paintOwn(c, nuclei, seen) {
+    const { touched } = nuclei, unit = 1 / this.zoom, colourOf = nuclei === this.nuclei ? this.colourOf : null;
+    const coloured = (/** @type {Box} */ box) => {
+      /** @type {Map<string, Nucleus[]>} */
+      const found = new Map();
+      for (const nucleus of nuclei.near(box)) {
+        if (nuclei.hidden.has(nucleus.label)) continue;
+        const colour = colourOf ? colourOf(nucleus.label) : touched.has(nucleus.label) ? CHANGED : FOUND, there = found.get(colour);
+        if (there) there.push(nucleus); else found.set(colour, [nucleus]);
+      }
+      return found;
+    };
+    if (nuclei.countNear(seen) > MOST_LIVE) this.paintTiled(c, this.own, nuclei, seen, coloured, false);
+    else for (const [colour, shown] of coloured(seen)) stroke(c, shown, colour, 1.6, unit, this.style);
+    if (this.compared) stroke(c, some(nuclei, this.compared.gone, seen), FOUND, 3, unit, this.style, true);
+    stroke(c, some(nuclei, nuclei.selected, seen), SELECTED, 3, unit, this.style, true);
+  }
+
+  /** @param {CanvasRenderingContext2D} c @param {Compared} compared @param {Box} seen */
+  paintOthers(c, { over, fresh }, seen) {
+    const unit = 1 / this.zoom;
+    if (over.countNear(seen) > MOST_LIVE) this.paintTiled(c, this.others, over, seen, (box) => new Map([[OTHERS, over.near(box)]]), true);
+    else {
+      c.setLineDash([5 * unit, 4 * unit]);
+      stroke(c, over.near(seen), OTHERS, 1.6, unit, this.style);
+      c.setLineDash([]);
     }
-    if (!this.style.outlines && !chosen) return;
-    c.lineJoin = "round";
-    c.lineWidth = (width + 1.8) / this.zoom;
-    c.strokeStyle = "rgba(0, 0, 0, .55)";
-    c.stroke(path);
-    c.lineWidth = width / this.zoom;
-    c.strokeStyle = colour;
-    c.stroke(path);
+    stroke(c, some(over, fresh, seen), OTHERS, 3, unit, this.style, true);
+  }
+
+  /** @param {CanvasRenderingContext2D} c @param {Overlay} overlay @param {Nuclei} nuclei @param {Box} seen @param {(box: Box) => Map<string, Nucleus[]>} coloured @param {boolean} dashed */
+  paintTiled(c, overlay, nuclei, seen, coloured, dashed) {
+    const ratio = this.canvas.width / this.canvas.clientWidth, gates = nuclei.gates.map(({ column, low, high }) => `${column} ${low} ${high}`).join();
+    overlay.forget(nuclei.changedPlaces.splice(0));
+    const kind = `${numberOf(nuclei)} ${this.colourOf ? numberOf(this.colourOf) : ""} ${this.style.outlines} ${this.style.filled} ${ratio} ${gates}`;
+    if (!overlay.draw(c, seen, this.zoom * ratio, ratio, kind, coloured, this.style, dashed)) this.paint();
   }
 
   /** One pixel for each nucleus, and four if it is selected. @param {CanvasRenderingContext2D} c @param {Nuclei} nuclei */
   paintDots(c, nuclei) {
     const { width, height } = this.canvas, ratio = width / this.canvas.clientWidth, scale = this.zoom * ratio;
-    const picture = new ImageData(width, height), pixels = new Uint32Array(picture.data.buffer), dots = this.dotsOf(nuclei);
+    if (this.picture?.width !== width || this.picture.height !== height) this.picture = new ImageData(width, height);
+    const { picture } = this, pixels = new Uint32Array(picture.data.buffer), dots = this.dotsOf(nuclei);
+    pixels.fill(0);
     for (let i = 0; i < dots.colours.length; i++) {
       const x = Math.round((dots.places[2 * i] - this.origin.x) * scale), y = Math.round((dots.places[2 * i + 1] - this.origin.y) * scale);
       if (x >= 0 && y >= 0 && x < width && y < height) pixels[y * width + x] = dots.colours[i];
@@ -424,15 +471,18 @@ export class Viewer extends EventTarget {
 
   /** Places and colours of the nuclei that are not hidden, until they change. @param {Nuclei} nuclei */
   dotsOf(nuclei) {
-    if (this.dots?.nuclei === nuclei && this.dots.colourOf === this.colourOf) return this.dots;
+    const known = this.dots.get(nuclei);
+    if (known && known.colourOf === this.colourOf) return known;
+    const usual = nuclei === this.compared?.over ? OTHERS : FOUND, colourOf = nuclei === this.nuclei ? this.colourOf : null;
     const { shown } = nuclei, places = new Float32Array(2 * shown.length), colours = new Uint32Array(shown.length);
     shown.forEach(({ label, box }, i) => {
       places.set([(box.l + box.r) / 2, (box.t + box.b) / 2], 2 * i);
-      const colour = parseInt((this.colourOf ? this.colourOf(label) : FOUND).slice(1), 16);
+      const colour = parseInt((colourOf ? colourOf(label) : usual).slice(1), 16);
       colours[i] = 0xff000000 | ((colour & 0xff) << 16) | (colour & 0xff00) | (colour >> 16);
     });
-    this.dots = { nuclei, colourOf: this.colourOf, places, colours };
-    return this.dots;
+    const found = { colourOf: this.colourOf, places, colours };
+    this.dots.set(nuclei, found);
+    return found;
   }
 
   /** @param {CanvasRenderingContext2D} c @param {Point} at */
@@ -449,19 +499,23 @@ export class Viewer extends EventTarget {
   }
 }
 
-/** @type {WeakMap<object, Path2D>} */
-const kept = new WeakMap();
-
-/** @param {{rings: Ring[]}} nucleus @returns {Path2D} */
-export function pathOf(nucleus) {
-  const found = kept.get(nucleus);
-  if (found) return found;
-  const path = new Path2D();
-  for (const ring of nucleus.rings) {
-    path.moveTo(ring[0] / 2, ring[1] / 2);
-    for (let i = 2; i < ring.length; i += 2) path.lineTo(ring[i] / 2, ring[i + 1] / 2);
-    path.closePath();
+/** Those of some nuclei that are in a box. @param {Nuclei} nuclei @param {Set<number>} labels @param {Box} seen */
+function some(nuclei, labels, seen) {
+  const found = [];
+  for (const label of labels) {
+    const nucleus = nuclei.all.get(label);
+    if (nucleus && nucleus.box.l < seen.r && nucleus.box.r > seen.l && nucleus.box.t < seen.b && nucleus.box.b > seen.t) found.push(nucleus);
   }
-  kept.set(nucleus, path);
-  return path;
+  return found;
+}
+
+/** @type {WeakMap<object, number>} */
+const numbers = new WeakMap();
+let given = 0;
+
+/** A number that no other object has. @param {object} object */
+function numberOf(object) {
+  let found = numbers.get(object);
+  if (found === undefined) numbers.set(object, (found = ++given));
+  return found;
 }
