@@ -146,10 +146,7 @@ def _connect(own_cpus: int | None, shown: int, *, verbose: bool) -> None:
 
 
 def _start(shown: int, **settings: Any) -> None:
-    """Start a cluster on this machine; after 20 s, a note says that it takes long. Raises `JobError`.
-
-    It has no dashboard, which nobody is told of, and which takes a dozen processes to start.
-    """
+    """Start a cluster here, without a dashboard's many processes; after 20 s a note says so. Raises `JobError`."""
     import ray
 
     check_temporary_folder()
