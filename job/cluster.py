@@ -146,7 +146,7 @@ def _connect(own_cpus: int | None, shown: int, *, verbose: bool) -> None:
 
 
 def _start(shown: int, **settings: Any) -> None:
-    """Start a cluster here, without a dashboard's many processes; after 20 s a note says so. Raises `JobError`."""
+    """Start a cluster on this machine; after 20 s, a note says that it takes long. Raises `JobError`."""
     import ray
 
     check_temporary_folder()
@@ -156,7 +156,7 @@ def _start(shown: int, **settings: Any) -> None:
     before = psutil.Process().children()
     try:
         with job.patient_start(_START_SECONDS), job.shielded_start():
-            ray.init(address="local", include_dashboard=False, job_config=job.worker_paths(), **settings)
+            ray.init(address="local", job_config=job.worker_paths(), **settings)
     except BaseException as error:  # Ray raises plain `Exception`s, and those of the system; a signal interrupts it
         job.end_started_processes(before)
         if not isinstance(error, Exception):
