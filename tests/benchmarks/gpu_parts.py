@@ -61,6 +61,7 @@ _SMALL = [
     "input.batch_size=4",
     "input.tile=64",
     "input.overlap=16",
+    "optimizer.steps_per_execution=1",
     "cpus_per_worker=1",
     "gpus_per_worker=0",
 ]
