@@ -13,6 +13,7 @@ MODEL := nuclei
 INCLUDED := nucleus/registry/included/$(MODEL)
 WEIGHTS ?=
 BENCH ?=
+GPU_CHECK ?=
 IMAGE = $(if $(filter predict train-gpu,$(EXTRA)),$(EXTRA),train)
 CONTAINERS ?= /var/tmp/nucleus-containers
 LOCK_FLAGS ?=
@@ -23,11 +24,14 @@ DEV := $(INSTALLED)dev
 # The demo runs in what is installed, or else in the smallest that can.
 DEMO := $(firstword $(wildcard $(INSTALLED)dev $(INSTALLED)train) $(INSTALLED)train)
 
+# What is installed, or else what a GPU needs.
+GPU_ENVIRONMENT := $(firstword $(wildcard $(INSTALLED)train-gpu $(INSTALLED)dev $(INSTALLED)train) $(INSTALLED)train-gpu)
+
 $(if $(filter $(EXTRA),$(EXTRAS)),,$(error EXTRA is "$(EXTRA)"; expected one of: $(EXTRAS)))
 
 .DEFAULT_GOAL := help
 
-.PHONY: help install demo model test test-fast test-ray test-others test-pythons test-wheel bench check check-page audit lock image containers clean
+.PHONY: help install demo model test test-fast test-ray test-others test-pythons test-wheel bench gpu-check check check-page audit lock image containers clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -82,6 +86,10 @@ test-wheel: $(DEV) ## the wheel alone, in a fresh environment without TensorFlow
 
 bench: $(DEV) ## the benchmarks, one JSON line each: BENCH="step_rate scaling" for some
 	$(BIN)/python -m tests.benchmarks $(BENCH)
+
+# It needs a GPU's TensorFlow and the embedded server: make install EXTRA=train-gpu && .venv/bin/uv pip install ministack
+gpu-check: $(GPU_ENVIRONMENT) ## what a GPU does with this package, in a table: DATA=zip WEIGHTS=file GPU_CHECK="--budget 300 --json"
+	@$(BIN)/python -m tests.benchmarks.gpu_check $(if $(DATA),--data "$(DATA)") $(if $(WEIGHTS),--weights "$(WEIGHTS)") $(GPU_CHECK)
 
 check: $(DEV) ## lint, format, types
 	$(BIN)/ruff check .

@@ -26,6 +26,9 @@ __all__ = ["MultiWorkerConfig", "limit_devices", "train_worker"]
 def limit_devices(cpus: int, gpus: int) -> None:
     """Limit TensorFlow to the CPUs and GPUs of this process; must be called before TensorFlow's first operation.
 
+    With a GPU, threads of its own start the GPU's work, so that the threads of the input do not delay it
+    (https://www.tensorflow.org/guide/gpu_performance_analysis), unless TF_GPU_THREAD_MODE says otherwise.
+
     Args:
         cpus: Number of CPU cores.
         gpus: 0, or 1 for the GPU that Ray has left visible.
@@ -34,6 +37,8 @@ def limit_devices(cpus: int, gpus: int) -> None:
     tf.config.threading.set_inter_op_parallelism_threads(2)  # a single thread would deadlock with the collectives
     if not gpus:  # Ray 2.60 leaves all GPUs visible to a worker without GPUs
         tf.config.set_visible_devices([], "GPU")
+    else:
+        os.environ.setdefault("TF_GPU_THREAD_MODE", "gpu_private")
     for device in tf.config.get_visible_devices("GPU"):
         tf.config.experimental.set_memory_growth(device, enable=True)
 

@@ -27,6 +27,7 @@ from .recipe import LossOptions as LossOptions
 from .recipe import NetworkOptions as NetworkOptions
 from .recipe import NormalizationOptions as NormalizationOptions
 from .recipe import OptimizerOptions as OptimizerOptions
+from .recipe import Precision as Precision
 from .recipe import Recipe as Recipe
 from .recipe import TrackingOptions as TrackingOptions
 from .settings import combinations as combinations

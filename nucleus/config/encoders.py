@@ -39,6 +39,7 @@ class Encoder:
         features: Layers whose outputs the decoder uses, at 1/2, 1/4, 1/8, 1/16 and 1/32 of the resolution.
         scale: Factor for the input, which ranges from 0 to 255.
         offset: Added after the scaling.
+        layout: SHA-256 of the names, shapes and types of the arrays in its `.weights.h5` (`nucleus.registry`).
         weights_license: Licence of the ImageNet weights that Keras Applications provides; None if there are none.
         license_source: Where the licence is stated.
     """
@@ -49,6 +50,7 @@ class Encoder:
     features: tuple[str, str, str, str, str]
     scale: float
     offset: float
+    layout: str
     weights_license: str | None = None
     license_source: str = ""
 
@@ -73,6 +75,7 @@ ENCODERS: dict[EncoderName, Encoder] = {
         ),
         scale=1 / 127.5,
         offset=-1.0,
+        layout="da96398372ac2d3cfb8aee4b34c76b9961b89f2b7789b6b1d1b515b9398bde9c",
         weights_license="Apache-2.0",
         license_source="as the documentation of Keras Applications states of these weights, published by Google "
         "(https://github.com/tensorflow/models)",
@@ -90,6 +93,7 @@ ENCODERS: dict[EncoderName, Encoder] = {
         ),
         scale=1.0,
         offset=0.0,
+        layout="4ad5e0182f16a13b19d5bd30a3f20a36bf726d2747856c1362d09c8316f4c37f",
         weights_license="Apache-2.0",
         license_source="the licence of the repository that published them (https://github.com/google/automl); the "
         "documentation of Keras Applications states none",
@@ -101,6 +105,7 @@ ENCODERS: dict[EncoderName, Encoder] = {
         features=("level_1b", "level_2b", "level_3b", "level_4b", "level_5b"),
         scale=1 / 127.5,
         offset=-1.0,
+        layout="ca5024ff032757998256be583cbdcfbd81660ea40e206a1d01b08d52c465ccd9",
     ),
 }
 

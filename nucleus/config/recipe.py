@@ -22,6 +22,7 @@ __all__ = [
     "NetworkOptions",
     "NormalizationOptions",
     "OptimizerOptions",
+    "Precision",
     "Recipe",
     "TrackingOptions",
 ]
@@ -33,6 +34,7 @@ OneLine = Annotated[str, Field(pattern=r"^\S.*$", max_length=500)]
 Heads = Literal["border", "distance", "both"]
 Decoder = Literal["concat", "sum"]
 KindName = Literal["dark-field", "bright-field", "stain"]
+Precision = Literal["float32", "tensor_float32", "mixed_bfloat16"]
 
 DEFAULT_CACHE_LIMIT_GIB = 50.0
 """Size limit of the shard cache on a machine, GiB."""
@@ -213,13 +215,20 @@ class OptimizerOptions(_Options):
             in an epoch; if not set, an epoch reads each image once, with what `mix` adds.
         learning_rate: Learning rate at the end of the warm-up, the highest of the run.
         final_learning_rate: Learning rate at the end of the last epoch.
+        learning_rate_batch: The `input.batch_size` that both learning rates are meant for. If set, another batch
+            multiplies them by its ratio to this one (the linear rule of Goyal et al. 2017,
+            https://arxiv.org/abs/1706.02677); if not set, they are used as they are.
         warmup_steps: Number of steps in which the learning rate rises from 0 to `learning_rate`.
         weight_decay: Decoupled weight decay.
         patience: Number of validations without an improvement of `monitor` after which training stops early.
         validate_every: Epochs between validations; the last epoch is always validated. Each validation writes a
             checkpoint.
         monitor: Validation metric that selects the best weights; higher is better.
-        precision: `float32`, or `mixed_bfloat16` for GPUs.
+        precision: `float32`; `tensor_float32`, in which NVIDIA GPUs since Ampere round the factors of products to 10
+            bits, and which is `float32` on all other devices; or `mixed_bfloat16`, which keeps the weights in float32
+            and computes in bfloat16, in half the memory.
+        jit_compile: Whether XLA compiles the network with its gradients: fewer passes over memory, and a first step
+            that takes longer. `make gpu-check` measures both.
         gradient_accumulation_steps: Number of parts in which each worker computes its share of a batch, one after the
             other. More parts need less memory; the result is the same.
         global_clipnorm: Maximum global norm of a step's gradient; if not set, gradients are not clipped.
@@ -232,12 +241,14 @@ class OptimizerOptions(_Options):
     steps_per_epoch: PositiveInt | None = None
     learning_rate: Positive = 2e-3
     final_learning_rate: Positive = 1e-4
+    learning_rate_batch: PositiveInt | None = None
     warmup_steps: Annotated[int, Field(ge=0)] = 50
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
     patience: PositiveInt = 10
     validate_every: PositiveInt = 1
     monitor: Literal["val_map", "val_iou", "val_dice", "val_accuracy"] = "val_map"
-    precision: Literal["float32", "mixed_bfloat16"] = "float32"
+    precision: Precision = "float32"
+    jit_compile: bool = False
     gradient_accumulation_steps: PositiveInt = 1
     global_clipnorm: Positive | None = None
     ema_momentum: Annotated[float, Field(gt=0, lt=1)] | None = None
@@ -358,6 +369,13 @@ class Recipe(_Options):
     def share(self) -> float:
         """Share of the training crops that comes from `dataset`; the others come from `mix`."""
         return 1 - sum(self.mix.values())
+
+    @property
+    def learning_rates(self) -> tuple[float, float]:
+        """The highest and the final learning rate for the recipe's batch, by the linear rule if it is asked for."""
+        options, batch = self.optimizer, self.input.batch_size
+        factor = batch / (options.learning_rate_batch or batch)
+        return factor * options.learning_rate, factor * options.final_learning_rate
 
     def steps_of_epoch(self, images: int) -> int:
         """Return the number of steps in an epoch, for the number of images in the training split of `dataset`."""

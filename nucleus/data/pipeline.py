@@ -23,6 +23,8 @@ _CHOICES = (
 _FULL_RANGE = 255.0
 _PREFETCHED_BATCHES = 4
 _READ_AT_ONCE = 16
+_SHARED_THREADS = 2
+"""Threads of TensorFlow's own pool in a worker (`job.worker.limit_devices`); more samples at once need another pool."""
 _FIELD_SIDE = 3
 """Smooth fields are interpolated between this many random values per side."""
 _HED_TO_RGB = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]], np.float32)
@@ -103,6 +105,8 @@ def training_batches(feed: Feed, epochs: range) -> tf.data.Dataset:
     options = tf.data.Options()
     options.autotune.enabled = False
     options.deterministic = True
+    if feed.threads > _SHARED_THREADS:
+        options.threading.private_threadpool_size = feed.threads
     return (
         tf.data.Dataset.range(epochs.start, epochs.stop)
         .flat_map(blocks)

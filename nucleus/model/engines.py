@@ -226,6 +226,9 @@ def load_engine(
 ) -> KerasEngine | OnnxEngine:
     """Load the network of a verified folder into the engine that `decide_engine` chooses.
 
+    TensorFlow then computes in full float32 in this process: its own default on NVIDIA GPUs is TensorFloat-32, which
+    would find other values than a CPU does.
+
     Args:
         folder: Folder of a pulled model whose files match their SHA-256.
         config: Configuration of the network.
@@ -237,6 +240,7 @@ def load_engine(
     """
     if decide_engine(choice, has_onnx=has_onnx).engine == "onnx":
         return OnnxEngine(folder / ONNX_FILE, config)
+    tf.config.experimental.enable_tensor_float_32_execution(False)
     model = build_unet(config)
     load_weights(model, folder / WEIGHTS_FILE)
     return KerasEngine(model, config.heads)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 import secrets
@@ -15,7 +16,7 @@ from typing import Literal
 import nucleus
 from nucleus.config.encoders import EncoderName
 from nucleus.errors import AccessDeniedError, IntegrityError, ObjectExistsError, WeightsError
-from nucleus.lazy import keras
+from nucleus.lazy import keras, missing_packages
 from nucleus.model.architecture import WEIGHTS_FILE
 from nucleus.progress import Advance, no_progress
 from nucleus.registry.manifest import MANIFEST_FILE, EncoderWeightsOrigin, StartOrigin
@@ -219,9 +220,15 @@ def _keep(path: Path, start: str, source: str, bucket: Bucket, advance: Advance)
 
 
 def _checked_file(path: Path, encoder: EncoderName, folder: Path) -> Path:
-    """Load a file into its encoder; return the file, or a copy in `folder` in the `.weights.h5` format."""
+    """Check that a file fits its encoder; return it, or a copy in `folder` in the `.weights.h5` format.
+
+    A file that holds what Keras writes for this encoder fits. To load any other one takes ten seconds: TensorFlow has
+    to be imported first.
+    """
     if not path.is_file():
         raise WeightsError(f"Expected a weights file at {path}; nothing is there.")
+    if path.name.endswith(_SUFFIX) and _layout(path) == nucleus.config.ENCODERS[encoder].layout:
+        return path
     model = nucleus.config.build_encoder(encoder)
     nucleus.model.load_encoder_weights(model, path)
     if path.name.endswith(_SUFFIX):
@@ -230,6 +237,26 @@ def _checked_file(path: Path, encoder: EncoderName, folder: Path) -> Path:
     model.save_weights(copy)
     keras.backend.clear_session()
     return copy
+
+
+def _layout(path: Path) -> str | None:
+    """Return the SHA-256 of the names, shapes and types of the arrays in a file; None if one cannot be read."""
+    if missing_packages(["h5py"]):  # comes with Keras, whose absence has an error of its own
+        return None
+    import h5py  # noqa: PLC0415  a tenth of a second, and only a run that starts needs it
+
+    lines: list[str] = []
+
+    def note(name: str, item: object) -> None:
+        if isinstance(item, h5py.Dataset):
+            lines.append(f"{name} {item.shape} {item[...].dtype}")  # a damaged array cannot be read
+
+    try:
+        with h5py.File(path) as file:
+            file.visititems(note)
+    except (OSError, RuntimeError):
+        return None
+    return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()
 
 
 class _Download(io.StringIO):

@@ -20,6 +20,7 @@ from .distributed import StepResult as StepResult
 from .distributed import TrainingStep as TrainingStep
 from .distributed import Workers as Workers
 from .distributed import mask_scores as mask_scores
+from .distributed import set_precision as set_precision
 from .optimizer import ParameterGroup as ParameterGroup
 from .optimizer import active_groups as active_groups
 from .optimizer import averaged as averaged

@@ -9,13 +9,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from nucleus.config.recipe import Heads
+from nucleus.config.recipe import Heads, Precision
 from nucleus.errors import JobError
 from nucleus.lazy import keras, tf
 from nucleus.model.architecture import mask_of_logits
 from nucleus.training.optimizer import ParameterGroup
 
-__all__ = ["NO_SCORES", "ScoreFunction", "StepResult", "TrainingStep", "Workers", "mask_scores"]
+__all__ = ["NO_SCORES", "ScoreFunction", "StepResult", "TrainingStep", "Workers", "mask_scores", "set_precision"]
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,15 @@ def mask_scores(heads: Heads) -> ScoreFunction:
         return tf.stack([iou, 2 * iou / (1 + iou), accuracy], axis=1)
 
     return ScoreFunction(("iou", "dice", "accuracy"), compute)
+
+
+def set_precision(precision: Precision) -> None:
+    """Set in which precision this process computes networks that are built from now on.
+
+    TensorFlow's own default is TensorFloat-32 wherever a GPU has it; here a recipe must ask for it.
+    """
+    tf.config.experimental.enable_tensor_float_32_execution(precision != "float32")
+    keras.mixed_precision.set_global_policy("float32" if precision == "tensor_float32" else precision)
 
 
 class Workers:
@@ -134,6 +143,7 @@ class TrainingStep:
         accumulation: Number of parts into which a worker divides its batch to save memory; the result is the same.
         global_clipnorm: Maximum norm of the gradient over all groups (Pascanu et al. 2013,
             https://arxiv.org/abs/1211.5063); None for no limit.
+        jit_compile: Whether XLA compiles network, loss and gradients.
         score: Scores of the training images.
     """
 
@@ -147,6 +157,7 @@ class TrainingStep:
         *,
         accumulation: int = 1,
         global_clipnorm: float | None = None,
+        jit_compile: bool = False,
         score: ScoreFunction = NO_SCORES,
     ) -> None:
         self._workers = workers
@@ -157,6 +168,7 @@ class TrainingStep:
         self._accumulation = accumulation
         self._global_clipnorm = global_clipnorm
         self._score = score
+        self._gradients = tf.function(self.gradients, jit_compile=True) if jit_compile else self.gradients
 
         @tf.function
         def steps(batches: Iterator[Any], count: tf.Tensor, flag: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
@@ -205,7 +217,8 @@ class TrainingStep:
         loss, scores, gradients = tf.foldl(add, parts, nothing, parallel_iterations=1)
         return loss, scores, gradients
 
-    def _gradients(self, images: tf.Tensor, targets: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, list[tf.Tensor]]:
+    def gradients(self, images: tf.Tensor, targets: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, list[tf.Tensor]]:
+        """Return this worker's part of the loss, the sums of its scores, and the gradients of the loss."""
         variables = [variable.value for group in self._groups for variable in group.variables]
         # The tape watches nothing else, so that it leaves out the frozen encoder, which makes tracing faster.
         with tf.GradientTape(watch_accessed_variables=False) as tape:

@@ -105,11 +105,12 @@ def _schedule(recipe: Recipe, steps_per_epoch: int) -> keras.optimizers.schedule
     options = recipe.optimizer
     total = options.epochs * steps_per_epoch
     warmup = min(options.warmup_steps, total // 2)
+    highest, final = recipe.learning_rates
     return keras.optimizers.schedules.CosineDecay(
-        0.0 if warmup else options.learning_rate,
+        0.0 if warmup else highest,
         total - warmup,
-        alpha=min(1.0, options.final_learning_rate / options.learning_rate),
-        warmup_target=options.learning_rate if warmup else None,
+        alpha=min(1.0, final / highest),
+        warmup_target=highest if warmup else None,
         warmup_steps=warmup,
     )
 

@@ -40,7 +40,7 @@ from nucleus.training.callbacks import (
     example_images,
 )
 from nucleus.training.checkpoint import BEST_WEIGHTS, Progress, load_checkpoint, save_checkpoint
-from nucleus.training.distributed import TrainingStep, Workers, mask_scores
+from nucleus.training.distributed import TrainingStep, Workers, mask_scores, set_precision
 from nucleus.training.optimizer import active_groups, averaged, parameter_groups
 from nucleus.training.validation import ImageRanking, check_finite, score_images, tune_instances, usual_images
 
@@ -162,7 +162,7 @@ class TrainingRun:
     def _build(self, given: TrainingInput) -> keras.Model:
         recipe = self.recipe
         keras.utils.set_random_seed(recipe.seed)
-        keras.mixed_precision.set_global_policy(recipe.optimizer.precision)
+        set_precision(recipe.optimizer.precision)
         model = build_unet(self.config)
         if given.start is not None:
             load_weights(model, given.start / WEIGHTS_FILE)
@@ -190,6 +190,7 @@ class TrainingRun:
                 recipe.input.batch_size,
                 accumulation=recipe.optimizer.gradient_accumulation_steps,
                 global_clipnorm=recipe.optimizer.global_clipnorm,
+                jit_compile=recipe.optimizer.jit_compile,
                 score=self.score,
             )
         return self.steps[len(groups)]

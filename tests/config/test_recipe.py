@@ -40,6 +40,27 @@ def test_recipes_with_a_random_encoder_are_recipes(path: Path) -> None:
     assert recipe.network.encoder_trained_from == 0
 
 
+def test_learning_rates_follow_the_batch_where_it_is_asked_for() -> None:
+    def rates(batch: int, **options: object) -> tuple[float, float]:
+        optimizer = {"learning_rate": 4e-3, "final_learning_rate": 1e-4, **options}
+        return parse_recipe({**MINIMAL, "input": {"batch_size": batch}, "optimizer": optimizer}, "r").learning_rates
+
+    assert rates(384) == (4e-3, 1e-4)
+    assert rates(96, learning_rate_batch=96) == (4e-3, 1e-4)
+    assert rates(384, learning_rate_batch=96) == pytest.approx((16e-3, 4e-4))
+    assert rates(24, learning_rate_batch=96) == pytest.approx((1e-3, 25e-6))
+
+
+def test_the_recipe_for_a_gpu_takes_more_of_them() -> None:
+    one = read_recipe(recipe_path("dsb2018-gpu"))
+    four = read_recipe(recipe_path("dsb2018-gpu"), ["workers=4", "input.batch_size=384"])
+    assert [recipe.batch_per_worker(recipe.workers.most) for recipe in (one, four)] == [96, 96]
+    assert four.learning_rates == pytest.approx([4 * rate for rate in one.learning_rates])
+    assert one.optimizer.warmup_steps
+    elastic = read_recipe(recipe_path("dsb2018-gpu"), ["workers=[1,4]"])
+    assert [elastic.batch_per_worker(count) for count in elastic.workers.counts] == [96, 48, 32, 24]
+
+
 def test_elastic_workers() -> None:
     recipe = parse_recipe({**MINIMAL, "workers": [1, 2]}, "r.toml")
     assert (recipe.workers.fewest, recipe.workers.most, recipe.workers.elastic) == (1, 2, True)

@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 from scipy import ndimage
 
-from nucleus.config.encoders import ENCODER_NAMES
+from nucleus.config.encoders import ENCODER_NAMES, ENCODERS, EncoderName
 from nucleus.config.recipe import AugmentOptions, Heads, LossOptions, NormalizationOptions
 from nucleus.config.settings import parse_recipe
 from nucleus.data.pipeline import Feed, training_batches, training_sample
@@ -41,6 +41,7 @@ from nucleus.model.unet import (
 )
 from nucleus.predict.scaled_image import ScaledImage
 from nucleus.predict.source import array_source
+from nucleus.registry.encoder_weights import _layout
 
 PLAIN = NormalizationOptions(method="none")
 CONFIG = ModelConfig(
@@ -275,7 +276,7 @@ def test_pixels_outside_the_receptive_field_do_not_matter(model: keras.Model) ->
 @pytest.mark.parametrize(
     ("encoder", "decoder"), [*((encoder, "concat") for encoder in ENCODER_NAMES), ("mobilenet_v2", "sum")]
 )
-def test_every_encoder_gives_a_network(encoder: str, decoder: str) -> None:
+def test_every_encoder_gives_a_network(encoder: EncoderName, decoder: str, tmp_path: Path) -> None:
     keras.utils.set_random_seed(3)
     network = build_unet(ModelConfig.model_validate({**CONFIG.model_dump(), "encoder": encoder, "decoder": decoder}))
     images = np.stack([generated_image(seed, 64, 96)[0] for seed in range(2)])
@@ -285,6 +286,8 @@ def test_every_encoder_gives_a_network(encoder: str, decoder: str) -> None:
     assert found.std() > 0
     assert found == pytest.approx(network(images.astype(np.float32), training=False).numpy(), abs=1e-3)
     assert encoder_variables(network)
+    encoder_of(network).save_weights(tmp_path / "x.weights.h5")
+    assert _layout(tmp_path / "x.weights.h5") == ENCODERS[encoder].layout
 
 
 def test_a_decoder_that_sums_starts_with_the_variance_of_its_inputs() -> None:
@@ -350,6 +353,18 @@ def feed(path: Path, count: int, rank: int, world: int, batch: int, augment: Aug
         seed=5,
         threads=2,
     )
+
+
+@pytest.mark.parametrize(("threads", "pool"), [(2, None), (8, 8)])
+def test_more_samples_at_once_than_tensorflow_has_threads_get_a_pool(
+    tmp_path: Path, threads: int, pool: int | None
+) -> None:
+    """In a worker TensorFlow has two, so that of eight samples only two were decoded at once."""
+    write_shard(tmp_path / "s", (encode_record(f"n{i}", *generated_image(i, 64, 64)) for i in range(2)))
+    wide = replace(feed(tmp_path / "s", 2, 0, 1, 2, AugmentOptions()), threads=threads)
+    data = training_batches(wide, range(1))
+    assert data.options().threading.private_threadpool_size == pool
+    assert len(list(data)) == 1
 
 
 def test_batches_are_the_same_over_any_number_of_workers(tmp_path: Path) -> None:

@@ -168,6 +168,26 @@ def test_files_that_do_not_fit(weights: Path, bucket: Bucket, tmp_path: Path) ->
         fetch_weights(added, tmp_path / "cache")
 
 
+def test_a_file_with_every_array_of_the_encoder_is_not_loaded(
+    weights: Path, bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Loading needs TensorFlow, whose import takes a driver ten seconds; any other file is loaded as before."""
+    loaded = []
+    monkeypatch.setattr(nucleus.config, "build_encoder", lambda name: loaded.append(name) or _built_once(name))
+    provide_weights(str(weights), "mobilenet_v2", bucket, "runs/run")
+    assert loaded == []
+    other, damaged = tmp_path / "other.weights.h5", tmp_path / "damaged.weights.h5"
+    shutil.copy(weights, other)
+    with h5py.File(other, "r+") as file:
+        del file["layers/conv2d/vars/0"]
+        file["layers/conv2d/vars/0"] = np.zeros((3, 3, 3, 31), np.float32)
+    damaged.write_bytes(weights.read_bytes()[:-4096])
+    for path in (other, damaged):
+        with pytest.raises(WeightsError, match=path.name):
+            provide_weights(str(path), "mobilenet_v2", bucket, "runs/run")
+    assert loaded == ["mobilenet_v2"] * 2
+
+
 def test_the_network_takes_every_weight(encoder: keras.Model, weights: Path) -> None:
     config = config_of_recipe(parse_recipe({"model": "m", "dataset": "d"}, "test"))
     inside = encoder_of(build_unet(config))

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from nucleus.config.recipe import Recipe
+from nucleus.config.recipe import Precision, Recipe
 from nucleus.config.settings import parse_recipe
 from nucleus.model.architecture import config_of_recipe
 from nucleus.model.unet import build_unet, decoder_variables, encoder_variables
-from nucleus.training.distributed import TrainingStep, Workers
+from nucleus.training.distributed import TrainingStep, Workers, set_precision
 from nucleus.training.optimizer import ParameterGroup, active_groups, averaged, parameter_groups
 
 
@@ -70,6 +70,27 @@ def test_steps_per_execution_changes_nothing(workers: Workers) -> None:
     assert TrainingStep(workers, again, [group], squares, 4).run(batches(), 6).loss == pytest.approx(
         sum(losses), rel=1e-6
     )
+
+
+def test_xla_computes_the_same(workers: Workers) -> None:
+    assert weights_after(workers, 3, jit_compile=True) == pytest.approx(weights_after(workers, 3), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("precision", "policy", "rounds"),
+    [
+        ("float32", "float32", False),
+        ("tensor_float32", "float32", True),
+        ("mixed_bfloat16", "mixed_bfloat16", True),
+    ],
+)
+def test_factors_are_rounded_only_where_the_recipe_says_so(precision: Precision, policy: str, rounds: bool) -> None:
+    try:
+        set_precision(precision)
+        assert keras.mixed_precision.global_policy().name == policy
+        assert tf.config.experimental.tensor_float_32_execution_enabled() == rounds
+    finally:
+        set_precision("float32")
 
 
 def test_averages_follow_the_weights_and_give_way_to_them(workers: Workers) -> None:
@@ -149,6 +170,18 @@ def test_learning_rates_by_hand() -> None:
     # Its step 0 is the run's step 20; it is a tenth, and warms up for 5 steps of its own.
     expected = [0.0, 0.1 * cosine(22) * 2 / 5, 0.1 * cosine(25), 0.1 * cosine(30)]
     assert [rate(encoder, step) for step in (0, 2, 5, 10)] == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_larger_batch_raises_the_rate_of_both_optimizers() -> None:
+    model = build_unet(config_of_recipe(unet_recipe()))
+    options = {"epochs": 4, "warmup_steps": 5, "learning_rate": 1e-2, "final_learning_rate": 1e-3}
+    once = parameter_groups(model, unet_recipe(optimizer=options), 10)
+    twice = parameter_groups(model, unet_recipe(optimizer={**options, "learning_rate_batch": 1}), 10)
+    for one, two in zip(once, twice, strict=True):
+        for step in (2, 5, 15, 30):
+            one.optimizer.iterations.assign(step)
+            two.optimizer.iterations.assign(step)
+            assert float(two.optimizer.learning_rate) == pytest.approx(2 * float(one.optimizer.learning_rate), rel=1e-5)
 
 
 def test_bfloat16_computes_the_same_to_its_precision() -> None:

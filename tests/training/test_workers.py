@@ -17,7 +17,7 @@ import keras
 import numpy as np
 import pytest
 
-from nucleus.config.settings import parse_recipe
+from nucleus.config.settings import parse_recipe, read_recipe, recipe_path
 from nucleus.data.importing import SplitOptions, import_dataset
 from nucleus.data.synthetic import generated_image, write_generated
 from nucleus.model.architecture import config_of_recipe
@@ -29,12 +29,14 @@ WORLDS = (1, 2, 3)
 PORTS = 24700
 STEPS_AN_EPOCH = 2
 SAVED_AFTER = 3
+GPU_RECIPE = read_recipe(recipe_path("dsb2018-gpu")).optimizer.model_dump()
 # Encoder (the large one takes a minute to build in three processes), variables, learning rate, steps after which the
 # weights are kept, and parts in which a worker computes its share of the batch of 12.
 STEPS = {
     world: {
         "whole": ("plain", "all", 0.1, [1, 20] if world < 3 else [1], 1),
         "recipe": ("plain", "recipe", 0.0, [20], 1),
+        **({"gpu": ("plain", "gpu", 0.0, [6], 3 - world)} if world < 3 else {}),
         **({"decoder": ("mobilenet_v2", "decoder", 0.002, [20], 1)} if world < 3 else {}),
         **({"halves": ("plain", "all", 0.1, [20], 2)} if world == 1 else {}),
     }
@@ -43,6 +45,14 @@ STEPS = {
 RUNS = {1: ["options"], 2: ["options", "stops"], 3: []}
 PRETRAINED = {"encoder": "plain", "weights": "given", "decoder_channels": [8, 8, 8, 8, 8]}
 CHANGES: dict[str, dict[str, Any]] = {
+    "gpu": {
+        "network": PRETRAINED,
+        "optimizer": {
+            **{key: value for key, value in GPU_RECIPE.items() if value is not None},
+            "precision": "mixed_bfloat16",
+            "learning_rate_batch": 6,
+        },
+    },
     # Everything at once that must see the gradients of all workers.
     "options": {
         "network": {**PRETRAINED, "unfreeze_epoch": 1},
@@ -161,6 +171,15 @@ def test_the_same_parts_give_the_same_bits(found: Found) -> None:
     for alone, together in zip(found.weights("halves", 1, 20), found.weights("whole", 2, 20), strict=True):
         assert np.isfinite(alone).all()
         assert (together == alone).all()
+
+
+def test_the_recipe_for_a_gpu_is_as_exact(found: Found) -> None:
+    """Its optimizer in bfloat16, and with a batch for which the linear rule doubles the rates, while they warm up."""
+    for alone, together in zip(found.weights("gpu", 1, 6), found.weights("gpu", 2, 6), strict=True):
+        assert np.isfinite(alone).all()
+        assert (together == alone).all()
+    (before,) = found.by_rank[1][0]["losses"]["gpu"]
+    assert before > 0
 
 
 def test_validation_is_the_same_number(found: Found) -> None:

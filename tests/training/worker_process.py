@@ -143,16 +143,16 @@ def run_of(changes: dict[str, Any], keeper: Keeper) -> TrainingRun:
 
 
 def steps(name: str, encoder: str, which: str, rate: float, kept: list[int], parts: int) -> tuple[list[float], Any]:
-    """Take steps of SGD on `decoder` or `all`, or of the `recipe`'s optimizer; keep the weights after some of them.
+    """Take steps of SGD on `decoder` or `all`, or of the optimizer of the `recipe` or `gpu`; keep some of the weights.
 
     Returns the losses up to each of these and the predictions after the last.
     """
     network = task["frozen"]["network"] if which == "recipe" else {**task["recipe"]["network"], "encoder": encoder}
-    run = run_of({"network": network}, Keeper())
+    run = run_of(task["changes"]["gpu"] if which == "gpu" else {"network": network}, Keeper())
     workers.broadcast(list(run.model.weights))
     variables = list(run.model.trainable_variables) if which == "all" else decoder_variables(run.model)
     groups = [ParameterGroup("sgd", 0, variables, keras.optimizers.SGD(rate), None)]
-    if which == "recipe":
+    if which in {"recipe", "gpu"}:
         groups = parameter_groups(run.model, run.recipe, steps_per_epoch=50)
     batch = run.recipe.input.batch_size
     step, data = TrainingStep(workers, run.model, groups, run.losses, batch, accumulation=parts), run.batches(0, 0)
