@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from nucleus.config.recipe import Heads
 from nucleus.errors import JobError
-from nucleus.lazy import keras, tf
+from nucleus.lazy import tf
 from nucleus.model.architecture import mask_of_logits
 from nucleus.training.optimizer import ParameterGroup
 
@@ -127,7 +127,7 @@ class TrainingStep:
 
     Args:
         workers: The training processes.
-        model: Network from images, N x H x W x 3, float32, to logits.
+        network: Function from images, N x H x W x 3, float32, to logits: `nucleus.model.fast_network` of a model.
         groups: Groups of trained variables.
         losses: Function from logits and targets (N x H x W x T) to N losses.
         global_batch: Images per step, over all workers.
@@ -140,7 +140,7 @@ class TrainingStep:
     def __init__(
         self,
         workers: Workers,
-        model: keras.Model,
+        network: Callable[[tf.Tensor], tf.Tensor],
         groups: Sequence[ParameterGroup],
         losses: Callable[[tf.Tensor, tf.Tensor], tf.Tensor],
         global_batch: int,
@@ -150,7 +150,7 @@ class TrainingStep:
         score: ScoreFunction = NO_SCORES,
     ) -> None:
         self._workers = workers
-        self._model = model
+        self._network = network
         self._groups = list(groups)
         self._losses = losses
         self._global_batch = global_batch
@@ -210,7 +210,7 @@ class TrainingStep:
         # The tape watches nothing else, so that it leaves out the frozen encoder, which makes tracing faster.
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(variables)
-            logits = self._model(tf.cast(images, tf.float32), training=True)
+            logits = self._network(tf.cast(images, tf.float32))
             loss = tf.reduce_sum(self._losses(logits, targets)) / self._global_batch
         scores = tf.reduce_sum(self._score.compute(logits, targets), axis=0)
         return loss, scores, tape.gradient(loss, variables)
