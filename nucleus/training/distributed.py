@@ -46,7 +46,7 @@ def mask_scores(heads: Heads) -> ScoreFunction:
     def compute(logits: tf.Tensor, targets: tf.Tensor) -> tf.Tensor:
         truth, found = targets[..., 0] > 0, mask_of_logits(logits, heads)
         both, either, correct = (
-            tf.reduce_sum(tf.cast(pixels, tf.float64), axis=(1, 2))
+            tf.cast(tf.math.count_nonzero(pixels, axis=(1, 2), dtype=tf.int32), tf.float64)
             for pixels in (truth & found, truth | found, tf.equal(truth, found))
         )
         iou = tf.where(either > 0, both / tf.maximum(either, 1.0), 1.0)

@@ -1,6 +1,7 @@
 """`step_rate` and `step_profile`: the cost of a training step against the CPU's arithmetic, and where it goes."""
 
 import collections
+import json
 import os
 import statistics
 import subprocess
@@ -25,27 +26,47 @@ from nucleus.training.optimizer import parameter_groups
 from tests.benchmarks.measure import RECIPE, report
 
 ROOT = Path(__file__).resolve().parents[2]
+WEIGHTS = ROOT.parent / "shared" / "weights" / "mobilenet_v2_1.0_imagenet_no_top.weights.h5"
 CHECKOUT = "NUCLEUS_BENCH_EARLIER"
 """Variable that names a checkout of an earlier commit, such as 8eae0ed, to compare with."""
 STEPS, THREADS, CROP = 16, 2, 192
-ROUNDS = 5
+ROUNDS = 12
 _MATRIX, _PRODUCTS = 1536, 4
 _SHOWN = 12
 RECIPE_OF_BENCH = parse_recipe(RECIPE, "bench")
 # Run in a checkout: it takes the steps of that checkout's own benchmark, which has had these names since 8eae0ed.
 _CHILD = """
-import sys, time
+import json, sys, time
+from pathlib import Path
 from tests.benchmarks import step_rate as bench
-network = bench.RECIPE_OF_BENCH.network.model_copy(update={"freeze_encoder": sys.argv[1] == "frozen"})
-bench.RECIPE_OF_BENCH = bench.RECIPE_OF_BENCH.model_copy(update={"network": network})
-bench.STEPS = 8
+encoder, weights = sys.argv[1], Path(sys.argv[2])
+recipe = bench.RECIPE_OF_BENCH
+network = recipe.network.model_copy(update={"freeze_encoder": encoder == "frozen"})
+optimizer = recipe.optimizer.model_copy(update={"steps_per_execution": 2})
+bench.RECIPE_OF_BENCH = recipe.model_copy(update={"network": network, "optimizer": optimizer})
+bench.STEPS = 2
 bench.limit_threads(2)
 from nucleus.training.distributed import Workers
-run = bench.our_steps(Workers(), iter(bench.crops()))
+workers, build, losses = Workers(), bench.build_unet, []
+
+def seeded(config):
+    from keras.utils import set_random_seed
+    set_random_seed(1)
+    model = build(config)
+    if weights.exists():
+        model.get_layer("encoder").load_weights(weights)
+    return model
+
+class Step(bench.TrainingStep):
+    def run(self, batches, count):
+        losses.append(super().run(batches, count).loss / count)
+
+bench.build_unet, bench.TrainingStep = seeded, Step
+run = bench.our_steps(workers, iter(bench.crops()))
 for _ in sys.stdin:
     started = time.process_time()
     run()
-    print("seconds", (time.process_time() - started) / bench.STEPS, flush=True)
+    print("step", json.dumps([(time.process_time() - started) / bench.STEPS, losses[-1]]), flush=True)
 """
 
 
@@ -92,20 +113,21 @@ class _Side:
 
     def __init__(self, checkout: Path, encoder: str) -> None:
         environment = {**os.environ, "PYTHONPATH": str(checkout), "TF_CPP_MIN_LOG_LEVEL": "3"}
-        command = [sys.executable, "-c", _CHILD, encoder]
+        command = [sys.executable, "-c", _CHILD, encoder, str(WEIGHTS)]
         self._process = subprocess.Popen(
             command, cwd=checkout, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
 
-    def seconds(self) -> float:
-        """CPU seconds of a step, all threads together."""
+    def step(self) -> tuple[float, float]:
+        """CPU seconds of a step, all threads together, and its loss; means of two steps."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.write("go\n")
         self._process.stdin.flush()
         for line in self._process.stdout:
-            if line.startswith("seconds "):
-                return float(line.split()[1])
+            if line.startswith("step "):
+                seconds, loss = json.loads(line.removeprefix("step "))
+                return seconds, loss
         raise AssertionError(f"the steps failed with status {self._process.wait()}")
 
     def end(self) -> None:
@@ -120,23 +142,37 @@ def step_rate() -> None:
     """
     limit_threads(THREADS)
     checkout = os.environ.get(CHECKOUT)
-    peak, found = _product_rate(), {}
+    found: dict[str, float] = {}
     for encoder in ("frozen", "trained"):
-        paths = {"now": ROOT, **({"earlier": Path(checkout)} if checkout else {})}
-        sides = {name: _Side(path, encoder) for name, path in paths.items()}
-        rounds = [
-            {**{name: side.seconds() for name, side in sides.items()}, "product": _product_rate()}
-            for _ in range(ROUNDS + 1)
-        ][1:]  # the first traces the graph
-        for side in sides.values():
-            side.end()
-        peak = statistics.median(each["product"] for each in rounds)
-        found[f"{encoder}_cpu_s"] = now = statistics.median(each["now"] for each in rounds)
-        found[f"{encoder}_share_of_peak"] = flop_of_step(encoder) / now / peak
-        if checkout:
-            found[f"{encoder}_ratio"] = statistics.median(each["earlier"] / each["now"] for each in rounds)
-    ratio = found.get("frozen_ratio", found["frozen_share_of_peak"])
-    report("step_rate", ratio, gflop_per_cpu_s=peak / 1e9, gflop_of_step=flop_of_step("frozen") / 1e9, **found)
+        found |= {f"{encoder}_{name}": value for name, value in _measured(encoder, checkout).items()}
+    report("step_rate", found.get("frozen_ratio", found["frozen_share_of_peak"]), **found)
+
+
+def _measured(encoder: str, checkout: str | None) -> dict[str, float]:
+    """Steps of the tree and of the checkout, and matrix products, in turn."""
+    paths = {"now": ROOT, **({"earlier": Path(checkout)} if checkout else {})}
+    sides = {name: _Side(path, encoder) for name, path in paths.items()}
+    steps: dict[str, list[tuple[float, float]]] = {name: [] for name in sides}
+    products = []
+    for _ in range(ROUNDS + 1):
+        for name, side in sides.items():
+            steps[name].append(side.step())
+        products.append(_product_rate())
+    for side in sides.values():
+        side.end()
+    now, peak = _median(steps["now"]), statistics.median(products[1:])
+    found = {"cpu_s": now, "gflop": flop_of_step(encoder) / 1e9, "gflop_per_cpu_s": peak / 1e9}
+    found["share_of_peak"] = found["gflop"] / now / found["gflop_per_cpu_s"]
+    if checkout:
+        pairs = list(zip(steps["earlier"], steps["now"], strict=True))
+        found["earlier_cpu_s"] = _median(steps["earlier"])
+        found["ratio"] = statistics.median(before[0] / after[0] for before, after in pairs[1:])
+        found["loss_difference"] = max(abs(before[1] - after[1]) / before[1] for before, after in pairs)
+    return found
+
+
+def _median(steps: list[tuple[float, float]]) -> float:
+    return statistics.median(seconds for seconds, _ in steps[1:])  # the first traces the graph
 
 
 def _product_rate() -> float:
