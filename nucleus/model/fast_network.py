@@ -93,15 +93,24 @@ def _foldable(encoder: keras.Model) -> dict[int, keras.layers.BatchNormalization
     """Return the BatchNorm layer of each convolution that is read by nothing else, by the convolution's `id`."""
     readers = Counter(id(output) for output in encoder.outputs)
     readers.update(id(tensor) for layer in encoder.layers for tensor in keras.tree.flatten(layer.input))
-    norms = {id(layer.input): layer for layer in encoder.layers if isinstance(layer, keras.layers.BatchNormalization)}
+    norms = {
+        id(layer.input): layer
+        for layer in encoder.layers
+        if isinstance(layer, keras.layers.BatchNormalization) and layer.scale and layer.center
+    }
     return {
         id(layer): norms[id(layer.output)]
         for layer in encoder.layers
-        if type(layer) in (keras.layers.Conv2D, keras.layers.DepthwiseConv2D)
-        and id(layer.output) in norms
-        and layer.activation is keras.activations.linear
-        and readers[id(layer.output)] == 1
+        if _is_plain(layer) and readers[id(layer.output)] == 1 and id(layer.output) in norms
     }
+
+
+def _is_plain(layer: Any) -> bool:
+    """Return whether a layer is a convolution that `_convolution` computes; others are left as they are."""
+    if type(layer) not in (keras.layers.Conv2D, keras.layers.DepthwiseConv2D):
+        return False
+    once = getattr(layer, "depth_multiplier", 1) == 1
+    return once and layer.activation is keras.activations.linear and layer.dilation_rate == (1, 1)
 
 
 def _convolution(layer: Any, norm: keras.layers.BatchNormalization, x: tf.Tensor) -> tf.Tensor:
