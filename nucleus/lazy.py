@@ -94,6 +94,9 @@ _KERAS_VARIABLES = (
     "TF_USE_LEGACY_KERAS",
 )
 """Environment variables that change what Keras and TensorFlow do when they are imported."""
+_ONEDNN = "TF_ENABLE_ONEDNN_OPTS"
+"""Whether TensorFlow computes by oneDNN. Its own default is yes only on CPUs with AVX512-VNNI; a training step takes
+.6 of the time with it on others too (docs/performance.md)."""
 _KERAS_VALUES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "floatx": (lambda value: value in ("float16", "float32", "float64"), "'float32'"),
     "epsilon": (lambda value: isinstance(value, float), "a number such as 1e-07"),
@@ -185,6 +188,7 @@ def _import_keras(name: str) -> None:
     imported = _KERAS in sys.modules
     if not imported:
         _check_keras_file()
+    os.environ.setdefault(_ONEDNN, "1")
     before = {variable: os.environ.pop(variable, None) for variable in _KERAS_VARIABLES}
     os.environ["KERAS_BACKEND"] = _BACKEND
     try:

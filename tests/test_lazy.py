@@ -47,26 +47,32 @@ def test_stderr_is_back_after_several_threads_held_it(capfd: pytest.CaptureFixtu
 
 
 KERAS_JSON = {"floatx": "float64", "epsilon": 1e-3, "backend": "torch", "image_data_format": "channels_first"}
+ONEDNN = "TF_ENABLE_ONEDNN_OPTS"
 OURS = ["tensorflow", "float32", "channels_last", 1e-7]
 
 
 def keras_in_a_child(code: str, home: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run Python code in a process whose Keras has other settings than this project needs."""
     (home / "keras.json").write_text(json.dumps(KERAS_JSON))
-    variables = {**os.environ, "KERAS_HOME": str(home), "TF_USE_LEGACY_KERAS": "1", **environment}
+    variables = {**os.environ, "KERAS_HOME": str(home), "TF_USE_LEGACY_KERAS": "1"}
+    variables.pop(ONEDNN, None)  # this process has it from our own import
+    variables |= environment
     return subprocess.run([sys.executable, "-c", code], env=variables, capture_output=True, text=True, check=False)
 
 
-@pytest.mark.parametrize("first", ["keras", "tf"])
-def test_the_users_settings_of_keras_have_no_effect(first: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("first", "chosen", "onednn"), [("keras", {}, "1"), ("tf", {ONEDNN: "0"}, "0")])
+def test_the_users_settings_of_keras_have_no_effect(
+    first: str, chosen: dict[str, str], onednn: str, tmp_path: Path
+) -> None:
+    """TensorFlow's oneDNN is on unless the user turns it off."""
     code = (
         "import json, os; from nucleus.lazy import keras, tf; "
         f"{first}.__version__; config = keras.config; "
         "layer = keras.layers.Conv2D(4, 3); layer.build((None, 8, 8, 3)); assert layer.kernel.shape == (3, 3, 3, 4); "
-        "assert os.environ['KERAS_BACKEND'] == 'torch'; "
+        f"assert os.environ['KERAS_BACKEND'] == 'torch'; assert os.environ['{ONEDNN}'] == '{onednn}'; "
         "print(json.dumps([config.backend(), config.floatx(), config.image_data_format(), config.epsilon()]))"
     )
-    done = keras_in_a_child(code, tmp_path, KERAS_BACKEND="torch")
+    done = keras_in_a_child(code, tmp_path, KERAS_BACKEND="torch", **chosen)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == OURS
     assert json.loads((tmp_path / "keras.json").read_text()) == KERAS_JSON

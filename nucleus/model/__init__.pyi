@@ -34,6 +34,7 @@ from .export import check_export as check_export
 from .export import export_model as export_model
 from .export import write_half_weights as write_half_weights
 from .export import write_onnx as write_onnx
+from .fast_network import fast_network as fast_network
 from .instances import kept_labels as kept_labels
 from .instances import label_nuclei as label_nuclei
 from .instances import nucleus_mask as nucleus_mask

@@ -7,10 +7,10 @@ it sees a GPU, for versions without `model.onnx`, and for networks in training.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, get_args
+from typing import Literal, Protocol, get_args
 
 import numpy as np
 from google.protobuf.empty_pb2 import Empty
@@ -66,15 +66,15 @@ class KerasEngine:
     """TensorFlow. The network may be in training: each call uses its current weights.
 
     Args:
-        model: A network of `build_unet`.
+        network: A network of `build_unet`, or the function of one from `nucleus.model.fast_network`.
         heads: Outputs of the network.
     """
 
-    def __init__(self, model: Any, heads: Heads) -> None:
+    def __init__(self, network: Callable[[tf.Tensor], tf.Tensor], heads: Heads) -> None:
         # One graph for all shapes: tracing one per shape takes seconds.
         @tf.function(input_signature=[tf.TensorSpec((None, None, None, 3), tf.uint8)])
         def values(tiles: tf.Tensor) -> tf.Tensor:
-            return activations(model(tf.cast(tiles, tf.float32), training=False), heads)
+            return activations(network(tf.cast(tiles, tf.float32)), heads)
 
         self._values = values
 

@@ -20,6 +20,8 @@ __all__ = ["image_losses", "loss_of_values", "pixel_targets"]
 
 _DISTANCE_STEPS = 24
 _SMOOTH = 1.0
+_CHANNELS: dict[Heads, list[int]] = {"border": [3], "distance": [1, 1], "both": [3, 1]}
+"""Channels of the classes, and of the distance."""
 _SMALLEST = 1e-7
 """Activations are clipped to this distance from 0 and 1, so that their logarithms are finite."""
 _SQUARE = cv2.getStructuringElement(cv2.MORPH_RECT, (3, 3))
@@ -95,29 +97,34 @@ def image_losses(logits: tf.Tensor, targets: tf.Tensor, heads: Heads, options: L
     Returns:
         N losses, float32.
     """
+    # Channels are cut once, and the background is left out of sums rather than of pixels: each cut at full resolution,
+    # and its gradient, costs as much as a convolution of few channels.
+    first, *last = tf.split(logits, _CHANNELS[heads], axis=-1)
     if heads == "distance":
         nucleus = tf.cast(targets[..., :1] > 0, tf.float32)
-        entropy = tf.nn.sigmoid_cross_entropy_with_logits(labels=nucleus, logits=logits[..., :1])
-        classes = tf.reduce_mean(entropy, axis=(1, 2, 3)) + options.dice * _dice(tf.sigmoid(logits[..., :1]), nucleus)
+        entropy = tf.nn.sigmoid_cross_entropy_with_logits(labels=nucleus, logits=first)
+        dice = tf.reduce_mean(_dice(tf.sigmoid(first), nucleus), axis=1)
+        classes = tf.reduce_mean(entropy, axis=(1, 2, 3)) + options.dice * dice
     else:
-        classes = _class_losses(logits[..., :3], tf.cast(targets[..., 0], tf.int32), options)
+        classes = _class_losses(first, tf.cast(targets[..., 0], tf.int32), options)
     if heads == "border":
         return classes
-    return classes + options.distance * _distance_losses(logits[..., -1], targets[..., 1])
+    return classes + options.distance * _distance_losses(last[0][..., 0], targets[..., 1])
 
 
 def _class_losses(logits: tf.Tensor, classes: tf.Tensor, options: LossOptions) -> tf.Tensor:
     weights = tf.gather(tf.constant([1.0, 1.0, options.border_weight]), classes)
     entropy = tf.nn.sparse_softmax_cross_entropy_with_logits(labels=classes, logits=logits)
     cross_entropy = tf.reduce_mean(weights * entropy, axis=(1, 2))
-    truth = tf.one_hot(classes, 3, dtype=tf.float32)[..., 1:]
-    return cross_entropy + options.dice * _dice(tf.nn.softmax(logits)[..., 1:], truth)
+    dice = _dice(tf.nn.softmax(logits), tf.one_hot(classes, 3, dtype=tf.float32))
+    return cross_entropy + options.dice * tf.reduce_mean(dice[:, 1:], axis=1)
 
 
 def _dice(probabilities: tf.Tensor, truth: tf.Tensor) -> tf.Tensor:
+    """Return the Dice loss of each class, N x classes."""
     overlap = tf.reduce_sum(probabilities * truth, axis=(1, 2))
     total = tf.reduce_sum(probabilities + truth, axis=(1, 2))
-    return tf.reduce_mean(1 - (2 * overlap + _SMOOTH) / (total + _SMOOTH), axis=1)
+    return 1 - (2 * overlap + _SMOOTH) / (total + _SMOOTH)
 
 
 def _distance_losses(logits: tf.Tensor, target: tf.Tensor) -> tf.Tensor:

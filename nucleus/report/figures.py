@@ -337,8 +337,19 @@ def _frame(axes: Any) -> None:
     _legend_below(axes, columns=1)
 
 
-def timing_panel(stages: Sequence[Stage]) -> Panel:
-    """Return a bar chart of the time of each stage, in order."""
+def _validation_row(history: History) -> list[tuple[str, str, str]]:
+    """Return the row of a validation: its mean duration, and that as a share of the steps of an epoch."""
+    validations = [entry["validation_seconds"] for entry in history if "validation_seconds" in entry]
+    epochs = [entry["seconds"] for entry in history if "seconds" in entry]
+    if not (validations and epochs):
+        return []
+    mean = sum(validations) / len(validations)
+    share = percent(mean, sum(epochs) / len(epochs))
+    return [(f"one validation, mean of {len(validations)}", time_text(mean), f"{share} of the steps of an epoch")]
+
+
+def timing_panel(stages: Sequence[Stage], history: History = ()) -> Panel:
+    """Return a bar chart of the time of each stage, in order; its table says what a validation cost."""
     names = [short(stage.name, 36) for stage in stages]
     seconds = [stage.seconds for stage in stages]
 
@@ -358,6 +369,7 @@ def timing_panel(stages: Sequence[Stage]) -> Panel:
     total = sum(seconds)
     rows = [(stage.name, time_text(stage.seconds), percent(stage.seconds, total)) for stage in stages]
     rows.append(("all stages", time_text(total), percent(total, total)))
+    rows.extend(_validation_row(history))
     longest = max(stages, key=lambda stage: stage.seconds, default=None)
     description = f"Time by stage, {time_text(total)} in all" + (
         f"; the longest is {longest.name} with {time_text(longest.seconds)}." if longest else "."

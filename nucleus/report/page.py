@@ -239,7 +239,7 @@ def _content(record: RunRecord, dataset: DatasetManifest) -> dict[str, Any]:
         "curves": curve_panels(record.history, record.best_epoch),
         "precision": precision_panels(by_kind, SPLIT_NAMES.get(split or "", ""), published=published),
         "dataset": dataset_panels(dataset),
-        "timing": [timing_panel(record.stages)] if record.stages else [],
+        "timing": [timing_panel(record.stages, record.history)] if record.stages else [],
     }
     style = (_STATIC / "looks.css").read_text(encoding="utf-8") + (_HERE / "page.css").read_text(encoding="utf-8")
     icon = (_STATIC / "icon.svg").read_text(encoding="utf-8")

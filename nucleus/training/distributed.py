@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from nucleus.config.recipe import Heads, Precision
 from nucleus.errors import JobError
-from nucleus.lazy import keras, tf
+from nucleus.lazy import tf
 from nucleus.model.architecture import mask_of_logits
 from nucleus.training.optimizer import ParameterGroup
 
@@ -46,7 +46,7 @@ def mask_scores(heads: Heads) -> ScoreFunction:
     def compute(logits: tf.Tensor, targets: tf.Tensor) -> tf.Tensor:
         truth, found = targets[..., 0] > 0, mask_of_logits(logits, heads)
         both, either, correct = (
-            tf.reduce_sum(tf.cast(pixels, tf.float64), axis=(1, 2))
+            tf.cast(tf.math.count_nonzero(pixels, axis=(1, 2), dtype=tf.int32), tf.float64)
             for pixels in (truth & found, truth | found, tf.equal(truth, found))
         )
         iou = tf.where(either > 0, both / tf.maximum(either, 1.0), 1.0)
@@ -136,7 +136,7 @@ class TrainingStep:
 
     Args:
         workers: The training processes.
-        model: Network from images, N x H x W x 3, float32, to logits.
+        network: Function from images, N x H x W x 3, float32, to logits: `nucleus.model.fast_network` of a model.
         groups: Groups of trained variables.
         losses: Function from logits and targets (N x H x W x T) to N losses.
         global_batch: Images per step, over all workers.
@@ -150,7 +150,7 @@ class TrainingStep:
     def __init__(
         self,
         workers: Workers,
-        model: keras.Model,
+        network: Callable[[tf.Tensor], tf.Tensor],
         groups: Sequence[ParameterGroup],
         losses: Callable[[tf.Tensor, tf.Tensor], tf.Tensor],
         global_batch: int,
@@ -161,7 +161,7 @@ class TrainingStep:
         score: ScoreFunction = NO_SCORES,
     ) -> None:
         self._workers = workers
-        self._model = model
+        self._network = network
         self._groups = list(groups)
         self._losses = losses
         self._global_batch = global_batch
@@ -223,7 +223,7 @@ class TrainingStep:
         # The tape watches nothing else, so that it leaves out the frozen encoder, which makes tracing faster.
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(variables)
-            logits = self._model(tf.cast(images, tf.float32), training=True)
+            logits = self._network(tf.cast(images, tf.float32))
             loss = tf.reduce_sum(self._losses(logits, targets)) / self._global_batch
         scores = tf.reduce_sum(self._score.compute(logits, targets), axis=0)
         return loss, scores, tape.gradient(loss, variables)

@@ -24,6 +24,7 @@ from nucleus.data.synthetic import generated_image
 from nucleus.lazy import keras, tf
 from nucleus.model.architecture import CONFIG_FILE, WEIGHTS_FILE, ModelConfig, config_of_recipe, read_model_config
 from nucleus.model.engines import KerasEngine
+from nucleus.model.fast_network import fast_network
 from nucleus.model.losses import image_losses, pixel_targets
 from nucleus.model.unet import build_unet, calibrate_encoder, encoder_of, load_encoder_weights, load_weights
 from nucleus.predict.evaluation import PredictedImage, predict_images
@@ -154,10 +155,11 @@ class TrainingRun:
         self.score = mask_scores(self.config.heads)
         with self._timed("build the network"):
             self.model = self._build(given)
+        self.network = fast_network(self.model)
         self.groups = parameter_groups(self.model, recipe, self.steps_per_epoch)
         self.steps: dict[int, TrainingStep] = {}
         self.progress = Progress()
-        self.segmenter = Model(KerasEngine(self.model, self.config.heads), self.config)
+        self.segmenter = Model(KerasEngine(self.network, self.config.heads), self.config)
 
     def _build(self, given: TrainingInput) -> keras.Model:
         recipe = self.recipe
@@ -184,7 +186,7 @@ class TrainingRun:
         if len(groups) not in self.steps:
             self.steps[len(groups)] = TrainingStep(
                 self.workers,
-                self.model,
+                self.network,
                 groups,
                 self.losses,
                 recipe.input.batch_size,

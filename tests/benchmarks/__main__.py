@@ -15,6 +15,7 @@ BENCHMARKS = {
     "ingest_tfdata": "ingest",
     "ingest_raydata": "ingest_raydata",
     "step_rate": "step_rate",
+    "step_profile": "step_rate",
     "scaling": "scaling",
     "memory_growth": "growth",
     "cost_per_image": "growth",

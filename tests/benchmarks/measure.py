@@ -24,7 +24,7 @@ RECIPE: dict[str, Any] = {
     "tracking": {"wandb": "disabled"},
 }
 TARGETS = {
-    "step_rate": ">= 0.95",
+    "step_rate": ">= 2.5",
     "scaling": ">= 1.8",
     "ingest_tfdata": ">= 0.95",
     "ingest_raydata": ">= 10",

@@ -28,6 +28,7 @@ from nucleus.model.architecture import (
     recipe_from_start,
 )
 from nucleus.model.engines import KerasEngine
+from nucleus.model.fast_network import fast_network
 from nucleus.model.losses import image_losses, loss_of_values, pixel_targets
 from nucleus.model.tiling import Region, TiledNetwork, axis_tiles, reflect_indices
 from nucleus.model.unet import (
@@ -280,7 +281,11 @@ def test_every_encoder_gives_a_network(encoder: EncoderName, decoder: str, tmp_p
     keras.utils.set_random_seed(3)
     network = build_unet(ModelConfig.model_validate({**CONFIG.model_dump(), "encoder": encoder, "decoder": decoder}))
     images = np.stack([generated_image(seed, 64, 96)[0] for seed in range(2)])
-    calibrate_encoder(network, images)
+    change_norms(network)
+    expected = network(images.astype(np.float32)).numpy()
+    fast = fast_network(network)(tf.constant(images, tf.float32)).numpy()
+    assert fast == pytest.approx(expected, abs=1e-4 * float(np.abs(expected).max()))
+    calibrate_encoder(network, images)  # which makes a random EfficientNet magnify rounding a hundred times
     found = network(images.astype(np.float32), training=True).numpy()
     assert found.shape == (2, 64, 96, 4)
     assert found.std() > 0
@@ -288,6 +293,35 @@ def test_every_encoder_gives_a_network(encoder: EncoderName, decoder: str, tmp_p
     assert encoder_variables(network)
     encoder_of(network).save_weights(tmp_path / "x.weights.h5")
     assert _layout(tmp_path / "x.weights.h5") == ENCODERS[encoder].layout
+
+
+def change_norms(network: keras.Model) -> None:
+    """Let all weights and statistics of the BatchNorm layers matter."""
+    rng = np.random.default_rng(5)
+    for layer in encoder_of(network).layers:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            layer.gamma.assign(rng.uniform(0.7, 1.3, layer.gamma.shape))
+            layer.beta.assign(rng.uniform(-0.3, 0.3, layer.beta.shape))
+            layer.moving_mean.assign(rng.uniform(-0.1, 0.1, layer.beta.shape))
+            layer.moving_variance.assign(rng.uniform(0.5, 1.5, layer.beta.shape))
+
+
+@pytest.mark.parametrize("decoder", ["concat", "sum"])
+def test_training_computes_the_gradients_of_the_network(decoder: str) -> None:
+    keras.utils.set_random_seed(6)
+    network = build_unet(ModelConfig.model_validate({**CONFIG.model_dump(), "encoder": "plain", "decoder": decoder}))
+    images = tf.constant(np.stack([generated_image(seed, 64, 64)[0] for seed in range(2)]), tf.float32)
+    change_norms(network)
+    variables = [variable.value for variable in network.trainable_variables]
+    found = []
+    for function in (network, fast_network(network)):
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(variables)
+            loss = tf.reduce_sum(tf.sigmoid(function(images)))
+        found.append([np.array(gradient) for gradient in tape.gradient(loss, variables)])
+    for expected, fast in zip(*found, strict=True):
+        assert np.abs(expected).max() > 0
+        assert fast == pytest.approx(expected, abs=1e-3 * float(np.abs(expected).max()))
 
 
 def test_a_decoder_that_sums_starts_with_the_variance_of_its_inputs() -> None:

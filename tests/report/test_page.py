@@ -585,6 +585,17 @@ def test_the_report_needs_neither_tensorflow_nor_ray() -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_the_cost_of_a_validation_is_shown() -> None:
+    history = [{"seconds": 10.0}, {"seconds": 30.0, "validation_seconds": 4.0}]
+    stages = [Stage(name="train", seconds=40.0), Stage(name="validate", seconds=4.0)]
+    shown = timing_panel(stages, history).table
+    assert shown is not None
+    name, _, share = shown.rows[-1]
+    assert name == "one validation, mean of 1"
+    assert share.startswith("20.0 %")
+    assert len(timing_panel(stages, history[:1]).table.rows) == len(shown.rows) - 1
+
+
 @pytest.mark.parametrize("text", ["$\\frac$", "a\x00b\x1bc\nd", "ΔΩ é", "x" * 500])
 def test_figures_take_any_text(text: str) -> None:
     for panel in (timing_panel([Stage(name=text, seconds=1.0)]), timing_panel([Stage(name=f"a {text}", seconds=1.0)])):

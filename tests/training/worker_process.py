@@ -15,14 +15,13 @@ from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
-import keras
 import numpy as np
-import tensorflow as tf
 
 from nucleus.config.settings import parse_recipe
 from nucleus.data.cache import ShardCache
 from nucleus.data.dataset import locate_dataset, open_dataset
 from nucleus.data.synthetic import generated_image
+from nucleus.lazy import keras, tf
 from nucleus.model.architecture import activations
 from nucleus.model.unet import decoder_variables
 from nucleus.predict.evaluation import PredictedImage
@@ -155,7 +154,7 @@ def steps(name: str, encoder: str, which: str, rate: float, kept: list[int], par
     if which in {"recipe", "gpu"}:
         groups = parameter_groups(run.model, run.recipe, steps_per_epoch=50)
     batch = run.recipe.input.batch_size
-    step, data = TrainingStep(workers, run.model, groups, run.losses, batch, accumulation=parts), run.batches(0, 0)
+    step, data = TrainingStep(workers, run.network, groups, run.losses, batch, accumulation=parts), run.batches(0, 0)
     losses = []
     for before, count in pairwise([0, *kept]):
         losses.append(float(workers.sum(np.array([step.run(data, count - before).loss]))[0]))
