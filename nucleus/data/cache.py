@@ -3,11 +3,16 @@
 A file with the name of a shard is always complete. Readers of a shard hold a shared lock on its file, so files without
 a lock can be evicted, the least recently used first. Who downloads or evicts a shard holds the lock beside it. The
 system releases the locks of a process that dies. A download reserves space by extending its file to the final size.
+
+Beside a shard may lie a file of its decoded records (`decoded`), which is made empty and filled as records are needed.
+It counts with its final size, and is locked and evicted as shards are.
 """
 
+import logging
 import os
 import time
 from dataclasses import dataclass
+from functools import cache as once
 from functools import lru_cache
 from pathlib import Path
 
@@ -16,7 +21,7 @@ from numpy.typing import NDArray
 
 from nucleus.config.recipe import DEFAULT_CACHE_LIMIT_GIB
 from nucleus.data.dataset import DATASETS, Dataset, Shard
-from nucleus.data.decoded import PixelFile, pixel_file_bytes
+from nucleus.data.decoded import DecodedFile, decoded_bytes
 from nucleus.data.shards import ShardFile
 from nucleus.errors import CacheFullError, IntegrityError, ObjectNotFoundError, OutputError
 from nucleus.storage.bucket import Bucket
@@ -27,10 +32,11 @@ from nucleus.surroundings import BINARY, cache_folder
 
 __all__ = ["ShardCache", "default_cache_dir"]
 
+_log = logging.getLogger(__name__)
 _GIB = 1 << 30
-PIXELS = ".pixels"
+_PIXELS = ".pixels"
 # In this order, a file that is renamed between the two searches is found (perhaps twice).
-_PATTERNS = (".*.tfrecord.part", f".*{PIXELS}.part", "*.tfrecord", f"*{PIXELS}")
+_PATTERNS = (".*.tfrecord.part", f".*{_PIXELS}.part", "*.tfrecord", f"*{_PIXELS}")
 _PART, _LOCK = ".part", ".lock"
 _NOTE_BYTES = 24
 _WAIT_SECONDS = 60.0
@@ -97,10 +103,10 @@ class ShardCache:
             while descriptor is None:
                 descriptor = _open_verified(path, shard) or self._fetch(dataset, shard, path)
             os.utime(path)
-            pixels = None if sizes is None else self._open_pixels(path.with_suffix(PIXELS), shard, sizes)
+            pixels = None if sizes is None else self._open_pixels(path.with_suffix(_PIXELS), shard, sizes)
         return ShardFile(descriptor, str(path), pixels)
 
-    def _open_pixels(self, path: Path, shard: Shard, sizes: NDArray[np.int64]) -> PixelFile | None:
+    def _open_pixels(self, path: Path, shard: Shard, sizes: NDArray[np.int64]) -> DecodedFile | None:
         """Open the file of decoded records; a missing one is made, a damaged one is replaced. None: no space."""
         while True:
             descriptor = _open_locked(path, os.O_RDWR)
@@ -110,7 +116,7 @@ class ShardCache:
                 continue
             os.utime(path)
             try:
-                return PixelFile(descriptor, shard.sha256, sizes)
+                return DecodedFile(descriptor, shard.sha256, sizes)
             except IntegrityError:
                 path.unlink(missing_ok=True)
 
@@ -121,11 +127,12 @@ class ShardCache:
             try:
                 if not path.exists():
                     with beside.open("wb") as file:
-                        self._reserve(file.fileno(), pixel_file_bytes(sizes), wait_seconds=0)
-                        PixelFile.create(file.fileno(), shard.sha256, sizes)
+                        self._reserve(file.fileno(), decoded_bytes(sizes), wait_seconds=0)
+                        DecodedFile.create(file.fileno(), shard.sha256, sizes)
                     beside.replace(path)
             except CacheFullError:
                 beside.unlink(missing_ok=True)
+                _note_lack_of_space()
                 return False
             except BaseException:
                 beside.unlink(missing_ok=True)
@@ -199,6 +206,15 @@ class ShardCache:
             if (left_over or total + size > self._limit) and _remove_unused(entry.path):
                 total -= entry.size
         return total
+
+
+@once
+def _note_lack_of_space() -> None:
+    """Say once a process that decoded images are not kept."""
+    _log.warning(
+        "Files in use leave no space in the cache for decoded images; some are decoded for every crop, which takes "
+        "several times as long. Raise cache_limit_gib."
+    )
 
 
 def _entries(folder: Path) -> dict[int, _Entry]:

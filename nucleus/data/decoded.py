@@ -34,7 +34,7 @@ from nucleus.data.shards import ShardFile, decode_record, read_at, write_at
 from nucleus.errors import IntegrityError
 from nucleus.storage.files import is_full
 
-__all__ = ["DecodedSample", "PixelFile", "decoded_sample", "pixel_file_bytes", "sample_of_record"]
+__all__ = ["DecodedFile", "DecodedSample", "decoded_bytes", "decoded_sample", "sample_of_record"]
 
 _log = logging.getLogger(__name__)
 
@@ -130,7 +130,7 @@ class Facts:
     channels: int
 
 
-class PixelFile:
+class DecodedFile:
     """An open file of the decoded records of a shard. It is closed when the object is no longer referenced.
 
     Args:
@@ -147,7 +147,7 @@ class PixelFile:
         self._sizes = sizes
         self._ends = _ends(sizes)
         header = read_at(descriptor, _HEADER.size, 0)
-        if not _is_header(header, sha256, len(sizes)) or os.fstat(descriptor).st_size != pixel_file_bytes(sizes):
+        if not _is_header(header, sha256, len(sizes)) or os.fstat(descriptor).st_size != decoded_bytes(sizes):
             raise IntegrityError("Expected decoded records of this shard in the cache; the file is another one.")
         mark = _HEADER.unpack(header)[1]
         self._verified = _verified.setdefault(mark, bytearray(len(sizes)))
@@ -249,7 +249,7 @@ class PixelFile:
             _log.warning("No room on the disk for decoded images; they are decoded for every crop, which takes longer.")
 
 
-def pixel_file_bytes(sizes: NDArray[np.int64]) -> int:
+def decoded_bytes(sizes: NDArray[np.int64]) -> int:
     """Return the largest size of the file for records of these sizes (N x 2), bytes: that for colours."""
     return _HEADER.size + _ENTRY_BYTES * len(sizes) + int(_ends(sizes)[-1])
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from nucleus.data.cache import ShardCache
 from nucleus.data.dataset import Dataset, DatasetManifest
-from nucleus.data.decoded import pixel_file_bytes
+from nucleus.data.decoded import decoded_bytes
 from nucleus.data.images import Kind, LabelImage, RgbImage
 from nucleus.data.sampling import EpochPlan, epoch_plan, stored_order
 from nucleus.data.shards import ShardFile, decode_record
@@ -166,7 +166,7 @@ def _kept_sizes(datasets: Sequence[Dataset], split: str, limit: int) -> dict[int
     All workers of a machine choose the same ones. What fits stays, so an epoch does not evict what the next one needs.
     """
     sizes = [each for dataset in datasets for each in _record_sizes(dataset.manifest, split)]
-    needed = np.cumsum([pixel_file_bytes(each) for each in sizes])
+    needed = np.cumsum([decoded_bytes(each) for each in sizes])
     others = sum(shard.size for dataset in datasets for shard in dataset.manifest.shards)
     kept = int(np.searchsorted(needed, limit - others, side="right"))
     if kept < len(sizes):

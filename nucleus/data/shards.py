@@ -30,7 +30,7 @@ from nucleus.storage.files import sha256_of, writing
 from nucleus.surroundings import BINARY
 
 if TYPE_CHECKING:
-    from nucleus.data.decoded import PixelFile
+    from nucleus.data.decoded import DecodedFile
 
 __all__ = [
     "ShardFile",
@@ -182,7 +182,7 @@ class ShardFile:
         IntegrityError: The file ends in the middle of a record.
     """
 
-    def __init__(self, descriptor: int, name: str, pixels: PixelFile | None = None) -> None:
+    def __init__(self, descriptor: int, name: str, pixels: DecodedFile | None = None) -> None:
         self.pixels = pixels
         self._descriptor = descriptor
         weakref.finalize(self, os.close, descriptor)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from nucleus.config.recipe import NormalizationOptions
 from nucleus.data import decoded
-from nucleus.data.decoded import PixelFile, decoded_sample, pixel_file_bytes
+from nucleus.data.decoded import DecodedFile, decoded_bytes, decoded_sample
 from nucleus.data.shards import ShardFile, decode_record, encode_record, write_shard
 from nucleus.data.synthetic import generated_image
 from nucleus.errors import IntegrityError
@@ -29,15 +29,15 @@ def files(tmp_path: Path) -> tuple[Path, Path]:
     write_shard(shard, (encode_record(f"n{i}", *pair) for i, pair in enumerate(images)))
     sizes = np.array(SHAPES)
     with pixels.open("wb") as file:
-        os.ftruncate(file.fileno(), pixel_file_bytes(sizes))
-        PixelFile.create(file.fileno(), SHA256, sizes)
+        os.ftruncate(file.fileno(), decoded_bytes(sizes))
+        DecodedFile.create(file.fileno(), SHA256, sizes)
     return shard, pixels
 
 
 def opened(files: tuple[Path, Path], sizes: NDArray[np.int64] | None = None) -> ShardFile:
     """As another process opens them."""
     decoded._verified.clear()
-    pixels = PixelFile(os.open(files[1], os.O_RDWR), SHA256, np.array(SHAPES) if sizes is None else sizes)
+    pixels = DecodedFile(os.open(files[1], os.O_RDWR), SHA256, np.array(SHAPES) if sizes is None else sizes)
     return ShardFile(os.open(files[0], os.O_RDONLY), "s", pixels)
 
 
@@ -116,9 +116,9 @@ def test_what_is_torn_or_damaged_is_not_used(where: str, files: tuple[Path, Path
 
 def test_files_of_other_shards_are_refused(files: tuple[Path, Path]) -> None:
     with pytest.raises(IntegrityError, match="another one"):
-        PixelFile(os.open(files[1], os.O_RDWR), "cd" * 32, np.array(SHAPES))
+        DecodedFile(os.open(files[1], os.O_RDWR), "cd" * 32, np.array(SHAPES))
     with pytest.raises(IntegrityError, match="another one"):
-        PixelFile(os.open(files[1], os.O_RDWR), SHA256, np.array(SHAPES[:3]))
+        DecodedFile(os.open(files[1], os.O_RDWR), SHA256, np.array(SHAPES[:3]))
     os.truncate(files[1], 500)
     with pytest.raises(IntegrityError, match="another one"):
         opened(files)
