@@ -60,7 +60,7 @@ def training_batches(feed: Feed, epochs: range) -> tf.data.Dataset:
     """
     reader = feed.reader
     blocks = _Blocks(reader)
-    # Several crops a call, into one array: to take them over one by one costs TensorFlow half as much as to make them.
+    # Several crops a call, into one array, which saves calls and copies.
     at_once = next(count for count in range(_MOST_AT_ONCE, 0, -1) if feed.batch % count == 0)
     depth = feed.targets(np.zeros((1, 1), np.uint16)).shape[-1]
 
