@@ -60,8 +60,6 @@ def training_batches(feed: Feed, epochs: range) -> tf.data.Dataset:
     """
     reader = feed.reader
     blocks = _Blocks(reader)
-    # Several crops a call, into one array, which saves calls and copies.
-    at_once = next(count for count in range(_MOST_AT_ONCE, 0, -1) if feed.batch % count == 0)
     depth = feed.targets(np.zeros((1, 1), np.uint16)).shape[-1]
 
     def block_numbers(epoch: tf.Tensor) -> tf.data.Dataset:
@@ -70,7 +68,11 @@ def training_batches(feed: Feed, epochs: range) -> tf.data.Dataset:
 
     def samples(epoch: tf.Tensor, block: tf.Tensor) -> tf.data.Dataset:
         rows = tf.numpy_function(blocks.enter, [epoch, block], tf.int64)
-        return tf.data.Dataset.from_tensor_slices(tf.ensure_shape(rows, [None, 5]))
+        # Several crops are made by one call, into one array, which saves calls and copies; never of two blocks, because
+        # the next block may need the space in the cache of this one.
+        return tf.data.Dataset.from_tensor_slices(tf.ensure_shape(rows, [None, 5])).batch(
+            min(_MOST_AT_ONCE, feed.batch)
+        )
 
     def make(rows: NDArray[np.int64]) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
         images = np.empty((len(rows), feed.crop, feed.crop, 3), np.uint8)
@@ -84,12 +86,8 @@ def training_batches(feed: Feed, epochs: range) -> tf.data.Dataset:
 
     def crops(rows: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         images, targets = tf.numpy_function(make, [rows], (tf.uint8, tf.float32))
-        shape = (at_once, feed.crop, feed.crop)
+        shape = (None, feed.crop, feed.crop)
         return tf.ensure_shape(images, (*shape, 3)), tf.ensure_shape(targets, (*shape, depth))
-
-    def joined(images: tf.Tensor, targets: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        shape = (feed.batch, feed.crop, feed.crop)
-        return tf.reshape(images, (*shape, 3)), tf.reshape(targets, (*shape, depth))
 
     options = tf.data.Options()
     options.autotune.enabled = False
@@ -98,10 +96,8 @@ def training_batches(feed: Feed, epochs: range) -> tf.data.Dataset:
         tf.data.Dataset.range(epochs.start, epochs.stop)
         .flat_map(block_numbers)
         .flat_map(samples)
-        .batch(at_once, drop_remainder=True)
         .map(crops, num_parallel_calls=feed.threads)
-        .batch(feed.batch // at_once, drop_remainder=True)
-        .map(joined)
+        .rebatch(feed.batch, drop_remainder=True)
         .prefetch(_PREFETCHED_BATCHES)
         .with_options(options)
     )

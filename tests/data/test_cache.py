@@ -13,15 +13,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from nucleus.config.recipe import AugmentOptions, NormalizationOptions
 from nucleus.data import cache as cache_module
 from nucleus.data.cache import ShardCache
 from nucleus.data.dataset import Dataset, DatasetManifest, Shard
 from nucleus.data.decoded import decoded_bytes
 from nucleus.data.importing import SplitOptions, import_dataset
+from nucleus.data.pipeline import Feed, training_batches
 from nucleus.data.reader import SplitReader, cached_splits
 from nucleus.data.sampling import epoch_plan
-from nucleus.data.shards import ShardFile, write_shard
-from nucleus.data.synthetic import write_generated
+from nucleus.data.shards import ShardFile, encode_record, write_shard
+from nucleus.data.synthetic import generated_image, write_generated
 from nucleus.errors import CacheFullError, IntegrityError, OutputError
 from nucleus.storage.bucket import Bucket
 from nucleus.storage.claims import remove_unused
@@ -346,3 +348,38 @@ def test_as_many_shards_are_kept_decoded_as_fit_beside_all_shards(
     read.enter(0, 0)
     assert [read.shards[number].pixels is not None for number in range(3)] == [number < kept for number in range(3)]
     assert len([record for record in caplog.records if "cache_limit_gib" in record.message]) == (kept < 3)
+
+
+def test_batches_of_one_block_at_a_time_fit(store: object, tmp_path: Path) -> None:  # noqa: ARG001
+    """Where a block takes the whole cache, its shards are let go of before those of the next one are needed."""
+    uri = S3Uri("nucleus", "tight-cache-test")
+    write_generated(tmp_path / "images", 12, side=64)
+    manifest = import_dataset(tmp_path / "images", uri, SplitOptions()).dataset.manifest
+    records = encode_record("n", *generated_image(0, 64, 64)), encode_record("n", *generated_image(1, 64, 64))
+    listed = []
+    for number in range(48):
+        path = tmp_path / f"train-{number:05d}-of-00048.tfrecord"
+        write_shard(path, records[: 1 + (number < 24)])
+        count = 1 + (number < 24)
+        shard = Shard(file=path.name, split="train", records=count, size=path.stat().st_size, sha256=sha256_of(path))
+        Bucket(uri / manifest.version).put(path.name, path)
+        listed.append(shard)
+    dataset = Dataset(uri, DatasetManifest(**{**manifest.model_dump(), "shards": listed}))
+    counts = [shard.records for shard in listed]
+    room = sum(shard.size for shard in listed[:24]) * 1.05 / (1 << 30)
+    read = SplitReader(
+        lambda number: ShardCache(tmp_path / "cache", room, wait_seconds=30).open(dataset, listed[number]),
+        lambda epoch: epoch_plan(counts, seed=2, epoch=epoch, rank=0, world=1, global_batch=5),
+    )
+    feed = Feed(
+        reader=read,
+        targets=lambda labels: labels[..., np.newaxis].astype(np.float32),
+        crop=32,
+        normalization=NormalizationOptions(),
+        batch=5,
+        augment=AugmentOptions(),
+        seed=0,
+        threads=2,
+    )
+    assert len(list(training_batches(feed, range(2)))) == 2 * (72 // 5)
+    assert read.failure is None
