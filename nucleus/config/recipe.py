@@ -335,7 +335,7 @@ class Recipe(_Options):
         seed: Seed of the initial weights, the order of the images and the augmentation.
         cache_dir: Absolute path of the folder for cached shards on each worker's machine; if not set, a folder in the
             user's cache directory.
-        cache_limit_gib: Size limit of the cached shards, GiB; the least recently used are deleted first.
+        cache_limit_gib: Size limit of cached shards and decoded images, GiB; the least recently used are deleted first.
     """
 
     model: str

@@ -2,6 +2,10 @@ from .annotations import LARGEST_JSON as LARGEST_JSON
 from .annotations import read_geojson as read_geojson
 from .annotations import read_json as read_json
 from .annotations import read_rois as read_rois
+from .augmentation import CHOICES as CHOICES
+from .augmentation import ReadWindow as ReadWindow
+from .augmentation import augmented as augmented
+from .augmentation import drawn_choices as drawn_choices
 from .bucket_sources import open_bucket_source as open_bucket_source
 from .cache import ShardCache as ShardCache
 from .cache import default_cache_dir as default_cache_dir
@@ -30,6 +34,11 @@ from .dataset import read_manifest as read_manifest
 from .dataset import verify_dataset as verify_dataset
 from .dataset_upload import claim_succession as claim_succession
 from .dataset_upload import upload_version as upload_version
+from .decoded import DecodedFile as DecodedFile
+from .decoded import DecodedSample as DecodedSample
+from .decoded import decoded_bytes as decoded_bytes
+from .decoded import decoded_sample as decoded_sample
+from .decoded import sample_of_record as sample_of_record
 from .illumination import Illumination as Illumination
 from .illumination import LightKind as LightKind
 from .illumination import uneven_light as uneven_light
@@ -80,7 +89,6 @@ from .normalization import noise_and_range as noise_and_range
 from .normalization import noise_left as noise_left
 from .normalization import normalization_table as normalization_table
 from .normalization import normalize as normalize
-from .normalization import normalize_tensor as normalize_tensor
 from .normalization import rgb8 as rgb8
 from .normalization import stretch_of as stretch_of
 from .normalization import stretched_sample as stretched_sample
@@ -140,8 +148,10 @@ from .shapes import labels_from_shapes as labels_from_shapes
 from .shards import ShardFile as ShardFile
 from .shards import decode_record as decode_record
 from .shards import encode_record as encode_record
+from .shards import read_at as read_at
 from .shards import record_name as record_name
 from .shards import renamed_record as renamed_record
+from .shards import write_at as write_at
 from .shards import write_shard as write_shard
 from .shards import write_shards as write_shards
 from .slides import SLIDE_SUFFIXES as SLIDE_SUFFIXES

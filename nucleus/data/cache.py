@@ -3,16 +3,25 @@
 A file with the name of a shard is always complete. Readers of a shard hold a shared lock on its file, so files without
 a lock can be evicted, the least recently used first. Who downloads or evicts a shard holds the lock beside it. The
 system releases the locks of a process that dies. A download reserves space by extending its file to the final size.
+
+Beside a shard may lie a file of its decoded records (`decoded`), which is made empty and filled as records are needed.
+It counts with its final size, and is locked and evicted as shards are.
 """
 
+import logging
 import os
 import time
 from dataclasses import dataclass
+from functools import cache as once
 from functools import lru_cache
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from nucleus.config.recipe import DEFAULT_CACHE_LIMIT_GIB
 from nucleus.data.dataset import DATASETS, Dataset, Shard
+from nucleus.data.decoded import DecodedFile, decoded_bytes
 from nucleus.data.shards import ShardFile
 from nucleus.errors import CacheFullError, IntegrityError, ObjectNotFoundError, OutputError
 from nucleus.storage.bucket import Bucket
@@ -23,9 +32,11 @@ from nucleus.surroundings import BINARY, cache_folder
 
 __all__ = ["ShardCache", "default_cache_dir"]
 
+_log = logging.getLogger(__name__)
 _GIB = 1 << 30
+_PIXELS = ".pixels"
 # In this order, a file that is renamed between the two searches is found (perhaps twice).
-_PATTERNS = (".*.tfrecord.part", "*.tfrecord")
+_PATTERNS = (".*.tfrecord.part", f".*{_PIXELS}.part", "*.tfrecord", f"*{_PIXELS}")
 _PART, _LOCK = ".part", ".lock"
 _NOTE_BYTES = 24
 _WAIT_SECONDS = 60.0
@@ -64,10 +75,21 @@ class ShardCache:
         self._wait_seconds = wait_seconds
         self._bucket = lru_cache(maxsize=8)(Bucket)  # one client for all shards of a dataset
 
-    def open(self, dataset: Dataset, shard: Shard) -> ShardFile:
+    @property
+    def limit(self) -> int:
+        """Size limit, bytes."""
+        return self._limit
+
+    def open(self, dataset: Dataset, shard: Shard, sizes: NDArray[np.int64] | None = None) -> ShardFile:
         """Open a shard; if it is missing, one process of the machine downloads it while the others wait.
 
         The SHA-256 of a cached shard is verified; a damaged shard is downloaded again. An open shard is not evicted.
+
+        Args:
+            dataset: The dataset.
+            shard: One of its shards.
+            sizes: Height and width of each record, N x 2, if its decoded records are to be kept beside it. They are
+                not where other files, which are in use, leave no space.
 
         Raises:
             IntegrityError: The shard in the bucket is missing or damaged.
@@ -81,7 +103,41 @@ class ShardCache:
             while descriptor is None:
                 descriptor = _open_verified(path, shard) or self._fetch(dataset, shard, path)
             os.utime(path)
-        return ShardFile(descriptor, str(path))
+            pixels = None if sizes is None else self._open_pixels(path.with_suffix(_PIXELS), shard, sizes)
+        return ShardFile(descriptor, str(path), pixels)
+
+    def _open_pixels(self, path: Path, shard: Shard, sizes: NDArray[np.int64]) -> DecodedFile | None:
+        """Open the file of decoded records; a missing one is made, a damaged one is replaced. None: no space."""
+        while True:
+            descriptor = _open_locked(path, os.O_RDWR)
+            if descriptor is None:
+                if not self._create_pixels(path, shard, sizes):
+                    return None
+                continue
+            os.utime(path)
+            try:
+                return DecodedFile(descriptor, shard.sha256, sizes)
+            except IntegrityError:
+                path.unlink(missing_ok=True)
+
+    def _create_pixels(self, path: Path, shard: Shard, sizes: NDArray[np.int64]) -> bool:
+        """Make an empty file of decoded records, unless another process was faster; return whether there was space."""
+        beside = path.with_name(f".{path.name}{_PART}")
+        with file_lock(_lock_of(path)):
+            try:
+                if not path.exists():
+                    with beside.open("wb") as file:
+                        self._reserve(file.fileno(), decoded_bytes(sizes), wait_seconds=0)
+                        DecodedFile.create(file.fileno(), shard.sha256, sizes)
+                    beside.replace(path)
+            except CacheFullError:
+                beside.unlink(missing_ok=True)
+                _note_lack_of_space()
+                return False
+            except BaseException:
+                beside.unlink(missing_ok=True)
+                raise
+        return True
 
     def _fetch(self, dataset: Dataset, shard: Shard, path: Path) -> int | None:
         """Download a shard, unless another process was faster, and open it; None if it is damaged since then."""
@@ -100,7 +156,7 @@ class ShardCache:
         """Download a shard to a partial file; data that a dead process left in it is overwritten."""
         try:
             with beside.open("wb") as file:
-                self._reserve(file.fileno(), shard.size)
+                self._reserve(file.fileno(), shard.size, self._wait_seconds)
                 self._bucket(dataset.version_uri).read_into(shard.file, file, sha256=shard.sha256)
                 _verified.add(_identity(file.fileno()))
         except ObjectNotFoundError as error:
@@ -108,9 +164,9 @@ class ShardCache:
                 f"Expected {shard.file} of {dataset} in the bucket; it is missing. Import the images again."
             ) from error
 
-    def _reserve(self, descriptor: int, size: int) -> None:
+    def _reserve(self, descriptor: int, size: int, wait_seconds: float) -> None:
         """Extend a file to its final size as soon as there is space for it."""
-        deadline = time.monotonic() + self._wait_seconds
+        deadline = time.monotonic() + wait_seconds
         while True:
             with file_lock(self._folder / _LOCK) as note:
                 if self._make_room(note, size):
@@ -152,6 +208,15 @@ class ShardCache:
         return total
 
 
+@once
+def _note_lack_of_space() -> None:
+    """Say once a process that decoded images are not kept."""
+    _log.warning(
+        "Files in use leave no space in the cache for decoded images; some are decoded for every crop, which takes "
+        "several times as long. Raise cache_limit_gib."
+    )
+
+
 def _entries(folder: Path) -> dict[int, _Entry]:
     """Return the files of the cache by inode."""
     found = {}
@@ -180,15 +245,9 @@ def _remove_unused(path: Path) -> bool:
 
 def _open_verified(path: Path, shard: Shard) -> int | None:
     """Open a cached shard with a shared lock; None if it is missing or damaged. A damaged file is removed."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | BINARY)
-    except FileNotFoundError:
+    descriptor = _open_locked(path, os.O_RDONLY)
+    if descriptor is None:
         return None
-    try:
-        lock_file(descriptor, path, shared=True)
-    except BaseException:
-        os.close(descriptor)
-        raise
     identity = _identity(descriptor)
     if identity not in _verified:
         if os.fstat(descriptor).st_size != shard.size or sha256_of(path) != shard.sha256:
@@ -196,6 +255,20 @@ def _open_verified(path: Path, shard: Shard) -> int | None:
             path.unlink(missing_ok=True)
             return None
         _verified.add(identity)
+    return descriptor
+
+
+def _open_locked(path: Path, flags: int) -> int | None:
+    """Open a file with a shared lock; None if it is missing."""
+    try:
+        descriptor = os.open(path, flags | BINARY)
+    except FileNotFoundError:
+        return None
+    try:
+        lock_file(descriptor, path, shared=True)
+    except BaseException:
+        os.close(descriptor)
+        raise
     return descriptor
 
 

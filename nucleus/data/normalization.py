@@ -29,7 +29,6 @@ from numpy.typing import NDArray
 
 from nucleus.config.recipe import NormalizationOptions
 from nucleus.errors import ImageError
-from nucleus.lazy import tf
 
 __all__ = [
     "BLOCK",
@@ -41,7 +40,6 @@ __all__ = [
     "noise_left",
     "normalization_table",
     "normalize",
-    "normalize_tensor",
     "rgb8",
     "stretch_of",
     "stretched_sample",
@@ -208,12 +206,6 @@ def normalize(image: NDArray[np.uint8], options: NormalizationOptions) -> NDArra
     if options.method == "none":
         return image
     return np.asarray(normalization_table(intensity_sample(image), options)[image])
-
-
-def normalize_tensor(image: tf.Tensor, options: NormalizationOptions) -> tf.Tensor:
-    """Normalize an image (H x W x 3, uint8) in a TensorFlow pipeline, by the code of prediction."""
-    found = tf.numpy_function(lambda pixels: normalize(pixels, options), [image], tf.uint8)
-    return tf.ensure_shape(found, image.shape)
 
 
 def noise_and_range(sample: IntensitySample) -> tuple[float, float]:

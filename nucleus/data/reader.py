@@ -1,5 +1,6 @@
 """Readers of a split: its records block by block, while the next block is fetched; its images; and a few examples."""
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 
 from nucleus.data.cache import ShardCache
 from nucleus.data.dataset import Dataset, DatasetManifest
+from nucleus.data.decoded import decoded_bytes
 from nucleus.data.images import Kind, LabelImage, RgbImage
 from nucleus.data.sampling import EpochPlan, epoch_plan, stored_order
 from nucleus.data.shards import ShardFile, decode_record
@@ -32,6 +34,7 @@ __all__ = [
 ]
 
 
+_log = logging.getLogger(__name__)
 _CONNECTIONS = 4
 _MOST_CANDIDATES = 256
 """Number of images among which examples are chosen."""
@@ -63,6 +66,11 @@ class SplitReader:
         self._pool = ThreadPoolExecutor(_CONNECTIONS, "shards")
         self.failure: NucleusError | None = None
 
+    @property
+    def shards(self) -> dict[int, ShardFile]:
+        """The open shards of the current block, by number."""
+        return self._shards
+
     def prefetch(self, epoch: int, block: int) -> None:
         """Start to fetch the shards of a block."""
         for shard in self._plan(epoch).shards_of_block(block):
@@ -85,7 +93,7 @@ class SplitReader:
         missing = [number for number in numbers if number not in held]
         self._shards = {number: held[number] for number in numbers if number in held}
         del held  # so that the cache can evict the shards of the previous block
-        with self._noted():
+        with self.noted():
             self._shards |= dict(zip(missing, self._pool.map(self._open_shard, missing), strict=True))
         following = (epoch, block + 1) if block + 1 < len(plan.blocks) else (epoch + 1, 0)
         self.prefetch(*following)
@@ -95,7 +103,7 @@ class SplitReader:
     def read(self, shard: int, record: int) -> bytes:
         """Return the bytes of a record; a shard of an earlier block is opened again."""
         number = int(shard)
-        with self._noted():
+        with self.noted():
             return (self._shards.get(number) or self._open_shard(number)).read(int(record))
 
     def records(self, epoch: int = 0) -> Iterator[bytes]:
@@ -110,7 +118,8 @@ class SplitReader:
         self._shards = {}
 
     @contextmanager
-    def _noted(self) -> Iterator[None]:
+    def noted(self) -> Iterator[None]:
+        """Keep an error of the block as `failure`."""
         try:
             yield
         except NucleusError as error:
@@ -130,11 +139,51 @@ def cached_split(dataset: Dataset, split: str, cache: ShardCache, plan: Callable
 
 
 def cached_splits(
-    datasets: Sequence[Dataset], split: str, cache: ShardCache, plan: Callable[[int], EpochPlan]
+    datasets: Sequence[Dataset],
+    split: str,
+    cache: ShardCache,
+    plan: Callable[[int], EpochPlan],
+    *,
+    decoded: bool = False,
 ) -> SplitReader:
-    """Return a reader of the same split of several datasets through the cache, in the order of a `mixed_plan`."""
+    """Return a reader of the same split of several datasets through the cache, in the order of a `mixed_plan`.
+
+    Args:
+        datasets: The datasets.
+        split: Name of the split.
+        cache: Cache of the shards.
+        plan: Returns the worker's plan of an epoch.
+        decoded: Whether decoded records are kept in the cache, of as many shards as fit beside all shards.
+    """
     shards = [(dataset, shard) for dataset in datasets for shard in dataset.manifest.split_shards(split)]
-    return SplitReader(lambda number: cache.open(*shards[number]), plan)
+    sizes = _kept_sizes(datasets, split, cache.limit) if decoded else {}
+    return SplitReader(lambda number: cache.open(*shards[number], sizes.get(number)), plan)
+
+
+def _kept_sizes(datasets: Sequence[Dataset], split: str, limit: int) -> dict[int, NDArray[np.int64]]:
+    """Return the sizes of the records (N x 2) of the first shards whose decoded records fit in the cache, by number.
+
+    All workers of a machine choose the same ones. What fits stays, so an epoch does not evict what the next one needs.
+    """
+    sizes = [each for dataset in datasets for each in _record_sizes(dataset.manifest, split)]
+    needed = np.cumsum([decoded_bytes(each) for each in sizes])
+    others = sum(shard.size for dataset in datasets for shard in dataset.manifest.shards)
+    kept = int(np.searchsorted(needed, limit - others, side="right"))
+    if kept < len(sizes):
+        _log.warning(
+            "The cache has room for the decoded images of %d of %d shards; the others are decoded for every crop, which"
+            " takes several times as long. Room for all: cache_limit_gib = %.3g",
+            kept, len(sizes), (needed[-1] + others) / (1 << 30),
+        )  # fmt: skip
+    return dict(enumerate(sizes[:kept]))
+
+
+def _record_sizes(manifest: DatasetManifest, split: str) -> list[NDArray[np.int64]]:
+    """Return height and width of the records of each shard of a split, N x 2."""
+    samples = manifest.split_samples(split)
+    sizes = np.array([(samples[i].height, samples[i].width) for i in stored_order(len(samples))], np.int64)
+    count = len(manifest.split_shards(split))
+    return [sizes[number::count] for number in range(count)]
 
 
 def example_positions(manifest: DatasetManifest, split: str, count: int) -> list[int]:

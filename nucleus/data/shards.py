@@ -13,7 +13,7 @@ import weakref
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import google_crc32c
@@ -29,12 +29,17 @@ from nucleus.errors import IntegrityError
 from nucleus.storage.files import sha256_of, writing
 from nucleus.surroundings import BINARY
 
+if TYPE_CHECKING:
+    from nucleus.data.decoded import DecodedFile
+
 __all__ = [
     "ShardFile",
     "decode_record",
     "encode_record",
+    "read_at",
     "record_name",
     "renamed_record",
+    "write_at",
     "write_shard",
     "write_shards",
 ]
@@ -171,12 +176,14 @@ class ShardFile:
     Args:
         descriptor: Descriptor of the file, opened for reading, which this object owns.
         name: Name of the file in error messages.
+        pixels: File of its decoded records, if there is one.
 
     Raises:
         IntegrityError: The file ends in the middle of a record.
     """
 
-    def __init__(self, descriptor: int, name: str) -> None:
+    def __init__(self, descriptor: int, name: str, pixels: DecodedFile | None = None) -> None:
+        self.pixels = pixels
         self._descriptor = descriptor
         weakref.finalize(self, os.close, descriptor)
         self._index = _index(descriptor, name)
@@ -193,7 +200,7 @@ class ShardFile:
     def read(self, record: int) -> bytes:
         """Return the bytes of a record."""
         offset, length = self._index[record]
-        return _read_at(self._descriptor, int(length), int(offset))
+        return read_at(self._descriptor, int(length), int(offset))
 
 
 def _index(descriptor: int, name: str) -> NDArray[np.int64]:
@@ -202,7 +209,7 @@ def _index(descriptor: int, name: str) -> NDArray[np.int64]:
     found = []
     position = 0
     while position < size:
-        header = _read_at(descriptor, _HEADER_BYTES, position)
+        header = read_at(descriptor, _HEADER_BYTES, position)
         length = _LENGTH.unpack_from(header)[0] if len(header) == _HEADER_BYTES else size
         found.append((position + _HEADER_BYTES, length))
         position += _HEADER_BYTES + length + _FOOTER_BYTES
@@ -214,7 +221,20 @@ def _index(descriptor: int, name: str) -> NDArray[np.int64]:
 _seeking = threading.Lock()
 
 
-def _read_at(descriptor: int, length: int, offset: int) -> bytes:
+def write_at(descriptor: int, data: bytes, offset: int) -> None:
+    """Write part of a file; Windows, which has no `pwrite`, moves the position of the descriptor."""
+    view = memoryview(data)
+    while view:
+        if hasattr(os, "pwrite"):
+            done = os.pwrite(descriptor, view, offset)
+        else:
+            with _seeking:
+                os.lseek(descriptor, offset, os.SEEK_SET)
+                done = os.write(descriptor, view)
+        view, offset = view[done:], offset + done
+
+
+def read_at(descriptor: int, length: int, offset: int) -> bytes:
     """Read part of a file; Windows, which has no `pread`, moves the position of the descriptor."""
     if hasattr(os, "pread"):
         return bytes(os.pread(descriptor, length, offset))

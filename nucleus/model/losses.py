@@ -60,7 +60,7 @@ def pixel_targets(labels: NDArray[np.integer], heads: Heads) -> NDArray[np.float
 
 def _nucleus_and_border(labels: NDArray[np.integer]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """Return the masks of the nuclei and of their pixels next to another label, H x W."""
-    values = labels.astype(np.float32)  # exact for integers below 2^24
+    values = labels if labels.dtype == np.uint16 else labels.astype(np.float32)  # exact for integers below 2^24
     nucleus = values > 0
     return nucleus, nucleus & (cv2.dilate(values, _SQUARE) != cv2.erode(values, _SQUARE))
 
@@ -73,10 +73,15 @@ def _distances(
     distance = nucleus.astype(np.uint8) + inside
     for step in range(_DISTANCE_STEPS - 2):
         inside = np.asarray(cv2.erode(inside, _SQUARE if step % 2 else _CROSS), np.uint8)
-        distance += inside
+        if not cv2.countNonZero(inside):
+            break
+        cv2.add(distance, inside, distance)
+    indices = labels.astype(np.intp)  # others are converted in each of the two steps
     largest = np.ones(int(labels.max(initial=0)) + 1, np.float32)
-    np.maximum.at(largest, labels.ravel(), distance.ravel().astype(np.float32))
-    return np.asarray(distance / largest[labels], np.float32)
+    relative = distance.astype(np.float32)
+    np.maximum.at(largest, indices.ravel(), relative.ravel())
+    relative /= np.take(largest, indices)
+    return relative
 
 
 def image_losses(logits: tf.Tensor, targets: tf.Tensor, heads: Heads, options: LossOptions) -> tf.Tensor:

@@ -9,7 +9,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any, Literal
 
 import nucleus
-from nucleus.lazy import keras, tf
+from nucleus.lazy import keras
 from nucleus.progress import Advance, no_progress
 
 if TYPE_CHECKING:
@@ -51,12 +51,12 @@ class AugmentedImage:
     Attributes:
         sample: The image before augmentation, with its labels.
         image: The augmented crop, crop x crop x 3, uint8.
-        labels: Labels of the crop, crop x crop, int32.
+        labels: Labels of the crop, crop x crop, uint16.
     """
 
     sample: LabelledImage
     image: NDArray[np.uint8]
-    labels: NDArray[np.int32]
+    labels: NDArray[np.uint16]
 
 
 @dataclass(frozen=True)
@@ -325,11 +325,9 @@ def augmented_examples(dataset: Dataset, cache: ShardCache, recipe: Recipe) -> l
     """Return a few training images, each with a crop that is augmented by the recipe."""
     found = []
     for number, record in enumerate(nucleus.data.example_records(dataset, "train", cache, _EXAMPLES)):
-        seeds = tf.constant([recipe.seed, number], tf.int64)
-        image, labels = nucleus.data.training_sample(
-            tf.constant(record), seeds, recipe.input.crop, recipe.input.normalization, recipe.augment
-        )
-        found.append(AugmentedImage(_labelled_image(dataset, "train", record), image.numpy(), labels.numpy()))
+        key = (recipe.seed, number)
+        crop = nucleus.data.training_sample(record, key, recipe.input.crop, recipe.input.normalization, recipe.augment)
+        found.append(AugmentedImage(_labelled_image(dataset, "train", record), *crop))
     return found
 
 

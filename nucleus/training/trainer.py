@@ -138,7 +138,7 @@ class TrainingRun:
         self.best = best
         self.manifest = given.dataset.manifest
         datasets = [given.dataset, *(mixed.dataset for mixed in given.mix)]
-        self.open_reader = partial(cached_splits, datasets, "train", given.cache)
+        self.open_reader = partial(cached_splits, datasets, "train", given.cache, decoded=True)
         self.readers = {
             split: split_reader(given.dataset, split, given.cache, workers.rank, workers.count)
             for split in ("val", "test")

@@ -14,6 +14,7 @@ BENCHMARKS = {
     "download_small": "download",
     "ingest_tfdata": "ingest",
     "ingest_raydata": "ingest_raydata",
+    "ingest_cost": "ingest_cost",
     "step_rate": "step_rate",
     "step_profile": "step_rate",
     "scaling": "scaling",

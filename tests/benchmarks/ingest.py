@@ -5,13 +5,15 @@ from functools import partial
 import tensorflow as tf
 
 from nucleus.config.recipe import AugmentOptions, NormalizationOptions
+from nucleus.data.augmentation import CHOICES
 from nucleus.data.cache import ShardCache
 from nucleus.data.dataset import Dataset
-from nucleus.data.pipeline import Feed, training_batches, training_sample
-from nucleus.data.reader import cached_split
+from nucleus.data.pipeline import Feed, training_batches
+from nucleus.data.reader import cached_splits
 from nucleus.data.sampling import epoch_plan
 from nucleus.model.losses import pixel_targets
 from tests.benchmarks.measure import generated_dataset, in_turn, report, temporary_store
+from tests.benchmarks.tensor_augmentation import sample_by_tensors
 
 CROP, BATCH, THREADS = 192, 8, 2
 TARGETS = partial(pixel_targets, heads="both")
@@ -46,11 +48,12 @@ def ingest_tfdata() -> None:
 def feed(dataset: Dataset, cache: ShardCache, threads: int = THREADS, rank: int = 0, world: int = 1) -> Feed:
     """The training split as a worker reads it."""
     counts = [shard.records for shard in dataset.manifest.split_shards("train")]
-    reader = cached_split(
-        dataset,
+    reader = cached_splits(
+        [dataset],
         "train",
         cache,
         lambda epoch: epoch_plan(counts, seed=0, epoch=epoch, rank=rank, world=world, global_batch=BATCH),
+        decoded=True,
     )
     batch = BATCH // world
     return Feed(
@@ -70,7 +73,11 @@ def handwritten(paths: list[str]) -> tf.data.Dataset:
 
     def load(number: tf.Tensor, data: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         seeds = tf.stack([number, number])
-        image, labels = training_sample(data, seeds, CROP, NormalizationOptions(), AugmentOptions())
+        numbers = tf.unstack(tf.random.stateless_uniform((len(CHOICES),), seeds))
+        fields = tf.random.stateless_uniform((3, 3, 2), seeds, -1.0, 1.0)
+        noise = tf.random.stateless_normal((CROP, CROP, 3), seeds)
+        choices = dict(zip(CHOICES, numbers, strict=True))
+        image, labels = sample_by_tensors(data, choices, fields, noise, CROP, NormalizationOptions(), AugmentOptions())
         return image, tf.numpy_function(TARGETS, [labels], tf.float32)
 
     options = tf.data.Options()

@@ -28,6 +28,7 @@ TARGETS = {
     "scaling": ">= 1.8",
     "ingest_tfdata": ">= 0.95",
     "ingest_raydata": ">= 10",
+    "ingest_cost": ">= 8",
     "download_large": ">= 0.8",
     "download_small": ">= 0.8",
     "checkpoint_overlap": "<= 1.03",

@@ -13,14 +13,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from nucleus.config.recipe import AugmentOptions, NormalizationOptions
 from nucleus.data import cache as cache_module
 from nucleus.data.cache import ShardCache
 from nucleus.data.dataset import Dataset, DatasetManifest, Shard
+from nucleus.data.decoded import decoded_bytes
 from nucleus.data.importing import SplitOptions, import_dataset
-from nucleus.data.reader import SplitReader
+from nucleus.data.pipeline import Feed, training_batches
+from nucleus.data.reader import SplitReader, cached_splits
 from nucleus.data.sampling import epoch_plan
-from nucleus.data.shards import ShardFile, write_shard
-from nucleus.data.synthetic import write_generated
+from nucleus.data.shards import ShardFile, encode_record, write_shard
+from nucleus.data.synthetic import generated_image, write_generated
 from nucleus.errors import CacheFullError, IntegrityError, OutputError
 from nucleus.storage.bucket import Bucket
 from nucleus.storage.claims import remove_unused
@@ -274,3 +277,109 @@ def test_a_full_disk(shards: Dataset, tmp_path: Path, monkeypatch: pytest.Monkey
     assert "export XDG_CACHE_HOME=DIR" in last
     assert cached(tmp_path) == []
     assert not list(tmp_path.rglob("*.part"))
+
+
+SIZES = np.array([(64, 64), (64, 64)])
+
+
+def test_decoded_records_count_are_kept_and_are_evicted(shards: Dataset, tmp_path: Path) -> None:
+    cache = ShardCache(tmp_path, 3.5 * MIB, wait_seconds=0)
+    listed = shards.manifest.shards
+    first = cache.open(shards, listed[0], SIZES)
+    assert first.pixels is not None
+    (path,) = tmp_path.rglob("*.pixels")
+    assert path.stat().st_size == decoded_bytes(SIZES)
+    first.pixels.write(1, np.full((64, 64), 7, np.uint8), np.full((64, 64), 9, np.uint16))
+    first.pixels.write_table(1, bytes(16), np.arange(256, dtype=np.uint8))
+    del first
+    again = cache.open(shards, listed[0], SIZES).pixels
+    assert again is not None
+    facts, table = again.find(1, bytes(16))
+    assert facts is not None
+    assert table is not None
+    image, labels = again.window(1, facts, slice(0, 3), slice(0, 4))
+    assert (image == 7).all()
+    assert (labels == 9).all()
+    for number in (1, 2, 3, 4):
+        time.sleep(0.02)
+        cache.open(shards, listed[number])
+    assert path.exists(), "in use"
+    assert cached(tmp_path) == [2, 3, 4]
+    del again
+    cache.open(shards, listed[5])
+    assert not path.exists()
+    assert not list(tmp_path.rglob("*.part"))
+
+
+def test_a_damaged_file_of_decoded_records_is_made_anew(shards: Dataset, tmp_path: Path) -> None:
+    cache = ShardCache(tmp_path)
+    cache.open(shards, shards.manifest.shards[0], SIZES)
+    (path,) = tmp_path.rglob("*.pixels")
+    path.write_bytes(path.read_bytes()[:1000])
+    pixels = cache.open(shards, shards.manifest.shards[0], SIZES).pixels
+    assert pixels is not None
+    assert pixels.find(0, bytes(16)) == (None, None)
+    assert path.stat().st_size == decoded_bytes(SIZES)
+
+
+def test_without_space_records_are_decoded_for_each_crop(
+    shards: Dataset, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    large = np.array([(1000, 1000), (1000, 1000)])
+    held = ShardCache(tmp_path, 3.5 * MIB)
+    assert held.open(shards, shards.manifest.shards[0], large).pixels is None
+    assert "space" in caplog.text
+    assert not list(tmp_path.rglob("*.pixels*"))
+
+
+@pytest.mark.parametrize(("room", "kept"), [(0.0, 0), (0.99, 0), (1.0, 1), (2.5, 2), (40.0, 3)])
+def test_as_many_shards_are_kept_decoded_as_fit_beside_all_shards(
+    room: float, kept: int, shards: Dataset, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    samples = shards.manifest.samples[:3]
+    train = [sample.model_copy(update={"split": "train", "height": 64, "width": 64}) for sample in samples]
+    facts = {**shards.manifest.model_dump(), "samples": train, "shards": shards.manifest.shards[:3]}
+    dataset = Dataset(shards.uri, DatasetManifest(**facts))
+    one = decoded_bytes(SIZES[:1])
+    total = sum(shard.size for shard in dataset.manifest.shards)
+    cache = ShardCache(tmp_path, (total + room * one + 1) / (1 << 30))
+    plan = epoch_plan([1, 1, 1], seed=0, epoch=0, rank=0, world=1, global_batch=0)
+    read = cached_splits([dataset], "train", cache, lambda _: plan, decoded=True)
+    read.enter(0, 0)
+    assert [read.shards[number].pixels is not None for number in range(3)] == [number < kept for number in range(3)]
+    assert len([record for record in caplog.records if "cache_limit_gib" in record.message]) == (kept < 3)
+
+
+def test_batches_of_one_block_at_a_time_fit(store: object, tmp_path: Path) -> None:  # noqa: ARG001
+    """Where a block takes the whole cache, its shards are let go of before those of the next one are needed."""
+    uri = S3Uri("nucleus", "tight-cache-test")
+    write_generated(tmp_path / "images", 12, side=64)
+    manifest = import_dataset(tmp_path / "images", uri, SplitOptions()).dataset.manifest
+    records = encode_record("n", *generated_image(0, 64, 64)), encode_record("n", *generated_image(1, 64, 64))
+    listed = []
+    for number in range(48):
+        path = tmp_path / f"train-{number:05d}-of-00048.tfrecord"
+        write_shard(path, records[: 1 + (number < 24)])
+        count = 1 + (number < 24)
+        shard = Shard(file=path.name, split="train", records=count, size=path.stat().st_size, sha256=sha256_of(path))
+        Bucket(uri / manifest.version).put(path.name, path)
+        listed.append(shard)
+    dataset = Dataset(uri, DatasetManifest(**{**manifest.model_dump(), "shards": listed}))
+    counts = [shard.records for shard in listed]
+    room = sum(shard.size for shard in listed[:24]) * 1.05 / (1 << 30)
+    read = SplitReader(
+        lambda number: ShardCache(tmp_path / "cache", room, wait_seconds=30).open(dataset, listed[number]),
+        lambda epoch: epoch_plan(counts, seed=2, epoch=epoch, rank=0, world=1, global_batch=5),
+    )
+    feed = Feed(
+        reader=read,
+        targets=lambda labels: labels[..., np.newaxis].astype(np.float32),
+        crop=32,
+        normalization=NormalizationOptions(),
+        batch=5,
+        augment=AugmentOptions(),
+        seed=0,
+        threads=2,
+    )
+    assert len(list(training_batches(feed, range(2)))) == 2 * (72 // 5)
+    assert read.failure is None

@@ -5,14 +5,15 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-import tensorflow as tf
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from nucleus.config.recipe import NormalizationOptions
+from nucleus.data.decoded import sample_of_record
 from nucleus.data.images import decode_image, encode_png
-from nucleus.data.normalization import intensity_sample, joined_samples, normalize, normalize_tensor, rgb8, stretch_of
+from nucleus.data.normalization import intensity_sample, joined_samples, normalize, rgb8, stretch_of
+from nucleus.data.shards import encode_record
 from nucleus.data.synthetic import generated_image
 from nucleus.errors import ImageError
 from nucleus.predict.scaled_image import ScaledImage
@@ -158,9 +159,11 @@ def test_training_and_prediction_see_the_same(method: Any) -> None:
     rng = np.random.default_rng(0)
     for top in (40, 256):
         image = rng.integers(0, top, (60, 50, 3)).astype(np.uint8)
-        found = normalize_tensor(tf.constant(image), options)
-        assert found.shape == (60, 50, 3)
-        assert (found.numpy() == normalize(image, options)).all()
+        for pixels in (image, np.repeat(image[..., :1], 3, axis=2)):
+            sample = sample_of_record(encode_record("n", pixels, np.zeros((60, 50), np.uint16)), options)
+            seen_in_training = sample.table[sample.read(slice(0, 60), slice(0, 50))[0]]
+            expected = normalize(pixels, options)
+            assert (seen_in_training == (expected if seen_in_training.ndim == 3 else expected[..., 0])).all()
     deep = field(5, 200)[0] + OFFSET
     deep = np.rint(deep).astype(np.uint16)
     imported = normalize(decode_image(encode_png(deep), "deep.png"), OPTIONS)

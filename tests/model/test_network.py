@@ -438,8 +438,7 @@ def changed(image: np.ndarray, number: int = 0, **options: float) -> np.ndarray:
     """A crop of 64 px after nothing but these changes."""
     record = encode_record("n", image, np.zeros(image.shape[:2], np.uint16))
     augment = AugmentOptions.model_validate({**NOTHING, **options})
-    seeds = tf.constant([5, number], tf.int64)
-    return training_sample(tf.constant(record), seeds, 64, NormalizationOptions(method="none"), augment)[0].numpy()
+    return training_sample(record, (5, number), 64, NormalizationOptions(method="none"), augment)[0]
 
 
 def test_stains_are_changed_in_coloured_crops_alone() -> None:
