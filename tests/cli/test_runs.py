@@ -22,8 +22,9 @@ from nucleus.registry.manifest import EncoderWeightsOrigin, Origin, read_version
 from nucleus.registry.publish import publish
 from nucleus.report.drawing import draw_curves, encode_figure
 from nucleus.runs.comparison import ComparedRun, datasets_warning, flat_recipe, recipe_differences, score_rows
-from nucleus.runs.listing import best_epoch, find_run, history_of_version, list_runs
+from nucleus.runs.listing import best_epoch, find_run, history_of_version
 from nucleus.runs.record import RECORD_FORMAT, Facts, NetworkFacts, RunRecord, Stage, read_facts
+from nucleus.runs.run_rows import list_runs
 from nucleus.storage.bucket import Bucket
 from nucleus.storage.local_server import RunningStore
 from nucleus.storage.uri import S3Uri

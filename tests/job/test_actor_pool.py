@@ -39,8 +39,7 @@ def test_too_many_and_too_early(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def answer(monkeypatch: pytest.MonkeyPatch, work: Callable[[str], str], item: str) -> object:
     monkeypatch.setattr(actor_pool, "limit_devices", lambda *_: None)
-    (found,) = actor_pool._Actor([item], lambda: work, 1.0, 0)({"number": [0]})["answer"]
-    return found
+    return actor_pool._Actor(lambda: work, 1.0, 0).answer(item)
 
 
 def test_what_a_worker_raises_is_its_answer(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,7 @@
 """What a prediction of a bucket tells and claims; the batches are predicted here in place of Ray's actors."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -11,16 +11,12 @@ from job import inference
 from job.inference import predict_bucket
 from nucleus.data.images import encode_png
 from nucleus.errors import OutputError
-from nucleus.predict.batches import BatchPredictor, ImageOutcome
-from nucleus.predict.bucket_images import (
-    BucketImage,
-    PredictionSettings,
-)
+from nucleus.predict.bucket_images import PredictionSettings
+from nucleus.predict.image_parts import ImagePart
+from nucleus.predict.part_prediction import PartOutcome, PartPredictor
 from nucleus.storage.bucket import Bucket
 from nucleus.storage.claims import claimed_prefix
 from tests.predict.test_predict import small_model, spots
-
-Batch = list[BucketImage]
 
 
 @pytest.fixture
@@ -32,9 +28,11 @@ def settings(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> PredictionSetti
     places = {"images": str(bucket.uri / "images"), "out": str(bucket.uri / "out"), "registry": str(bucket.uri)}
     found = PredictionSettings(model="m@1", **places)
 
-    def here(batches: list[Batch], _: Callable[[], object], **__: object) -> Iterator[list[ImageOutcome]]:
-        worker = BatchPredictor(found, small_model())
-        yield from (worker.predict(batch) for batch in batches)
+    def here(
+        parts: Iterable[tuple[int, ImagePart]], _: Callable[[], object], **__: object
+    ) -> Iterator[tuple[int, PartOutcome]]:
+        worker = PartPredictor(found, small_model())
+        yield from ((number, worker.predict(part)) for number, part in parts)
 
     monkeypatch.setattr(inference, "map_on_cluster", here)
     return found
