@@ -11,6 +11,7 @@ from job import inference
 from job.inference import predict_bucket
 from nucleus.data.images import encode_png
 from nucleus.errors import OutputError
+from nucleus.predict import bucket_images
 from nucleus.predict.bucket_images import PredictionSettings
 from nucleus.predict.image_parts import ImagePart
 from nucleus.predict.part_prediction import PartOutcome, PartPredictor
@@ -71,3 +72,17 @@ def test_a_second_prediction_is_refused_while_one_runs(
         predict_bucket(settings, overwrite=overwrite)
     assert [item.key for item in bucket.objects("out/")] == ["out/prediction.claim.json"]
     assert predict_bucket(settings, overwrite=overwrite).counts
+
+
+def test_of_many_images_the_numbers_are_told(
+    settings: PredictionSettings, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their names are in the tables alone: no process holds those of a million."""
+    bucket.put("images/a/c.png", bucket.get("images/a/b.png"))
+    few = predict_bucket(settings)
+    assert few.counts == {"a/b.png": few.nuclei // 2, "a/c.png": few.nuclei // 2}
+    monkeypatch.setattr(inference, "IMAGES_OF_A_TABLE", 1)
+    monkeypatch.setattr(bucket_images, "MOST_MESSAGES", 1)
+    many = predict_bucket(settings, overwrite=True)
+    assert (many.counts, many.images, many.nuclei) == (None, 2, few.nuclei)
+    assert (len(many.failures), many.failed) == (1, 2)

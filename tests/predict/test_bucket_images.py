@@ -1,5 +1,6 @@
 """Images in a bucket, by a small network that finds bright pixels: which are done, what is written, and the tables."""
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +10,11 @@ import tifffile
 
 from nucleus.data.images import encode_png
 from nucleus.errors import OutputError, UsageError
+from nucleus.predict import image_parts, part_tables
 from nucleus.predict.bucket_images import BucketImage, ImageListing, PredictionSettings, claim_output
 from nucleus.predict.cells import Expansion
 from nucleus.predict.image_files import predict_files
-from nucleus.predict.image_parts import ImagePart, done_parts, image_parts
+from nucleus.predict.image_parts import ImagePart, done_parts
 from nucleus.predict.measurement import IMAGE_COLUMNS, nucleus_columns
 from nucleus.predict.model import Model
 from nucleus.predict.part_prediction import ImageOutcome, PartPredictor
@@ -36,7 +38,7 @@ def outcomes_of(
     """Predict what is not done yet, in this process, and join the tables; the outcomes of what was predicted now."""
     worker = PartPredictor(settings, model or small_model(settings.options), anonymous=anonymous)
     stored, tables, outcomes = done_parts(settings), [], list[ImageOutcome]()
-    for part in image_parts(ImageListing(settings, anonymous=anonymous)):
+    for part in image_parts.image_parts(ImageListing(settings, anonymous=anonymous)):
         known = ImagePart(part.place, part.images, stored.get(part.place, ()))
         name = known.done
         if name is None:
@@ -105,6 +107,57 @@ def test_what_is_done_is_left_out(bucket: Bucket, pictures: Path) -> None:
     assert predicted(settings_for(bucket, channel=0)) == ["broken.png", "plate/a.png", "plate/b.tif"]
 
 
+def test_an_image_more_is_all_that_is_predicted(
+    bucket: Bucket, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The part that it falls into keeps what it has of the others; one table is left of it."""
+    monkeypatch.setattr(image_parts, "IMAGES_OF_A_PART", 1 << 48)  # all are in one part
+    for key in ("a.png", "c.png"):
+        bucket.put(f"images/{key}", pictures / key)
+    settings = settings_for(bucket)
+    assert predicted(settings) == ["a.png", "c.png"]
+    bucket.put("images/b.tif", pictures / "b.tif")
+    assert predicted(settings) == ["b.tif"]
+    bucket.delete("images/a.png")
+    assert predicted(settings) == []
+    assert len(list(bucket.objects("labels/parts/"))) == 1
+    assert pq.read_table(io.BytesIO(bucket.get("labels/images.parquet")))["image"].to_pylist() == ["b.tif", "c.png"]
+    again = pq.read_table(io.BytesIO(bucket.get("labels/nuclei.parquet")))
+    monkeypatch.undo()
+    alone = settings_for(bucket, out=str(bucket.uri / "alone"))
+    assert predicted(alone) == ["b.tif", "c.png"]
+    assert pq.read_table(io.BytesIO(bucket.get("alone/nuclei.parquet"))).equals(again)
+
+
+def test_tables_of_many_images_are_datasets(
+    bucket: Bucket, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each with the columns that any needs; never beside the tables of a prediction of few."""
+    for number, name in enumerate(["a.png", "b.tif", "c.png", "a.png"]):  # of one and of three channels
+        bucket.put(f"images/{number}{name}", pictures / name)
+    settings = settings_for(bucket, formats=("labels", "csv"))
+    outcomes_of(settings)
+    whole = {name: bucket.get(f"labels/{name}.parquet") for name in ("nuclei", "images")}
+    monkeypatch.setattr(image_parts, "IMAGES_OF_A_PART", 1)
+    monkeypatch.setattr(part_tables, "IMAGES_OF_A_TABLE", 1)
+    outcomes_of(settings)
+    names = {item.key for item in bucket.objects("labels/") if item.key.count("/") < 3}
+    for table in ("nuclei", "images"):
+        parts = [f"labels/{table}/part-0000{number}" for number in range(4)]
+        assert {f"{part}.{ending}" for part in parts for ending in ("parquet", "csv")} <= names
+        assert f"labels/{table}.parquet" not in names
+        assert f"labels/{table}.csv" not in names
+        for part in parts:
+            bucket.download(f"{part}.parquet", tmp_path / table / f"{Path(part).name}.parquet")
+        assert pq.read_table(tmp_path / table).equals(pq.read_table(io.BytesIO(whole[table])))
+        assert pq.read_schema(tmp_path / table / "part-00000.parquet") == pq.read_schema(io.BytesIO(whole[table]))
+    monkeypatch.undo()
+    outcomes_of(settings)
+    names = {item.key for item in bucket.objects("labels/") if item.key.count("/") < 3}
+    assert not [key for key in names if "part-" in key]
+    assert {"labels/nuclei.parquet", "labels/images.csv"} <= names
+
+
 def test_damaged_images_are_named_as_in_the_bucket(bucket: Bucket, pictures: Path) -> None:
     bucket.put("images/a.png", pictures / "a.png")
     bucket.put("images/cut.png", (pictures / "a.png").read_bytes()[:300])
@@ -156,6 +209,24 @@ def test_images_that_cannot_be_told_apart(bucket: Bucket) -> None:
     bucket.put("images/a/x.tif", b"")
     with pytest.raises(UsageError, match="both write a/x"):
         images_of(settings)
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        (("a/x.jpg", "a/x.jpg.png", "a/x.tif"), "both write a/x.labels"),
+        (("a.s0.png", "a.s0z.png", "a.tif"), "'a' and 'a.s0'"),
+        (("a.png", "a.z3.tif"), "'a' and 'a.z3'"),
+    ],
+)
+def test_names_are_told_apart_as_they_are_listed(keys: tuple[str, ...], message: str, bucket: Bucket) -> None:
+    """Those with the same results need not follow each other."""
+    for key in keys:
+        bucket.put(f"images/{key}", b"")
+    with pytest.raises(UsageError, match=message):
+        images_of(settings_for(bucket))
+    bucket.delete(f"images/{keys[-1]}")
+    assert [image.key for image in images_of(settings_for(bucket))] == sorted(keys[:-1])
 
 
 GOOD_KEYS = ("a b.png", "p+q.png", "50%20x.png", "%2F.png", "é細.png", "q?x#y&z=1.png", "it's.png", "b..png", "a/b.png")
