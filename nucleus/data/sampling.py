@@ -303,7 +303,7 @@ class _Stream:
 
     def moves(self, counts: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return how often the block changed within the first places, for some numbers of places."""
-        return np.searchsorted(self._moves, counts - 1, side="right")
+        return np.asarray(np.searchsorted(self._moves, counts - 1, side="right"))
 
 
 class _Pass:

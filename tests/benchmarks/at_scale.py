@@ -1,9 +1,9 @@
 """Large numbers on paper and in simulation: `python -m tests.benchmarks.at_scale [WORKERS] [IMAGES] [BYTES]`.
 
 What 1,000 workers on 100 million images of 250 kB would ask of the bucket, of each worker and of the driver. What can
-be is computed by the code itself: the plan of an epoch and the shards that it needs (`nucleus.data.sampling`), the parts
-of a listing (`nucleus.predict.image_parts`), what the driver of a prediction keeps of them. The rest is arithmetic with
-the constants below, each with its source. A JSON line for each part.
+be is computed by the code itself: the plan of an epoch and the shards that it needs (`nucleus.data.sampling`), the
+parts of a listing (`nucleus.predict.image_parts`), what the driver of a prediction keeps of them. The rest is
+arithmetic with the constants below. A JSON line for each part.
 """
 
 import json
@@ -27,7 +27,7 @@ ACTORS = 10_000
 """Actors of a cluster that Ray tests; of nodes, 250 (https://github.com/ray-project/ray/tree/master/release/benchmarks)."""
 BATCH_A_WORKER = 32
 STEP_SECONDS = 0.3
-"""A step of 32 crops by a GPU that trains 107 crops a second: the rate that makes the bucket wait least is slower."""
+"""An assumption: a worker that trains 107 crops a second."""
 WEIGHT_BYTES = 26 << 20
 """Weights of the shipped network in float32, which is what a step exchanges."""
 CHECKPOINT_OBJECTS = 7
