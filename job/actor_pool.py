@@ -162,11 +162,14 @@ class _Pool(Generic[Item, Answer]):
         return self
 
     def __exit__(self, *_: object) -> None:
+        for actor in self._actors:
+            self._kill(actor)
+
+    def _kill(self, actor: Any) -> None:
         import ray
 
-        for actor in self._actors:
-            with suppress(Exception):  # it, or the cluster, may be gone
-                ray.kill(actor)
+        with suppress(Exception):  # it, or the cluster, may be gone
+            ray.kill(actor)
 
     def answers(self, items: Iterator[Item]) -> Iterator[Answer | NucleusError]:
         """Yield the answers for items, which are taken from the iterator as there is room for them."""
@@ -188,11 +191,11 @@ class _Pool(Generic[Item, Answer]):
     def _deal(self, dealt: "Iterator[_Dealt[Item]]") -> bool:
         """Give items to the actors that have room; return False if there are no more.
 
-        Nobody gets a second item before everybody that is ready has one, and none while others may soon be ready.
+        Nobody gets a second item before everybody has one; while some are not ready yet, nobody gets a second one.
         """
-        for _ in range(_AT_ONCE if len(self._room) == len(self._actors) else 1):
-            most = max(self._room.values(), default=0)
-            for actor in [actor for actor, room in self._room.items() if 0 < room == most]:
+        all_ready = len(self._room) == len(self._actors)
+        for room in range(_AT_ONCE, 0 if all_ready else _AT_ONCE - 1, -1):
+            for actor in [actor for actor, free in self._room.items() if free == room]:
                 following = self._again.popleft() if self._again else next(dealt, None)
                 if following is None:
                     return False
@@ -236,6 +239,7 @@ class _Pool(Generic[Item, Answer]):
                     self._again.append(item)
         self._actors.remove(actor)
         self._room.pop(actor, None)
+        self._kill(actor)  # it may only be out of reach
         if self._starts >= self._most_starts or any(item.losses >= _MOST_LOSSES for item in self._again):
             raise _failed(error) from error
         self._add()

@@ -188,7 +188,8 @@ def predict(
     a plate's fields are named by row, column and field (plate/B/3/0.labels.tif), which are also columns of the tables.
 
     Images below s3://bucket/prefix are distributed over a Ray cluster; --out is then also a prefix, and the tables are
-    nuclei.parquet and images.parquet. If you repeat the command, it skips the images that are done.
+    nuclei.parquet and images.parquet, or of more than 10,000 images datasets in nuclei/ and images/. If you repeat the
+    command, it skips the images that are done.
     """
     given = _Choices(**choices)
     _ = given.planes, given.expansion, given.into  # checked before anything is read

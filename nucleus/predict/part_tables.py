@@ -287,7 +287,7 @@ def clear_tables(settings: PredictionSettings, shares: Sequence[TableShare]) -> 
     endings = [f".{name}" for name in ("parquet", *TABLE_FORMATS & set(settings.formats))]
     new = {share.file(table, ending) for share in shares for table in (_NUCLEI, _IMAGES) for ending in endings}
     for table in (_NUCLEI, _IMAGES):
-        for item in [*out.objects(f"{table}."), *out.objects(f"{table}/part-"), *out.objects(f"{table}/{_SUCCESS}")]:
+        for item in [*out.objects(f"{table}/{_SUCCESS}"), *out.objects(f"{table}."), *out.objects(f"{table}/part-")]:
             if _TABLE.fullmatch(item.key) and item.key not in new:
                 out.delete(item.key)
 

@@ -336,7 +336,7 @@ def _with_manifest(
 
 
 def _missing(bucket: Bucket, run: str) -> str:
-    names = bucket.folders(RUNS)
+    names = [name for name in bucket.folders(RUNS) if not name.startswith(".")]
     if run in names:
         return (
             f"Expected a run at {RunFolder(bucket, run).uri()}; found no {PLAN_FILE}: this is the folder of a sweep, "
