@@ -19,7 +19,7 @@ from nucleus.predict.evaluation import (
     evaluate_part,
     parts_of,
 )
-from nucleus.predict.image_parts import ImagePart, PartName, done_parts, image_parts
+from nucleus.predict.image_parts import ImagePart, PartName, done_parts, parts_of_listing
 from nucleus.predict.model import PredictionOptions, load_pulled
 from nucleus.predict.part_prediction import PartOutcome, PartPredictor
 from nucleus.predict.part_tables import (
@@ -139,7 +139,7 @@ def predict_bucket(
         NucleusError: The bucket, the model or the cluster cannot be used.
     """
     listing, told = ImageListing(settings, anonymous=anonymous), _Told()
-    ahead = _Ahead(image_parts(listing))
+    ahead = _Ahead(parts_of_listing(listing))
     on_cluster = partial(map_on_cluster, workers=workers, waiting=waiting, verbose=verbose)
     with claim_output(settings, overwrite=overwrite, single_writer=single_writer) as claim:
         parts = _Parts(settings, ahead, told, overwrite=overwrite)

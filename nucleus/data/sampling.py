@@ -30,7 +30,8 @@ _MANY_DIVISORS = (24, 12, 8, 6, 4, 2, 1)
 _SHARD_BYTES = 64 << 20
 _BLOCK_SHARDS = _MANY_DIVISORS[0]
 _GOLDEN_RATIO = (5**0.5 - 1) / 2
-_POINTS_AT_ONCE = 1 << 20
+_POINTS_AT_ONCE = 1 << 17
+"""As many as fit into a processor's cache."""
 _BINS = 1 << 16
 
 
@@ -202,7 +203,7 @@ def _dealt(
     owners, before = np.empty(len(positions), np.int64), np.empty((len(shares), len(positions)), np.int64)
     so_far = np.zeros(len(shares), np.int64)
     for start, points in _points(total, first):
-        found = sum((~limit.below(points) for limit in limits), np.zeros(len(points), np.int64))
+        found = sum((~limit.below(points) for limit in limits), np.zeros(len(points), np.int16))
         mine = slice(*np.searchsorted(positions, (start, start + len(points))))
         here = positions[mine] - start
         owners[mine] = found[here]
@@ -251,12 +252,12 @@ def _limits(ranks: NDArray[np.int64], total: int, first: float) -> list[_Limit]:
         return []
     counts = np.zeros(_BINS, np.int64)
     for _, points in _points(total, first):
-        counts += np.bincount((points * _BINS).astype(np.int64), minlength=_BINS)
+        counts += np.bincount((points * _BINS).astype(np.int32), minlength=_BINS)
     ends = np.cumsum(counts)
     bins = np.searchsorted(ends, ranks, side="right")
     near: dict[int, list[NDArray[np.float64]]] = {int(number): [] for number in bins}
     for _, points in _points(total, first):
-        of = (points * _BINS).astype(np.int64)
+        of = (points * _BINS).astype(np.int32)
         for number, found in near.items():
             found.append(points[of == number])
     limits = []

@@ -51,7 +51,7 @@ from .image_parts import IMAGES_OF_A_PART as IMAGES_OF_A_PART
 from .image_parts import ImagePart as ImagePart
 from .image_parts import PartName as PartName
 from .image_parts import done_parts as done_parts
-from .image_parts import image_parts as image_parts
+from .image_parts import parts_of_listing as parts_of_listing
 from .json_outlines import AddPart as AddPart
 from .json_outlines import coco_annotations as coco_annotations
 from .json_outlines import geojson_features as geojson_features

@@ -20,7 +20,7 @@ from nucleus.predict.bucket_images import BucketImage, PredictionSettings
 from nucleus.storage.bucket import Bucket
 from nucleus.storage.uri import parse_uri
 
-__all__ = ["IMAGES_OF_A_PART", "ImagePart", "PartName", "done_parts", "image_parts"]
+__all__ = ["IMAGES_OF_A_PART", "ImagePart", "PartName", "done_parts", "parts_of_listing"]
 
 IMAGES_OF_A_PART = 8
 """Images of a part in the mean."""
@@ -90,7 +90,7 @@ class ImagePart:
         return next((name for name in self.earlier if name.whole and name.content == content), None)
 
 
-def image_parts(listing: Iterable[BucketImage]) -> Iterator[ImagePart]:
+def parts_of_listing(listing: Iterable[BucketImage]) -> Iterator[ImagePart]:
     """Cut a sorted listing into parts, while it is read. Raises the errors of the listing."""
     images: list[BucketImage] = []
     before = ""

@@ -16,7 +16,7 @@ from typing import Any
 
 from nucleus.data.sampling import SplitShare, epoch_plan, mixed_plan, shard_count
 from nucleus.predict.bucket_images import BucketImage
-from nucleus.predict.image_parts import PartName, image_parts
+from nucleus.predict.image_parts import PartName, parts_of_listing
 from nucleus.predict.part_tables import table_shares
 
 GETS, PUTS = 5500, 3500
@@ -88,7 +88,7 @@ def prediction(workers: int, images: int) -> dict[str, Any]:
     tracemalloc.start()
     started = time.process_time()
     tables: dict[int, tuple[PartName, int]] = {}
-    for number, part in enumerate(image_parts(_listing())):
+    for number, part in enumerate(parts_of_listing(_listing())):
         tables[number] = PartName(part.place, part.content, 1), len(part.images)
     seconds = time.process_time() - started
     kept = tracemalloc.get_traced_memory()[0]

@@ -20,7 +20,7 @@ from typing import Any
 from nucleus.data.images import encode_png
 from nucleus.model.engines import OnnxEngine
 from nucleus.predict.bucket_images import ImageListing, PredictionSettings
-from nucleus.predict.image_parts import done_parts, image_parts
+from nucleus.predict.image_parts import done_parts, parts_of_listing
 from nucleus.predict.model import load_pulled
 from nucleus.predict.part_prediction import PartPredictor
 from nucleus.predict.part_tables import join_share, table_shares
@@ -88,7 +88,7 @@ def predict_prefix(listed: int = 100_000, predicted: int = 400) -> None:
         OnnxEngine.__call__ = lambda self, *given: clock.during("network", lambda: compute(self, *given))  # type: ignore[method-assign]
         predictor = PartPredictor(settings, model)
 
-        parts = clock.during("listing", lambda: list(image_parts(ImageListing(settings))))
+        parts = clock.during("listing", lambda: list(parts_of_listing(ImageListing(settings))))
         predictor.predict(parts[0])  # what is done once
         clock.seconds["network"] = 0.0
         some, images = [], 0

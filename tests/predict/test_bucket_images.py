@@ -38,7 +38,7 @@ def outcomes_of(
     """Predict what is not done yet, in this process, and join the tables; the outcomes of what was predicted now."""
     worker = PartPredictor(settings, model or small_model(settings.options), anonymous=anonymous)
     stored, tables, outcomes = done_parts(settings), [], list[ImageOutcome]()
-    for part in image_parts.image_parts(ImageListing(settings, anonymous=anonymous)):
+    for part in image_parts.parts_of_listing(ImageListing(settings, anonymous=anonymous)):
         known = ImagePart(part.place, part.images, stored.get(part.place, ()))
         name = known.done
         if name is None:

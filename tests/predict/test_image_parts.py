@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from nucleus.predict.bucket_images import BucketImage
-from nucleus.predict.image_parts import ImagePart, PartName, image_parts
+from nucleus.predict.image_parts import ImagePart, PartName, parts_of_listing
 
 MEBI = 1 << 20
 
@@ -17,12 +17,12 @@ def listed(count: int, size: int = 1000) -> list[BucketImage]:
 
 def by_place(images: list[BucketImage]) -> dict[str, str]:
     """The content of each part, by its place."""
-    return {part.place: part.content for part in image_parts(images)}
+    return {part.place: part.content for part in parts_of_listing(images)}
 
 
 def test_parts_are_the_stream_in_its_order() -> None:
     images = listed(3000)
-    parts = list(image_parts(iter(images)))
+    parts = list(parts_of_listing(iter(images)))
     assert [image for part in parts for image in part.images] == images
     sizes = [len(part.images) for part in parts]
     assert max(sizes) <= 32
@@ -33,7 +33,7 @@ def test_parts_are_the_stream_in_its_order() -> None:
 def test_a_listing_is_taken_as_parts_are() -> None:
     taken: list[BucketImage] = []
     stream = (taken.append(image) or image for image in listed(1000))
-    first = next(image_parts(stream))
+    first = next(parts_of_listing(stream))
     assert len(taken) == len(first.images)
 
 
@@ -41,7 +41,7 @@ def test_large_images_are_parts_of_their_own() -> None:
     images = listed(40)
     for place in (0, 7, 8, 39):
         images[place] = replace(images[place], size=4 * MEBI)
-    parts = list(image_parts(images))
+    parts = list(parts_of_listing(images))
     assert [image for part in parts for image in part.images] == images
     large = [part for part in parts if part.size >= 4 * MEBI]
     assert [len(part.images) for part in large] == [1, 1, 1, 1]
@@ -89,7 +89,7 @@ def test_what_a_name_says() -> None:
 
 
 def test_a_part_is_done_when_all_of_it_is() -> None:
-    part = next(image_parts(listed(9)))
+    part = next(parts_of_listing(listed(9)))
     whole = PartName(part.place, part.content, 1)
     former = PartName(part.place, "0" * 12, 1)
     assert part.done is None
