@@ -200,18 +200,19 @@ def _dealt(
     ends = np.rint(np.cumsum(shares) * total).astype(np.int64)
     first = np.random.default_rng(seeds).random()
     limits = _limits(ends[:-1], total, first)
-    owners, before = np.empty(len(positions), np.int64), np.empty((len(shares), len(positions)), np.int64)
-    so_far = np.zeros(len(shares), np.int64)
-    for start, points in _points(total, first):
+    owners, before = np.zeros(len(positions), np.int64), np.zeros((len(shares), len(positions)), np.int64)
+    so_far = [0] * len(shares)
+    for start, points in _points(total, first) if limits else ():
         found = sum((~limit.below(points) for limit in limits), np.zeros(len(points), np.int16))
         mine = slice(*np.searchsorted(positions, (start, start + len(points))))
         here = positions[mine] - start
         owners[mine] = found[here]
-        for number in range(len(shares)):
-            of = np.concatenate([[0], np.cumsum(found == number)])
-            before[number, mine] = so_far[number] + of[here]
-            so_far[number] += of[-1]
-    return owners, _Counts(before, so_far.tolist())
+        for number in range(len(limits)):
+            of = np.cumsum(found == number)
+            before[number, mine] = so_far[number] + of[here] - (found[here] == number)
+            so_far[number] += int(of[-1])
+    before[-1], so_far[-1] = positions - before[:-1].sum(axis=0), total - sum(so_far[:-1])  # the others
+    return owners, _Counts(before, so_far)
 
 
 def _points(total: int, first: float) -> Iterator[tuple[int, NDArray[np.float64]]]:
