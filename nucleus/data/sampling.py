@@ -305,7 +305,8 @@ class _Stream:
 
     def moves(self, counts: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return how often the block changed within the first places, for some numbers of places."""
-        return np.asarray(np.searchsorted(self._moves, counts - 1, side="right"))
+        found: NDArray[np.int64] = np.searchsorted(self._moves, counts - 1, side="right")
+        return found
 
 
 class _Pass:
