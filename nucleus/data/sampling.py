@@ -295,7 +295,7 @@ class _Stream:
         blocks = [np.array([block.start for block in each.blocks]) for each in self._passes.values()]
         places = np.concatenate([np.empty(0, np.int64), *starts])
         changed = np.diff(np.concatenate([np.empty(0, np.int64), *blocks]), prepend=-1) != 0
-        return places[changed & (places >= 1) & (places < length)]
+        return np.asarray(places[changed & (places >= 1) & (places < length)])
 
     def samples(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return shards and records (2 x n) at some places of the epoch, sorted."""
