@@ -1,13 +1,13 @@
-"""A pool of actors on a Ray cluster that applies a function to independent items, by Ray Data."""
+"""A pool of actors on a Ray cluster that applies a function to independent items, which are dealt as they are found."""
 
-import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
+from itertools import chain, islice
 from typing import Any, Generic, TypeVar
-
-import numpy as np
 
 from job.cluster import capacities, check_resources, connection, shortage
 from job.ray_internals import failure_text, is_from_ray, our_error
@@ -22,8 +22,10 @@ __all__ = ["map_on_cluster"]
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
 
-_LOG_LEVEL = "RAY_BACKEND_LOG_LEVEL"
-_NUMBER, _ANSWER = "number", "answer"
+_AT_ONCE = 2
+"""Items that an actor has: one that it works on, and the next."""
+_MOST_LOSSES = 3
+"""Actors that may be lost with the same item: then the item is what ends them."""
 
 
 @dataclass(frozen=True)
@@ -40,24 +42,19 @@ class _ActorPlan:
 
 
 class _Actor(Generic[Item, Answer]):
-    """An actor. It returns errors as answers: Ray Data would treat a raised error as its own failure, and repeat it."""
+    """What an actor does. It returns errors as answers: one that Ray raises says that the actor itself was lost."""
 
-    def __init__(
-        self, items: Sequence[Item], make: Callable[[], Callable[[Item], Answer]], timeout: float, gpus: int
-    ) -> None:
+    def __init__(self, make: Callable[[], Callable[[Item], Answer]], timeout: float, gpus: int) -> None:
         set_storage_timeout(timeout)
-        self._items = items
         self._make = make
         self._gpus = gpus
         self._work: Callable[[Item], Answer] | None = None
 
-    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        answers = np.empty(len(batch[_NUMBER]), object)
-        for place, number in enumerate(batch[_NUMBER]):
-            answers[place] = self._answer(self._items[number])
-        return {_ANSWER: answers}
+    def ready(self) -> None:
+        """Answer, which an actor can as soon as it has its resources."""
 
-    def _answer(self, item: Item) -> Answer | NucleusError:
+    def answer(self, item: Item) -> Answer | NucleusError:
+        """Return the answer for an item."""
         try:
             with disk_errors():
                 if self._work is None:
@@ -82,7 +79,7 @@ def _limit_to_resources(gpus: int) -> None:
 
 
 def map_on_cluster(
-    items: Sequence[Item],
+    items: Iterable[Item],
     make: Callable[[], Callable[[Item], Answer]],
     *,
     workers: int | None,
@@ -91,7 +88,8 @@ def map_on_cluster(
 ) -> Iterator[Answer]:
     """Apply a function to each item on the available Ray cluster; yield the answers in the order of completion.
 
-    An actor that is lost with its machine is replaced, and its item is repeated.
+    Items are taken as actors have room for them, two for each, so there may be any number. An actor that is lost with
+    its machine is replaced, and its items go to the others.
 
     Args:
         items: The items, the slowest first.
@@ -104,32 +102,31 @@ def map_on_cluster(
         NucleusError: An error of `make` or of the function.
         JobError: The cluster has too few GPUs or CPUs, or Ray failed.
     """
-    with nullcontext() if verbose else _silent_core(), connection(verbose=verbose):
-        actors = _plan_actors(workers, len(items), waiting)
-        for answer in _answers(items, make, actors, verbose=verbose):
-            if isinstance(answer, NucleusError):
-                raise answer
-            yield answer
-
-
-@contextmanager
-def _silent_core() -> Iterator[None]:
-    """Suppress warnings of Ray's core about how Ray Data creates actors, unless the user has set a log level."""
-    if _LOG_LEVEL in os.environ:
-        yield
+    remaining = iter(items)
+    first = list(islice(remaining, 1))
+    if not first:
         return
-    os.environ[_LOG_LEVEL] = "fatal"
-    try:
-        yield
-    finally:
-        del os.environ[_LOG_LEVEL]
+    with connection(verbose=verbose):
+        first += islice(remaining, _most_actors(workers) - 1)
+        actors = _plan_actors(workers, len(first), waiting)
+        with _Pool(make, actors) as pool:
+            for answer in pool.answers(chain(first, remaining)):
+                if isinstance(answer, NucleusError):
+                    raise answer
+                yield answer
+
+
+def _most_actors(workers: int | None) -> int:
+    """Return the number of actors if there are enough items."""
+    found = capacities()
+    return workers or int(found["GPU" if found["GPU"].most else "CPU"].most) or 1
 
 
 def _plan_actors(workers: int | None, items: int, waiting: Callable[[str], None]) -> _ActorPlan:
     """Plan the actors for a number of items on the cluster that this process is connected to."""
     found = capacities()
     gpus = 1 if found["GPU"].most else 0
-    count = min(items, workers or int(found["GPU" if gpus else "CPU"].most) or 1)
+    count = min(items, _most_actors(workers))
     needed = {"CPU": count, "GPU": gpus * count}
     check_resources(needed, found, f"{count} workers", "use --workers 1")
     wait = shortage({"CPU": 1, "GPU": gpus}, found)
@@ -138,31 +135,123 @@ def _plan_actors(workers: int | None, items: int, waiting: Callable[[str], None]
     return _ActorPlan(count, gpus)
 
 
-def _answers(
-    items: Sequence[Item], make: Callable[[], Callable[[Item], Answer]], actors: _ActorPlan, *, verbose: bool
-) -> Iterator[Answer | NucleusError]:
-    import ray.data
+class _Pool(Generic[Item, Answer]):
+    """Actors on the cluster, and the items that each has.
 
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    if not verbose:
-        logging.getLogger("ray.data").setLevel(logging.ERROR)
-    numbers = [{_NUMBER: number} for number in range(len(items))]  # Ray Data warns about columns of arbitrary objects
-    answers = ray.data.from_items(numbers, override_num_blocks=len(items)).map_batches(
-        _Actor,
-        batch_size=1,
-        batch_format="numpy",
-        fn_constructor_args=(items, make, storage_timeout(), actors.gpus),
-        compute=ray.data.ActorPoolStrategy(size=actors.count),
-        num_cpus=1,
-        num_gpus=actors.gpus,
-    )
-    try:
-        for row in answers.iter_rows():
-            yield row[_ANSWER]
-    except Exception as error:
-        if not is_from_ray(error):
-            raise
-        raise our_error(error) or JobError(
-            f"Expected the workers to finish; one failed: {failure_text(error)}. To see logs, use --debug."
-        ) from error
+    Ray Data maps a list that is complete before it starts; here items are dealt while they are found. Ray's own
+    `ActorPool` ends with the first actor that is lost.
+    """
+
+    def __init__(self, make: Callable[[], Callable[[Item], Answer]], plan: _ActorPlan) -> None:
+        import ray
+
+        remote = ray.remote(_Actor).options(num_cpus=1, num_gpus=plan.gpus, max_restarts=0, max_task_retries=0)
+        self._start: Callable[[], Any] = partial(remote.remote, make, storage_timeout(), plan.gpus)
+        self._most_starts = _MOST_LOSSES * (plan.count + 1)
+        self._asked: dict[Any, tuple[Any, _Dealt[Item] | None]] = {}
+        """Actor and item (None: whether it is ready) by what Ray will answer."""
+        self._room: dict[Any, int] = {}
+        """How many more items each actor can have that is ready."""
+        self._again: deque[_Dealt[Item]] = deque()
+        self._actors: list[Any] = []
+        self._starts = 0
+        for _ in range(plan.count):
+            self._add()
+
+    def __enter__(self) -> "_Pool[Item, Answer]":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for actor in self._actors:
+            self._kill(actor)
+
+    def _kill(self, actor: Any) -> None:
+        import ray
+
+        with suppress(Exception):  # it, or the cluster, may be gone
+            ray.kill(actor)
+
+    def answers(self, items: Iterator[Item]) -> Iterator[Answer | NucleusError]:
+        """Yield the answers for items, which are taken from the iterator as there is room for them."""
+        try:
+            yield from self._answers(items)
+        except Exception as error:
+            if not is_from_ray(error):
+                raise
+            raise our_error(error) or _failed(error) from error
+
+    def _answers(self, items: Iterator[Item]) -> Iterator[Answer | NucleusError]:
+        more, dealt = True, (_Dealt(item) for item in items)
+        while True:
+            more = self._deal(dealt) and more
+            if not (more or self._again or len(self._asked) > len(self._actors) - len(self._room)):
+                return  # what is left of `_asked` is whether actors are ready
+            yield from self._answered()
+
+    def _deal(self, dealt: "Iterator[_Dealt[Item]]") -> bool:
+        """Give items to the actors that have room; return False if there are no more.
+
+        Nobody gets a second item before everybody has one; while some are not ready yet, nobody gets a second one.
+        """
+        all_ready = len(self._room) == len(self._actors)
+        for room in range(_AT_ONCE, 0 if all_ready else _AT_ONCE - 1, -1):
+            for actor in [actor for actor, free in self._room.items() if free == room]:
+                following = self._again.popleft() if self._again else next(dealt, None)
+                if following is None:
+                    return False
+                self._room[actor] -= 1
+                self._asked[actor.answer.remote(following.item)] = actor, following
+        return True
+
+    def _answered(self) -> Iterator[Answer | NucleusError]:
+        """Wait for answers to items, and yield them; what a lost actor had is dealt again."""
+        import ray
+        from ray.exceptions import RayError
+
+        ray.wait(list(self._asked), num_returns=1)
+        for answered in ray.wait(list(self._asked), num_returns=len(self._asked), timeout=0)[0]:
+            if answered not in self._asked:  # of an actor that was lost meanwhile
+                continue
+            actor, item = self._asked[answered]
+            try:
+                answer = ray.get(answered)
+            except RayError as error:
+                self._lose(actor, error)
+                continue
+            del self._asked[answered]
+            self._room[actor] = _AT_ONCE if item is None else self._room[actor] + 1
+            if item is not None:
+                yield answer
+
+    def _add(self) -> None:
+        self._starts += 1
+        actor = self._start()
+        self._actors.append(actor)
+        self._asked[actor.ready.remote()] = actor, None
+
+    def _lose(self, actor: Any, error: Exception) -> None:
+        """Deal the items of an actor again, and replace it. Raises `JobError` if that was tried often enough."""
+        for answer, (asked, item) in list(self._asked.items()):
+            if asked is actor:
+                del self._asked[answer]
+                if item is not None:
+                    item.losses += 1
+                    self._again.append(item)
+        self._actors.remove(actor)
+        self._room.pop(actor, None)
+        self._kill(actor)  # it may only be out of reach
+        if self._starts >= self._most_starts or any(item.losses >= _MOST_LOSSES for item in self._again):
+            raise _failed(error) from error
+        self._add()
+
+
+@dataclass
+class _Dealt(Generic[Item]):
+    """An item, and how often an actor was lost that had it."""
+
+    item: Item
+    losses: int = 0
+
+
+def _failed(error: Exception) -> JobError:
+    return JobError(f"Expected the workers to finish; one failed: {failure_text(error)}. To see logs, use --debug.")

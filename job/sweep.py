@@ -20,7 +20,7 @@ from nucleus.errors import JobError, NucleusError, RecipeError, RunStoppedError
 from nucleus.metrics.scores import epoch_scores, score_cell
 from nucleus.registry.manifest import ModelManifest
 from nucleus.runs.plan import RUNS, RunFolder, RunPlan, save_plan
-from nucleus.runs.state import StateWriter
+from nucleus.runs.state import StateWriter, replace_state_of_another
 from nucleus.storage.bucket import Bucket
 from nucleus.storage.retries import set_storage_timeout, storage_timeout
 from nucleus.storage.uri import parse_uri
@@ -170,6 +170,7 @@ def _outcomes(
         interruptions.resumable = True
         for plan in plans:
             save_plan(options.bucket(plan.bucket), plan)
+            replace_state_of_another(RunFolder(options.bucket(plan.bucket), plan.run))
         results = _tune(name, plans, options, callback, min(most, at_once or most), interruptions)
     outcomes = [_outcome(plan, trial, result) for (plan, trial), result in zip(trials, results, strict=True)]
     if interruptions.asked:

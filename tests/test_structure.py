@@ -200,6 +200,7 @@ def test_private_names_of_ray_stand_in_one_file() -> None:
 HOMES = {
     "runs/plan.py": {"runs/", "run.json"},
     "runs/state.py": {"state.json"},
+    "runs/run_rows.py": {".index.json"},
     "runs/record.py": {"attempts.json", "history.json", "record.json", "facts.json", "report.html"},
     "registry/manifest.py": {"models/", "manifest.json"},
     "registry/publish.py": {"claim.json"},

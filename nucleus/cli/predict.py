@@ -29,9 +29,11 @@ from nucleus.surroundings import check_can_train
 from nucleus.text import plural
 
 if TYPE_CHECKING:
+    from job.inference import BucketPrediction
     from nucleus.data.stacks import PlaneOptions
     from nucleus.data.zarr_store import ZarrFolder
     from nucleus.model.engines import EngineChoice
+    from nucleus.predict.bucket_images import PredictionSettings
     from nucleus.predict.cells import Expansion
     from nucleus.predict.plates import Wells
     from nucleus.predict.zarr_results import IntoImage
@@ -186,7 +188,8 @@ def predict(
     a plate's fields are named by row, column and field (plate/B/3/0.labels.tif), which are also columns of the tables.
 
     Images below s3://bucket/prefix are distributed over a Ray cluster; --out is then also a prefix, and the tables are
-    nuclei.parquet and images.parquet. If you repeat the command, it skips the images that are done.
+    nuclei.parquet and images.parquet, or of more than 10,000 images datasets in nuclei/ and images/. If you repeat the
+    command, it skips the images that are done.
     """
     given = _Choices(**choices)
     _ = given.planes, given.expansion, given.into  # checked before anything is read
@@ -250,7 +253,7 @@ def _predict_files(inputs: tuple[str, ...], model: str | None, out: Path, given:
     else:
         _print(str(pulled), str(out), predicted.counts, failures, predicted.warnings, time.monotonic() - started)
         _print_plates(predicted.plates)
-    _check(failures, len(predicted.counts) + len(failures))
+    _check(len(failures), len(predicted.counts) + len(failures))
 
 
 def _predict_bucket(images: str, model: str | None, out: str, workers: int | None, given: _Choices) -> None:
@@ -296,17 +299,47 @@ def _predict_bucket(images: str, model: str | None, out: str, workers: int | Non
         )
     for text in found.notes:
         note(text)
+    if found.tables > 1:
+        note(
+            f"More than 10,000 images: the tables are {found.tables} files in nuclei/ and in images/ of {settings.out}."
+        )
     if given.as_json:
-        _print_json(
-            settings.model, settings.out, found.counts, found.failures, found.warnings, done_before=found.done_before
-        )
+        more: dict[str, int] = {
+            "images": found.images,
+            "found": found.nuclei,
+            "failed": found.failed,
+            "warned": found.warned,
+            "done_before": found.done_before,
+            "tables": found.tables,
+        }
+        _print_json(settings.model, settings.out, found.counts, found.failures, found.warnings, **more)
     else:
-        more = {"done before": f"{found.done_before} (--overwrite predicts them again)"} if found.done_before else {}
-        _print(
-            settings.model, settings.out, found.counts, found.failures, found.warnings, time.monotonic() - started, more
-        )
+        _print_bucket(settings, found, time.monotonic() - started)
         _print_plates(found.plates)
-    _check(found.failures, len(found.counts) + len(found.failures))
+    _check(found.failed, found.images + found.failed)
+
+
+def _print_bucket(settings: "PredictionSettings", found: "BucketPrediction", seconds: float) -> None:
+    """Print what was predicted: each image of some thousands, or the numbers alone."""
+    before = f"{found.done_before} (--overwrite predicts them again)"
+    more = {"done before": before} if found.done_before else {}
+    if found.counts is not None and found.failed == len(found.failures) and found.warned == len(found.warnings):
+        _print(settings.model, settings.out, found.counts, found.failures, found.warnings, seconds, more)
+        return
+    for message in found.failures.values():
+        warn(message)
+    print_facts(
+        {
+            "images": found.images,
+            "nuclei": found.nuclei,
+            "failures": f"{found.failed}: the first {len(found.failures)} are above" if found.failed else 0,
+            "warnings": f"{found.warned}: see the column warning of the tables of images",
+            **more,
+            "seconds": f"{seconds:.1f}",
+            "model": settings.model,
+            "results": settings.out,
+        }
+    )
 
 
 def _version_for_workers(model: str | None) -> tuple[Reference, str | None]:
@@ -322,7 +355,7 @@ def _version_for_workers(model: str | None) -> tuple[Reference, str | None]:
 def _print_json(
     model: str,
     out: str,
-    counts: Mapping[str, int],
+    counts: Mapping[str, int] | None,
     failures: Mapping[str, str],
     warnings: Mapping[str, str],
     **more: int,
@@ -367,6 +400,6 @@ def _print_plates(plates: "Mapping[str, Wells]") -> None:
         click.echo(f"\n{nucleus.predict.plate_text(plate, wells)}")
 
 
-def _check(failures: Mapping[str, str], images: int) -> None:
-    if failures:
-        raise NucleusError(f"{len(failures)} of {images} images could not be read: see above.")
+def _check(failed: int, images: int) -> None:
+    if failed:
+        raise NucleusError(f"{failed} of {images} images could not be read: see above.")

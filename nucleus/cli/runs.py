@@ -2,7 +2,6 @@
 
 import sys
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +15,8 @@ from nucleus.cli.progress_bars import show_progress
 from nucleus.text import MISSING, commit_text, epochs_text, moment_text, score_text, time_text, value_text
 
 if TYPE_CHECKING:
-    from nucleus.runs.listing import DamagedRun, StoredRun
+    from nucleus.runs.listing import StoredRun
+    from nucleus.runs.run_rows import RunRow
     from nucleus.storage.bucket import Bucket
 
 __all__ = ["runs"]
@@ -70,7 +70,7 @@ def list_(model: str | None, group: str | None, limit: int | None, as_json: bool
     mAP` that of the same weights after the thresholds were tuned, as in `nucleus models list`.
     """
     found = nucleus.runs.list_runs(project_bucket(nucleus.runs.RUNS), model=model, group=group, limit=limit, warn=warn)
-    rows = [_row(run) for run in found]
+    rows = [_values(row) for row in found]
     if as_json:
         print_json(rows)
         return
@@ -118,45 +118,18 @@ def compare(runs: tuple[str, ...], out: Path | None, as_json: bool) -> None:
     show_comparison([nucleus.runs.of_run(run) for run in found], out, as_json)
 
 
-def _row(run: "StoredRun | DamagedRun") -> dict[str, Any]:
-    """A run of the list as JSON values; None stands for an unknown one."""
-    plan = run.plan
-    scores = ("monitor", "best_epoch", "best_score", "best_epoch_map", "val_map", "test_map")
-    row: dict[str, Any] = {
-        "run": run.run,
-        "model": plan and plan.model,
-        "group": plan and plan.group,
-        "state": "damaged",
-        **dict.fromkeys(("version", "since", "host", "process", "last_heard", "cause", "details")),
-        **dict.fromkeys(("epochs", "epochs_asked", *scores)),
-        "dataset": plan and plan.dataset,
-        "begun": run.begun.isoformat(),
-        "last_write": run.written.isoformat(),
-    }
-    if isinstance(run, nucleus.runs.DamagedRun):
-        return row | {"details": " ".join(run.problem.split())}
-    best, status = run.best, run.status
-    done, asked = run.epochs
-    return row | {
-        **asdict(status),
-        "last_heard": status.last_heard and status.last_heard.isoformat(),
-        "details": status.text,
-        "epochs": done or None,
-        "epochs_asked": asked,
-        "monitor": run.monitor,
-        "best_epoch": best and int(best["epoch"]),
-        "best_score": best and best[run.monitor],
-        "best_epoch_map": best and best.get("val_map"),
-        "val_map": run.metrics.get("val", {}).get("all", {}).get("map"),
-        "test_map": run.metrics.get("test", {}).get("all", {}).get("map"),
-    }
+def _values(row: "RunRow") -> dict[str, Any]:
+    """A row of the list as JSON values; None stands for an unknown one."""
+    found = row.model_dump()
+    moments = {name: found[name] and found[name].isoformat() for name in ("last_heard", "begun", "last_write")}
+    return found | moments
 
 
 def _document(bucket: "Bucket", run: "StoredRun", out: Path | None) -> dict[str, Any]:
     """The JSON document of a run."""
     record = run.record
     return {
-        **_row(run),
+        **_values(nucleus.runs.row_of_run(run)),
         "recipe": run.plan.settings,
         "encoder_weights": run.plan.weights.model_dump(),
         "start": run.plan.start and run.plan.start.model_dump(exclude={"scores"}),

@@ -11,8 +11,8 @@ most images stay as they are, to the bit; of the 531 of DSB2018, two are evened,
 what it is worth.
 """
 
+from collections import defaultdict
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from typing import Literal
 
 import numpy as np
@@ -134,16 +134,27 @@ def _shade(pixels: NDArray[np.uint8], light: "_Light", shape: tuple[int, int]) -
     return Illumination("shade", np.repeat(light.coefficients[:, np.newaxis], 3, axis=1), shape, np.full(3, level))
 
 
+def _percentiles(grey: Floats, percent: float) -> Floats:
+    """Return a percentile of each block, all blocks of a size at once: NumPy takes a tenth of a millisecond a call."""
+    rows, columns = (np.linspace(0, length, _BLOCKS + 1).astype(int) for length in grey.shape)
+    found = np.empty((_BLOCKS, _BLOCKS))
+    by_size = defaultdict[tuple[int, int], list[tuple[int, int]]](list)
+    for row, column in np.ndindex(found.shape):
+        by_size[rows[row + 1] - rows[row], columns[column + 1] - columns[column]].append((row, column))
+    for (height, width), places in by_size.items():
+        blocks = [
+            grey[rows[row] : rows[row] + height, columns[column] : columns[column] + width].ravel()
+            for row, column in places
+        ]
+        found[tuple(np.transpose(places))] = np.percentile(np.stack(blocks), percent, axis=1)
+    return found
+
+
 class _Light:
     """A polynomial fitted to a percentile of the grey values (h x w) of each block."""
 
     def __init__(self, grey: Floats, percent: float) -> None:
-        rows, columns = (np.linspace(0, length, _BLOCKS + 1).astype(int) for length in grey.shape)
-        blocks = [
-            [np.percentile(grey[top:bottom, left:right], percent) for left, right in pairwise(columns)]
-            for top, bottom in pairwise(rows)
-        ]
-        self._blocks = np.array(blocks)
+        self._blocks = _percentiles(grey, percent)
         middle = (np.arange(_BLOCKS) + 0.5) / _BLOCKS * 2 - 1
         self._terms = _terms(middle, middle)
         self.coefficients = self._fit()

@@ -17,7 +17,7 @@ every epoch as its share asks, evenly spread. So the order is still one of seed 
 split that has n positions in an epoch the places e * n to (e + 1) * n - 1 of its stream.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -30,6 +30,9 @@ _MANY_DIVISORS = (24, 12, 8, 6, 4, 2, 1)
 _SHARD_BYTES = 64 << 20
 _BLOCK_SHARDS = _MANY_DIVISORS[0]
 _GOLDEN_RATIO = (5**0.5 - 1) / 2
+_POINTS_AT_ONCE = 1 << 17
+"""As many as fit into a processor's cache."""
+_BINS = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -102,19 +105,11 @@ def epoch_plan(
     """
     total = sum(records_by_shard)
     kept = total - total % global_batch if global_batch else total
-    parts, blocks = [], []
-    start = filled = 0
-    seeds = (seed, epoch) if shuffle else None
-    for block in _block_order(records_by_shard, seeds):
-        size = sum(records_by_shard[shard] for shard in block)
-        places = np.arange((rank - start) % world, min(size, kept - start), world, dtype=np.int64)
-        places = places[places >= done - start]
-        part = _part(places, start, block, records_by_shard, seeds, weights)
-        parts.append(part)
-        blocks.append(slice(filled, filled + part.shape[1]))
-        start, filled = start + size, filled + part.shape[1]
-    positions, shards, records = np.concatenate(parts, axis=1)
-    return EpochPlan(positions, shards, records, blocks, total - kept)
+    positions = np.arange(rank, kept, world, dtype=np.int64)
+    positions = positions[positions >= done]
+    epoch_pass = _Pass(records_by_shard, (seed, epoch) if shuffle else None, weights)
+    (shards, records), bounds = epoch_pass.samples(positions)
+    return EpochPlan(positions, shards, records, [slice(*pair) for pair in pairwise(bounds)], total - kept)
 
 
 @dataclass(frozen=True)
@@ -159,48 +154,197 @@ def mixed_plan(
         done: Number of positions at the start of the global order to leave out because they were read before.
     """
     total = steps * global_batch
-    owners = _dealt([split.share for split in splits], total, (seed, epoch))
-    samples, moves, offset = np.empty((2, total), np.int64), np.zeros(total, np.int64), 0
-    for number, split in enumerate(splits):
-        places = np.flatnonzero(owners == number)
-        shards, records = _stream(split, seed, range(epoch * len(places), (epoch + 1) * len(places)))
-        samples[:, places] = offset + shards, records
-        moves[places[1:]] = np.diff(shards // _BLOCK_SHARDS) != 0
-        offset += len(split.records_by_shard)
     positions = np.arange(rank, total, world, dtype=np.int64)
     positions = positions[positions >= done]
-    ends = np.flatnonzero(np.diff(np.cumsum(moves)[positions])) + 1
-    bounds = [0, *ends.tolist(), len(positions)]
-    blocks = [slice(*pair) for pair in pairwise(bounds)]
-    shards, records = samples[:, positions]
-    return EpochPlan(positions, shards, records, blocks, 0)
+    owners, counts = _dealt([split.share for split in splits], total, (seed, epoch), positions)
+    samples, moves, offset = np.empty((2, len(positions)), np.int64), np.zeros(len(positions), np.int64), 0
+    for number, split in enumerate(splits):
+        stream = _Stream(split, seed, epoch * counts.totals[number], counts.totals[number])
+        mine = owners == number
+        shards, records = stream.samples(counts.before[number, mine])
+        samples[:, mine] = offset + shards, records
+        moves += stream.moves(counts.before[number] + mine)
+        offset += len(split.records_by_shard)
+    bounds = [0, *(np.flatnonzero(np.diff(moves)) + 1).tolist(), len(positions)]
+    shards, records = samples
+    return EpochPlan(positions, shards, records, [slice(*pair) for pair in pairwise(bounds)], 0)
 
 
-def _dealt(shares: Sequence[float], total: int, seeds: tuple[int, int]) -> NDArray[np.int64]:
-    """Return the number of the split that each position goes to: exact numbers of positions, evenly spread.
+@dataclass(frozen=True)
+class _Counts:
+    """How the positions of an epoch are dealt to K splits.
 
-    Multiples of the golden ratio, modulo 1, are evenly spread over [0, 1) in every part of their sequence.
+    Attributes:
+        before: Number of positions before each of a worker's that go to each split, K x n.
+        totals: Number of all positions that go to each split.
+    """
+
+    before: NDArray[np.int64]
+    totals: list[int]
+
+
+def _dealt(
+    shares: Sequence[float], total: int, seeds: tuple[int, int], positions: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], _Counts]:
+    """Return the number of the split that each of some positions goes to; exact numbers, evenly spread.
+
+    Multiples of the golden ratio, modulo 1, are evenly spread over [0, 1) in every part of their sequence. The
+    positions with the smallest ones go to the first split, the following ones to the second, and so on.
+
+    Args:
+        shares: Share of each split; their sum is 1.
+        total: Number of all positions.
+        seeds: Seed and epoch.
+        positions: Some positions, sorted.
     """
     ends = np.rint(np.cumsum(shares) * total).astype(np.int64)
-    points = (np.arange(total) * _GOLDEN_RATIO + np.random.default_rng(seeds).random()) % 1
-    owners = np.empty(total, np.int64)
-    owners[np.argsort(points, kind="stable")] = np.searchsorted(ends[:-1], np.arange(total), side="right")
-    return owners
+    first = np.random.default_rng(seeds).random()
+    limits = _limits(ends[:-1], total, first)
+    owners, before = np.zeros(len(positions), np.int64), np.zeros((len(shares), len(positions)), np.int64)
+    so_far = [0] * len(shares)
+    for start, points in _points(total, first) if limits else ():
+        found = sum((~limit.below(points) for limit in limits), np.zeros(len(points), np.int16))
+        mine = slice(*np.searchsorted(positions, (start, start + len(points))))
+        here = positions[mine] - start
+        owners[mine] = found[here]
+        for number in range(len(limits)):
+            of = np.cumsum(found == number)
+            before[number, mine] = so_far[number] + of[here] - (found[here] == number)
+            so_far[number] += int(of[-1])
+    before[-1], so_far[-1] = positions - before[:-1].sum(axis=0), total - sum(so_far[:-1])  # the others
+    return owners, _Counts(before, so_far)
 
 
-def _stream(split: SplitShare, seed: int, places: range) -> NDArray[np.int64]:
-    """Return shards and records (2 x n) at consecutive places of the passes over a split, one after the other."""
-    size = sum(split.records_by_shard)
-    passes = range(places.start // size, -(-places.stop // size))
-    plans = [
-        epoch_plan(
-            split.records_by_shard, seed=seed, epoch=each, rank=0, world=1, global_batch=0, weights=split.weights
-        )
-        for each in passes
-    ]
-    samples = [np.stack([plan.shards, plan.records]) for plan in plans]
-    start = places.start - passes.start * size
-    return np.concatenate([np.empty((2, 0), np.int64), *samples], axis=1)[:, start : start + len(places)]
+def _points(total: int, first: float) -> Iterator[tuple[int, NDArray[np.float64]]]:
+    """Yield the points of all positions in parts, each with its first position; all at once would fill memory."""
+    for start in range(0, total, _POINTS_AT_ONCE):
+        points = np.arange(start, min(start + _POINTS_AT_ONCE, total)) * _GOLDEN_RATIO + first
+        yield start, points - np.floor(points)
+
+
+class _Limit:
+    """Tells the points of the lowest ranks; of those with the same value, the first have the lowest.
+
+    Args:
+        value: The lowest point that is not, or not always, below the limit.
+        equal: How many points with this value are below it.
+    """
+
+    def __init__(self, value: float, equal: int) -> None:
+        self._value = value
+        self._equal = equal
+
+    def below(self, points: NDArray[np.float64]) -> NDArray[np.bool_]:
+        """Return which points are below the limit; of all, they are given in their order, each once."""
+        below = points < self._value
+        if self._equal:
+            equal = np.flatnonzero(points == self._value)[: self._equal]
+            below[equal] = True
+            self._equal -= len(equal)
+        return below
+
+
+def _limits(ranks: NDArray[np.int64], total: int, first: float) -> list[_Limit]:
+    """Return the limit below which there are as many of all points as each rank says.
+
+    Points are counted in bins, and only those in the bin of a limit are sorted.
+    """
+    if not len(ranks):
+        return []
+    counts = np.zeros(_BINS, np.int64)
+    for _, points in _points(total, first):
+        counts += np.bincount((points * _BINS).astype(np.int32), minlength=_BINS)
+    ends = np.cumsum(counts)
+    bins = np.searchsorted(ends, ranks, side="right")
+    near: dict[int, list[NDArray[np.float64]]] = {int(number): [] for number in bins}
+    for _, points in _points(total, first):
+        of = (points * _BINS).astype(np.int32)
+        for number, found in near.items():
+            found.append(points[of == number])
+    limits = []
+    for rank, number in zip(ranks.tolist(), bins.tolist(), strict=True):
+        if rank >= total:
+            limits.append(_Limit(np.inf, 0))
+            continue
+        values = np.sort(np.concatenate(near[number]))
+        place = rank - int(ends[number] - counts[number])
+        limits.append(_Limit(float(values[place]), place - int(np.searchsorted(values, values[place]))))
+    return limits
+
+
+class _Stream:
+    """The samples of one split in an epoch: a part of its passes, one after the other.
+
+    Args:
+        split: The split.
+        seed: Seed of the run.
+        start: First place of the epoch in the stream.
+        length: Number of places in the epoch.
+    """
+
+    def __init__(self, split: SplitShare, seed: int, start: int, length: int) -> None:
+        self._start = start
+        self._size = sum(split.records_by_shard)
+        numbers = range(start // self._size, -(-(start + length) // self._size))
+        self._passes = {each: _Pass(split.records_by_shard, (seed, each), split.weights) for each in numbers}
+        self._moves = self._places_of_moves(length)
+
+    def _places_of_moves(self, length: int) -> NDArray[np.int64]:
+        """Return the places of the epoch, from 1, whose block is not that of the place before."""
+        starts = [each.starts + number * self._size - self._start for number, each in self._passes.items()]
+        blocks = [np.array([block.start for block in each.blocks]) for each in self._passes.values()]
+        places = np.concatenate([np.empty(0, np.int64), *starts])
+        changed = np.diff(np.concatenate([np.empty(0, np.int64), *blocks]), prepend=-1) != 0
+        return np.asarray(places[changed & (places >= 1) & (places < length)])
+
+    def samples(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return shards and records (2 x n) at some places of the epoch, sorted."""
+        passes, within = np.divmod(places + self._start, self._size)
+        found = [each.samples(within[passes == number])[0] for number, each in self._passes.items()]
+        return np.concatenate([np.empty((2, 0), np.int64), *found], axis=1)
+
+    def moves(self, counts: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return how often the block changed within the first places, for some numbers of places."""
+        found: NDArray[np.int64] = np.searchsorted(self._moves, counts - 1, side="right")
+        return found
+
+
+class _Pass:
+    """One pass over a split.
+
+    Args:
+        records_by_shard: Number of records of each shard, as for `epoch_plan`.
+        seeds: Seed and epoch; None keeps the stored order.
+        weights: Sampling weights, as for `epoch_plan`.
+
+    Attributes:
+        blocks: The blocks in their order.
+        starts: Place of the first sample of each block.
+    """
+
+    def __init__(
+        self, records_by_shard: list[int], seeds: tuple[int, int] | None, weights: Sequence[float] | None
+    ) -> None:
+        self._records_by_shard = records_by_shard
+        self._seeds = seeds
+        self._weights = weights
+        self.blocks = _block_order(records_by_shard, seeds)
+        sizes = [sum(records_by_shard[block.start : block.stop]) for block in self.blocks]
+        self._ends = np.cumsum(sizes, dtype=np.int64)
+        self.starts = self._ends - sizes
+
+    def samples(self, places: NDArray[np.int64]) -> tuple[NDArray[np.int64], list[int]]:
+        """Return shards and records (2 x n) at some places of the pass, sorted, and where the places of each block end.
+
+        The second has a 0 before all ends.
+        """
+        bounds = [0, *np.searchsorted(places, self._ends).tolist()]
+        parts = [
+            _part(places[first:last] - start, block, self._records_by_shard, self._seeds, self._weights)
+            for (first, last), start, block in zip(pairwise(bounds), self.starts, self.blocks, strict=True)
+            if first < last
+        ]
+        return np.concatenate([np.empty((2, 0), np.int64), *parts], axis=1), bounds
 
 
 def _block_order(records_by_shard: list[int], seeds: tuple[int, int] | None) -> list[range]:
@@ -215,13 +359,12 @@ def _block_order(records_by_shard: list[int], seeds: tuple[int, int] | None) -> 
 
 def _part(
     places: NDArray[np.int64],
-    start: int,
     block: range,
     records_by_shard: list[int],
     seeds: tuple[int, int] | None,
     weights: Sequence[float] | None,
 ) -> NDArray[np.int64]:
-    """Return positions, shards and records (3 x n) of a worker's places in a block that starts at position `start`."""
+    """Return shards and records (2 x n) at some places in a block."""
     shards = block.start + places % len(block)
     records = places // len(block)
     if seeds is not None:
@@ -232,7 +375,7 @@ def _part(
                 order = order[_resampled(np.asarray(weights[shard :: len(records_by_shard)])[order], rng)]
             mine = shards == shard
             records[mine] = order[records[mine]]
-    return np.stack([start + places, shards, records])
+    return np.stack([shards, records])
 
 
 def _resampled(weights: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.int64]:

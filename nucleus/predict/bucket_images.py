@@ -1,59 +1,48 @@
-"""Prediction of images in a bucket: the settings, the images, which of them are done, and the tables of all.
+"""Prediction of images in a bucket: the settings, the claim on the output, and the images as a sorted stream.
 
-The output prefix contains, for each image, `<image>.labels.tif` (or other formats), `<image>.overlay.png`, the table
-`parts/<settings>/<image>.<etag>.parquet`; at the end also `nuclei.parquet` and `images.parquet`, joined from these
-tables, and `<plate>.plate.png`. An image is done when its table exists, which is written last. The key of the table
-contains a hash of the settings and the ETag of the image, so an image is predicted again if it, the model or an option
+The output prefix contains, for each image, `<image>.labels.tif` (or other formats) and `<image>.overlay.png`; below
+`parts/<settings>/` a table for each part of the images (`nucleus.predict.image_parts`), which says that they are done;
+at the end also the tables of all images (`nucleus.predict.part_tables`). The name of a part's table contains the ETags
+of its images, and its folder a hash of the settings, so an image is predicted again if it, the model or an option
 changed. While a prediction runs it holds a claim on the prefix, so that no other one replaces its results.
 
-An object that holds several images (planes, series) has one table, and labels and an overlay for each, such as
-`<image>.z3.labels.tif`. If some of them cannot be read, the key of its table has `.in-part`, and it is not done.
+An object that holds several images (planes, series) has labels and an overlay for each, such as
+`<image>.z3.labels.tif`. If some of them cannot be read, the object is not done.
 """
 
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from pathlib import Path, PurePosixPath
+from dataclasses import dataclass, field
+from itertools import islice
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from nucleus.config.names import FormatName, Reference
-from nucleus.data.images import IMAGE_SUFFIXES, encode_png
+from nucleus.data.images import IMAGE_SUFFIXES
 from nucleus.data.slides import SLIDE_SUFFIXES, WITH_OTHER_FILES
 from nucleus.data.stacks import PlaneOptions
 from nucleus.data.zarr_images import read_group
 from nucleus.data.zarr_plates import image_paths, in_zarr
 from nucleus.data.zarr_store import ZARR_SUFFIX, bucket_zarr, is_zarr
 from nucleus.errors import AccessDeniedError, DataError, ImageError, ObjectNotFoundError, UsageError
-from nucleus.lazy import pq
 from nucleus.predict.cells import Expansion, parse_expansion
 from nucleus.predict.formats import DEFAULT_FORMATS, OVERLAY_ENDING
 from nucleus.predict.image_files import check_stems, is_input, stem_of
-from nucleus.predict.measurement import write_tables
 from nucleus.predict.model import PredictionOptions
-from nucleus.predict.plates import PLATE_ENDING, Wells, draw_plate, plates_of
-from nucleus.predict.table_files import csv_of_parquet, write_anndata
 from nucleus.storage.bucket import Bucket, StoredObject
 from nucleus.storage.claims import PrefixClaim, claimed_prefix
-from nucleus.storage.files import read_document, temporary_folder
+from nucleus.storage.files import read_document
 from nucleus.storage.uri import LONGEST_KEY, S3Uri, key_problem, parse_uri
 
-__all__ = [
-    "BucketImage",
-    "FoundImages",
-    "PredictionSettings",
-    "claim_output",
-    "find_images",
-    "join_tables",
-    "not_done",
-]
+__all__ = ["MOST_MESSAGES", "BucketImage", "ImageListing", "Messages", "PredictionSettings", "claim_output"]
 
-_NUCLEI_TABLE, _IMAGES_TABLE = "nuclei.parquet", "images.parquet"
+MOST_MESSAGES = 1000
+"""Messages about images that are kept; of more, only the number."""
 _SETTINGS_FILE, _CLAIM_FILE = "prediction.json", "prediction.claim.json"
 _FORMAT = 1
 _DIGITS = 12
@@ -62,8 +51,6 @@ _LAST = "\uffff"
 """What no part of a key begins with, but all are before."""
 _PLANE = re.compile(r"(\.s\d+)?(\.z\d+)?(\.t\d+)?$")
 """The ending of a `ChosenPlane`."""
-_IN_PART = ".in-part"
-"""In the key of a table that lacks images of its object: such an object is predicted again."""
 
 
 class PredictionSettings(BaseModel):
@@ -143,10 +130,6 @@ class PredictionSettings(BaseModel):
         """Prefix of the tables of images with these settings, below the output."""
         return f"parts/{hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:_DIGITS]}"
 
-    def table(self, image: "BucketImage", *, whole: bool = True) -> str:
-        """Return the key of the table of an object: of all its images, or without those that cannot be read."""
-        return f"{self.tables}/{image.key}.{image.etag}{'' if whole else _IN_PART}.parquet"
-
 
 @dataclass(frozen=True)
 class BucketImage:
@@ -168,77 +151,140 @@ class BucketImage:
         return stem_of(self.key)
 
 
-@dataclass(frozen=True)
-class FoundImages:
-    """The images below a prefix.
+@dataclass
+class Messages:
+    """Messages about images: the first thousand by name, and the number of all.
 
     Attributes:
-        images: The images, sorted by key.
-        unread: Error message for each key that cannot be predicted.
-        notes: What plates list, but do not have, and what else the user should know: one sentence for each.
+        kept: Messages by the name of their image.
+        count: Number of images with a message.
     """
 
-    images: list[BucketImage]
-    unread: dict[str, str]
-    notes: list[str] = field(default_factory=list)
+    kept: dict[str, str] = field(default_factory=dict)
+    count: int = 0
+
+    def add(self, name: str, text: str) -> None:
+        """Add the message of an image."""
+        self.count += 1
+        if self.count <= MOST_MESSAGES:
+            self.kept[name] = text
 
 
-def find_images(settings: PredictionSettings, *, anonymous: bool = False) -> FoundImages:
-    """Return the images below a prefix, at any depth, except hidden ones and the outputs of earlier predictions.
+class ImageListing:
+    """The images below a prefix, at any depth, except hidden ones and the outputs of earlier predictions: a stream.
+
+    The images come in the order of their keys, as the bucket lists them; none is kept. Iterating asks the bucket anew.
 
     Args:
         settings: Settings, with the URI of the images: a prefix, or one OME-Zarr or a part of one.
         anonymous: Whether requests for the images are not signed, as public buckets allow.
 
-    Raises:
-        UsageError: There are no images, or two images would have the same output.
+    Attributes:
+        unread: Error message for each key so far that cannot be predicted.
+        notes: What plates list, but do not have, and what else the user should know, so far: one sentence for each.
     """
-    uri, bucket = parse_uri(settings.images), Bucket(settings.folder, anonymous=anonymous)
-    found = FoundImages([], {})
-    if in_zarr(uri.key):
-        _add_zarr(bucket, uri.key.removeprefix(bucket.uri.key).strip("/"), found, settings.series)
-    else:
-        _add_listed(bucket, found, settings.series)
-    for image in list(found.images):
-        problem = _problem(settings, image)
+
+    def __init__(self, settings: PredictionSettings, *, anonymous: bool = False) -> None:
+        self.unread = Messages()
+        self.notes: list[str] = []
+        self._settings = settings
+        self._bucket = Bucket(settings.folder, anonymous=anonymous)
+
+    def __iter__(self) -> Iterator[BucketImage]:
+        """Yield the images.
+
+        Raises:
+            UsageError: There are no images, or two images have the same output; the second is then not yielded.
+        """
+        uri, names, listed = parse_uri(self._settings.images), _Names(), 0
+        below = uri.key.removeprefix(self._bucket.uri.key).strip("/")
+        for image in self._zarr(below) if in_zarr(uri.key) else self._listed():
+            problem = self._problem(image)
+            if problem is not None:
+                where = f"{self._bucket.uri}/{image.key}"
+                self.unread.add(image.key, f"{problem}, in {where!r}. Copy the object to another key.")
+                continue
+            names.add(image)
+            listed += 1
+            yield image
+        if not listed and not self.unread.count:
+            raise UsageError(
+                f"Expected images below {uri}/; found none ({', '.join(sorted(IMAGE_SUFFIXES | SLIDE_SUFFIXES))}, "
+                f"{ZARR_SUFFIX})."
+            )
+
+    def _listed(self) -> Iterator[BucketImage]:
+        """Yield the images of a listing; the objects of a Zarr, of which there may be millions, are passed over."""
+        start: str | None = ""
+        while start is not None:
+            passed, start = start, None
+            for item in self._bucket.objects("", f"{passed}/{_LAST}" if passed else ""):
+                zarr = _zarr_of(item.key)
+                if zarr is not None and zarr != passed:
+                    start = zarr
+                    if is_input(zarr):
+                        yield from self._zarr(zarr)
+                    break
+                if zarr is None and is_input(item.key) and not _is_folder_of_console(item):
+                    yield from self._object(item)
+
+    def _object(self, item: StoredObject) -> Iterator[BucketImage]:
+        """Yield an image, or tell why it is none: a worker gets one object, and some slides are several."""
+        if item.key.lower().endswith(tuple(WITH_OTHER_FILES)):
+            self.unread.add(
+                item.key,
+                f"Expected an image in one object; {self._bucket.uri / item.key} is a slide of several files (MIRAX or "
+                "DICOM). Download its folder, and predict it there.",
+            )
+        else:
+            yield BucketImage(item.key, "".join(filter(str.isalnum, item.etag)), item.size)
+
+    def _zarr(self, key: str) -> Iterator[BucketImage]:
+        """Yield the images of an OME-Zarr, sorted, or tell why there are none."""
+        try:
+            paths = image_paths(bucket_zarr(self._bucket, key), self.notes.append, self._settings.series)
+        except ImageError as error:
+            self.unread.add(key, str(error))
+            return
+        keys = iter(sorted(f"{key}/{path}".rstrip("/") for path in paths))
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            while some := list(islice(keys, _AT_ONCE)):
+                try:
+                    yield from list(pool.map(self._zarr_image, some))
+                except ImageError as error:
+                    self.unread.add(key, str(error))
+                    return
+
+    def _zarr_image(self, key: str) -> BucketImage:
+        """Return an image in OME-Zarr; its ETag is one of its metadata and of all objects of its full resolution."""
+        group = read_group(bucket_zarr(self._bucket, key))
+        metadata = group.metadata if group is not None else {}
+        levels = [level["path"] for scales in metadata.get("multiscales", []) for level in scales["datasets"]]
+        digest, size = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode()), 0
+        try:
+            for item in self._bucket.objects(f"{key}/{levels[0]}/") if levels else ():
+                digest.update(f"{item.key} {item.etag}\n".encode())
+                size += item.size
+        except AccessDeniedError:
+            self.notes.append(
+                f"{self._bucket.uri / key} cannot be listed: if its pixels change, it is not predicted again by itself"
+            )
+        return BucketImage(key, digest.hexdigest()[: 2 * _DIGITS], size)
+
+    def _problem(self, image: BucketImage) -> str | None:
+        """Return why the key of an image, or that of its output, cannot be used."""
+        problem = key_problem(image.key)
         if problem is not None:
-            found.images.remove(image)
-            found.unread[image.key] = f"{problem}, in {f'{bucket.uri}/{image.key}'!r}. Copy the object to another key."
-    if not found.images and not found.unread:
-        raise UsageError(
-            f"Expected images below {uri}/; found none ({', '.join(sorted(IMAGE_SUFFIXES | SLIDE_SUFFIXES))}, "
-            f"{ZARR_SUFFIX})."
-        )
-    check_stems([(image.stem, image.key) for image in found.images])
-    _check_endings({image.stem for image in found.images})
-    return replace(found, images=sorted(found.images, key=lambda image: image.key))
+            return problem
+        longest = len((parse_uri(self._settings.out) / f"{image.stem}{OVERLAY_ENDING}").key.encode())
+        if longest > LONGEST_KEY:
+            return f"Expected a key whose outputs have keys of at most {LONGEST_KEY:,} bytes; found one of {longest:,}"
+        return None
 
 
-def _add_listed(bucket: Bucket, found: FoundImages, series: int | str | None) -> None:
-    """Add the images of a listing; the objects of a Zarr, of which there may be millions, are passed over."""
-    start: str | None = ""
-    while start is not None:
-        passed, start = start, None
-        for item in bucket.objects("", f"{passed}/{_LAST}" if passed else ""):
-            zarr = _zarr_of(item.key)
-            if zarr is not None and zarr != passed:
-                start = zarr
-                if is_input(zarr):
-                    _add_zarr(bucket, zarr, found, series)
-                break
-            if zarr is None and is_input(item.key) and not (item.key.endswith("/") and item.size == 0):  # of a console
-                _add_object(bucket, item, found)
-
-
-def _add_object(bucket: Bucket, item: StoredObject, found: FoundImages) -> None:
-    """Add an image, or why it is none: a worker gets one object, and some slides are several."""
-    if item.key.lower().endswith(tuple(WITH_OTHER_FILES)):
-        found.unread[item.key] = (
-            f"Expected an image in one object; {bucket.uri / item.key} is a slide of several files (MIRAX or DICOM). "
-            "Download its folder, and predict it there."
-        )
-    else:
-        found.images.append(BucketImage(item.key, "".join(filter(str.isalnum, item.etag)), item.size))
+def _is_folder_of_console(item: StoredObject) -> bool:
+    """Return whether an object only makes the console of a store show a folder."""
+    return item.key.endswith("/") and item.size == 0
 
 
 def _zarr_of(key: str) -> str | None:
@@ -247,54 +293,42 @@ def _zarr_of(key: str) -> str | None:
     return next(("/".join(parts[: at + 1]) for at, part in enumerate(parts) if is_zarr(part)), None)
 
 
-def _add_zarr(bucket: Bucket, key: str, found: FoundImages, series: int | str | None) -> None:
-    """Add the images of an OME-Zarr, or why there are none."""
-    try:
-        paths = image_paths(bucket_zarr(bucket, key), found.notes.append, series)
-        with ThreadPoolExecutor(_AT_ONCE) as pool:
-            keys = [f"{key}/{path}".rstrip("/") for path in paths]
-            found.images.extend(pool.map(lambda each: _zarr_image(bucket, each, found.notes), keys))
-    except ImageError as error:
-        found.unread[key] = str(error)
+class _Names:
+    """Tells images of a sorted stream apart by the names of their results; keeps those that a later one may still have.
 
+    Two keys with the same result begin alike, and all keys that begin alike follow each other.
+    """
 
-def _zarr_image(bucket: Bucket, key: str, notes: list[str]) -> BucketImage:
-    """Return an image in OME-Zarr; its ETag is one of its metadata and of all objects of its full resolution."""
-    group = read_group(bucket_zarr(bucket, key))
-    metadata = group.metadata if group is not None else {}
-    levels = [level["path"] for scales in metadata.get("multiscales", []) for level in scales["datasets"]]
-    digest, size = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode()), 0
-    try:
-        for item in bucket.objects(f"{key}/{levels[0]}/") if levels else ():
-            digest.update(f"{item.key} {item.etag}\n".encode())
-            size += item.size
-    except AccessDeniedError:
-        notes.append(f"{bucket.uri / key} cannot be listed: if its pixels change, it is not predicted again by itself")
-    return BucketImage(key, digest.hexdigest()[: 2 * _DIGITS], size)
+    def __init__(self) -> None:
+        self._open: dict[str, dict[str, str]] = {}
+        """Key of the image that writes results of a name, by what all keys with such results begin with, and name."""
+        self._planes: dict[str, dict[str, str]] = {}
+        """The same of images whose name ends as that of a plane, by the name without that ending."""
 
-
-def _check_endings(stems: set[str]) -> None:
-    """Raise `UsageError` if the results of an object may be named as those of a plane of another one."""
-    for stem in sorted(stems):
+    def add(self, image: BucketImage) -> None:
+        """Raise `UsageError` if an image before this one has the same results, or may have."""
+        key, stem = image.key, image.stem
         whole = _PLANE.sub("", stem)
-        if whole != stem and whole in stems:
+        for names in (self._open, self._planes):
+            for start in [start for start in names if not key.startswith(start)]:
+                del names[start]
+        start = key[: next((at for at, letter in enumerate(whole) if key[at] != letter), len(whole))]
+        other = _found(self._open, stem)
+        if other is not None:
+            check_stems([(stem, other), (stem, key)])
+        plane = stem if whole != stem and _found(self._open, whole) is not None else _found(self._planes, stem)
+        if plane is not None:
             raise UsageError(
-                f"Expected keys that differ in more than the ending of a plane; found those of {whole!r} and {stem!r}, "
-                "whose results may have the same keys. Copy one of the objects to another key."
+                f"Expected keys that differ in more than the ending of a plane; found those of {whole!r} and "
+                f"{plane!r}, whose results may have the same keys. Copy one of the objects to another key."
             )
+        self._open.setdefault(start, {})[stem] = key
+        if whole != stem:
+            self._planes.setdefault(start, {})[whole] = stem
 
 
-def _problem(settings: PredictionSettings, image: BucketImage) -> str | None:
-    """Return why the key of an image, or those of its outputs, cannot be used."""
-    problem = key_problem(image.key)
-    if problem is not None:
-        return problem
-    out = parse_uri(settings.out)
-    keys = (settings.table(image, whole=False), f"{image.stem}{OVERLAY_ENDING}")
-    longest = max(len((out / key).key.encode()) for key in keys)
-    if longest > LONGEST_KEY:
-        return f"Expected a key whose outputs have keys of at most {LONGEST_KEY:,} bytes; found one of {longest:,}"
-    return None
+def _found(names: dict[str, dict[str, str]], name: str) -> str | None:
+    return next((found[name] for found in names.values() if name in found), None)
 
 
 @contextmanager
@@ -339,46 +373,3 @@ def _settings_at(out: Bucket) -> PredictionSettings | None:
         newest=_FORMAT,
         error=DataError,
     )
-
-
-def not_done(settings: PredictionSettings, images: Iterable[BucketImage]) -> list[BucketImage]:
-    """Return the images that have no results with these settings yet."""
-    done = {item.key for item in Bucket(parse_uri(settings.out)).objects(f"{settings.tables}/")}
-    return [image for image in images if settings.table(image) not in done]
-
-
-def join_tables(settings: PredictionSettings, images: Sequence[BucketImage]) -> dict[str, Wells]:
-    """Write `nuclei.parquet`, `images.parquet` and pictures of plates, of images that are done, at least in part.
-
-    Returns:
-        Mean number of nuclei per image of each well, by row and column, of each plate, by its name.
-    """
-    out = Bucket(parse_uri(settings.out))
-    there = {item.key for item in out.objects(f"{settings.tables}/")}
-    keys = []
-    for image in sorted(images, key=lambda image: image.key):
-        possible = [settings.table(image), settings.table(image, whole=False)]
-        keys += [key for key in possible if key in there][:1]
-    if not keys:
-        return {}
-    with temporary_folder("tables") as temporary:
-        tables = [temporary / name for name in (_NUCLEI_TABLE, _IMAGES_TABLE)]
-        write_tables(out, keys, *tables)
-        for table in [*tables, *_other_tables(tables, settings.formats)]:
-            out.put(table.name, table)
-        rows = pq.read_table(tables[1], columns=["image", "nuclei"]).to_pylist()
-    plates = plates_of((row["image"], row["nuclei"]) for row in rows)
-    for plate, wells in plates.items():
-        out.put(f"{plate}{PLATE_ENDING}", encode_png(draw_plate(PurePosixPath(plate).name, wells)))
-    return plates
-
-
-def _other_tables(tables: Sequence[Path], formats: Sequence[FormatName]) -> list[Path]:
-    """Make the tables of nuclei and of images in other formats than Parquet, beside them."""
-    nuclei, images = (table.with_suffix(".csv") for table in tables)
-    if {"csv", "h5ad"} & set(formats):
-        for table, path in zip(tables, (nuclei, images), strict=True):
-            csv_of_parquet(table, path)
-    if "h5ad" in formats:
-        write_anndata(nuclei, images, nuclei.with_suffix(".h5ad"))
-    return [nuclei, images] * ("csv" in formats) + [nuclei.with_suffix(".h5ad")] * ("h5ad" in formats)

@@ -1,43 +1,33 @@
-"""Measurements of nuclei and images: one row per nucleus, one row per image; and their Parquet tables."""
+"""Measurements of nuclei and images: one row per nucleus, one row per image; and the types of their columns."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nucleus.data.zarr_plates import plate_field
-from nucleus.lazy import pa, pads, pq, skimage
+from nucleus.lazy import pa, skimage
 from nucleus.predict.blocks import AssembledLabels, LabelledBlock
 from nucleus.predict.scaled_image import ScaledImage
 from nucleus.predict.source import ImageSource
-from nucleus.storage.bucket import Bucket
-from nucleus.storage.files import temporary_folder
 
 __all__ = [
     "IMAGE_COLUMNS",
     "CellPart",
     "Frame",
-    "ImageTable",
     "MeasuredPart",
     "NucleiSummary",
     "frame_of",
     "image_columns",
     "image_row",
-    "image_table",
-    "join_images",
     "measure_blocks",
     "measure_nuclei",
     "nucleus_columns",
     "table_schema",
-    "write_tables",
 ]
 
 _KEYS = ("image", "z", "t")
@@ -50,11 +40,8 @@ IMAGE_COLUMNS = (
     *("mean_area", "median_diameter", "pixel_size_um", "nuclei_per_mm2", "channels"),
     *("scale", "light", "smoothing", "score", "warning"),
 )
-_IMAGE_ROWS = "images"
 _INTEGERS = {"z", "t", "label", "area", "cell_area", "width", "height", "nuclei"}
 _TEXTS = {"image", "light", "warning", "channels", *_PLATE}
-_SMALLEST_GROUP, _LARGEST_GROUP = 1 << 16, 1 << 20
-_AT_ONCE = 16
 _DIAMETER_BINS = 1 << 14
 """Bins of a quarter of a pixel; larger diameters count in the last."""
 _BINS_PER_PIXEL = 4
@@ -313,89 +300,6 @@ def _labels_at_edge(frame: Frame, labels: NDArray[np.int32]) -> set[int]:
         3: (frame.left + width == frame.shape[1], labels[:, -1]),
     }
     return {int(value) for at_edge, line in lines.values() if at_edge for value in np.unique(line)} - {0}
-
-
-class ImageTable:
-    """Parquet file of the nuclei of one image; its metadata contains the row of the image itself."""
-
-    def __init__(self, writer: pq.ParquetWriter, schema: pa.Schema) -> None:
-        self._writer = writer
-        self._schema = schema
-
-    def writerows(self, rows: Iterable[dict[str, Any]], /) -> None:
-        """Add rows from `measure_nuclei`."""
-        self._writer.write_table(pa.Table.from_pylist(list(rows), schema=self._schema))
-
-    def set_image(self, row: dict[str, Any]) -> None:
-        """Store the row of the image, from `image_row`, in the metadata."""
-        self._writer.add_key_value_metadata({_IMAGE_ROWS: json.dumps([row])})
-
-
-@contextmanager
-def image_table(path: Path, channels: int, *, plate: bool = False, cells: bool = False) -> Iterator[ImageTable]:
-    """Provide a new table for an image of `channels` channels; the file is complete when the block ends."""
-    schema = table_schema(nucleus_columns(channels, plate=plate, cells=cells))
-    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
-        yield ImageTable(writer, schema)
-
-
-def join_images(tables: Sequence[Path], joined: Path) -> None:
-    """Join tables of images with the same columns, which are those of one file, into a table of all in their order."""
-    found = [pq.ParquetFile(path) for path in tables]
-    with pq.ParquetWriter(joined, found[0].schema_arrow.remove_metadata(), compression="zstd") as writer:
-        for each in found:
-            for batch in each.iter_batches():
-                writer.write_batch(batch)
-        rows = [row for each in found for row in _image_rows(each.metadata)]
-        writer.add_key_value_metadata({_IMAGE_ROWS: json.dumps(rows)})
-
-
-def _image_rows(metadata: pq.FileMetaData) -> list[dict[str, Any]]:
-    """Return the rows of the images in the metadata of a table."""
-    return list(json.loads(metadata.metadata[_IMAGE_ROWS.encode()]))
-
-
-def write_tables(bucket: Bucket, keys: Sequence[str], nuclei: Path, images: Path) -> None:
-    """Join the tables of images into a table of all nuclei and a table of all images, in the order of the keys.
-
-    The table of nuclei has columns for as many channels as the image with the most channels; they are null for images
-    with fewer channels.
-
-    Args:
-        bucket: Bucket that contains the tables of the images.
-        keys: Keys of these tables.
-        nuclei: Parquet file to write, with one row per nucleus.
-        images: Parquet file to write, with one row per image.
-    """
-    with temporary_folder("tables") as temporary:
-        paths = [temporary / f"{number:07d}.parquet" for number in range(len(keys))]
-        with ThreadPoolExecutor(_AT_ONCE) as pool:
-            list(pool.map(bucket.download, keys, paths))
-        found = [pq.read_metadata(path) for path in paths]
-        rows = [row for metadata in found for row in _image_rows(metadata)]
-        plate = any(_PLATE[0] in row for row in rows)
-        schema = table_schema(image_columns(plate=plate))
-        pq.write_table(pa.Table.from_pylist(rows, schema=schema), images, compression="zstd")
-        widest = _widest([metadata.schema.to_arrow_schema().names for metadata in found], plate=plate)
-        joined = temporary / "joined"
-        pads.write_dataset(
-            pads.dataset([str(path) for path in paths], schema=widest, format="parquet"),
-            joined,
-            format="parquet",
-            file_options=pads.ParquetFileFormat().make_write_options(compression="zstd"),
-            basename_template="{i}.parquet",
-            min_rows_per_group=_SMALLEST_GROUP,
-            max_rows_per_group=_LARGEST_GROUP,
-            preserve_order=True,
-        )
-        (joined / "0.parquet").rename(nuclei)
-
-
-def _widest(tables: Sequence[Sequence[str]], *, plate: bool) -> pa.Schema:
-    """Return the schema of a table of nuclei that has the columns of all these tables."""
-    channels = max(sum(name.startswith("mean_") for name in names) for names in tables)
-    cells = any(_CELL[0] in names for names in tables)
-    return table_schema(nucleus_columns(channels, plate=plate, cells=cells))
 
 
 def table_schema(columns: Sequence[str]) -> pa.Schema:

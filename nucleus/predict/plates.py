@@ -1,7 +1,6 @@
 """Heat maps of plates, as pictures and as text: the mean number of nuclei of each well's fields."""
 
 import re
-from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import PurePosixPath
 
@@ -15,7 +14,17 @@ from nucleus.data.zarr_store import is_zarr
 from nucleus.pictures import write_text
 from nucleus.text import plural
 
-__all__ = ["PLATE_ENDING", "Wells", "draw_plate", "plate_text", "plates_of"]
+__all__ = [
+    "PLATE_ENDING",
+    "PlateSums",
+    "Wells",
+    "add_to_plates",
+    "draw_plate",
+    "join_plates",
+    "means_of_plates",
+    "plate_text",
+    "plates_of",
+]
 
 PLATE_ENDING = ".plate.png"
 _SIZES = ((8, 12), (16, 24), (32, 48))
@@ -32,6 +41,10 @@ Wells = dict[tuple[str, str], float]
 """Mean number of nuclei by row and column of a well."""
 
 
+PlateSums = dict[str, dict[tuple[str, str], tuple[int, int]]]
+"""Number of nuclei and of images, by row and column of a well, of each plate, by its name."""
+
+
 def plates_of(counts: Iterable[tuple[str, int]]) -> dict[str, Wells]:
     """Return the plates among images, from the numbers of nuclei of images (or of planes) and their names.
 
@@ -40,14 +53,37 @@ def plates_of(counts: Iterable[tuple[str, int]]) -> dict[str, Wells]:
     >>> plates_of([("a/p.zarr/B/3/0", 10), ("a/p.zarr/B/3/1", 20), ("a/b.tif", 5)])
     {'a/p': {('B', '3'): 15.0}}
     """
-    found: dict[str, dict[tuple[str, str], list[int]]] = defaultdict(lambda: defaultdict(list))
+    sums: PlateSums = {}
+    add_to_plates(sums, counts)
+    return means_of_plates(sums)
+
+
+def add_to_plates(sums: PlateSums, counts: Iterable[tuple[str, int]]) -> None:
+    """Add images to sums, from the numbers of nuclei of images (or of planes) and their names; as `plates_of`."""
     for name, nuclei in counts:
         place = plate_field(name)
         if place is not None:
             folders = PurePosixPath(name).parts[:-3]  # without row, column and field
             plate = PurePosixPath(*(PurePosixPath(part).stem if is_zarr(part) else part for part in folders))
-            found[str(plate)][place.row, place.column].append(nuclei)
-    return {plate: {well: float(np.mean(numbers)) for well, numbers in wells.items()} for plate, wells in found.items()}
+            _add(sums, str(plate), (place.row, place.column), (nuclei, 1))
+
+
+def join_plates(sums: PlateSums, others: PlateSums) -> None:
+    """Add sums over other images to sums."""
+    for plate, wells in others.items():
+        for well, more in wells.items():
+            _add(sums, plate, well, more)
+
+
+def _add(sums: PlateSums, plate: str, well: tuple[str, str], more: tuple[int, int]) -> None:
+    wells = sums.setdefault(plate, {})
+    nuclei, images = wells.get(well, (0, 0))
+    wells[well] = nuclei + more[0], images + more[1]
+
+
+def means_of_plates(sums: PlateSums) -> dict[str, Wells]:
+    """Return the mean number of nuclei per image of each well of each plate."""
+    return {plate: {well: nuclei / images for well, (nuclei, images) in wells.items()} for plate, wells in sums.items()}
 
 
 def plate_text(title: str, wells: Wells) -> str:

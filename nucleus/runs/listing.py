@@ -1,13 +1,12 @@
-"""Runs in the bucket, listed or found by name: plan, state, history, and record or published version."""
+"""Runs in the bucket, found by name: plan, state, history, and record or published version."""
 
 import difflib
 import io
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
-from itertools import islice
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -19,20 +18,23 @@ from nucleus.metrics.scores import count_from_one
 from nucleus.registry.manifest import ModelManifest, list_versions, read_version, version_prefix
 from nucleus.runs.plan import PLAN_FILE, RUNS, RunFolder, RunPlan, read_plan
 from nucleus.runs.record import HISTORY_FILE, RECORD_FILE, REPORT_FOLDER, RunRecord, read_history, read_record
-from nucleus.runs.state import STATE_FILE, UNKNOWN, Status, read_state, server_time, status_of
-from nucleus.storage.bucket import Bucket
+from nucleus.runs.state import STATE_FILE, UNKNOWN, Status, find_state, read_state, server_time, status_of
+from nucleus.storage.bucket import Bucket, StoredObject
 
 __all__ = [
     "DamagedRun",
     "EpochMetrics",
     "StoredRun",
+    "TopLevel",
     "best_epoch",
     "find_run",
     "find_runs",
     "history_of_version",
-    "list_runs",
+    "look_at_run",
     "monitor_of",
+    "read_run",
     "setting",
+    "with_manifests",
 ]
 
 
@@ -43,8 +45,6 @@ _DEFAULT_MONITOR = "val_map"
 """Metric that chooses the best weights in a recipe without `optimizer.monitor`."""
 _AT_ONCE = 8
 """Runs that are read in parallel."""
-_CHUNK = 64
-"""Runs that are read before their number is compared with the limit, at most."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class StoredRun:
     Attributes:
         plan: The run's plan; its recipe may be one of another version of this package, and is not checked.
         begun: When the plan was written.
-        written: When an object directly in the run's folder was last written; each checkpoint writes some.
+        written: When a document of the run was last written, its state among them; each checkpoint writes some.
         folders: Names of the folders in the run's folder.
         history: Metrics of each finished epoch.
         record: Record of the run; None if it has not ended, or ended before this package wrote records.
@@ -127,7 +127,7 @@ class DamagedRun:
     Attributes:
         run: Name of the run.
         begun: When the plan was written.
-        written: When an object directly in the run's folder was last written.
+        written: When a document of the run was last written.
         problem: Error message, with the address of the document.
         plan: The run's plan; None if it cannot be read.
     """
@@ -165,58 +165,30 @@ class _VersionMetrics(BaseModel):
 
 
 @dataclass(frozen=True)
-class _Folder:
-    """The top level of a run's folder.
+class TopLevel:
+    """The top level of a run's folder, and its state.
 
     Attributes:
         run: Name of the run.
-        written: Time of each object directly in the folder, by name.
+        files: The objects directly in the folder, by name; the plan is one.
         folders: Names of the folders in it.
+        state: The object with the run's state; None if there is none.
     """
 
     run: str
-    written: dict[str, datetime]
+    files: dict[str, StoredObject]
     folders: tuple[str, ...]
+    state: StoredObject | None
 
+    @property
+    def begun(self) -> datetime:
+        """When the plan was written."""
+        return self.files[PLAN_FILE].modified
 
-def list_runs(
-    bucket: Bucket,
-    *,
-    model: str | None = None,
-    group: str | None = None,
-    limit: int | None = None,
-    warn: Callable[[str], None] = lambda _: None,
-) -> list[StoredRun | DamagedRun]:
-    """Return the runs in the bucket, newest first. Folders without a plan, such as that of a sweep, are not runs.
-
-    Requests per run: a listing of its folder's top level, and two or three small objects (the plan, and the record or
-    else state and history). If runs have no record, the manifests of all versions of their models are read too, to find
-    the runs that published them. A run beyond `limit` costs only its listing.
-
-    Args:
-        bucket: The project's bucket.
-        model: Only runs of this model.
-        group: Only runs of this group.
-        limit: Largest number of runs; the newest ones are returned.
-        warn: Called with a message for each document that cannot be read. A run with an unreadable plan is always
-            listed.
-    """
-    now = server_time(bucket)
-    with ThreadPoolExecutor(_AT_ONCE) as pool:
-        folders = [folder for folder in pool.map(partial(_look, bucket), bucket.folders(RUNS)) if folder]
-        folders.sort(key=lambda folder: (folder.written[PLAN_FILE], folder.run), reverse=True)
-        found: list[StoredRun | DamagedRun] = []
-        for chunk in _chunks(folders, max(_AT_ONCE, min(limit or _CHUNK, _CHUNK))):
-            read = pool.map(partial(_read, bucket, model, group, now), chunk)
-            found += [run for run in read if run is not None]
-            if limit is not None and len(found) >= limit:
-                break
-        publishers = _publishers(bucket, found[:limit], pool, warn)
-        runs = list(pool.map(partial(_with_manifest, bucket, publishers), found[:limit]))
-    for run in runs:
-        if isinstance(run, DamagedRun):
-            warn(run.problem)
-    return runs
+    @property
+    def written(self) -> datetime:
+        """When a document of the run was last written."""
+        return max(item.modified for item in (*self.files.values(), *([self.state] if self.state else [])))
 
 
 def find_run(bucket: Bucket, run: str, warn: Callable[[str], None] = lambda _: None) -> StoredRun:
@@ -236,8 +208,7 @@ def find_runs(bucket: Bucket, names: Sequence[str], warn: Callable[[str], None] 
     now = server_time(bucket)
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         found = list(pool.map(partial(_read_named, bucket, now), names))
-        publishers = _publishers(bucket, found, pool, warn)
-        runs = list(pool.map(partial(_with_manifest, bucket, publishers), found))
+        runs = with_manifests(bucket, found, pool, warn)
     damaged = next((run for run in runs if isinstance(run, DamagedRun)), None)
     if damaged is not None:
         raise JobError(damaged.problem)
@@ -245,8 +216,10 @@ def find_runs(bucket: Bucket, names: Sequence[str], warn: Callable[[str], None] 
 
 
 def _read_named(bucket: Bucket, now: datetime, run: str) -> StoredRun | DamagedRun:
-    folder = _look(bucket, run)
-    found = _read(bucket, None, None, now, folder) if folder else None
+    folder = look_at_run(bucket, run)
+    if folder is not None:
+        folder = replace(folder, state=find_state(RunFolder(bucket, run), folder.begun))
+    found = read_run(bucket, now, folder) if folder else None
     if found is None:
         raise JobError(_missing(bucket, run))
     return found
@@ -275,30 +248,26 @@ def history_of_version(bucket: Bucket, manifest: ModelManifest) -> list[EpochMet
         raise ModelError(f"Expected a version's metrics at {bucket.uri / key}; they are damaged: {error}") from error
 
 
-def _look(bucket: Bucket, run: str) -> _Folder | None:
+def look_at_run(bucket: Bucket, run: str) -> TopLevel | None:
     """Return the top level of a run's folder; None if it has no plan."""
     objects, folders = bucket.children(RunFolder(bucket, run).key())
-    written = {item.key.rpartition("/")[2]: item.modified for item in objects}
-    return _Folder(run, written, tuple(folders)) if PLAN_FILE in written else None
+    files = {item.key.rpartition("/")[2]: item for item in objects}
+    return TopLevel(run, files, tuple(folders), files.get(STATE_FILE)) if PLAN_FILE in files else None
 
 
-def _read(
-    bucket: Bucket, model: str | None, group: str | None, now: datetime, folder: _Folder
-) -> StoredRun | DamagedRun | None:
-    """Return a run by the documents in its folder; None if it is of another model or group."""
+def read_run(bucket: Bucket, now: datetime, folder: TopLevel) -> StoredRun | DamagedRun | None:
+    """Return a run by the documents in its folder, without the version that it published; None if it was removed."""
     plan = None
-    begun, written = folder.written[PLAN_FILE], max(folder.written.values())
+    begun, written = folder.begun, folder.written
     try:
         plan = read_plan(bucket, folder.run)
-        if model not in {None, plan.model} or group not in {None, plan.group}:
-            return None
         record = _record(bucket, folder.run) if REPORT_FOLDER in folder.folders else None
         if record is not None:
             return StoredRun(plan, begun, written, folder.folders, record.history, record)
-        heard = folder.written.get(STATE_FILE)
-        state = read_state(RunFolder(bucket, folder.run)) if heard else None
-        history, reported = _history(bucket, folder), status_of(state, heard, now)
-        return StoredRun(plan, begun, written, folder.folders, history, reported=reported)
+        stored = folder.state
+        state = read_state(RunFolder(bucket, folder.run), stored.key) if stored else None
+        reported = status_of(state, stored.modified if stored else None, now)
+        return StoredRun(plan, begun, written, folder.folders, _history(bucket, folder), reported=reported)
     except ObjectNotFoundError:  # it is being removed
         return None
     except StorageError:
@@ -315,27 +284,34 @@ def _record(bucket: Bucket, run: str) -> RunRecord | None:
         return None
 
 
-def _history(bucket: Bucket, folder: _Folder) -> list[EpochMetrics]:
-    if HISTORY_FILE not in folder.written:
+def _history(bucket: Bucket, folder: TopLevel) -> list[EpochMetrics]:
+    if HISTORY_FILE not in folder.files:
         return []
     key = RunFolder(bucket, folder.run).key(HISTORY_FILE)
     return read_history(bucket.get(key), str(bucket.uri / key))
 
 
-def _publishers(
-    bucket: Bucket, runs: Sequence[StoredRun | DamagedRun], pool: ThreadPoolExecutor, warn: Callable[[str], None]
-) -> dict[str, ModelManifest]:
-    """Return the manifests of the versions of all models of runs without a record, by run."""
+def with_manifests(
+    bucket: Bucket,
+    runs: Sequence[StoredRun | DamagedRun],
+    pool: ThreadPoolExecutor,
+    warn: Callable[[str], None] = lambda _: None,
+) -> list[StoredRun | DamagedRun]:
+    """Return runs with the manifest and history of the version that each published, if it has no record.
+
+    The manifests of all versions of the models of runs without a record are read. `warn` is called with a message for
+    each that cannot be read.
+    """
     without = [run for run in runs if isinstance(run, StoredRun) and run.record is None]
     models = sorted({run.model for run in without})
     versions = [(model, version) for model in models for version in list_versions(bucket, model)]
-    found = {}
+    publishers = {}
     for manifest in pool.map(lambda named: _manifest(bucket, *named), versions):
         if isinstance(manifest, ModelManifest):
-            found[manifest.origin.run] = manifest
+            publishers[manifest.origin.run] = manifest
         else:
             warn(str(manifest))
-    return found
+    return list(pool.map(partial(_with_manifest, bucket, publishers), runs))
 
 
 def _manifest(bucket: Bucket, model: str, version: int) -> ModelManifest | NucleusError:
@@ -360,7 +336,7 @@ def _with_manifest(
 
 
 def _missing(bucket: Bucket, run: str) -> str:
-    names = bucket.folders(RUNS)
+    names = [name for name in bucket.folders(RUNS) if not name.startswith(".")]
     if run in names:
         return (
             f"Expected a run at {RunFolder(bucket, run).uri()}; found no {PLAN_FILE}: this is the folder of a sweep, "
@@ -369,9 +345,3 @@ def _missing(bucket: Bucket, run: str) -> str:
     near = difflib.get_close_matches(run, names, n=3)
     meant = f" (did you mean {' or '.join(map(repr, near))}?)" if near else ""
     return f"Expected a run in {bucket.uri / RUNS}; found none named {run!r}{meant}. Run: nucleus runs list"
-
-
-def _chunks(items: Sequence[_Folder], size: int) -> Iterator[list[_Folder]]:
-    rest = iter(items)
-    while chunk := list(islice(rest, size)):
-        yield chunk

@@ -26,6 +26,7 @@ __all__ = [
     "CHECKPOINT_PREFIX",
     "PLAN_FILE",
     "RUNS",
+    "STATES",
     "WANDB_FOLDER",
     "RunFolder",
     "RunPlan",
@@ -40,6 +41,8 @@ __all__ = [
 
 RUNS = "runs/"
 """Prefix of all runs in the project's bucket, and name of the local folder for their reports."""
+STATES = f"{RUNS}.states/"
+"""Prefix of the states of all runs; no run has a name that begins with a dot."""
 PLAN_FILE = "run.json"
 WANDB_FOLDER = "wandb"
 """Folder of a run with W&B's files that were kept offline, in the bucket and on disk."""
@@ -73,6 +76,15 @@ class RunFolder:
     def uri(self, *names: str) -> S3Uri:
         """Return the address of a file or folder of the run."""
         return self.bucket.uri / self.key(*names)
+
+    @property
+    def state_key(self) -> str:
+        """Key of the run's state, which lies beside those of all runs, so that one listing tells which ones changed."""
+        return f"{STATES}{self.run}.json"
+
+    def apart(self) -> Bucket:
+        """Return the project's bucket with a client of its own, for another thread."""
+        return Bucket(self.bucket.uri)
 
     def below(self, *names: str) -> Bucket:
         """Return a folder of the run as a bucket whose keys are relative to it."""

@@ -1,8 +1,9 @@
-"""The state of a run, `runs/<run>/state.json`: running, stopped, failed, published or finished.
+"""The state of a run, `runs/.states/<run>.json`: running, stopped, failed, published or finished.
 
 The run's driver writes the file at each change, and every minute while the run continues (a heartbeat): the time of the
 object shows whether the driver is alive. A separate thread writes it, so that a slow or failing bucket neither ends nor
-delays the run. `AttemptCallback` records each start of the workers.
+delays the run. The state of a run that an older version of this package began may be `runs/<run>/state.json`.
+`AttemptCallback` records each start of the workers.
 """
 
 import os
@@ -20,7 +21,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict
 from nucleus.errors import AccessDeniedError, JobError, ObjectNotFoundError, RunStoppedError, StorageError
 from nucleus.runs.plan import RUNS, RunFolder
 from nucleus.runs.record import ATTEMPTS_FILE, HISTORY_FILE, Attempt, attempts_json, read_attempts
-from nucleus.storage.bucket import Bucket
+from nucleus.storage.bucket import Bucket, StoredObject
 from nucleus.storage.files import read_document
 from nucleus.text import moment_text
 from nucleus.training.callbacks import Callback
@@ -34,13 +35,17 @@ __all__ = [
     "RunState",
     "StateWriter",
     "Status",
+    "Word",
+    "find_state",
     "read_state",
+    "replace_state_of_another",
     "server_time",
     "status_of",
 ]
 
 
 STATE_FILE = "state.json"
+"""File in a run's folder with its state, where an older version of this package wrote it."""
 STATE_FORMAT = 1
 HEARTBEAT_SECONDS = 60.0
 """Seconds between two writes of an unchanged state."""
@@ -53,6 +58,7 @@ _LONGEST_CAUSE = 300
 """Characters of a failed run's cause, at most."""
 
 Word = Literal["running", "lost", "stopped", "failed", "published", "finished", "unknown"]
+"""The state of a run, as a reader sees it."""
 
 
 class RunState(BaseModel):
@@ -147,15 +153,35 @@ def server_time(bucket: Bucket) -> datetime:
     return datetime.now(UTC) - timedelta(seconds=bucket.seconds_ahead(RUNS) or 0.0)
 
 
-def read_state(folder: RunFolder) -> RunState:
-    """Return the last state that a run's driver wrote.
+def find_state(folder: RunFolder, begun: datetime | None = None) -> StoredObject | None:
+    """Return the object with a run's state; None if there is none, or only that of an earlier run of the same name.
+
+    Args:
+        folder: The folder of the run.
+        begun: When the server stored the run's plan, if that is known.
+    """
+    found = folder.bucket.find(folder.state_key) or folder.bucket.find(folder.key(STATE_FILE))
+    return None if found is None or (begun is not None and found.modified < begun) else found
+
+
+def read_state(folder: RunFolder, key: str | None = None) -> RunState:
+    """Return the last state that a run's driver wrote; `key` is where it is, if that is known.
 
     Raises:
         ObjectNotFoundError: There is none.
         JobError: The document is damaged or newer than this package.
     """
-    data, where = folder.bucket.get(folder.key(STATE_FILE)), str(folder.uri(STATE_FILE))
+    if key is None:
+        found = find_state(folder)
+        key = folder.state_key if found is None else found.key
+    data, where = folder.bucket.get(key), str(folder.bucket.uri / key)
     return read_document(RunState, data, what="a run's state", where=where, newest=STATE_FORMAT, error=JobError)
+
+
+def replace_state_of_another(folder: RunFolder) -> None:
+    """Make a run that is planned `stopped` if there is a state of a deleted run of its name, which is not its own."""
+    if folder.bucket.find(folder.state_key) is not None:
+        folder.bucket.put(folder.state_key, _here("stopped").model_dump_json(indent=1).encode())
 
 
 class StateWriter:
@@ -170,7 +196,8 @@ class StateWriter:
     """
 
     def __init__(self, folder: RunFolder, beat_seconds: float = HEARTBEAT_SECONDS) -> None:
-        self._files = folder.below()  # a separate client, for the separate thread
+        self._states = folder.apart()  # a separate client, for the separate thread
+        self._key = folder.state_key
         self._beat_seconds = beat_seconds
         self._state = _here("running")
         self._changed = threading.Condition()
@@ -226,7 +253,7 @@ class StateWriter:
     def _write(self, state: RunState) -> bool:
         """Write a state; return whether to leave it at that. A failure must not end the run."""
         try:
-            self._files.put(STATE_FILE, state.model_dump_json(indent=1).encode())
+            self._states.put(self._key, state.model_dump_json(indent=1).encode())
         except AccessDeniedError:  # trying again is of no use
             return True
         except Exception:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,13 @@ from nucleus.errors import JobError
 from nucleus.registry.manifest import EncoderWeightsOrigin, Origin, read_version
 from nucleus.registry.publish import publish
 from nucleus.report.drawing import draw_curves, encode_figure
+from nucleus.runs import run_rows
 from nucleus.runs.comparison import ComparedRun, datasets_warning, flat_recipe, recipe_differences, score_rows
-from nucleus.runs.listing import best_epoch, find_run, history_of_version, list_runs
+from nucleus.runs.listing import best_epoch, find_run, history_of_version
+from nucleus.runs.plan import RunFolder
 from nucleus.runs.record import RECORD_FORMAT, Facts, NetworkFacts, RunRecord, Stage, read_facts
+from nucleus.runs.run_rows import list_runs
+from nucleus.runs.state import RunState, replace_state_of_another
 from nucleus.storage.bucket import Bucket
 from nucleus.storage.local_server import RunningStore
 from nucleus.storage.uri import S3Uri
@@ -644,3 +649,80 @@ def on_terminal(columns: int, *arguments: str) -> str:
     os.close(main)
     assert process.returncode == 0
     return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", b"".join(parts).decode().replace("\r\n", "\n"))
+
+
+def ended(bucket: Bucket, run: str, word: str = "failed", **known: Any) -> None:
+    """A run that has ended, with the state that its driver wrote last."""
+    begin(bucket, run)
+    state = RunState(state=word, since=datetime.now(UTC), host="node-1", process=42, **known)  # type: ignore[arg-type]
+    bucket.put(RunFolder(bucket, run).state_key, state.model_dump_json().encode())
+
+
+def test_runs_that_have_ended_are_read_once(
+    bucket: Bucket, here: Path, store: RunningStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only a new state, a new run or a removed one changes what is listed; writers need not know of the index."""
+    monkeypatch.setattr(run_rows, "_WORTH", 3)
+    ended(bucket, "won", "published", version="m@1")
+    end(bucket, record("won", 1))
+    ended(bucket, "lost", "running")
+    for run in ("broken", "halted"):
+        ended(bucket, run, "stopped" if run == "halted" else "failed", cause="no room")
+    ended(bucket, "waits", "published", version="m@2")  # its record is still to come
+    published(bucket, here / "model", "nobody")
+    begin(bucket, "old")
+    first = list_runs(bucket)
+    assert {row.run: row.state for row in first} == {
+        "won": "published",
+        "lost": "running",
+        "broken": "failed",
+        "halted": "stopped",
+        "waits": "published",
+        "old": "unknown",
+    }
+    index = bucket.get("runs/.index.json")
+    assert sorted(json.loads(index)["runs"]) == ["broken", "halted", "won"]
+    with proxied(store.port) as line, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL_S3", line.endpoint)
+        counted = Bucket(bucket.uri)
+        assert list_runs(counted) == first
+        read = [request.path for request in line.log if "runs/" in request.path]
+        assert not [path for path in read for run in ("won", "broken", "halted") if f"/{run}" in path]
+    assert list_runs(bucket, limit=2) == first[:2]
+    assert list_runs(bucket, model="m", limit=9) == first
+
+    ended(bucket, "broken", "published", version="m@3")  # it was resumed
+    end(bucket, record("waits", 2))
+    for item in list(bucket.objects("runs/halted/")):
+        bucket.delete(item.key)
+    now = {row.run: (row.state, row.version) for row in list_runs(bucket)}
+    assert "halted" not in now
+    assert (now["broken"], now["waits"]) == (("published", "m@3"), ("published", "m@2"))
+
+
+@pytest.mark.parametrize("damage", [b"[", b'{"format": 1, "runs": {"a": 1}}', b'{"format": 9}'])
+def test_a_damaged_index_is_made_anew(damage: bytes, bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_rows, "_WORTH", 1)
+    ended(bucket, "broken", cause="no room")
+    bucket.put("runs/.index.json", damage)
+    told: list[str] = []
+    (row,) = list_runs(bucket, warn=told.append)
+    assert (row.state, row.cause) == ("failed", "no room")
+    assert ["runs/.index.json" in text for text in told] == [True] * (b"9" not in damage)
+    assert list(json.loads(bucket.get("runs/.index.json"))["runs"]) == ["broken"]
+    told.clear()
+    assert (list_runs(bucket, warn=told.append), told) == ([row], [])
+
+
+def test_the_state_of_a_deleted_run_is_not_that_of_the_next_one(bucket: Bucket) -> None:
+    ended(bucket, "again", cause="no room")
+    (row,) = list_runs(bucket)
+    assert row.state == "failed"
+    bucket.delete("runs/again/run.json")
+    assert list_runs(bucket) == []
+    time.sleep(1.1)  # the server's clock tells seconds
+    begin(bucket, "again")
+    assert [row.state for row in list_runs(bucket)] == ["unknown"]
+    assert find_run(bucket, "again").status.state == "unknown"
+    replace_state_of_another(RunFolder(bucket, "again"))
+    assert [row.state for row in list_runs(bucket)] == ["stopped"]

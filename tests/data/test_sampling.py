@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from nucleus.data import sampling
 from nucleus.data.sampling import EpochPlan, SplitShare, epoch_plan, mixed_plan, shard_count, stored_order
 
 
@@ -215,3 +216,24 @@ def test_a_worker_needs_one_block_of_each_split_at_a_time() -> None:
 def test_more_steps_than_images_read_each_image_several_times() -> None:
     p = mixed_plan([SplitShare(records(3, 2))], steps=5, seed=1, epoch=0, rank=0, world=1, global_batch=4)
     assert sorted(seen(p).count(sample) for sample in set(seen(p))) == [6, 7, 7]
+
+
+@pytest.mark.parametrize("ratio", [sampling._GOLDEN_RATIO, 0.125])
+def test_positions_are_dealt_by_the_order_of_their_points(ratio: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In parts, without sorting all; also where points are equal, as those of a hundred million positions may be."""
+    monkeypatch.setattr(sampling, "_GOLDEN_RATIO", ratio)
+    monkeypatch.setattr(sampling, "_POINTS_AT_ONCE", 101)
+    monkeypatch.setattr(sampling, "_BINS", 7)
+    for number, shares in enumerate([(1.0,), (0.25, 0.75), (0.1, 0.0, 0.6, 0.3), (0.0, 1.0)]):
+        total, seeds = 1000 + number, (number, 2)
+        points = (np.arange(total) * ratio + np.random.default_rng(seeds).random()) % 1
+        ends = np.rint(np.cumsum(shares) * total).astype(np.int64)
+        expected = np.empty(total, np.int64)
+        expected[np.argsort(points, kind="stable")] = np.searchsorted(ends[:-1], np.arange(total), side="right")
+        mine = np.arange(3, total, 7)
+        owners, counts = sampling._dealt(shares, total, seeds, mine)
+        assert (owners == expected[mine]).all()
+        for split in range(len(shares)):
+            before = np.concatenate([[0], np.cumsum(expected == split)])
+            assert (counts.before[split] == before[mine]).all()
+            assert counts.totals[split] == before[-1]

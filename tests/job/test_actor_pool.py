@@ -1,6 +1,9 @@
-"""The number of actors, and the devices that each takes."""
+"""The number of actors, the devices that each takes, and how items are dealt to them."""
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -39,12 +42,11 @@ def test_too_many_and_too_early(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def answer(monkeypatch: pytest.MonkeyPatch, work: Callable[[str], str], item: str) -> object:
     monkeypatch.setattr(actor_pool, "limit_devices", lambda *_: None)
-    (found,) = actor_pool._Actor([item], lambda: work, 1.0, 0)({"number": [0]})["answer"]
-    return found
+    return actor_pool._Actor(lambda: work, 1.0, 0).answer(item)
 
 
 def test_what_a_worker_raises_is_its_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ray Data would repeat the item, then end everything with advice on its retries."""
+    """An error that Ray raises says that the actor was lost."""
 
     def work(item: str) -> str:
         if item == "bad":
@@ -58,3 +60,109 @@ def test_what_a_worker_raises_is_its_answer(monkeypatch: pytest.MonkeyPatch) -> 
     assert (type(ours), str(ours)) == (ImageError, "Expected an image.")
     assert isinstance(other, JobError)
     assert str(other).endswith("ValueError: no such key")
+
+
+class FakeRay:
+    """In the place of Ray: actors work when they are waited for, one answer at a time, and die as a test says.
+
+    Args:
+        dies: Whether the actor of a number dies of an item.
+        pending: Numbers of actors that are never ready.
+    """
+
+    class RayError(Exception):
+        """Ray's error."""
+
+    def __init__(self, dies: Callable[[int, str], bool] = lambda *_: False, pending: tuple[int, ...] = ()) -> None:
+        self.dies, self.pending = dies, pending
+        self.exceptions = SimpleNamespace(RayError=self.RayError)
+        self.started: list[FakeActor] = []
+        self.killed: list[FakeActor] = []
+
+    def remote(self, kind: Any) -> Any:
+        def start(*arguments: Any) -> "FakeActor":
+            self.started.append(FakeActor(len(self.started), kind(*arguments)))
+            return self.started[-1]
+
+        return SimpleNamespace(options=lambda **_: SimpleNamespace(remote=start))
+
+    def wait(self, asked: list["FakeCall"], num_returns: int, timeout: float | None = None) -> tuple[Any, Any]:  # noqa: ARG002
+        ready = [call for call in asked if call.actor.number not in self.pending]
+        assert ready, "it would wait for ever"
+        return ready[:1], None
+
+    def get(self, call: "FakeCall") -> Any:
+        if call.item is None:
+            return None
+        if call.actor.dead or self.dies(call.actor.number, call.item):
+            call.actor.dead = True
+            raise self.RayError("ActorDiedError")
+        return call.actor.work.answer(call.item)
+
+    def kill(self, actor: "FakeActor") -> None:
+        self.killed.append(actor)
+
+
+class FakeActor:
+    def __init__(self, number: int, work: Any) -> None:
+        self.number, self.work, self.dead = number, work, False
+        self.ready = SimpleNamespace(remote=lambda: FakeCall(self, None))
+        self.answer = SimpleNamespace(remote=lambda item: FakeCall(self, item))
+
+
+class FakeCall:
+    def __init__(self, actor: FakeActor, item: str | None) -> None:
+        self.actor, self.item = actor, item
+
+
+def dealt(monkeypatch: pytest.MonkeyPatch, ray: FakeRay, items: Iterator[str], actors: int) -> list[str]:
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    monkeypatch.setitem(sys.modules, "ray.exceptions", ray.exceptions)
+    monkeypatch.setattr(actor_pool, "_limit_to_resources", lambda _: None)
+    monkeypatch.setattr(actor_pool, "is_from_ray", lambda error: isinstance(error, FakeRay.RayError))
+    with actor_pool._Pool(lambda: str.upper, actor_pool._ActorPlan(actors, 0)) as pool:
+        found = list(pool.answers(items))
+    assert ray.killed
+    return found
+
+
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+
+
+def test_items_are_taken_as_there_is_room_for_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    ray, given, done = FakeRay(), 0, list[str]()
+
+    def items() -> Iterator[str]:
+        nonlocal given
+        for letter in LETTERS:
+            given += 1
+            assert given - len(done) <= 2 * 3
+            yield letter
+
+    answer = actor_pool._Actor.answer
+    monkeypatch.setattr(actor_pool._Actor, "answer", lambda self, item: done.append(item) or answer(self, item))
+    assert sorted(dealt(monkeypatch, ray, items(), 3)) == list(LETTERS.upper())
+
+
+def test_what_a_lost_actor_had_is_done_by_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its replacement may find no machine: then those that are left do it all."""
+    ray = FakeRay(dies=lambda number, _: number == 1, pending=(3,))
+    assert sorted(dealt(monkeypatch, ray, iter(LETTERS), 3)) == list(LETTERS.upper())
+    assert [actor.dead for actor in ray.started] == [False, True, False, False]
+
+
+def test_an_item_that_ends_each_actor_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    ray = FakeRay(dies=lambda _, item: item == "k")
+    with pytest.raises(JobError, match="one failed"):
+        dealt(monkeypatch, ray, iter(LETTERS), 2)
+    assert sum(actor.dead for actor in ray.started) == 3
+
+
+def test_an_error_of_the_items_ends_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    def items() -> Iterator[str]:
+        yield "a"
+        raise ImageError("Expected other names.")
+
+    with pytest.raises(ImageError, match="other names"):
+        dealt(monkeypatch, FakeRay(), items(), 2)
+    assert dealt(monkeypatch, FakeRay(), iter("a"), 2) == ["A"]

@@ -1,7 +1,8 @@
 """What a prediction of a bucket tells and claims; the batches are predicted here in place of Ray's actors."""
 
+import io
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -11,16 +12,13 @@ from job import inference
 from job.inference import predict_bucket
 from nucleus.data.images import encode_png
 from nucleus.errors import OutputError
-from nucleus.predict.batches import BatchPredictor, ImageOutcome
-from nucleus.predict.bucket_images import (
-    BucketImage,
-    PredictionSettings,
-)
+from nucleus.predict import bucket_images
+from nucleus.predict.bucket_images import PredictionSettings
+from nucleus.predict.image_parts import ImagePart
+from nucleus.predict.part_prediction import PartOutcome, PartPredictor
 from nucleus.storage.bucket import Bucket
 from nucleus.storage.claims import claimed_prefix
 from tests.predict.test_predict import small_model, spots
-
-Batch = list[BucketImage]
 
 
 @pytest.fixture
@@ -32,9 +30,11 @@ def settings(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> PredictionSetti
     places = {"images": str(bucket.uri / "images"), "out": str(bucket.uri / "out"), "registry": str(bucket.uri)}
     found = PredictionSettings(model="m@1", **places)
 
-    def here(batches: list[Batch], _: Callable[[], object], **__: object) -> Iterator[list[ImageOutcome]]:
-        worker = BatchPredictor(found, small_model())
-        yield from (worker.predict(batch) for batch in batches)
+    def here(
+        parts: Iterable[tuple[int, ImagePart]], _: Callable[[], object], **__: object
+    ) -> Iterator[tuple[int, PartOutcome]]:
+        worker = PartPredictor(found, small_model())
+        yield from ((number, worker.predict(part)) for number, part in parts)
 
     monkeypatch.setattr(inference, "map_on_cluster", here)
     return found
@@ -73,3 +73,16 @@ def test_a_second_prediction_is_refused_while_one_runs(
         predict_bucket(settings, overwrite=overwrite)
     assert [item.key for item in bucket.objects("out/")] == ["out/prediction.claim.json"]
     assert predict_bucket(settings, overwrite=overwrite).counts
+
+
+def test_of_many_images_the_numbers_are_told(
+    settings: PredictionSettings, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their names are in the tables alone: no process holds those of a million."""
+    bucket.put("images/a/c.png", bucket.get("images/a/b.png"))
+    monkeypatch.setattr(inference, "IMAGES_OF_A_TABLE", 1)
+    monkeypatch.setattr(bucket_images, "MOST_MESSAGES", 1)
+    many = predict_bucket(settings)
+    table = pq.read_table(io.BytesIO(bucket.get("out/nuclei.parquet")))
+    assert (many.counts, many.images, many.nuclei) == (None, 2, table.num_rows)
+    assert (len(many.failures), many.failed) == (1, 2)

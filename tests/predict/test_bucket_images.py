@@ -1,5 +1,6 @@
 """Images in a bucket, by a small network that finds bright pixels: which are done, what is written, and the tables."""
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -9,18 +10,15 @@ import tifffile
 
 from nucleus.data.images import encode_png
 from nucleus.errors import OutputError, UsageError
-from nucleus.predict.batches import BatchPredictor, batches_of
-from nucleus.predict.bucket_images import (
-    BucketImage,
-    PredictionSettings,
-    claim_output,
-    find_images,
-    join_tables,
-    not_done,
-)
+from nucleus.predict import image_parts, part_tables
+from nucleus.predict.bucket_images import BucketImage, ImageListing, PredictionSettings, claim_output
 from nucleus.predict.cells import Expansion
 from nucleus.predict.image_files import predict_files
+from nucleus.predict.image_parts import ImagePart, done_parts
 from nucleus.predict.measurement import IMAGE_COLUMNS, nucleus_columns
+from nucleus.predict.model import Model
+from nucleus.predict.part_prediction import ImageOutcome, PartPredictor
+from nucleus.predict.part_tables import clear_tables, join_share, table_shares, write_plates
 from nucleus.storage.bucket import Bucket
 from tests.predict.test_predict import rows_of, small_model, spots
 
@@ -30,14 +28,34 @@ def settings_for(bucket: Bucket, **changes: object) -> PredictionSettings:
     return PredictionSettings(**{"model": "m@1", **places, **changes})
 
 
+def images_of(settings: PredictionSettings) -> list[BucketImage]:
+    return list(ImageListing(settings))
+
+
+def outcomes_of(
+    settings: PredictionSettings, model: Model | None = None, *, anonymous: bool = False
+) -> list[ImageOutcome]:
+    """Predict what is not done yet, in this process, and join the tables; the outcomes of what was predicted now."""
+    worker = PartPredictor(settings, model or small_model(settings.options), anonymous=anonymous)
+    stored, tables, outcomes = done_parts(settings), [], list[ImageOutcome]()
+    for part in image_parts.parts_of_listing(ImageListing(settings, anonymous=anonymous)):
+        known = ImagePart(part.place, part.images, stored.get(part.place, ()))
+        name = known.done
+        if name is None:
+            found = worker.predict(known)
+            name, outcomes = found.table, outcomes + found.images
+        if name is not None:
+            tables.append((name, len(part.images)))
+    shares = table_shares(tables)
+    clear_tables(settings, shares)
+    for share in shares:
+        write_plates(settings, join_share(settings, share).plates)
+    return outcomes
+
+
 def predicted(settings: PredictionSettings) -> list[str]:
     """Predict what is not done yet; the keys of what was."""
-    images = find_images(settings).images
-    worker = BatchPredictor(settings, small_model(settings.options))
-    outcomes = [outcome for batch in batches_of(not_done(settings, images)) for outcome in worker.predict(batch)]
-    failed = {outcome.key: outcome.failure for outcome in outcomes if outcome.failure}
-    join_tables(settings, [image for image in images if image.key not in failed])
-    return sorted(outcome.key for outcome in outcomes)
+    return sorted(outcome.key for outcome in outcomes_of(settings))
 
 
 @pytest.fixture
@@ -89,12 +107,63 @@ def test_what_is_done_is_left_out(bucket: Bucket, pictures: Path) -> None:
     assert predicted(settings_for(bucket, channel=0)) == ["broken.png", "plate/a.png", "plate/b.tif"]
 
 
+def test_an_image_more_is_all_that_is_predicted(
+    bucket: Bucket, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The part that it falls into keeps what it has of the others; one table is left of it."""
+    monkeypatch.setattr(image_parts, "IMAGES_OF_A_PART", 1 << 48)  # all are in one part
+    for key in ("a.png", "c.png"):
+        bucket.put(f"images/{key}", pictures / key)
+    settings = settings_for(bucket)
+    assert predicted(settings) == ["a.png", "c.png"]
+    bucket.put("images/b.tif", pictures / "b.tif")
+    assert predicted(settings) == ["b.tif"]
+    bucket.delete("images/a.png")
+    assert predicted(settings) == []
+    assert len(list(bucket.objects("labels/parts/"))) == 1
+    assert pq.read_table(io.BytesIO(bucket.get("labels/images.parquet")))["image"].to_pylist() == ["b.tif", "c.png"]
+    again = pq.read_table(io.BytesIO(bucket.get("labels/nuclei.parquet")))
+    monkeypatch.undo()
+    alone = settings_for(bucket, out=str(bucket.uri / "alone"))
+    assert predicted(alone) == ["b.tif", "c.png"]
+    assert pq.read_table(io.BytesIO(bucket.get("alone/nuclei.parquet"))).equals(again)
+
+
+def test_tables_of_many_images_are_datasets(
+    bucket: Bucket, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each with the columns that any needs; never beside the tables of a prediction of few."""
+    for number, name in enumerate(["a.png", "b.tif", "c.png", "a.png"]):  # of one and of three channels
+        bucket.put(f"images/{number}{name}", pictures / name)
+    settings = settings_for(bucket, formats=("labels", "csv"))
+    outcomes_of(settings)
+    whole = {name: bucket.get(f"labels/{name}.parquet") for name in ("nuclei", "images")}
+    monkeypatch.setattr(image_parts, "IMAGES_OF_A_PART", 1)
+    monkeypatch.setattr(part_tables, "IMAGES_OF_A_TABLE", 1)
+    outcomes_of(settings)
+    names = {item.key for item in bucket.objects("labels/") if item.key.count("/") < 3}
+    for table in ("nuclei", "images"):
+        parts = [f"labels/{table}/part-0000{number}" for number in range(4)]
+        assert {f"{part}.{ending}" for part in parts for ending in ("parquet", "csv")} <= names
+        assert f"labels/{table}.parquet" not in names
+        assert f"labels/{table}.csv" not in names
+        for part in parts:
+            bucket.download(f"{part}.parquet", tmp_path / table / f"{Path(part).name}.parquet")
+        assert pq.read_table(tmp_path / table).equals(pq.read_table(io.BytesIO(whole[table])))
+        assert pq.read_schema(tmp_path / table / "part-00000.parquet") == pq.read_schema(io.BytesIO(whole[table]))
+    monkeypatch.undo()
+    outcomes_of(settings)
+    names = {item.key for item in bucket.objects("labels/") if item.key.count("/") < 3}
+    assert not [key for key in names if "part-" in key]
+    assert {"labels/nuclei.parquet", "labels/images.csv"} <= names
+
+
 def test_damaged_images_are_named_as_in_the_bucket(bucket: Bucket, pictures: Path) -> None:
     bucket.put("images/a.png", pictures / "a.png")
     bucket.put("images/cut.png", (pictures / "a.png").read_bytes()[:300])
     settings = settings_for(bucket)
-    images = [*find_images(settings).images, BucketImage("gone.png", "0", 1)]
-    good, *bad = BatchPredictor(settings, small_model()).predict(images)
+    images = (*images_of(settings), BucketImage("gone.png", "0", 1))
+    good, *bad = PartPredictor(settings, small_model()).predict(ImagePart("0" * 12, images)).images
     assert (good.key, good.failure) == ("a.png", None)
     assert good.nuclei
     assert [outcome.key for outcome in bad] == ["cut.png", "gone.png"]
@@ -133,13 +202,31 @@ def test_one_prediction_at_a_time(overwrite: bool, bucket: Bucket) -> None:
 def test_images_that_cannot_be_told_apart(bucket: Bucket) -> None:
     settings = settings_for(bucket)
     with pytest.raises(UsageError, match="found none"):
-        find_images(settings)
+        images_of(settings)
     for key in ("a/x.png", "b/x.png", "a/x.overlay.png"):
         bucket.put(f"images/{key}", b"")
-    assert [image.key for image in find_images(settings).images] == ["a/x.png", "b/x.png"]
+    assert [image.key for image in images_of(settings)] == ["a/x.png", "b/x.png"]
     bucket.put("images/a/x.tif", b"")
     with pytest.raises(UsageError, match="both write a/x"):
-        find_images(settings)
+        images_of(settings)
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        (("a/x.jpg", "a/x.jpg.png", "a/x.tif"), "both write a/x.labels"),
+        (("a.s0.png", "a.s0z.png", "a.tif"), "'a' and 'a.s0'"),
+        (("a.png", "a.z3.tif"), "'a' and 'a.z3'"),
+    ],
+)
+def test_names_are_told_apart_as_they_are_listed(keys: tuple[str, ...], message: str, bucket: Bucket) -> None:
+    """Those with the same results need not follow each other."""
+    for key in keys:
+        bucket.put(f"images/{key}", b"")
+    with pytest.raises(UsageError, match=message):
+        images_of(settings_for(bucket))
+    bucket.delete(f"images/{keys[-1]}")
+    assert [image.key for image in images_of(settings_for(bucket))] == sorted(keys[:-1])
 
 
 GOOD_KEYS = ("a b.png", "p+q.png", "50%20x.png", "%2F.png", "é細.png", "q?x#y&z=1.png", "it's.png", "b..png", "a/b.png")
@@ -162,16 +249,16 @@ def test_keys_of_every_kind(bucket: Bucket, pictures: Path) -> None:
         bucket._client.put_object(Bucket=bucket.uri.bucket, Key=f"{bucket.uri.key}/images/{key}", Body=data)
     bucket.put("images/empty.png", b"")
     settings = settings_for(bucket)
-    found = find_images(settings)
-    assert {image.key for image in found.images} == {*GOOD_KEYS, "empty.png"}
-    assert set(found.unread) == set(ODD_KEYS)
+    listing = ImageListing(settings)
+    assert {image.key for image in listing} == {*GOOD_KEYS, "empty.png"}
+    unread = listing.unread.kept
+    assert set(unread) == set(ODD_KEYS)
     for key, reason in ODD_KEYS.items():
-        assert reason in found.unread[key]
-        assert repr(f"{settings.images}/{key}") in found.unread[key]
-    outcomes = BatchPredictor(settings, small_model()).predict(found.images)
+        assert reason in unread[key]
+        assert repr(f"{settings.images}/{key}") in unread[key]
+    outcomes = outcomes_of(settings)
     assert [outcome.key for outcome in outcomes if outcome.failure] == ["empty.png"]
     assert len({outcome.nuclei for outcome in outcomes if outcome.nuclei}) == 1
-    join_tables(settings, [image for image in found.images if image.key != "empty.png"])
     for key in GOOD_KEYS:
         assert bucket.find(f"labels/{key.removesuffix('.png')}.labels.tif"), key
 
@@ -180,16 +267,7 @@ def test_keys_that_leave_no_room_for_their_outputs(bucket: Bucket) -> None:
     below = len(f"{bucket.uri.key}/images/")
     bucket.put(f"images/{'x' * (1024 - below - 4)}.png", b"x")
     bucket.put("images/short.png", b"x")
-    found = find_images(settings_for(bucket))
-    assert [image.key for image in found.images] == ["short.png"]
-    assert all("1,024 bytes" in reason for reason in found.unread.values())
-    assert len(found.unread) == 1
-
-
-def test_batches_begin_with_the_largest() -> None:
-    mebi = 1 << 20
-    sizes = [1, 70 * mebi, 20 * mebi, 5 * mebi, 30 * mebi, *[2] * 20]
-    batches = batches_of(BucketImage(f"{number}.png", "0", size) for number, size in enumerate(sizes))
-    assert [image.size for batch in batches for image in batch] == sorted(sizes, reverse=True)
-    assert [len(batch) for batch in batches] == [1, 1, 8, 8, 7]
-    assert all(len(batch) == 1 or sum(image.size for image in batch) <= 32 * mebi for batch in batches)
+    listing = ImageListing(settings_for(bucket))
+    assert [image.key for image in listing] == ["short.png"]
+    assert all("1,024 bytes" in reason for reason in listing.unread.kept.values())
+    assert listing.unread.count == 1

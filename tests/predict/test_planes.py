@@ -16,14 +16,14 @@ from nucleus.data.images import encode_png
 from nucleus.data.stacks import PlaneOptions
 from nucleus.errors import ImageError, UsageError
 from nucleus.predict import source as sources
-from nucleus.predict.batches import BatchPredictor
-from nucleus.predict.bucket_images import PredictionSettings, find_images, join_tables, not_done
+from nucleus.predict.bucket_images import PredictionSettings
 from nucleus.predict.image_files import PredictedFiles, check_outputs, predict_files
 from nucleus.predict.planes import plan_images
 from nucleus.predict.source import open_source
 from nucleus.predict.table_files import IMAGES_TABLE, NUCLEI_TABLE
 from nucleus.storage.bucket import Bucket
-from tests.predict.test_bucket_images import settings_for
+from tests.predict import test_bucket_images
+from tests.predict.test_bucket_images import images_of, settings_for
 from tests.predict.test_predict import rows_of, small_model, spots
 
 T, Z = 2, 3
@@ -255,10 +255,7 @@ def test_segment_takes_a_plane(tmp_path: Path) -> None:
 
 
 def outcomes_of(settings: PredictionSettings) -> dict[str, str | None]:
-    images = find_images(settings).images
-    found = BatchPredictor(settings, small_model()).predict(not_done(settings, images))
-    join_tables(settings, images)
-    return {outcome.title: outcome.failure for outcome in found}
+    return {outcome.title: outcome.failure for outcome in test_bucket_images.outcomes_of(settings, small_model())}
 
 
 def test_stacks_in_a_bucket(bucket: Bucket, tmp_path: Path) -> None:
@@ -304,9 +301,9 @@ def test_keys_like_those_of_planes_are_refused(bucket: Bucket) -> None:
     for key in ("a.tif", "a.z3.t0.tif", "b.z1.tif"):
         bucket.put(f"images/{key}", b"x")
     with pytest.raises(UsageError, match=r"'a' and 'a\.z3\.t0'"):
-        find_images(settings_for(bucket, z="all"))
+        images_of(settings_for(bucket, z="all"))
     bucket.delete("images/a.tif")
-    assert len(find_images(settings_for(bucket, z="all")).images) == 2
+    assert len(images_of(settings_for(bucket, z="all"))) == 2
 
 
 def test_planes_that_are_read_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

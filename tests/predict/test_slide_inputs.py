@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from nucleus.data.zarr_plates import open_zarr
 from nucleus.model.tiling import Region
 from nucleus.predict import source
-from nucleus.predict.bucket_images import find_images
+from nucleus.predict.bucket_images import ImageListing
 from nucleus.predict.image_files import find_inputs, predict_files
 from nucleus.predict.model import PredictionOptions
 from nucleus.predict.scaled_image import ScaledImage
@@ -60,9 +60,9 @@ def test_slides_of_several_files_in_a_bucket_are_named(bucket: Bucket) -> None:
     images = Bucket(bucket.uri / "images")
     for name in ("a.svs", "b.mrxs", "c/d.dcm"):
         images.put(name, b"slide")
-    found = find_images(settings_for(bucket))
-    assert [image.key for image in found.images] == ["a.svs"]
-    assert list(found.unread) == ["b.mrxs", "c/d.dcm"]
+    listing = ImageListing(settings_for(bucket))
+    assert [image.key for image in listing] == ["a.svs"]
+    assert list(listing.unread.kept) == ["b.mrxs", "c/d.dcm"]
 
 
 def pyramids(folder: Path, pixels: NDArray[np.uint8]) -> dict[str, Path]:

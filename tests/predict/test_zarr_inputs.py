@@ -12,8 +12,7 @@ from nucleus.data.images import encode_png
 from nucleus.data.zarr_store import bucket_zarr
 from nucleus.errors import ImageError, TransientStorageError, UsageError
 from nucleus.predict import source
-from nucleus.predict.batches import BatchPredictor
-from nucleus.predict.bucket_images import find_images, join_tables, not_done
+from nucleus.predict.bucket_images import ImageListing
 from nucleus.predict.image_files import find_inputs, is_input, predict_files, stem_of
 from nucleus.predict.measurement import IMAGE_COLUMNS, image_columns, nucleus_columns
 from nucleus.predict.planes import plan_images
@@ -22,7 +21,7 @@ from nucleus.storage.bucket import Bucket
 from nucleus.storage.retries import set_storage_timeout
 from tests.data.test_zarr_buckets import failing, line, uploaded
 from tests.faults.proxy import Fault, Proxy
-from tests.predict.test_bucket_images import predicted, settings_for
+from tests.predict.test_bucket_images import outcomes_of, predicted, settings_for
 from tests.predict.test_predict import rows_of, small_model, spots
 from tests.zarr_files import VERSIONS, write_group, write_image, write_plate
 
@@ -142,12 +141,13 @@ def test_a_plate_in_a_bucket(tmp_path: Path, bucket: Bucket, line: Proxy, versio
     bucket.put("images/z.png", encode_png(spots(60, 70, 7, count=8)))
     settings = settings_for(bucket, channel=0)
     line.log.clear()
-    found = find_images(settings)
+    listing = ImageListing(settings)
+    images = [image.key for image in listing]
     fields = [f"p.zarr/{at}" for at in ("A/1/0", "A/1/1", "B/3/0", "B/3/1")]
-    assert [image.key for image in found.images] == [*fields, "z.png"]
-    assert ["C/7" in note for note in found.notes] == [True]
+    assert images == [*fields, "z.png"]
+    assert ["C/7" in note for note in listing.notes] == [True]
     assert not [request.path for request in line.log if "/c/" in request.path]
-    assert predicted(settings) == [image.key for image in found.images]
+    assert predicted(settings) == images
 
     predict_files(small_model(), find_inputs([plate]).images, tmp_path / "out", 0)
     for field in ("A/1/0", "B/3/1"):
@@ -172,20 +172,19 @@ def test_a_field_is_predicted_again_if_its_pixels_change(tmp_path: Path, bucket:
     assert predicted(settings) == []
     chunk = "p.zarr/B/3/1/0/" + ("c/1/0/0" if version == 3 else "1.0.0")
     images.put(chunk, images.get(chunk.replace("1/0/0", "0/0/0") if version == 3 else chunk.replace("/1.", "/0.")))
-    assert [image.key for image in not_done(settings, find_images(settings).images)] == ["p.zarr/B/3/1"]
+    assert predicted(settings) == ["p.zarr/B/3/1"]
 
 
 def test_a_failed_read_ends_the_batch_and_writes_nothing(tmp_path: Path, bucket: Bucket, line: Proxy) -> None:
     images = Bucket(bucket.uri / "images")
     uploaded(write_image(tmp_path / "a.zarr", spots(60, 70, 7, count=8), axes="yx"), images)
     settings = settings_for(bucket)
-    found = find_images(settings).images
     set_storage_timeout(0.3)
     line.decide = failing("0/c/1/1", Fault.ERROR_500)
     with pytest.raises(TransientStorageError, match="0/c/1/1"):
-        BatchPredictor(settings, small_model()).predict(found)
+        outcomes_of(settings)
     line.decide = failing("0/c/1/1", Fault.DENIED)
-    (outcome,) = BatchPredictor(settings, small_model()).predict(found)
+    (outcome,) = outcomes_of(settings)
     assert "a.zarr/0/c/1/1" in str(outcome.failure)
     line.decide = lambda _: None
     assert list(bucket.objects("labels/")) == []
@@ -198,9 +197,7 @@ def test_images_are_read_without_keys_and_results_written_with_them(
     uploaded(write_image(tmp_path / "a.zarr", spots(60, 70, 7, count=8), axes="yx"), images)
     settings = settings_for(bucket)
     line.log.clear()
-    found = find_images(settings, anonymous=True).images
-    BatchPredictor(settings, small_model(), anonymous=True).predict(found)
-    join_tables(settings, found)
+    outcomes_of(settings, small_model(), anonymous=True)
     reads = [request for request in line.log if request.method == "GET" and "/images/a.zarr" in request.path]
     assert reads
     assert not [request.path for request in reads if "authorization" in request.headers]

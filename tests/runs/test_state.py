@@ -59,7 +59,9 @@ class FakeFolder:
     def __init__(self, put: Any) -> None:
         self._put = put
 
-    def below(self) -> Any:
+    state_key = "runs/.states/trial.json"
+
+    def apart(self) -> Any:
         return SimpleNamespace(put=lambda _key, data: self._put(json.loads(data)["state"]))
 
 
@@ -189,7 +191,7 @@ def test_commands_show_the_state(bucket: Bucket, monkeypatch: pytest.MonkeyPatch
     for run in ("alive", "broken", "old"):
         begin(bucket, run)
     for run, state in (("alive", written()), ("broken", written("failed", cause="no room"))):
-        bucket.put(RunFolder(bucket, run).key(STATE_FILE), state.model_dump_json().encode())
+        bucket.put(RunFolder(bucket, run).state_key, state.model_dump_json().encode())
 
     def listed() -> dict[str, Any]:
         done = CliRunner().invoke(cli, ["runs", "list", "--json"])
@@ -207,7 +209,9 @@ def test_commands_show_the_state(bucket: Bucket, monkeypatch: pytest.MonkeyPatch
     assert rows["broken"]["cause"] == "no room"
     assert [rows["old"][key] for key in (*keys, "last_heard")] == [None] * 6
     heard = datetime.fromisoformat(rows["alive"]["last_heard"])
-    monkeypatch.setattr("nucleus.runs.listing.server_time", lambda _: heard + timedelta(seconds=LOST_SECONDS + 1))
+    for module in ("run_rows", "listing"):
+        later = heard + timedelta(seconds=LOST_SECONDS + 1)
+        monkeypatch.setattr(f"nucleus.runs.{module}.server_time", lambda _, now=later: now)
     assert (listed()["alive"]["state"], listed()["broken"]["state"]) == ("lost", "failed")
     shown = CliRunner().invoke(cli, ["runs", "show", "alive"]).stdout
     assert "lost: no heartbeat since" in shown

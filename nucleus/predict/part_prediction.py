@@ -1,7 +1,8 @@
-"""Prediction of a bucket's images in batches: download, predict, upload; a worker does one batch after the other."""
+"""Prediction of a bucket's images part by part: download, predict, upload; a worker does one part after the other."""
 
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path, PurePosixPath
@@ -12,8 +13,9 @@ from nucleus.errors import AccessDeniedError, ImageError, ObjectNotFoundError
 from nucleus.predict.blocks import LabelledBlock
 from nucleus.predict.bucket_images import BucketImage, PredictionSettings
 from nucleus.predict.formats import OVERLAY_ENDING, output_endings, result_path
-from nucleus.predict.measurement import image_table, join_images
+from nucleus.predict.image_parts import ImagePart, PartName
 from nucleus.predict.model import IMAGES_AT_ONCE, Model
+from nucleus.predict.part_tables import ImageRows, ObjectRows, read_part, write_part
 from nucleus.predict.planes import FileImage, ImageOpener, PlannedImages, plan_images
 from nucleus.predict.results import write_image
 from nucleus.predict.scaled_image import ScaledImage
@@ -21,9 +23,7 @@ from nucleus.storage.bucket import Bucket
 from nucleus.storage.files import temporary_folder
 from nucleus.storage.uri import LONGEST_KEY, parse_uri
 
-__all__ = ["BatchPredictor", "ImageOutcome", "batches_of"]
-
-_BYTES_AT_ONCE = 32 << 20
+__all__ = ["ImageOutcome", "PartOutcome", "PartPredictor"]
 
 
 @dataclass(frozen=True)
@@ -45,20 +45,21 @@ class ImageOutcome:
     warning: str | None = None
 
 
-def batches_of(images: Iterable[BucketImage]) -> list[list[BucketImage]]:
-    """Divide images into batches: a few small images of similar size, or one large image.
+@dataclass(frozen=True)
+class PartOutcome:
+    """The outcome of a part.
 
-    The largest images come first, because they take longest.
+    Attributes:
+        images: The outcomes of the images that were predicted now.
+        objects: Number of objects of the part.
+        done_before: Number of them that were predicted earlier.
+        table: Name of the part's table; None if none of its images could be read.
     """
-    batches: list[list[BucketImage]] = []
-    size = 0
-    for image in sorted(images, key=lambda image: (-image.size, image.key)):
-        if not batches or len(batches[-1]) == IMAGES_AT_ONCE or size + image.size > _BYTES_AT_ONCE:
-            batches.append([])
-            size = 0
-        batches[-1].append(image)
-        size += image.size
-    return batches
+
+    images: list[ImageOutcome]
+    objects: int
+    done_before: int
+    table: PartName | None
 
 
 @dataclass(frozen=True)
@@ -70,53 +71,58 @@ class _ImageFiles:
         folder: The folder.
         zarr: The object as a group of OME-Zarr, which is read where it is; None for files.
         planned: What the object holds; empty before it was downloaded.
-        tables: Table of each image that was predicted, in order.
+        rows: Rows of the images that were predicted.
     """
 
     image: BucketImage
     folder: Path
     zarr: ZarrFolder | None = None
     planned: PlannedImages = field(default_factory=PlannedImages)
-    tables: dict[FileImage, Path] = field(default_factory=dict)
+    rows: dict[FileImage, ObjectRows] = field(default_factory=dict)
 
     @property
     def file(self) -> Path | ZarrFolder:
         return self.zarr or self.folder / f"image{PurePosixPath(self.image.key).suffix}"
-
-    @property
-    def table(self) -> Path:
-        return self.folder / "nuclei.parquet"
 
     def stem(self, image: FileImage) -> Path:
         """Return the path of an image's results, without their endings."""
         return self.folder / f"image{image.chosen.ending}"
 
 
-class BatchPredictor:
-    """Predicts batches of images in a bucket.
+class PartPredictor:
+    """Predicts parts of the images in a bucket.
 
     Args:
         settings: Settings, with the URIs of the images and of the results.
         model: Model with the options of the settings.
         anonymous: Whether requests for the images are not signed, as public buckets allow.
+        overwrite: Whether to predict images again that have results.
     """
 
-    def __init__(self, settings: PredictionSettings, model: Model, *, anonymous: bool = False) -> None:
+    def __init__(
+        self, settings: PredictionSettings, model: Model, *, anonymous: bool = False, overwrite: bool = False
+    ) -> None:
         self._settings = settings
         self._model = model
+        self._overwrite = overwrite
         self._images = Bucket(settings.folder, anonymous=anonymous)
         self._out = Bucket(parse_uri(settings.out))
+        self._pool = ThreadPoolExecutor()
 
-    def predict(self, images: Sequence[BucketImage]) -> list[ImageOutcome]:
-        """Predict a batch of objects; an image that cannot be read gets an error message and does not stop the others.
+    def predict(self, part: ImagePart) -> PartOutcome:
+        """Predict the images of a part that have no results, and write its table, which marks it as done.
+
+        An image that cannot be read gets an error message and does not stop the others.
 
         Raises:
             OutputError: The folder for temporary files has no room.
             StorageError: The bucket cannot be read or written.
         """
-        with temporary_folder("batch") as temporary, ThreadPoolExecutor() as pool:
-            empty = [_ImageFiles(image, temporary / str(number)) for number, image in enumerate(images)]
-            files = list(pool.map(self._fetch, empty))
+        done = {} if self._overwrite else self._done(part)
+        wanted = [image for image in part.images if image.key not in done]
+        with temporary_folder("part") as temporary:
+            files = [_ImageFiles(image, temporary / str(number)) for number, image in enumerate(wanted)]
+            files = list(self._pool.map(self._fetch, files))
             outcomes = [
                 ImageOutcome(each.image.key, title, failure=failure)
                 for each in files
@@ -126,12 +132,42 @@ class BatchPredictor:
             opener, uploads = ImageOpener(self._settings.channel), list[Future[None]]()
             while chunk := list(islice(remaining, IMAGES_AT_ONCE)):
                 outcomes += self._predict(chunk, opener)
-                ended = [each for each, image in chunk if image is each.planned.images[-1] and each.tables]
-                uploads += [pool.submit(self._upload, each) for each in ended]
+                ended = [each for each, image in chunk if image is each.planned.images[-1] and each.rows]
+                uploads += [self._pool.submit(self._upload, each) for each in ended]
             for upload in uploads:
                 upload.result()
-        places = {image.key: place for place, image in enumerate(images)}
-        return sorted(outcomes, key=lambda outcome: places[outcome.key])
+            table = self._finish(part, [*done.values(), *(_rows_of(each) for each in files if each.rows)], temporary)
+        places = {image.key: place for place, image in enumerate(part.images)}
+        outcomes.sort(key=lambda outcome: places[outcome.key])
+        return PartOutcome(outcomes, len(part.images), len(done), table)
+
+    def _done(self, part: ImagePart) -> dict[str, ObjectRows]:
+        """Return what earlier tables have of the objects of a part as they are now, by key."""
+        etags = {image.key: image.etag for image in part.images}
+        found: dict[str, ObjectRows] = {}
+        for name in part.earlier:
+            with suppress(ObjectNotFoundError):
+                for each in read_part(self._out.get(f"{self._settings.tables}/{name}")):
+                    if each.whole and etags.get(each.image.key) == each.image.etag:
+                        found[each.image.key] = each
+        return found
+
+    def _finish(self, part: ImagePart, objects: list[ObjectRows], temporary: Path) -> PartName | None:
+        """Write the table of a part, and remove those that it replaces."""
+        name = None
+        if objects:
+            objects.sort(key=lambda each: each.image.key)
+            whole = len(objects) == len(part.images) and all(each.whole for each in objects)
+            channels, plate = max(each.channels for each in objects), any(each.plate for each in objects)
+            name = PartName(part.place, part.content, channels, plate, whole)
+            path = temporary / "part.parquet"
+            write_part(path, objects, cells=self._settings.expand is not None)
+            self._out.put(f"{self._settings.tables}/{name}", path)
+        for earlier in part.earlier:
+            if earlier != name:
+                with suppress(AccessDeniedError):  # it is only in the way
+                    self._out.delete(f"{self._settings.tables}/{earlier}")
+        return name
 
     def _fetch(self, files: _ImageFiles) -> _ImageFiles:
         """Download a file, and see what it or OME-Zarr holds; it may no longer exist, or must not be read."""
@@ -180,22 +216,19 @@ class BatchPredictor:
         self, files: _ImageFiles, image: FileImage, scaled: ScaledImage, blocks: Iterable[LabelledBlock]
     ) -> ImageOutcome:
         """Write the results of an image on disk."""
-        stem = files.stem(image)
-        path, expansion = result_path(stem, ".parquet"), self._settings.expansion
-        plate, cells = plate_field(image.name) is not None, expansion is not None
+        stem, expansion = files.stem(image), self._settings.expansion
+        channels, plate = files.planned.channels, plate_field(image.name) is not None
+        table = ImageRows(result_path(stem, ".parquet"), channels, plate=plate, cells=expansion is not None)
         try:
-            with image_table(path, files.planned.channels, plate=plate, cells=cells) as table:
-                row = write_image(self._model, scaled, blocks, stem, table, self._settings.formats, expansion)
-                table.set_image(row)
+            row = write_image(self._model, scaled, blocks, stem, table, self._settings.formats, expansion)
         except ImageError as error:  # a part of a large image may be damaged
             return ImageOutcome(files.image.key, image.title, failure=self._message(str(error), files))
-        files.tables[image] = path
+        files.rows[image] = ObjectRows(files.image, True, channels, plate, [row], [table])
         return ImageOutcome(files.image.key, image.title, row["nuclei"], warning=row["warning"])
 
     def _upload(self, files: _ImageFiles) -> None:
-        """Upload the results of an object; the table, which marks it as done, comes last."""
-        join_images(list(files.tables.values()), files.table)
-        for image in files.tables:
+        """Upload the results of an object."""
+        for image in files.rows:
             stem = files.stem(image)
             for ending in output_endings(self._settings.formats, cells=self._settings.expand is not None):
                 found = result_path(stem, ending)
@@ -203,9 +236,20 @@ class BatchPredictor:
                     if file.is_file():
                         below = file.relative_to(files.folder).as_posix().removeprefix("image")
                         self._out.put(f"{files.image.stem}{below}", file)
-        whole = len(files.tables) == len(files.planned.images)
-        self._out.put(self._settings.table(files.image, whole=whole), files.table)
 
     def _message(self, text: str, files: _ImageFiles) -> str:
         """Return an error message with the URI of the image in place of the local file."""
         return text.replace(str(files.file), str(self._images.uri / files.image.key))
+
+
+def _rows_of(files: _ImageFiles) -> ObjectRows:
+    """Return the rows of all images of an object that were predicted."""
+    found = [files.rows[image] for image in files.planned.images if image in files.rows]
+    return ObjectRows(
+        files.image,
+        len(found) == len(files.planned.images) and not files.planned.failures,
+        files.planned.channels,
+        any(each.plate for each in found),
+        [row for each in found for row in each.images],
+        [rows for each in found for rows in each.nuclei],
+    )
