@@ -2,6 +2,7 @@ from .annotations import LARGEST_JSON as LARGEST_JSON
 from .annotations import read_geojson as read_geojson
 from .annotations import read_json as read_json
 from .annotations import read_rois as read_rois
+from .border_lines import continued_lines as continued_lines
 from .bucket_sources import open_bucket_source as open_bucket_source
 from .cache import ShardCache as ShardCache
 from .cache import default_cache_dir as default_cache_dir
@@ -30,6 +31,13 @@ from .dataset import read_manifest as read_manifest
 from .dataset import verify_dataset as verify_dataset
 from .dataset_upload import claim_succession as claim_succession
 from .dataset_upload import upload_version as upload_version
+from .fingerprints import THUMBNAIL as THUMBNAIL
+from .fingerprints import Fingerprint as Fingerprint
+from .fingerprints import fingerprint as fingerprint
+from .grouping import Joined as Joined
+from .grouping import group_images as group_images
+from .grouping import join_groups as join_groups
+from .grouping import picture_names as picture_names
 from .illumination import Illumination as Illumination
 from .illumination import LightKind as LightKind
 from .illumination import uneven_light as uneven_light
@@ -161,13 +169,7 @@ from .sources import list_folder as list_folder
 from .sources import no_zip as no_zip
 from .sources import open_source as open_source
 from .sources import opened_zip as opened_zip
-from .splits import Fingerprint as Fingerprint
-from .splits import Joined as Joined
 from .splits import SplitOptions as SplitOptions
-from .splits import fingerprint as fingerprint
-from .splits import group_images as group_images
-from .splits import join_groups as join_groups
-from .splits import picture_names as picture_names
 from .splits import split_images as split_images
 from .stacks import ChosenPlane as ChosenPlane
 from .stacks import PlaneOptions as PlaneOptions
@@ -181,6 +183,8 @@ from .stacks import open_plane as open_plane
 from .stacks import sharpest as sharpest
 from .synthetic import generated_image as generated_image
 from .synthetic import write_generated as write_generated
+from .thumbnails import linked as linked
+from .thumbnails import near_duplicates as near_duplicates
 from .tiff import open_tiff as open_tiff
 from .tiff import open_tiff_stacks as open_tiff_stacks
 from .tiff_metadata import channel_names as channel_names

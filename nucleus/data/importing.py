@@ -26,19 +26,13 @@ from nucleus.data.dataset import (
     open_dataset,
 )
 from nucleus.data.dataset_upload import upload_version
+from nucleus.data.fingerprints import Fingerprint, fingerprint
+from nucleus.data.grouping import group_images, join_groups, picture_names
 from nucleus.data.intake import SourceImage, SourceImages, SourceOptions, read_source
 from nucleus.data.masks import mask_warnings
 from nucleus.data.origins import UNSTATED, DataOrigin
 from nucleus.data.shards import decode_record, record_name, renamed_record, write_shards
-from nucleus.data.splits import (
-    Fingerprint,
-    SplitOptions,
-    fingerprint,
-    group_images,
-    join_groups,
-    picture_names,
-    split_images,
-)
+from nucleus.data.splits import SplitOptions, split_images
 from nucleus.errors import ObjectExistsError
 from nucleus.progress import Advance, no_progress
 from nucleus.storage.bucket import Bucket

@@ -18,6 +18,7 @@ BENCHMARKS = {
     "scaling": "scaling",
     "memory_growth": "growth",
     "cost_per_image": "growth",
+    "grouping": "grouping",
     "checkpoint_overlap": "checkpoint_overlap",
     "predict_rate": "prediction",
     "large_image": "prediction",

@@ -36,6 +36,7 @@ TARGETS = {
     "submit_start": "<= 1.3",
     "help": "<= 1.5",
     "cost_per_image": "<= 1.1",
+    "grouping": "<= 30",
     "predict_rate": "<= 1.33",
     "large_image": "<= 1.5",
     "zarr_rate": ">= 0.9",
