@@ -4,7 +4,7 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -12,27 +12,25 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from nucleus.config.names import check_name, parse_reference
-from nucleus.data.images import Kind
 from nucleus.data.origins import UNSTATED, DataOrigin, DataSource
+from nucleus.data.samples import SPLITS, Count, Sample, SampleColumns, SampleList, Samples, Sha256
 from nucleus.errors import DataError, IntegrityError, ObjectNotFoundError
 from nucleus.progress import Advance, no_progress, split_progress
 from nucleus.storage.bucket import Bucket
 from nucleus.storage.files import read_document
 from nucleus.storage.uri import S3Uri, bucket_from_environment, parse_uri
-from nucleus.text import SPLIT_NAMES, plural
+from nucleus.text import plural
 
 __all__ = [
     "DATASETS",
     "DATASET_FORMAT",
     "MANIFEST_FILE",
-    "SPLITS",
     "Addition",
     "DamagedDataset",
     "Dataset",
     "DatasetLocation",
     "DatasetManifest",
     "LeftOut",
-    "Sample",
     "Shard",
     "check_has_nuclei",
     "content_version",
@@ -41,14 +39,14 @@ __all__ = [
     "locate_dataset",
     "open_dataset",
     "read_manifest",
+    "stored_manifest",
     "verify_dataset",
 ]
 
 
-DATASET_FORMAT = 3
-"""2: with `additions`. 3: with `stated`."""
+DATASET_FORMAT = 4
+"""2: with `additions`. 3: with `stated`. 4: with `columns`, if it has many samples."""
 _CONTENT_FORMAT = 1
-SPLITS = tuple(SPLIT_NAMES)
 _SPLIT = rf"({'|'.join(SPLITS)})"
 
 DATASETS = "datasets/"
@@ -56,39 +54,11 @@ DATASETS = "datasets/"
 MANIFEST_FILE = "manifest.json"
 _MANIFEST_KEY = re.compile(rf"[0-9a-f]{{12}}/{re.escape(MANIFEST_FILE)}")
 
-Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-Count = Annotated[int, Field(ge=0)]
 Version = Annotated[str, Field(pattern=r"^[0-9a-f]{12}$")]
 
 
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Sample(_Frozen):
-    """An image with its labels.
-
-    Attributes:
-        name: Unique name in the dataset; also the stem of files made from the image.
-        split: `train`, `val` or `test`.
-        kind: Kind of image.
-        group: Number of the group; images of one group are never in different splits.
-        height: Height, pixels.
-        width: Width, pixels.
-        nuclei: Number of labels.
-        image_sha256: SHA-256 of the RGB pixels.
-        labels_sha256: SHA-256 of the label pixels.
-    """
-
-    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,79}$")]
-    split: Annotated[str, Field(pattern=rf"^{_SPLIT}$")]
-    kind: Kind
-    group: Count
-    height: Annotated[int, Field(ge=1)]
-    width: Annotated[int, Field(ge=1)]
-    nuclei: Count
-    image_sha256: Sha256
-    labels_sha256: Sha256
 
 
 class Shard(_Frozen):
@@ -166,6 +136,7 @@ class DatasetManifest(_Frozen):
         left_out: Images that could not be used.
         additions: What was added since then, the oldest first.
         stated: What was stated about the images and labels that were imported first.
+        columns: Where the samples stand, if they are many; None if in this document.
     """
 
     format: int
@@ -175,12 +146,13 @@ class DatasetManifest(_Frozen):
     source: str
     layout: str
     seed: int
-    samples: list[Sample]
+    samples: SampleList
     shards: list[Shard]
     duplicates: list[LeftOut]
     left_out: list[LeftOut]
     additions: list[Addition] = []
     stated: DataOrigin = UNSTATED
+    columns: SampleColumns | None = None
 
     @property
     def parent(self) -> str | None:
@@ -207,9 +179,13 @@ class DatasetManifest(_Frozen):
     def data_sources(self) -> list[DataSource]:
         """The imports that this version has images or labels of, with what was stated about them; equal ones as one."""
         imports = [(self.source, self.stated), *((each.source, each.stated) for each in self.additions)]
-        images = Counter(imports[number] for number in self.sample_sources)
+        added = [addition.added for addition in self.additions]
+        images: Counter[tuple[str, DataOrigin]] = Counter()
+        for source, number in zip(imports, [len(self.samples) - sum(added), *added], strict=True):
+            images[source] += number
         new = {name: imports[n] for n, addition in enumerate(self.additions, 1) for name in addition.relabelled}
-        pairs = ((new.get(s.name), imports[n]) for s, n in zip(self.samples, self.sample_sources, strict=True))
+        names = self.samples.texts("name") if new else []
+        pairs = ((new.get(name), imports[n]) for name, n in zip(names, self.sample_sources if new else [], strict=True))
         labels = Counter(source for source, own in pairs if source is not None and source != own)
         for each in self.additions:
             labels[each.source, each.stated] += 0 if each.relabelled else each.replaced  # older ones have no names
@@ -220,9 +196,9 @@ class DatasetManifest(_Frozen):
             for name, stated in [source]
         ]
 
-    def split_samples(self, split: str) -> list[Sample]:
+    def split_samples(self, split: str) -> Samples:
         """Return the samples of a split."""
-        return [sample for sample in self.samples if sample.split == split]
+        return self.samples.where("split", split)
 
     def split_shards(self, split: str) -> list[Shard]:
         """Return the shards of a split, ordered by number."""
@@ -231,25 +207,29 @@ class DatasetManifest(_Frozen):
     @property
     def splits_without_nuclei(self) -> list[str]:
         """Splits of which no image has a nucleus, those without images included."""
-        return [split for split in SPLITS if not any(sample.nuclei for sample in self.split_samples(split))]
+        return [split for split in SPLITS if not self.split_samples(split).nuclei]
 
 
-def content_version(samples: list[Sample], shards: list[Shard], stated: Sequence[DataOrigin] = ()) -> str:
+def content_version(samples: Iterable[Sample], shards: list[Shard], stated: Sequence[DataOrigin] = ()) -> str:
     """Return the version of a dataset with this content: 12 hexadecimal digits of a SHA-256.
 
     It depends on the samples (pixels, labels, names, splits, kinds, groups), on the number of shards, and on what is
     stated about each import (if anything is), but not on the time of the import, nor on the seed if the splits are the
-    same.
+    same. It is that of one JSON document, of which only a sample at a time is in memory.
     """
-    content: dict[str, Any] = {
-        "format": _CONTENT_FORMAT,
-        "shards": {split: sum(shard.split == split for shard in shards) for split in SPLITS},
-        "samples": [sample.model_dump(mode="json") for sample in samples],
-    }
+    rest: dict[str, Any] = {"shards": {split: sum(shard.split == split for shard in shards) for split in SPLITS}}
     if any(each != UNSTATED for each in stated):
-        content["stated"] = [each.model_dump(mode="json") for each in stated]
-    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
+        rest["stated"] = [each.model_dump(mode="json") for each in stated]
+    digest = hashlib.sha256(f'{{"format":{_CONTENT_FORMAT},"samples":['.encode())
+    for number, sample in enumerate(samples):
+        digest.update(b"," if number else b"")
+        digest.update(_canonical(sample.model_dump(mode="json")))
+    digest.update(b"]," + _canonical(rest)[1:])
+    return digest.hexdigest()[:12]
+
+
+def _canonical(content: dict[str, Any]) -> bytes:
+    return json.dumps(content, sort_keys=True, separators=(",", ":")).encode()
 
 
 def read_manifest(data: bytes, where: str) -> DatasetManifest:
@@ -384,16 +364,37 @@ def open_dataset(location: DatasetLocation) -> Dataset:
 
 
 def _read(bucket: Bucket, version: str) -> Dataset:
-    """Read the manifest of a version, and check that its samples give this version."""
+    """Read the manifest of a version, and check that its samples give this version.
+
+    Samples in columns are read when they are needed, and each column is then compared with its SHA-256 in the manifest;
+    `verify_dataset` also checks that they give this version.
+    """
     where = f"{bucket.uri}/{version}/{MANIFEST_FILE}"
-    manifest = read_manifest(bucket.get(f"{version}/{MANIFEST_FILE}"), where)
-    computed = content_version(manifest.samples, manifest.shards, manifest.all_stated)
-    if not version == manifest.version == computed:
+    manifest = stored_manifest(bucket, bucket.get(f"{version}/{MANIFEST_FILE}"), where)
+    computed = _version_of(manifest) if manifest.columns is None else manifest.version
+    if not version == manifest.version == computed or len(manifest.samples) != sum(s.records for s in manifest.shards):
         raise IntegrityError(
             f"Expected the manifest of version {version} at {where}; its samples are those of {computed}. It was "
             "damaged or replaced: import the images again, or use another version."
         )
     return Dataset(bucket.uri, manifest)
+
+
+def _version_of(manifest: DatasetManifest) -> str:
+    return content_version(manifest.samples, manifest.shards, manifest.all_stated)
+
+
+def stored_manifest(bucket: Bucket, data: bytes, where: str) -> DatasetManifest:
+    """Parse the manifest of a version of the dataset at a bucket's prefix, with its samples, wherever they stand.
+
+    Raises:
+        DataError: It is damaged or newer than this package.
+    """
+    manifest = read_manifest(data, where)
+    if manifest.columns is None:
+        return manifest
+    samples = Samples.stored(bucket.uri / manifest.version, manifest.columns)
+    return manifest.model_copy(update={"samples": samples})
 
 
 def check_has_nuclei(dataset: Dataset) -> None:
@@ -414,7 +415,7 @@ def check_has_nuclei(dataset: Dataset) -> None:
 
 
 def verify_dataset(dataset: Dataset, advance: Advance = no_progress) -> list[str]:
-    """Compare the size and SHA-256 of every shard with the manifest; return a line per wrong shard.
+    """Compare the size and SHA-256 of every shard, and the samples, with the manifest; return a line per problem.
 
     `advance` is called with the bytes read and the total of all shards.
     """
@@ -429,7 +430,7 @@ def verify_dataset(dataset: Dataset, advance: Advance = no_progress) -> list[str
             return f"{shard.file}: expected {shard.size} bytes with SHA-256 {shard.sha256}; found other bytes"
         return None
 
-    problems = []
+    problems = _sample_problems(dataset)
     shards = dataset.manifest.shards
     shares = split_progress({shard.file: shard.size for shard in shards}, advance)
     with ThreadPoolExecutor(8) as pool:
@@ -438,3 +439,16 @@ def verify_dataset(dataset: Dataset, advance: Advance = no_progress) -> list[str
             if problem:
                 problems.append(problem)
     return problems
+
+
+def _sample_problems(dataset: Dataset) -> list[str]:
+    """Check that samples in columns, which are not read when a dataset is opened, give its version."""
+    if dataset.manifest.columns is None:
+        return []
+    try:
+        computed = _version_of(dataset.manifest)
+    except (IntegrityError, ObjectNotFoundError) as error:
+        return [f"samples: {error}"]
+    if computed == dataset.manifest.version:
+        return []
+    return [f"samples: expected those of version {dataset.manifest.version}; found those of {computed}"]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from nucleus.data.dataset import SPLITS
+from nucleus.data.samples import SPLITS
 from nucleus.errors import DataError, UsageError
 
 __all__ = ["SplitOptions", "split_images"]

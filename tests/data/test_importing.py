@@ -22,8 +22,8 @@ from nucleus.data.dataset import (
 )
 from nucleus.data.images import encode_png
 from nucleus.data.importing import SplitOptions, import_dataset
+from nucleus.data.samples import SPLITS
 from nucleus.data.shards import decode_record
-from nucleus.data.splits import SPLITS
 from nucleus.data.synthetic import generated_image, write_generated
 from nucleus.errors import BucketNotFoundError, DataError, IntegrityError, OutputError, UsageError
 from nucleus.storage.bucket import Bucket
