@@ -19,7 +19,6 @@ from .dataset import DatasetLocation as DatasetLocation
 from .dataset import DatasetManifest as DatasetManifest
 from .dataset import LeftOut as LeftOut
 from .dataset import Shard as Shard
-from .dataset import check_has_nuclei as check_has_nuclei
 from .dataset import content_version as content_version
 from .dataset import list_datasets as list_datasets
 from .dataset import list_versions as list_versions
@@ -27,7 +26,9 @@ from .dataset import locate_dataset as locate_dataset
 from .dataset import open_dataset as open_dataset
 from .dataset import read_manifest as read_manifest
 from .dataset import stored_manifest as stored_manifest
-from .dataset import verify_dataset as verify_dataset
+from .dataset import version_of as version_of
+from .dataset_checks import check_has_nuclei as check_has_nuclei
+from .dataset_checks import verify_dataset as verify_dataset
 from .dataset_upload import claim_succession as claim_succession
 from .dataset_upload import manifest_document as manifest_document
 from .dataset_upload import upload_version as upload_version

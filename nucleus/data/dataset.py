@@ -5,7 +5,6 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -15,11 +14,9 @@ from nucleus.config.names import check_name, parse_reference
 from nucleus.data.origins import UNSTATED, DataOrigin, DataSource
 from nucleus.data.samples import SPLITS, Count, Sample, SampleColumns, SampleList, Samples, Sha256
 from nucleus.errors import DataError, IntegrityError, ObjectNotFoundError
-from nucleus.progress import Advance, no_progress, split_progress
 from nucleus.storage.bucket import Bucket
 from nucleus.storage.files import read_document
 from nucleus.storage.uri import S3Uri, bucket_from_environment, parse_uri
-from nucleus.text import plural
 
 __all__ = [
     "DATASETS",
@@ -32,7 +29,6 @@ __all__ = [
     "DatasetManifest",
     "LeftOut",
     "Shard",
-    "check_has_nuclei",
     "content_version",
     "list_datasets",
     "list_versions",
@@ -40,7 +36,7 @@ __all__ = [
     "open_dataset",
     "read_manifest",
     "stored_manifest",
-    "verify_dataset",
+    "version_of",
 ]
 
 
@@ -371,8 +367,8 @@ def _read(bucket: Bucket, version: str) -> Dataset:
     """
     where = f"{bucket.uri}/{version}/{MANIFEST_FILE}"
     manifest = stored_manifest(bucket, bucket.get(f"{version}/{MANIFEST_FILE}"), where)
-    computed = _version_of(manifest) if manifest.columns is None else manifest.version
-    if not version == manifest.version == computed or len(manifest.samples) != sum(s.records for s in manifest.shards):
+    computed = version_of(manifest) if manifest.columns is None else manifest.version
+    if not version == manifest.version == computed:
         raise IntegrityError(
             f"Expected the manifest of version {version} at {where}; its samples are those of {computed}. It was "
             "damaged or replaced: import the images again, or use another version."
@@ -380,7 +376,8 @@ def _read(bucket: Bucket, version: str) -> Dataset:
     return Dataset(bucket.uri, manifest)
 
 
-def _version_of(manifest: DatasetManifest) -> str:
+def version_of(manifest: DatasetManifest) -> str:
+    """Return the version that the content of a manifest gives."""
     return content_version(manifest.samples, manifest.shards, manifest.all_stated)
 
 
@@ -389,66 +386,16 @@ def stored_manifest(bucket: Bucket, data: bytes, where: str) -> DatasetManifest:
 
     Raises:
         DataError: It is damaged or newer than this package.
+        IntegrityError: Its columns have another number of samples than its shards.
     """
     manifest = read_manifest(data, where)
     if manifest.columns is None:
         return manifest
+    records = sum(shard.records for shard in manifest.shards)
+    if manifest.columns.rows != records:
+        raise IntegrityError(
+            f"Expected columns of {records} samples in {where}, as many as its shards have; found "
+            f"{manifest.columns.rows}. It was damaged or replaced: import the images again, or use another version."
+        )
     samples = Samples.stored(bucket.uri / manifest.version, manifest.columns)
     return manifest.model_copy(update={"samples": samples})
-
-
-def check_has_nuclei(dataset: Dataset) -> None:
-    """Check that a dataset can be trained on: a model that finds nothing would be perfect on images without nuclei.
-
-    Raises:
-        DataError: No image of the training or the validation split has a nucleus.
-    """
-    for split in dataset.manifest.splits_without_nuclei:
-        if split == "test":  # it decides nothing in training; its scores are undefined
-            continue
-        images = plural(len(dataset.manifest.split_samples(split)), "image")
-        raise DataError(
-            f"Expected nuclei in the split {split!r} of {dataset}; found {images} without a single nucleus. Look at "
-            f"its masks with: nucleus data show {dataset} --out examples.png. If they are right, import more images, "
-            "or get others into this split. Run: nucleus data import SRC URI --seed 1"
-        )
-
-
-def verify_dataset(dataset: Dataset, advance: Advance = no_progress) -> list[str]:
-    """Compare the size and SHA-256 of every shard, and the samples, with the manifest; return a line per problem.
-
-    `advance` is called with the bytes read and the total of all shards.
-    """
-    bucket = Bucket(dataset.version_uri)
-
-    def check(shard: Shard) -> str | None:
-        try:
-            data = bucket.get(shard.file)
-        except ObjectNotFoundError:
-            return f"{shard.file}: missing"
-        if len(data) != shard.size or hashlib.sha256(data).hexdigest() != shard.sha256:
-            return f"{shard.file}: expected {shard.size} bytes with SHA-256 {shard.sha256}; found other bytes"
-        return None
-
-    problems = _sample_problems(dataset)
-    shards = dataset.manifest.shards
-    shares = split_progress({shard.file: shard.size for shard in shards}, advance)
-    with ThreadPoolExecutor(8) as pool:
-        for shard, problem in zip(shards, pool.map(check, shards), strict=True):
-            shares[shard.file](shard.size, shard.size)
-            if problem:
-                problems.append(problem)
-    return problems
-
-
-def _sample_problems(dataset: Dataset) -> list[str]:
-    """Check that samples in columns, which are not read when a dataset is opened, give its version."""
-    if dataset.manifest.columns is None:
-        return []
-    try:
-        computed = _version_of(dataset.manifest)
-    except (IntegrityError, ObjectNotFoundError) as error:
-        return [f"samples: {error}"]
-    if computed == dataset.manifest.version:
-        return []
-    return [f"samples: expected those of version {dataset.manifest.version}; found those of {computed}"]

@@ -55,11 +55,12 @@ def upload_version(
         list(pool.map(put, shares))
     if follows is not None:
         claim_succession(bucket, follows, manifest.version)
+    document = manifest_document(bucket, manifest)
     try:
-        bucket.put(key, manifest_document(bucket, manifest), if_absent=True)
+        bucket.put(key, document, if_absent=True)
     except ObjectExistsError:  # another import of the same content was faster
         return _existing(bucket, key)
-    return Dataset(bucket.uri, manifest), True
+    return Dataset(bucket.uri, stored_manifest(bucket, document, f"{bucket.uri}/{key}")), True
 
 
 def manifest_document(bucket: Bucket, manifest: DatasetManifest) -> bytes:

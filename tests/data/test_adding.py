@@ -10,15 +10,8 @@ import pytest
 
 from nucleus.data import dataset_upload
 from nucleus.data.cache import ShardCache
-from nucleus.data.dataset import (
-    Dataset,
-    DatasetLocation,
-    list_versions,
-    locate_dataset,
-    open_dataset,
-    read_manifest,
-    verify_dataset,
-)
+from nucleus.data.dataset import Dataset, DatasetLocation, list_versions, locate_dataset, open_dataset, read_manifest
+from nucleus.data.dataset_checks import verify_dataset
 from nucleus.data.dataset_upload import claim_succession
 from nucleus.data.images import RgbImage, encode_png
 from nucleus.data.importing import Imported, add_to_dataset, import_dataset

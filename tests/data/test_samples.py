@@ -14,8 +14,8 @@ from nucleus.data.dataset import (
     content_version,
     list_versions,
     open_dataset,
-    verify_dataset,
 )
+from nucleus.data.dataset_checks import verify_dataset
 from nucleus.data.dataset_upload import manifest_document
 from nucleus.data.images import Kind
 from nucleus.data.samples import SPLITS, Sample, Samples, column_key
@@ -116,6 +116,16 @@ def test_other_columns_with_their_sums_are_found(stored: tuple[Dataset, Dataset]
     bucket.put("manifest.json", json.dumps(document).encode())
     opened = open_dataset(DatasetLocation(columns.uri, columns.manifest.version))
     assert ["expected those of version" in line for line in problems(opened)] == [True]
+
+
+def test_columns_of_another_number_of_samples(stored: tuple[Dataset, Dataset]) -> None:
+    _, columns = stored
+    bucket = Bucket(columns.version_uri)
+    document = json.loads(bucket.get("manifest.json"))
+    document["columns"]["rows"] = 11
+    bucket.put("manifest.json", json.dumps(document).encode())
+    with pytest.raises(IntegrityError, match="12 samples"):
+        open_dataset(DatasetLocation(columns.uri, columns.manifest.version))
 
 
 def test_the_version_is_that_of_one_document(stored: tuple[Dataset, Dataset]) -> None:
