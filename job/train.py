@@ -23,7 +23,8 @@ from job.reporting import has_facts, report_published
 from job.signals import Interruptions, stop_request, stops_on_signals
 from job.worker import train_worker
 from nucleus.config.recipe import Recipe
-from nucleus.data.dataset import Dataset, check_has_nuclei, locate_dataset, open_dataset
+from nucleus.data.dataset import Dataset, locate_dataset, open_dataset
+from nucleus.data.dataset_checks import check_has_nuclei
 from nucleus.data.origins import check_licenses
 from nucleus.errors import ClusterError, DataError, JobError, NucleusError, RecipeError, RunStoppedError, WeightsError
 from nucleus.model.architecture import CONFIG_FILE, read_model_config, recipe_from_start

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 
 from nucleus.config.settings import parse_recipe
-from nucleus.data.dataset import SPLITS, DatasetManifest, LeftOut, Sample, Shard
+from nucleus.data.dataset import DatasetManifest, LeftOut, Shard
 from nucleus.data.images import Kind, RgbImage, encode_png
+from nucleus.data.samples import SPLITS, Sample
 from nucleus.data.synthetic import generated_image
 from nucleus.metrics.nuclei import THRESHOLDS
 from nucleus.registry.manifest import EncoderWeightsOrigin

@@ -187,7 +187,7 @@ def _import_facts(imported: "Imported", uri: str) -> dict[str, object]:
         }
     return facts | {
         "images": len(manifest.samples),
-        "nuclei": sum(sample.nuclei for sample in manifest.samples),
+        "nuclei": manifest.samples.nuclei,
         "left out": f"{len(imported.left_out)}: see above" if imported.left_out else 0,
         "duplicates removed": len(imported.duplicates),
         "licences": nucleus.data.licenses_text(manifest.data_sources),
@@ -273,7 +273,7 @@ def verify(ctx: click.Context, uri: str, as_json: bool) -> None:
 def _row(dataset: "Dataset") -> tuple[object, ...]:
     """A dataset version in the list: name, and the cells of `_LIST_COLUMNS`."""
     manifest = dataset.manifest
-    nuclei = sum(sample.nuclei for sample in manifest.samples)
+    nuclei = manifest.samples.nuclei
     images = len(manifest.samples)
     licenses = dict.fromkeys(source.license or MISSING for source in manifest.data_sources)
     facts = manifest.name, manifest.version, manifest.created[:19], images, nuclei
@@ -306,8 +306,8 @@ def _summary(dataset: "Dataset") -> dict[str, Any]:
         "parent": manifest.parent,
         "additions": [item.model_dump() for item in manifest.additions],
         "images": len(manifest.samples),
-        "nuclei": sum(sample.nuclei for sample in manifest.samples),
-        "groups": len({sample.group for sample in manifest.samples}),
+        "nuclei": manifest.samples.nuclei,
+        "groups": len(set(manifest.samples.column("group").tolist())),
         "shards": len(manifest.shards),
         "duplicates": [item.model_dump() for item in manifest.duplicates],
         "left_out": [item.model_dump() for item in manifest.left_out],
@@ -317,10 +317,10 @@ def _summary(dataset: "Dataset") -> dict[str, Any]:
 
 def _split_summary(dataset: "Dataset", split: str) -> dict[str, Any]:
     samples = dataset.manifest.split_samples(split)
-    kinds = Counter(sample.kind.value for sample in samples)
+    kinds = Counter(samples.texts("kind"))
     return {
         "images": len(samples),
-        "nuclei": sum(s.nuclei for s in samples),
+        "nuclei": samples.nuclei,
         "kinds": dict(sorted(kinds.items())),
     }
 

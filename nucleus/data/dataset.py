@@ -4,51 +4,45 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from nucleus.config.names import check_name, parse_reference
-from nucleus.data.images import Kind
 from nucleus.data.origins import UNSTATED, DataOrigin, DataSource
+from nucleus.data.samples import SPLITS, Count, Sample, SampleColumns, SampleList, Samples, Sha256
 from nucleus.errors import DataError, IntegrityError, ObjectNotFoundError
-from nucleus.progress import Advance, no_progress, split_progress
 from nucleus.storage.bucket import Bucket
 from nucleus.storage.files import read_document
 from nucleus.storage.uri import S3Uri, bucket_from_environment, parse_uri
-from nucleus.text import SPLIT_NAMES, plural
 
 __all__ = [
     "DATASETS",
     "DATASET_FORMAT",
     "MANIFEST_FILE",
-    "SPLITS",
     "Addition",
     "DamagedDataset",
     "Dataset",
     "DatasetLocation",
     "DatasetManifest",
     "LeftOut",
-    "Sample",
     "Shard",
-    "check_has_nuclei",
     "content_version",
     "list_datasets",
     "list_versions",
     "locate_dataset",
     "open_dataset",
     "read_manifest",
-    "verify_dataset",
+    "stored_manifest",
+    "version_of",
 ]
 
 
-DATASET_FORMAT = 3
-"""2: with `additions`. 3: with `stated`."""
+DATASET_FORMAT = 4
+"""2: with `additions`. 3: with `stated`. 4: with `columns`, if it has many samples."""
 _CONTENT_FORMAT = 1
-SPLITS = tuple(SPLIT_NAMES)
 _SPLIT = rf"({'|'.join(SPLITS)})"
 
 DATASETS = "datasets/"
@@ -56,39 +50,11 @@ DATASETS = "datasets/"
 MANIFEST_FILE = "manifest.json"
 _MANIFEST_KEY = re.compile(rf"[0-9a-f]{{12}}/{re.escape(MANIFEST_FILE)}")
 
-Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-Count = Annotated[int, Field(ge=0)]
 Version = Annotated[str, Field(pattern=r"^[0-9a-f]{12}$")]
 
 
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Sample(_Frozen):
-    """An image with its labels.
-
-    Attributes:
-        name: Unique name in the dataset; also the stem of files made from the image.
-        split: `train`, `val` or `test`.
-        kind: Kind of image.
-        group: Number of the group; images of one group are never in different splits.
-        height: Height, pixels.
-        width: Width, pixels.
-        nuclei: Number of labels.
-        image_sha256: SHA-256 of the RGB pixels.
-        labels_sha256: SHA-256 of the label pixels.
-    """
-
-    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,79}$")]
-    split: Annotated[str, Field(pattern=rf"^{_SPLIT}$")]
-    kind: Kind
-    group: Count
-    height: Annotated[int, Field(ge=1)]
-    width: Annotated[int, Field(ge=1)]
-    nuclei: Count
-    image_sha256: Sha256
-    labels_sha256: Sha256
 
 
 class Shard(_Frozen):
@@ -166,6 +132,7 @@ class DatasetManifest(_Frozen):
         left_out: Images that could not be used.
         additions: What was added since then, the oldest first.
         stated: What was stated about the images and labels that were imported first.
+        columns: Where the samples stand, if they are many; None if in this document.
     """
 
     format: int
@@ -175,12 +142,13 @@ class DatasetManifest(_Frozen):
     source: str
     layout: str
     seed: int
-    samples: list[Sample]
+    samples: SampleList
     shards: list[Shard]
     duplicates: list[LeftOut]
     left_out: list[LeftOut]
     additions: list[Addition] = []
     stated: DataOrigin = UNSTATED
+    columns: SampleColumns | None = None
 
     @property
     def parent(self) -> str | None:
@@ -207,9 +175,13 @@ class DatasetManifest(_Frozen):
     def data_sources(self) -> list[DataSource]:
         """The imports that this version has images or labels of, with what was stated about them; equal ones as one."""
         imports = [(self.source, self.stated), *((each.source, each.stated) for each in self.additions)]
-        images = Counter(imports[number] for number in self.sample_sources)
+        added = [addition.added for addition in self.additions]
+        images: Counter[tuple[str, DataOrigin]] = Counter()
+        for source, number in zip(imports, [len(self.samples) - sum(added), *added], strict=True):
+            images[source] += number
         new = {name: imports[n] for n, addition in enumerate(self.additions, 1) for name in addition.relabelled}
-        pairs = ((new.get(s.name), imports[n]) for s, n in zip(self.samples, self.sample_sources, strict=True))
+        names = self.samples.texts("name") if new else []
+        pairs = ((new.get(name), imports[n]) for name, n in zip(names, self.sample_sources if new else [], strict=True))
         labels = Counter(source for source, own in pairs if source is not None and source != own)
         for each in self.additions:
             labels[each.source, each.stated] += 0 if each.relabelled else each.replaced  # older ones have no names
@@ -220,9 +192,9 @@ class DatasetManifest(_Frozen):
             for name, stated in [source]
         ]
 
-    def split_samples(self, split: str) -> list[Sample]:
+    def split_samples(self, split: str) -> Samples:
         """Return the samples of a split."""
-        return [sample for sample in self.samples if sample.split == split]
+        return self.samples.where("split", split)
 
     def split_shards(self, split: str) -> list[Shard]:
         """Return the shards of a split, ordered by number."""
@@ -231,25 +203,29 @@ class DatasetManifest(_Frozen):
     @property
     def splits_without_nuclei(self) -> list[str]:
         """Splits of which no image has a nucleus, those without images included."""
-        return [split for split in SPLITS if not any(sample.nuclei for sample in self.split_samples(split))]
+        return [split for split in SPLITS if not self.split_samples(split).nuclei]
 
 
-def content_version(samples: list[Sample], shards: list[Shard], stated: Sequence[DataOrigin] = ()) -> str:
+def content_version(samples: Iterable[Sample], shards: list[Shard], stated: Sequence[DataOrigin] = ()) -> str:
     """Return the version of a dataset with this content: 12 hexadecimal digits of a SHA-256.
 
     It depends on the samples (pixels, labels, names, splits, kinds, groups), on the number of shards, and on what is
     stated about each import (if anything is), but not on the time of the import, nor on the seed if the splits are the
-    same.
+    same. It is that of one JSON document, of which only a sample at a time is in memory.
     """
-    content: dict[str, Any] = {
-        "format": _CONTENT_FORMAT,
-        "shards": {split: sum(shard.split == split for shard in shards) for split in SPLITS},
-        "samples": [sample.model_dump(mode="json") for sample in samples],
-    }
+    rest: dict[str, Any] = {"shards": {split: sum(shard.split == split for shard in shards) for split in SPLITS}}
     if any(each != UNSTATED for each in stated):
-        content["stated"] = [each.model_dump(mode="json") for each in stated]
-    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
+        rest["stated"] = [each.model_dump(mode="json") for each in stated]
+    digest = hashlib.sha256(f'{{"format":{_CONTENT_FORMAT},"samples":['.encode())
+    for number, sample in enumerate(samples):
+        digest.update(b"," if number else b"")
+        digest.update(_canonical(sample.model_dump(mode="json")))
+    digest.update(b"]," + _canonical(rest)[1:])
+    return digest.hexdigest()[:12]
+
+
+def _canonical(content: dict[str, Any]) -> bytes:
+    return json.dumps(content, sort_keys=True, separators=(",", ":")).encode()
 
 
 def read_manifest(data: bytes, where: str) -> DatasetManifest:
@@ -384,10 +360,14 @@ def open_dataset(location: DatasetLocation) -> Dataset:
 
 
 def _read(bucket: Bucket, version: str) -> Dataset:
-    """Read the manifest of a version, and check that its samples give this version."""
+    """Read the manifest of a version, and check that its samples give this version.
+
+    Samples in columns are read when they are needed, and each column is then compared with its SHA-256 in the manifest;
+    `verify_dataset` also checks that they give this version.
+    """
     where = f"{bucket.uri}/{version}/{MANIFEST_FILE}"
-    manifest = read_manifest(bucket.get(f"{version}/{MANIFEST_FILE}"), where)
-    computed = content_version(manifest.samples, manifest.shards, manifest.all_stated)
+    manifest = stored_manifest(bucket, bucket.get(f"{version}/{MANIFEST_FILE}"), where)
+    computed = version_of(manifest) if manifest.columns is None else manifest.version
     if not version == manifest.version == computed:
         raise IntegrityError(
             f"Expected the manifest of version {version} at {where}; its samples are those of {computed}. It was "
@@ -396,45 +376,26 @@ def _read(bucket: Bucket, version: str) -> Dataset:
     return Dataset(bucket.uri, manifest)
 
 
-def check_has_nuclei(dataset: Dataset) -> None:
-    """Check that a dataset can be trained on: a model that finds nothing would be perfect on images without nuclei.
+def version_of(manifest: DatasetManifest) -> str:
+    """Return the version that the content of a manifest gives."""
+    return content_version(manifest.samples, manifest.shards, manifest.all_stated)
+
+
+def stored_manifest(bucket: Bucket, data: bytes, where: str) -> DatasetManifest:
+    """Parse the manifest of a version of the dataset at a bucket's prefix, with its samples, wherever they stand.
 
     Raises:
-        DataError: No image of the training or the validation split has a nucleus.
+        DataError: It is damaged or newer than this package.
+        IntegrityError: Its columns have another number of samples than its shards.
     """
-    for split in dataset.manifest.splits_without_nuclei:
-        if split == "test":  # it decides nothing in training; its scores are undefined
-            continue
-        images = plural(len(dataset.manifest.split_samples(split)), "image")
-        raise DataError(
-            f"Expected nuclei in the split {split!r} of {dataset}; found {images} without a single nucleus. Look at "
-            f"its masks with: nucleus data show {dataset} --out examples.png. If they are right, import more images, "
-            "or get others into this split. Run: nucleus data import SRC URI --seed 1"
+    manifest = read_manifest(data, where)
+    if manifest.columns is None:
+        return manifest
+    records = sum(shard.records for shard in manifest.shards)
+    if manifest.columns.rows != records:
+        raise IntegrityError(
+            f"Expected columns of {records} samples in {where}, as many as its shards have; found "
+            f"{manifest.columns.rows}. It was damaged or replaced: import the images again, or use another version."
         )
-
-
-def verify_dataset(dataset: Dataset, advance: Advance = no_progress) -> list[str]:
-    """Compare the size and SHA-256 of every shard with the manifest; return a line per wrong shard.
-
-    `advance` is called with the bytes read and the total of all shards.
-    """
-    bucket = Bucket(dataset.version_uri)
-
-    def check(shard: Shard) -> str | None:
-        try:
-            data = bucket.get(shard.file)
-        except ObjectNotFoundError:
-            return f"{shard.file}: missing"
-        if len(data) != shard.size or hashlib.sha256(data).hexdigest() != shard.sha256:
-            return f"{shard.file}: expected {shard.size} bytes with SHA-256 {shard.sha256}; found other bytes"
-        return None
-
-    problems = []
-    shards = dataset.manifest.shards
-    shares = split_progress({shard.file: shard.size for shard in shards}, advance)
-    with ThreadPoolExecutor(8) as pool:
-        for shard, problem in zip(shards, pool.map(check, shards), strict=True):
-            shares[shard.file](shard.size, shard.size)
-            if problem:
-                problems.append(problem)
-    return problems
+    samples = Samples.stored(bucket.uri / manifest.version, manifest.columns)
+    return manifest.model_copy(update={"samples": samples})

@@ -1,18 +1,22 @@
 """Writing of a dataset version into the bucket: once, as a whole, and after the version that it was added to."""
 
+import hashlib
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from nucleus.data.dataset import MANIFEST_FILE, Dataset, DatasetManifest, read_manifest
+from nucleus.data.dataset import MANIFEST_FILE, Dataset, DatasetManifest, stored_manifest
+from nucleus.data.samples import MOST_IN_MANIFEST, ColumnFile, SampleColumns, Samples, column_key
 from nucleus.errors import ObjectExistsError, ObjectNotFoundError
 from nucleus.progress import Advance, split_progress
 from nucleus.storage.bucket import TEST_FILE, Bucket, check_conditional_writes
 
-__all__ = ["claim_succession", "upload_version"]
+__all__ = ["claim_succession", "manifest_document", "upload_version"]
 
 _SUCCESSION = "followed"
 """Folder of a dataset with a file for each version that was added to, which has the version that followed it."""
+_FORMAT_WITH_SAMPLES = 3
+"""Format of a manifest that holds its samples, as older versions of this package read it."""
 _CLAIM_POLLS, _POLL_SECONDS = 20, 0.5
 
 
@@ -51,15 +55,31 @@ def upload_version(
         list(pool.map(put, shares))
     if follows is not None:
         claim_succession(bucket, follows, manifest.version)
+    document = manifest_document(bucket, manifest)
     try:
-        bucket.put(key, manifest.model_dump_json(indent=1).encode(), if_absent=True)
+        bucket.put(key, document, if_absent=True)
     except ObjectExistsError:  # another import of the same content was faster
         return _existing(bucket, key)
-    return Dataset(bucket.uri, manifest), True
+    return Dataset(bucket.uri, stored_manifest(bucket, document, f"{bucket.uri}/{key}")), True
+
+
+def manifest_document(bucket: Bucket, manifest: DatasetManifest) -> bytes:
+    """Return the manifest as JSON; write the columns of its samples beside it, if they are many."""
+    if len(manifest.samples) <= MOST_IN_MANIFEST:
+        update: dict[str, object] = {"format": _FORMAT_WITH_SAMPLES, "columns": None}
+        return manifest.model_copy(update=update).model_dump_json(indent=1, exclude={"columns"}).encode()
+    columns = {}
+    for name, data in manifest.samples.files().items():
+        bucket.put(f"{manifest.version}/{column_key(name)}", data)
+        columns[name] = ColumnFile(size=len(data), sha256=hashlib.sha256(data).hexdigest())
+    described = SampleColumns(rows=len(manifest.samples), files=columns)
+    return (
+        manifest.model_copy(update={"samples": Samples.of([]), "columns": described}).model_dump_json(indent=1).encode()
+    )
 
 
 def _existing(bucket: Bucket, key: str) -> tuple[Dataset, bool]:
-    return Dataset(bucket.uri, read_manifest(bucket.get(key), f"{bucket.uri}/{key}")), False
+    return Dataset(bucket.uri, stored_manifest(bucket, bucket.get(key), f"{bucket.uri}/{key}")), False
 
 
 def claim_succession(bucket: Bucket, parent: str, version: str) -> None:

@@ -14,31 +14,24 @@ from nucleus.config.names import clean_name, unique_names
 from nucleus.data.cache import ShardCache
 from nucleus.data.dataset import (
     DATASET_FORMAT,
-    SPLITS,
     Addition,
     Dataset,
     DatasetLocation,
     DatasetManifest,
     LeftOut,
-    Sample,
     Shard,
     content_version,
     open_dataset,
 )
 from nucleus.data.dataset_upload import upload_version
+from nucleus.data.fingerprints import Fingerprint, fingerprint
+from nucleus.data.grouping import group_images, join_groups, picture_names
 from nucleus.data.intake import SourceImage, SourceImages, SourceOptions, read_source
 from nucleus.data.masks import mask_warnings
 from nucleus.data.origins import UNSTATED, DataOrigin
+from nucleus.data.samples import SPLITS, Sample, Samples
 from nucleus.data.shards import decode_record, record_name, renamed_record, write_shards
-from nucleus.data.splits import (
-    Fingerprint,
-    SplitOptions,
-    fingerprint,
-    group_images,
-    join_groups,
-    picture_names,
-    split_images,
-)
+from nucleus.data.splits import SplitOptions, split_images
 from nucleus.errors import ObjectExistsError
 from nucleus.progress import Advance, no_progress
 from nucleus.storage.bucket import Bucket
@@ -134,7 +127,7 @@ def import_dataset(
             source=found.source,
             layout=found.layout,
             seed=options.seed,
-            samples=samples,
+            samples=Samples.of(samples),
             shards=shards,
             duplicates=found.duplicates,
             left_out=found.left_out,
@@ -331,7 +324,8 @@ def _grown_manifest(
             "format": DATASET_FORMAT,
             "version": content_version(samples, shards, [*old.all_stated, addition.stated]),
             "created": addition.created,
-            "samples": samples,
+            "samples": Samples.of(samples),
+            "columns": None,
             "shards": shards,
             "duplicates": [*old.duplicates, *(item for item in found.duplicates if item not in old.duplicates)],
             "left_out": [*old.left_out, *(item for item in found.left_out if item not in old.left_out)],

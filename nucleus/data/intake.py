@@ -12,13 +12,13 @@ from nucleus.data.annotations import read_geojson, read_rois
 from nucleus.data.bucket_sources import open_bucket_source
 from nucleus.data.coco import coco_shapes
 from nucleus.data.dataset import LeftOut
+from nucleus.data.fingerprints import Fingerprint, fingerprint
 from nucleus.data.images import Kind, RgbImage, decode_pixels, kind_of, open_pixels, pixel_sum, stored_pixels
 from nucleus.data.layouts import Annotated, MaskForm, find_images
 from nucleus.data.masks import MaskFacts, MaskLabels, labels_from_mask, labels_from_masks, labels_from_stored
 from nucleus.data.shapes import labels_from_shapes
 from nucleus.data.shards import encode_record
 from nucleus.data.sources import Source, open_source
-from nucleus.data.splits import Fingerprint, fingerprint
 from nucleus.data.zarr_labels import LabelledPlane, ZarrChoice, labelled_planes
 from nucleus.data.zarr_plates import image_paths, in_zarr, zarr_name
 from nucleus.data.zarr_store import ZarrFolder, bucket_zarr, local_zarr

@@ -192,12 +192,13 @@ def example_positions(manifest: DatasetManifest, split: str, count: int) -> list
     Images without nuclei come last. The same dataset gives the same examples.
     """
     samples = manifest.split_samples(split)
-    places = list(enumerate(samples[i] for i in stored_order(len(samples))[:_MOST_CANDIDATES]))
+    candidates = stored_order(len(samples))[:_MOST_CANDIDATES]
+    facts = (samples.column(name)[candidates].tolist() for name in ("kind", "nuclei"))
     seen: dict[object, int] = {}
     ranked = []
-    for place, sample in places:
-        seen[sample.kind] = seen.get(sample.kind, 0) + (sample.nuclei > 0)
-        ranked.append((sample.nuclei == 0, seen[sample.kind], place))
+    for place, (kind, nuclei) in enumerate(zip(*facts, strict=True)):
+        seen[kind] = seen.get(kind, 0) + (nuclei > 0)
+        ranked.append((nuclei == 0, seen[kind], place))
     return [place for _, _, place in sorted(ranked)[:count]]
 
 
@@ -229,7 +230,8 @@ class LabelledImage:
 
 def images_of_worker(manifest: DatasetManifest, split: str, reader: SplitReader) -> Iterator[LabelledImage]:
     """Yield the images of one worker's reader, in stored order."""
-    kinds = {sample.name: sample.kind for sample in manifest.split_samples(split)}
+    samples = manifest.split_samples(split)
+    kinds = dict(zip(samples.texts("name"), map(Kind, samples.texts("kind")), strict=True))
     for record in reader.records():
         name, image, labels = decode_record(record)
         yield LabelledImage(name, kinds[name], image, labels)

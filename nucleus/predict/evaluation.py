@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 
 from nucleus.config.recipe import LossOptions
 from nucleus.data.cache import ShardCache
-from nucleus.data.dataset import SPLITS, Dataset
+from nucleus.data.dataset import Dataset
 from nucleus.data.images import Kind
 from nucleus.data.reader import LabelledImage, images_of_range
+from nucleus.data.samples import SPLITS
 from nucleus.errors import DataError, UsageError
 from nucleus.lazy import pandas
 from nucleus.metrics.scores import HEADLINES, ImageScores, ScoreSums, amount, score_cell, score_labels

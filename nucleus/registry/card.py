@@ -11,9 +11,10 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from nucleus.config.encoders import ENCODERS, IMAGENET_TERMS, KNOWN_WEIGHTS, EncoderName
 from nucleus.config.recipe import Recipe
-from nucleus.data.dataset import SPLITS, DatasetManifest, Sample
+from nucleus.data.dataset import DatasetManifest
 from nucleus.data.images import Kind
 from nucleus.data.origins import described_sources, licenses_text
+from nucleus.data.samples import SPLITS, Sample
 from nucleus.metrics.nuclei import SIZE_TITLES
 from nucleus.metrics.scores import (
     HEADLINES,
@@ -207,7 +208,7 @@ def _data_facts(dataset: DatasetManifest) -> dict[str, Any]:
     }
 
 
-def _amounts(samples: list[Sample]) -> tuple[str, str]:
+def _amounts(samples: Sequence[Sample]) -> tuple[str, str]:
     return count(len(samples)), count(sum(sample.nuclei for sample in samples))
 
 

@@ -5,8 +5,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from nucleus.data.dataset import SPLITS, DatasetManifest
+from nucleus.data.dataset import DatasetManifest
 from nucleus.data.images import Kind
+from nucleus.data.samples import SPLITS
 from nucleus.metrics import nuclei as matching
 from nucleus.metrics.scores import Scores
 from nucleus.report.drawing import GRID, SERIES, TEXT, Panel, Table, thinned

@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 
-from nucleus.data.dataset import SPLITS, DatasetManifest
+from nucleus.data.dataset import DatasetManifest
+from nucleus.data.samples import SPLITS
 from nucleus.metrics.scores import Scores, amount, found_one_for_one
 from nucleus.registry.manifest import before_and_after
 from nucleus.runs.record import RunRecord

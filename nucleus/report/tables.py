@@ -7,9 +7,10 @@ from pathlib import Path, PurePath
 
 from pydantic import BaseModel, ConfigDict
 
-from nucleus.data.dataset import SPLITS, Addition, DatasetManifest, LeftOut
+from nucleus.data.dataset import Addition, DatasetManifest, LeftOut
 from nucleus.data.images import Kind
 from nucleus.data.origins import licenses_text
+from nucleus.data.samples import SPLITS
 from nucleus.metrics.nuclei import SIZE_TITLES
 from nucleus.metrics.scores import (
     MISTAKES,
@@ -125,7 +126,7 @@ def _with_share(number: float | None, total: float) -> str:
 def dataset_facts(record: RunRecord, dataset: DatasetManifest) -> list[tuple[str, str]]:
     """Return facts about the dataset as pairs of term and text."""
     diameter = record.nucleus_diameter
-    nuclei = sum(sample.nuclei for sample in dataset.samples)
+    nuclei = dataset.samples.nuclei
     return [
         ("Dataset", record.dataset),
         ("Imported from", f"{dataset.source} (layout {dataset.layout}, seed {dataset.seed})"),

@@ -15,7 +15,8 @@ import numpy as np
 
 from nucleus.config.recipe import KindName, Recipe
 from nucleus.data.cache import ShardCache
-from nucleus.data.dataset import Dataset, DatasetManifest, check_has_nuclei
+from nucleus.data.dataset import Dataset, DatasetManifest
+from nucleus.data.dataset_checks import check_has_nuclei
 from nucleus.data.images import Kind
 from nucleus.data.pipeline import Feed, training_batches
 from nucleus.data.reader import LabelledImage, cached_splits, images_of_worker, split_reader
@@ -226,7 +227,7 @@ class TrainingRun:
         with self._timed("tune the thresholds"):
             self._tune()
         with self._timed("score val and test"):
-            ranking = ImageRanking(sample.name for sample in self.manifest.split_samples("test"))
+            ranking = ImageRanking(self.manifest.split_samples("test").texts("name"))
             metrics = {
                 "val": score_images(self.predicted("val"), self.workers).report(),
                 "test": score_images(ranking.observe(self.predicted("test")), self.workers).report(),
@@ -443,5 +444,5 @@ def _training_split(manifest: DatasetManifest, share: float, kind_weights: Mappi
     if not kind_weights:
         return SplitShare(records, share)
     by_kind = {Kind(name): weight for name, weight in kind_weights.items()}
-    samples = manifest.split_samples("train")
-    return SplitShare(records, share, [by_kind.get(samples[i].kind, 1.0) for i in stored_order(len(samples))])
+    kinds = manifest.split_samples("train").texts("kind")
+    return SplitShare(records, share, [by_kind.get(Kind(kinds[i]), 1.0) for i in stored_order(len(kinds))])

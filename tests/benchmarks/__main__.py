@@ -20,6 +20,8 @@ BENCHMARKS = {
     "scaling": "scaling",
     "memory_growth": "growth",
     "cost_per_image": "growth",
+    "grouping": "million",
+    "manifest_open": "million",
     "checkpoint_overlap": "checkpoint_overlap",
     "predict_rate": "prediction",
     "large_image": "prediction",

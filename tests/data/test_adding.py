@@ -10,22 +10,16 @@ import pytest
 
 from nucleus.data import dataset_upload
 from nucleus.data.cache import ShardCache
-from nucleus.data.dataset import (
-    Dataset,
-    DatasetLocation,
-    list_versions,
-    locate_dataset,
-    open_dataset,
-    read_manifest,
-    verify_dataset,
-)
+from nucleus.data.dataset import Dataset, DatasetLocation, list_versions, locate_dataset, open_dataset, read_manifest
+from nucleus.data.dataset_checks import verify_dataset
 from nucleus.data.dataset_upload import claim_succession
 from nucleus.data.images import RgbImage, encode_png
 from nucleus.data.importing import Imported, add_to_dataset, import_dataset
 from nucleus.data.reader import images_of_split
+from nucleus.data.samples import SPLITS
 from nucleus.data.sampling import stored_order
 from nucleus.data.shards import record_name
-from nucleus.data.splits import SPLITS, SplitOptions
+from nucleus.data.splits import SplitOptions
 from nucleus.data.synthetic import generated_image
 from nucleus.errors import DataError, ObjectExistsError
 from nucleus.storage.bucket import Bucket

@@ -11,19 +11,12 @@ import numpy as np
 import pytest
 
 from nucleus.data.cache import ShardCache
-from nucleus.data.dataset import (
-    Dataset,
-    DatasetLocation,
-    check_has_nuclei,
-    list_versions,
-    locate_dataset,
-    open_dataset,
-    verify_dataset,
-)
+from nucleus.data.dataset import Dataset, DatasetLocation, list_versions, locate_dataset, open_dataset
+from nucleus.data.dataset_checks import check_has_nuclei, verify_dataset
 from nucleus.data.images import encode_png
 from nucleus.data.importing import SplitOptions, import_dataset
+from nucleus.data.samples import SPLITS
 from nucleus.data.shards import decode_record
-from nucleus.data.splits import SPLITS
 from nucleus.data.synthetic import generated_image, write_generated
 from nucleus.errors import BucketNotFoundError, DataError, IntegrityError, OutputError, UsageError
 from nucleus.storage.bucket import Bucket

@@ -82,7 +82,7 @@ def test_older_manifests_are_read(folder: Path, bucket: Bucket) -> None:
     document = found.manifest.model_dump(mode="json", exclude={"stated"}) | {"format": 2}
     Bucket(found.version_uri).put("manifest.json", json.dumps(document).encode())
     older = read_manifest(json.dumps(document).encode(), "here")
-    assert (DATASET_FORMAT, older.data_sources) == (3, [DataSource(name="old", images=5)])
+    assert (DATASET_FORMAT, older.data_sources) == (4, [DataSource(name="old", images=5)])
     assert list_versions(found.uri)[0].manifest == older
 
 

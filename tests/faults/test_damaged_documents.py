@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from nucleus.config.names import check_name, clean_name
-from nucleus.data.dataset import DATASET_FORMAT, DatasetManifest, LeftOut, Sample, Shard, read_manifest
+from nucleus.data.dataset import DATASET_FORMAT, DatasetManifest, LeftOut, Shard, read_manifest
 from nucleus.data.images import Kind, encode_png
 from nucleus.data.masks import labels_from_mask
+from nucleus.data.samples import Sample
 from nucleus.data.sampling import epoch_plan, shard_count
 from nucleus.errors import DataError, ImageError, ModelError
 from nucleus.registry.aliases import Alias

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from nucleus.data.dataset import DatasetManifest, Sample
+from nucleus.data.dataset import DatasetManifest
 from nucleus.data.images import Kind
 from nucleus.data.reader import LabelledImage, example_positions
+from nucleus.data.samples import Sample
 from nucleus.data.sampling import stored_order
 from nucleus.metrics.scores import count_pixels, score_labels
 from nucleus.predict.evaluation import PredictedImage

@@ -1,0 +1,141 @@
+"""Groups of related images, which splits must not divide.
+
+Tiles of one picture, overlapping crops and near-duplicates must not be divided between splits. To find them, three
+features of the images, each cheap to compute, are compared:
+- the grey lines along the four borders: if the last line of one image continues in the first line of another, they are
+  neighbouring tiles (`border_lines`);
+- hashes of small patches around local extrema: an identical patch in two images means overlapping tiles or crops;
+- a thumbnail, compared in all eight orientations: the same picture saved again, rotated, or with another contrast
+  (`thumbnails`).
+Images that are linked, directly or through others, form a group. A million images take some minutes: no step compares
+all pairs.
+"""
+
+import itertools
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from nucleus.data.border_lines import continued_lines
+from nucleus.data.fingerprints import THUMBNAIL, Fingerprint
+from nucleus.data.thumbnails import Pairs, linked, near_duplicates
+
+__all__ = ["Joined", "group_images", "join_groups", "picture_names"]
+
+_PARTS = 16
+"""Parts of the patches that are sorted one after the other: limits memory."""
+
+
+def group_images(
+    fingerprints: Sequence[Fingerprint], pictures: Sequence[str | None], known: Sequence[int] = ()
+) -> list[int]:
+    """Return the group of each image; groups are numbered 0, 1, ... in the order of their first image.
+
+    Args:
+        fingerprints: Fingerprint of each image.
+        pictures: Name of the picture that each image was cut from, or None if unknown; images with the same name are
+            linked.
+        known: Group of each of the first images, if they have one already; images with the same one are linked.
+    """
+    if not fingerprints:
+        return []
+    thumbnails = np.frombuffer(b"".join(item.thumbnail for item in fingerprints), np.uint8).reshape(-1, THUMBNAIL**2)
+    pairs = [
+        _same(known),
+        _same(pictures),
+        *_neighbours(fingerprints),
+        *_overlaps(fingerprints),
+        near_duplicates(thumbnails),
+    ]
+    labels = linked(len(fingerprints), (np.concatenate([i for i, _ in pairs]), np.concatenate([j for _, j in pairs])))
+    numbers: dict[int, int] = {}
+    return [numbers.setdefault(label, len(numbers)) for label in labels.tolist()]
+
+
+def picture_names(titles: Sequence[str], pattern: re.Pattern[str] | None) -> list[str | None]:
+    """Return the name of the picture that each image was cut from, which the pattern finds in its title, or None.
+
+    >>> picture_names(["P1_a", "x"], re.compile(r"^(P\\d)_"))
+    ['P1', None]
+    """
+    if pattern is None:
+        return [None] * len(titles)
+    matches = [pattern.search(title) for title in titles]
+    return [match and match.group(1 if pattern.groups else 0) for match in matches]
+
+
+@dataclass(frozen=True)
+class Joined:
+    """Where an image that is added to others belongs.
+
+    Attributes:
+        group: Its group: that of the images that it is linked with, or a new one.
+        splits: The splits of the images that it is linked with, directly or through others; none if the group is new.
+            With several, it belongs to none of them, as it would divide a group between splits.
+    """
+
+    group: int
+    splits: tuple[str, ...]
+
+
+def join_groups(
+    fingerprints: Sequence[Fingerprint],
+    pictures: Sequence[str | None],
+    known_groups: Sequence[int],
+    known_splits: Sequence[str],
+) -> list[Joined]:
+    """Return where images belong that are added to known ones, whose groups and splits stay as they are.
+
+    Args:
+        fingerprints: Fingerprint of each image, the known ones first.
+        pictures: As for `group_images`.
+        known_groups: Group of each known image.
+        known_splits: Split of each known image.
+    """
+    count = len(known_groups)
+    linked = group_images(fingerprints, pictures, known_groups)
+    group_of: dict[int, int] = {}
+    splits: dict[int, set[str]] = defaultdict(set)
+    for number, group, split in zip(linked[:count], known_groups, known_splits, strict=True):
+        group_of[number] = min(group, group_of.get(number, group))
+        splits[number].add(split)
+    following = itertools.count(max(known_groups, default=-1) + 1)
+    joined = []
+    for number in linked[count:]:
+        if number not in group_of:
+            group_of[number] = next(following)
+        joined.append(Joined(group_of[number], tuple(sorted(splits[number]))))
+    return joined
+
+
+def _neighbours(fingerprints: Sequence[Fingerprint]) -> Iterator[Pairs]:
+    for first, second in ((1, 0), (3, 2)):  # bottom to top, right to left
+        by_length = defaultdict(list)
+        for index, item in enumerate(fingerprints):
+            by_length[item.width if first == 1 else item.height].append(index)
+        for indices in map(np.array, by_length.values()):
+            before, after = (np.stack([fingerprints[i].borders[side] for i in indices]) for side in (first, second))
+            i, j = continued_lines(before, after)
+            yield indices[i], indices[j]
+
+
+def _overlaps(fingerprints: Sequence[Fingerprint]) -> Iterator[Pairs]:
+    """Yield each image and the next one that have a patch in common."""
+    patches = np.frombuffer(b"".join(item.patches for item in fingerprints), "<u8")
+    owners = np.repeat(np.arange(len(fingerprints), dtype=np.uint32), [len(p.patches) // 8 for p in fingerprints])
+    for part in range(_PARTS):
+        chosen = np.flatnonzero(patches % _PARTS == part)
+        chosen = chosen[np.argsort(patches[chosen], kind="stable")]
+        same = patches[chosen[1:]] == patches[chosen[:-1]]
+        yield owners[chosen[:-1][same]].astype(np.int64), owners[chosen[1:][same]].astype(np.int64)
+
+
+def _same(names: Sequence[object]) -> Pairs:
+    """Return pairs that link the images with the same name; None is no name."""
+    first_seen: dict[object, int] = {}
+    pairs = [(first_seen.setdefault(name, index), index) for index, name in enumerate(names) if name is not None]
+    i, j = np.array(pairs, np.int64).reshape(-1, 2).T
+    return i, j

@@ -1,0 +1,86 @@
+"""Groups of images by comparing all pairs, in plain code: what the searches of the product are compared with."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from scipy.ndimage import uniform_filter1d
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from nucleus.data.fingerprints import Fingerprint
+
+__all__ = ["all_continued_lines", "all_near_duplicates", "components", "groups_of_all_pairs"]
+
+_BLOCK = 500
+
+
+def groups_of_all_pairs(prints: Sequence[Fingerprint]) -> list[int]:
+    """Return the groups of images, numbered in the order of their first image."""
+    pairs = []
+    for first, second, side in ((1, 0, "width"), (3, 2, "height")):
+        sizes = np.array([getattr(item, side) for item in prints])
+        for size in np.unique(sizes):
+            chosen = np.flatnonzero(sizes == size)
+            before, after = (np.stack([prints[i].borders[side] for i in chosen]) for side in (first, second))
+            pairs += [(chosen[i], chosen[j]) for i, j in all_continued_lines(before, after)]
+    owners: dict[bytes, int] = {}
+    for index, item in enumerate(prints):
+        for at in range(0, len(item.patches), 8):
+            pairs.append((owners.setdefault(item.patches[at : at + 8], index), index))
+    pairs += all_near_duplicates(np.stack([np.frombuffer(item.thumbnail, np.uint8) for item in prints]))
+    return components(len(prints), pairs)
+
+
+def components(count: int, pairs: Sequence[tuple[int, int]]) -> list[int]:
+    """Return the group of each item that pairs make, numbered in the order of their first item."""
+    i, j = np.array(pairs, np.int64).reshape(-1, 2).T
+    labels = connected_components(coo_array((np.ones(len(i)), (i, j)), shape=(count, count)), directed=False)[1]
+    numbers: dict[int, int] = {}
+    return [numbers.setdefault(int(label), len(numbers)) for label in labels]
+
+
+def all_continued_lines(before: np.ndarray, after: np.ndarray) -> list[tuple[int, int]]:
+    """Return the mutual best matches of lines that are alike (N x L each), of equal ones the first."""
+    count = len(before)
+    best_after, best_before = np.zeros(count, np.int64), np.zeros(count, np.int64)
+    scores_after, scores_before = np.zeros(count), np.zeros(count)
+    for start in range(0, count, _BLOCK):
+        rows = np.arange(start, min(start + _BLOCK, count))
+        scores = _line_scores(before[rows], after)
+        scores[rows - start, rows] = 0
+        best_after[rows], scores_after[rows] = scores.argmax(axis=1), scores.max(axis=1)
+        better = scores.max(axis=0) > scores_before
+        best_before[better] = start + scores.argmax(axis=0)[better]
+        scores_before = np.maximum(scores_before, scores.max(axis=0))
+    return [(i, int(best_after[i])) for i in range(count) if scores_after[i] > 0 and best_before[best_after[i]] == i]
+
+
+def _line_scores(before: np.ndarray, after: np.ndarray) -> np.ndarray:
+    a, b = before.astype(np.float64), after.astype(np.float64)
+    mean_a, mean_b = a.mean(axis=1)[:, np.newaxis], b.mean(axis=1)
+    covariance = (a @ b.T) / a.shape[1] - mean_a * mean_b
+    spread = a.var(axis=1)[:, np.newaxis] + b.var(axis=1) + (mean_a - mean_b) ** 2
+    levels = 2 * covariance / np.maximum(spread, 1e-6)
+    details = _unit_details(a) @ _unit_details(b).T
+    return np.where((details >= 0.7) & (levels >= 0.9), np.minimum(details, levels), 0)
+
+
+def _unit_details(lines: np.ndarray) -> np.ndarray:
+    details = lines - uniform_filter1d(lines, 31, axis=1, mode="reflect")
+    norms = np.linalg.norm(details, axis=1, keepdims=True)
+    return details / np.maximum(norms, 1e-9) * (details.std(axis=1, keepdims=True) >= 1)
+
+
+def all_near_duplicates(thumbnails: np.ndarray) -> list[tuple[int, int]]:
+    """Return the pairs of thumbnails (N x 256) that correlate by .9 in one of eight orientations."""
+    values = thumbnails.astype(np.float64) - thumbnails.mean(axis=1, keepdims=True)
+    upright = (values / np.maximum(np.linalg.norm(values, axis=1, keepdims=True), 1e-9)).reshape(-1, 16, 16)
+    found: list[tuple[int, int]] = []
+    for flipped in (upright, upright[:, :, ::-1]):
+        for turns in range(4):
+            turned = np.rot90(flipped, turns, axes=(1, 2)).reshape(len(values), -1)
+            for start in range(0, len(values), _BLOCK):
+                rows = upright[start : start + _BLOCK].reshape(-1, 256)
+                hits = np.argwhere(rows @ turned.T >= 0.9)
+                found += [(start + int(i), int(j)) for i, j in hits if start + i < j]
+    return found
