@@ -181,7 +181,7 @@ def _kept_sizes(datasets: Sequence[Dataset], split: str, limit: int) -> dict[int
 def _record_sizes(manifest: DatasetManifest, split: str) -> list[NDArray[np.int64]]:
     """Return height and width of the records of each shard of a split, N x 2."""
     samples = manifest.split_samples(split)
-    sizes = np.array([(samples[i].height, samples[i].width) for i in stored_order(len(samples))], np.int64)
+    sizes = np.stack([samples.column("height"), samples.column("width")], axis=1)[stored_order(len(samples))]
     count = len(manifest.split_shards(split))
     return [sizes[number::count] for number in range(count)]
 

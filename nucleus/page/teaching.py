@@ -18,11 +18,13 @@ from typing import Any, Literal
 
 from nucleus.config.names import check_name
 from nucleus.config.settings import parse_recipe
-from nucleus.data.dataset import DATASETS, SPLITS
+from nucleus.data.dataset import DATASETS
+from nucleus.data.samples import SPLITS
 from nucleus.errors import NucleusError, RecipeError, RequestError, UsageError
 from nucleus.registry.aliases import read_decision
-from nucleus.runs.listing import DamagedRun, EpochMetrics, StoredRun, find_run, list_runs
+from nucleus.runs.listing import EpochMetrics, StoredRun, find_run
 from nucleus.runs.plan import PLAN_FILE, RunFolder, new_run_name
+from nucleus.runs.run_rows import list_runs
 from nucleus.serve.problems import without_paths
 from nucleus.storage.bucket import Bucket
 from nucleus.storage.files import temporary_folder
@@ -222,12 +224,18 @@ class Teaching:
     # Runs
 
     def newest(self, model: str) -> dict[str, Any] | None:
-        """Return the newest run of a model; None if there is none. Raises `StorageError`, `UriError`."""
+        """Return the newest run of a model; None if there is none.
+
+        Raises:
+            JobError: One of its documents cannot be read.
+            StorageError: The bucket cannot be read.
+            UriError: The name is not valid.
+        """
         if self._bucket is None:
             return None
         check_name(model, "model")
         found = list_runs(self._bucket, model=model, limit=1)
-        return run_document(self._bucket, found[0]) if found else None
+        return self.run(found[0].run) if found else None
 
     def run(self, name: str) -> dict[str, Any] | None:
         """Return a run. Raises `JobError` if there is none."""
@@ -279,13 +287,11 @@ def _error_in(text: str) -> str | None:
     return found[-1].removeprefix(_ERROR).strip() if found else None
 
 
-def run_document(bucket: Bucket, run: StoredRun | DamagedRun) -> dict[str, Any]:
+def run_document(bucket: Bucket, run: StoredRun) -> dict[str, Any]:
     """Return what the page shows of a run: its state, its curve, and the gate's decision about its version.
 
     The curve is a list of `epoch`, `loss` and `score`, each None where it is not a finite number.
     """
-    if isinstance(run, DamagedRun):
-        return {"run": run.run, "state": "unknown", "message": run.problem, "curve": [], "version": None, "gate": None}
     status, (done, epochs), best = run.status, run.epochs, run.best
     decision = None
     if status.version:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from nucleus.config.recipe import Heads, Precision
 from nucleus.errors import JobError
-from nucleus.lazy import tf
+from nucleus.lazy import keras, tf
 from nucleus.model.architecture import mask_of_logits
 from nucleus.training.optimizer import ParameterGroup
 
