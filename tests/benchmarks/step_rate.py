@@ -113,6 +113,7 @@ class _Side:
 
     def __init__(self, checkout: Path, encoder: str) -> None:
         environment = {**os.environ, "PYTHONPATH": str(checkout), "TF_CPP_MIN_LOG_LEVEL": "3"}
+        environment.pop("TF_ENABLE_ONEDNN_OPTS", None)  # this process has set it; each side decides by itself
         command = [sys.executable, "-c", _CHILD, encoder, str(WEIGHTS)]
         self._process = subprocess.Popen(
             command, cwd=checkout, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
