@@ -367,8 +367,9 @@ def test_batches_of_one_block_at_a_time_fit(store: object, tmp_path: Path) -> No
     dataset = Dataset(uri, DatasetManifest(**{**manifest.model_dump(), "shards": listed}))
     counts = [shard.records for shard in listed]
     room = sum(shard.size for shard in listed[:24]) * 1.05 / (1 << 30)
+    cache = ShardCache(tmp_path / "cache", room, wait_seconds=30)
     read = SplitReader(
-        lambda number: ShardCache(tmp_path / "cache", room, wait_seconds=30).open(dataset, listed[number]),
+        lambda number: cache.open(dataset, listed[number]),
         lambda epoch: epoch_plan(counts, seed=2, epoch=epoch, rank=0, world=1, global_batch=5),
     )
     feed = Feed(
