@@ -14,7 +14,7 @@ import tensorflow as tf
 from nucleus.data.dataset import DatasetManifest
 from nucleus.data.images import Kind
 from nucleus.data.reader import LabelledImage, example_positions
-from nucleus.data.samples import Sample
+from nucleus.data.samples import Sample, Samples
 from nucleus.data.sampling import stored_order
 from nucleus.metrics.scores import count_pixels, score_labels
 from nucleus.predict.evaluation import PredictedImage
@@ -117,11 +117,12 @@ def test_a_resumed_run_does_not_take_its_weights_for_the_first() -> None:
 
 def test_examples_are_of_every_kind_and_have_nuclei() -> None:
     kinds = [Kind.DARK_FIELD] * 30 + [Kind.STAIN, Kind.BRIGHT_FIELD]
+    unused: dict[str, Any] = {"group": 0, "height": 8, "width": 8, "image_sha256": "0" * 64, "labels_sha256": "0" * 64}
     samples = [
-        Sample.model_construct(name=f"i{i}", split="val", kind=kind, nuclei=0 if i % 2 else 3)
+        Sample(name=f"i{i}", split="val", kind=kind, nuclei=0 if i % 2 else 3, **unused)
         for i, kind in enumerate([*kinds, Kind.BRIGHT_FIELD, Kind.STAIN])
     ]
-    manifest = DatasetManifest.model_construct(samples=samples)
+    manifest = DatasetManifest.model_construct(samples=Samples.of(samples))
     order = stored_order(len(samples))
     found = [samples[order[place]] for place in example_positions(manifest, "val", 4)]
     assert {sample.kind for sample in found[:3]} == set(Kind)
