@@ -39,7 +39,8 @@ class Encoder:
         features: Layers whose outputs the decoder uses, at 1/2, 1/4, 1/8, 1/16 and 1/32 of the resolution.
         scale: Factor for the input, which ranges from 0 to 255.
         offset: Added after the scaling.
-        layout: SHA-256 of the names, shapes and types of the arrays in its `.weights.h5` (`nucleus.registry`).
+        layout: SHA-256 of the names, shapes and types of the arrays in its `.weights.h5` (`nucleus.registry`); without
+            it, a file is checked by loading it, which takes TensorFlow.
         weights_license: Licence of the ImageNet weights that Keras Applications provides; None if there are none.
         license_source: Where the licence is stated.
     """
@@ -50,7 +51,7 @@ class Encoder:
     features: tuple[str, str, str, str, str]
     scale: float
     offset: float
-    layout: str
+    layout: str | None = None
     weights_license: str | None = None
     license_source: str = ""
 

@@ -292,7 +292,8 @@ def test_every_encoder_gives_a_network(encoder: EncoderName, decoder: str, tmp_p
     assert found == pytest.approx(network(images.astype(np.float32), training=False).numpy(), abs=1e-3)
     assert encoder_variables(network)
     encoder_of(network).save_weights(tmp_path / "x.weights.h5")
-    assert _layout(tmp_path / "x.weights.h5") == ENCODERS[encoder].layout
+    layout = ENCODERS[encoder].layout
+    assert layout in {None, _layout(tmp_path / "x.weights.h5")}  # none of an encoder that somebody adds
 
 
 def change_norms(network: keras.Model) -> None:
