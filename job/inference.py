@@ -24,7 +24,6 @@ from nucleus.predict.model import PredictionOptions, load_pulled
 from nucleus.predict.part_prediction import PartOutcome, PartPredictor
 from nucleus.predict.part_tables import (
     IMAGES_OF_A_TABLE,
-    JoinedTable,
     TableShare,
     clear_tables,
     finish_dataset,
@@ -247,13 +246,13 @@ def _join(
     several = len(shares) > 1
     for joined in on_cluster(shares, partial(_joiner, settings)) if several else [join_share(settings, shares[0])]:
         claim.check()
-        join_plates(sums, joined.plates)
+        join_plates(sums, joined)
     if several:
         finish_dataset(settings)
     return write_plates(settings, sums)
 
 
-def _joiner(settings: PredictionSettings) -> Callable[[TableShare], JoinedTable]:
+def _joiner(settings: PredictionSettings) -> Callable[[TableShare], PlateSums]:
     return partial(join_share, settings)
 
 

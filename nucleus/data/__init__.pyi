@@ -242,3 +242,4 @@ from .zarr_store import array_key as array_key
 from .zarr_store import bucket_zarr as bucket_zarr
 from .zarr_store import is_zarr as is_zarr
 from .zarr_store import local_zarr as local_zarr
+from .zarr_store import objects_and_zarrs as objects_and_zarrs

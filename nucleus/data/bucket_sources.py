@@ -16,7 +16,7 @@ from nucleus.data.sources import (
     no_zip,
     opened_zip,
 )
-from nucleus.data.zarr_store import ZarrFolder, bucket_zarr, is_zarr
+from nucleus.data.zarr_store import ZarrFolder, bucket_zarr, objects_and_zarrs
 from nucleus.errors import AccessDeniedError, DataError, ImageError, ObjectNotFoundError
 from nucleus.storage.bucket import Bucket, StoredObject
 from nucleus.storage.s3_errors import credentials_refused
@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 __all__ = ["open_bucket_source"]
 
 _ZIP = ".zip"
-_LAST = "\uffff"
-"""What no part of a key begins with, but all are before."""
 _HEADER = 30
 """Bytes of the header of an entry in a zip, before its name."""
 _MOST_HEADER = _HEADER + 2 * 65_535
@@ -108,17 +106,11 @@ class _PrefixSource(Source):
 
     def _listed(self) -> Iterator[StoredObject]:
         """Yield the objects that are not in a Zarr, of which there may be millions; keep the keys of Zarrs."""
-        start: str | None = ""
-        while start is not None:
-            passed, start = start, None
-            for item in self._bucket.objects("", f"{passed}/{_LAST}" if passed else ""):
-                zarr = _zarr_of(item.key)
-                if zarr is None:
-                    yield item
-                elif zarr != passed:
-                    start = zarr
-                    self._zarrs.append(zarr)
-                    break
+        for item in objects_and_zarrs(self._bucket):
+            if isinstance(item, str):
+                self._zarrs.append(item)
+            else:
+                yield item
 
     def entries(self) -> list[str]:
         return [key for key in self._objects if is_image(key) and key_problem(key) is None]
@@ -140,12 +132,6 @@ class _PrefixSource(Source):
 
 def _is_wanted(key: str) -> bool:
     return is_image(key) or is_annotation(key) or is_archive(key)
-
-
-def _zarr_of(key: str) -> str | None:
-    """Return the key of the Zarr that an object is in, or None."""
-    parts = key.split("/")[:-1]
-    return next(("/".join(parts[: at + 1]) for at, part in enumerate(parts) if is_zarr(part)), None)
 
 
 class _BucketZip(ZipSource):

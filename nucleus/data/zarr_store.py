@@ -10,7 +10,7 @@ import os
 import tempfile
 import threading
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -18,7 +18,7 @@ from typing import IO, TYPE_CHECKING, Any
 from nucleus.data.zarr_codecs import ChunkPacking, Span, chunk_packing
 from nucleus.errors import AccessDeniedError, ImageError, ObjectNotFoundError
 from nucleus.lazy import zarr
-from nucleus.storage.bucket import Bucket
+from nucleus.storage.bucket import Bucket, StoredObject
 from nucleus.storage.s3_errors import credentials_refused, refusal_of
 from nucleus.storage.uri import key_problem
 from nucleus.surroundings import disk_space
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from zarr.abc.store import ByteRequest, Store
     from zarr.core.buffer import Buffer, BufferPrototype
 
-__all__ = ["ZARR_SUFFIX", "ZarrFolder", "array_key", "bucket_zarr", "is_zarr", "local_zarr"]
+__all__ = ["ZARR_SUFFIX", "ZarrFolder", "array_key", "bucket_zarr", "is_zarr", "local_zarr", "objects_and_zarrs"]
 
 ZARR_SUFFIX = ".zarr"
 _LARGEST_DOCUMENT = 64 << 20
@@ -36,6 +36,8 @@ _MOST_OF_DISK = 2
 """The part of the free disk, one in so many, that copies of a bucket's objects may take."""
 
 _DOCUMENTS = ("zarr.json", ".zarray", ".zattrs")
+_LAST = "\uffff"
+"""What no part of a key begins with, but all are before."""
 _SMALL, _MOST_IN_MEMORY = 1 << 15, 1 << 24
 """Bytes of an object that is kept in memory, and of all of them."""
 
@@ -351,3 +353,24 @@ def _store(folder: ZarrFolder, path: str, packing: ChunkPacking) -> "Store":
     found = type("FolderStore", (_ReadsFolder, Store), {})(read_only=True)
     found.folder, found.path, found.packing = folder, path, packing
     return found  # type: ignore[no-any-return]
+
+
+def objects_and_zarrs(bucket: Bucket) -> Iterator[StoredObject | str]:
+    """Yield the objects of a prefix in the order of their keys; of a Zarr, which may have millions, its key alone."""
+    start: str | None = ""
+    while start is not None:
+        passed, start = start, None
+        for item in bucket.objects("", f"{passed}/{_LAST}" if passed else ""):
+            zarr = _zarr_of(item.key)
+            if zarr is None:
+                yield item
+            elif zarr != passed:
+                yield zarr
+                start = zarr
+                break
+
+
+def _zarr_of(key: str) -> str | None:
+    """Return the key of the Zarr that an object is in, or None."""
+    parts = key.split("/")[:-1]
+    return next(("/".join(parts[: at + 1]) for at, part in enumerate(parts) if is_zarr(part)), None)

@@ -82,7 +82,6 @@ from .part_prediction import PartOutcome as PartOutcome
 from .part_prediction import PartPredictor as PartPredictor
 from .part_tables import IMAGES_OF_A_TABLE as IMAGES_OF_A_TABLE
 from .part_tables import ImageRows as ImageRows
-from .part_tables import JoinedTable as JoinedTable
 from .part_tables import ObjectRows as ObjectRows
 from .part_tables import TableShare as TableShare
 from .part_tables import clear_tables as clear_tables

@@ -28,7 +28,7 @@ from nucleus.data.slides import SLIDE_SUFFIXES, WITH_OTHER_FILES
 from nucleus.data.stacks import PlaneOptions
 from nucleus.data.zarr_images import read_group
 from nucleus.data.zarr_plates import image_paths, in_zarr
-from nucleus.data.zarr_store import ZARR_SUFFIX, bucket_zarr, is_zarr
+from nucleus.data.zarr_store import ZARR_SUFFIX, bucket_zarr, objects_and_zarrs
 from nucleus.errors import AccessDeniedError, DataError, ImageError, ObjectNotFoundError, UsageError
 from nucleus.predict.cells import Expansion, parse_expansion
 from nucleus.predict.formats import DEFAULT_FORMATS, OVERLAY_ENDING
@@ -47,8 +47,6 @@ _SETTINGS_FILE, _CLAIM_FILE = "prediction.json", "prediction.claim.json"
 _FORMAT = 1
 _DIGITS = 12
 _AT_ONCE = 16
-_LAST = "\uffff"
-"""What no part of a key begins with, but all are before."""
 _PLANE = re.compile(r"(\.s\d+)?(\.z\d+)?(\.t\d+)?$")
 """The ending of a `ChosenPlane`."""
 
@@ -215,18 +213,11 @@ class ImageListing:
 
     def _listed(self) -> Iterator[BucketImage]:
         """Yield the images of a listing; the objects of a Zarr, of which there may be millions, are passed over."""
-        start: str | None = ""
-        while start is not None:
-            passed, start = start, None
-            for item in self._bucket.objects("", f"{passed}/{_LAST}" if passed else ""):
-                zarr = _zarr_of(item.key)
-                if zarr is not None and zarr != passed:
-                    start = zarr
-                    if is_input(zarr):
-                        yield from self._zarr(zarr)
-                    break
-                if zarr is None and is_input(item.key) and not _is_folder_of_console(item):
-                    yield from self._object(item)
+        for item in objects_and_zarrs(self._bucket):
+            if isinstance(item, str):
+                yield from self._zarr(item) if is_input(item) else ()
+            elif is_input(item.key) and not _is_folder_of_console(item):
+                yield from self._object(item)
 
     def _object(self, item: StoredObject) -> Iterator[BucketImage]:
         """Yield an image, or tell why it is none: a worker gets one object, and some slides are several."""
@@ -285,12 +276,6 @@ class ImageListing:
 def _is_folder_of_console(item: StoredObject) -> bool:
     """Return whether an object only makes the console of a store show a folder."""
     return item.key.endswith("/") and item.size == 0
-
-
-def _zarr_of(key: str) -> str | None:
-    """Return the key of the Zarr that an object is in, or None."""
-    parts = key.split("/")[:-1]
-    return next(("/".join(parts[: at + 1]) for at, part in enumerate(parts) if is_zarr(part)), None)
 
 
 class _Names:

@@ -33,7 +33,6 @@ from nucleus.storage.uri import parse_uri
 __all__ = [
     "IMAGES_OF_A_TABLE",
     "ImageRows",
-    "JoinedTable",
     "ObjectRows",
     "TableShare",
     "clear_tables",
@@ -212,21 +211,11 @@ def table_shares(parts: Sequence[tuple[PartName, int]]) -> list[TableShare]:
     ]
 
 
-@dataclass(frozen=True)
-class JoinedTable:
-    """What was joined.
-
-    Attributes:
-        images: Number of images.
-        plates: The nuclei and images of each well of each plate among them.
-    """
-
-    images: int
-    plates: PlateSums
-
-
-def join_share(settings: PredictionSettings, share: TableShare) -> JoinedTable:
+def join_share(settings: PredictionSettings, share: TableShare) -> PlateSums:
     """Write one table of nuclei and one of images, of the parts of a share, in the formats of tables.
+
+    Returns:
+        The nuclei and images of each well of each plate among them.
 
     Raises:
         StorageError: The bucket cannot be read or written.
@@ -248,7 +237,7 @@ def join_share(settings: PredictionSettings, share: TableShare) -> JoinedTable:
             out.put(share.file(path.stem, path.suffix), path)
     plates: PlateSums = {}
     add_to_plates(plates, ((row["image"], row["nuclei"]) for row in rows))
-    return JoinedTable(len(rows), plates)
+    return plates
 
 
 def _join(tables: Sequence[Path], schema: pa.Schema, joined: Path) -> None:

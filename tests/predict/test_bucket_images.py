@@ -49,7 +49,7 @@ def outcomes_of(
     shares = table_shares(tables)
     clear_tables(settings, shares)
     for share in shares:
-        write_plates(settings, join_share(settings, share).plates)
+        write_plates(settings, join_share(settings, share))
     return outcomes
 
 
