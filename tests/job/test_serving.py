@@ -3,6 +3,7 @@
 import http.client
 import json
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -26,7 +27,7 @@ from nucleus.serve.service import ServeSettings, Token
 from nucleus.storage.bucket import Bucket
 from tests.small_model import origin
 
-TOKEN = "0123456789abcdef"
+TOKEN = secrets.token_urlsafe()  # nothing else that Ray keeps holds it
 SECONDS = 300
 MODELS = "/v1/models"
 SPACES = ("serve", None)

@@ -27,7 +27,7 @@ from tests.page.conftest import RunningPage, published_run, running_page
 from tests.zarr_files import write_image
 
 _WIDE = {"width": 1280, "height": 800}
-_FEW_SECONDS = 30_000
+_TIMEOUT_MS = 900_000  # stops what hangs; a browser of low priority waits for minutes on a busy machine
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ class Person:
 
     def __init__(self, browser: Browser, address: str, name: str = "Ada", **options: object) -> None:
         self.context: BrowserContext = browser.new_context(**{"viewport": _WIDE, "reduced_motion": "reduce", **options})  # type: ignore[arg-type]
-        self.context.set_default_timeout(_FEW_SECONDS)
+        self.context.set_default_timeout(_TIMEOUT_MS)
         self.name = name
         self.complaints: list[str] = []
         self.asked: list[str] = []

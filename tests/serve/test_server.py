@@ -63,10 +63,11 @@ def test_sigterm_finishes_what_runs(tmp_path: Path) -> None:
 
     def ask(port: int) -> None:
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=SECONDS)
-        connection.request("POST", "/v1/segment", image.read_bytes(), {"Authorization": "Bearer 0123456789abcdef"})
-        answer = connection.getresponse()
-        answer.read()
-        answers.append(answer.status)
+        with contextlib.closing(connection):
+            connection.request("POST", "/v1/segment", image.read_bytes(), {"Authorization": "Bearer 0123456789abcdef"})
+            answer = connection.getresponse()
+            answer.read()
+            answers.append(answer.status)
 
     with serving("--token-file", str(token), "--max-seconds", "3600") as (process, port):  # on a busy machine
         arguments = Path(f"/proc/{process.pid}/cmdline")
