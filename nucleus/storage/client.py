@@ -5,6 +5,7 @@ Added to it are a time limit for programs that provide credentials, credentials 
 run, and checks that an answer comes from an S3 server.
 """
 
+import functools
 import json
 import os
 import subprocess
@@ -27,6 +28,7 @@ from nucleus.text import first_line
 
 if TYPE_CHECKING:
     from boto3.session import Session
+    from botocore.loaders import Loader
     from mypy_boto3_s3 import S3Client
 
 __all__ = ["Connection", "body_of"]
@@ -133,12 +135,14 @@ class Connection:
 
 
 def _session() -> "Session":
-    """Return a session whose credential program has a time limit."""
+    """Return a session whose credential program has a time limit; sessions share the SDK's own data files."""
     import boto3.session  # noqa: PLC0415  takes half a second, which `nucleus --help` need not spend
     import botocore.session  # noqa: PLC0415
     from botocore.credentials import ProcessProvider  # noqa: PLC0415
 
     core = botocore.session.get_session()
+    files = _data_files(core.get_config_variable("data_path"))
+    core.register_component("data_loader", files)
     profile = core.get_config_variable("profile") or "default"
     resolver = core.get_component("credential_provider")
 
@@ -149,7 +153,17 @@ def _session() -> "Session":
     roles = resolver.get_provider(_ROLE)._profile_provider_builder  # of profiles whose keys a role is assumed with
     roles._create_process_provider = limited
     region = os.environ.get(_REGION) or None  # as the other SDKs and W&B do; boto3 itself knows AWS_DEFAULT_REGION only
-    return boto3.session.Session(botocore_session=core, region_name=region)
+    session = boto3.session.Session(botocore_session=core, region_name=region)
+    files.search_paths[:] = dict.fromkeys(files.search_paths)  # each session adds the same folder
+    return session
+
+
+@functools.cache
+def _data_files(folders: str | None) -> "Loader":
+    """Return what reads the SDK's descriptions of its services, which take most of the time that a client takes."""
+    from botocore.loaders import create_loader  # noqa: PLC0415
+
+    return create_loader(folders)
 
 
 class _LimitedProcess(subprocess.Popen[bytes]):
