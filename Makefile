@@ -63,8 +63,8 @@ test: $(DEV) ## every test: test-ray and test-others at the same time
 	@echo "Two sessions at the same time; the output of each appears when it has ended (live: make test-ray)."
 	@$(MAKE) --no-print-directory --jobs 2 --output-sync=target test-ray test-others
 
-test-fast: $(DEV) ## the tests that use no server and no Ray cluster
-	@$(BIN)/python -m pytest tests -m "not ray and not server"
+test-fast: $(DEV) ## the tests that use no server and no Ray cluster, and compute for a few seconds at most
+	@$(BIN)/python -m pytest tests -m "not ray and not server and not slow"
 
 # Both run at the same time, because each waits during part of it. The second has lower priority, because runs on a
 # cluster have timeouts and Ray starts its workers at niceness 15.

@@ -60,6 +60,7 @@ def keras_in_a_child(code: str, home: Path, **environment: str) -> subprocess.Co
     return subprocess.run([sys.executable, "-c", code], env=variables, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("first", "chosen", "onednn"), [("keras", {}, "1"), ("tf", {ONEDNN: "0"}, "0")])
 def test_the_users_settings_of_keras_have_no_effect(
     first: str, chosen: dict[str, str], onednn: str, tmp_path: Path
@@ -78,6 +79,7 @@ def test_the_users_settings_of_keras_have_no_effect(
     assert json.loads((tmp_path / "keras.json").read_text()) == KERAS_JSON
 
 
+@pytest.mark.slow
 def test_a_keras_that_the_caller_imported_otherwise_is_refused(tmp_path: Path) -> None:
     code = (
         "import keras; from nucleus import lazy\nkeras.config.backend = lambda: 'torch'\n"

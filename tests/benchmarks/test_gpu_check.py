@@ -87,6 +87,7 @@ def rows_of(part: str, capsys: pytest.CaptureFixture[str], **options: Any) -> di
     return {row["what"]: row["value"] for row in rows}
 
 
+@pytest.mark.slow
 def test_parts_measure_on_a_cpu(capsys: pytest.CaptureFixture[str]) -> None:
     assert rows_of("device", capsys)["bandwidth of a copy"] > 0
     (difference,) = rows_of("exact", capsys).values()

@@ -61,6 +61,7 @@ def test_no_split_is_left_empty() -> None:
         split_images(["dark"] * 3, [0, 1, 2], [None] * 3, seed=0, val=0.5, test=0.4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(30))
 def test_folds_are_those_of_scikit_learn(seed: int) -> None:
     """The light install does without scikit-learn; datasets that were split by it are split alike again."""

@@ -108,6 +108,7 @@ def copied(pulled: Path, folder: Path, content: bytes | None, names: tuple[str, 
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("heads", ["border", "distance"])
 def test_values_are_tensorflows(heads: Heads, tmp_path: Path) -> None:
     model = network(heads)

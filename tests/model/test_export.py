@@ -139,6 +139,7 @@ def test_nothing_is_overwritten(pulled: tuple[Path, np.ndarray], tmp_path: Path)
     assert not (tmp_path / "n.h5").exists()
 
 
+@pytest.mark.slow
 def test_half_precision_is_the_same_for_both_engines(tmp_path: Path) -> None:
     """The kernels are rounded, in files of half the size, and both engines compute with them as without."""
     config = CONFIG.model_copy(update={"encoder": "plain"})  # larger ones take seconds to convert

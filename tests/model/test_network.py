@@ -250,6 +250,7 @@ def test_random_encoders_are_calibrated() -> None:
     assert not any("bn" in variable.path.lower() for variable in encoder_variables(model))
 
 
+@pytest.mark.slow
 def test_the_network_never_looks_across_the_batch() -> None:
     keras.utils.set_random_seed(2)
     model = build_unet(CONFIG)
@@ -274,6 +275,7 @@ def test_pixels_outside_the_receptive_field_do_not_matter(model: keras.Model) ->
     assert one[:, :, :600] == pytest.approx(two[:, :, :600], abs=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("encoder", "decoder"), [*((encoder, "concat") for encoder in ENCODER_NAMES), ("mobilenet_v2", "sum")]
 )
@@ -307,6 +309,7 @@ def change_norms(network: keras.Model) -> None:
             layer.moving_variance.assign(rng.uniform(0.5, 1.5, layer.beta.shape))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("decoder", ["concat", "sum"])
 def test_training_computes_the_gradients_of_the_network(decoder: str) -> None:
     keras.utils.set_random_seed(6)

@@ -188,6 +188,7 @@ def test_a_file_with_every_array_of_the_encoder_is_not_loaded(
     assert loaded == ["mobilenet_v2"] * 2
 
 
+@pytest.mark.slow
 def test_the_network_takes_every_weight(encoder: keras.Model, weights: Path) -> None:
     config = config_of_recipe(parse_recipe({"model": "m", "dataset": "d"}, "test"))
     inside = encoder_of(build_unet(config))

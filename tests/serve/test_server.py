@@ -53,6 +53,7 @@ def status_of(port: int, path: str) -> int:
         connection.close()
 
 
+@pytest.mark.slow
 def test_sigterm_finishes_what_runs(tmp_path: Path) -> None:
     """`/readyz` is red or gone while a request is computed; it is answered, and the exit status is 0."""
     image = tmp_path / "large.tif"

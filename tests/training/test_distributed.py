@@ -124,6 +124,7 @@ def unet_recipe(**changes: Any) -> Recipe:
     return parse_recipe(content, "test")
 
 
+@pytest.mark.slow
 def test_the_encoder_is_trained_from_its_epoch_on(workers: Workers) -> None:
     recipe = unet_recipe()
     model = build_unet(config_of_recipe(recipe))
