@@ -89,6 +89,7 @@ def run_notebook(notebook: NotebookNode, folder: Path) -> None:
     """Run every cell in `folder`, by the interpreter that runs this; the outputs come into the notebook."""
     # Installed kernels may be another environment's. Without their folders ipykernel's own is left: this interpreter.
     kernel = AsyncKernelManager(kernel_name="python3", kernel_spec_manager=KernelSpecManager(kernel_dirs=[]))
+    kernel.shutdown_wait_time = CELL_SECONDS  # a busy machine needs more than five seconds to stop what it has started
     client = NotebookClient(
         notebook, km=kernel, timeout=CELL_SECONDS, resources={"metadata": {"path": str(folder)}}, record_timing=False
     )
