@@ -376,10 +376,14 @@ def _joined(settings: dict[str, Any]) -> bool:
 def address_at_hand() -> str | None:
     """Return the address of the cluster of RAY_ADDRESS, or of one on this machine, or None, without connecting.
 
+    None means that a run starts one of its own: there is none, or RAY_ADDRESS is `local`.
+
     Raises:
         JobError: No cluster answers at RAY_ADDRESS.
     """
     address = os.environ.get(_ADDRESS)
+    if address == "local":
+        return None
     if address in {None, "", "auto"}:
         return next(filter(_answers, job.local_addresses()), None)
     if not _answers(address):
@@ -393,7 +397,7 @@ def address_at_hand() -> str | None:
 def _answers(address: str) -> bool:
     """Whether a server listens at `[ray://]host:port`. Ray itself would wait for minutes."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
-    if not host or not port.isdecimal():  # such as "local"; Ray itself reports a wrong one
+    if not host or not port.isdecimal():  # Ray itself reports a wrong one
         return True
     return _accepts((host.strip("[]"), int(port)))
 

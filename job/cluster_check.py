@@ -21,7 +21,7 @@ __all__ = ["Gpus", "RayCheck", "check_gpus", "check_ray", "gpus_here", "query_he
 _RAY, _GPU = "Ray", "GPU"
 _HIDING = "CUDA_VISIBLE_DEVICES"
 _NVIDIA_SECONDS, _TENSORFLOW_SECONDS = 10.0, 60.0
-_CLIENT, _OWN = "ray://", "local"
+_CLIENT = "ray://"
 _SECONDS = 20.0
 
 
@@ -49,7 +49,7 @@ def check_ray(given: str | None, *, insecure: bool) -> RayCheck:
         if given is not None or urlsplit(os.environ.get("RAY_ADDRESS", "")).scheme in {"http", "https"}:
             return _by_dashboard(cluster_address(given), insecure=insecure)
         address = address_at_hand()
-        if address in {None, _OWN}:
+        if address is None:
             return RayCheck(_none())
         if address.startswith(_CLIENT):
             return RayCheck(Finding(_RAY, "ok", f"{address} answers; its CPUs and GPUs were not checked"))

@@ -148,14 +148,19 @@ def failing(error: Exception) -> Callable[..., None]:
         ValueError("validate_socket_filename failed: AF_UNIX path length cannot exceed 107 bytes: /long"),
     ],
 )
-def test_a_cluster_that_does_not_start_is_one_error(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("address", "own_cpus"), [(None, 1), ("local", None)])
+def test_a_cluster_that_does_not_start_is_one_error(
+    address: str | None, own_cpus: int | None, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import ray
 
     ended: list[bool] = []
     monkeypatch.setattr(ray, "init", failing(error))
     monkeypatch.setattr(cluster.job, "end_started_processes", lambda _: ended.append(True), raising=False)
     monkeypatch.setenv("RAY_TMPDIR", "/elsewhere")
-    with pytest.raises(JobError) as caught, connection(own_cpus=1):
+    if address:
+        monkeypatch.setenv("RAY_ADDRESS", address)
+    with pytest.raises(JobError) as caught, connection(own_cpus=own_cpus):
         pytest.fail("connected")
     message = str(caught.value)
     assert failure_text(error) in message
