@@ -1,4 +1,5 @@
 from .actor_pool import map_on_cluster as map_on_cluster
+from .actor_pool import spread_on_cluster as spread_on_cluster
 from .cluster import Capacity as Capacity
 from .cluster import address_at_hand as address_at_hand
 from .cluster import capacities as capacities

@@ -3,9 +3,9 @@
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from itertools import chain, islice
 from typing import Any, Generic, TypeVar
 
@@ -16,7 +16,7 @@ from nucleus.errors import JobError, NucleusError
 from nucleus.storage.files import disk_errors
 from nucleus.storage.retries import set_storage_timeout, storage_timeout
 
-__all__ = ["map_on_cluster"]
+__all__ = ["map_on_cluster", "spread_on_cluster"]
 
 
 Item = TypeVar("Item")
@@ -85,6 +85,7 @@ def map_on_cluster(
     workers: int | None,
     waiting: Callable[[str], None],
     verbose: bool = False,
+    with_gpus: bool = True,
 ) -> Iterator[Answer]:
     """Apply a function to each item on the available Ray cluster; yield the answers in the order of completion.
 
@@ -97,6 +98,7 @@ def map_on_cluster(
         workers: Number of actors; by default, one per GPU of the cluster, or one per CPU if it has no GPU.
         waiting: Called with a text that says what the actors wait for, if the cluster is busy at the start.
         verbose: Whether to show Ray's logs.
+        with_gpus: Whether each actor takes a GPU if the cluster has any; else it takes a CPU alone.
 
     Raises:
         NucleusError: An error of `make` or of the function.
@@ -107,8 +109,8 @@ def map_on_cluster(
     if not first:
         return
     with connection(verbose=verbose):
-        first += islice(remaining, _most_actors(workers) - 1)
-        actors = _plan_actors(workers, len(first), waiting)
+        first += islice(remaining, _most_actors(workers, with_gpus=with_gpus) - 1)
+        actors = _plan_actors(workers, len(first), waiting, with_gpus=with_gpus)
         with _Pool(make, actors) as pool:
             for answer in pool.answers(chain(first, remaining)):
                 if isinstance(answer, NucleusError):
@@ -116,17 +118,43 @@ def map_on_cluster(
                 yield answer
 
 
-def _most_actors(workers: int | None) -> int:
+@contextmanager
+def spread_on_cluster(
+    *, workers: int, waiting: Callable[[str], None], verbose: bool = False
+) -> Iterator[Callable[[Iterable[Any], Callable[[], Callable[[Any], Any]]], Iterator[Any]]]:
+    """Provide `map_on_cluster` for several calls, by actors without GPUs; the first call connects to the cluster.
+
+    Args:
+        workers: Number of actors.
+        waiting: As for `map_on_cluster`.
+        verbose: Whether to show Ray's logs.
+
+    Raises:
+        JobError: As `map_on_cluster`, in the block.
+    """
+    with ExitStack() as stack:
+        connect = cache(lambda: stack.enter_context(connection(verbose=verbose)))
+
+        def spread(items: Iterable[Any], make: Callable[[], Callable[[Any], Any]]) -> Iterator[Any]:
+            connect()
+            return map_on_cluster(items, make, workers=workers, waiting=waiting, verbose=verbose, with_gpus=False)
+
+        yield spread
+
+
+def _most_actors(workers: int | None, *, with_gpus: bool = True) -> int:
     """Return the number of actors if there are enough items."""
     found = capacities()
-    return workers or int(found["GPU" if found["GPU"].most else "CPU"].most) or 1
+    return workers or int(found["GPU" if with_gpus and found["GPU"].most else "CPU"].most) or 1
 
 
-def _plan_actors(workers: int | None, items: int, waiting: Callable[[str], None]) -> _ActorPlan:
+def _plan_actors(
+    workers: int | None, items: int, waiting: Callable[[str], None], *, with_gpus: bool = True
+) -> _ActorPlan:
     """Plan the actors for a number of items on the cluster that this process is connected to."""
     found = capacities()
-    gpus = 1 if found["GPU"].most else 0
-    count = min(items, _most_actors(workers))
+    gpus = 1 if with_gpus and found["GPU"].most else 0
+    count = min(items, _most_actors(workers, with_gpus=with_gpus))
     needed = {"CPU": count, "GPU": gpus * count}
     check_resources(needed, found, f"{count} workers", "use --workers 1")
     wait = shortage({"CPU": 1, "GPU": gpus}, found)

@@ -8,11 +8,12 @@ from __future__ import annotations
 import re
 import signal
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import job
 from nucleus.cli.options import pulled_model
-from nucleus.cli.output import warn
+from nucleus.cli.output import note, warn
 from nucleus.cli.progress_bars import TrainingDisplay, show_progress
 from nucleus.config.names import check_name
 from nucleus.config.recipe import Recipe
@@ -26,6 +27,7 @@ from nucleus.data.importing import import_dataset as import_source
 from nucleus.data.intake import SourceOptions
 from nucleus.data.origins import DataOrigin, stated_origin
 from nucleus.data.splits import SplitOptions
+from nucleus.data.spooling import Spread
 from nucleus.data.stacks import PlaneOptions
 from nucleus.data.zarr_labels import ZarrChoice
 from nucleus.errors import RunStoppedError, UsageError
@@ -170,6 +172,7 @@ def import_dataset(
     z: int | str | None = None,
     t: int | str | None = None,
     anonymous: bool = False,
+    workers: int | None = None,
 ) -> Dataset:
     """Import images with their masks as a dataset version in the bucket, or add them to a dataset.
 
@@ -195,6 +198,8 @@ def import_dataset(
         z: Of OME-Zarr, a depth from 0, "best" (the sharpest) or "all".
         t: Of OME-Zarr, a time from 0, or "all".
         anonymous: Whether to read the images of a public bucket without credentials.
+        workers: Number of workers on the Ray cluster of RAY_ADDRESS or of this machine that read the images, from the
+            bucket or a shared disk; the version is the same. By default, this process reads them.
 
     Returns:
         The dataset version.
@@ -219,12 +224,22 @@ def import_dataset(
     zarr = ZarrChoice(labels, channel, PlaneOptions(z, t)) if (labels, channel, z, t) != (None,) * 4 else None
     options = SplitOptions(seed=seed, val=val, test=test, group_by=pattern)
     reading = SourceOptions(anonymous=anonymous, zarr=zarr)
-    imported = _import(place, name, into, options, stated_origin(license, origin), reading)
+    with _spread(workers) as spread:
+        imported = _import(place, name, into, options, stated_origin(license, origin), reading, spread)
     for item in imported.left_out:
         warn(f"left out {item.title}: {item.reason}")
     for text in imported.warnings:
         warn(text)
     return imported.dataset
+
+
+def _spread(workers: int | None) -> AbstractContextManager[Spread | None]:
+    if workers is None:
+        return nullcontext()
+    if workers < 1:
+        raise UsageError(f"Expected at least one worker; found {workers}. Leave it out for an import by this process.")
+    check_can_train("nucleus.import_dataset with workers")
+    return job.spread_on_cluster(workers=workers, waiting=note)
 
 
 def _import(
@@ -234,6 +249,7 @@ def _import(
     options: SplitOptions,
     stated: DataOrigin,
     reading: SourceOptions,
+    spread: Spread | None,
 ) -> Imported:
     target = name or into
     if target is None or (name and into):
@@ -248,11 +264,13 @@ def _import(
         )
     with show_progress("read images") as advance, show_progress("upload shards", "bytes") as upload:
         if name:
-            return import_source(source, location.uri, options, advance, upload, stated=stated, reading=reading)
+            return import_source(
+                source, location.uri, options, advance, upload, stated=stated, reading=reading, spread=spread
+            )
         with show_progress("copy images") as copied:
             cache = ShardCache(default_cache_dir())
             return add_to_dataset(
-                source, location, options, cache, advance, copied, upload, stated=stated, reading=reading
+                source, location, options, cache, advance, copied, upload, stated=stated, reading=reading, spread=spread
             )
 
 

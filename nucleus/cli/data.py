@@ -2,22 +2,28 @@
 
 import re
 from collections import Counter
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+import job
 import nucleus
-from nucleus.cli.options import FiniteRange, json_option, number_or_word, single_writer_option
+from nucleus.cli.options import FiniteRange, json_option, number_or_word, single_writer_option, workers_option
 from nucleus.cli.output import note, print_facts, print_json, print_table, warn
 from nucleus.cli.progress_bars import show_progress
 from nucleus.errors import DataError, UsageError
+from nucleus.surroundings import check_can_train
 from nucleus.text import MISSING, NOT_STATED
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     from nucleus.data.dataset import DamagedDataset, Dataset, DatasetLocation
     from nucleus.data.importing import Imported
     from nucleus.data.intake import SourceOptions
+    from nucleus.data.spooling import Spread
     from nucleus.storage.uri import S3Uri
 
 __all__ = ["data"]
@@ -72,6 +78,7 @@ def _place(_context: click.Context, _argument: click.Parameter, value: str) -> "
 @click.option("--z", metavar="best|N|all", callback=number_or_word, help="Of OME-Zarr, the depths to import, from 0.")
 @click.option("--t", metavar="N|all", callback=number_or_word, help="Of OME-Zarr, the times to import, from 0.")
 @click.option("--anonymous", is_flag=True, help="Read the images of a public bucket without credentials.")
+@workers_option("none: this process reads the images")
 @single_writer_option
 @json_option
 def import_(
@@ -89,6 +96,7 @@ def import_(
     z: int | str | None,
     t: int | str | None,
     anonymous: bool,
+    workers: int | None,
     single_writer: bool,
     as_json: bool,
 ) -> None:
@@ -99,6 +107,9 @@ def import_(
     Layouts: <id>/images/*.png + <id>/masks/*.png (Kaggle); inputs/ or images/ + masks/ (binary), or images/ + labels/
     (integer labels), also under train/ and test/; a.png + a_masks.png in one folder (Cellpose); a.png + a.geojson or
     a.geojson.gz (QuPath); a.png + a.zip, a_RoiSet.zip or a.roi (ImageJ); images + a COCO file (.json) beside or above.
+
+    With --workers, the images are read on a Ray cluster, from the bucket or a disk that all its machines share. If you
+    repeat a command that was broken off, it goes on.
     """
     try:
         pattern = re.compile(group_by) if group_by else None
@@ -108,7 +119,11 @@ def import_(
     reading = _reading(src, labels, channel, (z, t), anonymous=anonymous)
     stated = nucleus.data.stated_origin(license_, source)
     options = nucleus.data.SplitOptions(seed=seed, val=val, test=test, group_by=pattern)
-    with show_progress("read images") as advance, show_progress("upload shards", "bytes") as upload:
+    with (
+        _spread(workers) as spread,
+        show_progress("read images") as advance,
+        show_progress("upload shards", "bytes") as upload,
+    ):
         if into is None:
             imported = nucleus.data.import_dataset(
                 src,
@@ -119,6 +134,7 @@ def import_(
                 stated=stated,
                 single_writer=single_writer,
                 reading=reading,
+                spread=spread,
             )
         else:
             cache = nucleus.data.ShardCache(nucleus.data.default_cache_dir())
@@ -134,16 +150,27 @@ def import_(
                     stated=stated,
                     single_writer=single_writer,
                     reading=reading,
+                    spread=spread,
                 )
     for item in imported.left_out:
         warn(f"left out {item.title}: {item.reason}")
     for text in imported.warnings:
         warn(text)
     if as_json:
-        print_json({**_summary(imported.dataset), "created": imported.created, "warnings": imported.warnings})
+        more = {"created": imported.created, "warnings": imported.warnings, "read_before": imported.read_before}
+        print_json({**_summary(imported.dataset), **more})
         return
     _print_counts(imported.dataset)
     print_facts(_import_facts(imported, (uri or into or "").partition("@")[0]))
+
+
+def _spread(workers: int | None) -> "AbstractContextManager[Spread | None]":
+    """Provide what spreads an import over a Ray cluster; None without workers."""
+    if workers is None:
+        return nullcontext()
+    check_can_train("data import --workers, which reads images on Ray")
+    verbose = click.get_current_context().find_root().params["debug"]
+    return job.spread_on_cluster(workers=workers, waiting=note, verbose=verbose)
 
 
 def _reading(
@@ -185,6 +212,8 @@ def _import_facts(imported: "Imported", uri: str) -> dict[str, object]:
             "labels replaced": addition.replaced,
             "images already there": addition.known,
         }
+    if imported.read_before:
+        facts["read before"] = f"{imported.read_before}, by an import that was broken off"
     return facts | {
         "images": len(manifest.samples),
         "nuclei": manifest.samples.nuclei,

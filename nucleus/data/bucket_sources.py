@@ -2,7 +2,7 @@
 
 import io
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -59,7 +59,7 @@ def open_bucket_source(uri: S3Uri, *, anonymous: bool = False) -> Source:
     return _BucketZip(above, found)
 
 
-def _get(bucket: Bucket, item: StoredObject, span: str | None = None) -> bytes:
+def _get(bucket: Bucket, key: str, etag: str, span: str | None = None) -> bytes:
     """Return an object, or a span of it.
 
     Raises:
@@ -67,18 +67,18 @@ def _get(bucket: Bucket, item: StoredObject, span: str | None = None) -> bytes:
         DataError: It is no longer the object that was listed.
     """
     changed = (
-        f"Expected {bucket.uri / item.key} to stay as it is while it is imported; it was {{}}. Import again, when "
+        f"Expected {bucket.uri / key} to stay as it is while it is imported; it was {{}}. Import again, when "
         "nobody writes there."
     )
     try:
-        data, etag = bucket.get_tagged(item.key, span)
+        data, found = bucket.get_tagged(key, span)
     except ObjectNotFoundError as error:
         raise DataError(changed.format("removed")) from error
     except AccessDeniedError as error:
         if credentials_refused(error):
             raise
-        raise ImageError(f"Cannot read {bucket.uri / item.key}: {error}") from error
-    if etag != item.etag:
+        raise ImageError(f"Cannot read {bucket.uri / key}: {error}") from error
+    if found != etag:
         raise DataError(changed.format("replaced"))
     return data
 
@@ -126,8 +126,19 @@ class _PrefixSource(Source):
         unread = {key: f"{problem}. Copy the object to another key." for key, problem in problems.items() if problem}
         return unread | dict.fromkeys(self._zarrs, BESIDE_IMAGES)
 
+    @cached_property
+    def _etags(self) -> dict[str, str]:
+        """The ETag of each entry, as it was listed here or in the process that dealt the entry."""
+        return {key: item.etag for key, item in self._objects.items()}
+
+    def identity(self, entry: str) -> str:
+        return self._etags[entry]
+
+    def unlike(self, identities: Mapping[str, str]) -> None:
+        self._etags = dict(identities)  # `read` compares them
+
     def read(self, entry: str) -> bytes:
-        return _get(self._bucket, self._objects[entry])
+        return _get(self._bucket, entry, self._etags[entry])
 
 
 def _is_wanted(key: str) -> bool:
@@ -153,7 +164,7 @@ class _BucketZip(ZipSource):
 
     def span(self, start: int, stop: int) -> bytes:
         """Return the bytes of the zip from a start to before a stop; it has at least one of them."""
-        return _get(self._bucket, self._item, f"bytes={start}-{min(stop, self.size) - 1}")
+        return _get(self._bucket, self._item.key, self._item.etag, f"bytes={start}-{min(stop, self.size) - 1}")
 
     @cached_property
     def _ends(self) -> dict[int, int]:

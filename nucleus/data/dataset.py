@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -206,14 +206,23 @@ class DatasetManifest(_Frozen):
         return [split for split in SPLITS if not self.split_samples(split).nuclei]
 
 
-def content_version(samples: Iterable[Sample], shards: list[Shard], stated: Sequence[DataOrigin] = ()) -> str:
+class _OfSplit(Protocol):
+    """A shard, or the plan of one: all that matters is its split."""
+
+    @property
+    def split(self) -> str:
+        """`train`, `val` or `test`."""
+
+
+def content_version(samples: Iterable[Sample], shards: Iterable[_OfSplit], stated: Sequence[DataOrigin] = ()) -> str:
     """Return the version of a dataset with this content: 12 hexadecimal digits of a SHA-256.
 
     It depends on the samples (pixels, labels, names, splits, kinds, groups), on the number of shards, and on what is
     stated about each import (if anything is), but not on the time of the import, nor on the seed if the splits are the
     same. It is that of one JSON document, of which only a sample at a time is in memory.
     """
-    rest: dict[str, Any] = {"shards": {split: sum(shard.split == split for shard in shards) for split in SPLITS}}
+    counts = Counter(shard.split for shard in shards)
+    rest: dict[str, Any] = {"shards": {split: counts[split] for split in SPLITS}}
     if any(each != UNSTATED for each in stated):
         rest["stated"] = [each.model_dump(mode="json") for each in stated]
     digest = hashlib.sha256(f'{{"format":{_CONTENT_FORMAT},"samples":['.encode())

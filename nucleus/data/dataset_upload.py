@@ -2,13 +2,11 @@
 
 import hashlib
 import time
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from collections.abc import Callable
 
-from nucleus.data.dataset import MANIFEST_FILE, Dataset, DatasetManifest, stored_manifest
+from nucleus.data.dataset import MANIFEST_FILE, Dataset, DatasetManifest, Shard, stored_manifest
 from nucleus.data.samples import MOST_IN_MANIFEST, ColumnFile, SampleColumns, Samples, column_key
 from nucleus.errors import ObjectExistsError, ObjectNotFoundError
-from nucleus.progress import Advance, split_progress
 from nucleus.storage.bucket import TEST_FILE, Bucket, check_conditional_writes
 
 __all__ = ["claim_succession", "manifest_document", "upload_version"]
@@ -21,15 +19,14 @@ _CLAIM_POLLS, _POLL_SECONDS = 20, 0.5
 
 
 def upload_version(
-    bucket: Bucket, manifest: DatasetManifest, spool: Path, advance: Advance, follows: str | None = None
+    bucket: Bucket, manifest: DatasetManifest, write: Callable[[], list[Shard]], follows: str | None = None
 ) -> tuple[Dataset, bool]:
     """Write a version, shards first and manifest last.
 
     Args:
         bucket: The bucket at `s3://bucket/datasets/<name>`.
-        manifest: Its manifest.
-        spool: Folder of its shards.
-        advance: Called with the bytes of shards sent and their total.
+        manifest: Its manifest, without shards.
+        write: Writes its shards into the bucket and returns them; not called if the version is there.
         follows: The version that it is added to, which no other one may follow; None for no such claim.
 
     Returns:
@@ -46,13 +43,7 @@ def upload_version(
         pass
     datasets = Bucket(bucket.uri.parent, single_writer=bucket.single_writer)
     check_conditional_writes(datasets, TEST_FILE)  # before gigabytes are sent
-    shares = split_progress({shard.file: shard.size for shard in manifest.shards}, advance)
-
-    def put(file: str) -> None:
-        bucket.put(f"{manifest.version}/{file}", spool / file, advance=shares[file])
-
-    with ThreadPoolExecutor(8) as pool:
-        list(pool.map(put, shares))
+    manifest = manifest.model_copy(update={"shards": write()})
     if follows is not None:
         claim_succession(bucket, follows, manifest.version)
     document = manifest_document(bucket, manifest)

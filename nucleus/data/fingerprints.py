@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Base64Bytes
 
 from nucleus.data.images import RgbImage
 
@@ -36,9 +37,9 @@ class Fingerprint:
 
     height: int
     width: int
-    lines: bytes
-    patches: bytes
-    thumbnail: bytes
+    lines: Base64Bytes  # bytes here, text in JSON
+    patches: Base64Bytes
+    thumbnail: Base64Bytes
 
     @property
     def borders(self) -> tuple[Bytes, Bytes, Bytes, Bytes]:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence, Set
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
-from itertools import accumulate
+from functools import partial
 from pathlib import Path
 
 from nucleus.config.names import clean_name, unique_names
@@ -19,23 +18,22 @@ from nucleus.data.dataset import (
     DatasetLocation,
     DatasetManifest,
     LeftOut,
-    Shard,
     content_version,
     open_dataset,
 )
 from nucleus.data.dataset_upload import upload_version
-from nucleus.data.fingerprints import Fingerprint, fingerprint
+from nucleus.data.fingerprints import Fingerprint
 from nucleus.data.grouping import group_images, join_groups, picture_names
 from nucleus.data.intake import SourceImage, SourceImages, SourceOptions, read_source
 from nucleus.data.masks import mask_warnings
 from nucleus.data.origins import UNSTATED, DataOrigin
 from nucleus.data.samples import SPLITS, Sample, Samples
-from nucleus.data.shards import decode_record, record_name, renamed_record, write_shards
+from nucleus.data.shards import RecordPlace, ShardPlan, plan_shards
 from nucleus.data.splits import SplitOptions, split_images
+from nucleus.data.spooling import Spool, Spread, opened_spool
 from nucleus.errors import ObjectExistsError
 from nucleus.progress import Advance, no_progress
 from nucleus.storage.bucket import Bucket
-from nucleus.storage.files import temporary_folder
 from nucleus.storage.uri import S3Uri
 from nucleus.text import NOT_STATED, plural
 
@@ -57,6 +55,8 @@ class Imported:
         duplicates: Images of the source with the same pixels as another one of it.
         left_out: Images of the source that could not be used.
         addition: What was added to an older version, if the images were.
+        read_before: Number of images that an import which was broken off had read; for an import that is spread over
+            workers.
     """
 
     dataset: Dataset
@@ -65,20 +65,11 @@ class Imported:
     duplicates: list[LeftOut] = field(default_factory=list)
     left_out: list[LeftOut] = field(default_factory=list)
     addition: Addition | None = None
+    read_before: int = 0
 
 
-@dataclass(frozen=True)
-class _Record:
-    """A sample with its record in a temporary file; a record that was just made has no name yet."""
-
-    sample: Sample
-    spooled: Path
-    has_name: bool = False
-
-    def read(self) -> bytes:
-        """Return the bytes for a shard."""
-        data = self.spooled.read_bytes()
-        return data if self.has_name else renamed_record(data, self.sample.name)
+_Record = tuple[Sample, RecordPlace]
+"""A sample, and where its record is."""
 
 
 def import_dataset(
@@ -91,6 +82,7 @@ def import_dataset(
     stated: DataOrigin = UNSTATED,
     single_writer: bool = False,
     reading: SourceOptions | None = None,
+    spread: Spread | None = None,
 ) -> Imported:
     """Import a folder or zip as a version of the dataset at `uri`.
 
@@ -106,35 +98,38 @@ def import_dataset(
         stated: What is stated about the images and labels of the source; it is a part of the content.
         single_writer: Whether nobody else writes at the same time, so that a server may lack conditional writes.
         reading: Options of how the source is read.
+        spread: Applies functions to items in workers, such as `job.spread_on_cluster`; None for this process alone.
+            The version is the same.
 
     Raises:
-        DataError: The source contains no usable images, or too few to split.
+        DataError: The source contains no usable images, or too few to split; or a worker does not see them.
         OutputError: The folder for temporary files (TMPDIR) has no room.
         StorageError: The bucket cannot be read or written.
     """
     bucket = Bucket(uri, single_writer=single_writer)
     bucket.check()
-    with temporary_folder("import") as spool:
-        found = read_source(src, spool, advance, reading)
+    with opened_spool(bucket, src, None, spread) as spool:
+        found = read_source(src, spool.read, advance, reading)
         samples = _samples(found.images, options)
-        records = [_Record(sample, image.spooled) for sample, image in zip(samples, found.images, strict=True)]
-        shards = _write_splits(records, spool)
+        plans = _planned([(sample, image.record) for sample, image in zip(samples, found.images, strict=True)])
         manifest = DatasetManifest(
             format=DATASET_FORMAT,
             name=uri.name,
-            version=content_version(samples, shards, [stated]),
+            version=content_version(samples, plans, [stated]),
             created=datetime.now(UTC).isoformat(),
             source=found.source,
             layout=found.layout,
             seed=options.seed,
             samples=Samples.of(samples),
-            shards=shards,
+            shards=[],
             duplicates=found.duplicates,
             left_out=found.left_out,
             stated=stated,
         )
         warnings = mask_warnings([image.masks for image in found.images], manifest.splits_without_nuclei)
-        return Imported(*upload_version(bucket, manifest, spool, upload), warnings, found.duplicates, found.left_out)
+        made = upload_version(bucket, manifest, lambda: spool.write(manifest.version, plans, upload))
+        warnings += spool.finish()
+        return Imported(*made, warnings, found.duplicates, found.left_out, read_before=spool.read_before)
 
 
 def add_to_dataset(
@@ -149,6 +144,7 @@ def add_to_dataset(
     stated: DataOrigin = UNSTATED,
     single_writer: bool = False,
     reading: SourceOptions | None = None,
+    spread: Spread | None = None,
 ) -> Imported:
     """Add a folder or zip to a version of a dataset, which gives a new version; the old one stays as it is.
 
@@ -172,6 +168,7 @@ def add_to_dataset(
         stated: What is stated about the images and labels of the source; it is a part of the content.
         single_writer: Whether nobody else writes at the same time, so that a server may lack conditional writes.
         reading: Options of how the source is read.
+        spread: As for `import_dataset`; each worker has a cache of shards of its own.
 
     Raises:
         DataError: There is no such dataset or version, or the source contains no usable images.
@@ -181,19 +178,21 @@ def add_to_dataset(
     """
     bucket = Bucket(into.uri, single_writer=single_writer)
     parent = open_dataset(into)
-    with temporary_folder("import") as spool:
-        found = read_source(src, spool, advance, reading)
+    with opened_spool(bucket, src, cache, spread) as spool:
+        found = read_source(src, spool.read, advance, reading)
         for _ in range(_ATTEMPTS):
-            with temporary_folder("add") as folder:
-                manifest, told = _grown(parent, found, options, stated, cache, folder, copied)
-                if manifest is None:
-                    return told
-                follows = parent.manifest.version if into.ref == "latest" else None
-                try:
-                    dataset, created = upload_version(bucket, manifest, folder, upload, follows)
-                    return replace(told, dataset=dataset, created=created)
-                except ObjectExistsError as error:  # another import has added to this version
-                    taken = error
+            manifest, plans, told = _grown(parent, found, options, stated, spool, copied)
+            told = replace(told, read_before=spool.read_before)
+            if manifest is None:
+                return replace(told, warnings=[*told.warnings, *spool.finish()])
+            follows = parent.manifest.version if into.ref == "latest" else None
+            write = partial(spool.write, manifest.version, plans, upload)
+            try:
+                dataset, created = upload_version(bucket, manifest, write, follows)
+                left = spool.finish()
+                return replace(told, dataset=dataset, created=created, warnings=[*told.warnings, *left])
+            except ObjectExistsError as error:  # another import has added to this version
+                taken = error
             parent = open_dataset(into)
     raise taken
 
@@ -233,13 +232,12 @@ def _sample(image: SourceImage, name: str, group: int, split: str) -> Sample:
     )
 
 
-def _write_splits(records: list[_Record], folder: Path) -> list[Shard]:
-    shards = []
-    for split in SPLITS:
-        members = [record for record in records if record.sample.split == split]
-        total = sum(member.spooled.stat().st_size for member in members)
-        shards += write_shards(folder, split, [member.read for member in members], total)
-    return shards
+def _planned(records: Sequence[_Record]) -> list[ShardPlan]:
+    """Return the shards of all splits."""
+    splits: dict[str, list[tuple[RecordPlace, str]]] = {split: [] for split in SPLITS}
+    for sample, place in records:
+        splits[sample.split].append((place, sample.name))
+    return [plan for split, members in splits.items() for plan in plan_shards(split, members)]
 
 
 def _grown(
@@ -247,16 +245,15 @@ def _grown(
     found: SourceImages,
     options: SplitOptions,
     stated: DataOrigin,
-    cache: ShardCache,
-    folder: Path,
+    spool: Spool,
     copied: Advance,
-) -> tuple[DatasetManifest | None, Imported]:
-    """Write the shards of a version and what is added to it; return the manifest, None if nothing is, and the rest."""
+) -> tuple[DatasetManifest | None, list[ShardPlan], Imported]:
+    """Return the manifest of a version with what is added to it, None if nothing is; its shards; and the rest."""
     there = {sample.image_sha256: sample for sample in parent.manifest.samples}
     fresh = [image for image in found.images if image.image_sha256 not in there]
     both = {image.image_sha256: image for image in found.images if image.image_sha256 in there}
     changed = {key: image for key, image in both.items() if image.labels_sha256 != there[key].labels_sha256}
-    old, prints = _copied(parent, cache, folder, copied, compare=bool(fresh)) if fresh or changed else ([], [])
+    places, prints = spool.copied(parent, copied, compare=bool(fresh)) if fresh or changed else ([], [])
     added, between = _joined(parent.manifest, prints, fresh, options) if fresh else ([], [])
     found = replace(found, left_out=[*found.left_out, *between])
     addition = Addition(
@@ -274,12 +271,15 @@ def _grown(
     kept = _otherwise_stated(parent.manifest, both.keys() - changed.keys(), stated)
     told = Imported(parent, False, kept, found.duplicates, found.left_out, addition)
     if not added and not changed:
-        return None, told
+        return None, [], told
+    old = zip(parent.manifest.samples, places, strict=True)
     records = [*(_relabelled(record, changed) for record in old), *added]
-    manifest = _grown_manifest(parent.manifest, records, _write_splits(records, folder), addition, found)
-    used = {record.spooled for record in records}
-    images = [image for image in found.images if image.spooled in used]
-    return manifest, replace(told, warnings=[*_remarks(parent, manifest, images, added, addition, options), *kept])
+    plans = _planned(records)
+    manifest = _grown_manifest(parent.manifest, records, plans, addition, found)
+    used = {place for _, place in records}
+    images = [image for image in found.images if image.record in used]
+    told = replace(told, warnings=[*_remarks(parent, manifest, images, added, addition, options), *kept])
+    return manifest, plans, told
 
 
 def _otherwise_stated(manifest: DatasetManifest, known: Set[str], stated: DataOrigin) -> list[str]:
@@ -308,54 +308,31 @@ def _after(moment: str) -> str:
 
 
 def _relabelled(record: _Record, changed: Mapping[str, SourceImage]) -> _Record:
-    image = changed.get(record.sample.image_sha256)
+    sample, _ = record
+    image = changed.get(sample.image_sha256)
     if image is None:
         return record
     labels = {"nuclei": image.masks.nuclei, "labels_sha256": image.labels_sha256}
-    return _Record(record.sample.model_copy(update=labels), image.spooled)
+    return sample.model_copy(update=labels), image.record
 
 
 def _grown_manifest(
-    old: DatasetManifest, records: list[_Record], shards: list[Shard], addition: Addition, found: SourceImages
+    old: DatasetManifest, records: list[_Record], plans: list[ShardPlan], addition: Addition, found: SourceImages
 ) -> DatasetManifest:
-    samples = [record.sample for record in records]
+    samples = [sample for sample, _ in records]
     return old.model_copy(
         update={
             "format": DATASET_FORMAT,
-            "version": content_version(samples, shards, [*old.all_stated, addition.stated]),
+            "version": content_version(samples, plans, [*old.all_stated, addition.stated]),
             "created": addition.created,
             "samples": Samples.of(samples),
             "columns": None,
-            "shards": shards,
+            "shards": [],
             "duplicates": [*old.duplicates, *(item for item in found.duplicates if item not in old.duplicates)],
             "left_out": [*old.left_out, *(item for item in found.left_out if item not in old.left_out)],
             "additions": [*old.additions, addition],
         }
     )
-
-
-def _copied(
-    parent: Dataset, cache: ShardCache, folder: Path, advance: Advance, *, compare: bool
-) -> tuple[list[_Record], list[Fingerprint]]:
-    """Copy the records of a version to temporary files; return them, and the fingerprints if images are compared."""
-    samples = parent.manifest.samples
-    places = {sample.name: place for place, sample in enumerate(samples)}
-    prints: dict[int, Fingerprint] = {}
-
-    def copy(shard: Shard) -> int:
-        file = cache.open(parent, shard)
-        for record in map(file.read, range(len(file))):
-            place = places[record_name(record)]
-            (folder / f"{place}.record").write_bytes(record)
-            if compare:
-                prints[place] = fingerprint(decode_record(record)[1])
-        return len(file)
-
-    with ThreadPoolExecutor() as pool:
-        for done in accumulate(pool.map(copy, parent.manifest.shards)):
-            advance(done, len(samples))
-    records = [_Record(sample, folder / f"{place}.record", has_name=True) for place, sample in enumerate(samples)]
-    return records, [prints[place] for place in sorted(prints)]
 
 
 def _joined(
@@ -374,7 +351,7 @@ def _joined(
     split_of |= {group: split for (_, group), split in zip(own, dealt, strict=True)}
     new_names = unique_names([image.title for image, _ in kept], taken=names)
     return [
-        _Record(_sample(image, name, place.group, split_of[place.group]), image.spooled)
+        (_sample(image, name, place.group, split_of[place.group]), image.record)
         for (image, place), name in zip(kept, new_names, strict=True)
     ], left_out
 
@@ -394,15 +371,15 @@ def _remarks(
             f"{plural(addition.replaced, 'image')} of {parent} had other labels: the new ones replace them in this "
             f"version ({_named(addition.relabelled)}). The old version keeps its own."
         )
-    splits = {record.spooled: record.sample.split for record in added}
-    moved = [i.title for i in images if i.given_split == "test" and splits.get(i.spooled, "test") != "test"]
+    splits = {place: sample.split for sample, place in added}
+    moved = [i.title for i in images if i.given_split == "test" and splits.get(i.record, "test") != "test"]
     if moved:
         found.append(
             f"{plural(len(moved), 'image')} of the source's test folder went to other splits, where images of the same "
             f"group are ({_named(moved)})."
         )
     missing = [split for split in ("val", "test") if split not in splits.values()]
-    independent = len({record.sample.group for record in added} - {sample.group for sample in parent.manifest.samples})
+    independent = len({sample.group for sample, _ in added} - {sample.group for sample in parent.manifest.samples})
     if added and missing:
         found.append(
             f"No added image is in the split {' or '.join(missing)}, so no score there says how well images like them "

@@ -1,12 +1,15 @@
-"""What an import reads from a folder or zip: images with their labels, checked, as records in temporary files."""
+"""What an import reads from a source: which images it has, and each of them with its labels, checked, as a record."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import hashlib
+import socket
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
+from typing import Any, TypeAlias
 
 from nucleus.data.annotations import read_geojson, read_rois
 from nucleus.data.bucket_sources import open_bucket_source
@@ -17,7 +20,7 @@ from nucleus.data.images import Kind, RgbImage, decode_pixels, kind_of, open_pix
 from nucleus.data.layouts import Annotated, MaskForm, find_images
 from nucleus.data.masks import MaskFacts, MaskLabels, labels_from_mask, labels_from_masks, labels_from_stored
 from nucleus.data.shapes import labels_from_shapes
-from nucleus.data.shards import encode_record
+from nucleus.data.shards import RecordPlace, encode_record
 from nucleus.data.sources import Source, open_source
 from nucleus.data.zarr_labels import LabelledPlane, ZarrChoice, labelled_planes
 from nucleus.data.zarr_plates import image_paths, in_zarr, zarr_name
@@ -27,10 +30,22 @@ from nucleus.progress import Advance
 from nucleus.storage.bucket import Bucket
 from nucleus.storage.uri import S3Uri
 
-__all__ = ["SourceImage", "SourceImages", "SourceOptions", "read_source"]
+__all__ = [
+    "ReadItems",
+    "SourceImage",
+    "SourceImages",
+    "SourceItem",
+    "SourceListing",
+    "SourceOptions",
+    "SourceReader",
+    "ZarrItem",
+    "read_items",
+    "read_source",
+]
 
 _ZARR = "ome-zarr"
 """Name of the layout of OME-Zarr with labels."""
+_ZARRS_AT_ONCE = 16
 
 
 @dataclass(frozen=True)
@@ -47,8 +62,29 @@ class SourceOptions:
 
 
 @dataclass(frozen=True)
+class ZarrItem:
+    """A plane of OME-Zarr that is to be read.
+
+    Attributes:
+        title: Name of the plane in the source.
+        folder: The group of its image.
+        name: Name of the image in the source.
+        number: Number of the plane among those of the image that are imported.
+    """
+
+    title: str
+    folder: ZarrFolder
+    name: str
+    number: int
+
+
+SourceItem: TypeAlias = Annotated | ZarrItem | LeftOut
+"""What is read at a time; or why something of the source cannot be, which is known from its listing."""
+
+
+@dataclass(frozen=True)
 class SourceImage:
-    """An image that was read, checked and written to a temporary file; only its fingerprint stays in memory.
+    """An image that was read, checked and written as a record; only its fingerprint stays in memory.
 
     Attributes:
         title: Name of the image in the source.
@@ -59,7 +95,7 @@ class SourceImage:
         image_sha256: SHA-256 of the RGB pixels.
         labels_sha256: SHA-256 of the label pixels.
         fingerprint: Features for comparing it with others.
-        spooled: File of its record, which has no name yet.
+        record: Where its record is.
     """
 
     title: str
@@ -70,7 +106,7 @@ class SourceImage:
     image_sha256: str
     labels_sha256: str
     fingerprint: Fingerprint
-    spooled: Path
+    record: RecordPlace
 
 
 @dataclass(frozen=True)
@@ -92,13 +128,147 @@ class SourceImages:
     left_out: list[LeftOut]
 
 
-def read_source(src: Path | S3Uri, spool: Path, advance: Advance, options: SourceOptions | None = None) -> SourceImages:
+class SourceReader:
+    """Reads images of a source, in the process that listed it or in others.
+
+    Args:
+        place: Folder, prefix or zip; an absolute path.
+        title: Its name in messages.
+        options: Options of how it is read.
+    """
+
+    def __init__(self, place: Path | S3Uri, title: str, options: SourceOptions) -> None:
+        self._arguments = place, title, options
+        self._planes: dict[str, tuple[list[LabelledPlane], ImageError | None]] = {}
+        self._identities: dict[str, str] = {}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return SourceReader, self._arguments
+
+    @cached_property
+    def source(self) -> Source:
+        """The source of image files. Raises `DataError` if there is none, `StorageError`."""
+        place, title, options = self._arguments
+        if isinstance(place, Path):
+            return open_source(place, title)
+        return open_bucket_source(place, anonymous=options.anonymous)
+
+    def planes(self, folder: ZarrFolder, name: str) -> tuple[list[LabelledPlane], ImageError | None]:
+        """Return the planes of an image of OME-Zarr that are imported; and why others are not, if they are not."""
+        if folder.name not in self._planes:
+            found: list[LabelledPlane] = []
+            problem = None
+            try:
+                found.extend(labelled_planes(folder, name, self._arguments[2].zarr or ZarrChoice()))
+            except ImageError as error:
+                problem = error
+            self._planes[folder.name] = found, problem
+        return self._planes[folder.name]
+
+    def _plane(self, item: ZarrItem) -> LabelledPlane:
+        planes, _ = self.planes(item.folder, item.name)
+        if item.number >= len(planes) or planes[item.number].title != item.title:
+            raise DataError(
+                f"Expected {item.folder} to stay as it is while it is imported; its metadata were changed. Import "
+                "again, when nobody writes there."
+            )
+        return planes[item.number]
+
+    def identities(self, items: Iterable[SourceItem]) -> dict[str, str]:
+        """Return, by its name, a text for each file of items that changes with its content. Raises `DataError`."""
+        files = (file for item in items if isinstance(item, Annotated) for file in (item.image, *item.masks))
+        return {file: self.source.identity(file) for file in dict.fromkeys(files)}
+
+    def expect(self, items: Sequence[SourceItem], identities: Mapping[str, str]) -> None:
+        """Check, in another process, that what items consist of is there as it was in the one that listed them.
+
+        Raises:
+            DataError: A file or folder is missing, or another one.
+        """
+        place = self._arguments[0]
+        if identities:
+            if isinstance(place, Path) and not place.exists():
+                raise _not_shared(place, missing=True)
+            unlike = self.source.unlike(identities)
+            if unlike is not None:
+                raise _not_shared(f"{self.source.title}/{unlike}", missing=not self.source.identity(unlike))
+        for item in items:
+            if isinstance(item, ZarrItem) and not self._identity(item.folder):
+                raise _not_shared(item.folder, missing=True)
+
+    def content(self, items: Sequence[SourceItem], identities: Mapping[str, str]) -> str:
+        """Return 64 hexadecimal digits that differ between items of other content, or that are read otherwise."""
+        digest = hashlib.sha256(f"{self._arguments[2]} {sorted(identities.items())}".encode())
+        for item in items:
+            if isinstance(item, ZarrItem):
+                digest.update(f"{item.title} {item.name} {item.number} {self._identity(item.folder)}".encode())
+            else:
+                digest.update(repr(item).encode())
+        return digest.hexdigest()
+
+    def _identity(self, folder: ZarrFolder) -> str:
+        """Return the identity of OME-Zarr, which is listed once a process, when it is first needed."""
+        if folder.name not in self._identities:
+            self._identities[folder.name] = folder.identity()
+        return self._identities[folder.name]
+
+    def read(self, item: SourceItem, path: Path) -> SourceImage | LeftOut:
+        """Read and check an image and write its record to a file, if it can be used.
+
+        Raises:
+            DataError: The source must not be read, or changed since it was listed.
+            StorageError: The bucket cannot be read.
+        """
+        if isinstance(item, LeftOut):
+            return item
+        try:
+            if isinstance(item, ZarrItem):
+                return _prepare_plane(self._plane(item), path)
+            return _prepare(self.source, item, path)
+        except ImageError as error:
+            return LeftOut(title=item.title, reason=str(error))
+
+
+def _not_shared(what: object, *, missing: bool) -> DataError:
+    """Return the error of a worker that sees nothing, or something else, where the process that dealt it saw a file."""
+    found = "does not" if missing else "found another one there: it was changed meanwhile, or its disk is another one"
+    return DataError(
+        f"Expected each worker to see {what}, as on a disk that all machines share; the one on {socket.gethostname()} "
+        f"{found}. Mount the disk at the same path on each machine, or put the images into the bucket and import "
+        "s3://bucket/prefix; or leave out --workers."
+    )
+
+
+@dataclass(frozen=True)
+class SourceListing:
+    """What a source has, before any image is read.
+
+    Attributes:
+        reader: Reads its images.
+        layout: Name of the layout that was recognised.
+        items: Its images.
+        left_out: What else could not be read.
+    """
+
+    reader: SourceReader
+    layout: str
+    items: list[SourceItem]
+    left_out: list[LeftOut]
+
+
+ReadItems = Callable[[SourceListing, Advance], list[SourceImage | LeftOut]]
+"""Reads all images of a listing, in their order, and tells how many were read and their total."""
+
+
+def read_source(
+    src: Path | S3Uri, read: ReadItems, advance: Advance, options: SourceOptions | None = None
+) -> SourceImages:
     """Read and check the images of a folder, zip or OME-Zarr, here or in a bucket.
 
     Args:
         src: Folder, prefix or zip in one of the layouts of `nucleus.data.layouts`; or OME-Zarr with labels, or a folder
             or prefix with such.
-        spool: Folder for the temporary files.
+        read: Reads the images and keeps their records; see `nucleus.data.spooling`.
         advance: Called with the number of images read and their total.
         options: Options of how the source is read.
 
@@ -107,87 +277,79 @@ def read_source(src: Path | S3Uri, spool: Path, advance: Advance, options: Sourc
         UsageError: There is a choice, and the source is not OME-Zarr.
         StorageError: The bucket cannot be read.
     """
-    options = options or SourceOptions()
-    choice = options.zarr
-    zarrs, source = _zarrs_and_source(src, anonymous=options.anonymous)
-    if source is not None and choice is not None:
-        raise UsageError(
-            f"Expected OME-Zarr for --labels, --channel, --z and --t; found image files in {src}. Leave them out."
-        )
-    if source is None:
-        layout, found = _ZARR, _prepare_all(_zarr_jobs(zarrs, choice or ZarrChoice(), spool), advance)
-        left_out: dict[str, str] = {}
-    else:
-        images = find_images(source)
-        layout, found = images.name, _prepare_all(_file_jobs(source, images.images, spool), advance)
-        left_out = images.left_out
-    prepared, unusable = found
-    reasons = [*(LeftOut(title=path, reason=reason) for path, reason in left_out.items()), *unusable]
+    listing = _listed(src, options or SourceOptions())
+    found = read(listing, advance)
+    prepared = [item for item in found if isinstance(item, SourceImage)]
+    reasons = [*listing.left_out, *(item for item in found if isinstance(item, LeftOut))]
     unique, duplicates = _without_duplicates(prepared)
     if not unique:
         texts = "; ".join(f"{item.title}: {item.reason}" for item in reasons[:3])
         raise DataError(f"Expected usable images in {src}; found none ({texts}).")
-    return SourceImages(Path(str(src)).name, layout, unique, duplicates, reasons)
+    return SourceImages(Path(str(src)).name, listing.layout, unique, duplicates, reasons)
 
 
-def _zarrs_and_source(src: Path | S3Uri, *, anonymous: bool) -> tuple[dict[str, ZarrFolder], Source | None]:
-    """Return the OME-Zarr of a source by their names, or the source of image files."""
+def read_items(
+    folder: Path, listing: SourceListing, advance: Advance, *, threads: int | None = None
+) -> list[SourceImage | LeftOut]:
+    """Read images in threads of this process and write their records to a folder; `ReadItems` with a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    found = []
+    with ThreadPoolExecutor(threads) as pool:
+        paths = (folder / f"{number}.record" for number in range(len(listing.items)))
+        for done, result in enumerate(pool.map(listing.reader.read, listing.items, paths), 1):
+            found.append(result)
+            advance(done, len(listing.items))
+    return found
+
+
+def _listed(src: Path | S3Uri, options: SourceOptions) -> SourceListing:
+    reader = SourceReader(src.absolute() if isinstance(src, Path) else src, str(src), options)
+    zarrs = _zarrs_of(src, reader, options)
+    if zarrs is not None:
+        return SourceListing(reader, _ZARR, list(_zarr_items(zarrs, reader)), [])
+    if options.zarr is not None:
+        raise UsageError(
+            f"Expected OME-Zarr for --labels, --channel, --z and --t; found image files in {src}. Leave them out."
+        )
+    found = find_images(reader.source)
+    left_out = [LeftOut(title=path, reason=reason) for path, reason in found.left_out.items()]
+    return SourceListing(reader, found.name, list(found.images), left_out)
+
+
+def _zarrs_of(src: Path | S3Uri, reader: SourceReader, options: SourceOptions) -> dict[str, ZarrFolder] | None:
+    """Return the OME-Zarr of a source by their names; None if it is a source of image files."""
     if in_zarr(str(src)):
-        folder = local_zarr(src) if isinstance(src, Path) else bucket_zarr(Bucket(src, anonymous=anonymous))
-        return {zarr_name(str(src)): folder}, None
-    source = open_source(src) if isinstance(src, Path) else open_bucket_source(src, anonymous=anonymous)
-    zarrs = source.zarrs()
-    return (zarrs, None) if zarrs and not source.entries() else ({}, source)
+        folder = local_zarr(src) if isinstance(src, Path) else bucket_zarr(Bucket(src, anonymous=options.anonymous))
+        return {zarr_name(str(src)): folder}
+    zarrs = reader.source.zarrs()
+    return zarrs if zarrs and not reader.source.entries() else None
 
 
-_Job = tuple[str, Callable[[], SourceImage]]
-"""Title of an image, and the function that reads and checks it."""
-
-
-def _file_jobs(source: Source, images: Sequence[Annotated], spool: Path) -> list[_Job]:
-    return [
-        (image.title, partial(_prepare, source, image, spool / f"{index}.record")) for index, image in enumerate(images)
-    ]
-
-
-def _zarr_jobs(zarrs: Mapping[str, ZarrFolder], choice: ZarrChoice, spool: Path) -> list[_Job]:
-    jobs: list[_Job] = []
+def _zarr_items(zarrs: Mapping[str, ZarrFolder], reader: SourceReader) -> Iterator[SourceItem]:
+    """Yield the planes of OME-Zarr, whose metadata are read for it."""
     for name, folder in zarrs.items():
         try:
-            for path in image_paths(folder):
-                place, title = folder.below(path) if path else folder, f"{name}/{path}".rstrip("/")
-                for plane in labelled_planes(place, title, choice):
-                    jobs.append((plane.title, partial(_prepare_plane, plane, spool / f"{len(jobs)}.record")))
+            paths = image_paths(folder)
         except ImageError as error:
-            jobs.append((name, partial(_refuse, error)))
-    return jobs
+            yield LeftOut(title=name, reason=str(error))
+            continue
+        with ThreadPoolExecutor(_ZARRS_AT_ONCE) as pool:
+            for items in pool.map(partial(_planes_of, reader, name, folder), paths):
+                yield from items
 
 
-def _refuse(error: ImageError) -> SourceImage:
-    raise error
+def _planes_of(reader: SourceReader, zarr: str, top: ZarrFolder, path: str) -> list[SourceItem]:
+    name = f"{zarr}/{path}".rstrip("/")
+    try:
+        folder = top.below(path) if path else top
+    except ImageError as error:
+        return [LeftOut(title=name, reason=str(error))]
+    planes, problem = reader.planes(folder, name)
+    items: list[SourceItem] = [ZarrItem(plane.title, folder, name, number) for number, plane in enumerate(planes)]
+    return [*items, LeftOut(title=name, reason=str(problem))] if problem else items
 
 
-def _prepare_all(jobs: Sequence[_Job], advance: Advance) -> tuple[list[SourceImage], list[LeftOut]]:
-    def prepare(job: _Job) -> SourceImage | LeftOut:
-        title, work = job
-        try:
-            return work()
-        except ImageError as error:
-            return LeftOut(title=title, reason=str(error))
-
-    prepared: list[SourceImage] = []
-    left_out: list[LeftOut] = []
-    with ThreadPoolExecutor() as pool:
-        for done, result in enumerate(pool.map(prepare, jobs), 1):
-            if isinstance(result, LeftOut):
-                left_out.append(result)
-            else:
-                prepared.append(result)
-            advance(done, len(jobs))
-    return prepared, left_out
-
-
-def _prepare(source: Source, annotated: Annotated, spooled: Path) -> SourceImage:
+def _prepare(source: Source, annotated: Annotated, path: Path) -> SourceImage:
     if annotated.problem:
         raise ImageError(annotated.problem)
     if not annotated.masks:
@@ -196,21 +358,22 @@ def _prepare(source: Source, annotated: Annotated, spooled: Path) -> SourceImage
     image = decode_pixels(file)
     height, width = image.shape[:2]
     masks = _labels(source, annotated, (height, width), file.facts.orientation)
-    return _written(annotated.title, image, masks, spooled, annotated.given_split, annotated.form)
+    return _written(annotated.title, image, masks, path, annotated.given_split, annotated.form)
 
 
-def _prepare_plane(plane: LabelledPlane, spooled: Path) -> SourceImage:
+def _prepare_plane(plane: LabelledPlane, path: Path) -> SourceImage:
     file, labels = plane.open()
     image = decode_pixels(file)
     masks = labels_from_stored(stored_pixels(labels), labels.name, (image.shape[0], image.shape[1]))
-    return _written(plane.title, image, masks, spooled, None, MaskForm.LABELS)
+    return _written(plane.title, image, masks, path, None, MaskForm.LABELS)
 
 
 def _written(
-    title: str, image: RgbImage, masks: MaskLabels, spooled: Path, split: str | None, form: MaskForm
+    title: str, image: RgbImage, masks: MaskLabels, path: Path, split: str | None, form: MaskForm
 ) -> SourceImage:
     # The name is unknown until all titles have been read, so it is filled in later.
-    spooled.write_bytes(encode_record("", image, masks.labels))
+    record = encode_record("", image, masks.labels)
+    path.write_bytes(record)
     return SourceImage(
         title=title,
         given_split=split,
@@ -220,7 +383,7 @@ def _written(
         image_sha256=pixel_sum(image),
         labels_sha256=pixel_sum(masks.labels),
         fingerprint=fingerprint(image),
-        spooled=spooled,
+        record=RecordPlace(str(path), 0, len(record)),
     )
 
 

@@ -10,7 +10,8 @@ import os
 import struct
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,15 +34,20 @@ if TYPE_CHECKING:
     from nucleus.data.decoded import DecodedFile
 
 __all__ = [
+    "RecordPlace",
     "ShardFile",
+    "ShardPlan",
     "decode_record",
     "encode_record",
+    "plan_shards",
     "read_at",
     "record_name",
     "renamed_record",
+    "span_of_record",
+    "unframed_record",
     "write_at",
+    "write_planned",
     "write_shard",
-    "write_shards",
 ]
 
 # Framing of a TFRecord (tensorflow/core/lib/io/record_writer.h): length, its checksum, the record, its checksum.
@@ -51,6 +57,43 @@ _HEADER_BYTES = 12
 _FOOTER_BYTES = 4
 _MASK = 0xA282EAD8
 _FIELDS = ("name", "image", "labels")
+
+
+@dataclass(frozen=True, slots=True)
+class RecordPlace:
+    """Where a record is, for an import that makes shards of it.
+
+    Attributes:
+        file: Path of a file, or key of an object.
+        start: Number of bytes before it there.
+        size: Its size, bytes.
+        named: Whether it has its name; one that was just made has an empty one.
+    """
+
+    file: str
+    start: int
+    size: int
+    named: bool = False
+
+
+@dataclass(frozen=True)
+class ShardPlan:
+    """A shard that is to be written.
+
+    Attributes:
+        file: File name, as that of `Shard`.
+        split: `train`, `val` or `test`.
+        records: Place and name of each record, in the order of the shard.
+    """
+
+    file: str
+    split: str
+    records: tuple[tuple[RecordPlace, str], ...]
+
+    @property
+    def size(self) -> int:
+        """Bytes of the records as they are, without their names and frames."""
+        return sum(place.size for place, _ in self.records)
 
 
 def encode_record(name: str, image: RgbImage, labels: LabelImage) -> bytes:
@@ -90,28 +133,44 @@ def write_shard(path: Path, records: Iterable[bytes]) -> None:
             file.write(_masked_checksum(record))
 
 
-def write_shards(folder: Path, split: str, records: Sequence[Callable[[], bytes]], total_bytes: int) -> list[Shard]:
-    """Write the records of a split, in their stored order (`sampling`), to its shards in turn.
+def plan_shards(split: str, records: Sequence[tuple[RecordPlace, str]]) -> list[ShardPlan]:
+    """Deal the records of a split, each with its name, in their stored order (`sampling`) to its shards in turn."""
+    count = shard_count(len(records), sum(place.size for place, _ in records)) if records else 0
+    order = [records[i] for i in stored_order(len(records))]
+    files = [f"{split}-{number:05d}-of-{count:05d}.tfrecord" for number in range(count)]
+    return [ShardPlan(file, split, tuple(order[number::count])) for number, file in enumerate(files)]
+
+
+def write_planned(plan: ShardPlan, folder: Path, records: Iterable[bytes]) -> Shard:
+    """Write a shard to a folder.
 
     Args:
-        folder: Folder of the shards.
-        split: Name of the split.
-        records: A function for each record that returns it, so that only one is in memory at a time.
-        total_bytes: Size of all records, which decides the number of shards.
+        plan: Its plan.
+        folder: The folder.
+        records: The bytes of its records, as they are at their places; only one needs to be in memory at a time.
 
     Raises:
+        IntegrityError: A record is damaged.
         OutputError: The disk is full.
     """
-    count = shard_count(len(records), total_bytes) if records else 0
-    order = [records[i] for i in stored_order(len(records))]
-    shards = []
-    for number in range(count):
-        path = folder / f"{split}-{number:05d}-of-{count:05d}.tfrecord"
-        chosen = order[number::count]
-        write_shard(path, (read() for read in chosen))
-        facts = {"records": len(chosen), "size": path.stat().st_size, "sha256": sha256_of(path)}
-        shards.append(Shard(file=path.name, split=split, **facts))
-    return shards
+    path = folder / plan.file
+    pairs = zip(records, plan.records, strict=True)
+    write_shard(path, (data if place.named else renamed_record(data, name) for data, (place, name) in pairs))
+    facts = {"records": len(plan.records), "size": path.stat().st_size, "sha256": sha256_of(path)}
+    return Shard(file=plan.file, split=plan.split, **facts)
+
+
+def span_of_record(place: RecordPlace) -> str:
+    """Return the value of the header `Range` for a record in a TFRecord file, with its checksum."""
+    return f"bytes={place.start}-{place.start + place.size + _FOOTER_BYTES - 1}"
+
+
+def unframed_record(data: bytes, where: str) -> bytes:
+    """Return a record that is followed by its checksum. Raises `IntegrityError` if they do not belong together."""
+    record, checksum = data[:-_FOOTER_BYTES], data[-_FOOTER_BYTES:]
+    if _masked_checksum(record) != checksum:
+        raise IntegrityError(f"Expected a record with its checksum in {where}; it is damaged. Remove it and run again.")
+    return record
 
 
 def _masked_checksum(data: bytes) -> bytes:
@@ -199,8 +258,13 @@ class ShardFile:
 
     def read(self, record: int) -> bytes:
         """Return the bytes of a record."""
+        offset, length = self.span(record)
+        return read_at(self._descriptor, length, offset)
+
+    def span(self, record: int) -> tuple[int, int]:
+        """Return the offset and length of a record in the file, bytes."""
         offset, length = self._index[record]
-        return read_at(self._descriptor, int(length), int(offset))
+        return int(offset), int(length)
 
 
 def _index(descriptor: int, name: str) -> NDArray[np.int64]:

@@ -9,7 +9,8 @@ import zipfile
 import zlib
 from abc import ABC, abstractmethod
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -197,11 +198,7 @@ def _is_zarr(name: str) -> bool:
 
 
 def _is_text(name: str) -> bool:
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+    return not any("\ud800" <= letter <= "\udfff" for letter in name)  # Python's way to keep other bytes
 
 
 class Source(ABC):
@@ -247,18 +244,26 @@ class Source(ABC):
             DataError: The source must not be read.
         """
 
+    @abstractmethod
+    def identity(self, entry: str) -> str:
+        """Return a text that changes with the content of an entry; an empty one if it is not there."""
 
-def open_source(path: Path) -> Source:
-    """Open a folder or a zip file.
+    def unlike(self, identities: Mapping[str, str]) -> str | None:
+        """Return an entry whose identity is not the one that another process saw; None if there is none."""
+        return next((entry for entry, seen in identities.items() if self.identity(entry) != seen), None)
+
+
+def open_source(path: Path, title: str | None = None) -> Source:
+    """Open a folder or a zip file; its name in messages is by default the path.
 
     Raises:
         DataError: The path does not exist, cannot be read, or is a file other than a whole zip.
     """
     if path.is_dir():
-        return _FolderSource(path)
+        return _FolderSource(path, title or str(path))
     if not path.exists():
-        raise DataError(f"Expected a folder or a zip file at {path}; nothing is there.")
-    return ZipSource(str(path), _opened_zip(path))
+        raise DataError(f"Expected a folder or a zip file at {title or path}; nothing is there.")
+    return ZipSource(title or str(path), _opened_zip(path))
 
 
 def is_archive(path: str) -> bool:
@@ -266,14 +271,9 @@ def is_archive(path: str) -> bool:
     return PurePosixPath(path).suffix.lower() in _ARCHIVE_SUFFIXES and not is_hidden(path)
 
 
-def _is_beside(path: str) -> bool:
-    """Return whether a path is of a file that is no image: that it cannot be read is no loss of an image."""
-    return not is_image(path) and (is_annotation(path) or is_archive(path))
-
-
 class _FolderSource(Source):
-    def __init__(self, path: Path) -> None:
-        super().__init__(str(path))
+    def __init__(self, path: Path, title: str) -> None:
+        super().__init__(title)
         self._root = path
 
     @cached_property
@@ -286,10 +286,12 @@ class _FolderSource(Source):
         return list(filter(is_image, self._listing.files))
 
     def zarrs(self) -> dict[str, ZarrFolder]:
-        return {path: local_zarr(self._root / path) for path in filter(is_zarr, self._listing.files)}
+        found = filter(is_zarr, self._listing.files)
+        return {path: local_zarr(self._root / path, str(Path(self.title) / path)) for path in found}
 
     def left_out(self) -> dict[str, str]:
-        unread = {path: reason for path, reason in self._listing.unread.items() if not _is_beside(path)}
+        beside = {path for path in self._listing.unread if is_annotation(path) or is_archive(path)}  # no image is lost
+        unread = {path: self._listing.unread[path] for path in self._listing.unread if path not in beside}
         return unread | dict.fromkeys(filter(is_zarr, self._listing.files), BESIDE_IMAGES)
 
     def annotations(self) -> list[str]:
@@ -302,7 +304,14 @@ class _FolderSource(Source):
         try:
             return (self._root / entry).read_bytes()
         except OSError as error:
-            raise ImageError(f"Cannot read {self._root / entry}: {error.strerror}.") from error
+            raise ImageError(f"Cannot read {Path(self.title) / entry}: {error.strerror}.") from error
+
+    def identity(self, entry: str) -> str:
+        path = self._root / entry
+        with suppress(OSError):
+            facts = path.stat()
+            return f"{facts.st_size} {os.access(path, os.R_OK):d} {facts.st_mtime_ns // 100}"  # as shares of Windows
+        return ""
 
 
 class ZipSource(Source):
@@ -344,6 +353,10 @@ class ZipSource(Source):
             raise
         except _DAMAGED as error:
             raise ImageError(f"Cannot read {entry} in {self.title}: {error}. Download the zip again.") from error
+
+    def identity(self, entry: str) -> str:
+        info = self._members.get(entry)
+        return "" if info is None else f"{info.file_size} {info.CRC:08x}"
 
     def unpacked(self, info: zipfile.ZipInfo) -> bytes:
         """Return the content of an entry. Raises what `zipfile` does."""
@@ -411,9 +424,8 @@ def no_zip(title: str, start: bytes, size: int) -> DataError:
             f"Expected a whole zip file at {title}; it breaks off after {size:,} bytes, before its list of contents. "
             "Download or copy it again."
         )
-    kind = next((kind for begin, kind in _ARCHIVES.items() if start.startswith(begin)), None)
-    if kind is None and start[_TAR] == b"ustar":
-        kind = "tar"
+    tar = "tar" if start[_TAR] == b"ustar" else None
+    kind = next((kind for begin, kind in _ARCHIVES.items() if start.startswith(begin)), tar)
     if kind is not None:
         return DataError(
             f"Expected a folder or a zip file; {title} is an archive of another kind, {kind}. Unpack it, and import "

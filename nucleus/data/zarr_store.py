@@ -5,12 +5,14 @@ numbers, and only codecs that compress or rearrange numbers, so that nothing fro
 """
 
 import asyncio
+import hashlib
 import json
 import os
 import tempfile
 import threading
 import weakref
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -73,6 +75,18 @@ class ZarrFolder:
         Raises `ImageError` if a link does lead out of it.
         """
         return self._objects.place
+
+    def identity(self) -> str:
+        """Return a text that changes with any object in this group, which are all listed; an empty one without any.
+
+        Raises:
+            ImageError: A link leads out of the hierarchy.
+            StorageError: The bucket cannot be read.
+        """
+        digest, count = hashlib.sha256(), 0
+        for count, line in enumerate(self._objects.listed(), 1):  # noqa: B007
+            digest.update(f"{line}\n".encode(errors="surrogateescape"))
+        return digest.hexdigest() if count else ""
 
     def below(self, path: str) -> "ZarrFolder":
         """Return a group in this one. Raises `ImageError` if the path leads out of it."""
@@ -140,9 +154,9 @@ class ZarrFolder:
             raise ImageError(f"Expected only paths within {self.name} in its metadata; found {key!r}. {problem}.")
 
 
-def local_zarr(folder: Path) -> ZarrFolder:
-    """Return the Zarr hierarchy in a folder."""
-    return ZarrFolder(str(folder), _LocalObjects(folder, folder))
+def local_zarr(folder: Path, name: str | None = None) -> ZarrFolder:
+    """Return the Zarr hierarchy in a folder; its name in messages is by default the path."""
+    return ZarrFolder(name or str(folder), _LocalObjects(folder, folder))
 
 
 def bucket_zarr(bucket: Bucket, key: str = "") -> ZarrFolder:
@@ -154,14 +168,23 @@ class _LocalObjects:
     """The files of a folder; links that lead out of it are refused."""
 
     def __init__(self, folder: Path, root: Path) -> None:
-        self._folder = folder
-        self._root = root
+        self._folder = folder.absolute()  # for other processes, which have other current folders
+        self._root = root.absolute()
         self._real = root.resolve()
 
     @property
     def place(self) -> Path:
         self._check_inside(self._folder)
         return self._folder
+
+    def listed(self) -> Iterator[str]:
+        """Yield the path, size and time of each file."""
+        for folder, folders, files in os.walk(self.place):
+            folders.sort()
+            for path in (Path(folder) / name for name in sorted(files)):
+                with suppress(FileNotFoundError):  # a link to nothing, or removed just now
+                    facts = path.stat()
+                    yield f"{path.relative_to(self._folder)} {facts.st_size} {facts.st_mtime_ns}"
 
     def below(self, path: str) -> "_LocalObjects":
         return _LocalObjects(self._folder / path, self._root)
@@ -206,9 +229,17 @@ class _BucketObjects:
         self._absent: set[str] = set()
         self._reading: dict[tuple[str, Span | None], threading.Lock] = {}
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _BucketObjects, (self._bucket, self._prefix)
+
     @property
     def place(self) -> tuple[Bucket, str]:
         return self._bucket, self._prefix
+
+    def listed(self) -> Iterator[str]:
+        """Yield the key and ETag of each object."""
+        for item in self._bucket.objects(f"{self._prefix}/".lstrip("/")):
+            yield f"{item.key} {item.etag}"
 
     def below(self, path: str) -> "_BucketObjects":
         return _BucketObjects(self._bucket, f"{self._prefix}/{path}".lstrip("/"))

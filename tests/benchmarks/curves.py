@@ -11,6 +11,7 @@ import json
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import numpy as np
 from nucleus.data.cache import ShardCache, default_cache_dir
 from nucleus.data.dataset import locate_dataset, open_dataset
 from nucleus.data.images import Kind, LabelImage, kind_of
-from nucleus.data.intake import read_source
+from nucleus.data.intake import read_items, read_source
 from nucleus.data.reader import LabelledImage, images_of_split
 from nucleus.data.shards import decode_record
 from nucleus.errors import DataError, UsageError
@@ -82,8 +83,8 @@ def read_images(data: str, split: str) -> list[LabelledImage]:
         dataset = open_dataset(locate_dataset(data))
         return list(images_of_split(dataset, split, ShardCache(default_cache_dir())))
     with temporary_folder("curves") as spool:
-        found = read_source(Path(data), spool, no_progress)
-        decoded = [(image.title, decode_record(image.spooled.read_bytes())) for image in found.images]
+        found = read_source(Path(data), partial(read_items, spool), no_progress)
+        decoded = [(image.title, decode_record(Path(image.record.file).read_bytes())) for image in found.images]
         return [LabelledImage(title, kind_of(image), image, labels) for title, (_, image, labels) in decoded]
 
 

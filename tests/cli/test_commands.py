@@ -34,7 +34,7 @@ CONTRACT = {
     "store status": {"--dir", "--json"},
     "data import": {
         *("--into", "--seed", "--val", "--test", "--group-by", "--license", "--source", "--single-writer", "--json"),
-        *("--labels", "--channel", "--z", "--t", "--anonymous"),
+        *("--labels", "--channel", "--z", "--t", "--anonymous", "--workers"),
     },
     "data list": {"--json"},
     "data show": {"--out", "--json"},

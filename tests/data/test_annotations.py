@@ -4,6 +4,7 @@ import gzip
 import json
 import zipfile
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from pycocotools import mask as coco_mask  # type: ignore[import-untyped]
 from nucleus.data.annotations import read_geojson, read_rois
 from nucleus.data.coco import coco_shapes, read_coco
 from nucleus.data.images import encode_png
-from nucleus.data.intake import read_source
+from nucleus.data.intake import read_items, read_source
 from nucleus.data.layouts import MaskForm, find_images
 from nucleus.data.shapes import Ellipse, Polygons, Shape, labels_from_shapes
 from nucleus.data.shards import decode_record
@@ -108,8 +109,8 @@ def pictures(tmp_path: Path) -> dict[str, Labels]:
 def imported(folder: Path, spool: Path) -> tuple[dict[str, Labels], dict[str, str], list[str]]:
     """Labels by title, reasons of what was left out, and the decisions about parts."""
     spool.mkdir(exist_ok=True)
-    read = read_source(folder, spool, no_progress)
-    labels = {image.title: decode_record(image.spooled.read_bytes())[2] for image in read.images}
+    read = read_source(folder, partial(read_items, spool), no_progress)
+    labels = {image.title: decode_record(Path(image.record.file).read_bytes())[2] for image in read.images}
     reasons = {item.title: item.reason for item in read.left_out}
     return labels, reasons, [text for image in read.images for text, _ in image.masks.remarks]
 

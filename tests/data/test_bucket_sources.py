@@ -15,7 +15,7 @@ from nucleus.data.importing import import_dataset
 from nucleus.data.splits import SplitOptions
 from nucleus.data.synthetic import generated_image
 from nucleus.errors import DataError, ImageError
-from nucleus.storage.bucket import Bucket, StoredObject
+from nucleus.storage.bucket import Bucket
 
 OPTIONS = SplitOptions(seed=0, val=0.25, test=0.25)
 
@@ -57,9 +57,9 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Counter[tuple[str, str | None]]:
     counts: Counter[tuple[str, str | None]] = Counter()
     read = bucket_sources._get
 
-    def counted(bucket: Bucket, item: StoredObject, span: str | None = None) -> bytes:
-        counts[item.key, span] += 1
-        return read(bucket, item, span)
+    def counted(bucket: Bucket, key: str, etag: str, span: str | None = None) -> bytes:
+        counts[key, span] += 1
+        return read(bucket, key, etag, span)
 
     monkeypatch.setattr(bucket_sources, "_get", counted)
     return counts

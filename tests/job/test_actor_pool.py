@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
@@ -29,6 +30,30 @@ def test_one_a_gpu_or_else_one_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     assert actors(monkeypatch, None, 99, gpus=2) == (2, 1, [])
     assert actors(monkeypatch, None, 3) == (3, 0, [])
     assert actors(monkeypatch, 2, 99) == (2, 0, [])
+
+
+def test_an_import_takes_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And connects to the cluster once, when it has something to spread."""
+    found = {name: Capacity(count, count, count) for name, count in {"CPU": 4.0, "GPU": 1.0}.items()}
+    monkeypatch.setattr(actor_pool, "capacities", lambda: found)
+    assert actor_pool._plan_actors(3, 99, lambda _: None, with_gpus=False) == actor_pool._ActorPlan(3, 0)
+    connected: list[bool] = []
+
+    @contextmanager
+    def connection(*, verbose: bool) -> Iterator[None]:
+        connected.append(verbose)
+        yield
+        connected.clear()
+
+    monkeypatch.setattr(actor_pool, "connection", connection)
+    monkeypatch.setattr(actor_pool, "map_on_cluster", lambda items, _make, **how: iter([list(items), how]))
+    with actor_pool.spread_on_cluster(workers=3, waiting=print) as spread:
+        assert connected == []
+        for _ in range(2):
+            dealt, how = spread("ab", lambda: str.upper)
+            assert (dealt, how["workers"], how["with_gpus"]) == (["a", "b"], 3, False)
+        assert connected == [False]
+    assert connected == []
 
 
 def test_too_many_and_too_early(monkeypatch: pytest.MonkeyPatch) -> None:

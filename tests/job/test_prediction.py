@@ -2,17 +2,24 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 from click.testing import CliRunner, Result
 
 from nucleus.cli.main import cli
+from nucleus.data import spooling
+from nucleus.data.synthetic import write_generated
 from nucleus.registry.publish import publish
 from nucleus.registry.versions import read_included
 from nucleus.storage.bucket import Bucket
+from tests.faults.proxy import Fault, Proxy, Request
 from tests.small_model import origin
 from tests.whole_way import Trained
 
@@ -107,6 +114,44 @@ def test_the_cluster_evaluates_as_one_process_does(tmp_path: Path) -> None:
     for kind, scores in found["overall"].items():
         assert scores["loss"] == pytest.approx(other[kind]["loss"], rel=1e-4)
         assert scores["iou"] == pytest.approx(other[kind]["iou"], abs=1e-3)  # pixels at the threshold may change sides
+
+
+def actors_of(line: Proxy) -> Iterator[int]:
+    """The processes of actors of the cluster that reaches S3 through a line; other clusters have theirs too."""
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            raylet = process.parent() if process.name().startswith("ray::_Actor") else None
+            if raylet is not None and raylet.environ().get("AWS_ENDPOINT_URL_S3") == line.endpoint:
+                yield process.pid
+
+
+def test_the_cluster_imports_what_one_process_does(
+    bucket: Bucket, cluster_line: Proxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker that is killed while it writes its first part costs nothing: its part is read by another."""
+    monkeypatch.setattr(spooling, "_ITEMS_OF_A_PART", 2)  # in this process, which deals the parts
+    killed: list[int] = []
+
+    def kill(request: Request) -> Fault | None:
+        if request.method == "PUT" and "/importing/" in request.path and not killed:
+            killed.append(next(actors_of(cluster_line)))
+            os.kill(killed[0], signal.SIGKILL)
+        return None
+
+    write_generated(tmp_path / "images", 6, side=64)
+    cluster_line.decide = kill
+    try:
+        spread = invoke("data", "import", tmp_path / "images", bucket.uri / "b", "--workers", 2, "--json")
+    finally:
+        cluster_line.decide = lambda _: None
+    assert spread.exit_code == 0, spread.output
+    assert killed
+    assert "read images" in spread.stderr
+    alone = invoke("data", "import", tmp_path / "images", bucket.uri / "a", "--json")
+    found, expected = ({**json.loads(run.stdout), "uri": "", "name": "", "created": ""} for run in (spread, alone))
+    assert found == expected
+    shards = [{**{item.key.rpartition("/")[2]: item.etag for item in bucket.objects(name)}} for name in ("a/", "b/")]
+    assert {**shards[0], "manifest.json": ""} == {**shards[1], "manifest.json": ""}
 
 
 @pytest.mark.parametrize(

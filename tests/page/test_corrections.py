@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 from nucleus.data.images import encode_png
-from nucleus.data.intake import read_source
+from nucleus.data.intake import read_items, read_source
 from nucleus.errors import IntegrityError, ObjectExistsError, UriError
 from nucleus.page.corrections import (
     BucketPlace,
@@ -55,7 +56,7 @@ def test_an_import_takes_a_set_as_it_is(tmp_path: Path) -> None:
     saved = CorrectionSet(FolderPlace(tmp_path), "first").save(STEM, FILE, labels_of(2, 20, 35), FACTS, None)
     CorrectionSet(FolderPlace(tmp_path), "first").save(STEM, FILE, labels_of(2, 20), FACTS, saved.tag)
     (tmp_path / "spool").mkdir()
-    found = read_source(tmp_path / "first", tmp_path / "spool", no_progress)
+    found = read_source(tmp_path / "first", partial(read_items, tmp_path / "spool"), no_progress)
     assert (found.left_out, found.duplicates) == ([], [])
     (image,) = found.images
     assert (image.title, image.shape, image.masks.nuclei) == (STEM, PIXELS.shape, 2)

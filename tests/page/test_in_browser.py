@@ -7,6 +7,7 @@ import re
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from playwright.sync_api import APIResponse, Browser, BrowserContext, Page, Rout
 
 import nucleus
 from nucleus.data.images import encode_png
-from nucleus.data.intake import read_source
+from nucleus.data.intake import read_items, read_source
 from nucleus.data.synthetic import generated_image
 from nucleus.page.corrections import BucketPlace, CorrectionSet
 from nucleus.progress import no_progress
@@ -180,7 +181,7 @@ def test_a_person_corrects_an_image(
         assert {url.split("/")[2] for url in person.asked if not url.startswith("blob:")} == {service.address[7:]}
 
     (tmp_path / "spool").mkdir()
-    imported = read_source(corrections / "first", tmp_path / "spool", no_progress)
+    imported = read_source(corrections / "first", partial(read_items, tmp_path / "spool"), no_progress)
     assert [(image.masks.nuclei, image.shape) for image in imported.images] == [(after, (192, 256))]
     assert imported.left_out == []
 
