@@ -6,11 +6,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from nucleus.data.zarr_plates import plate_field
-from nucleus.lazy import pa, skimage
+from nucleus.lazy import pa
 from nucleus.predict.blocks import AssembledLabels, LabelledBlock
 from nucleus.predict.scaled_image import ScaledImage
 from nucleus.predict.source import ImageSource
@@ -212,8 +213,57 @@ def _shapes(labels: NDArray[np.int32]) -> dict[str, NDArray[Any]]:
         "diameter": np.sqrt(4 * areas / np.pi),
         "eccentricity": np.where(mean + half > 0, np.sqrt(1 - ratio), 0.0),
     }
-    solidity = skimage.measure.regionprops_table(labels, properties=("label", "solidity"))["solidity"]
-    return {"label": numbers, "solidity": solidity, **{name: values[numbers] for name, values in columns.items()}}
+    columns["solidity"] = areas / np.maximum(_hull_areas(labels, len(areas)), 1)
+    return {"label": numbers, **{name: values[numbers] for name, values in columns.items()}}
+
+
+def _hull_areas(labels: NDArray[np.int32], count: int) -> NDArray[np.int64]:
+    """Return for each label from 0 the number of pixels whose centre is in the convex hull of its pixels.
+
+    The hull is that of the middles of the pixels' sides, and the numbers are those of scikit-image's
+    `convex_hull_image`, which takes a millisecond for a nucleus. All is computed in whole numbers, of half a pixel.
+
+    Args:
+        labels: h x w, 0 background.
+        count: Number of labels, with that of the background.
+    """
+    padded = np.pad(labels, ((0, 0), (1, 1)))
+    y, x = np.nonzero(padded[:, 1:] != padded[:, :-1])
+    ends, starts = padded[y, x], padded[y, x + 1]  # of the pixels before and after a place where the label changes
+    of = np.concatenate([ends, starts])
+    down, across = 2 * np.concatenate([y, y]), 2 * np.concatenate([x - 1, x])
+    outer = across + np.repeat([1, -1], len(y))
+    order = np.argsort(of, kind="stable")
+    order = order[np.searchsorted(of[order], 1) :]
+    if not len(order):
+        return np.zeros(count, np.int64)
+    sides = np.array([[outer, across, across], [down, down - 1, down + 1]], np.int32).T[order]  # n x 3 x (x, y)
+    of = of[order]
+    firsts = np.flatnonzero(np.r_[True, np.diff(of) > 0])
+    hulls = [cv2.convexHull(points.reshape(-1, 1, 2))[:, 0] for points in np.split(sides, firsts[1:])]
+    return _pixels_inside(hulls, of[firsts], count)
+
+
+def _pixels_inside(hulls: Sequence[NDArray[np.int32]], numbers: NDArray[np.int32], count: int) -> NDArray[np.int64]:
+    """Return for each label from 0 the number of pixel centres in its hull: n x 2, (x, y) in half pixels."""
+    begins = np.concatenate(hulls).astype(np.int64)
+    finishes = np.concatenate([np.roll(hull, -1, axis=0) for hull in hulls]).astype(np.int64)
+    of = np.repeat(numbers, [len(hull) for hull in hulls])
+    upward = (begins[:, 1] > finishes[:, 1])[:, np.newaxis]
+    (x0, y0), (x1, y1) = np.where(upward, finishes, begins).T, np.where(upward, begins, finishes).T
+    first, last = -(-y0 // 2), y1 // 2  # rows that the side crosses
+    rows = np.maximum(last - first + 1, 0)
+    side = np.repeat(np.arange(len(rows)), rows)
+    row = np.arange(len(side)) - (np.cumsum(rows) - rows)[side] + first[side]
+    height = (y1 - y0)[side]
+    along = x0[side] * height + (x1 - x0)[side] * (2 * row - y0[side])
+    place = of[side] * (int(row.max()) + 1) + row  # no hull reaches above the first row, and each row is crossed
+    order = np.argsort(place, kind="stable")
+    new = np.flatnonzero(np.r_[True, np.diff(place[order]) > 0])
+    leftmost = np.minimum.reduceat((-(-along // (2 * height)))[order], new)
+    rightmost = np.maximum.reduceat((along // (2 * height))[order], new)
+    found = np.bincount(of[side][order][new], rightmost - leftmost + 1, minlength=count)
+    return found.astype(np.int64)
 
 
 class NucleiSummary:
