@@ -13,6 +13,7 @@ what it is worth.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import product
 from typing import Literal
 
@@ -155,6 +156,7 @@ def _percentiles(grey: Floats, percents: Sequence[float]) -> Floats:
     return found
 
 
+@lru_cache
 def _of_one_size(length: int) -> list[tuple[NDArray[np.intp], NDArray[np.intp]]]:
     """Return the blocks along an axis of each length that there is: their numbers, and the pixels of each."""
     ends = np.linspace(0, length, _BLOCKS + 1).astype(int)

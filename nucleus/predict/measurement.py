@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Any
 
 import cv2
@@ -172,6 +174,9 @@ def measure_nuclei(
     """
     table = _shapes(labels)
     numbers = table["label"].astype(np.int64)
+    if not len(numbers):
+        return []
+    keys = frame.keys
     sums = _integrated(pixels, labels)[numbers]
     certain = _integrated(mask[..., np.newaxis], labels)[numbers, 0]
     edge = _labels_at_edge(frame, labels)
@@ -179,7 +184,7 @@ def measure_nuclei(
     rows = []
     for i, number in enumerate(numbers):
         area = int(table["area"][i])
-        row = frame.keys | {column: round(float(table[column][i]), 3) for column in _SHAPE}
+        row = keys | {column: round(float(table[column][i]), 3) for column in _SHAPE}
         row |= {"label": int(number) + first, "area": area}
         row["centroid_x"] = round(float(table["centroid_x"][i]) + frame.left, 3)
         row["centroid_y"] = round(float(table["centroid_y"][i]) + frame.top, 3)
@@ -227,7 +232,8 @@ def _hull_areas(labels: NDArray[np.int32], count: int) -> NDArray[np.int64]:
         labels: h x w, 0 background.
         count: Number of labels, with that of the background.
     """
-    padded = np.pad(labels, ((0, 0), (1, 1)))
+    padded = np.zeros((labels.shape[0], labels.shape[1] + 2), labels.dtype)
+    padded[:, 1:-1] = labels
     y, x = np.nonzero(padded[:, 1:] != padded[:, :-1])
     ends, starts = padded[y, x], padded[y, x + 1]  # of the pixels before and after a place where the label changes
     of = np.concatenate([ends, starts])
@@ -272,7 +278,7 @@ class NucleiSummary:
     def __init__(self) -> None:
         self.nuclei = 0
         self._scores = 0.0
-        self._diameters = np.zeros(_DIAMETER_BINS, np.int64)
+        self._diameters = Counter[int]()
 
     def add(self, rows: Iterable[dict[str, Any]]) -> None:
         """Add rows from `measure_nuclei`."""
@@ -291,8 +297,10 @@ class NucleiSummary:
         """Median diameter, px, to a quarter of a pixel; None without nuclei."""
         if not self.nuclei:
             return None
-        middle = np.searchsorted(np.cumsum(self._diameters), self.nuclei / 2)
-        return float((middle + 0.5) / _BINS_PER_PIXEL)
+        bins = sorted(self._diameters)
+        below = accumulate(self._diameters[each] for each in bins)
+        middle = next(each for each, count in zip(bins, below, strict=True) if 2 * count >= self.nuclei)
+        return (middle + 0.5) / _BINS_PER_PIXEL
 
 
 def image_row(
@@ -343,13 +351,13 @@ def _integrated(pixels: NDArray[Any], labels: NDArray[np.int32]) -> NDArray[np.f
 def _labels_at_edge(frame: Frame, labels: NDArray[np.int32]) -> set[int]:
     """Return the labels that touch the edge of the whole image."""
     height, width = labels.shape
-    lines = {
-        0: (frame.top == 0, labels[0]),
-        1: (frame.top + height == frame.shape[0], labels[-1]),
-        2: (frame.left == 0, labels[:, 0]),
-        3: (frame.left + width == frame.shape[1], labels[:, -1]),
-    }
-    return {int(value) for at_edge, line in lines.values() if at_edge for value in np.unique(line)} - {0}
+    lines = (
+        (frame.top == 0, labels[0]),
+        (frame.top + height == frame.shape[0], labels[-1]),
+        (frame.left == 0, labels[:, 0]),
+        (frame.left + width == frame.shape[1], labels[:, -1]),
+    )
+    return {value for at_edge, line in lines if at_edge for value in line.tolist()} - {0}
 
 
 def table_schema(columns: Sequence[str]) -> pa.Schema:
