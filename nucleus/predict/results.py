@@ -81,7 +81,7 @@ def write_image(
     formats: Sequence[FormatName] = DEFAULT_FORMATS,
     expansion: Expansion | None = None,
     own_store: ImageLabels | None = None,
-    save: Callable[[Path, bytes], None] = write_atomic,
+    save: Callable[[Path, bytes], None] | None = None,
 ) -> dict[str, Any]:
     """Write the results of an image in some formats, its nuclei block by block; return the row of the image.
 
@@ -95,13 +95,14 @@ def write_image(
         expansion: How far cells reach beyond their nuclei; None for nuclei alone. Labels of the cells lie beside those
             of the nuclei, GeoJSON has both; other outlines are of the nuclei.
         own_store: Where the labels of the format `zarr` go, if that is into the image.
-        save: Function that writes a file whose content is known as a whole: small labels, and overlays.
+        save: Function that takes a file whose content is known as a whole, small labels and overlays; None writes it.
 
     Raises:
         ImageError: A part of the image is damaged, or the image is too large for a format, or lacks the pixel size that
             an expansion needs.
         OutputError: The files cannot be written.
     """
+    save = save or write_atomic
     frame, summary = frame_of(image.source), NucleiSummary()
     distance = None if expansion is None else expansion.pixels(frame)
     with ExitStack() as stack:

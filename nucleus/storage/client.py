@@ -124,8 +124,9 @@ class Connection:
         if proxy_of(self.endpoint) or getattr(meta.config, "signature_version", None) not in (_SIGNATURE, _unsigned()):
             return None
         # A bucket with rules of its own, such as that of an access point, makes another path, or none.
-        signed = self.client.generate_presigned_url("get_object", Params={"Bucket": self._uri.bucket, "Key": _ANY_KEY})
-        place = urlsplit(signed)
+        key = {"Bucket": self._uri.bucket, "Key": _ANY_KEY}
+        with explained(self._uri, self.endpoint):
+            place = urlsplit(self.client.generate_presigned_url("get_object", Params=key))
         if place.path not in (f"/{_ANY_KEY}", f"/{self._uri.bucket}/{_ANY_KEY}") or (keys is None) != self._anonymous:
             return None
         certificates = _trusted() if place.scheme == "https" else None

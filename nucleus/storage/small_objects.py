@@ -18,10 +18,12 @@ import time
 import weakref
 import zlib
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 from urllib.parse import quote
 
+from nucleus.errors import StorageError
+from nucleus.storage.answers import check_answer
 from nucleus.storage.bucket import Bucket
 from nucleus.storage.client import Address
 from nucleus.storage.retries import seconds_of_silence
@@ -74,24 +76,41 @@ class SmallObjects:
         if address is None or self._failures >= _MOST_FAILURES:
             return None
         path = address.path + quote(self._bucket.key(key), safe="/~")
-        extra = {"x-amz-checksum-mode": "ENABLED"} if method == "GET" else {}
-        headers = extra if address.anonymous else signed_headers(address, method, path, data, extra)
-        line = self._line(address)
         try:
-            line.request(method, path, data or None, headers)
-            answer = line.getresponse()
-            body = answer.read()
-        except (OSError, http.client.HTTPException):
-            line.close()  # it connects again
+            status, headers, body = self._answer(address, method, path, data)
+        except self._trouble:
+            self._hang_up()
             self._failures += 1
             return None
-        if answer.status == _OK and "ETag" in answer.headers and (method == "PUT" or is_whole(body, answer.headers)):
+        if status == _OK and _is_answer(self._bucket.endpoint, method, headers, body):
             self._failures = 0
             return body
-        if answer.status not in {_NOT_FOUND, _TOO_MANY} and answer.status < _SERVERS_FAULT:
+        if status not in {_NOT_FOUND, _TOO_MANY} and status < _SERVERS_FAULT:
             self._failures += 1
             self._asked = False  # boto3 may find other credentials
         return None
+
+    @cached_property
+    def _trouble(self) -> tuple[type[Exception], ...]:
+        """What connections, certificates and the programs that give credentials may raise."""
+        from botocore.exceptions import BotoCoreError  # noqa: PLC0415  slow to import
+
+        return OSError, http.client.HTTPException, BotoCoreError
+
+    def _answer(self, address: Address, method: str, path: str, data: bytes) -> tuple[int, Any, bytes]:
+        """Return status, headers and body of the answer to a request."""
+        extra = {"x-amz-checksum-mode": "ENABLED"} if method == "GET" else {}
+        headers = extra if address.anonymous else signed_headers(address, method, path, data, extra)
+        line = self._line(address)
+        line.request(method, path, data if method == "PUT" else None, headers)
+        answer = line.getresponse()
+        return answer.status, answer.headers, answer.read()
+
+    def _hang_up(self) -> None:
+        """End this thread's connection; it connects again."""
+        line: http.client.HTTPConnection | None = getattr(self._lines, "line", None)
+        if line is not None:
+            line.close()
 
     def _line(self, address: Address) -> http.client.HTTPConnection:
         """Return this thread's connection."""
@@ -151,7 +170,20 @@ def _signing_key(secret: str, scope: str) -> bytes:
     return key
 
 
+def _is_answer(endpoint: str, method: str, headers: Any, body: bytes) -> bool:
+    """Return whether an answer with status 200 is one of an S3 server, and a whole object."""
+    operation = {"GET": "GetObject", "PUT": "PutObject"}[method]
+    told = body if method == "PUT" else None  # an object may be of any kind
+    try:
+        check_answer(endpoint, operation, {"status_code": _OK, "headers": headers, "body": told})
+    except StorageError:
+        return False
+    return method == "PUT" or is_whole(body, headers)
+
+
 def is_whole(body: bytes, headers: Any) -> bool:
-    """Return whether a body has the sums that were stored with the object; sums of parts have a hyphen."""
+    """Return whether a body has the stated length, and the sums stored with the object; sums of parts have a hyphen."""
+    if headers.get("content-length") != str(len(body)):  # without it, an answer that breaks off is not told
+        return False
     sums = ((headers.get(name), made) for name, made in _SUMS.items())
     return all("-" in (stored or "-") or base64.b64encode(made(body)).decode() == stored for stored, made in sums)

@@ -94,6 +94,19 @@ def test_a_body_with_another_sum_is_not_whole() -> None:
     crc = base64.b64encode(zlib.crc32(b"pixels").to_bytes(4, "big")).decode()
     sha = base64.b64encode(hashlib.sha256(b"pixels").digest()).decode()
     for headers in ({}, {"x-amz-checksum-crc32": crc}, {"x-amz-checksum-sha256": sha, "x-amz-checksum-crc32": "AA-2"}):
-        assert is_whole(b"pixels", headers)
+        assert is_whole(b"pixels", {"content-length": "6", **headers})
+        assert not is_whole(b"pixels", headers)
     for headers in ({"x-amz-checksum-crc32": crc}, {"x-amz-checksum-sha256": sha}):
-        assert not is_whole(b"pixelz", headers)
+        assert not is_whole(b"pixelz", {"content-length": "6", **headers})
+    assert not is_whole(b"pixel", {"content-length": "6"})
+
+
+def test_a_web_page_is_no_object(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A gateway may answer anything with status 200; boto3 asks again, and says what is wrong."""
+    bucket.put("a.png", b"pixels")
+    small = SmallObjects(bucket)
+    page = {"content-length": "4", "content-type": "text/html"}
+    monkeypatch.setattr(small, "_answer", lambda *_: (200, page, b"<p/>"))
+    assert small.get("a.png") == b"pixels"
+    small.put("b.png", b"others")
+    assert bucket.get("b.png") == b"others"
