@@ -12,7 +12,6 @@ from nucleus.data.cache import ShardCache
 from nucleus.data.dataset import Dataset
 from nucleus.data.images import Kind, RgbImage
 from nucleus.data.reader import images_of_split
-from nucleus.lazy import skimage
 from nucleus.metrics.nuclei import Mistakes, find_mistakes
 
 __all__ = [
@@ -58,8 +57,19 @@ _FONT, _FONT_SIZE = cv2.FONT_HERSHEY_SIMPLEX, 0.45
 def draw_outlines(image: RgbImage, labels: NDArray[np.integer], colour: tuple[int, int, int] = YELLOW) -> RgbImage:
     """Return a copy of an image (H x W x 3) with the inner outline of each label (H x W) in `colour`, RGB."""
     drawn = image.copy()
-    drawn[skimage.segmentation.find_boundaries(labels, mode="inner")] = colour
+    drawn[_inner_boundaries(labels)] = colour
     return drawn
+
+
+def _inner_boundaries(labels: NDArray[np.integer]) -> NDArray[np.bool_]:
+    """Return the pixels of labels that touch another label or the background with a side."""
+    found = np.zeros(labels.shape, np.bool_)
+    for first, second in ((np.s_[1:], np.s_[:-1]), (np.s_[:, 1:], np.s_[:, :-1])):
+        differs = labels[first] != labels[second]
+        found[first] |= differs
+        found[second] |= differs
+    found &= labels != 0
+    return found
 
 
 def draw_overlay(image: RgbImage, labels: NDArray[np.integer], diameter: float | None, every: int = 1) -> RgbImage:
@@ -183,7 +193,7 @@ def draw_mistakes(
         (truth, mistakes.split, "split"),
     ):
         shown = labels if chosen is None else np.where(np.isin(labels, list(chosen)), labels, 0)
-        drawn[skimage.segmentation.find_boundaries(shown, mode="inner")] = MISTAKE_COLOURS[name]
+        drawn[_inner_boundaries(shown)] = MISTAKE_COLOURS[name]
     return drawn
 
 

@@ -5,6 +5,7 @@ nuclei are complete. Overlapping blocks have the same network values in the pixe
 same nuclei there.
 """
 
+import io
 import mmap
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 from nucleus.data.pixel_files import temporary_pages
 from nucleus.model.instances import kept_labels
 from nucleus.model.tiling import Region
-from nucleus.storage.files import atomic_path
+from nucleus.storage.files import atomic_path, write_atomic
 from nucleus.surroundings import free_pages
 
 __all__ = [
@@ -164,22 +165,30 @@ class AssembledLabels:
         """Type of the labels in files: 16 bits, or 32 bits if there are more than 65,535 nuclei."""
         return np.uint16 if self.count <= np.iinfo(np.uint16).max else np.uint32
 
+    def encoded(self) -> bytes | None:
+        """Return a TIFF; None if the labels are in a temporary file, for which only `write` has the memory."""
+        if self._backing is not None:
+            return None
+        file = io.BytesIO()
+        tifffile.imwrite(file, self.labels.astype(self.kind), compression="zlib")
+        return file.getvalue()
+
     def write(self, path: Path) -> None:
         """Write a TIFF; tiled if the image is large."""
-        kind = self.kind
+        kind, whole = self.kind, self.encoded()
+        if whole is not None:
+            write_atomic(path, whole)
+            return
         with atomic_path(path) as beside:
-            if self._backing is None:
-                tifffile.imwrite(beside, self.labels.astype(kind), compression="zlib")
-            else:
-                tifffile.imwrite(
-                    beside,
-                    self._tiles(kind),
-                    shape=self.labels.shape,
-                    dtype=kind,
-                    tile=(_TILE, _TILE),
-                    compression="zlib",
-                    bigtiff=self.labels.nbytes >= 1 << 31,
-                )
+            tifffile.imwrite(
+                beside,
+                self._tiles(kind),
+                shape=self.labels.shape,
+                dtype=kind,
+                tile=(_TILE, _TILE),
+                compression="zlib",
+                bigtiff=self.labels.nbytes >= 1 << 31,
+            )
 
     def _tiles(self, kind: type[np.unsignedinteger]) -> Iterator[NDArray[np.unsignedinteger]]:
         height, width = self.labels.shape

@@ -23,7 +23,7 @@ from nucleus.predict.measurement import frame_of, image_columns, nucleus_columns
 from nucleus.predict.model import IMAGES_AT_ONCE, Model
 from nucleus.predict.planes import FileImage, ImageOpener, PlannedImages, plan_images
 from nucleus.predict.plates import PLATE_ENDING, Wells, draw_plate, plates_of
-from nucleus.predict.results import write_image
+from nucleus.predict.results import replaced_results, write_image
 from nucleus.predict.scaled_image import ScaledImage
 from nucleus.predict.table_files import IMAGES_TABLE, NUCLEI_TABLE, TABLE_FILES, CsvTable, csv_table, finish_tables
 from nucleus.predict.zarr_results import ImageLabels, IntoImage
@@ -313,7 +313,9 @@ class _Outputs:
         """Write the results of an image, all or none of its rows; return the row of the image."""
         with self.nuclei.rows() as rows:
             stem, own = self.folder / stem_of(of.output), ImageLabels(of.file, self.into) if self.into else None
-            row = write_image(model, image, blocks, stem, rows, self.formats, self.expansion, own)
+            beside = [name for name in self.formats if own is None or name != "zarr"]
+            with replaced_results(stem, beside, cells=self.expansion is not None):
+                row = write_image(model, image, blocks, stem, rows, self.formats, self.expansion, own)
         try:
             self.images.add(row)
         except OSError:

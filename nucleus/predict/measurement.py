@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Any
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from nucleus.data.zarr_plates import plate_field
-from nucleus.lazy import pa, skimage
+from nucleus.lazy import pa
 from nucleus.predict.blocks import AssembledLabels, LabelledBlock
 from nucleus.predict.scaled_image import ScaledImage
 from nucleus.predict.source import ImageSource
@@ -171,6 +174,9 @@ def measure_nuclei(
     """
     table = _shapes(labels)
     numbers = table["label"].astype(np.int64)
+    if not len(numbers):
+        return []
+    keys = frame.keys
     sums = _integrated(pixels, labels)[numbers]
     certain = _integrated(mask[..., np.newaxis], labels)[numbers, 0]
     edge = _labels_at_edge(frame, labels)
@@ -178,7 +184,7 @@ def measure_nuclei(
     rows = []
     for i, number in enumerate(numbers):
         area = int(table["area"][i])
-        row = frame.keys | {column: round(float(table[column][i]), 3) for column in _SHAPE}
+        row = keys | {column: round(float(table[column][i]), 3) for column in _SHAPE}
         row |= {"label": int(number) + first, "area": area}
         row["centroid_x"] = round(float(table["centroid_x"][i]) + frame.left, 3)
         row["centroid_y"] = round(float(table["centroid_y"][i]) + frame.top, 3)
@@ -212,8 +218,58 @@ def _shapes(labels: NDArray[np.int32]) -> dict[str, NDArray[Any]]:
         "diameter": np.sqrt(4 * areas / np.pi),
         "eccentricity": np.where(mean + half > 0, np.sqrt(1 - ratio), 0.0),
     }
-    solidity = skimage.measure.regionprops_table(labels, properties=("label", "solidity"))["solidity"]
-    return {"label": numbers, "solidity": solidity, **{name: values[numbers] for name, values in columns.items()}}
+    columns["solidity"] = areas / np.maximum(_hull_areas(labels, len(areas)), 1)
+    return {"label": numbers, **{name: values[numbers] for name, values in columns.items()}}
+
+
+def _hull_areas(labels: NDArray[np.int32], count: int) -> NDArray[np.int64]:
+    """Return for each label from 0 the number of pixels whose centre is in the convex hull of its pixels.
+
+    The hull is that of the middles of the pixels' sides, and the numbers are those of scikit-image's
+    `convex_hull_image`, which takes a millisecond for a nucleus. All is computed in whole numbers, of half a pixel.
+
+    Args:
+        labels: h x w, 0 background.
+        count: Number of labels, with that of the background.
+    """
+    padded = np.zeros((labels.shape[0], labels.shape[1] + 2), labels.dtype)
+    padded[:, 1:-1] = labels
+    y, x = np.nonzero(padded[:, 1:] != padded[:, :-1])
+    ends, starts = padded[y, x], padded[y, x + 1]  # of the pixels before and after a place where the label changes
+    of = np.concatenate([ends, starts])
+    down, across = 2 * np.concatenate([y, y]), 2 * np.concatenate([x - 1, x])
+    outer = across + np.repeat([1, -1], len(y))
+    order = np.argsort(of, kind="stable")
+    order = order[np.searchsorted(of[order], 1) :]
+    if not len(order):
+        return np.zeros(count, np.int64)
+    sides = np.array([[outer, across, across], [down, down - 1, down + 1]], np.int32).T[order]  # n x 3 x (x, y)
+    of = of[order]
+    firsts = np.flatnonzero(np.r_[True, np.diff(of) > 0])
+    hulls = [cv2.convexHull(points.reshape(-1, 1, 2))[:, 0] for points in np.split(sides, firsts[1:])]
+    return _pixels_inside(hulls, of[firsts], count)
+
+
+def _pixels_inside(hulls: Sequence[NDArray[np.int32]], numbers: NDArray[np.int32], count: int) -> NDArray[np.int64]:
+    """Return for each label from 0 the number of pixel centres in its hull: n x 2, (x, y) in half pixels."""
+    begins = np.concatenate(hulls).astype(np.int64)
+    finishes = np.concatenate([np.roll(hull, -1, axis=0) for hull in hulls]).astype(np.int64)
+    of = np.repeat(numbers, [len(hull) for hull in hulls])
+    upward = (begins[:, 1] > finishes[:, 1])[:, np.newaxis]
+    (x0, y0), (x1, y1) = np.where(upward, finishes, begins).T, np.where(upward, begins, finishes).T
+    first, last = -(-y0 // 2), y1 // 2  # rows that the side crosses
+    rows = np.maximum(last - first + 1, 0)
+    side = np.repeat(np.arange(len(rows)), rows)
+    row = np.arange(len(side)) - (np.cumsum(rows) - rows)[side] + first[side]
+    height = (y1 - y0)[side]
+    along = x0[side] * height + (x1 - x0)[side] * (2 * row - y0[side])
+    place = of[side] * (int(row.max()) + 1) + row  # no hull reaches above the first row, and each row is crossed
+    order = np.argsort(place, kind="stable")
+    new = np.flatnonzero(np.r_[True, np.diff(place[order]) > 0])
+    leftmost = np.minimum.reduceat((-(-along // (2 * height)))[order], new)
+    rightmost = np.maximum.reduceat((along // (2 * height))[order], new)
+    found = np.bincount(of[side][order][new], rightmost - leftmost + 1, minlength=count)
+    return found.astype(np.int64)
 
 
 class NucleiSummary:
@@ -222,7 +278,7 @@ class NucleiSummary:
     def __init__(self) -> None:
         self.nuclei = 0
         self._scores = 0.0
-        self._diameters = np.zeros(_DIAMETER_BINS, np.int64)
+        self._diameters = Counter[int]()
 
     def add(self, rows: Iterable[dict[str, Any]]) -> None:
         """Add rows from `measure_nuclei`."""
@@ -241,8 +297,10 @@ class NucleiSummary:
         """Median diameter, px, to a quarter of a pixel; None without nuclei."""
         if not self.nuclei:
             return None
-        middle = np.searchsorted(np.cumsum(self._diameters), self.nuclei / 2)
-        return float((middle + 0.5) / _BINS_PER_PIXEL)
+        bins = sorted(self._diameters)
+        below = accumulate(self._diameters[each] for each in bins)
+        middle = next(each for each, count in zip(bins, below, strict=True) if 2 * count >= self.nuclei)
+        return (middle + 0.5) / _BINS_PER_PIXEL
 
 
 def image_row(
@@ -293,13 +351,13 @@ def _integrated(pixels: NDArray[Any], labels: NDArray[np.int32]) -> NDArray[np.f
 def _labels_at_edge(frame: Frame, labels: NDArray[np.int32]) -> set[int]:
     """Return the labels that touch the edge of the whole image."""
     height, width = labels.shape
-    lines = {
-        0: (frame.top == 0, labels[0]),
-        1: (frame.top + height == frame.shape[0], labels[-1]),
-        2: (frame.left == 0, labels[:, 0]),
-        3: (frame.left + width == frame.shape[1], labels[:, -1]),
-    }
-    return {int(value) for at_edge, line in lines.values() if at_edge for value in np.unique(line)} - {0}
+    lines = (
+        (frame.top == 0, labels[0]),
+        (frame.top + height == frame.shape[0], labels[-1]),
+        (frame.left == 0, labels[:, 0]),
+        (frame.left + width == frame.shape[1], labels[:, -1]),
+    )
+    return {value for at_edge, line in lines if at_edge for value in line.tolist()} - {0}
 
 
 def table_schema(columns: Sequence[str]) -> pa.Schema:

@@ -19,11 +19,16 @@ from nucleus.predict.part_tables import ImageRows, ObjectRows, read_part, write_
 from nucleus.predict.planes import FileImage, ImageOpener, PlannedImages, plan_images
 from nucleus.predict.results import write_image
 from nucleus.predict.scaled_image import ScaledImage
+from nucleus.predict.source import stacks_of
 from nucleus.storage.bucket import Bucket
 from nucleus.storage.files import temporary_folder
+from nucleus.storage.small_objects import SmallObjects
 from nucleus.storage.uri import LONGEST_KEY, parse_uri
 
 __all__ = ["ImageOutcome", "PartOutcome", "PartPredictor"]
+
+_SMALL_BYTES = 1 << 20
+"""Larger objects are transferred by boto3, which goes on where a transfer broke off."""
 
 
 @dataclass(frozen=True)
@@ -69,16 +74,25 @@ class _ImageFiles:
     Attributes:
         image: The object.
         folder: The folder.
+        opener: Opens the images.
         zarr: The object as a group of OME-Zarr, which is read where it is; None for files.
         planned: What the object holds; empty before it was downloaded.
         rows: Rows of the images that were predicted.
+        results: Content of small results, which are not on disk, by their path.
     """
 
     image: BucketImage
     folder: Path
+    opener: ImageOpener
     zarr: ZarrFolder | None = None
     planned: PlannedImages = field(default_factory=PlannedImages)
     rows: dict[FileImage, ObjectRows] = field(default_factory=dict)
+    results: dict[Path, bytes] = field(default_factory=dict)
+
+    @property
+    def small(self) -> bool:
+        """Whether object and results are small: they are read and written as a whole."""
+        return self.image.size <= _SMALL_BYTES
 
     @property
     def file(self) -> Path | ZarrFolder:
@@ -87,6 +101,13 @@ class _ImageFiles:
     def stem(self, image: FileImage) -> Path:
         """Return the path of an image's results, without their endings."""
         return self.folder / f"image{image.chosen.ending}"
+
+    def save(self, path: Path, data: bytes) -> None:
+        """Keep a result: in memory if it is small and the only one of its kind, else on disk."""
+        if len(data) <= _SMALL_BYTES and len(self.planned.images) == 1:
+            self.results[path] = data
+        else:
+            path.write_bytes(data)
 
 
 class PartPredictor:
@@ -107,6 +128,7 @@ class PartPredictor:
         self._overwrite = overwrite
         self._images = Bucket(settings.folder, anonymous=anonymous)
         self._out = Bucket(parse_uri(settings.out))
+        self._small_images, self._small_results = SmallObjects(self._images), SmallObjects(self._out)
         self._pool = ThreadPoolExecutor()
 
     def predict(self, part: ImagePart) -> PartOutcome:
@@ -121,7 +143,10 @@ class PartPredictor:
         done = {} if self._overwrite else self._done(part)
         wanted = [image for image in part.images if image.key not in done]
         with temporary_folder("part") as temporary:
-            files = [_ImageFiles(image, temporary / str(number)) for number, image in enumerate(wanted)]
+            channel = self._settings.channel
+            files = [
+                _ImageFiles(image, temporary / str(number), ImageOpener(channel)) for number, image in enumerate(wanted)
+            ]
             files = list(self._pool.map(self._fetch, files))
             outcomes = [
                 ImageOutcome(each.image.key, title, failure=failure)
@@ -129,9 +154,9 @@ class PartPredictor:
                 for title, failure in each.planned.failures.items()
             ]
             remaining = ((each, image) for each in files for image in each.planned.images)
-            opener, uploads = ImageOpener(self._settings.channel), list[Future[None]]()
+            uploads = list[Future[None]]()
             while chunk := list(islice(remaining, IMAGES_AT_ONCE)):
-                outcomes += self._predict(chunk, opener)
+                outcomes += self._predict(chunk)
                 ended = [each for each, image in chunk if image is each.planned.images[-1] and each.rows]
                 uploads += [self._pool.submit(self._upload, each) for each in ended]
             for upload in uploads:
@@ -162,7 +187,7 @@ class PartPredictor:
             name = PartName(part.place, part.content, channels, plate, whole)
             path = temporary / "part.parquet"
             write_part(path, objects, cells=self._settings.expand is not None)
-            self._out.put(f"{self._settings.tables}/{name}", path)
+            self._put(f"{self._settings.tables}/{name}", path)
         for earlier in part.earlier:
             if earlier != name:
                 with suppress(AccessDeniedError):  # it is only in the way
@@ -176,17 +201,20 @@ class PartPredictor:
         if in_zarr(key):
             files = replace(files, zarr=bucket_zarr(self._images, key))
         try:
-            if isinstance(files.file, Path):
+            if isinstance(files.file, Path) and files.small:
+                files.file.write_bytes(self._small_images.get(key))
+            elif isinstance(files.file, Path):
                 self._images.download(key, files.file)
         except (ObjectNotFoundError, AccessDeniedError) as error:  # of this object: archived, or locked by its key
             return replace(files, planned=PlannedImages(failures={key: str(error)}))
-        planned = plan_images({key: files.file}, self._settings.planes)
+        header = files.opener.header if files.small else stacks_of  # headers of small files have their bytes
+        planned = plan_images({key: files.file}, self._settings.planes, header)
         failures = {name: self._message(reason, files) for name, reason in planned.failures.items()}
         return replace(files, planned=replace(planned, failures=failures))
 
-    def _predict(self, chunk: Sequence[tuple[_ImageFiles, FileImage]], opener: ImageOpener) -> list[ImageOutcome]:
+    def _predict(self, chunk: Sequence[tuple[_ImageFiles, FileImage]]) -> list[ImageOutcome]:
         """Predict some images together, and write their results."""
-        opened = [self._open(*each, opener) for each in chunk]
+        opened = [self._open(*each) for each in chunk]
         segmented = self._model.segment_blocks([image for image in opened if isinstance(image, ScaledImage)])
         return [
             ImageOutcome(files.image.key, image.title, failure=found)
@@ -195,11 +223,11 @@ class PartPredictor:
             for (files, image), found in zip(chunk, opened, strict=True)
         ]
 
-    def _open(self, files: _ImageFiles, image: FileImage, opener: ImageOpener) -> ScaledImage | str:
+    def _open(self, files: _ImageFiles, image: FileImage) -> ScaledImage | str:
         """Open an image; return an error message if it cannot be read."""
         try:
             self._check_length(f"{files.image.stem}{image.chosen.ending}{OVERLAY_ENDING}")
-            return self._model.scaled_image(opener.open(image))
+            return self._model.scaled_image(files.opener.open(image))
         except ImageError as error:
             return self._message(str(error), files)
 
@@ -220,7 +248,8 @@ class PartPredictor:
         channels, plate = files.planned.channels, plate_field(image.name) is not None
         table = ImageRows(result_path(stem, ".parquet"), channels, plate=plate, cells=expansion is not None)
         try:
-            row = write_image(self._model, scaled, blocks, stem, table, self._settings.formats, expansion)
+            formats = self._settings.formats
+            row = write_image(self._model, scaled, blocks, stem, table, formats, expansion, save=files.save)
         except ImageError as error:  # a part of a large image may be damaged
             return ImageOutcome(files.image.key, image.title, failure=self._message(str(error), files))
         files.rows[image] = ObjectRows(files.image, True, channels, plate, [row], [table])
@@ -232,10 +261,21 @@ class PartPredictor:
             stem = files.stem(image)
             for ending in output_endings(self._settings.formats, cells=self._settings.expand is not None):
                 found = result_path(stem, ending)
+                if found in files.results:
+                    below = found.name.removeprefix("image")
+                    self._small_results.put(f"{files.image.stem}{below}", files.results.pop(found))
+                    continue
                 for file in sorted(found.rglob("*")) if found.is_dir() else [found]:
                     if file.is_file():
                         below = file.relative_to(files.folder).as_posix().removeprefix("image")
-                        self._out.put(f"{files.image.stem}{below}", file)
+                        self._put(f"{files.image.stem}{below}", file)
+
+    def _put(self, key: str, file: Path) -> None:
+        """Upload a file."""
+        if file.stat().st_size <= _SMALL_BYTES:
+            self._small_results.put(key, file.read_bytes())
+        else:
+            self._out.put(key, file)
 
     def _message(self, text: str, files: _ImageFiles) -> str:
         """Return an error message with the URI of the image in place of the local file."""

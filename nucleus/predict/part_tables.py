@@ -63,17 +63,23 @@ class ImageRows:
         channels: Number of channels that the columns are for.
         plate: Whether the image is of a plate.
         cells: Whether nuclei have cells around them.
+
+    Attributes:
+        num_rows: Number of rows.
     """
 
     def __init__(self, path: Path, channels: int, *, plate: bool, cells: bool) -> None:
         self._path = path
         self._columns = nucleus_columns(channels, plate=plate, cells=cells)
         self._rows: list[dict[str, Any]] = []
+        self.num_rows = 0
         self._writer: pq.ParquetWriter | None = None
 
     def writerows(self, rows: Iterable[dict[str, Any]], /) -> None:
         """Add rows from `nucleus.predict.measure_nuclei`."""
+        before = len(self._rows)
         self._rows.extend(rows)
+        self.num_rows += len(self._rows) - before
         if len(self._rows) > _ROWS_IN_MEMORY:
             self._spill()
 
@@ -83,6 +89,11 @@ class ImageRows:
             self._writer = pq.ParquetWriter(self._path, schema, compression="zstd")
         self._writer.write_table(pa.Table.from_pylist(self._rows, schema=schema))
         self._rows = []
+
+    @property
+    def in_memory(self) -> list[dict[str, Any]] | None:
+        """The rows; None if they are in a file."""
+        return self._rows if self._writer is None and not self._path.exists() else None
 
     def tables(self, schema: pa.Schema) -> Iterator[pa.Table]:
         """Yield the rows, with the columns of a schema that has at least those of the image."""
@@ -131,21 +142,34 @@ def write_part(path: Path, objects: Sequence[ObjectRows], *, cells: bool) -> Non
     about = []
     with pq.ParquetWriter(path, schema, compression="zstd") as writer:
         waiting: list[pa.Table] = []
+        for table in _tables_of((found for each in objects for found in each.nuclei), schema):
+            waiting.append(table)
+            if sum(table.num_rows for table in waiting) > _ROWS_IN_MEMORY:
+                writer.write_table(pa.concat_tables(waiting))
+                waiting = []
         for each in objects:
-            rows = 0
-            for found in each.nuclei:
-                for table in found.tables(schema) if isinstance(found, ImageRows) else [_widened(found, schema)]:
-                    rows += table.num_rows
-                    waiting.append(table)
-                    if sum(table.num_rows for table in waiting) > _ROWS_IN_MEMORY:
-                        writer.write_table(pa.concat_tables(waiting))
-                        waiting = []
-            image = each.image
+            rows, image = sum(found.num_rows for found in each.nuclei), each.image
             facts = {"key": image.key, "etag": image.etag, "size": image.size, "whole": each.whole, "nuclei": rows}
             about.append({**facts, "channels": each.channels, "plate": each.plate, "images": each.images})
         if waiting:
             writer.write_table(pa.concat_tables(waiting))
         writer.add_key_value_metadata({_OBJECTS: json.dumps(about)})
+
+
+def _tables_of(nuclei: Iterable[ImageRows | pa.Table], schema: pa.Schema) -> Iterator[pa.Table]:
+    """Yield the rows of images with the columns of a schema; those of many images with few at once, which is faster."""
+    rows: list[dict[str, Any]] = []
+    for each in nuclei:
+        few = each.in_memory if isinstance(each, ImageRows) else None
+        if few is not None and len(rows) + len(few) <= _ROWS_IN_MEMORY:
+            rows += few
+            continue
+        if rows:
+            yield pa.Table.from_pylist(rows, schema=schema)
+            rows = []
+        yield from each.tables(schema) if isinstance(each, ImageRows) else [_widened(each, schema)]
+    if rows:
+        yield pa.Table.from_pylist(rows, schema=schema)
 
 
 def _widened(table: pa.Table, schema: pa.Schema) -> pa.Table:

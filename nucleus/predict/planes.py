@@ -1,6 +1,6 @@
 """Which images the files of a prediction hold: planes of stacks, projections, and several images of one file."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
@@ -56,12 +56,17 @@ class PlannedImages:
     channels: int = 1
 
 
-def plan_images(files: Mapping[str, Path | ZarrFolder], options: PlaneOptions) -> PlannedImages:
+def plan_images(
+    files: Mapping[str, Path | ZarrFolder],
+    options: PlaneOptions,
+    header: Callable[[Path | ZarrFolder], list[Stack]] = stacks_of,
+) -> PlannedImages:
     """Return the images of files, from their headers. Of an image in several files, the first one counts.
 
     Args:
         files: The files by their names, which are relative paths with forward slashes.
         options: Which planes of stacks and time series to take.
+        header: Function that reads the header of a file, such as `ImageOpener.header`.
     """
     planned = PlannedImages()
     most, parts = 1, set[Path]()
@@ -69,7 +74,7 @@ def plan_images(files: Mapping[str, Path | ZarrFolder], options: PlaneOptions) -
         if file in parts:
             continue
         try:
-            stacks = stacks_of(file)
+            stacks = header(file)
             parts.update(*(stack.files for stack in stacks))
             chosen = replace(options, series=None) if in_zarr(name) else options  # of Zarr, each is a place of its own
             planned.images.extend(images_of(file, name, stacks, chosen))
@@ -106,8 +111,13 @@ class ImageOpener:
         self._channel = channel
         self._last: tuple[Path | ZarrFolder, list[Stack]] | None = None
 
+    def header(self, file: Path | ZarrFolder) -> list[Stack]:
+        """Return the images of a file, by `stacks_of`. Raises `ImageError`."""
+        if self._last is None or self._last[0] != file:
+            self._last = file, stacks_of(file)
+        return self._last[1]
+
     def open(self, image: FileImage) -> ImageSource:
         """Open an image; its name is that in tables. Raises `ImageError`."""
-        if self._last is None or self._last[0] != image.file:
-            self._last = image.file, stacks_of(image.file)
-        return replace(plane_source(image.file, self._last[1], image.chosen, self._channel), name=image.name)
+        source = plane_source(image.file, self.header(image.file), image.chosen, self._channel)
+        return replace(source, name=image.name)

@@ -1,8 +1,8 @@
 """The results of one image: its nuclei in the formats that were asked for, and a picture of their outlines."""
 
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -35,7 +35,7 @@ from nucleus.predict.scaled_image import ScaledImage
 from nucleus.predict.zarr_results import ImageLabels
 from nucleus.storage.files import write_atomic
 
-__all__ = ["RowWriter", "overlay_of", "write_image"]
+__all__ = ["RowWriter", "overlay_of", "replaced_results", "write_image"]
 
 _LARGEST_SIDE = 4096
 
@@ -81,6 +81,7 @@ def write_image(
     formats: Sequence[FormatName] = DEFAULT_FORMATS,
     expansion: Expansion | None = None,
     own_store: ImageLabels | None = None,
+    save: Callable[[Path, bytes], None] | None = None,
 ) -> dict[str, Any]:
     """Write the results of an image in some formats, its nuclei block by block; return the row of the image.
 
@@ -88,20 +89,20 @@ def write_image(
         model: The model, which judges the result.
         image: The image.
         blocks: Nuclei of the image, from `Model.segment_blocks`.
-        stem: Path without endings, of `output_endings(formats)`.
+        stem: Path without endings, of `output_endings(formats)`, in a folder that exists.
         table: Table to which the nuclei are added.
         formats: Formats, by `check_formats`; those of tables have no effect here.
         expansion: How far cells reach beyond their nuclei; None for nuclei alone. Labels of the cells lie beside those
             of the nuclei, GeoJSON has both; other outlines are of the nuclei.
         own_store: Where the labels of the format `zarr` go, if that is into the image.
+        save: Function that takes a file whose content is known as a whole, small labels and overlays; None writes it.
 
     Raises:
         ImageError: A part of the image is damaged, or the image is too large for a format, or lacks the pixel size that
             an expansion needs.
         OutputError: The files cannot be written.
     """
-    _check_folders(stem)
-    stem.parent.mkdir(parents=True, exist_ok=True)
+    save = save or write_atomic
     frame, summary = frame_of(image.source), NucleiSummary()
     distance = None if expansion is None else expansion.pixels(frame)
     with ExitStack() as stack:
@@ -113,13 +114,16 @@ def write_image(
         beside = [name for name in formats if own_store is None or name != "zarr"]
         for endings, each in zip((ENDINGS, CELL_ENDINGS), (labels, *cells), strict=False):
             for name in LABEL_FORMATS & set(beside):
-                write_labels(result_path(stem, endings[name]), each, frame)
+                data = each.encoded() if name == "labels" else None
+                if data is None:
+                    write_labels(result_path(stem, endings[name]), each, frame)
+                else:
+                    save(result_path(stem, endings[name]), data)
             if own_store is not None and "zarr" in formats:
                 own_store.write(each, frame, cells=each is not labels)
         if "overlay" in formats:
             overlay = overlay_of(image, labels.labels, summary.median_diameter)
-            write_atomic(result_path(stem, OVERLAY_ENDING), encode_png(overlay))
-        _remove(stem, set(ALL_ENDINGS) - set(output_endings(beside, cells=bool(cells))))
+            save(result_path(stem, OVERLAY_ENDING), encode_png(overlay))
         return image_row(frame, summary, labels.pixels, image, model.doubt(summary))
 
 
@@ -157,8 +161,18 @@ def _write_parts(
                 add(part)
 
 
-def _check_folders(stem: Path) -> None:
-    """Raise `OutputError` for a folder that is called as a result, and would be replaced or removed, but is none."""
+@contextmanager
+def replaced_results(stem: Path, formats: Sequence[FormatName], *, cells: bool) -> Iterator[None]:
+    """Have the place of an image's results; afterwards, earlier ones in other formats are removed: of other nuclei.
+
+    Args:
+        stem: Path of the results without endings; its folder is made.
+        formats: Formats of the new results.
+        cells: Whether nuclei have cells.
+
+    Raises:
+        OutputError: A folder is called as a result, and would be replaced or removed, but is none.
+    """
     for ending in ALL_ENDINGS:
         path = result_path(stem, ending)
         if path.is_dir() and not (path / "zarr.json").is_file():
@@ -166,11 +180,9 @@ def _check_folders(stem: Path) -> None:
                 f"Expected OME-Zarr labels of an earlier prediction in {path}; found another folder. Move it away, or "
                 "choose another --out."
             )
-
-
-def _remove(stem: Path, endings: set[str]) -> None:
-    """Remove the results that an earlier prediction wrote in other formats, because they are of other nuclei."""
-    for ending in endings:
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    yield
+    for ending in set(ALL_ENDINGS) - set(output_endings(formats, cells=cells)):
         path = result_path(stem, ending)
         if path.is_dir():
             shutil.rmtree(path)

@@ -16,6 +16,7 @@ from .claims import claimed_prefix as claimed_prefix
 from .claims import file_lock as file_lock
 from .claims import lock_file as lock_file
 from .claims import remove_unused as remove_unused
+from .client import Address as Address
 from .client import Connection as Connection
 from .client import body_of as body_of
 from .files import SUMS_FILE as SUMS_FILE
@@ -59,6 +60,9 @@ from .s3_errors import endpoint_source as endpoint_source
 from .s3_errors import endpoint_variable as endpoint_variable
 from .s3_errors import explained as explained
 from .s3_errors import refusal_of as refusal_of
+from .small_objects import SmallObjects as SmallObjects
+from .small_objects import is_whole as is_whole
+from .small_objects import signed_headers as signed_headers
 from .store_process import serve_store as serve_store
 from .uri import BUCKET_VARIABLE as BUCKET_VARIABLE
 from .uri import LONGEST_KEY as LONGEST_KEY

@@ -11,11 +11,13 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from nucleus.errors import AccessDeniedError, NucleusError, UnreachableError
 from nucleus.progress import Advance, no_progress
@@ -31,12 +33,13 @@ if TYPE_CHECKING:
     from botocore.loaders import Loader
     from mypy_boto3_s3 import S3Client
 
-__all__ = ["Connection", "body_of"]
+__all__ = ["Address", "Connection", "body_of"]
 
 _CONNECTIONS = 32
 _LONGEST_CONNECT = 5.0
 _ANSWER, _REQUEST = "before-parse.s3", "request-created.s3"
 _REGION = "AWS_REGION"
+_SIGNATURE, _ANY_KEY = "s3v4", "key"
 _CERTIFICATES = "REQUESTS_CA_BUNDLE"
 """Environment variable that botocore reads after ca_bundle and AWS_CA_BUNDLE."""
 _PROCESS = "custom-process"
@@ -44,6 +47,27 @@ _ROLE = "assume-role"
 """botocore's names of the providers that run the program of `credential_process`."""
 _NOTE_SECONDS = 5.0
 """Wait for credentials after which a note says so."""
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where a bucket is, for requests that are sent without boto3 (`nucleus.storage.small_objects`).
+
+    Attributes:
+        host: Name and port of the server, as the header Host has it.
+        path: What comes before a key in the path of a request: `/`, or `/bucket/`.
+        region: Region, for the signature.
+        certificates: File of the certificates to trust; None without TLS.
+        keys: Function that returns the current access key, `secret_key` and `token`.
+        anonymous: Whether requests are not signed.
+    """
+
+    host: str
+    path: str
+    region: str
+    certificates: str | None
+    keys: Callable[[], Any]
+    anonymous: bool
 
 
 class Connection:
@@ -82,12 +106,10 @@ class Connection:
 
     def route(self) -> str:
         """Return how requests reach the server: region, addressing of buckets, certificates and proxy, as text."""
-        import botocore.session  # noqa: PLC0415  slow to import
-
         meta, usual = self.client.meta, "path" if AWS_HOSTS not in self.endpoint else "virtual"
         style = (getattr(meta.config, "s3", None) or {}).get("addressing_style") or usual
         style = usual if style == "auto" else style
-        bundle = botocore.session.get_session().get_config_variable("ca_bundle") or os.environ.get(_CERTIFICATES)
+        bundle = _bundle()
         proxy = proxy_of(self.endpoint)
         parts = [
             f"set by {endpoint_source(self.endpoint)}",
@@ -97,6 +119,22 @@ class Connection:
             *([f"through {proxy}"] if proxy else []),
         ]
         return ", ".join(parts)
+
+    def address(self) -> Address | None:
+        """Return where the bucket is; None if requests need what only boto3 knows: a proxy, or another signature."""
+        meta, keys = self.client.meta, self._credentials
+        if proxy_of(self.endpoint) or getattr(meta.config, "signature_version", None) not in (_SIGNATURE, _unsigned()):
+            return None
+        # A bucket with rules of its own, such as that of an access point, makes another path, or none.
+        key = {"Bucket": self._uri.bucket, "Key": _ANY_KEY}
+        with explained(self._uri, self.endpoint):
+            place = urlsplit(self.client.generate_presigned_url("get_object", Params=key))
+        if place.path not in (f"/{_ANY_KEY}", f"/{self._uri.bucket}/{_ANY_KEY}") or (keys is None) != self._anonymous:
+            return None
+        certificates = _trusted() if place.scheme == "https" else None
+        path = place.path.removesuffix(_ANY_KEY)
+        frozen = keys.get_frozen_credentials if keys is not None else lambda: None
+        return Address(place.netloc, path, meta.region_name, certificates, frozen, self._anonymous)
 
     def renew(self, used: "S3Client") -> bool:
         """Read the credentials again where they come from; return whether the client now has others.
@@ -118,6 +156,7 @@ class Connection:
         with explained(self._uri, os.environ[variable] if variable else "the S3 server"):
             session = _session()
             found, keys = (None, None) if self._anonymous else _credentials(session, self._uri)
+            self._credentials = found
             self.provider, self.expire = getattr(found, "method", None), getattr(found, "_expiry_time", None)
             client = _client(session, self._uri, newer_checksums=self._newer_checksums, anonymous=self._anonymous)
             client.meta.events.register_first(_ANSWER, self._check, unique_id="nucleus-answer")
@@ -132,6 +171,26 @@ class Connection:
             if not isinstance(response_dict["body"], bytes):  # a body that nobody will read
                 response_dict["body"].close()
             raise
+
+
+def _bundle() -> str | None:
+    """Return the file of certificates that the settings name, or None."""
+    import botocore.session  # noqa: PLC0415  slow to import
+
+    return botocore.session.get_session().get_config_variable("ca_bundle") or os.environ.get(_CERTIFICATES)
+
+
+def _trusted() -> str:
+    """Return the file of certificates that botocore trusts."""
+    from botocore.httpsession import get_cert_path  # noqa: PLC0415  slow to import
+
+    return _bundle() or str(get_cert_path(True))
+
+
+def _unsigned() -> Any:
+    from botocore import UNSIGNED  # noqa: PLC0415  slow to import
+
+    return UNSIGNED
 
 
 def _session() -> "Session":

@@ -27,6 +27,7 @@ BENCHMARKS = {
     "large_image": "prediction",
     "outlines": "prediction",
     "zarr_rate": "prediction",
+    "small_images": "prediction",
     "serve_load": "serve_load",
 }
 

@@ -42,6 +42,7 @@ TARGETS = {
     "predict_rate": "<= 1.33",
     "large_image": "<= 1.5",
     "zarr_rate": ">= 0.9",
+    "small_images": "<= 1",
     "serve_load": ">= 0.9",
 }
 

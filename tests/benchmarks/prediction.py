@@ -1,5 +1,6 @@
 """`predict_rate`: prediction against the bare network. `large_image`: peak memory of an image 64 times as large.
 `outlines`: 100,000 nuclei as GeoJSON, against OpenCV's contours and against writing the JSON alone.
+`small_images`: what an image of 64 px in a bucket costs over the network's time, and memory by the number of images.
 `zarr_rate`: megapixels a second from OME-Zarr in the embedded store against the same pixels as TIFF on disk.
 """
 
@@ -182,6 +183,76 @@ def zarr_rate() -> None:
     report("zarr_rate", found["tiff"] / found["zarr"], **{f"{name}_mp_s": megapixels / found[name] for name in found})
 
 
+def small_images() -> None:
+    """Images of 64 px in the embedded store, predicted in one process with one thread, 150 and 600 of them."""
+    with temporary_store():
+        few, many = (_child("small", str(count)) for count in (150, 600))
+    overhead = many["cpu_ms"] - many["network_ms"]
+    memory = many["peak_mib"] / few["peak_mib"]
+    report("small_images", overhead / 3, overhead_ms=overhead, memory_4_times=memory, few=few, many=many)
+
+
+def _predict_small(count: int) -> None:
+    """Predict images below a prefix; print what one costs, without the first part, which warms up."""
+    from nucleus.data.images import encode_png
+    from nucleus.data.synthetic import generated_image
+    from nucleus.predict.bucket_images import ImageListing, PredictionSettings
+    from nucleus.predict.image_parts import parts_of_listing
+    from nucleus.predict.model import load_pulled
+    from nucleus.predict.part_prediction import PartPredictor
+    from nucleus.predict.part_tables import join_share, table_shares
+    from nucleus.registry.versions import read_included
+    from nucleus.storage.bucket import Bucket
+    from nucleus.storage.small_objects import SmallObjects
+    from nucleus.storage.uri import parse_uri
+
+    bucket = Bucket(parse_uri(f"s3://nucleus/small-{count}"))
+    store, contents = SmallObjects(bucket), [encode_png(generated_image(number, 64, 64)[0]) for number in range(100)]
+    for number in range(count):
+        store.put(f"images/{number:07d}.png", contents[number % len(contents)])
+    pulled, uri = read_included(), str(bucket.uri)
+    settings = PredictionSettings(images=f"{uri}/images", out=f"{uri}/out", registry=None, model=str(pulled))
+    model, spent = load_pulled(pulled), 0.0
+    network = model._network._engine
+
+    def timed(tiles: Any) -> Any:
+        nonlocal spent
+        before = time.thread_time()
+        values = network(tiles)
+        spent += time.thread_time() - before
+        return values
+
+    worker, parts = PartPredictor(settings, model), parts_of_listing(ImageListing(settings))
+    worker.predict(next(parts))
+    model._network._engine = timed
+    images, nuclei, tables, began = 0, 0, [], time.process_time()
+    for part in parts:
+        found = worker.predict(part)
+        images += len(part.images)
+        nuclei += sum(outcome.nuclei or 0 for outcome in found.images)
+        tables.append((found.table, len(part.images)))
+    cpu, began = time.process_time() - began, time.process_time()
+    for share in table_shares(tables):
+        join_share(settings, share)
+    joined = time.process_time() - began
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    seconds = {"cpu_ms": cpu, "network_ms": spent, "join_ms": joined}
+    milliseconds = {name: 1e3 * value / images for name, value in seconds.items()}
+    print(json.dumps({"images": images, "nuclei": nuclei, **milliseconds, "peak_mib": peak}))
+
+
+def _child(*arguments: str) -> dict[str, Any]:
+    """Return what this module prints in a process of its own, on one thread."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.benchmarks.prediction", *arguments],
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "TF_NUM_INTRAOP_THREADS": "1"},
+    )
+    return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
 def _segmenter() -> tuple[Any, Any]:
     """The recipe's network, untrained, its output drowned by a simple threshold: the same time, and sensible nuclei."""
     import keras
@@ -233,4 +304,7 @@ def _predict_large(side: int, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    _predict_large(int(sys.argv[1]), Path(sys.argv[2]))
+    if sys.argv[1] == "small":
+        _predict_small(int(sys.argv[2]))
+    else:
+        _predict_large(int(sys.argv[1]), Path(sys.argv[2]))

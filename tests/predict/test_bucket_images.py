@@ -1,7 +1,10 @@
 """Images in a bucket, by a small network that finds bright pixels: which are done, what is written, and the tables."""
 
+import http.client
 import io
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -105,6 +108,36 @@ def test_what_is_done_is_left_out(bucket: Bucket, pictures: Path) -> None:
     assert predicted(settings) == []
     assert predicted(settings_for(bucket, model="m@2")) == ["broken.png", "plate/a.png", "plate/b.tif"]
     assert predicted(settings_for(bucket, channel=0)) == ["broken.png", "plate/a.png", "plate/b.tif"]
+
+
+def test_requests_for_each_image(bucket: Bucket, pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One for an image and one for each of its results; one more for a part; and what is done is listed once."""
+    monkeypatch.setattr(image_parts, "IMAGES_OF_A_PART", 1 << 48)  # all are in one part
+    for number in range(5):
+        bucket.put(f"images/{number}.png", pictures / "a.png")
+    settings = settings_for(bucket)
+    requests, pages = list[str](), list[str]()
+    sent, page = http.client.HTTPConnection.request, Bucket._page
+
+    def counted(line: http.client.HTTPConnection, method: str, path: str, *rest: Any) -> None:
+        requests.append(f"{method} {path.rpartition(bucket.uri.key)[2].lstrip('/').partition('/')[0]}")
+        sent(line, method, path, *rest)
+
+    def listed(of: Bucket, arguments: dict[str, Any]) -> Any:
+        pages.append(arguments["Prefix"].removeprefix(f"{bucket.uri.key}/"))
+        return page(of, arguments)
+
+    part = image_parts.parts_of_listing(ImageListing(settings))
+    worker = PartPredictor(settings, small_model(settings.options))
+    with monkeypatch.context() as patched:
+        patched.setattr(http.client.HTTPConnection, "request", counted)
+        patched.setattr(Bucket, "put", None)
+        worker.predict(next(part))
+    assert Counter(requests) == {"GET images": 5, "PUT labels": 2 * 5 + 1}
+    monkeypatch.setattr(Bucket, "_page", listed)
+    assert predicted(settings) == []
+    assert len([prefix for prefix in pages if prefix.startswith("images/")]) == 1
+    assert pages.count(f"labels/{settings.tables}/") == 1
 
 
 def test_an_image_more_is_all_that_is_predicted(
