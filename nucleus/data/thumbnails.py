@@ -2,12 +2,13 @@
 
 Two images are near-duplicates if their thumbnails correlate by .9 or more in one of eight orientations. Up to some
 thousand images, all pairs are compared. Of more, those are that fall into a bucket together: a thumbnail is turned so
-that it agrees best with a random pattern, and its bucket are the signs of its products with other random patterns
-(Charikar 2002, https://doi.org/10.1145/509907.509965). Two thumbnails at a correlation of .9 have the same sign with a
-probability of 1 - acos(.9) / pi = .856, unrelated ones of .5. There are so many tables of buckets, each with other
-patterns, that a pair at the threshold is missed with a probability of a millionth, and closer ones with less. The
-patterns come from a fixed seed, and the comparison itself is in integers without rounding: the same images give the
-same links on every machine.
+that it agrees best with a random pattern, and the signs of its products with 128 other random patterns tell how alike
+two are (Charikar 2002, https://doi.org/10.1145/509907.509965): at a correlation of .9 each sign is the same with a
+probability of 1 - acos(.9) / pi = .856, of unrelated ones with .5. A bucket is a choice among these signs (Indyk and
+Motwani 1998, https://doi.org/10.1145/276698.276876). There are so many tables of buckets, each with another choice,
+that a pair at the threshold is missed with a probability of a millionth, and closer ones with less. The patterns come
+from a fixed seed, and the comparison itself is in integers without rounding: the same images give the same links on
+every machine.
 """
 
 from __future__ import annotations
@@ -32,18 +33,24 @@ _MISSED = 1e-6
 _SAME_SIGN = 1 - math.acos(_CORRELATION) / math.pi
 _SAME_TURN = 0.6
 """Probability that two thumbnails at a correlation of .9 are turned alike; .66 was measured on DSB2018."""
-_TABLES = 8
+_SIGNS = 128
+"""Signs of a thumbnail."""
+_TABLES = 24
 """Tables for each way to turn the thumbnails."""
-_MOST_SIGNS = 24
+_FEWEST_SAME = 96
+"""Pairs with fewer signs in common are not compared."""
+_MOST_CHOSEN = 24
 _ROWS = 1 << 14
 _PAIRS = 1 << 18
 """Pairs that are compared at a time: limits memory."""
 _VALUES = THUMBNAIL**2
+_LOWER = np.uint64(0xFFFFFFFF)
 
 Bytes = NDArray[np.uint8]
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
 Flags = NDArray[np.bool_]
+Words = NDArray[np.uint64]
 Places = NDArray[np.int64]
 Pairs = tuple[Places, Places]
 
@@ -105,22 +112,31 @@ def _of_buckets(values: Bytes) -> Pairs:
     """Compare the pairs that share a bucket in one of many tables, unless they are linked already."""
     links = _Links(values)
     rng = np.random.default_rng(0)
-    signs = min(math.ceil(math.log2(len(values))) + 1, _MOST_SIGNS)
-    for _ in range(_rounds(signs)):
-        turned, tables = _turned(values, _pattern(rng, 1)[:, 0], _pattern(rng, _TABLES * signs))
-        for keys in tables:
-            links.compare(turned, keys)
+    chosen = min(math.ceil(math.log2(len(values))), _MOST_CHOSEN)
+    for _ in range(_rounds(chosen)):
+        turned, signs = _turned(values, _pattern(rng, 1)[:, 0], _pattern(rng, _SIGNS))
+        for _ in range(_TABLES):
+            links.compare(turned, signs, _keys(signs, rng, chosen))
     return links.pairs()
 
 
-def _rounds(signs: int) -> int:
+def _rounds(chosen: int) -> int:
     """Return how many rounds of tables miss a pair at the threshold with a probability of a millionth.
 
-    >>> _rounds(21)
-    79
+    >>> _rounds(20)
+    31
     """
-    found = _SAME_TURN * (1 - (1 - _SAME_SIGN**signs) ** _TABLES)
-    return math.ceil(math.log(_MISSED) / math.log(1 - found))
+    return math.ceil(math.log(_MISSED) / math.log(1 - _found(chosen)))
+
+
+def _found(chosen: int) -> float:
+    """Return the probability that a round finds a pair at the threshold."""
+    probability = 0.0
+    for same in range(_FEWEST_SAME, _SIGNS + 1):
+        other = _SIGNS - same
+        of_signs = math.comb(_SIGNS, same) * _SAME_SIGN**same * (1 - _SAME_SIGN) ** other
+        probability += of_signs * (1 - (1 - math.comb(same, chosen) / math.comb(_SIGNS, chosen)) ** _TABLES)
+    return _SAME_TURN * probability
 
 
 def _pattern(rng: np.random.Generator, count: int) -> Floats:
@@ -129,22 +145,34 @@ def _pattern(rng: np.random.Generator, count: int) -> Floats:
     return np.asarray(pattern - pattern.mean(axis=0), np.float32)
 
 
-def _turned(values: Bytes, direction: Floats, patterns: Floats) -> tuple[Bytes, NDArray[np.uint64]]:
-    """Return the thumbnails, turned to agree best with a direction, and their buckets in each table, T x N."""
+def _turned(values: Bytes, direction: Floats, patterns: Floats) -> tuple[Bytes, Words]:
+    """Return the thumbnails, turned to agree best with a direction, and their signs, as bits (W x N words)."""
     orientations = _orientations()
     directions = np.empty((_VALUES, len(orientations)), np.float32)
     for number, places in enumerate(orientations):
         directions[places, number] = direction
-    weights = np.float32(2) ** np.arange(patterns.shape[1] // _TABLES, dtype=np.float32)
     turned = np.empty_like(values)
-    keys = np.empty((_TABLES, len(values)), np.uint64)
+    signs = np.empty((_SIGNS // 64, len(values)), np.uint64)
     for start in range(0, len(values), _ROWS):
         part = slice(start, start + _ROWS)
         best = (values[part].astype(np.float32) @ directions).argmax(axis=1)
-        turned[part] = np.take_along_axis(values[part], orientations[best], axis=1)
-        positive = (turned[part].astype(np.float32) @ patterns > 0).reshape(len(best), _TABLES, -1)
-        keys[:, part] = (positive.astype(np.float32) @ weights).T
-    return turned, keys
+        for number, places in enumerate(orientations):
+            mine = start + np.flatnonzero(best == number)
+            turned[mine] = values[mine].take(places, axis=1)
+        positive = turned[part].astype(np.float32) @ patterns > 0
+        signs[:, part] = np.packbits(positive, axis=1).view(np.uint64).T
+    return turned, signs
+
+
+def _keys(signs: Words, rng: np.random.Generator, chosen: int) -> Words:
+    """Return keys of a table, in the upper halves: the same for the same signs in some places, chosen at random."""
+    flags = np.zeros(_SIGNS, np.uint8)
+    flags[rng.choice(_SIGNS, chosen, replace=False)] = 1
+    masks = np.packbits(flags).view(np.uint64)
+    keys = np.zeros(signs.shape[1], np.uint64)
+    for word, mask in zip(signs, masks, strict=True):  # a hash; others with the same key are told by all signs
+        keys += (word & mask) * (rng.integers(1 << 63, dtype=np.uint64) * np.uint64(2) + np.uint64(1))
+    return keys
 
 
 class _Links:
@@ -164,32 +192,31 @@ class _Links:
         i, j = np.concatenate(self._found, axis=1)
         return i, j
 
-    def compare(self, turned: Bytes, keys: NDArray[np.uint64]) -> None:
+    def compare(self, turned: Bytes, signs: Words, keys: Words) -> None:
         """Compare thumbnails with the same key: neighbours in the bucket, then, of several groups, all with all."""
-        places = np.sort(keys << np.uint64(32) | np.arange(len(keys), dtype=np.uint64))
-        keys, places = places >> np.uint64(32), (places & np.uint64(0xFFFFFFFF)).astype(np.int64)
+        order = np.sort(keys & ~_LOWER | np.arange(len(keys), dtype=np.uint64))
+        keys, places = order >> np.uint64(32), (order & _LOWER).astype(np.int64)
+        first = np.flatnonzero(keys[1:] == keys[:-1])
         apart = 1
-        while len(places) > apart:
-            same = keys[apart:] == keys[:-apart]
-            if not same.any():
-                return
-            self._link(turned, places[:-apart][same], places[apart:][same])
+        while len(first):
+            self._link(turned, signs, places[first], places[first + apart])
             if apart == 1:
-                mixed = self._mixed(keys, places)
-                keys, places = keys[mixed], places[mixed]
+                first = first[self._mixed(keys[first], places[first], places[first + 1])]
             apart += 1
+            first = first[: np.searchsorted(first, len(keys) - apart)]
+            first = first[keys[first + apart] == keys[first]]
 
-    def _mixed(self, keys: NDArray[np.uint64], places: Places) -> Flags:
-        """Return which thumbnails are in a bucket with others that they are not linked with."""
-        starts = np.flatnonzero(np.diff(keys, prepend=keys[0] + 1))
-        groups = self._group[places]
-        mixed = np.minimum.reduceat(groups, starts) != np.maximum.reduceat(groups, starts)
-        return np.repeat(mixed, np.diff(starts, append=len(keys)))
+    def _mixed(self, keys: Words, places: Places, following: Places) -> Flags:
+        """Return which keys, sorted, are those of buckets whose thumbnails are not linked with all others of it."""
+        apart = keys[self._group[places] != self._group[following]]
+        return np.asarray(np.searchsorted(apart, keys, "right") > np.searchsorted(apart, keys, "left"))
 
-    def _link(self, turned: Bytes, i: Places, j: Places) -> None:
+    def _link(self, turned: Bytes, signs: Words, i: Places, j: Places) -> None:
         """Link the pairs that correlate and are not linked yet."""
         new = self._group[i] != self._group[j]
         i, j = i[new], j[new]
+        same = _SIGNS - sum(np.bitwise_count(word[i] ^ word[j]).astype(np.int16) for word in signs)
+        i, j = i[same >= _FEWEST_SAME], j[same >= _FEWEST_SAME]
         alike = [np.empty(0, bool)]
         for start in range(0, len(i), _PAIRS):
             first, second = i[start : start + _PAIRS], j[start : start + _PAIRS]
