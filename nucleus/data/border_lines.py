@@ -42,7 +42,7 @@ _BOX_AXES = 8
 _SAMPLE = 20_000
 _DECOYS = 2048
 """Lines that are mirrored to count matches by chance, at most."""
-_BLOCK = 256
+_BLOCK = 1024
 _COLUMNS = 1 << 14
 _DENSE = 0.05
 """From this share of candidates on, multiplying all pairs of a block is faster than gathering some."""
