@@ -1,6 +1,6 @@
 """Groups of images by comparing all pairs, in plain code: what the searches of the product are compared with."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from scipy.ndimage import uniform_filter1d
@@ -27,8 +27,8 @@ def groups_of_all_pairs(prints: Sequence[Fingerprint]) -> list[int]:
             chance += chance_of_all_pairs(before, after)
     owners: dict[bytes, int] = {}
     for index, item in enumerate(prints):
-        for at in range(0, len(item.patches), 8):
-            pairs.append((owners.setdefault(item.patches[at : at + 8], index), index))
+        patches = (item.patches[at : at + 8] for at in range(0, len(item.patches), 8))
+        pairs += [(owners.setdefault(patch, index), index) for patch in patches]
     pairs += all_near_duplicates(np.stack([np.frombuffer(item.thumbnail, np.uint8) for item in prints]))
     chance.sort(reverse=True)
     for decoys in range(len(chance), -1, -1):
@@ -67,7 +67,7 @@ def components(count: int, pairs: Sequence[tuple[int, int]]) -> list[int]:
 
 
 def all_continued_lines(before: np.ndarray, after: np.ndarray) -> list[tuple[int, int, float]]:
-    """Return the mutual best matches of lines that are alike (N x L each), of equal ones the first, and their scores."""
+    """Return the mutual best matches of lines that are alike (N x L each), of equal ones the first, with scores."""
     count = len(before)
     best_after, best_before = np.zeros(count, np.int64), np.zeros(count, np.int64)
     scores_after, scores_before = np.zeros(count), np.zeros(count)
@@ -100,15 +100,32 @@ def _unit_details(lines: np.ndarray) -> np.ndarray:
 
 
 def all_near_duplicates(thumbnails: np.ndarray) -> list[tuple[int, int]]:
-    """Return the pairs of thumbnails (N x 256) that correlate by .9 in one of eight orientations."""
+    """Return the pairs of thumbnails (N x 256) that correlate by .9 in one of eight orientations.
+
+    By more, if a sample whose quarters have changed places has that correlation with too many others.
+    """
+    varied = np.flatnonzero(np.ptp(thumbnails, axis=1))
+    count = len(varied)
+    chosen = np.arange(0, count, -(-count // 256) or 1)
+    units = _unit_thumbnails(thumbnails[varied])
+    decoys = np.roll(units[chosen].reshape(-1, 16, 16), (8, 8), axis=(1, 2)).reshape(-1, 256)
+    chance = sorted((c for i, j, c in _turned_alike(decoys, units) if chosen[i] != j), reverse=True)
+    accepted = int(max(10, 0.05 * count) / max(0.5, count / 2 / max(1, len(chosen))))
+    above = chance[accepted] + 1e-9 if accepted < len(chance) else 0
+    return [(int(varied[i]), int(varied[j])) for i, j, c in _turned_alike(units, units) if i < j and c > above]
+
+
+def _unit_thumbnails(thumbnails: np.ndarray) -> np.ndarray:
     values = thumbnails.astype(np.float64) - thumbnails.mean(axis=1, keepdims=True)
-    upright = (values / np.maximum(np.linalg.norm(values, axis=1, keepdims=True), 1e-9)).reshape(-1, 16, 16)
-    found: list[tuple[int, int]] = []
+    return values / np.linalg.norm(values, axis=1, keepdims=True)
+
+
+def _turned_alike(first: np.ndarray, second: np.ndarray) -> Iterator[tuple[int, int, float]]:
+    upright = second.reshape(-1, 16, 16)
     for flipped in (upright, upright[:, :, ::-1]):
         for turns in range(4):
-            turned = np.rot90(flipped, turns, axes=(1, 2)).reshape(len(values), -1)
-            for start in range(0, len(values), _BLOCK):
-                rows = upright[start : start + _BLOCK].reshape(-1, 256)
-                hits = np.argwhere(rows @ turned.T >= 0.9)
-                found += [(start + int(i), int(j)) for i, j in hits if start + i < j]
-    return found
+            turned = np.rot90(flipped, turns, axes=(1, 2)).reshape(len(second), -1)
+            for start in range(0, len(first), _BLOCK):
+                products = first[start : start + _BLOCK] @ turned.T
+                for i, j in np.argwhere(products >= 0.9):
+                    yield start + int(i), int(j), float(products[i, j])

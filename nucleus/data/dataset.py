@@ -4,7 +4,7 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -206,20 +206,20 @@ class DatasetManifest(_Frozen):
         return [split for split in SPLITS if not self.split_samples(split).nuclei]
 
 
-def content_version(samples: Iterable[Sample], shards: list[Shard], stated: Sequence[DataOrigin] = ()) -> str:
+def content_version(samples: Sequence[Sample], shards: list[Shard], stated: Sequence[DataOrigin] = ()) -> str:
     """Return the version of a dataset with this content: 12 hexadecimal digits of a SHA-256.
 
     It depends on the samples (pixels, labels, names, splits, kinds, groups), on the number of shards, and on what is
     stated about each import (if anything is), but not on the time of the import, nor on the seed if the splits are the
-    same. It is that of one JSON document, of which only a sample at a time is in memory.
+    same. It is that of one JSON document, of which only some samples at a time are in memory.
     """
     rest: dict[str, Any] = {"shards": {split: sum(shard.split == split for shard in shards) for split in SPLITS}}
     if any(each != UNSTATED for each in stated):
         rest["stated"] = [each.model_dump(mode="json") for each in stated]
     digest = hashlib.sha256(f'{{"format":{_CONTENT_FORMAT},"samples":['.encode())
-    for number, sample in enumerate(samples):
+    for number, some in enumerate(Samples.of(samples).json()):
         digest.update(b"," if number else b"")
-        digest.update(_canonical(sample.model_dump(mode="json")))
+        digest.update(some.encode())
     digest.update(b"]," + _canonical(rest)[1:])
     return digest.hexdigest()[:12]
 

@@ -9,12 +9,16 @@ Motwani 1998, https://doi.org/10.1145/276698.276876). There are so many tables o
 that a pair at the threshold is missed with a probability of a millionth, and closer ones with less. The patterns come
 from a fixed seed, and the comparison itself is in integers without rounding: the same images give the same links on
 every machine.
+
+Thumbnails with few nuclei are alike by chance, the more often the more there are. How often is counted with decoys, as
+Elias and Gygi do (2007, https://doi.org/10.1038/nmeth1019): some thumbnails whose quarters have changed places, which
+are as any others and near-duplicates of none. If they are like too many, the correlation must be higher.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,9 +45,16 @@ _FEWEST_SAME = 96
 """Pairs with fewer signs in common are not compared."""
 _MOST_CHOSEN = 24
 _ROWS = 1 << 14
+_DECOYS = 256
+_MOST_BY_CHANCE = 0.05
+"""Pairs by chance for each image, at most: far from where they would chain most images into one group."""
+_FEW_BY_CHANCE = 10
+"""Pairs by chance that are always accepted."""
 _PAIRS = 1 << 18
 """Pairs that are compared at a time: limits memory."""
 _VALUES = THUMBNAIL**2
+_ROUNDING = 1e-4
+"""More than rounding in 32 bits changes a correlation."""
 _LOWER = np.uint64(0xFFFFFFFF)
 
 Bytes = NDArray[np.uint8]
@@ -68,8 +79,9 @@ def near_duplicates(thumbnails: Bytes) -> Pairs:
         thumbnails: 16 x 16 grey values of each image in a row, N x 256. Constant ones are like no other.
     """
     varied = np.flatnonzero(np.ptp(thumbnails, axis=1))
-    values = thumbnails[varied]
-    i, j = _of_all_pairs(values) if len(values) <= _ALL_PAIRS else _of_buckets(values)
+    links = _Links(thumbnails[varied])
+    find = _of_all_pairs if len(varied) <= _ALL_PAIRS else _of_buckets
+    i, j = find(links)
     return varied[i], varied[j]
 
 
@@ -79,38 +91,89 @@ def _orientations() -> Places:
     return np.stack([np.rot90(each, turns).ravel() for each in (upright, upright[:, ::-1]) for turns in range(4)])
 
 
-def _sums(values: Bytes) -> tuple[Doubles, Doubles]:
-    """Return the sum of each thumbnail, and 256 times that of its squares minus the square of its sum."""
-    sums = values.sum(axis=1, dtype=np.float64)
-    squares = np.einsum("ij,ij->i", values, values, dtype=np.float64)
-    return sums, _VALUES * squares - sums**2
+class _Thumbnails:
+    """Thumbnails, and what their correlations are computed from: whole numbers.
+
+    Args:
+        values: The thumbnails, N x 256.
+
+    Attributes:
+        values: The thumbnails.
+        sums: Sum of each.
+        spreads: 256 times the sum of the squares of each, minus the square of its sum.
+    """
+
+    def __init__(self, values: Bytes) -> None:
+        self.values = values
+        self.sums = values.sum(axis=1, dtype=np.float64)
+        squares = np.einsum("ij,ij->i", values, values, dtype=np.float64)
+        self.spreads = _VALUES * squares - self.sums**2
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def units(self, places: Places | slice) -> Floats:
+        """Return some of them with a mean of 0 and a length of 1."""
+        lengths = np.sqrt(self.spreads[places] / _VALUES)[:, np.newaxis]
+        return np.asarray((self.values[places] - self.sums[places, np.newaxis] / _VALUES) / lengths, np.float32)
+
+    def correlation(self, i: Places, j: Places, turned: Bytes, other: Bytes) -> Doubles:
+        """Return the correlations of pairs, which are given as n x 256 too. Sums below 2^24 are exact in 32 bits."""
+        products = np.einsum("ij,ij->i", turned, other, dtype=np.float32).astype(np.float64)
+        covariance = _VALUES * products - self.sums[i] * self.sums[j]
+        return np.asarray(covariance / np.sqrt(self.spreads[i] * self.spreads[j]))
 
 
-def _correlate(products: NDArray[np.floating[Any]], first: tuple[Any, Any], second: tuple[Any, Any]) -> Flags:
-    """Return whether thumbnails correlate by .9, from their products and `_sums`, which are whole numbers."""
-    covariance = _VALUES * products.astype(np.float64) - first[0] * second[0]
-    return np.asarray(covariance >= _CORRELATION * np.sqrt(first[1] * second[1]))
+def _alike(items: _Thumbnails, places: Places, given: Bytes) -> Iterator[tuple[Places, Places, Doubles]]:
+    """Yield (number, j, correlation) of those that correlate by .9 with some of them, which may have been changed.
+
+    Args:
+        items: All thumbnails.
+        places: Places of some.
+        given: What became of these, n x 256: their values in another order.
+    """
+    units = _Thumbnails(given).units(slice(None)) if len(given) else np.empty((0, _VALUES), np.float32)
+    for start in range(0, len(items), _ROWS >> 2):
+        found = np.flatnonzero(units @ items.units(slice(start, start + (_ROWS >> 2))).T >= _CORRELATION - _ROUNDING)
+        number, j = np.divmod(found, min(_ROWS >> 2, len(items) - start))
+        j += start
+        correlation = items.correlation(places[number], j, given[number], items.values[j])
+        chosen = correlation >= _CORRELATION
+        yield number[chosen], j[chosen], correlation[chosen]
 
 
-def _of_all_pairs(values: Bytes) -> Pairs:
-    """Compare all pairs. Products of 256 bytes are below 2^24, so that 32-bit numbers hold them exactly."""
-    sums, spreads = _sums(values)
-    turned = [values[:, places].astype(np.float32).T for places in _orientations()]
-    found = []
-    for start in range(0, len(values), _ROWS >> 4):
-        part = slice(start, start + (_ROWS >> 4))
-        rows = values[part].astype(np.float32)
-        own = (sums[part, np.newaxis], spreads[part, np.newaxis])
-        for other in turned:
-            i, j = np.nonzero(_correlate(rows @ other, own, (sums, spreads)))
-            found.append(np.stack([start + i, j])[:, start + i < j])
-    i, j = np.concatenate([np.empty((2, 0), np.int64), *found], axis=1)
+def _above(items: _Thumbnails) -> float:
+    """Return the correlation that a pair must exceed so that few pairs are alike by chance; 0 if all at .9 are few."""
+    count = len(items)
+    places = np.arange(0, count, -(-count // _DECOYS) or 1)
+    half = THUMBNAIL // 2
+    decoys = np.roll(items.values[places].reshape(-1, THUMBNAIL, THUMBNAIL), (half, half), axis=(1, 2))
+    found = [np.empty(0)]
+    for order in _orientations():
+        for number, j, correlation in _alike(items, places, decoys.reshape(-1, _VALUES)[:, order]):
+            found.append(correlation[places[number] != j])
+    chance = np.sort(np.concatenate(found))[::-1]
+    share = count / (2 * max(1, len(places)))  # a pair has two that could have been the decoy
+    accepted = int(max(_FEW_BY_CHANCE, _MOST_BY_CHANCE * count) / max(share, 0.5))
+    return float(chance[accepted]) if accepted < len(chance) else 0.0
+
+
+def _of_all_pairs(links: _Links) -> Pairs:
+    """Compare all pairs."""
+    found = [np.empty((2, 0), np.int64)]
+    for order in _orientations():
+        for start in range(0, len(links.items), _ROWS >> 4):
+            places = np.arange(start, min(start + (_ROWS >> 4), len(links.items)))
+            for number, j, correlation in _alike(links.items, places, links.items.values[places][:, order]):
+                chosen = (correlation > links.above) & (places[number] < j)
+                found.append(np.stack([places[number[chosen]], j[chosen]]))
+    i, j = np.concatenate(found, axis=1)
     return i, j
 
 
-def _of_buckets(values: Bytes) -> Pairs:
+def _of_buckets(links: _Links) -> Pairs:
     """Compare the pairs that share a bucket in one of many tables, unless they are linked already."""
-    links = _Links(values)
+    values = links.items.values
     rng = np.random.default_rng(0)
     chosen = min(math.ceil(math.log2(len(values))), _MOST_CHOSEN)
     for _ in range(_rounds(chosen)):
@@ -180,10 +243,15 @@ class _Links:
 
     Args:
         values: The thumbnails, N x 256.
+
+    Attributes:
+        items: The thumbnails.
+        above: The correlation that a pair must exceed, besides .9.
     """
 
     def __init__(self, values: Bytes) -> None:
-        self._sums, self._spreads = _sums(values)
+        self.items = _Thumbnails(values)
+        self.above = _above(self.items)
         self._group = np.arange(len(values))
         self._found: list[NDArray[np.int64]] = [np.empty((2, 0), np.int64)]
 
@@ -220,13 +288,10 @@ class _Links:
         alike = [np.empty(0, bool)]
         for start in range(0, len(i), _PAIRS):
             first, second = i[start : start + _PAIRS], j[start : start + _PAIRS]
-            products = np.einsum("ij,ij->i", turned[first], turned[second], dtype=np.float32)
-            alike.append(_correlate(products, self._facts(first), self._facts(second)))
+            correlation = self.items.correlation(first, second, turned[first], turned[second])
+            alike.append((correlation >= _CORRELATION) & (correlation > self.above))
         chosen = np.concatenate(alike)
         if chosen.any():
             i, j = i[chosen], j[chosen]
             self._found.append(np.stack([i, j]))
             self._group = linked(len(self._group), (self._group[i], self._group[j]))[self._group]
-
-    def _facts(self, places: Places) -> tuple[Doubles, Doubles]:
-        return self._sums[places], self._spreads[places]
