@@ -138,7 +138,8 @@ class _Lines:
             varied[part] = length * energies[part] - fine_sums**2 >= (_WINDOW * _CONTRAST * length) ** 2
         place = np.flatnonzero(varied)
         place = place[_first_two(lines[place])]
-        return cls(place, lines[place], *facts[:, place], energies[place])
+        sums, spreads = facts[:, place]
+        return cls(place, lines[place], sums, spreads, energies[place])
 
     def mirrored(self, places: Places) -> _Lines:
         """Return some of the lines, from their end to their start."""

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -148,8 +148,20 @@ def _session() -> "Session":
     resolver.insert_before(_PROCESS, limited(profile))  # if it has a program, the original is not asked
     roles = resolver.get_provider(_ROLE)._profile_provider_builder  # of profiles whose keys a role is assumed with
     roles._create_process_provider = limited
+    core.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=_parsed_time)
     region = os.environ.get(_REGION) or None  # as the other SDKs and W&B do; boto3 itself knows AWS_DEFAULT_REGION only
     return boto3.session.Session(botocore_session=core, region_name=region)
+
+
+def _parsed_time(text: Any) -> datetime:
+    """Return a time of S3 as botocore does, which takes half of a listing's time for those of ISO 8601."""
+    from botocore.utils import parse_timestamp  # noqa: PLC0415  as slow as boto3
+
+    with suppress(TypeError, ValueError):
+        found = datetime.fromisoformat(text)
+        if found.tzinfo is not None:
+            return found
+    return parse_timestamp(text)
 
 
 class _LimitedProcess(subprocess.Popen[bytes]):
