@@ -281,7 +281,8 @@ def _worker_seconds(facts: Facts, history: list[dict[str, float]]) -> float:
 def _named(pictures: Iterable[PurePosixPath], part: str, dataset: DatasetManifest) -> list[tuple[str, str]]:
     """Return name and kind of the images with pictures in a folder of `pictures`, in the dataset's order."""
     names = {path.parts[1] for path in pictures if path.parts[0] == part}
-    return [(sample.name, sample.kind) for sample in dataset.samples if sample.name in names]
+    samples = dataset.samples
+    return [pair for pair in zip(samples.texts("name"), samples.texts("kind"), strict=True) if pair[0] in names]
 
 
 def _watched(pictures: list[PurePosixPath], dataset: DatasetManifest, epochs: int) -> list[WatchedImage]:

@@ -75,7 +75,7 @@ def test_job_knows_no_command_line() -> None:
 
 def test_modules_are_few_and_of_one_size() -> None:
     lines = {path: len(path.read_text().splitlines()) for path in MODULES}
-    assert len(NAMED) <= 185
+    assert len(NAMED) <= 190
     assert [f"{path}: {count}" for path, count in lines.items() if count > 450] == []
     assert median(lines[path] for path in NAMED) >= 150
 

@@ -6,7 +6,7 @@ from .augmentation import CHOICES as CHOICES
 from .augmentation import ReadWindow as ReadWindow
 from .augmentation import augmented as augmented
 from .augmentation import drawn_choices as drawn_choices
-from .border_lines import continued_lines as continued_lines
+from .border_lines import Borders as Borders
 from .bucket_sources import open_bucket_source as open_bucket_source
 from .cache import ShardCache as ShardCache
 from .cache import default_cache_dir as default_cache_dir

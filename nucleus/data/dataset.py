@@ -214,21 +214,21 @@ class _OfSplit(Protocol):
         """`train`, `val` or `test`."""
 
 
-def content_version(samples: Iterable[Sample], shards: Iterable[_OfSplit], stated: Sequence[DataOrigin] = ()) -> str:
+def content_version(samples: Sequence[Sample], shards: Iterable[_OfSplit], stated: Sequence[DataOrigin] = ()) -> str:
     """Return the version of a dataset with this content: 12 hexadecimal digits of a SHA-256.
 
     It depends on the samples (pixels, labels, names, splits, kinds, groups), on the number of shards, and on what is
     stated about each import (if anything is), but not on the time of the import, nor on the seed if the splits are the
-    same. It is that of one JSON document, of which only a sample at a time is in memory.
+    same. It is that of one JSON document, of which only some samples at a time are in memory.
     """
     counts = Counter(shard.split for shard in shards)
     rest: dict[str, Any] = {"shards": {split: counts[split] for split in SPLITS}}
     if any(each != UNSTATED for each in stated):
         rest["stated"] = [each.model_dump(mode="json") for each in stated]
     digest = hashlib.sha256(f'{{"format":{_CONTENT_FORMAT},"samples":['.encode())
-    for number, sample in enumerate(samples):
+    for number, some in enumerate(Samples.of(samples).json()):
         digest.update(b"," if number else b"")
-        digest.update(_canonical(sample.model_dump(mode="json")))
+        digest.update(some.encode())
     digest.update(b"]," + _canonical(rest)[1:])
     return digest.hexdigest()[:12]
 

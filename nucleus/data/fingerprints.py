@@ -41,12 +41,10 @@ class Fingerprint:
     patches: Base64Bytes
     thumbnail: Base64Bytes
 
-    @property
-    def borders(self) -> tuple[Bytes, Bytes, Bytes, Bytes]:
-        """Grey values along the borders: top, bottom, left, right."""
-        values = np.frombuffer(self.lines, np.uint8)
-        one, two, three = self.width, 2 * self.width, 2 * self.width + self.height
-        return values[:one], values[one:two], values[two:three], values[three:]
+    def line(self, side: int) -> bytes:
+        """Return the grey values along a border: 0 is the top, 1 the bottom, 2 the left, 3 the right."""
+        start = side * self.width if side < 2 else 2 * self.width + (side - 2) * self.height
+        return self.lines[start : start + (self.width if side < 2 else self.height)]
 
 
 def fingerprint(image: RgbImage) -> Fingerprint:

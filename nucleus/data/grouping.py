@@ -8,9 +8,10 @@ features of the images, each cheap to compute, are compared:
 - a thumbnail, compared in all eight orientations: the same picture saved again, rotated, or with another contrast
   (`thumbnails`).
 Images that are linked, directly or through others, form a group. A million images take some minutes: no step compares
-all pairs.
+all pairs. The more images there are, the more alike border lines must be: see `_neighbours`.
 """
 
+import bisect
 import itertools
 import re
 from collections import defaultdict
@@ -18,15 +19,20 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
-from nucleus.data.border_lines import continued_lines
+from nucleus.data.border_lines import Borders
 from nucleus.data.fingerprints import THUMBNAIL, Fingerprint
-from nucleus.data.thumbnails import Pairs, linked, near_duplicates
+from nucleus.data.thumbnails import Pairs, Places, linked, near_duplicates
 
 __all__ = ["Joined", "group_images", "join_groups", "picture_names"]
 
 _PARTS = 16
 """Parts of the patches that are sorted one after the other: limits memory."""
+_MOST_BY_CHANCE = 0.05
+"""Links by chance for each group, at most: far from where they would chain most groups into one."""
+_FEW_BY_CHANCE = 10
+"""Links by chance that are always accepted."""
 
 
 def group_images(
@@ -43,14 +49,8 @@ def group_images(
     if not fingerprints:
         return []
     thumbnails = np.frombuffer(b"".join(item.thumbnail for item in fingerprints), np.uint8).reshape(-1, THUMBNAIL**2)
-    pairs = [
-        _same(known),
-        _same(pictures),
-        *_neighbours(fingerprints),
-        *_overlaps(fingerprints),
-        near_duplicates(thumbnails),
-    ]
-    labels = linked(len(fingerprints), (np.concatenate([i for i, _ in pairs]), np.concatenate([j for _, j in pairs])))
+    pairs = _joined([_same(known), _same(pictures), *_overlaps(fingerprints), near_duplicates(thumbnails)])
+    labels = linked(len(fingerprints), _joined([pairs, _neighbours(fingerprints, pairs)]))
     numbers: dict[int, int] = {}
     return [numbers.setdefault(label, len(numbers)) for label in labels.tolist()]
 
@@ -111,15 +111,58 @@ def join_groups(
     return joined
 
 
-def _neighbours(fingerprints: Sequence[Fingerprint]) -> Iterator[Pairs]:
-    for first, second in ((1, 0), (3, 2)):  # bottom to top, right to left
+def _neighbours(fingerprints: Sequence[Fingerprint], others: Pairs) -> Pairs:
+    """Return pairs of neighbouring tiles.
+
+    Lines of unrelated images match by chance, in a number that grows with the square of that of the images. Enough of
+    them would chain most images into one group. So only matches count whose score is above what leaves one by chance
+    for 20 groups, or ten in all.
+
+    Args:
+        fingerprints: Fingerprint of each image.
+        others: Pairs that are linked in other ways.
+    """
+    count = len(fingerprints)
+    sides = list(_borders(fingerprints))
+    decoys = [(scores, np.full(len(scores), share)) for scores, share in (each.by_chance() for _, each in sides)]
+    chance, shares = (np.concatenate(each) for each in zip(*decoys, strict=True))
+    order = np.argsort(-chance, kind="stable")
+    expected = np.cumsum(shares[order])
+    above = np.append(chance[order], 0.0)  # [k]: the score above which there are k decoys
+
+    def allowed(pairs: Pairs) -> int:
+        groups = int(linked(count, pairs).max()) + 1
+        return int(np.searchsorted(expected, max(_FEW_BY_CHANCE, _MOST_BY_CHANCE * groups), side="right"))
+
+    most = allowed(others)
+    i, j, scores = (np.concatenate(each) for each in zip(*_continued(sides, above[most]), strict=True))
+
+    def links(decoys: int) -> Pairs:
+        return i[scores > above[decoys]], j[scores > above[decoys]]
+
+    # What they link leaves fewer groups, of which fewer links by chance are allowed.
+    fits = bisect.bisect_left(range(most), True, key=lambda n: allowed(_joined([others, links(most - n)])) >= most - n)
+    return links(most - fits)
+
+
+def _borders(fingerprints: Sequence[Fingerprint]) -> Iterator[tuple[Places, Borders]]:
+    """Yield the places of images of the same width or height, and their borders: bottom to top, right to left."""
+    for first, second in ((1, 0), (3, 2)):
         by_length = defaultdict(list)
         for index, item in enumerate(fingerprints):
             by_length[item.width if first == 1 else item.height].append(index)
-        for indices in map(np.array, by_length.values()):
-            before, after = (np.stack([fingerprints[i].borders[side] for i in indices]) for side in (first, second))
-            i, j = continued_lines(before, after)
-            yield indices[i], indices[j]
+        for length, indices in by_length.items():
+            joined = (b"".join(fingerprints[i].line(side) for i in indices) for side in (first, second))
+            yield np.array(indices), Borders(*(np.frombuffer(each, np.uint8).reshape(-1, length) for each in joined))
+
+
+def _continued(
+    sides: Sequence[tuple[Places, Borders]], above: float
+) -> Iterator[tuple[Places, Places, NDArray[np.float64]]]:
+    """Yield the pairs of neighbours of each kind of borders, and their scores."""
+    for indices, borders in sides:
+        i, j, scores = borders.continued(above)
+        yield indices[i], indices[j], scores
 
 
 def _overlaps(fingerprints: Sequence[Fingerprint]) -> Iterator[Pairs]:
@@ -138,4 +181,9 @@ def _same(names: Sequence[object]) -> Pairs:
     first_seen: dict[object, int] = {}
     pairs = [(first_seen.setdefault(name, index), index) for index, name in enumerate(names) if name is not None]
     i, j = np.array(pairs, np.int64).reshape(-1, 2).T
+    return i, j
+
+
+def _joined(pairs: Sequence[Pairs]) -> Pairs:
+    i, j = (np.concatenate(each) for each in zip(*pairs, strict=True))
     return i, j

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import operator
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, overload
 
@@ -155,6 +157,12 @@ class Samples(Sequence[Sample]):
         """Number of nuclei of all samples."""
         return int(self.column("nuclei").sum(dtype=np.int64))
 
+    @property
+    def kinds(self) -> dict[Kind, int]:
+        """Number of samples of each kind."""
+        counts = Counter(self.texts("kind"))
+        return {kind: counts[kind] for kind in Kind}
+
     def where(self, name: str, value: str) -> Samples:
         """Return the samples with a text in a column."""
         return Samples(_Chosen(self._columns, np.flatnonzero(self.column(name) == value.encode())))
@@ -196,6 +204,13 @@ class Samples(Sequence[Sample]):
 
     def __repr__(self) -> str:
         return f"<Samples: {len(self)} images>"
+
+    def json(self) -> Iterator[str]:
+        """Yield samples as the elements of a list in JSON, many at a time, with sorted keys and without spaces."""
+        names = sorted(_NAMES)
+        for start in range(0, len(self), _CHUNK):
+            rows = zip(*(_values(name, self.column(name)[start : start + _CHUNK]) for name in names), strict=True)
+            yield json.dumps([dict(zip(names, row, strict=True)) for row in rows], separators=(",", ":"))[1:-1]
 
     def files(self) -> dict[str, bytes]:
         """Return the content of the file of each column, by the name of the column."""

@@ -18,7 +18,7 @@ split that has n positions in an epoch the places e * n to (e + 1) * n - 1 of it
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
@@ -32,7 +32,8 @@ _BLOCK_SHARDS = _MANY_DIVISORS[0]
 _GOLDEN_RATIO = (5**0.5 - 1) / 2
 _POINTS_AT_ONCE = 1 << 17
 """As many as fit into a processor's cache."""
-_BINS = 1 << 16
+_NEAR = 256
+"""Points on each side of a rank's place that are looked at first; of 10^9, the rank was always among them."""
 
 
 @dataclass(frozen=True)
@@ -203,73 +204,102 @@ def _dealt(
     owners, before = np.zeros(len(positions), np.int64), np.zeros((len(shares), len(positions)), np.int64)
     so_far = [0] * len(shares)
     for start, points in _points(total, first) if limits else ():
-        found = sum((~limit.below(points) for limit in limits), np.zeros(len(points), np.int16))
         mine = slice(*np.searchsorted(positions, (start, start + len(points))))
         here = positions[mine] - start
-        owners[mine] = found[here]
-        for number in range(len(limits)):
-            of = np.cumsum(found == number)
-            before[number, mine] = so_far[number] + of[here] - (found[here] == number)
+        lower = np.zeros(len(points), bool)
+        for number, limit in enumerate(limits):
+            below = limit.below(points)
+            of = _count_before(below ^ lower, here)
+            owners[mine] += ~below[here]
+            before[number, mine] = so_far[number] + of[:-1]
             so_far[number] += int(of[-1])
+            lower = below
     before[-1], so_far[-1] = positions - before[:-1].sum(axis=0), total - sum(so_far[:-1])  # the others
     return owners, _Counts(before, so_far)
+
+
+def _count_before(flags: NDArray[np.bool_], places: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return how many flags are set before each of some places, sorted, and of all."""
+    starts = np.append(0, places)
+    counts = np.add.reduceat(np.append(flags, False), starts, dtype=np.int64)
+    counts[:-1][np.diff(starts) == 0] = 0  # there reduceat returns the flag itself
+    return np.cumsum(counts)
 
 
 def _points(total: int, first: float) -> Iterator[tuple[int, NDArray[np.float64]]]:
     """Yield the points of all positions in parts, each with its first position; all at once would fill memory."""
     for start in range(0, total, _POINTS_AT_ONCE):
-        points = np.arange(start, min(start + _POINTS_AT_ONCE, total)) * _GOLDEN_RATIO + first
-        yield start, points - np.floor(points)
+        points = np.arange(start, min(start + _POINTS_AT_ONCE, total), dtype=np.float64)
+        points *= _GOLDEN_RATIO
+        points += first
+        points -= np.floor(points)
+        yield start, points
 
 
+@dataclass
 class _Limit:
     """Tells the points of the lowest ranks; of those with the same value, the first have the lowest.
 
-    Args:
+    Attributes:
         value: The lowest point that is not, or not always, below the limit.
         equal: How many points with this value are below it.
     """
 
-    def __init__(self, value: float, equal: int) -> None:
-        self._value = value
-        self._equal = equal
+    value: float
+    equal: int
 
     def below(self, points: NDArray[np.float64]) -> NDArray[np.bool_]:
         """Return which points are below the limit; of all, they are given in their order, each once."""
-        below = points < self._value
-        if self._equal:
-            equal = np.flatnonzero(points == self._value)[: self._equal]
+        below = points < self.value
+        if self.equal:
+            equal = np.flatnonzero(points == self.value)[: self.equal]
             below[equal] = True
-            self._equal -= len(equal)
+            self.equal -= len(equal)
         return below
 
 
 def _limits(ranks: NDArray[np.int64], total: int, first: float) -> list[_Limit]:
-    """Return the limit below which there are as many of all points as each rank says.
+    """Return the limit below which there are as many of all points as each rank says."""
+    found = dict.fromkeys(ranks[ranks >= total].tolist(), _Limit(np.inf, 0))
+    near = _NEAR / total if total else 1.0
+    while missing := [rank for rank in ranks.tolist() if rank not in found]:
+        windows = [_Window(rank / total, near) for rank in missing]
+        for _, points in _points(total, first):
+            for window in windows:
+                window.take(points)
+        found |= {r: limit for r, window in zip(missing, windows, strict=True) if (limit := window.limit(r))}
+        near *= 16
+    return [replace(found[rank]) for rank in ranks.tolist()]
 
-    Points are counted in bins, and only those in the bin of a limit are sorted.
+
+class _Window:
+    """The points near a place, and the number of those below.
+
+    Multiples of the golden ratio are so evenly spread that the point of a rank is near its share of all points.
+
+    Args:
+        place: The place.
+        near: How far from it points are kept.
     """
-    if not len(ranks):
-        return []
-    counts = np.zeros(_BINS, np.int64)
-    for _, points in _points(total, first):
-        counts += np.bincount((points * _BINS).astype(np.int32), minlength=_BINS)
-    ends = np.cumsum(counts)
-    bins = np.searchsorted(ends, ranks, side="right")
-    near: dict[int, list[NDArray[np.float64]]] = {int(number): [] for number in bins}
-    for _, points in _points(total, first):
-        of = (points * _BINS).astype(np.int32)
-        for number, found in near.items():
-            found.append(points[of == number])
-    limits = []
-    for rank, number in zip(ranks.tolist(), bins.tolist(), strict=True):
-        if rank >= total:
-            limits.append(_Limit(np.inf, 0))
-            continue
-        values = np.sort(np.concatenate(near[number]))
-        place = rank - int(ends[number] - counts[number])
-        limits.append(_Limit(float(values[place]), place - int(np.searchsorted(values, values[place]))))
-    return limits
+
+    def __init__(self, place: float, near: float) -> None:
+        self._first, self._last = place - near, place + near
+        self._below = 0
+        self._kept: list[NDArray[np.float64]] = []
+
+    def take(self, points: NDArray[np.float64]) -> None:
+        """Take more points."""
+        below = points < self._first
+        self._below += int(np.count_nonzero(below))
+        self._kept.append(points[(points <= self._last) ^ below])
+
+    def limit(self, rank: int) -> _Limit | None:
+        """Return the limit of a rank; None if it is not among the points that were kept."""
+        values = np.sort(np.concatenate(self._kept))
+        place = rank - self._below
+        if not 0 <= place < len(values):
+            return None
+        return _Limit(float(values[place]), place - int(np.searchsorted(values, values[place])))
 
 
 class _Stream:
@@ -327,7 +357,7 @@ class _Pass:
     ) -> None:
         self._records_by_shard = records_by_shard
         self._seeds = seeds
-        self._weights = weights
+        self._weights = None if weights is None else np.asarray(weights)
         self.blocks = _block_order(records_by_shard, seeds)
         sizes = [sum(records_by_shard[block.start : block.stop]) for block in self.blocks]
         self._ends = np.cumsum(sizes, dtype=np.int64)
@@ -338,13 +368,25 @@ class _Pass:
 
         The second has a 0 before all ends.
         """
-        bounds = [0, *np.searchsorted(places, self._ends).tolist()]
-        parts = [
-            _part(places[first:last] - start, block, self._records_by_shard, self._seeds, self._weights)
-            for (first, last), start, block in zip(pairwise(bounds), self.starts, self.blocks, strict=True)
-            if first < last
-        ]
-        return np.concatenate([np.empty((2, 0), np.int64), *parts], axis=1), bounds
+        ends = np.searchsorted(places, self._ends)
+        blocks = np.repeat(np.arange(len(self.blocks)), np.diff(ends, prepend=0))
+        first, length = np.array([(block.start, len(block)) for block in self.blocks], np.int64).reshape(-1, 2).T
+        records, shards = np.divmod(places - self.starts[blocks], length[blocks])
+        shards += first[blocks]
+        if self._seeds is not None:
+            self._shuffle(shards, records, self._seeds)
+        return np.stack([shards, records]), [0, *ends.tolist()]
+
+    def _shuffle(self, shards: NDArray[np.int64], records: NDArray[np.int64], seeds: tuple[int, int]) -> None:
+        """Replace the places of records in their shards by the records there."""
+        by_shard = np.argsort(shards, kind="stable")
+        needed, starts = np.unique(shards[by_shard], return_index=True)
+        for shard, mine in zip(needed.tolist(), np.split(by_shard, starts[1:]), strict=bool(len(needed))):
+            rng = np.random.default_rng((*seeds, shard))
+            order = rng.permutation(self._records_by_shard[shard])
+            if self._weights is not None:
+                order = order[_resampled(self._weights[shard :: len(self._records_by_shard)][order], rng)]
+            records[mine] = order[records[mine]]
 
 
 def _block_order(records_by_shard: list[int], seeds: tuple[int, int] | None) -> list[range]:
@@ -355,27 +397,6 @@ def _block_order(records_by_shard: list[int], seeds: tuple[int, int] | None) -> 
     if seeds is not None:
         blocks = [blocks[i] for i in np.random.default_rng(seeds).permutation(len(blocks))]
     return sorted(blocks, key=lambda block: records_by_shard[block[0]] != records_by_shard[block[-1]])
-
-
-def _part(
-    places: NDArray[np.int64],
-    block: range,
-    records_by_shard: list[int],
-    seeds: tuple[int, int] | None,
-    weights: Sequence[float] | None,
-) -> NDArray[np.int64]:
-    """Return shards and records (2 x n) at some places in a block."""
-    shards = block.start + places % len(block)
-    records = places // len(block)
-    if seeds is not None:
-        for shard in np.unique(shards):
-            rng = np.random.default_rng((*seeds, int(shard)))
-            order = rng.permutation(records_by_shard[shard])
-            if weights is not None:
-                order = order[_resampled(np.asarray(weights[shard :: len(records_by_shard)])[order], rng)]
-            mine = shards == shard
-            records[mine] = order[records[mine]]
-    return np.stack([shards, records])
 
 
 def _resampled(weights: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.int64]:

@@ -14,7 +14,7 @@ from nucleus.config.recipe import Recipe
 from nucleus.data.dataset import DatasetManifest
 from nucleus.data.images import Kind
 from nucleus.data.origins import described_sources, licenses_text
-from nucleus.data.samples import SPLITS, Sample
+from nucleus.data.samples import SPLITS, Samples
 from nucleus.metrics.nuclei import SIZE_TITLES
 from nucleus.metrics.scores import (
     HEADLINES,
@@ -194,22 +194,23 @@ def _data_facts(dataset: DatasetManifest) -> dict[str, Any]:
     rows = []
     for split in SPLITS:
         samples = dataset.split_samples(split)
-        by_kind = {kind.value: [sample for sample in samples if sample.kind == kind] for kind in Kind}
+        by_kind = {kind.value: samples.where("kind", kind.value) for kind in Kind}
         rows += [(split, kind, *_amounts(members)) for kind, members in {"all": samples, **by_kind}.items() if members]
-    trained = dataset.split_samples("train")
-    counts = {kind.value: sum(sample.kind == kind for sample in trained) for kind in Kind}
-    sides = [side for sample in dataset.samples for side in (sample.height, sample.width)]
+    trained = dataset.split_samples("train").kinds
+    sides = [dataset.samples.column(name) for name in ("height", "width")]
     return {
         "data_table": _table(("split", "kind", "images", "nuclei"), rows, text_columns=2),
-        "unseen_kinds": [kind for kind, number in counts.items() if not number],
-        "rare_kinds": [f"{kind} ({number})" for kind, number in counts.items() if 0 < number < _FEW_TRAINING_IMAGES],
-        "shortest_side": min(sides),
-        "longest_side": max(sides),
+        "unseen_kinds": [kind.value for kind, number in trained.items() if not number],
+        "rare_kinds": [
+            f"{kind.value} ({number})" for kind, number in trained.items() if 0 < number < _FEW_TRAINING_IMAGES
+        ],
+        "shortest_side": int(min(each.min() for each in sides)),
+        "longest_side": int(max(each.max() for each in sides)),
     }
 
 
-def _amounts(samples: Sequence[Sample]) -> tuple[str, str]:
-    return count(len(samples)), count(sum(sample.nuclei for sample in samples))
+def _amounts(samples: Samples) -> tuple[str, str]:
+    return count(len(samples)), count(samples.nuclei)
 
 
 def _limits(metrics: Metrics) -> dict[str, Any] | None:

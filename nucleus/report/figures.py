@@ -176,9 +176,8 @@ def dataset_panels(dataset: DatasetManifest) -> list[Panel]:
 
 
 def _images(dataset: DatasetManifest) -> Panel:
-    counts = {
-        kind: [sum(sample.kind == kind for sample in dataset.split_samples(split)) for split in SPLITS] for kind in Kind
-    }
+    by_split = [dataset.split_samples(split).kinds for split in SPLITS]
+    counts = {kind: [kinds[kind] for kinds in by_split] for kind in Kind}
     names = [SPLIT_NAMES[split] for split in SPLITS]
 
     def draw(axes: Any) -> None:
@@ -195,14 +194,15 @@ def _images(dataset: DatasetManifest) -> Panel:
 def _nuclei(dataset: DatasetManifest) -> Panel:
     names = [_bin_name(i) for i in range(len(_BINS))]
     counts = {kind: [0] * len(_BINS) for kind in Kind}
-    for sample in dataset.samples:
-        counts[sample.kind][_bin_of(sample.nuclei)] += 1
+    numbers = dataset.samples.column("nuclei").tolist()
+    for (kind, number), images in Counter(zip(dataset.samples.texts("kind"), numbers, strict=True)).items():
+        counts[Kind(kind)][_bin_of(number)] += images
 
     def draw(axes: Any) -> None:
         _stack(axes, names, counts)
         axes.set(xlabel="nuclei per image", ylabel="images")
 
-    nuclei = sorted(sample.nuclei for sample in dataset.samples) or [0]
+    nuclei = sorted(numbers) or [0]
     description = (
         f"Nuclei per image: from {count(nuclei[0])} to {count(nuclei[-1])}, median {count(nuclei[len(nuclei) // 2])}."
     )
@@ -212,7 +212,8 @@ def _nuclei(dataset: DatasetManifest) -> Panel:
 
 
 def _sizes(dataset: DatasetManifest) -> Panel:
-    sizes = Counter((sample.width, sample.height) for sample in dataset.samples)
+    sides = (dataset.samples.column(name).tolist() for name in ("width", "height"))
+    sizes = Counter(zip(*sides, strict=True))
 
     def draw(axes: Any) -> None:
         for (width, height), number in sizes.items():

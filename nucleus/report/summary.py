@@ -156,13 +156,12 @@ def _matched(scores: Scores) -> float | None:
 
 def _facts(record: RunRecord, dataset: DatasetManifest) -> list[tuple[str, str]]:
     train = dataset.split_samples("train")
-    nuclei = sum(sample.nuclei for sample in train)
     seconds = seconds_between(record.begun, record.ended)
     facts = [
         ("Run", record.run),
         (
             "Trained on",
-            f"{plural(len(train), 'image')} with {plural(nuclei, 'nucleus', 'nuclei')} ({dataset.name})",
+            f"{plural(len(train), 'image')} with {plural(train.nuclei, 'nucleus', 'nuclei')} ({dataset.name})",
         ),
         *((title.capitalize(), text) for title, text in before_and_after(record, "map").items()),
         ("Ended (UTC)", moment_text(record.ended)),

@@ -156,10 +156,10 @@ def splits_table(dataset: DatasetManifest) -> Table:
             (
                 SPLIT_NAMES[split],
                 count(len(samples)),
-                count(len({sample.group for sample in samples})),
-                *(count(sum(sample.kind == kind for sample in samples)) for kind in Kind),
-                count(sum(sample.nuclei for sample in samples)),
-                f"{sum(sample.height * sample.width for sample in samples) / 1e6:,.1f}",
+                count(len(set(samples.column("group").tolist()))),
+                *map(count, samples.kinds.values()),
+                count(samples.nuclei),
+                f"{int(samples.column('height') @ samples.column('width')) / 1e6:,.1f}",
                 count(len(shards)),
                 f"{sum(shard.size for shard in shards) / 1e6:,.1f}",
             )

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -211,6 +211,7 @@ def _session() -> "Session":
     resolver.insert_before(_PROCESS, limited(profile))  # if it has a program, the original is not asked
     roles = resolver.get_provider(_ROLE)._profile_provider_builder  # of profiles whose keys a role is assumed with
     roles._create_process_provider = limited
+    core.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=_parsed_time)
     region = os.environ.get(_REGION) or None  # as the other SDKs and W&B do; boto3 itself knows AWS_DEFAULT_REGION only
     session = boto3.session.Session(botocore_session=core, region_name=region)
     files.search_paths[:] = dict.fromkeys(files.search_paths)  # each session adds the same folder
@@ -223,6 +224,17 @@ def _data_files(folders: str | None) -> "Loader":
     from botocore.loaders import create_loader  # noqa: PLC0415
 
     return create_loader(folders)
+
+
+def _parsed_time(text: Any) -> datetime:
+    """Return a time of S3 as botocore does, which takes half of a listing's time for those of ISO 8601."""
+    from botocore.utils import parse_timestamp  # noqa: PLC0415  as slow as boto3
+
+    with suppress(TypeError, ValueError):
+        found = datetime.fromisoformat(text)
+        if found.tzinfo is not None:
+            return found
+    return parse_timestamp(text)
 
 
 class _LimitedProcess(subprocess.Popen[bytes]):

@@ -31,6 +31,12 @@ STEP_SECONDS = 0.3
 WEIGHT_BYTES = 26 << 20
 """Weights of the shipped network in float32, which is what a step exchanges."""
 CHECKPOINT_OBJECTS = 7
+VERSION_OBJECTS = 10
+"""A version's six files, its manifest, the claim of its number, and two writes of an alias."""
+COLUMNS = {"split": 5, "kind": 12, "nuclei": 8, "height": 8, "width": 8, "name": 24}
+"""Columns of the samples that a worker reads, with their bytes a sample; names of 24 letters are an assumption."""
+SHARD_IN_MANIFEST = 190
+"""Bytes of a shard in the manifest."""
 SIMULATED = 100_000
 
 
@@ -62,6 +68,7 @@ def training(workers: int, images: int, size: int) -> dict[str, Any]:
         "shards_a_worker": needed,
         "read_a_worker_gb": read / 1e9,
         "read_over_dataset": workers * read / (images * size),
+        "read_over_dataset_if_dealt_by_shards": workers * steps * (1 + (BATCH_A_WORKER - 1) * shards / images) / shards,
         "gets_a_second": workers * needed / epoch,
         "gbit_a_second_a_worker": 8 * read / epoch / 1e9,
         "exchanged_a_step_mb": 2 * WEIGHT_BYTES / 1e6,
@@ -69,16 +76,23 @@ def training(workers: int, images: int, size: int) -> dict[str, Any]:
     }
 
 
-def start(workers: int, images: int) -> dict[str, Any]:
-    """Requests and bytes when all workers start at once."""
-    requests = {"plan and dataset": 2, "manifest": 1, "weights": 1, "checkpoint": CHECKPOINT_OBJECTS}
+def start(workers: int, images: int, size: int) -> dict[str, Any]:
+    """Requests and bytes when all workers start at once, and the writes of a publication, which the driver makes."""
+    requests = {
+        "plan and dataset": 2,
+        "manifest and columns": 1 + len(COLUMNS),
+        "weights": 1,
+        "checkpoint": CHECKPOINT_OBJECTS,
+    }
     total = workers * sum(requests.values())
     return {
         "part": "start",
         "gets": total,
         "seconds_at_the_limit_of_a_prefix": total / GETS,
         "weights_gb": workers * WEIGHT_BYTES / 1e9,
-        "manifest_json_gb_a_worker": images * 190 / 1e9,
+        "columns_gb_a_worker": images * sum(COLUMNS.values()) / 1e9,
+        "manifest_mb_a_worker": shard_count(images, images * size) * SHARD_IN_MANIFEST / 1e6,
+        "puts_of_a_publication": VERSION_OBJECTS,
         "actors_of_those_that_ray_tests": workers / ACTORS,
     }
 
@@ -120,7 +134,7 @@ def _listing() -> Iterator[BucketImage]:
 def main() -> None:
     """Print the parts."""
     workers, images, size = (int(sys.argv[at]) if len(sys.argv) > at else usual for at, usual in USUAL)
-    for part in (start(workers, images), training(workers, images, size), prediction(workers, images)):
+    for part in (start(workers, images, size), training(workers, images, size), prediction(workers, images)):
         rounded = {name: float(f"{value:.4g}") if isinstance(value, float) else value for name, value in part.items()}
         print(json.dumps({"bench": "at_scale", "workers": workers, "images": images, **rounded}), flush=True)
 

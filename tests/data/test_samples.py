@@ -6,6 +6,7 @@ import pytest
 
 from nucleus.data import dataset as datasets
 from nucleus.data import dataset_upload
+from nucleus.data import samples as samples_module
 from nucleus.data.dataset import (
     Dataset,
     DatasetLocation,
@@ -128,8 +129,12 @@ def test_columns_of_another_number_of_samples(stored: tuple[Dataset, Dataset]) -
         open_dataset(DatasetLocation(columns.uri, columns.manifest.version))
 
 
-def test_the_version_is_that_of_one_document(stored: tuple[Dataset, Dataset]) -> None:
+@pytest.mark.parametrize("chunk", [5, 12])
+def test_the_version_is_that_of_one_document(
+    stored: tuple[Dataset, Dataset], chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As versions were computed before: of all samples at once."""
+    monkeypatch.setattr(samples_module, "_CHUNK", chunk)
     manifest = stored[0].manifest
     content = {
         "format": datasets._CONTENT_FORMAT,
@@ -137,7 +142,7 @@ def test_the_version_is_that_of_one_document(stored: tuple[Dataset, Dataset]) ->
         "samples": [sample.model_dump(mode="json") for sample in manifest.samples],
     }
     text = json.dumps(content, sort_keys=True, separators=(",", ":"))
-    assert manifest.version == hashlib.sha256(text.encode()).hexdigest()[:12]
+    assert content_version(manifest.samples, manifest.shards) == hashlib.sha256(text.encode()).hexdigest()[:12]
     assert content_version([], []) != manifest.version
 
 

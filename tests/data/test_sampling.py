@@ -218,12 +218,15 @@ def test_more_steps_than_images_read_each_image_several_times() -> None:
     assert sorted(seen(p).count(sample) for sample in set(seen(p))) == [6, 7, 7]
 
 
+@pytest.mark.parametrize("near", [0.01, 7])
 @pytest.mark.parametrize("ratio", [sampling._GOLDEN_RATIO, 0.125])
-def test_positions_are_dealt_by_the_order_of_their_points(ratio: float, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_positions_are_dealt_by_the_order_of_their_points(
+    ratio: float, near: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """In parts, without sorting all; also where points are equal, as those of a hundred million positions may be."""
     monkeypatch.setattr(sampling, "_GOLDEN_RATIO", ratio)
     monkeypatch.setattr(sampling, "_POINTS_AT_ONCE", 101)
-    monkeypatch.setattr(sampling, "_BINS", 7)
+    monkeypatch.setattr(sampling, "_NEAR", near)
     for number, shares in enumerate([(1.0,), (0.25, 0.75), (0.1, 0.0, 0.6, 0.3), (0.0, 1.0)]):
         total, seeds = 1000 + number, (number, 2)
         points = (np.arange(total) * ratio + np.random.default_rng(seeds).random()) % 1

@@ -4,6 +4,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from botocore.utils import parse_timestamp
 
 from nucleus.errors import (
     AccessDeniedError,
@@ -13,6 +14,7 @@ from nucleus.errors import (
     ObjectNotFoundError,
     UnreachableError,
 )
+from nucleus.storage import client
 from nucleus.storage.bucket import Bucket
 from nucleus.storage.files import atomic_path, sha256_of, write_atomic
 from nucleus.storage.retries import set_storage_timeout
@@ -154,3 +156,11 @@ def test_files_are_written_whole_or_not(tmp_path: Path) -> None:
         interrupted()
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    "text", ["2026-11-29T16:23:18.780Z", "Sun, 29 Nov 2026 16:23:18 GMT", "2026-11-29T16:23:18+02:00"]
+)
+def test_times_are_those_of_botocore(text: str) -> None:
+    found = client._parsed_time(text)
+    assert (found, found.utcoffset()) == (parse_timestamp(text), parse_timestamp(text).utcoffset())
