@@ -146,17 +146,17 @@ def _connect(own_cpus: int | None, shown: int, *, verbose: bool) -> None:
 
 
 def _start(shown: int, **settings: Any) -> None:
-    """Start a cluster on this machine; after 20 s, a note says that it takes long. Raises `JobError`."""
+    """Start a cluster on this machine, without a dashboard; after 20 s, a note says that it waits. Raises `JobError`."""
     import ray
 
     check_temporary_folder()
-    text = f"Note: Ray takes long to start (is this machine busy?); waiting up to {_START_SECONDS:.0f} s\n"
-    note = threading.Timer(_NOTE_SECONDS, os.write, (shown, text.encode()))
+    text = f"Note: Ray takes long to start (is this machine busy?); waiting up to {_START_SECONDS:.0f} s\n".encode()
+    note = threading.Timer(_NOTE_SECONDS, os.write, (shown, text))
     note.start()
     before = psutil.Process().children()
     try:
         with job.patient_start(_START_SECONDS), job.shielded_start():
-            ray.init(address="local", job_config=job.worker_paths(), **settings)
+            ray.init(address="local", include_dashboard=False, job_config=job.worker_paths(), **settings)
     except BaseException as error:  # Ray raises plain `Exception`s, and those of the system; a signal interrupts it
         job.end_started_processes(before)
         if not isinstance(error, Exception):

@@ -80,13 +80,18 @@ def _imported(root: Path) -> str:
 
     if not ZIP.exists():
         return str(generated_dataset(root, _IMAGES))
-    folder = root / "images"
+    folder = part_of_dsb2018(root / "images", _IMAGES)
+    return str(import_dataset(folder, parse_uri("s3://nucleus/datasets/bench"), SplitOptions()).dataset)
+
+
+def part_of_dsb2018(folder: Path, count: int) -> Path:
+    """Write that many images of DSB2018 with their masks, drawn at random, into a folder; return it."""
     with zipfile.ZipFile(ZIP) as archive:
         names = archive.namelist()
         images = sorted({name.split("/images/")[0] for name in names if "/images/" in name})
-        chosen = tuple(f"{image}/" for image in random.Random(_SEED).sample(images, _IMAGES))
+        chosen = tuple(f"{image}/" for image in random.Random(_SEED).sample(images, count))
         archive.extractall(folder, [name for name in names if name.startswith(chosen)])
-    return str(import_dataset(folder, parse_uri("s3://nucleus/datasets/bench"), SplitOptions()).dataset)
+    return folder
 
 
 @contextmanager
