@@ -146,7 +146,7 @@ def _connect(own_cpus: int | None, shown: int, *, verbose: bool) -> None:
 
 
 def _start(shown: int, **settings: Any) -> None:
-    """Start a cluster on this machine, without a dashboard; after 20 s, a note says that it waits. Raises `JobError`."""
+    """Start a cluster on this machine, without a dashboard; a note says if it takes 20 s. Raises `JobError`."""
     import ray
 
     check_temporary_folder()

@@ -107,7 +107,7 @@ def decoded_image(shard: ShardFile, record: int, name: str) -> tuple[RgbImage, L
         IntegrityError: The record is damaged, or has not the name or the size that the manifest states.
     """
     file = shard.pixels
-    facts = file and file.facts(record)
+    facts = None if file is None else file.facts(record)
     if file is None or facts is None:
         found, image, labels = decode_record(shard.read(record))
         if found != name:

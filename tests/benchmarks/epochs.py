@@ -33,14 +33,16 @@ def epochs() -> None:
     The ratio is the processor's time of the earlier commit's epochs, validations included, over that of now.
     """
     from tests.benchmarks.ingest_cost import ZIP, part_of_dsb2018
-    from tests.benchmarks.measure import report, temporary_store
-    from tests.benchmarks.step_rate import CHECKOUT, ROOT, WEIGHTS
+    from tests.benchmarks.measure import EARLIER, earlier_checkout, report, temporary_store
+    from tests.benchmarks.step_rate import ROOT, WEIGHTS
 
-    if CHECKOUT not in os.environ or not ZIP.exists():
-        raise SystemExit(f"Expected a checkout of an earlier commit in {CHECKOUT}, and {ZIP}.")
-    sides = {"earlier": Path(os.environ[CHECKOUT]), "now": ROOT}
-    with temporary_store() as root:
+    with temporary_store() as root, earlier_checkout() as checkout:
+        if checkout is None or not _has_packages(checkout) or not ZIP.exists():
+            needs = f"{EARLIER}, obstore==0.12.1 for it in {PACKAGES} (uv pip install --target DIR), and {ZIP.name}"
+            report("epochs", float("nan"), left_out=f"it needs {needs}")
+            return
         part_of_dsb2018(root / "images", _IMAGES)
+        sides = {"earlier": checkout, "now": ROOT}
         found = {name: _child(path, name, root, WEIGHTS) for name, path in sides.items()}
     cpu = {
         name: sum(epoch["train_cpu_s"] + epoch["validation_cpu_s"] for epoch in history)
@@ -54,15 +56,27 @@ def epochs() -> None:
     report("epochs", cpu["earlier"] / cpu["now"], images=_IMAGES, **shown)
 
 
-def _child(checkout: Path, side: str, root: Path, weights: Path) -> list[dict[str, float]]:
-    """The history of a training."""
+def _has_packages(checkout: Path) -> bool:
+    """Whether the earlier commit finds its packages."""
+    command = [sys.executable, "-c", "import obstore"]
+    return (
+        subprocess.run(command, env=_environment(checkout, "earlier"), capture_output=True, check=False).returncode == 0
+    )
+
+
+def _environment(checkout: Path, side: str) -> dict[str, str]:
     more = os.environ.get(PACKAGES) if side == "earlier" else None
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (str(checkout), more)))}
     environment.pop("TF_ENABLE_ONEDNN_OPTS", None)  # this process may have set it; each side decides by itself
+    return environment
+
+
+def _child(checkout: Path, side: str, root: Path, weights: Path) -> list[dict[str, float]]:
+    """The history of a training."""
     done = subprocess.run(
         [sys.executable, __file__, side, str(root), str(weights)],
         cwd=root,
-        env=environment,
+        env=_environment(checkout, side),
         stdout=subprocess.PIPE,
         text=True,
         check=True,

@@ -23,12 +23,10 @@ from nucleus.model.losses import image_losses, pixel_targets
 from nucleus.model.unet import build_unet
 from nucleus.training.distributed import TrainingStep, Workers, mask_scores
 from nucleus.training.optimizer import parameter_groups
-from tests.benchmarks.measure import RECIPE, report
+from tests.benchmarks.measure import RECIPE, earlier_checkout, report
 
 ROOT = Path(__file__).resolve().parents[2]
 WEIGHTS = ROOT.parent / "shared" / "weights" / "mobilenet_v2_1.0_imagenet_no_top.weights.h5"
-CHECKOUT = "NUCLEUS_BENCH_EARLIER"
-"""Variable that names a checkout of an earlier commit, such as 8eae0ed, to compare with."""
 STEPS, THREADS, CROP = 16, 2, 192
 ROUNDS = int(os.environ.get("STEP_ROUNDS", "4"))
 """Measurements of each side, in turn."""
@@ -197,16 +195,16 @@ def step_rate() -> None:
     All in turn, by the processor's time, which other work on the machine changes little.
     """
     limit_threads(THREADS)
-    checkout = os.environ.get(CHECKOUT)
     found: dict[str, float] = {}
-    for encoder in ("frozen", "trained"):
-        found |= {f"{encoder}_{name}": value for name, value in _measured(encoder, checkout).items()}
+    with earlier_checkout() as checkout:
+        for encoder in ("frozen", "trained"):
+            found |= {f"{encoder}_{name}": value for name, value in _measured(encoder, checkout).items()}
     report("step_rate", found.get("frozen_ratio", found["frozen_share_of_peak"]), **found)
 
 
-def _measured(encoder: str, checkout: str | None) -> dict[str, float]:
+def _measured(encoder: str, checkout: Path | None) -> dict[str, float]:
     """Steps of the tree and of the checkout, and matrix products, in turn."""
-    paths = {"now": ROOT, **({"earlier": Path(checkout)} if checkout else {})}
+    paths = {"now": ROOT, **({"earlier": checkout} if checkout else {})}
     products: list[float] = []
     sides = {name: _Side(path, encoder, {}) for name, path in paths.items()}
     steps = _in_turn(sides, lambda: products.append(_product_rate()))
@@ -282,22 +280,23 @@ def step_profile() -> None:
     On one thread, where the time of an operation is that of the processor. The profiler's times are scaled to the CPU
     time of steps without it. The ratio is the share of the convolutions.
     """
-    checkout, one = os.environ.get(CHECKOUT), {"intra": 1, "inter": 1}
-    sides = {"": ROOT, **({"earlier_": Path(checkout)} if checkout else {})}
     found: dict[str, Any] = {}
-    share = 0.0
-    for name, path in sides.items():
-        side = _Side(path, "frozen", one)
-        side.step()
-        step_ms = 1e3 * statistics.median(side.step().cpu for _ in range(ROUNDS))
-        types, places = side.profile()
-        side.end()
-        whole = sum(types.values())
-        if not name:
-            share = sum(taken for kind, taken in types.items() if "Conv" in kind) / whole
-            found["places_ms"] = _shown(places, step_ms / whole)
-        found |= {f"{name}step_ms": step_ms, f"{name}types_ms": _shown(types, step_ms / whole)}
+    with earlier_checkout() as checkout:
+        for name, path in {"": ROOT, **({"earlier_": checkout} if checkout else {})}.items():
+            found |= {f"{name}{key}": value for key, value in _profiled(path).items()}
+    share = sum(taken for kind, taken in found["types_ms"].items() if "Conv" in kind) / found["step_ms"]
     report("step_profile", share, **found)
+
+
+def _profiled(checkout: Path) -> dict[str, Any]:
+    """Milliseconds of a step, and of its largest parts."""
+    side = _Side(checkout, "frozen", {"intra": 1, "inter": 1})
+    side.step()
+    step_ms = 1e3 * statistics.median(side.step().cpu for _ in range(ROUNDS))
+    types, places = side.profile()
+    side.end()
+    scale = step_ms / sum(types.values())
+    return {"step_ms": step_ms, "types_ms": _shown(types, scale), "places_ms": _shown(places, scale)}
 
 
 def _shown(times: dict[str, float], scale: float) -> dict[str, float]:
