@@ -16,11 +16,11 @@ from typing import Any
 from unittest.mock import Mock
 
 PACKAGES = "NUCLEUS_BENCH_EARLIER_PATH"
-_IMAGES, _EPOCHS = 120, 3
+_IMAGES, _EPOCHS = 60, 3
 # As `dsb2018-cpu`, but warmed up and with a trained encoder within the few epochs.
 _CHANGES: dict[str, dict[str, Any]] = {
     "network": {"unfreeze_epoch": 2},
-    "optimizer": {"epochs": _EPOCHS, "validate_every": 1, "warmup_steps": 10},
+    "optimizer": {"epochs": _EPOCHS, "validate_every": 1, "warmup_steps": 4, "steps_per_execution": 2},
     "tracking": {"wandb": "disabled"},
 }
 _SHOWN = {"loss": 4, "iou": 4, "val_loss": 4, "val_iou": 4, "val_map": 4, "train_cpu_s": 1, "validation_cpu_s": 1}
