@@ -38,7 +38,6 @@ __all__ = [
     "wait_for_certainty",
 ]
 
-
 _ADDRESS, _FOLDER = "RAY_ADDRESS", "RAY_TMPDIR"
 _CLIENT = "ray://"
 _ANSWER_SECONDS = 5.0
@@ -146,17 +145,17 @@ def _connect(own_cpus: int | None, shown: int, *, verbose: bool) -> None:
 
 
 def _start(shown: int, **settings: Any) -> None:
-    """Start a cluster on this machine; after 20 s, a note says that it takes long. Raises `JobError`."""
+    """Start a cluster on this machine, without a dashboard; a note says if it takes 20 s. Raises `JobError`."""
     import ray
 
     check_temporary_folder()
-    text = f"Note: Ray takes long to start (is this machine busy?); waiting up to {_START_SECONDS:.0f} s\n"
-    note = threading.Timer(_NOTE_SECONDS, os.write, (shown, text.encode()))
+    text = f"Note: Ray takes long to start (is this machine busy?); waiting up to {_START_SECONDS:.0f} s\n".encode()
+    note = threading.Timer(_NOTE_SECONDS, os.write, (shown, text))
     note.start()
     before = psutil.Process().children()
     try:
         with job.patient_start(_START_SECONDS), job.shielded_start():
-            ray.init(address="local", job_config=job.worker_paths(), **settings)
+            ray.init(address="local", include_dashboard=False, job_config=job.worker_paths(), **settings)
     except BaseException as error:  # Ray raises plain `Exception`s, and those of the system; a signal interrupts it
         job.end_started_processes(before)
         if not isinstance(error, Exception):
@@ -374,15 +373,12 @@ def _joined(settings: dict[str, Any]) -> bool:
 
 
 def address_at_hand() -> str | None:
-    """Return the address of the cluster of RAY_ADDRESS, or of one on this machine, or None, without connecting.
-
-    None means that a run starts one of its own: there is none, or RAY_ADDRESS is `local`.
+    """Return the address of the cluster of RAY_ADDRESS or of one here, unconnected; None if a run starts its own.
 
     Raises:
         JobError: No cluster answers at RAY_ADDRESS.
     """
-    address = os.environ.get(_ADDRESS)
-    if address == "local":
+    if (address := os.environ.get(_ADDRESS)) == "local":
         return None
     if address in {None, "", "auto"}:
         return next(filter(_answers, job.local_addresses()), None)

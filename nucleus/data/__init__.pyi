@@ -39,6 +39,7 @@ from .dataset_upload import upload_version as upload_version
 from .decoded import DecodedFile as DecodedFile
 from .decoded import DecodedSample as DecodedSample
 from .decoded import decoded_bytes as decoded_bytes
+from .decoded import decoded_image as decoded_image
 from .decoded import decoded_sample as decoded_sample
 from .decoded import sample_of_record as sample_of_record
 from .fingerprints import THUMBNAIL as THUMBNAIL

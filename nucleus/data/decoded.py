@@ -28,13 +28,13 @@ from numpy.typing import NDArray
 
 from nucleus.config.recipe import NormalizationOptions
 from nucleus.data.augmentation import Pixels, ReadWindow
-from nucleus.data.images import LabelImage
+from nucleus.data.images import LabelImage, RgbImage
 from nucleus.data.normalization import intensity_sample, normalization_table
 from nucleus.data.shards import ShardFile, decode_record, read_at, write_at
 from nucleus.errors import IntegrityError
 from nucleus.storage.files import is_full
 
-__all__ = ["DecodedFile", "DecodedSample", "decoded_bytes", "decoded_sample", "sample_of_record"]
+__all__ = ["DecodedFile", "DecodedSample", "decoded_bytes", "decoded_image", "decoded_sample", "sample_of_record"]
 
 _log = logging.getLogger(__name__)
 
@@ -92,6 +92,36 @@ def decoded_sample(shard: ShardFile, record: int, normalization: NormalizationOp
     return DecodedSample((facts.height, facts.width), table, partial(file.window, record, facts))
 
 
+def decoded_image(shard: ShardFile, record: int, name: str) -> tuple[RgbImage, LabelImage]:
+    """Return a whole record of a shard, from the file of its decoded records if it has one, which may write it there.
+
+    Args:
+        shard: The shard.
+        record: Number of the record in it.
+        name: Name of the image by the manifest.
+
+    Returns:
+        Image, H x W x 3, and labels, H x W.
+
+    Raises:
+        IntegrityError: The record is damaged, or has not the name or the size that the manifest states.
+    """
+    file = shard.pixels
+    facts = None if file is None else file.facts(record)
+    if file is None or facts is None:
+        found, image, labels = decode_record(shard.read(record))
+        if found != name:
+            raise IntegrityError(
+                f"Expected the image {name!r} as record {record} of {shard.name}, as the manifest of the dataset "
+                f"states; found {found!r}. Import the images again."
+            )
+        if file is not None:
+            file.write(record, _reduced(image), labels)
+        return image, labels
+    pixels, labels = file.window(record, facts, slice(0, facts.height), slice(0, facts.width))
+    return np.repeat(pixels[..., np.newaxis], _RGB, axis=2) if pixels.ndim == 2 else pixels.copy(), labels.copy()
+
+
 def sample_of_record(data: bytes, normalization: NormalizationOptions) -> DecodedSample:
     """Return a record that is in memory. Raises `IntegrityError` if it is damaged."""
     image, labels = _decoded(data)
@@ -101,8 +131,13 @@ def sample_of_record(data: bytes, normalization: NormalizationOptions) -> Decode
 def _decoded(data: bytes) -> tuple[Pixels, LabelImage]:
     """Return image (H x W if it is grey, else H x W x 3) and labels of a record."""
     _, image, labels = decode_record(data)
+    return _reduced(image), labels
+
+
+def _reduced(image: RgbImage) -> Pixels:
+    """Return one channel of an image whose channels are equal, else the image."""
     grey = bool((image[..., 1:] == image[..., :1]).all())
-    return np.ascontiguousarray(image[..., 0]) if grey else image, labels
+    return np.ascontiguousarray(image[..., 0]) if grey else image
 
 
 def _in_memory(image: Pixels, labels: LabelImage, table: NDArray[np.uint8]) -> DecodedSample:
@@ -177,6 +212,10 @@ class DecodedFile:
             return facts, None
         self._known[record] = digest, facts, np.frombuffer(table, np.uint8)
         return self._known[record][1:]
+
+    def facts(self, record: int) -> Facts | None:
+        """Return size and channels of a record, None if it was not written or is damaged."""
+        return self._verified_facts(record, _checked(read_at(self._descriptor, _FACTS_BYTES, self._entry(record))))
 
     def _verified_facts(self, record: int, found: bytes | None) -> Facts | None:
         if found is None:

@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 
 from nucleus.data.cache import ShardCache
 from nucleus.data.dataset import Dataset, DatasetManifest
-from nucleus.data.decoded import decoded_bytes
+from nucleus.data.decoded import decoded_bytes, decoded_image
 from nucleus.data.images import Kind, LabelImage, RgbImage
 from nucleus.data.sampling import EpochPlan, epoch_plan, stored_order
-from nucleus.data.shards import ShardFile, decode_record
+from nucleus.data.shards import ShardFile
 from nucleus.errors import CacheFullError, NucleusError
 
 __all__ = [
@@ -35,6 +35,7 @@ __all__ = [
 
 
 _log = logging.getLogger(__name__)
+_TRAIN = "train"
 _CONNECTIONS = 4
 _MOST_CANDIDATES = 256
 """Number of images among which examples are chosen."""
@@ -102,15 +103,19 @@ class SplitReader:
 
     def read(self, shard: int, record: int) -> bytes:
         """Return the bytes of a record; a shard of an earlier block is opened again."""
-        number = int(shard)
         with self.noted():
-            return (self._shards.get(number) or self._open_shard(number)).read(int(record))
+            return self.shard(shard).read(int(record))
 
-    def records(self, epoch: int = 0) -> Iterator[bytes]:
-        """Yield the records of an epoch in order."""
+    def shard(self, shard: int) -> ShardFile:
+        """Return an open shard; one of an earlier block is opened again."""
+        number = int(shard)
+        return self._shards.get(number) or self._open_shard(number)
+
+    def places(self, epoch: int = 0) -> Iterator[tuple[int, int]]:
+        """Yield shard and record of the samples of an epoch in order; the shards of a block are open meanwhile."""
         for block in range(self.blocks(epoch)):
-            for _, shard, record in self.enter(epoch, block):
-                yield self.read(shard, record)
+            for _, shard, record in self.enter(epoch, block).tolist():
+                yield shard, record
 
     def close(self) -> None:
         """Close the shards and stop fetching ahead."""
@@ -153,7 +158,8 @@ def cached_splits(
         split: Name of the split.
         cache: Cache of the shards.
         plan: Returns the worker's plan of an epoch.
-        decoded: Whether decoded records are kept in the cache, of as many shards as fit beside all shards.
+        decoded: Whether decoded records are kept in the cache, of as many shards as fit beside all shards, and, if the
+            split is another one, beside the decoded records of the training split.
     """
     shards = [(dataset, shard) for dataset in datasets for shard in dataset.manifest.split_shards(split)]
     sizes = _kept_sizes(datasets, split, cache.limit) if decoded else {}
@@ -165,17 +171,23 @@ def _kept_sizes(datasets: Sequence[Dataset], split: str, limit: int) -> dict[int
 
     All workers of a machine choose the same ones. What fits stays, so an epoch does not evict what the next one needs.
     """
-    sizes = [each for dataset in datasets for each in _record_sizes(dataset.manifest, split)]
+    sizes = _sizes_by_shard(datasets, split)
     needed = np.cumsum([decoded_bytes(each) for each in sizes])
     others = sum(shard.size for dataset in datasets for shard in dataset.manifest.shards)
+    if split != _TRAIN:
+        others += sum(decoded_bytes(each) for each in _sizes_by_shard(datasets, _TRAIN))
     kept = int(np.searchsorted(needed, limit - others, side="right"))
     if kept < len(sizes):
         _log.warning(
-            "The cache has room for the decoded images of %d of %d shards; the others are decoded for every crop, which"
-            " takes several times as long. Room for all: cache_limit_gib = %.3g",
-            kept, len(sizes), (needed[-1] + others) / (1 << 30),
+            "The cache has room for the decoded images of %d of %d shards of the split %s; the others are decoded each "
+            "time, which takes longer (a training crop several times as long). Room for all: cache_limit_gib = %.3g",
+            kept, len(sizes), split, (needed[-1] + others) / (1 << 30),
         )  # fmt: skip
     return dict(enumerate(sizes[:kept]))
+
+
+def _sizes_by_shard(datasets: Sequence[Dataset], split: str) -> list[NDArray[np.int64]]:
+    return [each for dataset in datasets for each in _record_sizes(dataset.manifest, split)]
 
 
 def _record_sizes(manifest: DatasetManifest, split: str) -> list[NDArray[np.int64]]:
@@ -231,10 +243,12 @@ class LabelledImage:
 def images_of_worker(manifest: DatasetManifest, split: str, reader: SplitReader) -> Iterator[LabelledImage]:
     """Yield the images of one worker's reader, in stored order."""
     samples = manifest.split_samples(split)
-    kinds = dict(zip(samples.texts("name"), map(Kind, samples.texts("kind")), strict=True))
-    for record in reader.records():
-        name, image, labels = decode_record(record)
-        yield LabelledImage(name, kinds[name], image, labels)
+    names, kinds = samples.texts("name"), samples.texts("kind")
+    stored, shards = stored_order(len(samples)), len(manifest.split_shards(split))
+    for shard, record in reader.places():
+        number = stored[record * shards + shard]
+        image, labels = decoded_image(reader.shard(shard), record, names[number])
+        yield LabelledImage(names[number], Kind(kinds[number]), image, labels)
 
 
 def images_of_split(dataset: Dataset, split: str, cache: ShardCache) -> Iterator[LabelledImage]:
@@ -254,14 +268,32 @@ def images_of_range(dataset: Dataset, split: str, cache: ShardCache, positions: 
         yield from images_of_worker(dataset.manifest, split, reader)
 
 
-def split_reader(dataset: Dataset, split: str, cache: ShardCache, rank: int = 0, world: int = 1) -> SplitReader:
-    """Return a reader of a worker's images in stored order; over all workers, each image once."""
+def split_reader(
+    dataset: Dataset,
+    split: str,
+    cache: ShardCache,
+    rank: int = 0,
+    world: int = 1,
+    *,
+    beside: Sequence[Dataset] | None = None,
+) -> SplitReader:
+    """Return a reader of a worker's images in stored order; over all workers, each image once.
+
+    Args:
+        dataset: The dataset.
+        split: Name of the split.
+        cache: Cache of the shards.
+        rank: Number of the worker.
+        world: Number of workers.
+        beside: Datasets that are mixed in. If given, decoded records are kept in the cache, as `cached_splits` says.
+    """
     counts = _records(dataset, split)
-    return cached_split(
-        dataset,
+    return cached_splits(
+        [dataset, *(beside or ())],
         split,
         cache,
         lambda _: epoch_plan(counts, seed=0, epoch=0, rank=rank, world=world, global_batch=0, shuffle=False),
+        decoded=beside is not None,
     )
 
 

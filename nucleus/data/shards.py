@@ -237,11 +237,16 @@ class ShardFile:
         name: Name of the file in error messages.
         pixels: File of its decoded records, if there is one.
 
+    Attributes:
+        name: Name of the file in error messages.
+        pixels: File of its decoded records, if there is one.
+
     Raises:
         IntegrityError: The file ends in the middle of a record.
     """
 
     def __init__(self, descriptor: int, name: str, pixels: DecodedFile | None = None) -> None:
+        self.name = name
         self.pixels = pixels
         self._descriptor = descriptor
         weakref.finalize(self, os.close, descriptor)

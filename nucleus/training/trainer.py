@@ -140,9 +140,10 @@ class TrainingRun:
         self.manifest = given.dataset.manifest
         datasets = [given.dataset, *(mixed.dataset for mixed in given.mix)]
         self.open_reader = partial(cached_splits, datasets, "train", given.cache, decoded=True)
+        worker = given.cache, workers.rank, workers.count
         self.readers = {
-            split: split_reader(given.dataset, split, given.cache, workers.rank, workers.count)
-            for split in ("val", "test")
+            "val": split_reader(given.dataset, "val", *worker, beside=datasets[1:]),  # read in each validation
+            "test": split_reader(given.dataset, "test", *worker),
         }
         shares = [recipe.share, *(mixed.share for mixed in given.mix)]
         self.splits = [

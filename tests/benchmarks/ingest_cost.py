@@ -8,22 +8,17 @@ import os
 import random
 import subprocess
 import sys
-import tempfile
 import time
 import zipfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 ZIP = ROOT.parent / "shared" / "data" / "dsb2018" / "stage1_train.zip"
-EARLIER = "8eae0ed"
-CHECKOUT = "NUCLEUS_BENCH_EARLIER"
-"""Variable that names a checkout of `EARLIER`; without it one is made of this repository."""
 CROPS = (192, 256)
-_IMAGES = 160
+_IMAGES = 80
 _BATCH, _SEED = 8, 1
 _ROUNDS, _EPOCHS = 2, 3
 # What `job/recipes/nuclei.toml` changes; the earlier commit has not all of it, and does less.
@@ -45,9 +40,9 @@ FULL = {
 
 def ingest_cost() -> None:
     """CPU milliseconds a crop, everything included: reading, decoding, augmentation, batches."""
-    from tests.benchmarks.measure import report, temporary_store
+    from tests.benchmarks.measure import EARLIER, earlier_checkout, report, temporary_store
 
-    with temporary_store() as root, _earlier() as checkout:
+    with temporary_store() as root, earlier_checkout() as checkout:
         uri = _imported(root)
         sides = {"ours": ROOT, "ours_with_targets": ROOT, **({"earlier": checkout} if checkout else {})}
         rounds = [{mode: _child(path, mode, root, uri) for mode, path in sides.items()} for _ in range(_ROUNDS)]
@@ -80,29 +75,18 @@ def _imported(root: Path) -> str:
 
     if not ZIP.exists():
         return str(generated_dataset(root, _IMAGES))
-    folder = root / "images"
-    with zipfile.ZipFile(ZIP) as archive:
-        names = archive.namelist()
-        images = sorted({name.split("/images/")[0] for name in names if "/images/" in name})
-        chosen = tuple(f"{image}/" for image in random.Random(_SEED).sample(images, _IMAGES))
-        archive.extractall(folder, [name for name in names if name.startswith(chosen)])
+    folder = part_of_dsb2018(root / "images", _IMAGES)
     return str(import_dataset(folder, parse_uri("s3://nucleus/datasets/bench"), SplitOptions()).dataset)
 
 
-@contextmanager
-def _earlier() -> Iterator[Path | None]:
-    """A checkout of the earlier commit; None where there is no such commit."""
-    if CHECKOUT in os.environ:
-        yield Path(os.environ[CHECKOUT])
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        place = Path(folder) / "earlier"
-        git = ["git", "-C", str(ROOT), "worktree"]
-        made = subprocess.run([*git, "add", "--detach", str(place), EARLIER], capture_output=True, check=False)
-        try:
-            yield None if made.returncode else place
-        finally:
-            subprocess.run([*git, "remove", "--force", str(place)], capture_output=True, check=False)
+def part_of_dsb2018(folder: Path, count: int) -> Path:
+    """Write that many images of DSB2018 with their masks, drawn at random, into a folder; return it."""
+    with zipfile.ZipFile(ZIP) as archive:
+        names = archive.namelist()
+        images = sorted({name.split("/images/")[0] for name in names if "/images/" in name})
+        chosen = tuple(f"{image}/" for image in random.Random(_SEED).sample(images, count))
+        archive.extractall(folder, [name for name in names if name.startswith(chosen)])
+    return folder
 
 
 def _child(checkout: Path, mode: str, root: Path, dataset: str) -> list[float]:

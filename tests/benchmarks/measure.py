@@ -3,6 +3,7 @@
 import json
 import os
 import statistics
+import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -14,7 +15,22 @@ from nucleus.data.dataset import Dataset
 from nucleus.storage import local_server as server
 from nucleus.storage.uri import parse_uri
 
-__all__ = ["RECIPE", "generated_dataset", "in_turn", "report", "seconds", "temporary_store"]
+__all__ = [
+    "EARLIER",
+    "RECIPE",
+    "earlier_checkout",
+    "generated_dataset",
+    "in_turn",
+    "report",
+    "seconds",
+    "temporary_store",
+]
+
+EARLIER = "8eae0ed"
+"""The commit with which some benchmarks compare."""
+_CHECKOUT = "NUCLEUS_BENCH_EARLIER"
+"""Variable that names a checkout of `EARLIER`; without it one is made of this repository."""
+_ROOT = Path(__file__).resolve().parents[2]
 
 # As job/recipes/dsb2018-cpu.toml, without its pretrained weights: speed does not depend on their values.
 RECIPE: dict[str, Any] = {
@@ -74,6 +90,22 @@ def in_turn(sides: dict[str, Callable[[], Any]], rounds: int, *, warm_up: bool =
         for name in names:
             found[name].append(seconds(sides[name]))
     return {name: statistics.median(values) for name, values in found.items()}
+
+
+@contextmanager
+def earlier_checkout() -> Iterator[Path | None]:
+    """A checkout of the earlier commit; None where there is no such commit."""
+    if _CHECKOUT in os.environ:
+        yield Path(os.environ[_CHECKOUT])
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder) / "earlier"
+        git = ["git", "-C", str(_ROOT), "worktree"]
+        made = subprocess.run([*git, "add", "--detach", str(place), EARLIER], capture_output=True, check=False)
+        try:
+            yield None if made.returncode else place
+        finally:
+            subprocess.run([*git, "remove", "--force", str(place)], capture_output=True, check=False)
 
 
 @contextmanager

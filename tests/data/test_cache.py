@@ -20,7 +20,7 @@ from nucleus.data.dataset import Dataset, DatasetManifest, Shard
 from nucleus.data.decoded import decoded_bytes
 from nucleus.data.importing import SplitOptions, import_dataset
 from nucleus.data.pipeline import Feed, training_batches
-from nucleus.data.reader import SplitReader, cached_splits
+from nucleus.data.reader import SplitReader, cached_splits, split_reader
 from nucleus.data.sampling import epoch_plan
 from nucleus.data.shards import ShardFile, encode_record, write_shard
 from nucleus.data.synthetic import generated_image, write_generated
@@ -348,6 +348,25 @@ def test_as_many_shards_are_kept_decoded_as_fit_beside_all_shards(
     read.enter(0, 0)
     assert [read.shards[number].pixels is not None for number in range(3)] == [number < kept for number in range(3)]
     assert len([record for record in caplog.records if "cache_limit_gib" in record.message]) == (kept < 3)
+
+
+@pytest.mark.parametrize(("room", "kept"), [(2.99, 0), (3.0, 1), (40.0, 1)])
+def test_validation_images_are_kept_where_they_fit_beside_the_training_images(
+    room: float, kept: int, shards: Dataset, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    manifest, splits = shards.manifest, ("train", "train", "val")
+    listed = [s.model_copy(update={"split": split}) for s, split in zip(manifest.shards[:3], splits, strict=True)]
+    samples = [
+        sample.model_copy(update={"split": split, "height": 64, "width": 64})
+        for sample, split in zip(manifest.samples[:3], splits, strict=True)
+    ]
+    dataset = Dataset(shards.uri, DatasetManifest(**{**manifest.model_dump(), "samples": samples, "shards": listed}))
+    total = sum(shard.size for shard in listed)
+    cache = ShardCache(tmp_path, (total + room * decoded_bytes(SIZES[:1]) + 1) / (1 << 30))
+    read = split_reader(dataset, "val", cache, beside=())
+    read.enter(0, 0)
+    assert (read.shards[0].pixels is not None) == bool(kept)
+    assert ("split val" in caplog.text) == (not kept)
 
 
 def test_batches_of_one_block_at_a_time_fit(store: object, tmp_path: Path) -> None:  # noqa: ARG001

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from nucleus.config.recipe import NormalizationOptions
 from nucleus.data import decoded
-from nucleus.data.decoded import DecodedFile, decoded_bytes, decoded_sample
+from nucleus.data.decoded import DecodedFile, decoded_bytes, decoded_image, decoded_sample
 from nucleus.data.shards import ShardFile, decode_record, encode_record, write_shard
 from nucleus.data.synthetic import generated_image
 from nucleus.errors import IntegrityError
@@ -91,6 +91,27 @@ def test_each_record_is_decoded_once(files: tuple[Path, Path], decodings: list[i
     assert len(decodings) == 3  # another table alone
     check(opened(files), 2, other)
     check(opened(files), 2)
+
+
+def test_whole_images_are_decoded_once(files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    true = [decode_record(opened(files).read(record)) for record in range(len(SHAPES))]
+    seen: list[bytes] = []
+    monkeypatch.setattr(decoded, "decode_record", lambda data: seen.append(data) or decode_record(data))
+    for _ in range(3):  # written, read, and read by another process
+        shard = opened(files)
+        for record, (name, image, labels) in enumerate(true):
+            for found, wanted in zip(decoded_image(shard, record, name), (image, labels), strict=True):
+                assert found.shape == wanted.shape
+                assert found.dtype == wanted.dtype
+                assert found.flags.writeable
+                assert (found == wanted).all()
+    assert len(seen) == len(SHAPES)
+    plain = ShardFile(os.open(files[0], os.O_RDONLY), "s")  # without a file of decoded records
+    assert (decoded_image(plain, 1, "n1")[0] == true[1][1]).all()
+    with pytest.raises(IntegrityError, match=r"'other' as record 1 of s.*'n1'"):
+        decoded_image(plain, 1, "other")
+    decoded_sample(shard, 0, OPTIONS)  # a crop reads what was written for a whole image
+    check(shard, 0)
 
 
 @pytest.mark.parametrize("where", ["pixels", "labels", "entry", "table", "cut off"])

@@ -190,6 +190,7 @@ def test_a_slow_start_is_told_at_once(
         pass
     assert "up to 180 s" in "".join(told)
     assert no_ray[0]["num_cpus"] >= 2
+    assert no_ray[0]["include_dashboard"] is False  # it would take jobs from every user of this machine
 
 
 @pytest.mark.usefixtures("no_ray")
