@@ -62,7 +62,6 @@ from .s3_errors import explained as explained
 from .s3_errors import refusal_of as refusal_of
 from .small_objects import SmallObjects as SmallObjects
 from .small_objects import is_whole as is_whole
-from .small_objects import signed_headers as signed_headers
 from .store_process import serve_store as serve_store
 from .uri import BUCKET_VARIABLE as BUCKET_VARIABLE
 from .uri import LONGEST_KEY as LONGEST_KEY

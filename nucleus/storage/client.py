@@ -11,7 +11,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -30,6 +30,7 @@ from nucleus.text import first_line
 
 if TYPE_CHECKING:
     from boto3.session import Session
+    from botocore.credentials import Credentials
     from botocore.loaders import Loader
     from mypy_boto3_s3 import S3Client
 
@@ -54,20 +55,18 @@ class Address:
     """Where a bucket is, for requests that are sent without boto3 (`nucleus.storage.small_objects`).
 
     Attributes:
-        host: Name and port of the server, as the header Host has it.
-        path: What comes before a key in the path of a request: `/`, or `/bucket/`.
+        server: URL of the server, without a path.
+        path: What comes before a key in the path of an object: `/`, or `/bucket/`.
         region: Region, for the signature.
         certificates: File of the certificates to trust; None without TLS.
-        keys: Function that returns the current access key, `secret_key` and `token`.
-        anonymous: Whether requests are not signed.
+        credentials: Those of botocore, which renews them; None if requests are not signed.
     """
 
-    host: str
+    server: str
     path: str
     region: str
     certificates: str | None
-    keys: Callable[[], Any]
-    anonymous: bool
+    credentials: "Credentials | None"
 
 
 class Connection:
@@ -132,9 +131,8 @@ class Connection:
         if place.path not in (f"/{_ANY_KEY}", f"/{self._uri.bucket}/{_ANY_KEY}") or (keys is None) != self._anonymous:
             return None
         certificates = _trusted() if place.scheme == "https" else None
-        path = place.path.removesuffix(_ANY_KEY)
-        frozen = keys.get_frozen_credentials if keys is not None else lambda: None
-        return Address(place.netloc, path, meta.region_name, certificates, frozen, self._anonymous)
+        server, path = f"{place.scheme}://{place.netloc}", place.path.removesuffix(_ANY_KEY)
+        return Address(server, path, meta.region_name, certificates, keys)
 
     def renew(self, used: "S3Client") -> bool:
         """Read the credentials again where they come from; return whether the client now has others.
