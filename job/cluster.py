@@ -15,6 +15,7 @@ from types import FrameType
 from typing import Any
 
 import psutil
+import tenacity
 
 import job
 from nucleus.config.recipe import Recipe
@@ -42,8 +43,8 @@ _ADDRESS, _FOLDER = "RAY_ADDRESS", "RAY_TMPDIR"
 _CLIENT = "ray://"
 _ANSWER_SECONDS = 5.0
 """Seconds to wait for a server to accept a connection."""
-_START_SECONDS, _NOTE_SECONDS = 180.0, 20.0
-"""Longest wait for a cluster on this machine to start, and the wait after which a note says so."""
+_START_SECONDS, _NOTE_SECONDS, _STARTS = 180.0, 20.0, 3
+"""Longest wait for a cluster on this machine to start, the wait after which a note says so, and number of tries."""
 _LONGEST_SOCKET_PATH = 107
 """Bytes in the path of a Unix socket, by the kernel's rules."""
 _PROBE_BYTES, _FREE_BYTES = 1 << 16, 64 << 20
@@ -155,7 +156,11 @@ def _start(shown: int, **settings: Any) -> None:
     before = psutil.Process().children()
     try:
         with job.patient_start(_START_SECONDS), job.shielded_start():
-            ray.init(address="local", include_dashboard=False, job_config=job.worker_paths(), **settings)
+            # Ray's node ends if its agent takes 15 s to start, as on a busy machine.
+            late = tenacity.retry_if_exception_message(match=".*timed out during startup")
+            again = tenacity.Retrying(retry=late, stop=tenacity.stop_after_attempt(_STARTS), reraise=True)
+            again.before_sleep = lambda _: job.end_started_processes(before)
+            again(ray.init, address="local", include_dashboard=False, job_config=job.worker_paths(), **settings)
     except BaseException as error:  # Ray raises plain `Exception`s, and those of the system; a signal interrupts it
         job.end_started_processes(before)
         if not isinstance(error, Exception):
@@ -211,8 +216,7 @@ def _folder_source() -> str:
 class _Watch:
     """Watches the cluster of this process from a thread, because Ray itself waits for a lost one for minutes.
 
-    Attributes:
-        lost: Why the cluster is lost, in words; None while it is not.
+    Attribute `lost`: Why the cluster is lost, in words; None while it is not.
     """
 
     def __init__(self) -> None:
@@ -296,11 +300,7 @@ def _heard() -> Iterator[None]:
 
 
 class _Patience:
-    """Asks servers whether they accept connections, and gives them time to come back.
-
-    Args:
-        addresses: Host and port of each server, and seconds for which it may be silent, by what it is in words.
-    """
+    """Asks servers, each by what it is in words, whether they accept connections; one may be silent for a while."""
 
     def __init__(self, addresses: Mapping[str, tuple[str, int, float]]) -> None:
         self._addresses = addresses

@@ -167,7 +167,8 @@ def test_a_cluster_that_does_not_start_is_one_error(
     for word in ("180 s", "RAY_TMPDIR", "/elsewhere", "RAY_ADDRESS"):
         assert word in message
     assert "Traceback" not in message
-    assert ended == [True]
+    tries = 3 if "timed out during startup" in str(error) else 1
+    assert ended == [True] * tries
 
 
 def test_a_slow_start_is_told_at_once(
