@@ -198,7 +198,7 @@ def _is_zarr(name: str) -> bool:
 
 
 def _is_text(name: str) -> bool:
-    return not any("\ud800" <= letter <= "\udfff" for letter in name)  # Python's way to keep other bytes
+    return name.encode(errors="ignore").decode() == name  # other bytes are kept as what has no code
 
 
 class Source(ABC):

@@ -256,11 +256,12 @@ class BucketSpool(Spool):
 
     def write(self, version: str, plans: Sequence[ShardPlan], advance: Advance) -> list[Shard]:
         sizes = {plan.file: plan.size for plan in plans}
-        total = sum(sizes.values())
+        done, total = 0, sum(sizes.values())
         found: dict[str, Shard] = {}
         for shard in self._spread(plans, partial(_ShardWriter, self._bucket, self._work, version)):
             found[shard.file] = shard
-            advance(sum(sizes[file] for file in found), total)
+            done += sizes[shard.file]
+            advance(done, total)
         return [found[plan.file] for plan in plans]
 
     def finish(self) -> list[str]:

@@ -1,4 +1,4 @@
-"""Many small objects, read and written by requests that botocore signs and urllib3 sends: a fifth of boto3's time each.
+"""Many small objects, by requests that botocore signs and urllib3 sends: two fifths of boto3's time for each.
 
 boto3 takes five milliseconds of a slow processor for a request, whatever its size, which is more than a small image
 needs for all else. It still decides where the server is and with which credentials, and whatever is not answered as
