@@ -63,6 +63,7 @@ from .ray_internals import free_address as free_address
 from .ray_internals import is_from_ray as is_from_ray
 from .ray_internals import is_submitted_job as is_submitted_job
 from .ray_internals import job_api_answer as job_api_answer
+from .ray_internals import keep_keys_from_trials as keep_keys_from_trials
 from .ray_internals import local_addresses as local_addresses
 from .ray_internals import our_error as our_error
 from .ray_internals import pass_to_controller as pass_to_controller

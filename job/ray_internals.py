@@ -30,6 +30,7 @@ __all__ = [
     "is_from_ray",
     "is_submitted_job",
     "job_api_answer",
+    "keep_keys_from_trials",
     "local_addresses",
     "our_error",
     "pass_to_controller",
@@ -42,7 +43,6 @@ __all__ = [
     "without_state_dumps",
     "worker_paths",
 ]
-
 
 _CAUSES = ("cause", "controller_failure", "health_check_failure", "base_exc", "_base_exc", "client_exc")
 """Attributes of Ray's errors with the error that they wrap."""
@@ -399,6 +399,13 @@ def pass_to_controller(variable: str) -> None:
     from ray.train.v2._internal.constants import ENV_VARS_TO_PROPAGATE
 
     ENV_VARS_TO_PROPAGATE.add(variable)
+
+
+def keep_keys_from_trials() -> None:
+    """Leave AWS's keys out of what Ray Tune passes to trials from the driver's environment, which Ray logs."""
+    from ray.tune.execution.class_cache import ENV_VARS_TO_PROPAGATE
+
+    ENV_VARS_TO_PROPAGATE.difference_update([name for name in ENV_VARS_TO_PROPAGATE if name.startswith("AWS_")])
 
 
 def local_addresses() -> list[str]:

@@ -11,7 +11,7 @@ from job.cluster import Capacity, capacities, connected, resources_needed
 from job.events import EventCallback, event_queue
 from job.filesystem import run_storage
 from job.publishing import FinishedRun, publish_run
-from job.ray_internals import failure_text
+from job.ray_internals import failure_text, keep_keys_from_trials
 from job.reporting import report_published, report_run
 from job.signals import Interruptions, stop_request, stops_on_signals
 from job.train import RunOptions, fit_trial, make_folder, plan_run, tracked_where_possible
@@ -223,6 +223,7 @@ def _tune(
     if not options.verbose:
         os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the new output prints boxes despite verbose=0
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # `job.signals` handles it
+    keep_keys_from_trials()
     home, stop, begun = parse_uri(plans[0].bucket), stop_request(), threading.Event()
 
     def ask() -> bool:

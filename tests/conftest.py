@@ -6,7 +6,8 @@ import shutil
 import signal
 import sys
 import uuid
-from collections.abc import Iterator
+import zipfile
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -180,3 +181,23 @@ def real_weights() -> Path:
     if not path.exists():
         pytest.skip("no MobileNetV2 weights in shared/weights")
     return path
+
+
+def holding(folder: Path, mark: bytes) -> list[Path]:
+    """The files below a folder, in archives too, that hold a text."""
+    found = []
+    for path in folder.rglob("*"):
+        if not path.is_file():
+            continue
+        try:
+            data = path.read_bytes()
+        except FileNotFoundError:  # Ray's logs turn over
+            continue
+        if mark in data or (zipfile.is_zipfile(path) and any(mark in part for part in unpacked(path))):
+            found.append(path)
+    return found
+
+
+def unpacked(path: Path) -> Iterable[bytes]:
+    with zipfile.ZipFile(path) as archive:
+        return [archive.read(name) for name in archive.namelist()]

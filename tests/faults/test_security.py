@@ -8,7 +8,6 @@ import re
 import shutil
 import traceback
 import zipfile
-from collections.abc import Iterable
 from pathlib import Path
 
 import h5py
@@ -30,7 +29,7 @@ from nucleus.storage.bucket import Bucket
 from nucleus.storage.local_server import RunningStore
 from nucleus.storage.uri import S3Uri
 from nucleus.training.checkpoint import load_arrays
-from tests.conftest import SECRET
+from tests.conftest import SECRET, holding
 from tests.faults.policy import JOB_POLICY, allows
 from tests.faults.proxy import Proxy, Request
 from tests.whole_way import Trained
@@ -77,26 +76,6 @@ def test_a_whole_job_shows_its_key_nowhere(store: RunningStore, cluster_line: Pr
     session = Path(ray._private.worker._global_node.get_session_dir_path())
     for folder in (Path(store.folder), trained.wandb_dir.parent, session):
         assert not holding(folder, SECRET.encode())
-
-
-def holding(folder: Path, mark: bytes) -> list[Path]:
-    """The files below a folder, in archives too, that hold a text."""
-    found = []
-    for path in folder.rglob("*"):
-        if not path.is_file():
-            continue
-        try:
-            data = path.read_bytes()
-        except FileNotFoundError:  # Ray's logs turn over
-            continue
-        if mark in data or (zipfile.is_zipfile(path) and any(mark in part for part in unpacked(path))):
-            found.append(path)
-    return found
-
-
-def unpacked(path: Path) -> Iterable[bytes]:
-    with zipfile.ZipFile(path) as archive:
-        return [archive.read(name) for name in archive.namelist()]
 
 
 def test_an_error_does_not_show_the_key(bucket_uri: S3Uri, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ from nucleus.runs.listing import find_run
 from nucleus.runs.record import read_record
 from nucleus.storage.bucket import Bucket
 from nucleus.tracking.offline_log import records
+from tests.conftest import SECRET, holding
 from tests.whole_way import recipe_for
 
 pytestmark = [
@@ -78,6 +79,9 @@ def test_only_the_best_is_published(bucket: Bucket, recipe: Path, tmp_path: Path
             1 if run == best else None,
             trials[run]["fitted"]["metrics"],
         )
+    from ray._private.worker import _global_node
+
+    assert not holding(Path(_global_node.get_session_dir_path()), SECRET.encode())  # Ray Tune's own list has AWS's keys
     states = {run: find_run(bucket, run).status for run in trials}
     assert {run: found.state for run, found in states.items()} == {
         **dict.fromkeys(scores, "finished"),
