@@ -140,7 +140,7 @@ def _make_half(
     folder: Path,
 ) -> ModelManifest:
     """Make the files in an empty folder, and return their manifest."""
-    cache = nucleus.data.ShardCache(nucleus.data.default_cache_dir())
+    cache = nucleus.data.ShardCache()
     shutil.copyfile(pulled.folder / nucleus.model.CONFIG_FILE, folder / nucleus.model.CONFIG_FILE)
     nucleus.model.write_half_weights(pulled.folder / nucleus.model.WEIGHTS_FILE, folder / nucleus.model.WEIGHTS_FILE)
     add_onnx(folder, dataset, cache, half=True)

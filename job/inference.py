@@ -7,7 +7,7 @@ from typing import Any
 
 from job.actor_pool import map_on_cluster
 from nucleus.config.names import Reference
-from nucleus.data.cache import ShardCache, default_cache_dir
+from nucleus.data.cache import ShardCache
 from nucleus.data.dataset import Dataset
 from nucleus.model.engines import EngineChoice
 from nucleus.predict.bucket_images import ImageListing, Messages, PredictionSettings, claim_output
@@ -315,5 +315,5 @@ def evaluate_on_cluster(
 def _part_evaluator(plan: EvaluationPlan) -> Callable[[EvaluationPart], PartScores]:
     """Load the model, in an actor, and return the function that scores a part."""
     model = load_pulled(_pulled(plan.registry, plan.model), plan.options)
-    cache = ShardCache(default_cache_dir())
+    cache = ShardCache()
     return lambda part: evaluate_part(model, plan.dataset, part, cache, model.loss, worst=plan.worst)

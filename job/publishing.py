@@ -8,7 +8,7 @@ import nucleus
 from job.final_model import FINAL_FOLDER, add_onnx
 from nucleus import __version__
 from nucleus.config.names import Reference
-from nucleus.data.cache import ShardCache, default_cache_dir
+from nucleus.data.cache import ShardCache
 from nucleus.data.dataset import locate_dataset, open_dataset
 from nucleus.data.origins import described_sources
 from nucleus.errors import IntegrityError, ModelError, ObjectNotFoundError
@@ -31,6 +31,7 @@ from nucleus.runs.plan import RunPlan
 from nucleus.storage.bucket import Bucket
 from nucleus.storage.files import SUMS_FILE, read_sums, temporary_folder
 from nucleus.storage.uri import parse_uri
+from nucleus.surroundings import cache_folder
 from nucleus.training.callbacks import Callback
 
 __all__ = ["FinishedRun", "judge", "publish_run"]
@@ -128,7 +129,7 @@ def _compared(origin: Origin, plan: RunPlan, folder: Path, callback: Callback) -
 
 
 def _cache_dir(plan: RunPlan) -> Path:
-    return Path(plan.recipe.cache_dir) if plan.recipe.cache_dir else default_cache_dir()
+    return Path(plan.recipe.cache_dir) if plan.recipe.cache_dir else cache_folder()
 
 
 def _cache(plan: RunPlan) -> ShardCache:

@@ -19,6 +19,7 @@ import nucleus
 from nucleus.lazy import tf
 from nucleus.runs.plan import RUNS, RunPlan
 from nucleus.storage.files import check_sums, disk_errors, temporary_folder
+from nucleus.surroundings import cache_folder
 
 __all__ = ["MultiWorkerConfig", "limit_devices", "train_worker"]
 
@@ -57,7 +58,7 @@ def train_worker(config: dict[str, Any]) -> None:
     _bypass_proxy()
 
     workers = nucleus.training.Workers()
-    cache_dir = Path(plan.recipe.cache_dir) if plan.recipe.cache_dir else nucleus.data.default_cache_dir()
+    cache_dir = Path(plan.recipe.cache_dir) if plan.recipe.cache_dir else cache_folder()
     weights = plan.encoder_weights
     given = nucleus.training.TrainingInput(
         dataset=nucleus.data.open_dataset(nucleus.data.locate_dataset(plan.dataset)),

@@ -19,7 +19,7 @@ from nucleus.config.names import check_name
 from nucleus.config.recipe import Recipe
 from nucleus.config.settings import read_recipe as read_recipe_file
 from nucleus.config.settings import recipe_path
-from nucleus.data.cache import ShardCache, default_cache_dir
+from nucleus.data.cache import ShardCache
 from nucleus.data.dataset import Dataset, locate_dataset
 from nucleus.data.dataset import open_dataset as open_located
 from nucleus.data.importing import Imported, add_to_dataset
@@ -153,7 +153,7 @@ def evaluate(model: Model | str | Path, dataset: Dataset | str, split: str = "te
     splits = splits_named(split)
     loaded = model if isinstance(model, Model) else load(model)
     opened = open_dataset(dataset) if isinstance(dataset, str) else dataset
-    return evaluate_splits(loaded, opened, splits, ShardCache(default_cache_dir()), progress=show_progress)
+    return evaluate_splits(loaded, opened, splits, ShardCache(), progress=show_progress)
 
 
 def import_dataset(
@@ -268,7 +268,7 @@ def _import(
                 source, location.uri, options, advance, upload, stated=stated, reading=reading, spread=spread
             )
         with show_progress("copy images") as copied:
-            cache = ShardCache(default_cache_dir())
+            cache = ShardCache()
             return add_to_dataset(
                 source, location, options, cache, advance, copied, upload, stated=stated, reading=reading, spread=spread
             )

@@ -8,9 +8,10 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from nucleus.config.names import Kind
 from nucleus.data.cache import ShardCache
 from nucleus.data.dataset import Dataset
-from nucleus.data.images import Kind, RgbImage
+from nucleus.data.images import RgbImage
 from nucleus.data.reader import images_of_split
 from nucleus.metrics.nuclei import Mistakes, find_mistakes
 

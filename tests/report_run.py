@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from nucleus.config.names import Kind
 from nucleus.config.settings import parse_recipe
 from nucleus.data.dataset import DatasetManifest, LeftOut, Shard
-from nucleus.data.images import Kind, RgbImage, encode_png
+from nucleus.data.images import RgbImage, encode_png
 from nucleus.data.samples import SPLITS, Sample
 from nucleus.data.synthetic import generated_image
 from nucleus.metrics.nuclei import THRESHOLDS

@@ -137,7 +137,7 @@ def import_(
                 spread=spread,
             )
         else:
-            cache = nucleus.data.ShardCache(nucleus.data.default_cache_dir())
+            cache = nucleus.data.ShardCache()
             with show_progress("copy images") as copied:
                 imported = nucleus.data.add_to_dataset(
                     src,
@@ -273,9 +273,7 @@ def show(uri: str, out: Path | None, as_json: bool) -> None:
     if out is not None:
         nucleus.storage.write_atomic(
             out,
-            nucleus.data.encode_png(
-                nucleus.pictures.example_sheet(dataset, nucleus.data.ShardCache(nucleus.data.default_cache_dir()))
-            ),
+            nucleus.data.encode_png(nucleus.pictures.example_sheet(dataset, nucleus.data.ShardCache())),
         )
         note(f"examples: {out}")
 

@@ -61,7 +61,7 @@ def evaluate(
             nucleus.predict.load_pulled(pulled, options),
             opened,
             splits,
-            nucleus.data.ShardCache(nucleus.data.default_cache_dir()),
+            nucleus.data.ShardCache(),
             progress=show_progress,
             worst=_WORST,
         )

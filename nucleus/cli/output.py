@@ -44,8 +44,7 @@ def print_json(value: Any) -> None:
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, title: str | None = None) -> None:
     """Print a table on stdout, below its title; in a pipe, tab-separated values below a line of column names."""
     if not sys.stdout.isatty():
-        for row in [columns, *rows]:
-            click.echo("\t".join(str(cell) for cell in row))
+        click.echo("\n".join("\t".join(map(str, row)) for row in [columns, *rows]))
         return
     console = Console(highlight=False)
     table = _table(columns, rows, 2)

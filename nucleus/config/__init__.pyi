@@ -7,6 +7,7 @@ from .encoders import Encoder as Encoder
 from .encoders import EncoderName as EncoderName
 from .encoders import build_encoder as build_encoder
 from .names import FormatName as FormatName
+from .names import Kind as Kind
 from .names import Reference as Reference
 from .names import WorkerCount as WorkerCount
 from .names import WorkerRange as WorkerRange

@@ -1,8 +1,9 @@
-"""Values with rules of their own: names, formats, references to a version such as `dsb2018@7`, numbers of workers."""
+"""Values with rules of their own: names, formats, kinds of image, versions such as `dsb2018@7`, numbers of workers."""
 
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import PlainSerializer, PlainValidator
@@ -12,6 +13,7 @@ from nucleus.text import plural
 
 __all__ = [
     "FormatName",
+    "Kind",
     "Reference",
     "WorkerCount",
     "WorkerRange",
@@ -30,6 +32,17 @@ FormatName = Literal[
     "labels", "zarr", "geojson", "geojson.gz", "roi", "coco", "overlay", "csv", "parquet", "h5ad"
 ]  # fmt: skip
 """Formats of the results of a prediction; the last three are those of its tables."""
+
+
+class Kind(StrEnum):
+    """Kind of microscope image."""
+
+    DARK_FIELD = "dark-field"
+    """Bright nuclei on a dark background: fluorescence."""
+    BRIGHT_FIELD = "bright-field"
+    """Grey nuclei on a bright background."""
+    STAIN = "stain"
+    """Coloured nuclei on a bright background: H&E and other stains."""
 
 
 @dataclass(frozen=True)

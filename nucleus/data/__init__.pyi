@@ -9,7 +9,6 @@ from .augmentation import drawn_choices as drawn_choices
 from .border_lines import Borders as Borders
 from .bucket_sources import open_bucket_source as open_bucket_source
 from .cache import ShardCache as ShardCache
-from .cache import default_cache_dir as default_cache_dir
 from .coco import CocoImage as CocoImage
 from .coco import coco_shapes as coco_shapes
 from .coco import read_coco as read_coco
@@ -53,7 +52,6 @@ from .illumination import Illumination as Illumination
 from .illumination import LightKind as LightKind
 from .illumination import uneven_light as uneven_light
 from .images import IMAGE_SUFFIXES as IMAGE_SUFFIXES
-from .images import Kind as Kind
 from .images import StoredImage as StoredImage
 from .images import check_colours as check_colours
 from .images import decode_image as decode_image

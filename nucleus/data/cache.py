@@ -30,7 +30,7 @@ from nucleus.storage.files import sha256_of, writing
 from nucleus.storage.uri import local_path
 from nucleus.surroundings import BINARY, cache_folder
 
-__all__ = ["ShardCache", "default_cache_dir"]
+__all__ = ["ShardCache"]
 
 _log = logging.getLogger(__name__)
 _GIB = 1 << 30
@@ -46,11 +46,6 @@ _POLL_SECONDS = 0.2
 _verified: set[tuple[int, int, int]] = set()
 
 
-def default_cache_dir() -> Path:
-    """Return this program's folder for caches; see `nucleus.surroundings`. Raises `UsageError` if there is none."""
-    return cache_folder()
-
-
 @dataclass(frozen=True)
 class _Entry:
     used: float
@@ -62,15 +57,20 @@ class ShardCache:
     """Cache of dataset shards on the local disk.
 
     Args:
-        folder: Folder of the cache; shards are stored below `datasets` in it.
+        folder: Folder of the cache; shards are stored below `datasets` in it. This program's folder for caches if not
+            given (`nucleus.surroundings.cache_folder`, with its errors).
         limit_gib: Size limit of the shards, GiB.
         wait_seconds: How long to wait for space while all shards are in use.
     """
 
     def __init__(
-        self, folder: Path, limit_gib: float = DEFAULT_CACHE_LIMIT_GIB, *, wait_seconds: float = _WAIT_SECONDS
+        self,
+        folder: Path | None = None,
+        limit_gib: float = DEFAULT_CACHE_LIMIT_GIB,
+        *,
+        wait_seconds: float = _WAIT_SECONDS,
     ) -> None:
-        self._folder = folder / DATASETS
+        self._folder = (folder or cache_folder()) / DATASETS
         self._limit = int(limit_gib * _GIB)
         self._wait_seconds = wait_seconds
         self._bucket = lru_cache(maxsize=8)(Bucket)  # one client for all shards of a dataset

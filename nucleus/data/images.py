@@ -4,7 +4,6 @@ import hashlib
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from nucleus.config.names import Kind
 from nucleus.data.normalization import intensity_sample, rgb8, stretch_of
 from nucleus.data.pixel_files import Content, PixelFacts, PixelFile, seen_pixels
 from nucleus.data.rasters import open_bmp, open_jpeg, open_png, open_webp
@@ -22,7 +22,6 @@ from nucleus.errors import ImageError
 
 __all__ = [
     "IMAGE_SUFFIXES",
-    "Kind",
     "StoredImage",
     "check_colours",
     "decode_image",
@@ -70,17 +69,6 @@ _COLOURFUL = 6.0
 
 RgbImage = NDArray[np.uint8]
 LabelImage = NDArray[np.uint16]
-
-
-class Kind(StrEnum):
-    """Kind of microscope image."""
-
-    DARK_FIELD = "dark-field"
-    """Bright nuclei on a dark background: fluorescence."""
-    BRIGHT_FIELD = "bright-field"
-    """Grey nuclei on a bright background."""
-    STAIN = "stain"
-    """Coloured nuclei on a bright background: H&E and other stains."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,12 +11,13 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from nucleus.config.names import Kind
 from nucleus.data.annotations import read_geojson, read_rois
 from nucleus.data.bucket_sources import open_bucket_source
 from nucleus.data.coco import coco_shapes
 from nucleus.data.dataset import LeftOut
 from nucleus.data.fingerprints import Fingerprint, fingerprint
-from nucleus.data.images import Kind, RgbImage, decode_pixels, kind_of, open_pixels, pixel_sum, stored_pixels
+from nucleus.data.images import RgbImage, decode_pixels, kind_of, open_pixels, pixel_sum, stored_pixels
 from nucleus.data.layouts import Annotated, MaskForm, find_images
 from nucleus.data.masks import MaskFacts, MaskLabels, labels_from_mask, labels_from_masks, labels_from_stored
 from nucleus.data.shapes import labels_from_shapes

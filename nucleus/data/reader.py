@@ -11,10 +11,11 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from nucleus.config.names import Kind
 from nucleus.data.cache import ShardCache
 from nucleus.data.dataset import Dataset, DatasetManifest
 from nucleus.data.decoded import decoded_bytes, decoded_image
-from nucleus.data.images import Kind, LabelImage, RgbImage
+from nucleus.data.images import LabelImage, RgbImage
 from nucleus.data.sampling import EpochPlan, epoch_plan, stored_order
 from nucleus.data.shards import ShardFile
 from nucleus.errors import CacheFullError, NucleusError

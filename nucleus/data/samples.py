@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, PlainValidator, TypeAdapter
 
-from nucleus.data.images import Kind
+from nucleus.config.names import Kind
 from nucleus.errors import IntegrityError
 from nucleus.storage.bucket import Bucket
 from nucleus.storage.uri import S3Uri

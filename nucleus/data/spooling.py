@@ -26,7 +26,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from nucleus.data.cache import ShardCache, default_cache_dir
+from nucleus.data.cache import ShardCache
 from nucleus.data.dataset import Dataset, LeftOut, Shard
 from nucleus.data.fingerprints import Fingerprint, fingerprint
 from nucleus.data.intake import SourceImage, SourceItem, SourceListing, SourceReader, read_items
@@ -382,7 +382,7 @@ def _batches(places: Sequence[RecordPlace]) -> list[list[RecordPlace]]:
 
 def _copier(parent: Dataset, *, compare: bool) -> Callable[[Shard], list[_Copied]]:
     """Return, in a worker, the function that looks up the records of a shard, which stay where they are."""
-    shards = ShardCache(default_cache_dir())
+    shards = ShardCache()
 
     def look_up(shard: Shard) -> list[_Copied]:
         file, key = shards.open(parent, shard), f"{parent.manifest.version}/{shard.file}"

@@ -6,7 +6,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from nucleus.data.images import Kind, LabelImage, RgbImage, encode_png
+from nucleus.config.names import Kind
+from nucleus.data.images import LabelImage, RgbImage, encode_png
 
 __all__ = ["generated_image", "write_generated"]
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from nucleus.data.images import Kind
+from nucleus.config.names import Kind
 from nucleus.metrics.nuclei import (
     SIZES,
     THRESHOLDS,

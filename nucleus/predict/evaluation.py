@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nucleus.config.names import Kind
 from nucleus.config.recipe import LossOptions
 from nucleus.data.cache import ShardCache
 from nucleus.data.dataset import Dataset
-from nucleus.data.images import Kind
 from nucleus.data.reader import LabelledImage, images_of_range
 from nucleus.data.samples import SPLITS
 from nucleus.errors import DataError, UsageError

@@ -10,9 +10,9 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from nucleus.config.encoders import ENCODERS, IMAGENET_TERMS, KNOWN_WEIGHTS, EncoderName
+from nucleus.config.names import Kind
 from nucleus.config.recipe import Recipe
 from nucleus.data.dataset import DatasetManifest
-from nucleus.data.images import Kind
 from nucleus.data.origins import described_sources, licenses_text
 from nucleus.data.samples import SPLITS, Samples
 from nucleus.metrics.nuclei import SIZE_TITLES

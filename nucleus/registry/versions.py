@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Literal
 
 from nucleus.config.names import Reference, check_name, parse_reference
-from nucleus.data.cache import default_cache_dir
 from nucleus.errors import IntegrityError, ModelError, ObjectNotFoundError, UriError, UsageError
 from nucleus.progress import Advance, no_progress, split_progress
 from nucleus.registry.aliases import read_alias
@@ -34,6 +33,7 @@ from nucleus.storage.bucket import Bucket
 from nucleus.storage.claims import file_lock
 from nucleus.storage.files import put_in_place, sha256_of, write_atomic, writing
 from nucleus.storage.uri import S3Uri, bucket_from_environment, local_path, parse_uri
+from nucleus.surroundings import cache_folder
 
 __all__ = [
     "INCLUDED",
@@ -296,7 +296,7 @@ def pull(bucket: Bucket, reference: Reference, folder: Path, advance: Advance = 
 def pull_cached(bucket: Bucket, reference: Reference, advance: Advance = no_progress) -> PulledModel:
     """Return a version in the cache, downloaded if it is not there yet. Raises the errors of `pull`."""
     manifest = read_version(bucket, reference.name, resolve_version(bucket, reference))
-    folder = default_cache_dir() / MODELS / local_path(bucket.uri / manifest.model / f"{manifest.version:06d}")
+    folder = cache_folder() / MODELS / local_path(bucket.uri / manifest.model / f"{manifest.version:06d}")
     source = _folder_of(bucket, manifest)
     _bring(source, manifest, folder, advance)
     return PulledModel(folder, manifest, uri=source.uri)

@@ -5,8 +5,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from nucleus.config.names import Kind
 from nucleus.data.dataset import DatasetManifest
-from nucleus.data.images import Kind
 from nucleus.data.samples import SPLITS
 from nucleus.metrics import nuclei as matching
 from nucleus.metrics.scores import Scores

@@ -7,8 +7,8 @@ from pathlib import Path, PurePath
 
 from pydantic import BaseModel, ConfigDict
 
+from nucleus.config.names import Kind
 from nucleus.data.dataset import Addition, DatasetManifest, LeftOut
-from nucleus.data.images import Kind
 from nucleus.data.origins import licenses_text
 from nucleus.data.samples import SPLITS
 from nucleus.metrics.nuclei import SIZE_TITLES

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from nucleus.data.images import Kind
+from nucleus.config.names import Kind
 from nucleus.metrics.scores import HEADLINES
 from nucleus.registry.manifest import ModelManifest
 from nucleus.runs.listing import EpochMetrics, StoredRun, best_epoch, monitor_of, setting

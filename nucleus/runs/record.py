@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
-from nucleus.data.images import Kind
+from nucleus.config.names import Kind
 from nucleus.errors import IntegrityError, JobError, UsageError
 from nucleus.metrics.scores import count_from_one
 from nucleus.progress import Advance, no_progress

@@ -333,5 +333,5 @@ def augmented_examples(dataset: Dataset, cache: ShardCache, recipe: Recipe) -> l
 
 def _labelled_image(dataset: Dataset, split: str, record: bytes) -> LabelledImage:
     name, image, labels = nucleus.data.decode_record(record)
-    (kind,) = map(nucleus.data.Kind, dataset.manifest.split_samples(split).where("name", name).texts("kind"))
+    (kind,) = map(nucleus.config.Kind, dataset.manifest.split_samples(split).where("name", name).texts("kind"))
     return nucleus.data.LabelledImage(name, kind, image, labels)

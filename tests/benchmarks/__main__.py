@@ -24,6 +24,7 @@ BENCHMARKS = {
     "cost_per_image": "growth",
     "grouping": "million",
     "manifest_open": "million",
+    "runs_list": "run_list",
     "checkpoint_overlap": "checkpoint_overlap",
     "predict_rate": "prediction",
     "large_image": "prediction",

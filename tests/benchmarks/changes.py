@@ -12,7 +12,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from nucleus.data.images import Kind, LabelImage, RgbImage
+from nucleus.config.names import Kind
+from nucleus.data.images import LabelImage, RgbImage
 
 __all__ = ["AXES", "DIAMETERS", "Axis", "busiest_crop", "median_diameter", "resampled"]
 

@@ -17,9 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from nucleus.data.cache import ShardCache, default_cache_dir
+from nucleus.config.names import Kind
+from nucleus.data.cache import ShardCache
 from nucleus.data.dataset import locate_dataset, open_dataset
-from nucleus.data.images import Kind, LabelImage, kind_of
+from nucleus.data.images import LabelImage, kind_of
 from nucleus.data.intake import read_items, read_source
 from nucleus.data.reader import LabelledImage, images_of_split
 from nucleus.data.shards import decode_record
@@ -81,7 +82,7 @@ def read_images(data: str, split: str) -> list[LabelledImage]:
     """Read the images of a split of a dataset, or of a folder or zip."""
     if not Path(data).exists():
         dataset = open_dataset(locate_dataset(data))
-        return list(images_of_split(dataset, split, ShardCache(default_cache_dir())))
+        return list(images_of_split(dataset, split, ShardCache()))
     with temporary_folder("curves") as spool:
         found = read_source(Path(data), partial(read_items, spool), no_progress)
         decoded = [(image.title, decode_record(Path(image.record.file).read_bytes())) for image in found.images]

@@ -55,6 +55,7 @@ TARGETS = {
     "cost_per_image": "<= 1.1",
     "grouping": "<= 30",
     "manifest_open": "<= 1",
+    "runs_list": "<= 1",
     "predict_rate": "<= 1.33",
     "large_image": "<= 1.5",
     "zarr_rate": ">= 0.9",

@@ -11,6 +11,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from nucleus.config.names import Kind
 from nucleus.data.dataset import (
     DATASET_FORMAT,
     MANIFEST_FILE,
@@ -22,7 +23,6 @@ from nucleus.data.dataset import (
 from nucleus.data.dataset_upload import manifest_document
 from nucleus.data.fingerprints import Fingerprint, fingerprint
 from nucleus.data.grouping import group_images
-from nucleus.data.images import Kind
 from nucleus.data.samples import SPLITS, Samples
 from nucleus.data.synthetic import generated_image
 from nucleus.storage.bucket import Bucket

@@ -13,7 +13,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from nucleus.data.cache import ShardCache, default_cache_dir
+from nucleus.data.cache import ShardCache
 from nucleus.data.dataset import locate_dataset, open_dataset
 from nucleus.data.images import LabelImage, RgbImage
 
@@ -61,7 +61,7 @@ def robustness(folder: Path, dataset: str) -> dict[str, float]:
     from nucleus.predict.model import load_model_folder
 
     model = load_model_folder(folder)
-    samples = list(images_of_split(open_dataset(locate_dataset(dataset)), "val", ShardCache(default_cache_dir())))
+    samples = list(images_of_split(open_dataset(locate_dataset(dataset)), "val", ShardCache()))
     found = {}
     for name, change in changes().items():
         images, truths = zip(*(change(sample.image, sample.labels) for sample in samples), strict=True)

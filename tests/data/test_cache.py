@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 
 from nucleus.config.recipe import AugmentOptions, NormalizationOptions
-from nucleus.data import cache as cache_module
 from nucleus.data.cache import ShardCache
 from nucleus.data.dataset import Dataset, DatasetManifest, Shard
 from nucleus.data.decoded import decoded_bytes
@@ -29,6 +28,7 @@ from nucleus.storage.bucket import Bucket
 from nucleus.storage.claims import remove_unused
 from nucleus.storage.files import sha256_of
 from nucleus.storage.uri import S3Uri
+from nucleus.surroundings import cache_folder
 
 SIZE = 1 << 20
 MIB = 1 / 1024  # in GiB
@@ -251,7 +251,7 @@ def test_file_systems_without_locks(
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    folder = cache_module.default_cache_dir()
+    folder = cache_folder()
     ShardCache(folder).open(shards, shards.manifest.shards[0])
     monkeypatch.setattr(fcntl, "flock", refuse)
     for shard in shards.manifest.shards[:2]:  # one is there, the other is not
@@ -269,7 +269,7 @@ def test_a_full_disk(shards: Dataset, tmp_path: Path, monkeypatch: pytest.Monkey
     code = f"import resource\nresource.setrlimit(resource.RLIMIT_FSIZE, (500_000, 500_000))\n{CHILD}"
     manifest = tmp_path / "manifest.json"
     manifest.write_text(shards.manifest.model_dump_json())
-    folder = str(cache_module.default_cache_dir())
+    folder = str(cache_folder())
     command = [sys.executable, "-c", code, "open", folder, str(manifest), "1.0"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     last = done.stderr.strip().splitlines()[-1]

@@ -5,9 +5,10 @@ import cv2
 import numpy as np
 import pytest
 
+from nucleus.config.names import Kind
 from nucleus.data.fingerprints import fingerprint
 from nucleus.data.grouping import group_images
-from nucleus.data.images import Kind, decode_image, kind_of
+from nucleus.data.images import decode_image, kind_of
 from nucleus.data.sources import open_source
 from nucleus.data.synthetic import generated_image
 from tests.all_pairs import groups_of_all_pairs

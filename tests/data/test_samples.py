@@ -4,6 +4,7 @@ import pickle
 
 import pytest
 
+from nucleus.config.names import Kind
 from nucleus.data import dataset as datasets
 from nucleus.data import dataset_upload
 from nucleus.data import samples as samples_module
@@ -18,7 +19,6 @@ from nucleus.data.dataset import (
 )
 from nucleus.data.dataset_checks import verify_dataset
 from nucleus.data.dataset_upload import manifest_document
-from nucleus.data.images import Kind
 from nucleus.data.samples import SPLITS, Sample, Samples, column_key
 from nucleus.errors import IntegrityError
 from nucleus.storage.bucket import Bucket

@@ -100,7 +100,7 @@ def test_what_the_commands_take_is_measured(figure: str) -> None:
 
 def test_every_benchmark_has_its_number() -> None:
     names = runpy.run_path(str(ROOT / "tests/benchmarks/__main__.py"), run_name="benchmarks")["BENCHMARKS"]
-    assert len(names) == 24
+    assert len(names) == 25
     table = rows(section(ROOT / "docs/performance.md", "Benchmarks"))
     measured = {row.split("`")[1] for row in table if re.search(r"\d", row.split("|")[-2])}
     assert measured == {*names}

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from nucleus.config.names import check_name, clean_name
+from nucleus.config.names import Kind, check_name, clean_name
 from nucleus.data.dataset import DATASET_FORMAT, DatasetManifest, LeftOut, Shard, read_manifest
-from nucleus.data.images import Kind, encode_png
+from nucleus.data.images import encode_png
 from nucleus.data.masks import labels_from_mask
 from nucleus.data.samples import Sample
 from nucleus.data.sampling import epoch_plan, shard_count

@@ -155,7 +155,7 @@ def scene() -> np.ndarray:
 
 def images() -> Iterator[LabelledImage]:
     blank = np.zeros((64, 64, 3), np.uint8)
-    yield LabelledImage("scene", nucleus.data.Kind.DARK_FIELD, blank, np.zeros((64, 64), np.int32))
+    yield LabelledImage("scene", nucleus.config.Kind.DARK_FIELD, blank, np.zeros((64, 64), np.int32))
 
 
 def bridge(value: float) -> Callable[[np.ndarray], None]:

@@ -6,7 +6,7 @@ import pytest
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
-from nucleus.data.images import Kind
+from nucleus.config.names import Kind
 from nucleus.metrics.nuclei import SIZES, THRESHOLDS, MatchCounts, find_mistakes, match_nuclei, pair_labels
 from nucleus.metrics.scores import (
     HEADLINES,

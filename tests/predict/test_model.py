@@ -9,10 +9,11 @@ import pytest
 import tifffile
 from numpy.typing import NDArray
 
+from nucleus.config.names import Kind
 from nucleus.config.recipe import LossOptions, NormalizationOptions
 from nucleus.data.cache import ShardCache
 from nucleus.data.dataset import Dataset
-from nucleus.data.images import Kind, encode_png
+from nucleus.data.images import encode_png
 from nucleus.data.importing import SplitOptions, import_dataset
 from nucleus.data.normalization import normalize
 from nucleus.data.reader import LabelledImage, images_of_range, images_of_split

@@ -9,9 +9,9 @@ import yaml
 
 from nucleus.cli.output import print_markdown
 from nucleus.config.encoders import ENCODER_NAMES, ENCODERS, KNOWN_WEIGHTS, WITHOUT_IMAGENET
+from nucleus.config.names import Kind
 from nucleus.config.settings import parse_recipe
 from nucleus.data.dataset import Addition, DatasetManifest, LeftOut
-from nucleus.data.images import Kind
 from nucleus.data.origins import DataOrigin, DataSource
 from nucleus.data.samples import Sample
 from nucleus.metrics.nuclei import SIZES

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from nucleus.config.names import Kind
 from nucleus.config.recipe import NormalizationOptions
-from nucleus.data.images import Kind
 from nucleus.data.reader import LabelledImage
 from nucleus.data.synthetic import generated_image
 from nucleus.model.architecture import InstanceSettings, ModelConfig

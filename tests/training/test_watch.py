@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from nucleus.config.names import Kind
 from nucleus.data.dataset import DatasetManifest
-from nucleus.data.images import Kind
 from nucleus.data.reader import LabelledImage, example_positions
 from nucleus.data.samples import Sample, Samples
 from nucleus.data.sampling import stored_order
