@@ -25,11 +25,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.fft import dct, idct
 
-__all__ = ["Borders"]
+__all__ = ["CORRELATION", "Borders"]
 
 # Measured on DSB2018: these thresholds find 76 % of the neighbours cut from its large images (the others meet in empty
 # background), and link 9 of 140,000 pairs of unrelated borders (one reversed).
-_CORRELATION = 0.7
+CORRELATION = 0.7
 _CONCORDANCE = 0.9
 _CONTRAST = 1  # standard deviation of the details, grey values
 _WINDOW = 31
@@ -247,7 +247,7 @@ class _Search:
         levels = 2 * covariance / spread
         correlation = details / np.sqrt(first.energies[i] * second.energies[j])
         score = np.minimum(correlation, levels)
-        alike = (correlation >= _CORRELATION) & (levels >= _CONCORDANCE) & (score > self._above)
+        alike = (correlation >= CORRELATION) & (levels >= _CONCORDANCE) & (score > self._above)
         alike &= first.place[i] != second.place[j]
         i, j, score = i[alike], j[alike], score[alike]
         self.best_after.note(i, j, score)

@@ -15,13 +15,13 @@ import bisect
 import itertools
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from nucleus.data.border_lines import Borders
+from nucleus.data.border_lines import CORRELATION, Borders
 from nucleus.data.fingerprints import THUMBNAIL, Fingerprint
 from nucleus.data.thumbnails import Pairs, Places, linked, near_duplicates
 
@@ -36,7 +36,10 @@ _FEW_BY_CHANCE = 10
 
 
 def group_images(
-    fingerprints: Sequence[Fingerprint], pictures: Sequence[str | None], known: Sequence[int] = ()
+    fingerprints: Sequence[Fingerprint],
+    pictures: Sequence[str | None],
+    known: Sequence[int] = (),
+    warn: Callable[[str], None] = lambda _: None,
 ) -> list[int]:
     """Return the group of each image; groups are numbered 0, 1, ... in the order of their first image.
 
@@ -45,12 +48,13 @@ def group_images(
         pictures: Name of the picture that each image was cut from, or None if unknown; images with the same name are
             linked.
         known: Group of each of the first images, if they have one already; images with the same one are linked.
+        warn: Called with a sentence if border lines had to be more alike than usual, so that neighbours may be missed.
     """
     if not fingerprints:
         return []
     thumbnails = np.frombuffer(b"".join(item.thumbnail for item in fingerprints), np.uint8).reshape(-1, THUMBNAIL**2)
     pairs = _joined([_same(known), _same(pictures), *_overlaps(fingerprints), near_duplicates(thumbnails)])
-    labels = linked(len(fingerprints), _joined([pairs, _neighbours(fingerprints, pairs)]))
+    labels = linked(len(fingerprints), _joined([pairs, _neighbours(fingerprints, pairs, warn)]))
     numbers: dict[int, int] = {}
     return [numbers.setdefault(label, len(numbers)) for label in labels.tolist()]
 
@@ -86,6 +90,7 @@ def join_groups(
     pictures: Sequence[str | None],
     known_groups: Sequence[int],
     known_splits: Sequence[str],
+    warn: Callable[[str], None] = lambda _: None,
 ) -> list[Joined]:
     """Return where images belong that are added to known ones, whose groups and splits stay as they are.
 
@@ -94,9 +99,10 @@ def join_groups(
         pictures: As for `group_images`.
         known_groups: Group of each known image.
         known_splits: Split of each known image.
+        warn: As for `group_images`.
     """
     count = len(known_groups)
-    linked = group_images(fingerprints, pictures, known_groups)
+    linked = group_images(fingerprints, pictures, known_groups, warn)
     group_of: dict[int, int] = {}
     splits: dict[int, set[str]] = defaultdict(set)
     for number, group, split in zip(linked[:count], known_groups, known_splits, strict=True):
@@ -111,7 +117,7 @@ def join_groups(
     return joined
 
 
-def _neighbours(fingerprints: Sequence[Fingerprint], others: Pairs) -> Pairs:
+def _neighbours(fingerprints: Sequence[Fingerprint], others: Pairs, warn: Callable[[str], None]) -> Pairs:
     """Return pairs of neighbouring tiles.
 
     Lines of unrelated images match by chance, in a number that grows with the square of that of the images. Enough of
@@ -121,6 +127,7 @@ def _neighbours(fingerprints: Sequence[Fingerprint], others: Pairs) -> Pairs:
     Args:
         fingerprints: Fingerprint of each image.
         others: Pairs that are linked in other ways.
+        warn: Called with a sentence if that score is above the usual one.
     """
     count = len(fingerprints)
     sides = list(_borders(fingerprints))
@@ -142,6 +149,13 @@ def _neighbours(fingerprints: Sequence[Fingerprint], others: Pairs) -> Pairs:
 
     # What they link leaves fewer groups, of which fewer links by chance are allowed.
     fits = bisect.bisect_left(range(most), True, key=lambda n: allowed(_joined([others, links(most - n)])) >= most - n)
+    least = float(above[most - fits])
+    if least > CORRELATION:
+        warn(
+            f"Border lines of so many images ({count}) match by chance: neighbouring tiles are put into one group only "
+            f"if their lines agree by more than {least:.3f} (usually {CORRELATION}), so others may be in different "
+            "splits. If the names of the files tell which picture they were cut from, use --group-by."
+        )
     return links(most - fits)
 
 

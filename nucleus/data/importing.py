@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -110,7 +110,8 @@ def import_dataset(
     bucket.check()
     with opened_spool(bucket, src, None, spread) as spool:
         found = read_source(src, spool.read, advance, reading)
-        samples = _samples(found.images, options)
+        warnings: list[str] = []
+        samples = _samples(found.images, options, warnings.append)
         plans = _planned([(sample, image.record) for sample, image in zip(samples, found.images, strict=True)])
         manifest = DatasetManifest(
             format=DATASET_FORMAT,
@@ -126,7 +127,7 @@ def import_dataset(
             left_out=found.left_out,
             stated=stated,
         )
-        warnings = mask_warnings([image.masks for image in found.images], manifest.splits_without_nuclei)
+        warnings += mask_warnings([image.masks for image in found.images], manifest.splits_without_nuclei)
         made = upload_version(bucket, manifest, lambda: spool.write(manifest.version, plans, upload))
         warnings += spool.finish()
         return Imported(*made, warnings, found.duplicates, found.left_out, read_before=spool.read_before)
@@ -197,10 +198,10 @@ def add_to_dataset(
     raise taken
 
 
-def _samples(images: list[SourceImage], options: SplitOptions) -> list[Sample]:
+def _samples(images: list[SourceImage], options: SplitOptions, warn: Callable[[str], None]) -> list[Sample]:
     """Return the samples of a dataset, in the order of the images."""
     pictures = picture_names([image.title for image in images], options.group_by)
-    groups = group_images([image.fingerprint for image in images], pictures)
+    groups = group_images([image.fingerprint for image in images], pictures, warn=warn)
     splits = _split(images, groups, options)
     names = unique_names([image.title for image in images])
     return [_sample(*facts) for facts in zip(images, names, groups, splits, strict=True)]
@@ -254,7 +255,8 @@ def _grown(
     both = {image.image_sha256: image for image in found.images if image.image_sha256 in there}
     changed = {key: image for key, image in both.items() if image.labels_sha256 != there[key].labels_sha256}
     places, prints = spool.copied(parent, copied, compare=bool(fresh)) if fresh or changed else ([], [])
-    added, between = _joined(parent.manifest, prints, fresh, options) if fresh else ([], [])
+    remarks: list[str] = []
+    added, between = _joined(parent.manifest, prints, fresh, options, remarks.append) if fresh else ([], [])
     found = replace(found, left_out=[*found.left_out, *between])
     addition = Addition(
         parent=parent.manifest.version,
@@ -278,7 +280,7 @@ def _grown(
     manifest = _grown_manifest(parent.manifest, records, plans, addition, found)
     used = {place for _, place in records}
     images = [image for image in found.images if image.record in used]
-    told = replace(told, warnings=[*_remarks(parent, manifest, images, added, addition, options), *kept])
+    told = replace(told, warnings=[*remarks, *_remarks(parent, manifest, images, added, addition, options), *kept])
     return manifest, plans, told
 
 
@@ -336,13 +338,17 @@ def _grown_manifest(
 
 
 def _joined(
-    old: DatasetManifest, prints: list[Fingerprint], fresh: list[SourceImage], options: SplitOptions
+    old: DatasetManifest,
+    prints: list[Fingerprint],
+    fresh: list[SourceImage],
+    options: SplitOptions,
+    warn: Callable[[str], None],
 ) -> tuple[list[_Record], list[LeftOut]]:
     """Return the records of new images, with their groups and splits beside the old ones, and what belongs to none."""
     names, groups, splits = zip(*((sample.name, sample.group, sample.split) for sample in old.samples), strict=True)
     pictures = _pictures_of_both(names, [image.title for image in fresh], options.group_by)
     prints = [*prints, *(image.fingerprint for image in fresh)]
-    joined = list(zip(fresh, join_groups(prints, pictures, groups, splits), strict=True))
+    joined = list(zip(fresh, join_groups(prints, pictures, groups, splits, warn), strict=True))
     left_out = [_between(image, place.splits) for image, place in joined if len(place.splits) > 1]
     kept = [(image, place) for image, place in joined if len(place.splits) <= 1]
     own = [(image, place.group) for image, place in kept if not place.splits]

@@ -16,7 +16,9 @@ from typing import Any
 from unittest.mock import Mock
 
 PACKAGES = "NUCLEUS_BENCH_EARLIER_PATH"
-_IMAGES, _EPOCHS = 60, 3
+_IMAGES = 60
+_EPOCHS = int(os.environ.get("EPOCHS", "3"))
+_SEEDS = tuple(map(int, os.environ.get("SEEDS", "1").split(",")))
 # As `dsb2018-cpu`, but warmed up and with a trained encoder within the few epochs.
 _CHANGES: dict[str, dict[str, Any]] = {
     "network": {"unfreeze_epoch": 2},
@@ -28,9 +30,10 @@ _SHOWN = {"loss": 4, "iou": 4, "val_loss": 4, "val_iou": 4, "val_map": 4, "train
 
 
 def epochs() -> None:
-    """Three epochs with their validations, on one worker of two cores, the encoder trained in the last one.
+    """Three epochs (`EPOCHS`) with validations, one worker of two cores, the encoder trained from the third on.
 
-    The ratio is the processor's time of the earlier commit's epochs, validations included, over that of now.
+    With `SEEDS=1,2,3` a training for each seed; for each epoch, a list of what each has. The ratio is the processor's
+    time of the earlier commit's epochs, validations included, over that of now.
     """
     from tests.benchmarks.ingest_cost import ZIP, part_of_dsb2018
     from tests.benchmarks.measure import EARLIER, earlier_checkout, report, temporary_store
@@ -43,17 +46,17 @@ def epochs() -> None:
             return
         part_of_dsb2018(root / "images", _IMAGES)
         sides = {"earlier": checkout, "now": ROOT}
-        found = {name: _child(path, name, root, WEIGHTS) for name, path in sides.items()}
+        found = {name: [_child(path, name, root, WEIGHTS, seed) for seed in _SEEDS] for name, path in sides.items()}
     cpu = {
-        name: sum(epoch["train_cpu_s"] + epoch["validation_cpu_s"] for epoch in history)
-        for name, history in found.items()
+        name: sum(epoch["train_cpu_s"] + epoch["validation_cpu_s"] for history in histories for epoch in history)
+        for name, histories in found.items()
     }
     shown = {
-        f"{name}_{metric}": [round(epoch[metric], digits) for epoch in history]
+        f"{name}_{metric}": [[round(one[metric], digits) for one in epoch] for epoch in zip(*histories, strict=True)]
         for metric, digits in _SHOWN.items()
-        for name, history in found.items()
+        for name, histories in found.items()
     }
-    report("epochs", cpu["earlier"] / cpu["now"], images=_IMAGES, **shown)
+    report("epochs", cpu["earlier"] / cpu["now"], images=_IMAGES, seeds=_SEEDS, **shown)
 
 
 def _has_packages(checkout: Path) -> bool:
@@ -71,10 +74,10 @@ def _environment(checkout: Path, side: str) -> dict[str, str]:
     return environment
 
 
-def _child(checkout: Path, side: str, root: Path, weights: Path) -> list[dict[str, float]]:
+def _child(checkout: Path, side: str, root: Path, weights: Path, seed: int) -> list[dict[str, float]]:
     """The history of a training."""
     done = subprocess.run(
-        [sys.executable, __file__, side, str(root), str(weights)],
+        [sys.executable, __file__, side, str(root), str(weights), str(seed)],
         cwd=root,
         env=_environment(checkout, side),
         stdout=subprocess.PIPE,
@@ -85,13 +88,13 @@ def _child(checkout: Path, side: str, root: Path, weights: Path) -> list[dict[st
     return history
 
 
-def _recipe(parse: Callable[[dict[str, Any], str], Any]) -> Any:
+def _recipe(parse: Callable[[dict[str, Any], str], Any], seed: int) -> Any:
     import nucleus
 
     (package,) = nucleus.__path__
     content = tomllib.loads((Path(package).parent / "job" / "recipes" / "dsb2018-cpu.toml").read_text())
     changed = {name: {**content.get(name, {}), **values} for name, values in _CHANGES.items()}
-    return parse({**content, **changed, "workers": 1, "cpus_per_worker": 2}, "bench")
+    return parse({**content, **changed, "workers": 1, "cpus_per_worker": 2, "seed": seed}, "bench")
 
 
 def _limit_threads(tf: Any) -> None:
@@ -99,7 +102,7 @@ def _limit_threads(tf: Any) -> None:
     tf.config.threading.set_inter_op_parallelism_threads(2)
 
 
-def _now(root: Path, weights: Path) -> tuple[type, tuple[Any, ...]]:
+def _now(root: Path, weights: Path, seed: int) -> tuple[type, tuple[Any, ...]]:
     """The class of a run, and its arguments."""
     from nucleus.config.settings import parse_recipe
     from nucleus.data.cache import ShardCache
@@ -114,10 +117,10 @@ def _now(root: Path, weights: Path) -> tuple[type, tuple[Any, ...]]:
     dataset = import_dataset(root / "images", parse_uri("s3://nucleus/now/dsb2018"), SplitOptions()).dataset
     given = TrainingInput(dataset, ShardCache(root / "cache-now"), weights)
     best = root / "now.weights.h5"
-    return TrainingRun, (_recipe(parse_recipe), given, Workers(), Callback(), Signals(), best)
+    return TrainingRun, (_recipe(parse_recipe, seed), given, Workers(), Callback(), Signals(), best)
 
 
-def _earlier(root: Path, weights: Path) -> tuple[type, tuple[Any, ...]]:
+def _earlier(root: Path, weights: Path, seed: int) -> tuple[type, tuple[Any, ...]]:
     """The same at commit 8eae0ed."""
     import tensorflow as tf
     from nucleus.training.demand import Demand  # type: ignore[import-not-found]
@@ -133,11 +136,11 @@ def _earlier(root: Path, weights: Path) -> tuple[type, tuple[Any, ...]]:
     dataset = import_dataset(root / "images", parse_uri("s3://nucleus/earlier/dsb2018"), SplitOptions()).dataset
     given = TrainingInput(dataset, ShardCache(root / "cache-earlier"), weights)
     reporter = Mock(**{"attention.return_value": False, "demand.return_value": Demand.GO_ON})
-    return TrainingRun, (_recipe(parse_recipe), given, Workers(), reporter, root / "earlier.weights.h5")
+    return TrainingRun, (_recipe(parse_recipe, seed), given, Workers(), reporter, root / "earlier.weights.h5")
 
 
-def _main(side: str, root: Path, weights: Path) -> None:
-    kind, arguments = (_now if side == "now" else _earlier)(root, weights)
+def _main(side: str, root: Path, weights: Path, seed: int) -> None:
+    kind, arguments = (_now if side == "now" else _earlier)(root, weights, seed)
 
     class Run(kind):  # type: ignore[misc, valid-type]
         """A run that ends after its epochs, and notes the processor's time."""
@@ -166,4 +169,4 @@ def _main(side: str, root: Path, weights: Path) -> None:
 
 
 if __name__ == "__main__":
-    _main(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]))
+    _main(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4]))

@@ -2,17 +2,19 @@
 
 import re
 from collections import defaultdict
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 
-from nucleus.data import dataset_upload
+from nucleus.data import dataset_upload, grouping
 from nucleus.data.cache import ShardCache
 from nucleus.data.dataset import Dataset, DatasetLocation, list_versions, locate_dataset, open_dataset, read_manifest
 from nucleus.data.dataset_checks import verify_dataset
 from nucleus.data.dataset_upload import claim_succession
+from nucleus.data.fingerprints import Fingerprint
 from nucleus.data.images import RgbImage, encode_png
 from nucleus.data.importing import Imported, add_to_dataset, import_dataset
 from nucleus.data.reader import images_of_split
@@ -21,6 +23,7 @@ from nucleus.data.sampling import stored_order
 from nucleus.data.shards import record_name
 from nucleus.data.splits import SplitOptions
 from nucleus.data.synthetic import generated_image
+from nucleus.data.thumbnails import Pairs as Linked
 from nucleus.errors import DataError, ObjectExistsError
 from nucleus.storage.bucket import Bucket
 from nucleus.storage.uri import S3Uri
@@ -79,6 +82,20 @@ def records(dataset: Dataset, cache: Path) -> dict[str, bytes]:
                 assert record_name(data) == sample.name
                 found[sample.name] = data
     return found
+
+
+def test_it_is_told_if_neighbours_may_be_missed(old: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By an import, and by one that adds to a version."""
+    neighbours = grouping._neighbours
+
+    def in_doubt(fingerprints: Sequence[Fingerprint], others: Linked, warn: Callable[[str], None]) -> Linked:
+        warn(f"{len(fingerprints)} in doubt")
+        return neighbours(fingerprints, others, warn)
+
+    monkeypatch.setattr(grouping, "_neighbours", in_doubt)
+    source = write(tmp_path / "new", pairs(range(43, 53)))
+    assert import_dataset(source, old.uri.parent / "other", SplitOptions()).warnings == ["10 in doubt"]
+    assert add(source, old).warnings == ["40 in doubt"]
 
 
 def test_old_images_stay_and_new_ones_are_split_alone(old: Dataset, tmp_path: Path) -> None:

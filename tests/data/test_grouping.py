@@ -1,3 +1,4 @@
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -49,7 +50,12 @@ def test_near_duplicates_are_one_group() -> None:
 def test_many_unrelated_images_do_not_chain() -> None:
     """Of 1,000 images, 329 would be linked by chance if border lines had to be as alike as those of ten must."""
     prints = [fingerprint(picture(seed, 96)) for seed in range(1000)]
-    found = group_images(prints, [None] * len(prints))
+    told: list[str] = []
+    found = group_images(prints, [None] * len(prints), warn=told.append)
+    (warning,) = told
+    assert re.search(r"\(1000\) match by chance.* more than 0\.9\d\d \(usually 0\.7\).*--group-by", warning)
+    assert group_images(prints[:50], [None] * 50, warn=told.append)
+    assert told == [warning]
     assert sum(size for size in Counter(found).values() if size > 1) <= 110
     assert max(Counter(found).values()) <= 4
     assert found == groups_of_all_pairs(prints)
