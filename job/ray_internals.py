@@ -384,12 +384,17 @@ def is_submitted_job() -> bool:
 
 
 def trainer_class() -> Any:
-    """Return the trainer class of Ray Train v2 that runs a function on every worker, without its handler of SIGINT."""
+    """Return Ray Train v2's trainer that runs a function on every worker, without what no run here uses."""
+    from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
     from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
     class Trainer(DataParallelTrainer):
         def _register_sigint_handler(self, controller: Any) -> None:
             """Leave Ctrl-C to `job.signals`: Ray's handler aborts the run without a checkpoint."""
+
+        def _create_default_callbacks(self) -> list[Any]:
+            """Leave out the one for Ray Data, which starts a process that imports pandas and all of Ray Data."""
+            return [each for each in super()._create_default_callbacks() if not isinstance(each, DatasetsCallback)]
 
     return Trainer
 
