@@ -1,4 +1,4 @@
-"""Values with rules of their own: names, formats, references to a version such as `dsb2018@7`, numbers of workers."""
+"""Values with rules of their own: names, formats, engines, references such as `dsb2018@7`, numbers of workers."""
 
 import re
 from collections.abc import Collection, Sequence
@@ -11,6 +11,9 @@ from nucleus.errors import UriError
 from nucleus.text import plural
 
 __all__ = [
+    "DEFAULT_FORMATS",
+    "EngineChoice",
+    "ExportFormat",
     "FormatName",
     "Reference",
     "WorkerCount",
@@ -30,6 +33,12 @@ FormatName = Literal[
     "labels", "zarr", "geojson", "geojson.gz", "roi", "coco", "overlay", "csv", "parquet", "h5ad"
 ]  # fmt: skip
 """Formats of the results of a prediction; the last three are those of its tables."""
+DEFAULT_FORMATS: tuple[FormatName, ...] = ("labels", "overlay")
+"""What is written of an image without a choice."""
+EngineChoice = Literal["auto", "onnx", "tensorflow"]
+"""What computes the network; see `nucleus.model.engines`."""
+ExportFormat = Literal["h5", "keras", "savedmodel", "onnx", "bioimageio"]
+"""Formats of an exported model; see `nucleus.model.export`."""
 
 
 @dataclass(frozen=True)

@@ -28,12 +28,12 @@ from .evaluation import predict_images as predict_images
 from .evaluation import splits_named as splits_named
 from .formats import ALL_ENDINGS as ALL_ENDINGS
 from .formats import CELL_ENDINGS as CELL_ENDINGS
-from .formats import DEFAULT_FORMATS as DEFAULT_FORMATS
 from .formats import ENDINGS as ENDINGS
 from .formats import LABEL_FORMATS as LABEL_FORMATS
+from .formats import LONGEST_ENDING as LONGEST_ENDING
 from .formats import OUTLINE_FORMATS as OUTLINE_FORMATS
-from .formats import OVERLAY_ENDING as OVERLAY_ENDING
 from .formats import TABLE_FORMATS as TABLE_FORMATS
+from .formats import Save as Save
 from .formats import check_formats as check_formats
 from .formats import open_outlines as open_outlines
 from .formats import output_endings as output_endings

@@ -22,7 +22,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from nucleus.config.names import FormatName, Reference
+from nucleus.config.names import DEFAULT_FORMATS, FormatName, Reference
 from nucleus.data.images import IMAGE_SUFFIXES
 from nucleus.data.slides import SLIDE_SUFFIXES, WITH_OTHER_FILES
 from nucleus.data.stacks import PlaneOptions
@@ -31,7 +31,7 @@ from nucleus.data.zarr_plates import image_paths, in_zarr
 from nucleus.data.zarr_store import ZARR_SUFFIX, bucket_zarr, objects_and_zarrs
 from nucleus.errors import AccessDeniedError, DataError, ImageError, ObjectNotFoundError, UsageError
 from nucleus.predict.cells import Expansion, parse_expansion
-from nucleus.predict.formats import DEFAULT_FORMATS, OVERLAY_ENDING
+from nucleus.predict.formats import LONGEST_ENDING
 from nucleus.predict.image_files import check_stems, is_input, stem_of
 from nucleus.predict.model import PredictionOptions
 from nucleus.storage.bucket import Bucket, StoredObject
@@ -267,7 +267,7 @@ class ImageListing:
         problem = key_problem(image.key)
         if problem is not None:
             return problem
-        longest = len((parse_uri(self._settings.out) / f"{image.stem}{OVERLAY_ENDING}").key.encode())
+        longest = len((parse_uri(self._settings.out) / f"{image.stem}{LONGEST_ENDING}").key.encode())
         if longest > LONGEST_KEY:
             return f"Expected a key whose outputs have keys of at most {LONGEST_KEY:,} bytes; found one of {longest:,}"
         return None
