@@ -50,16 +50,11 @@ _PIXEL = FiniteRange(1e-4, 1000)
 class _Choices:
     """Options that apply to both files and images in a bucket."""
 
-    diameter: float | None
-    pixel_size: float | None
+    options: "PredictionOptions"
     channel: int | str | None
     z: int | str | None
     t: int | str | None
     series: int | str | None
-    tta: bool
-    as_is: bool
-    denoise: bool
-    engine: EngineChoice
     formats: tuple[str, ...]
     expand: str | None
     into_image: bool
@@ -68,18 +63,6 @@ class _Choices:
     anonymous: bool
     single_writer: bool
     as_json: bool
-
-    @property
-    def options(self) -> "PredictionOptions":
-        """Options of the model. Raises `UsageError`."""
-        return nucleus.predict.PredictionOptions(
-            diameter=self.diameter,
-            pixel_size=self.pixel_size,
-            turns=self.tta,
-            as_is=self.as_is,
-            denoise=self.denoise,
-            engine=self.engine,
-        )
 
     @property
     def planes(self) -> "PlaneOptions":
@@ -181,6 +164,12 @@ def predict(
     model: str | None,
     out: str,
     workers: int | None,
+    diameter: float | None,
+    pixel_size: float | None,
+    tta: bool,
+    as_is: bool,
+    denoise: bool,
+    engine: EngineChoice,
     **choices: Any,
 ) -> None:
     """Segment images (files or folders: PNG, TIFF, OME-TIFF, LSM, OME-Zarr, JPEG, BMP, WebP, slides; of any size).
@@ -203,7 +192,10 @@ def predict(
     nuclei.parquet and images.parquet, or of more than 10,000 images datasets in nuclei/ and images/. If you repeat the
     command, it skips the images that are done.
     """
-    given = _Choices(**choices)
+    options = nucleus.predict.PredictionOptions(
+        diameter=diameter, pixel_size=pixel_size, turns=tta, as_is=as_is, denoise=denoise, engine=engine
+    )
+    given = _Choices(options, **choices)
     _ = given.planes, given.expansion, given.into  # checked before anything is read
     in_bucket = [nucleus.storage.is_uri(text) for text in (*inputs, out)]
     check_anonymous(given.anonymous, in_bucket=any(in_bucket[:-1]))
@@ -273,7 +265,7 @@ def _predict_bucket(images: str, model: str | None, out: str, workers: int | Non
     with show_progress("segment images") as advance:
         found = job.predict_bucket(
             settings,
-            engine=given.engine,
+            engine=given.options.engine,
             workers=workers,
             overwrite=given.overwrite,
             single_writer=given.single_writer,
@@ -304,11 +296,7 @@ def _settings(images: str, model: str | None, out: str, given: _Choices) -> "Pre
         out=str(nucleus.storage.parse_uri(out)),
         model=str(version),
         registry=registry,
-        diameter=given.diameter,
-        pixel_size=given.pixel_size,
-        turns=given.tta,
-        as_is=given.as_is,
-        denoise=given.denoise,
+        **nucleus.predict.stored_options(given.options),
         channel=given.channel,
         formats=nucleus.predict.check_formats(given.formats),
         z=given.z,

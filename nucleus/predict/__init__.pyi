@@ -11,6 +11,7 @@ from .bucket_images import ImageListing as ImageListing
 from .bucket_images import Messages as Messages
 from .bucket_images import PredictionSettings as PredictionSettings
 from .bucket_images import claim_output as claim_output
+from .bucket_images import stored_options as stored_options
 from .cells import Expansion as Expansion
 from .cells import expand_labels as expand_labels
 from .cells import expanded_parts as expanded_parts
