@@ -2,15 +2,16 @@
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from itertools import chain, islice
 from typing import Any, Generic, TypeVar
 
-from job.cluster import capacities, check_resources, connection, shortage
-from job.ray_internals import failure_text, is_from_ray, our_error
+from job.capacity import Capacity, capacities, check_resources, shortage
+from job.cluster import connection
+from job.ray_errors import failure_text, is_from_ray, our_error
 from job.worker import limit_devices
 from nucleus.errors import JobError, NucleusError
 from nucleus.storage.files import disk_errors
@@ -109,9 +110,12 @@ def map_on_cluster(
     if not first:
         return
     with connection(verbose=verbose):
-        first += islice(remaining, _most_actors(workers, with_gpus=with_gpus) - 1)
-        actors = _plan_actors(workers, len(first), waiting, with_gpus=with_gpus)
-        with _Pool(make, actors) as pool:
+        found = capacities()
+        most = _plan_actors(found, workers, with_gpus=with_gpus)
+        first += islice(remaining, most.count - 1)
+        plan = replace(most, count=len(first))
+        _check_room(plan, found, waiting)
+        with _Pool(make, plan) as pool:
             for answer in pool.answers(chain(first, remaining)):
                 if isinstance(answer, NucleusError):
                     raise answer
@@ -142,25 +146,19 @@ def spread_on_cluster(
         yield spread
 
 
-def _most_actors(workers: int | None, *, with_gpus: bool = True) -> int:
-    """Return the number of actors if there are enough items."""
-    found = capacities()
-    return workers or int(found["GPU" if with_gpus and found["GPU"].most else "CPU"].most) or 1
-
-
-def _plan_actors(
-    workers: int | None, items: int, waiting: Callable[[str], None], *, with_gpus: bool = True
-) -> _ActorPlan:
-    """Plan the actors for a number of items on the cluster that this process is connected to."""
-    found = capacities()
+def _plan_actors(found: Mapping[str, Capacity], workers: int | None, *, with_gpus: bool) -> _ActorPlan:
+    """Plan the actors on a cluster with these CPUs and GPUs, if there are enough items; see `map_on_cluster`."""
     gpus = 1 if with_gpus and found["GPU"].most else 0
-    count = min(items, _most_actors(workers, with_gpus=with_gpus))
-    needed = {"CPU": count, "GPU": gpus * count}
-    check_resources(needed, found, f"{count} workers", "use --workers 1")
-    wait = shortage({"CPU": 1, "GPU": gpus}, found)
+    return _ActorPlan(workers or int(found["GPU" if gpus else "CPU"].most) or 1, gpus)
+
+
+def _check_room(plan: _ActorPlan, found: Mapping[str, Capacity], waiting: Callable[[str], None]) -> None:
+    """Say what the first actor waits for, if anything. Raises `JobError` if the cluster can never have all actors."""
+    needed = {"CPU": plan.count, "GPU": plan.gpus * plan.count}
+    check_resources(needed, found, f"{plan.count} workers", "use --workers 1")
+    wait = shortage({"CPU": 1, "GPU": plan.gpus}, found)
     if wait:
         waiting(f"Waiting for {wait}")
-    return _ActorPlan(count, gpus)
 
 
 class _Pool(Generic[Item, Answer]):

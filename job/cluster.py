@@ -1,4 +1,4 @@
-"""Connection to a Ray cluster (that of RAY_ADDRESS, one on this machine, or a new one), and whether it has room."""
+"""Connection to a Ray cluster: that of RAY_ADDRESS, one on this machine, or a new one; and whether it is lost."""
 
 import os
 import shutil
@@ -10,7 +10,6 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
-from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
@@ -18,24 +17,19 @@ import psutil
 import tenacity
 
 import job
+from job.capacity import capacities, check_capacity
 from nucleus.config.recipe import Recipe
 from nucleus.errors import ClusterError, JobError, NucleusError
 from nucleus.lazy import stderr_without
 from nucleus.surroundings import provide_folders
-from nucleus.text import first_line, plural
+from nucleus.text import first_line
 
 __all__ = [
-    "Capacity",
     "address_at_hand",
-    "capacities",
-    "check_capacity",
-    "check_resources",
     "check_temporary_folder",
     "connected",
     "connection",
     "lost_cluster",
-    "resources_needed",
-    "shortage",
     "wait_for_certainty",
 ]
 
@@ -55,21 +49,6 @@ _LOOKS = 40
 """Looks at a cluster that may be lost, which takes longer than any of its servers may be silent."""
 _REMARK = rb"Set ray log level from environment variable"
 """Beginning of a line of Ray that is not shown."""
-
-
-@dataclass(frozen=True)
-class Capacity:
-    """Number of CPUs or of GPUs in a cluster.
-
-    Attributes:
-        total: Number on the running machines.
-        free: Number of these that are not in use.
-        most: Number if the autoscaler starts all machines that it may.
-    """
-
-    total: float
-    free: float
-    most: float
 
 
 @contextmanager
@@ -146,7 +125,17 @@ def _connect(own_cpus: int | None, shown: int, *, verbose: bool) -> None:
 
 
 def _start(shown: int, **settings: Any) -> None:
-    """Start a cluster on this machine, without a dashboard; a note says if it takes 20 s. Raises `JobError`."""
+    """Start a cluster on this machine, without a dashboard.
+
+    Ray's node ends if its agent takes 15 s to start, as on a busy machine; the start is then tried again.
+
+    Args:
+        shown: File descriptor for the note that the start takes more than 20 s.
+        settings: Of `ray.init`.
+
+    Raises:
+        JobError: The cluster did not start within 180 s, or three times.
+    """
     import ray
 
     check_temporary_folder()
@@ -156,7 +145,6 @@ def _start(shown: int, **settings: Any) -> None:
     before = psutil.Process().children()
     try:
         with job.patient_start(_START_SECONDS), job.shielded_start():
-            # Ray's node ends if its agent takes 15 s to start, as on a busy machine.
             late = tenacity.retry_if_exception_message(match=".*timed out during startup")
             again = tenacity.Retrying(retry=late, stop=tenacity.stop_after_attempt(_STARTS), reraise=True)
             again.before_sleep = lambda _: job.end_started_processes(before)
@@ -216,7 +204,8 @@ def _folder_source() -> str:
 class _Watch:
     """Watches the cluster of this process from a thread, because Ray itself waits for a lost one for minutes.
 
-    Attribute `lost`: Why the cluster is lost, in words; None while it is not.
+    Attributes:
+        lost: Why the cluster is lost, in words; None while it is not.
     """
 
     def __init__(self) -> None:
@@ -300,7 +289,11 @@ def _heard() -> Iterator[None]:
 
 
 class _Patience:
-    """Asks servers, each by what it is in words, whether they accept connections; one may be silent for a while."""
+    """Asks servers whether they accept connections, and gives them time to come back.
+
+    Args:
+        addresses: Host and port of each server, and seconds for which it may be silent, by what it is in words.
+    """
 
     def __init__(self, addresses: Mapping[str, tuple[str, int, float]]) -> None:
         self._addresses = addresses
@@ -373,12 +366,15 @@ def _joined(settings: dict[str, Any]) -> bool:
 
 
 def address_at_hand() -> str | None:
-    """Return the address of the cluster of RAY_ADDRESS or of one here, unconnected; None if a run starts its own.
+    """Return the address of the cluster of RAY_ADDRESS, or of one on this machine, without connecting to it.
+
+    None means that a run starts a cluster of its own: there is none, or RAY_ADDRESS is `local`.
 
     Raises:
         JobError: No cluster answers at RAY_ADDRESS.
     """
-    if (address := os.environ.get(_ADDRESS)) == "local":
+    address = os.environ.get(_ADDRESS)
+    if address == "local":
         return None
     if address in {None, "", "auto"}:
         return next(filter(_answers, job.local_addresses()), None)
@@ -396,55 +392,3 @@ def _answers(address: str) -> bool:
     if not host or not port.isdecimal():  # Ray itself reports a wrong one
         return True
     return _accepts((host.strip("[]"), int(port)))
-
-
-def capacities() -> dict[str, Capacity]:
-    """Return the CPUs and GPUs of the cluster that this process is connected to, by Ray's names."""
-    import ray
-
-    total, free = ray.cluster_resources(), ray.available_resources()
-    most = job.autoscaler_limits()
-    return {
-        name: Capacity(total.get(name, 0), free.get(name, 0), max(total.get(name, 0), most.get(name, 0)))
-        for name in ("CPU", "GPU")
-    }
-
-
-def resources_needed(recipe: Recipe) -> dict[str, int]:
-    """Return the CPUs and GPUs that a run needs for its smallest number of workers, by Ray's names."""
-    fewest = recipe.workers.fewest
-    return {"CPU": fewest * recipe.cpus_per_worker, "GPU": fewest * recipe.gpus_per_worker}
-
-
-def check_capacity(recipe: Recipe, capacities: Mapping[str, Capacity]) -> None:
-    """Raise `JobError` if a cluster can never have the CPUs and GPUs of a run."""
-    lower = "lower workers, cpus_per_worker or gpus_per_worker, such as --set workers=1"
-    check_resources(resources_needed(recipe), capacities, str(recipe.workers), lower)
-
-
-def check_resources(wanted: Mapping[str, int], capacities: Mapping[str, Capacity], who: str, instead: str) -> None:
-    """Raise `JobError` if a cluster can never have the wanted CPUs and GPUs.
-
-    Args:
-        wanted: Number of CPUs and GPUs, by Ray's names.
-        capacities: CPUs and GPUs of the cluster, by Ray's names.
-        who: The part of the error message that says what needs them.
-        instead: The part of the error message with the alternative to adding nodes.
-    """
-    short = [
-        f"{plural(count, name)} (found {capacities[name].most:.0f})"
-        for name, count in wanted.items()
-        if capacities[name].most < count
-    ]
-    if short:
-        raise JobError(f"Expected a Ray cluster with {' and '.join(short)} for {who}. Add nodes, or {instead}.")
-
-
-def shortage(wanted: Mapping[str, int], capacities: Mapping[str, Capacity]) -> str | None:
-    """Return a text with the CPUs and GPUs that are not free, such as `2 CPUs (1 of 4 are free)`; None if all are."""
-    waits = [
-        f"{plural(count, name)} ({capacities[name].free:.0f} of {capacities[name].total:.0f} are free)"
-        for name, count in wanted.items()
-        if capacities[name].free < count
-    ]
-    return " and ".join(waits) or None

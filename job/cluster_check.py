@@ -9,7 +9,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import job
-from job.cluster import Capacity, address_at_hand, check_temporary_folder
+from job.capacity import Capacity
+from job.cluster import address_at_hand, check_temporary_folder
 from job.job_api import capacities_of, check_address, cluster_address, job_client
 from nucleus.doctor import Finding, call_in_subprocess, failed
 from nucleus.errors import ClusterError, NucleusError

@@ -1,28 +1,24 @@
-"""Events of a run: callback calls that a worker puts into a Ray queue and the driver makes; and what it waits for."""
+"""Events of a run: callback calls that a worker puts into a Ray queue, and the driver makes."""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
-from job.cluster import Capacity, capacities, resources_needed, shortage
-from nucleus.text import first_line, plural
+from nucleus.text import first_line
 from nucleus.training.callbacks import Callback
 
 if TYPE_CHECKING:
-    from nucleus.config.recipe import Recipe
     from nucleus.training.checkpoint import History
 
-__all__ = ["EventCallback", "Silence", "driver_node_options", "event_queue"]
+__all__ = ["EventCallback", "driver_node_options", "event_queue"]
 
 _POLL_SECONDS = 0.5
 _FIRST_SECONDS = 10.0
 """Seconds between two calls of `on_silence`."""
-_CALLS_PER_MINUTE = 6
-"""Calls of `Silence.tell` in a minute."""
 _JOIN_SECONDS = 30.0
 """Seconds to wait for the calls that are left at the end."""
 
@@ -126,56 +122,6 @@ class _Calls:
                         f"The run continues, but its display failed in {method}: {type(error).__name__}: "
                         f"{first_line(error)}. Further failures are not shown."
                     )
-
-
-class Silence:
-    """Says, until the workers report something, what a run waits for: each new reason, and the same one every minute.
-
-    Args:
-        recipe: The run's recipe.
-        callback: Shows the text.
-    """
-
-    def __init__(self, recipe: Recipe, callback: Callback) -> None:
-        self._recipe = recipe
-        self._callback = callback
-        self._others = set(_reservations())
-        self._shown = ""
-        self._calls = 0
-
-    def tell(self) -> None:
-        """Show the reason if it is new or was shown a minute ago. Called every ten seconds."""
-        with suppress(Exception):  # an error here must not end the thread that forwards events
-            ours = [state for group, state in _reservations().items() if group not in self._others]
-            text = _waits_for(self._recipe, capacities(), ours)
-            if text != self._shown:
-                self._shown, self._calls = text, 0
-                self._callback.on_stage(text)
-            elif self._calls % _CALLS_PER_MINUTE == 0:
-                self._callback.on_stage(f"{text}, for {plural(self._calls // _CALLS_PER_MINUTE, 'minute')} now")
-        self._calls += 1
-
-
-def _reservations() -> dict[str, str]:
-    """Return the state of each placement group of the cluster, by its id."""
-    from ray.util import placement_group_table
-
-    return {group: found["state"] for group, found in placement_group_table().items()}
-
-
-def _waits_for(recipe: Recipe, capacity: Mapping[str, Capacity], reservations: Sequence[str]) -> str:
-    """Return a sentence that says what a run without workers waits for.
-
-    Args:
-        recipe: The run's recipe.
-        capacity: CPUs and GPUs of the cluster.
-        reservations: States of the placement groups created since the run started. What its own group holds is not
-            free, but the run does not wait for it.
-    """
-    if "CREATED" in reservations and "PENDING" not in reservations:
-        return "Starting the workers"
-    waits = shortage(resources_needed(recipe), capacity)
-    return f"Waiting for {waits}" if waits else f"Waiting until Ray has placed {recipe.workers}"
 
 
 def driver_node_options() -> dict[str, Any]:

@@ -6,10 +6,9 @@ from functools import partial
 from typing import Any
 
 from job.actor_pool import map_on_cluster
-from nucleus.config.names import Reference
+from nucleus.config.names import EngineChoice, Reference
 from nucleus.data.cache import ShardCache
 from nucleus.data.dataset import Dataset
-from nucleus.model.engines import EngineChoice
 from nucleus.predict.bucket_images import ImageListing, Messages, PredictionSettings, claim_output
 from nucleus.predict.evaluation import (
     Evaluation,

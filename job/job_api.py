@@ -14,8 +14,8 @@ from tenacity import Retrying, retry_if_exception, retry_if_result, stop_after_d
 from tenacity.retry import retry_base
 
 import job
-from job.cluster import Capacity
-from job.ray_internals import failure_text
+from job.capacity import Capacity
+from job.ray_errors import failure_text
 from nucleus.errors import ClusterError, UsageError
 from nucleus.lazy import TRAINING, need
 from nucleus.surroundings import exempt_this_machine, proxy_advice

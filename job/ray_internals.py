@@ -1,8 +1,10 @@
-"""Access to private parts of Ray 2.60: the only module with names that Ray does not promise to keep."""
+"""Private parts of Ray 2.60, by which clusters are started, joined, watched and left.
+
+No other module calls what Ray does not promise to keep; `ray_errors` reads attributes of its errors.
+"""
 
 import atexit
 import os
-import re
 import signal
 import subprocess
 import threading
@@ -14,9 +16,7 @@ from typing import Any
 
 import psutil
 
-from nucleus.errors import NucleusError
 from nucleus.surroundings import ENDING_SIGNALS
-from nucleus.text import first_line
 
 __all__ = [
     "ask_head",
@@ -25,14 +25,11 @@ __all__ = [
     "disconnect",
     "end_started_processes",
     "ended_process",
-    "failure_text",
     "free_address",
-    "is_from_ray",
     "is_submitted_job",
     "job_api_answer",
     "keep_keys_from_trials",
     "local_addresses",
-    "our_error",
     "pass_to_controller",
     "patient_start",
     "server_ray_version",
@@ -44,29 +41,6 @@ __all__ = [
     "worker_paths",
 ]
 
-_CAUSES = ("cause", "controller_failure", "health_check_failure", "base_exc", "_base_exc", "client_exc")
-"""Attributes of Ray's errors with the error that they wrap."""
-_WORKERS = "worker_failures"
-"""Attribute of an error of Ray Train with the errors of the workers, by rank."""
-_DIED = "a process died: it was killed, often because the machine's memory was full, or it crashed"
-_EXPLAINED = {
-    "ActorDiedError": _DIED,
-    "ActorUnavailableError": _DIED,
-    "LocalRayletDiedError": "Ray's process on a machine died, often because the machine's memory was full",
-    "NodeDiedError": "a machine of the cluster was lost",
-    "ObjectStoreFullError": "Ray's memory for objects is full",
-    "OutOfDiskError": "a disk of the cluster is full",
-    "OutOfMemoryError": "a machine's memory was full, so Ray ended a process; use fewer workers or smaller batches",
-    "WorkerCrashedError": _DIED,
-    "WorkerGroupStartupTimeoutError": "the workers did not start in time",
-    "WorkerHealthCheckTimeoutError": "a worker did not answer for stall_timeout seconds",
-}
-"""What Ray's own errors mean; their messages are advice on Ray's settings."""
-_RAISED = re.compile(r"^(?!ray\.)[\w.]*(?:Error|Exception|Exit|Interrupt)(?::|$)")
-"""A line of a traceback that names an exception, and not one of Ray."""
-_TRACEBACK = "Traceback (most recent call last)"
-_PLAIN = (Exception, RuntimeError)
-"""Classes that say nothing beside the message; Ray's own code and its job API raise them."""
 _HEAD_SECONDS, _NODE_SECONDS = 30.0, 3.0
 """Seconds for which the head of a cluster, and Ray on this machine, may be silent."""
 _NODE_PROCESS, _POLL_SECONDS, _END_SECONDS = "raylet", 0.5, 5.0
@@ -83,53 +57,6 @@ _GCS_PORT = "RAY_gcs_server_port_wait_time_s"
 """Environment variable with the seconds for which Ray waits for its head process."""
 _JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Environment variable by which Ray's job supervisor passes its configuration to the driver of a submitted job."""
-
-
-def our_error(error: BaseException | None) -> NucleusError | None:
-    """Return the first error of this project in a chain of causes; None if there is none."""
-    return next((cause for cause in _chain(error) if isinstance(cause, NucleusError)), None)
-
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """Yield an error and the errors that it wraps, the innermost last; of several workers, the first that failed."""
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
-        yield error
-        workers = getattr(error, _WORKERS, None) or {}
-        inner = [*workers.values(), *(getattr(error, name, None) for name in _CAUSES)]
-        error = next((cause for cause in inner if isinstance(cause, BaseException)), error.__cause__)
-
-
-def is_from_ray(error: BaseException) -> bool:
-    """Return whether Ray raised an error, or wraps one that was raised in one of its processes."""
-    from ray.exceptions import RayError
-
-    return isinstance(error, RayError) or type(error).__module__.partition(".")[0] == "ray"
-
-
-def failure_text(error: BaseException) -> str:
-    """Return the last cause of an error of Ray in one line: the user's own exception, else what Ray's error means."""
-    chain = list(_chain(error))
-    cause, name = chain[-1], type(chain[-1]).__name__
-    raised = None if name in _EXPLAINED else _raised_line(chain)
-    if raised is not None:
-        text = first_line(raised)
-    elif is_from_ray(cause) or type(cause) in _PLAIN:
-        text = _EXPLAINED.get(name) or first_line(cause) or name
-    else:
-        text = f"{name}: {first_line(cause)}".removesuffix(": ")
-    return text.rstrip(".")
-
-
-def _raised_line(chain: Sequence[BaseException]) -> str | None:
-    """Return the line of the innermost exception, the first, in the tracebacks that errors have as text, or None."""
-    cause = chain[-1]
-    texts = [str(cause)] if _TRACEBACK in str(cause) else []
-    if is_from_ray(cause):
-        texts += [str(getattr(each, "traceback_str", "")) for each in reversed(chain)]
-    lines = (line.strip() for text in texts for line in text.splitlines())
-    return next((line for line in lines if _RAISED.match(line)), None)
 
 
 @contextmanager

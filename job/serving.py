@@ -17,12 +17,13 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from job.cluster import capacities, connection
+from job.capacity import capacities
+from job.cluster import connection
 from job.replica_loss import PROXY_CALLBACK
 from job.worker import limit_devices
+from nucleus.config.names import EngineChoice
 from nucleus.errors import JobError, RequestError
 from nucleus.lazy import fastapi
-from nucleus.model.engines import EngineChoice
 from nucleus.predict.model import IMAGES_AT_ONCE
 from nucleus.serve.app import create_app
 from nucleus.serve.computation import Found, Ticket

@@ -12,9 +12,9 @@ from typing import Any
 
 from tenacity import retry_if_exception
 
-from job.cluster import Capacity, resources_needed, shortage
+from job.capacity import Capacity, resources_needed, shortage
 from job.job_api import STOP_SECONDS, cluster_flags, find_job, with_retries
-from job.ray_internals import failure_text
+from job.ray_errors import failure_text
 from nucleus.config.recipe import Recipe
 from nucleus.data.dataset import locate_dataset, open_dataset
 from nucleus.errors import ClusterError, JobError

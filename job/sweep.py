@@ -7,11 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from job.cluster import Capacity, capacities, connected, resources_needed
+from job.capacity import Capacity, capacities, resources_needed
+from job.cluster import connected
 from job.events import EventCallback, event_queue
 from job.filesystem import run_storage
 from job.publishing import FinishedRun, publish_run
-from job.ray_internals import failure_text, keep_keys_from_trials
+from job.ray_errors import failure_text
+from job.ray_internals import keep_keys_from_trials
 from job.reporting import report_published, report_run
 from job.signals import Interruptions, stop_request, stops_on_signals
 from job.train import RunOptions, fit_trial, make_folder, plan_run, tracked_where_possible

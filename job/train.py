@@ -14,17 +14,17 @@ from typing import Any
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 
 import job
+from job.capacity import WaitingReport
 from job.cluster import connected, lost_cluster, wait_for_certainty
-from job.events import Silence, event_queue
+from job.events import event_queue
 from job.filesystem import run_storage
 from job.publishing import FinishedRun, judge, publish_run
-from job.ray_internals import failure_text, our_error
+from job.ray_errors import failure_text, our_error
 from job.reporting import has_facts, report_published
 from job.signals import Interruptions, stop_request, stops_on_signals
 from job.worker import train_worker
 from nucleus.config.recipe import Recipe
-from nucleus.data.dataset import Dataset, locate_dataset, open_dataset
-from nucleus.data.dataset_checks import check_has_nuclei
+from nucleus.data.dataset import Dataset, check_has_nuclei, locate_dataset, open_dataset
 from nucleus.data.origins import check_licenses
 from nucleus.errors import ClusterError, DataError, JobError, NucleusError, RecipeError, RunStoppedError, WeightsError
 from nucleus.model.architecture import CONFIG_FILE, read_model_config, recipe_from_start
@@ -118,7 +118,7 @@ def fit(
         return begun.is_set()
 
     with (
-        event_queue(callback, Silence(plan.recipe, callback).tell, begun) as events,
+        event_queue(callback, WaitingReport(plan.recipe, callback).tell, begun) as events,
         interruptions.asking(ask),
     ):
         try:

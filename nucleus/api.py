@@ -8,30 +8,25 @@ from __future__ import annotations
 import re
 import signal
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import job
+from nucleus.cli.data import import_images
 from nucleus.cli.options import pulled_model
-from nucleus.cli.output import note, warn
 from nucleus.cli.progress_bars import TrainingDisplay, show_progress
-from nucleus.config.names import check_name
+from nucleus.config.names import EngineChoice, check_name
 from nucleus.config.recipe import Recipe
 from nucleus.config.settings import read_recipe as read_recipe_file
 from nucleus.config.settings import recipe_path
 from nucleus.data.cache import ShardCache
-from nucleus.data.dataset import Dataset, locate_dataset
+from nucleus.data.dataset import Dataset, DatasetLocation, locate_dataset
 from nucleus.data.dataset import open_dataset as open_located
-from nucleus.data.importing import Imported, add_to_dataset
-from nucleus.data.importing import import_dataset as import_source
 from nucleus.data.intake import SourceOptions
-from nucleus.data.origins import DataOrigin, stated_origin
+from nucleus.data.origins import stated_origin
 from nucleus.data.splits import SplitOptions
-from nucleus.data.spooling import Spread
 from nucleus.data.stacks import PlaneOptions
 from nucleus.data.zarr_labels import ZarrChoice
 from nucleus.errors import RunStoppedError, UsageError
-from nucleus.model.engines import EngineChoice
 from nucleus.predict.evaluation import Evaluation, splits_named
 from nucleus.predict.evaluation import evaluate as evaluate_splits
 from nucleus.predict.model import Model, PredictionOptions, load_pulled
@@ -39,7 +34,7 @@ from nucleus.predict.segmentation import Segmentation
 from nucleus.registry.manifest import ModelManifest
 from nucleus.registry.versions import INCLUDED
 from nucleus.runs.plan import check_new_run
-from nucleus.storage.uri import S3Uri, parse_uri
+from nucleus.storage.uri import uri_or_path
 from nucleus.surroundings import check_can_train
 
 __all__ = [
@@ -206,8 +201,8 @@ def import_dataset(
 
     Raises:
         DataError: There are no usable images, or too few to split, or there is no dataset to add to.
-        UsageError: `group_by` is not a regular expression, `license` is not one of SPDX, `name` has a version, or both
-            or none of `name` and `into` are given.
+        UsageError: `group_by` is not a regular expression, `license` is not one of SPDX, `name` has a version, both or
+            none of `name` and `into` are given, or `anonymous` is given for files of this machine.
 
     Examples:
         >>> dataset = nucleus.import_dataset("folder", "cells")
@@ -220,37 +215,20 @@ def import_dataset(
         pattern = re.compile(group_by) if group_by else None
     except re.error as error:
         raise UsageError(f"Expected a regular expression for group_by; found {group_by!r}: {error}.") from error
-    place = parse_uri(source) if isinstance(source, str) and source.startswith("s3://") else Path(source)
-    zarr = ZarrChoice(labels, channel, PlaneOptions(z, t)) if (labels, channel, z, t) != (None,) * 4 else None
-    options = SplitOptions(seed=seed, val=val, test=test, group_by=pattern)
-    reading = SourceOptions(anonymous=anonymous, zarr=zarr)
-    with _spread(workers) as spread:
-        imported = _import(place, name, into, options, stated_origin(license, origin), reading, spread)
-    for item in imported.left_out:
-        warn(f"left out {item.title}: {item.reason}")
-    for text in imported.warnings:
-        warn(text)
+    imported = import_images(
+        uri_or_path(source) if isinstance(source, str) else source,
+        _target(name, into),
+        SplitOptions(seed=seed, val=val, test=test, group_by=pattern),
+        add=not name,
+        stated=stated_origin(license, origin),
+        reading=SourceOptions(anonymous=anonymous, zarr=ZarrChoice(labels, channel, PlaneOptions(z, t))),
+        workers=workers,
+    )
     return imported.dataset
 
 
-def _spread(workers: int | None) -> AbstractContextManager[Spread | None]:
-    if workers is None:
-        return nullcontext()
-    if workers < 1:
-        raise UsageError(f"Expected at least one worker; found {workers}. Leave it out for an import by this process.")
-    check_can_train("nucleus.import_dataset with workers")
-    return job.spread_on_cluster(workers=workers, waiting=note)
-
-
-def _import(
-    source: Path | S3Uri,
-    name: str | None,
-    into: str | None,
-    options: SplitOptions,
-    stated: DataOrigin,
-    reading: SourceOptions,
-    spread: Spread | None,
-) -> Imported:
+def _target(name: str | None, into: str | None) -> DatasetLocation:
+    """Return the place of an import: a dataset, or a version to add to."""
     target = name or into
     if target is None or (name and into):
         raise UsageError(
@@ -262,16 +240,7 @@ def _import(
         raise UsageError(
             f"Expected the name of a dataset without a version; found {name!r}. The content determines the version."
         )
-    with show_progress("read images") as advance, show_progress("upload shards", "bytes") as upload:
-        if name:
-            return import_source(
-                source, location.uri, options, advance, upload, stated=stated, reading=reading, spread=spread
-            )
-        with show_progress("copy images") as copied:
-            cache = ShardCache()
-            return add_to_dataset(
-                source, location, options, cache, advance, copied, upload, stated=stated, reading=reading, spread=spread
-            )
+    return location
 
 
 def open_dataset(name: str) -> Dataset:

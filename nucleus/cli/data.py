@@ -10,7 +10,14 @@ import click
 
 import job
 import nucleus
-from nucleus.cli.options import FiniteRange, json_option, number_or_word, single_writer_option, workers_option
+from nucleus.cli.options import (
+    FiniteRange,
+    check_anonymous,
+    json_option,
+    number_or_word,
+    single_writer_option,
+    workers_option,
+)
 from nucleus.cli.output import note, print_facts, print_json, print_table, warn
 from nucleus.cli.progress_bars import show_progress
 from nucleus.errors import DataError, UsageError
@@ -23,12 +30,13 @@ if TYPE_CHECKING:
     from nucleus.data.dataset import DamagedDataset, Dataset, DatasetLocation
     from nucleus.data.importing import Imported
     from nucleus.data.intake import SourceOptions
+    from nucleus.data.origins import DataOrigin
+    from nucleus.data.splits import SplitOptions
     from nucleus.data.spooling import Spread
     from nucleus.storage.uri import S3Uri
 
-__all__ = ["data"]
+__all__ = ["data", "import_images"]
 
-_BUCKET = "s3://"
 _FRACTION = FiniteRange(0, 1, min_open=True, max_open=True)
 _LIST_COLUMNS = ("version", "created", "images", "nuclei", "licences", "added to")
 
@@ -40,11 +48,10 @@ def data() -> None:
 
 def _place(_context: click.Context, _argument: click.Parameter, value: str) -> "Path | S3Uri":
     """Return the place of images: a URI, or a path at which something is."""
-    if value.startswith(_BUCKET):
-        return nucleus.storage.parse_uri(value)
-    if not Path(value).exists():
+    place = nucleus.storage.uri_or_path(value)
+    if isinstance(place, Path) and not place.exists():
         raise click.BadParameter(f"Path {value!r} does not exist.")
-    return Path(value)
+    return place
 
 
 @data.command("import")
@@ -116,46 +123,21 @@ def import_(
     except re.error as error:
         raise click.BadParameter(f"not a regular expression: {error}", param_hint="--group-by") from error
     location = _target(uri, into)
-    reading = _reading(src, labels, channel, (z, t), anonymous=anonymous)
+    zarr = nucleus.data.ZarrChoice(labels, channel, nucleus.data.PlaneOptions(z, t))
+    reading = nucleus.data.SourceOptions(anonymous=anonymous, zarr=zarr)
     stated = nucleus.data.stated_origin(license_, source)
     options = nucleus.data.SplitOptions(seed=seed, val=val, test=test, group_by=pattern)
-    with (
-        _spread(workers) as spread,
-        show_progress("read images") as advance,
-        show_progress("upload shards", "bytes") as upload,
-    ):
-        if into is None:
-            imported = nucleus.data.import_dataset(
-                src,
-                location.uri,
-                options,
-                advance,
-                upload,
-                stated=stated,
-                single_writer=single_writer,
-                reading=reading,
-                spread=spread,
-            )
-        else:
-            cache = nucleus.data.ShardCache()
-            with show_progress("copy images") as copied:
-                imported = nucleus.data.add_to_dataset(
-                    src,
-                    location,
-                    options,
-                    cache,
-                    advance,
-                    copied,
-                    upload,
-                    stated=stated,
-                    single_writer=single_writer,
-                    reading=reading,
-                    spread=spread,
-                )
-    for item in imported.left_out:
-        warn(f"left out {item.title}: {item.reason}")
-    for text in imported.warnings:
-        warn(text)
+    imported = import_images(
+        src,
+        location,
+        options,
+        add=into is not None,
+        stated=stated,
+        reading=reading,
+        workers=workers,
+        single_writer=single_writer,
+        verbose=click.get_current_context().find_root().params["debug"],
+    )
     if as_json:
         more = {"created": imported.created, "warnings": imported.warnings, "read_before": imported.read_before}
         print_json({**_summary(imported.dataset), **more})
@@ -164,29 +146,65 @@ def import_(
     print_facts(_import_facts(imported, (uri or into or "").partition("@")[0]))
 
 
-def _spread(workers: int | None) -> "AbstractContextManager[Spread | None]":
+def import_images(
+    src: "Path | S3Uri",
+    target: "DatasetLocation",
+    options: "SplitOptions",
+    *,
+    add: bool,
+    stated: "DataOrigin",
+    reading: "SourceOptions",
+    workers: int | None = None,
+    single_writer: bool = False,
+    verbose: bool = False,
+) -> "Imported":
+    """Import images with bars of progress, and warn of what is left out or unlikely.
+
+    Args:
+        src: Folder or zip, or URI of a prefix or zip.
+        target: The dataset; with `add`, its version to add to.
+        options: Options of the splits.
+        add: Whether to add the images to a version, which gives a new one.
+        stated: What is stated about the images and labels.
+        reading: Options of how the source is read.
+        workers: Number of workers on a Ray cluster that read the images; None for this process.
+        single_writer: Whether nobody else writes at the same time, so that a server may lack conditional writes.
+        verbose: Whether to show Ray's logs.
+
+    Raises:
+        UsageError: Requests for files are to be anonymous, or images cannot be read by workers here.
+        NucleusError: As `nucleus.data.import_dataset` and `nucleus.data.add_to_dataset`.
+    """
+    check_anonymous(reading.anonymous, in_bucket=not isinstance(src, Path))
+    shared: dict[str, Any] = {"stated": stated, "reading": reading, "single_writer": single_writer}
+    with (
+        _spread(workers, verbose=verbose) as spread,
+        show_progress("read images") as advance,
+        show_progress("upload shards", "bytes") as upload,
+    ):
+        if not add:
+            imported = nucleus.data.import_dataset(src, target.uri, options, advance, upload, spread=spread, **shared)
+        else:
+            cache = nucleus.data.ShardCache()
+            with show_progress("copy images") as copied:
+                imported = nucleus.data.add_to_dataset(
+                    src, target, options, cache, advance, copied, upload, spread=spread, **shared
+                )
+    for item in imported.left_out:
+        warn(f"left out {item.title}: {item.reason}")
+    for text in imported.warnings:
+        warn(text)
+    return imported
+
+
+def _spread(workers: int | None, *, verbose: bool) -> "AbstractContextManager[Spread | None]":
     """Provide what spreads an import over a Ray cluster; None without workers."""
     if workers is None:
         return nullcontext()
-    check_can_train("data import --workers, which reads images on Ray")
-    verbose = click.get_current_context().find_root().params["debug"]
+    if workers < 1:
+        raise UsageError(f"Expected at least one worker; found {workers}. Leave it out for an import by this process.")
+    check_can_train("an import with workers, which read images on Ray")
     return job.spread_on_cluster(workers=workers, waiting=note, verbose=verbose)
-
-
-def _reading(
-    src: "Path | S3Uri",
-    labels: str | None,
-    channel: int | str | None,
-    planes: tuple[int | str | None, int | str | None],
-    *,
-    anonymous: bool,
-) -> "SourceOptions":
-    """Return how a source is read."""
-    if anonymous and isinstance(src, Path):
-        raise UsageError("Expected images in a bucket for --anonymous; found files, which need no credentials.")
-    chosen = (labels, channel, *planes) != (None,) * 4
-    zarr = nucleus.data.ZarrChoice(labels, channel, nucleus.data.PlaneOptions(*planes)) if chosen else None
-    return nucleus.data.SourceOptions(anonymous=anonymous, zarr=zarr)
 
 
 def _target(uri: str | None, into: str | None) -> "DatasetLocation":

@@ -10,12 +10,12 @@ import nucleus
 from nucleus.cli.options import check_shared_model, engine_option, pulled_model, workers_option
 from nucleus.cli.output import note, print_json, print_scores, print_table, warn
 from nucleus.cli.progress_bars import show_progress
+from nucleus.config.names import EngineChoice
 from nucleus.surroundings import check_can_train
 from nucleus.text import SPLIT_NAMES
 
 if TYPE_CHECKING:
     from nucleus.data.dataset import Dataset
-    from nucleus.model.engines import EngineChoice
     from nucleus.predict.evaluation import Evaluation
     from nucleus.predict.model import PredictionOptions
     from nucleus.registry.versions import PulledModel
@@ -40,7 +40,7 @@ def evaluate(
     dataset: str,
     split: str,
     tta: bool,
-    engine: "EngineChoice",
+    engine: EngineChoice,
     gallery: Path | None,
     workers: int | None,
     as_json: bool,

@@ -3,7 +3,7 @@
 import os
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
@@ -14,6 +14,7 @@ from nucleus.cli.options import FiniteRange, json_option, project_bucket, pulled
 from nucleus.cli.output import note, print_json, print_markdown, print_table, warn
 from nucleus.cli.progress_bars import show_progress
 from nucleus.config.encoders import ENCODER_NAMES, EncoderName
+from nucleus.config.names import ExportFormat
 from nucleus.errors import IntegrityError, ModelError, UsageError
 
 if TYPE_CHECKING:
@@ -183,11 +184,11 @@ def _pull_half(bucket: "Bucket", version: "Reference", folder: Path) -> "ModelMa
     "--format",
     "kind",
     required=True,
-    type=click.Choice(["h5", "keras", "savedmodel", "onnx", "bioimageio"]),
+    type=click.Choice(get_args(ExportFormat)),
     help="Format of DEST.",
 )
 @json_option
-def export(model: str, dest: Path, kind: Any, as_json: bool) -> None:
+def export(model: str, dest: Path, kind: ExportFormat, as_json: bool) -> None:
     """Export the version MODEL, which is NAME[@REF], to DEST for use without this package.
 
     h5 and keras load with Keras 3, savedmodel (a folder) with TensorFlow, onnx with ONNX Runtime; bioimageio is a

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 import click
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "FiniteRange",
+    "check_anonymous",
     "check_run_options",
     "check_shared_model",
     "cluster_options",
@@ -65,14 +66,18 @@ out_option = click.option(
 )
 
 
-engine_option = click.option(
-    "--engine",
-    type=click.Choice(["auto", "onnx", "tensorflow"]),
-    default="auto",
-    show_default=True,
-    help="What computes the network; auto is TensorFlow if it sees a GPU or the version has no model.onnx, else ONNX "
-    "Runtime.",
-)
+def engine_option(command: Command) -> Command:
+    """Add `--engine` to a command."""
+    from nucleus.config.names import EngineChoice  # noqa: PLC0415  pydantic is slow, and `main` imports this module
+
+    return click.option(
+        "--engine",
+        type=click.Choice(get_args(EngineChoice)),
+        default="auto",
+        show_default=True,
+        help="What computes the network; auto is TensorFlow if it sees a GPU or the version has no model.onnx, else "
+        "ONNX Runtime.",
+    )(command)
 
 
 def training_command(command: Command) -> Command:
@@ -178,6 +183,12 @@ def pulled_model(model: str | None, bucket: str | None = None) -> "PulledModel":
 def number_or_word(_context: click.Context, _option: click.Parameter, value: str | None) -> int | str | None:
     """Return the number that an option gives in digits, or its text."""
     return None if value is None else number_or_text(value)
+
+
+def check_anonymous(anonymous: bool, *, in_bucket: bool) -> None:
+    """Raise `UsageError` if images are to be read without credentials, and none of them is in a bucket."""
+    if anonymous and not in_bucket:
+        raise UsageError("Expected images in a bucket for --anonymous; found files, which need no credentials.")
 
 
 def check_shared_model(model: str | None, what: str) -> None:

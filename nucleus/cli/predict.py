@@ -13,6 +13,7 @@ import job
 import nucleus
 from nucleus.cli.options import (
     FiniteRange,
+    check_anonymous,
     check_shared_model,
     engine_option,
     json_option,
@@ -23,7 +24,7 @@ from nucleus.cli.options import (
 )
 from nucleus.cli.output import note, print_facts, print_json, print_table, warn
 from nucleus.cli.progress_bars import show_progress
-from nucleus.config.names import FormatName, Reference
+from nucleus.config.names import DEFAULT_FORMATS, EngineChoice, FormatName, Reference
 from nucleus.errors import NucleusError, UsageError
 from nucleus.surroundings import check_can_train
 from nucleus.text import plural
@@ -32,9 +33,9 @@ if TYPE_CHECKING:
     from job.inference import BucketPrediction
     from nucleus.data.stacks import PlaneOptions
     from nucleus.data.zarr_store import ZarrFolder
-    from nucleus.model.engines import EngineChoice
     from nucleus.predict.bucket_images import PredictionSettings
     from nucleus.predict.cells import Expansion
+    from nucleus.predict.model import PredictionOptions
     from nucleus.predict.plates import Wells
     from nucleus.predict.zarr_results import IntoImage
 
@@ -43,23 +44,17 @@ __all__ = ["predict"]
 _POSITIVE = FiniteRange(0, min_open=True)
 _PIXEL = FiniteRange(1e-4, 1000)
 """The range of `nucleus.predict.PIXEL_SIZES`."""
-_BUCKET = "s3://"
 
 
 @dataclass(frozen=True)
 class _Choices:
     """Options that apply to both files and images in a bucket."""
 
-    diameter: float | None
-    pixel_size: float | None
+    options: "PredictionOptions"
     channel: int | str | None
     z: int | str | None
     t: int | str | None
     series: int | str | None
-    tta: bool
-    as_is: bool
-    denoise: bool
-    engine: "EngineChoice"
     formats: tuple[str, ...]
     expand: str | None
     into_image: bool
@@ -144,7 +139,7 @@ class _Choices:
     "--format",
     "formats",
     multiple=True,
-    default=("labels", "overlay"),
+    default=DEFAULT_FORMATS,
     type=click.Choice(get_args(FormatName)),
     help="Format of the results: labels (TIFF), zarr (OME-Zarr labels), geojson (QuPath), roi (ImageJ), coco, overlay "
     "(PNG); and of the tables: csv, parquet, h5ad (AnnData). Repeat it for several.  [default: labels, overlay, and "
@@ -169,6 +164,12 @@ def predict(
     model: str | None,
     out: str,
     workers: int | None,
+    diameter: float | None,
+    pixel_size: float | None,
+    tta: bool,
+    as_is: bool,
+    denoise: bool,
+    engine: EngineChoice,
     **choices: Any,
 ) -> None:
     """Segment images (files or folders: PNG, TIFF, OME-TIFF, LSM, OME-Zarr, JPEG, BMP, WebP, slides; of any size).
@@ -191,11 +192,13 @@ def predict(
     nuclei.parquet and images.parquet, or of more than 10,000 images datasets in nuclei/ and images/. If you repeat the
     command, it skips the images that are done.
     """
-    given = _Choices(**choices)
+    options = nucleus.predict.PredictionOptions(
+        diameter=diameter, pixel_size=pixel_size, turns=tta, as_is=as_is, denoise=denoise, engine=engine
+    )
+    given = _Choices(options, **choices)
     _ = given.planes, given.expansion, given.into  # checked before anything is read
-    in_bucket = [text.startswith(_BUCKET) for text in (*inputs, out)]
-    if given.anonymous and not any(in_bucket[:-1]):
-        raise UsageError("Expected images in a bucket for --anonymous; found files, which need no credentials.")
+    in_bucket = [nucleus.storage.is_uri(text) for text in (*inputs, out)]
+    check_anonymous(given.anonymous, in_bucket=any(in_bucket[:-1]))
     if not in_bucket[-1] and all(_is_here(text) for text in inputs):
         if workers is not None:
             raise UsageError("Expected images in a bucket for --workers; found files, which this process segments.")
@@ -203,21 +206,21 @@ def predict(
         return
     if not all(in_bucket) or len(inputs) > 1:
         raise UsageError(
-            f"Expected one prefix {_BUCKET}bucket/images and a prefix for --out, or files, folders and OME-Zarr "
-            f"({_BUCKET}bucket/name.zarr) and a folder; found {' '.join(inputs)} and --out {out}."
+            "Expected one prefix s3://bucket/images and a prefix for --out, or files, folders and OME-Zarr "
+            f"(s3://bucket/name.zarr) and a folder; found {' '.join(inputs)} and --out {out}."
         )
     _predict_bucket(inputs[0], model, out, workers, given)
 
 
 def _is_here(text: str) -> bool:
     """Return whether this process segments an input itself: files, folders, and OME-Zarr wherever it is."""
-    return not text.startswith(_BUCKET) or nucleus.data.in_zarr(text)
+    return not nucleus.storage.is_uri(text) or nucleus.data.in_zarr(text)
 
 
 def _place(text: str, *, anonymous: bool) -> "Path | ZarrFolder":
-    if not text.startswith(_BUCKET):
-        return Path(text)
-    uri = nucleus.storage.parse_uri(text)
+    uri = nucleus.storage.uri_or_path(text)
+    if isinstance(uri, Path):
+        return uri
     bucket = nucleus.storage.Bucket(nucleus.storage.S3Uri(uri.bucket), anonymous=anonymous)
     return nucleus.data.bucket_zarr(bucket, uri.key)
 
@@ -233,16 +236,8 @@ def _predict_files(inputs: tuple[str, ...], model: str | None, out: Path, given:
         if not given.overwrite:
             outputs = (image.output for image in planned.images)
             nucleus.predict.check_outputs(dict.fromkeys([*found.images, *outputs]), out)
-        options = nucleus.predict.PredictionOptions(
-            diameter=given.diameter,
-            pixel_size=given.pixel_size,
-            turns=given.tta,
-            as_is=given.as_is,
-            denoise=given.denoise,
-            engine=given.engine,
-        )
         pulled = pulled_model(model)
-        segmenter = nucleus.predict.load_pulled(pulled, options)
+        segmenter = nucleus.predict.load_pulled(pulled, given.options)
         with show_progress("segment images") as advance:
             predicted = nucleus.predict.predict_files(
                 segmenter, planned, out, given.channel, advance, formats, given.expansion, given.into
@@ -261,39 +256,21 @@ def _predict_bucket(images: str, model: str | None, out: str, workers: int | Non
     if given.into is not None:
         raise UsageError(
             "Expected a folder for --out with --into-image; found a prefix, whose images are predicted on Ray. Predict "
-            f"each {_BUCKET}bucket/name.zarr with a folder as --out, or leave out --into-image."
+            "each s3://bucket/name.zarr with a folder as --out, or leave out --into-image."
         )
     check_shared_model(model, "images in a bucket")
     nucleus.lazy.need(*nucleus.lazy.TRAINING)
-    version, registry = _version_for_workers(model)
-    settings = nucleus.predict.PredictionSettings(
-        images=str(nucleus.storage.parse_uri(images)),
-        out=str(nucleus.storage.parse_uri(out)),
-        model=str(version),
-        registry=registry,
-        diameter=given.diameter,
-        pixel_size=given.pixel_size,
-        turns=given.tta,
-        as_is=given.as_is,
-        denoise=given.denoise,
-        channel=given.channel,
-        formats=nucleus.predict.check_formats(given.formats),
-        z=given.z,
-        t=given.t,
-        series=given.series,
-        expand=str(given.expansion) if given.expansion else None,
-    )
-    verbose = click.get_current_context().find_root().params["debug"]
+    settings = _settings(images, model, out, given)
     started = time.monotonic()
     with show_progress("segment images") as advance:
         found = job.predict_bucket(
             settings,
-            engine=given.engine,
+            engine=given.options.engine,
             workers=workers,
             overwrite=given.overwrite,
             single_writer=given.single_writer,
             anonymous=given.anonymous,
-            verbose=verbose,
+            verbose=click.get_current_context().find_root().params["debug"],
             advance=advance,
             waiting=note,
         )
@@ -304,19 +281,41 @@ def _predict_bucket(images: str, model: str | None, out: str, workers: int | Non
             f"More than 10,000 images: the tables are {found.tables} files in nuclei/ and in images/ of {settings.out}."
         )
     if given.as_json:
-        more: dict[str, int] = {
-            "images": found.images,
-            "found": found.nuclei,
-            "failed": found.failed,
-            "warned": found.warned,
-            "done_before": found.done_before,
-            "tables": found.tables,
-        }
-        _print_json(settings.model, settings.out, found.counts, found.failures, found.warnings, **more)
+        _print_bucket_json(settings, found)
     else:
         _print_bucket(settings, found, time.monotonic() - started)
         _print_plates(found.plates)
     _check(found.failed, found.images + found.failed)
+
+
+def _settings(images: str, model: str | None, out: str, given: _Choices) -> "PredictionSettings":
+    """Return the settings of a prediction in a bucket, with the version of the model."""
+    version, registry = _version_for_workers(model)
+    return nucleus.predict.PredictionSettings(
+        images=str(nucleus.storage.parse_uri(images)),
+        out=str(nucleus.storage.parse_uri(out)),
+        model=str(version),
+        registry=registry,
+        **nucleus.predict.stored_options(given.options),
+        channel=given.channel,
+        formats=nucleus.predict.check_formats(given.formats),
+        z=given.z,
+        t=given.t,
+        series=given.series,
+        expand=str(given.expansion) if given.expansion else None,
+    )
+
+
+def _print_bucket_json(settings: "PredictionSettings", found: "BucketPrediction") -> None:
+    more: dict[str, int] = {
+        "images": found.images,
+        "found": found.nuclei,
+        "failed": found.failed,
+        "warned": found.warned,
+        "done_before": found.done_before,
+        "tables": found.tables,
+    }
+    _print_json(settings.model, settings.out, found.counts, found.failures, found.warnings, **more)
 
 
 def _print_bucket(settings: "PredictionSettings", found: "BucketPrediction", seconds: float) -> None:

@@ -14,6 +14,7 @@ import nucleus
 from nucleus.cli.options import FiniteRange, engine_option
 from nucleus.cli.output import note
 from nucleus.cli.progress_bars import show_progress
+from nucleus.config.names import EngineChoice
 from nucleus.surroundings import check_can_train
 
 if TYPE_CHECKING:
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 
     from fastapi import APIRouter
 
-    from nucleus.model.engines import EngineChoice
     from nucleus.serve.service import ServeSettings, Service
     from nucleus.storage.bucket import Bucket
 
@@ -93,7 +93,7 @@ __all__ = ["serve"]
 )
 def serve(
     model: str | None,
-    engine: "EngineChoice",
+    engine: EngineChoice,
     token_file: Path | None,
     images: tuple[str, ...],
     corrections: str | None,
@@ -131,7 +131,7 @@ def serve(
 
 
 def _serve_here(
-    model: str | None, engine: "EngineChoice", settings: "ServeSettings", make_page: "Callable[..., APIRouter]"
+    model: str | None, engine: EngineChoice, settings: "ServeSettings", make_page: "Callable[..., APIRouter]"
 ) -> None:
     with closing(nucleus.serve.bound_socket(settings)) as bound:  # before a model is downloaded for nothing
         served = nucleus.serve.find_served(model, engine, progress=show_progress)

@@ -6,6 +6,9 @@ from .encoders import WITHOUT_IMAGENET as WITHOUT_IMAGENET
 from .encoders import Encoder as Encoder
 from .encoders import EncoderName as EncoderName
 from .encoders import build_encoder as build_encoder
+from .names import DEFAULT_FORMATS as DEFAULT_FORMATS
+from .names import EngineChoice as EngineChoice
+from .names import ExportFormat as ExportFormat
 from .names import FormatName as FormatName
 from .names import Kind as Kind
 from .names import Reference as Reference

@@ -1,4 +1,4 @@
-"""Values with rules of their own: names, formats, kinds of image, versions such as `dsb2018@7`, numbers of workers."""
+"""Values with rules of their own: names, formats, kinds, engines, versions such as `dsb2018@7`, numbers of workers."""
 
 import re
 from collections.abc import Collection, Sequence
@@ -12,6 +12,9 @@ from nucleus.errors import UriError
 from nucleus.text import plural
 
 __all__ = [
+    "DEFAULT_FORMATS",
+    "EngineChoice",
+    "ExportFormat",
     "FormatName",
     "Kind",
     "Reference",
@@ -32,6 +35,12 @@ FormatName = Literal[
     "labels", "zarr", "geojson", "geojson.gz", "roi", "coco", "overlay", "csv", "parquet", "h5ad"
 ]  # fmt: skip
 """Formats of the results of a prediction; the last three are those of its tables."""
+DEFAULT_FORMATS: tuple[FormatName, ...] = ("labels", "overlay")
+"""What is written of an image without a choice."""
+EngineChoice = Literal["auto", "onnx", "tensorflow"]
+"""What computes the network; see `nucleus.model.engines`."""
+ExportFormat = Literal["h5", "keras", "savedmodel", "onnx", "bioimageio"]
+"""Formats of an exported model; see `nucleus.model.export`."""
 
 
 class Kind(StrEnum):

@@ -6,16 +6,8 @@ from collections.abc import Iterator, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from nucleus.data.sources import (
-    BESIDE_IMAGES,
-    Source,
-    ZipSource,
-    is_annotation,
-    is_archive,
-    is_image,
-    no_zip,
-    opened_zip,
-)
+from nucleus.data.folder_listing import is_annotation, is_archive, is_image
+from nucleus.data.sources import BESIDE_IMAGES, Source, ZipSource, no_zip, opened_zip
 from nucleus.data.zarr_store import ZarrFolder, bucket_zarr, objects_and_zarrs
 from nucleus.errors import AccessDeniedError, DataError, ImageError, ObjectNotFoundError
 from nucleus.storage.bucket import Bucket, StoredObject

@@ -1,4 +1,4 @@
-"""Datasets in the bucket: the manifest of a version, and how versions are located, listed, opened and verified."""
+"""Datasets in the bucket: the manifest of a version, and how versions are located, listed and opened."""
 
 import hashlib
 import json
@@ -17,6 +17,7 @@ from nucleus.errors import DataError, IntegrityError, ObjectNotFoundError
 from nucleus.storage.bucket import Bucket
 from nucleus.storage.files import read_document
 from nucleus.storage.uri import S3Uri, bucket_from_environment, parse_uri
+from nucleus.text import plural
 
 __all__ = [
     "DATASETS",
@@ -29,6 +30,7 @@ __all__ = [
     "DatasetManifest",
     "LeftOut",
     "Shard",
+    "check_has_nuclei",
     "content_version",
     "list_datasets",
     "list_versions",
@@ -383,6 +385,23 @@ def _read(bucket: Bucket, version: str) -> Dataset:
             "damaged or replaced: import the images again, or use another version."
         )
     return Dataset(bucket.uri, manifest)
+
+
+def check_has_nuclei(dataset: Dataset) -> None:
+    """Check that a dataset can be trained on: a model that finds nothing would be perfect on images without nuclei.
+
+    Raises:
+        DataError: No image of the training or the validation split has a nucleus.
+    """
+    for split in dataset.manifest.splits_without_nuclei:
+        if split == "test":  # it decides nothing in training; its scores are undefined
+            continue
+        images = plural(len(dataset.manifest.split_samples(split)), "image")
+        raise DataError(
+            f"Expected nuclei in the split {split!r} of {dataset}; found {images} without a single nucleus. Look at "
+            f"its masks with: nucleus data show {dataset} --out examples.png. If they are right, import more images, "
+            "or get others into this split. Run: nucleus data import SRC URI --seed 1"
+        )
 
 
 def version_of(manifest: DatasetManifest) -> str:

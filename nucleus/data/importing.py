@@ -21,7 +21,7 @@ from nucleus.data.dataset import (
     content_version,
     open_dataset,
 )
-from nucleus.data.dataset_upload import upload_version
+from nucleus.data.dataset_storage import upload_version
 from nucleus.data.fingerprints import Fingerprint
 from nucleus.data.grouping import group_images, join_groups, picture_names
 from nucleus.data.intake import SourceImage, SourceImages, SourceOptions, read_source

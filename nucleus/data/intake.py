@@ -6,7 +6,7 @@ import hashlib
 import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -55,11 +55,11 @@ class SourceOptions:
 
     Attributes:
         anonymous: Whether requests to the bucket of a source are not signed, as public buckets allow.
-        zarr: What to take of OME-Zarr; None takes the only labels, channel and plane. For other sources, None.
+        zarr: What to take of OME-Zarr; by default, the only labels, channel and plane.
     """
 
     anonymous: bool = False
-    zarr: ZarrChoice | None = None
+    zarr: ZarrChoice = field(default_factory=ZarrChoice)
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,7 @@ class SourceReader:
             found: list[LabelledPlane] = []
             problem = None
             try:
-                found.extend(labelled_planes(folder, name, self._arguments[2].zarr or ZarrChoice()))
+                found.extend(labelled_planes(folder, name, self._arguments[2].zarr))
             except ImageError as error:
                 problem = error
             self._planes[folder.name] = found, problem
@@ -308,7 +308,7 @@ def _listed(src: Path | S3Uri, options: SourceOptions) -> SourceListing:
     zarrs = _zarrs_of(src, reader, options)
     if zarrs is not None:
         return SourceListing(reader, _ZARR, list(_zarr_items(zarrs, reader)), [])
-    if options.zarr is not None:
+    if options.zarr != ZarrChoice():
         raise UsageError(
             f"Expected OME-Zarr for --labels, --channel, --z and --t; found image files in {src}. Leave them out."
         )

@@ -11,12 +11,11 @@ from nucleus.data.zarr_images import OmeGroup, ome_attributes, open_zarr_image, 
 from nucleus.data.zarr_store import ZarrFolder, bucket_zarr, is_zarr, local_zarr
 from nucleus.errors import ImageError
 from nucleus.storage.bucket import Bucket
-from nucleus.storage.uri import S3Uri, parse_uri
+from nucleus.storage.uri import S3Uri, uri_or_path
 
 __all__ = ["PlateField", "image_paths", "in_zarr", "open_image_in", "open_zarr", "plate_field", "zarr_name"]
 
 _AT_ONCE = 16
-_SCHEME = "s3://"
 _LAYOUT = "bioformats2raw.layout"
 _LEVELS = 3
 """Parts of the path of a field in its plate: row, column, field."""
@@ -89,7 +88,7 @@ def open_zarr(
         MissingPackageError: zarr or yaozarrs is not installed.
     """
     if isinstance(location, str):
-        location = parse_uri(location) if location.startswith(_SCHEME) else Path(location)
+        location = uri_or_path(location)
     if isinstance(location, Path):
         folder, start = local_zarr(location), zarr_name(location.absolute().as_posix())
     else:

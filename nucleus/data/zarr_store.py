@@ -392,12 +392,12 @@ def objects_and_zarrs(bucket: Bucket) -> Iterator[StoredObject | str]:
     while start is not None:
         passed, start = start, None
         for item in bucket.objects("", f"{passed}/{_LAST}" if passed else ""):
-            zarr = _zarr_of(item.key)
-            if zarr is None:
+            key = _zarr_of(item.key)
+            if key is None:
                 yield item
-            elif zarr != passed:
-                yield zarr
-                start = zarr
+            elif key != passed:
+                yield key
+                start = key
                 break
 
 

@@ -19,17 +19,13 @@ from .architecture import recipe_as_started as recipe_as_started
 from .architecture import recipe_from_start as recipe_from_start
 from .bioimageio import ModelFacts as ModelFacts
 from .bioimageio import write_package as write_package
-from .engines import ENGINES as ENGINES
 from .engines import Engine as Engine
-from .engines import EngineChoice as EngineChoice
 from .engines import EngineDecision as EngineDecision
 from .engines import KerasEngine as KerasEngine
 from .engines import OnnxEngine as OnnxEngine
 from .engines import decide_engine as decide_engine
 from .engines import load_engine as load_engine
 from .engines import thread_count as thread_count
-from .export import EXPORT_FORMATS as EXPORT_FORMATS
-from .export import ExportFormat as ExportFormat
 from .export import check_export as check_export
 from .export import export_model as export_model
 from .export import write_half_weights as write_half_weights

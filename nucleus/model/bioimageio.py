@@ -10,7 +10,7 @@ import hashlib
 import io
 import json
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,6 @@ __all__ = ["ModelFacts", "write_package"]
 _FORMAT = "0.5.4"
 _SIDE = 256
 _SMALLEST = 4 * STRIDE
-_SPATIAL = ("y", "x")
 _EPSILON = 1e-6
 
 
@@ -143,12 +142,11 @@ def _data(facts: ModelFacts) -> dict[str, Any]:
 
 def _input(config: ModelConfig, sha256: str) -> dict[str, Any]:
     options = config.normalization
-    axes = ["x", "y", "channel"]
     stretch = [
         {
             "id": "scale_range",
             "kwargs": {
-                "axes": axes,
+                "axes": ["x", "y", "channel"],
                 "min_percentile": options.low,
                 "max_percentile": options.high,
                 "eps": _EPSILON,
@@ -160,11 +158,7 @@ def _input(config: ModelConfig, sha256: str) -> dict[str, Any]:
     return {
         "id": "image",
         "description": "RGB, 0 to 255; a grey image has three equal channels.",
-        "axes": [
-            {"type": "batch"},
-            *(_space(axis, {"min": _SMALLEST, "step": STRIDE}, config) for axis in _SPATIAL),
-            {"type": "channel", "channel_names": ["red", "green", "blue"]},
-        ],
+        "axes": _axes(config, lambda _: {"min": _SMALLEST, "step": STRIDE}, ["red", "green", "blue"]),
         "data": {"type": "float32", "range": [0.0, 255.0]},
         "test_tensor": {"source": "image.npy", "sha256": sha256},
         "preprocessing": [] if options.method == "none" else stretch,
@@ -176,19 +170,17 @@ def _output(name: str, config: ModelConfig, sha256: str) -> dict[str, Any]:
     return {
         "id": name,
         "description": what,
-        "axes": [
-            {"type": "batch"},
-            *(_space(axis, {"tensor_id": "image", "axis_id": axis}, config) for axis in _SPATIAL),
-            {"type": "channel", "channel_names": list(config.channels)},
-        ],
+        "axes": _axes(config, lambda axis: {"tensor_id": "image", "axis_id": axis}, config.channels),
         "data": {"type": "float32"},
         "test_tensor": {"source": f"{name}.npy", "sha256": sha256},
     }
 
 
-def _space(axis: str, size: dict[str, Any], config: ModelConfig) -> dict[str, Any]:
+def _axes(config: ModelConfig, size: Callable[[str], dict[str, Any]], channels: Sequence[str]) -> list[dict[str, Any]]:
+    """Return batch, y, x and channel; `size` gives the size of a spatial axis by its name."""
     unit = {"unit": "micrometer", "scale": config.pixel_size} if config.pixel_size else {}
-    return {"type": "space", "id": axis, "size": size, **unit}
+    spatial = ({"type": "space", "id": axis, "size": size(axis), **unit} for axis in ("y", "x"))
+    return [{"type": "batch"}, *spatial, {"type": "channel", "channel_names": list(channels)}]
 
 
 def _readme(config: ModelConfig, facts: ModelFacts) -> str:

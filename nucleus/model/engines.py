@@ -10,13 +10,14 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol, get_args
+from typing import Literal, Protocol
 
 import numpy as np
 from google.protobuf.empty_pb2 import Empty
 from google.protobuf.unknown_fields import UnknownFieldSet
 from numpy.typing import NDArray
 
+from nucleus.config.names import EngineChoice
 from nucleus.config.recipe import Heads
 from nucleus.errors import ModelError
 from nucleus.lazy import missing_packages, tf
@@ -26,9 +27,7 @@ from nucleus.surroundings import installed_versions
 from nucleus.text import plural
 
 __all__ = [
-    "ENGINES",
     "Engine",
-    "EngineChoice",
     "EngineDecision",
     "KerasEngine",
     "OnnxEngine",
@@ -36,9 +35,6 @@ __all__ = [
     "load_engine",
     "thread_count",
 ]
-
-EngineChoice = Literal["auto", "onnx", "tensorflow"]
-ENGINES: tuple[EngineChoice, ...] = get_args(EngineChoice)
 
 _DEVICES = Path("/dev")
 _NVIDIA = ("nvidia[0-9]*", "dxg")

@@ -14,10 +14,11 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 
+from nucleus.config.names import ExportFormat
 from nucleus.config.recipe import STRIDE, Heads
 from nucleus.errors import ModelError, UsageError
 from nucleus.lazy import keras, need, tf
@@ -26,10 +27,7 @@ from nucleus.model.bioimageio import ModelFacts, write_package
 from nucleus.model.unet import build_unet, load_weights
 from nucleus.storage.files import write_atomic, writing
 
-__all__ = ["EXPORT_FORMATS", "ExportFormat", "check_export", "export_model", "write_half_weights", "write_onnx"]
-
-ExportFormat = Literal["h5", "keras", "savedmodel", "onnx", "bioimageio"]
-EXPORT_FORMATS: tuple[ExportFormat, ...] = get_args(ExportFormat)
+__all__ = ["check_export", "export_model", "write_half_weights", "write_onnx"]
 
 _UPSCALE = "upscale"
 _PACKED = {"compression": "gzip", "shuffle": True}

@@ -61,6 +61,14 @@ class Region:
         """Height and width, px."""
         return self.rows.stop - self.rows.start, self.columns.stop - self.columns.start
 
+    def widened(self, margin: int, shape: Sequence[int]) -> Region:
+        """Return the region with a margin, px, which ends at the edges of an image of this height and width."""
+        rows, columns = (
+            slice(max(0, part.start - margin), min(length, part.stop + margin))
+            for part, length in zip((self.rows, self.columns), shape, strict=True)
+        )
+        return Region(rows, columns)
+
 
 class NetworkImage(Protocol):
     """An image in the network's pixels that is read in parts (`nucleus.predict.source.ScaledImage`)."""

@@ -28,7 +28,7 @@ from nucleus.errors import IntegrityError, ObjectExistsError, ObjectNotFoundErro
 from nucleus.storage.bucket import Bucket
 from nucleus.storage.claims import file_lock
 from nucleus.storage.files import write_atomic
-from nucleus.storage.uri import parse_uri
+from nucleus.storage.uri import uri_or_path
 from nucleus.text import moment_text
 
 __all__ = [
@@ -229,7 +229,8 @@ def place_of(text: str | None, bucket: Bucket | None) -> Place:
         UriError: `text` is a malformed URI.
     """
     if text is not None:
-        return BucketPlace(Bucket(parse_uri(text))) if text.startswith("s3://") else FolderPlace(Path(text))
+        place = uri_or_path(text)
+        return FolderPlace(place) if isinstance(place, Path) else BucketPlace(Bucket(place))
     if bucket is None:
         return FolderPlace(Path(_FOLDER))
     return BucketPlace(Bucket(bucket.uri / _FOLDER, single_writer=bucket.single_writer))

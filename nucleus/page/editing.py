@@ -190,7 +190,7 @@ def _measured(
     image: EditedImage, parts: Iterable[tuple[Region, NDArray[np.int32], list[int]]]
 ) -> Iterator[MeasuredPart]:
     for region, labels, numbers in parts:
-        seen = _widened(region, image.scaled.source_shape)
+        seen = region.widened(_AROUND, image.scaled.source_shape)
         inner = np.s_[
             region.rows.start - seen.rows.start : region.rows.stop - seen.rows.start,
             region.columns.start - seen.columns.start : region.columns.stop - seen.columns.start,
@@ -200,14 +200,6 @@ def _measured(
         pixels = image.scaled.source.read_channels(region.rows, region.columns)
         rows = measure_nuclei(frame, pixels, labels, mask)
         yield MeasuredPart(frame, labels, [row | {"label": numbers[row["label"] - 1]} for row in rows])
-
-
-def _widened(region: Region, size: tuple[int, int]) -> Region:
-    rows, columns = (
-        slice(max(0, part.start - _AROUND), min(length, part.stop + _AROUND))
-        for part, length in zip((region.rows, region.columns), size, strict=True)
-    )
-    return Region(rows, columns)
 
 
 def write_download(

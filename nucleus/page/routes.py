@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from pydantic import Field
 
 from nucleus.config.names import parse_reference
-from nucleus.data.sources import is_image
+from nucleus.data.folder_listing import is_image
 from nucleus.errors import ObjectExistsError, RequestError, UsageError
 from nucleus.lazy import fastapi
 from nucleus.page.corrections import CorrectionSet, Place, checked_who, place_of, sets_of

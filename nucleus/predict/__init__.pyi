@@ -11,6 +11,7 @@ from .bucket_images import ImageListing as ImageListing
 from .bucket_images import Messages as Messages
 from .bucket_images import PredictionSettings as PredictionSettings
 from .bucket_images import claim_output as claim_output
+from .bucket_images import stored_options as stored_options
 from .cells import Expansion as Expansion
 from .cells import expand_labels as expand_labels
 from .cells import expanded_parts as expanded_parts
@@ -28,12 +29,12 @@ from .evaluation import predict_images as predict_images
 from .evaluation import splits_named as splits_named
 from .formats import ALL_ENDINGS as ALL_ENDINGS
 from .formats import CELL_ENDINGS as CELL_ENDINGS
-from .formats import DEFAULT_FORMATS as DEFAULT_FORMATS
 from .formats import ENDINGS as ENDINGS
 from .formats import LABEL_FORMATS as LABEL_FORMATS
+from .formats import LONGEST_ENDING as LONGEST_ENDING
 from .formats import OUTLINE_FORMATS as OUTLINE_FORMATS
-from .formats import OVERLAY_ENDING as OVERLAY_ENDING
 from .formats import TABLE_FORMATS as TABLE_FORMATS
+from .formats import Save as Save
 from .formats import check_formats as check_formats
 from .formats import open_outlines as open_outlines
 from .formats import output_endings as output_endings

@@ -54,7 +54,8 @@ class Block:
 
     def widened(self, shape: tuple[int, int]) -> "Block":
         """Return the block with twice the margin, in an image of `shape` (height, width)."""
-        return _block(self.core, 2 * self.margin, shape)
+        margin = 2 * self.margin
+        return Block(self.core, self.core.widened(margin, shape), margin)
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,8 @@ class LabelledBlock:
 def plan_blocks(shape: tuple[int, int], side: int, margin: int) -> list[Block]:
     """Return blocks of `side` px with margins of `margin` px that cover an image (height, width), row by row."""
     rows, columns = (_parts(length, side) for length in shape)
-    return [_block(Region(row, column), margin, shape) for row in rows for column in columns]
+    cores = [Region(row, column) for row in rows for column in columns]
+    return [Block(core, core.widened(margin, shape), margin) for core in cores]
 
 
 def nuclei_of_block(labels: NDArray[np.int32], block: Block) -> NDArray[np.int32]:
@@ -102,15 +104,6 @@ def cuts_nuclei(labels: NDArray[np.int32], block: Block, shape: tuple[int, int])
         or (columns.start > 0 and labels[:, 0].any())
         or (columns.stop < shape[1] and labels[:, -1].any())
     )
-
-
-def _block(core: Region, margin: int, shape: tuple[int, int]) -> Block:
-    """Return a block whose margin ends at the edges of the image."""
-    rows, columns = (
-        slice(max(0, part.start - margin), min(length, part.stop + margin))
-        for part, length in zip((core.rows, core.columns), shape, strict=True)
-    )
-    return Block(core, Region(rows, columns), margin)
 
 
 def _parts(length: int, side: int) -> list[slice]:

@@ -18,11 +18,11 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from nucleus.config.names import FormatName, Reference
+from nucleus.config.names import DEFAULT_FORMATS, FormatName, Reference
 from nucleus.data.images import IMAGE_SUFFIXES
 from nucleus.data.slides import SLIDE_SUFFIXES, WITH_OTHER_FILES
 from nucleus.data.stacks import PlaneOptions
@@ -31,7 +31,7 @@ from nucleus.data.zarr_plates import image_paths, in_zarr
 from nucleus.data.zarr_store import ZARR_SUFFIX, bucket_zarr, objects_and_zarrs
 from nucleus.errors import AccessDeniedError, DataError, ImageError, ObjectNotFoundError, UsageError
 from nucleus.predict.cells import Expansion, parse_expansion
-from nucleus.predict.formats import DEFAULT_FORMATS, OVERLAY_ENDING
+from nucleus.predict.formats import LONGEST_ENDING
 from nucleus.predict.image_files import check_stems, is_input, stem_of
 from nucleus.predict.model import PredictionOptions
 from nucleus.storage.bucket import Bucket, StoredObject
@@ -39,7 +39,15 @@ from nucleus.storage.claims import PrefixClaim, claimed_prefix
 from nucleus.storage.files import read_document
 from nucleus.storage.uri import LONGEST_KEY, S3Uri, key_problem, parse_uri
 
-__all__ = ["MOST_MESSAGES", "BucketImage", "ImageListing", "Messages", "PredictionSettings", "claim_output"]
+__all__ = [
+    "MOST_MESSAGES",
+    "BucketImage",
+    "ImageListing",
+    "Messages",
+    "PredictionSettings",
+    "claim_output",
+    "stored_options",
+]
 
 MOST_MESSAGES = 1000
 """Messages about images that are kept; of more, only the number."""
@@ -49,6 +57,15 @@ _DIGITS = 12
 _AT_ONCE = 16
 _PLANE = re.compile(r"(\.s\d+)?(\.z\d+)?(\.t\d+)?$")
 """The ending of a `ChosenPlane`."""
+
+
+_OPTIONS = ("diameter", "pixel_size", "turns", "as_is", "denoise")
+"""The fields of `PredictionOptions` on which results depend, and that `PredictionSettings` has."""
+
+
+def stored_options(options: PredictionOptions) -> dict[str, Any]:
+    """Return the fields of `PredictionSettings` for options of a model; `engine` is not among them."""
+    return {name: getattr(options, name) for name in _OPTIONS}
 
 
 class PredictionSettings(BaseModel):
@@ -101,9 +118,7 @@ class PredictionSettings(BaseModel):
     @property
     def options(self) -> PredictionOptions:
         """Options of the model."""
-        return PredictionOptions(
-            diameter=self.diameter, pixel_size=self.pixel_size, turns=self.turns, as_is=self.as_is, denoise=self.denoise
-        )
+        return PredictionOptions(**{name: getattr(self, name) for name in _OPTIONS})
 
     @property
     def folder(self) -> S3Uri:
@@ -267,7 +282,7 @@ class ImageListing:
         problem = key_problem(image.key)
         if problem is not None:
             return problem
-        longest = len((parse_uri(self._settings.out) / f"{image.stem}{OVERLAY_ENDING}").key.encode())
+        longest = len((parse_uri(self._settings.out) / f"{image.stem}{LONGEST_ENDING}").key.encode())
         if longest > LONGEST_KEY:
             return f"Expected a key whose outputs have keys of at most {LONGEST_KEY:,} bytes; found one of {longest:,}"
         return None

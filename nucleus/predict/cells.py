@@ -107,20 +107,12 @@ def _grown(labels: NDArray[np.int32], distance: float) -> Iterator[tuple[Region,
     for top in range(0, height, _TILE):
         for left in range(0, width, _TILE):
             tile = Region(slice(top, min(top + _TILE, height)), slice(left, min(left + _TILE, width)))
-            seen = _widened(tile, margin, labels.shape)
+            seen = tile.widened(margin, labels.shape)
             found = labels[seen.rows, seen.columns]
             if found.any():
                 down, across = top - seen.rows.start, left - seen.columns.start
                 whole = skimage.segmentation.expand_labels(found, distance)
                 yield tile, whole[down : down + tile.shape[0], across : across + tile.shape[1]]
-
-
-def _widened(part: Region, margin: int, shape: tuple[int, ...]) -> Region:
-    rows, columns = (
-        slice(max(0, side.start - margin), min(length, side.stop + margin))
-        for side, length in zip((part.rows, part.columns), shape, strict=True)
-    )
-    return Region(rows, columns)
 
 
 def expanded_parts(
@@ -178,7 +170,7 @@ def _part(
     """Return the nuclei of a block from the line that was kept of it."""
     top, left, height, width, rows = json.loads(line)
     region = Region(slice(top, top + height), slice(left, left + width))
-    reached = _widened(region, margin, image.shape)
+    reached = region.widened(margin, image.shape)
     for row in rows:
         area = int(areas[row["label"]])
         row["cell_area"] = area

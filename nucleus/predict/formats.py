@@ -6,10 +6,10 @@ Outlines are written part by part while an image is segmented, so memory does no
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import get_args
+from typing import TypeAlias, get_args
 
 import numpy as np
 import roifile
@@ -21,17 +21,17 @@ from nucleus.predict.blocks import AssembledLabels
 from nucleus.predict.json_outlines import AddPart, coco_annotations, geojson_features, outlined
 from nucleus.predict.measurement import Frame, MeasuredPart
 from nucleus.predict.zarr_results import write_zarr
-from nucleus.storage.files import atomic_path
+from nucleus.storage.files import atomic_path, write_atomic
 
 __all__ = [
     "ALL_ENDINGS",
     "CELL_ENDINGS",
-    "DEFAULT_FORMATS",
     "ENDINGS",
     "LABEL_FORMATS",
+    "LONGEST_ENDING",
     "OUTLINE_FORMATS",
-    "OVERLAY_ENDING",
     "TABLE_FORMATS",
+    "Save",
     "check_formats",
     "open_outlines",
     "output_endings",
@@ -39,9 +39,6 @@ __all__ = [
     "write_labels",
 ]
 
-DEFAULT_FORMATS: tuple[FormatName, ...] = ("labels", "overlay")
-"""What is written of an image without a choice."""
-OVERLAY_ENDING = ".overlay.png"
 ENDINGS: dict[FormatName, str] = {
     "labels": ".labels.tif",
     "zarr": ".labels.zarr",
@@ -49,13 +46,15 @@ ENDINGS: dict[FormatName, str] = {
     "geojson.gz": ".geojson.gz",
     "roi": ".rois.zip",
     "coco": ".coco.json",
-    "overlay": OVERLAY_ENDING,
+    "overlay": ".overlay.png",
 }
 """What follows an image's name without its suffix, for each format of one image."""
 CELL_ENDINGS: dict[FormatName, str] = {"labels": ".cells.tif", "zarr": ".cells.zarr"}
 """The same for the cells around the nuclei."""
 ALL_ENDINGS = (*ENDINGS.values(), *CELL_ENDINGS.values())
 """Endings of all results of an image."""
+LONGEST_ENDING = max(ALL_ENDINGS, key=len)
+"""What the longest name of a result ends in."""
 LABEL_FORMATS: frozenset[FormatName] = frozenset(CELL_ENDINGS)
 """Formats that hold labels."""
 OUTLINE_FORMATS: frozenset[FormatName] = frozenset({"geojson", "geojson.gz", "roi", "coco"})
@@ -66,6 +65,8 @@ _PACKAGES: dict[str, str] = {"zarr": "zarr", "parquet": "pyarrow", "h5ad": "annd
 """Packages that formats need, and that the light install lacks."""
 _LARGEST_OF_ROI = 32767
 """ImageJ's regions have coordinates of 16 bits."""
+Save: TypeAlias = Callable[[Path, bytes], None]
+"""Writes a file whose content is known as a whole."""
 
 
 def result_path(stem: Path, ending: str) -> Path:
@@ -135,9 +136,21 @@ def _rois(path: Path, image: Frame) -> Iterator[AddPart]:
         yield add
 
 
-def write_labels(path: Path, labels: AssembledLabels, image: Frame) -> None:
-    """Write the labels of an image as TIFF, or as OME-Zarr if the path ends so. Raises `OutputError`."""
+def write_labels(path: Path, labels: AssembledLabels, image: Frame, save: Save = write_atomic) -> None:
+    """Write the labels of an image as TIFF, or as OME-Zarr if the path ends so.
+
+    Args:
+        path: Path of the file, or of the folder that ends in `.zarr`.
+        labels: The labels.
+        image: Frame of the whole image.
+        save: Writes a TIFF that is small enough to be in memory as a whole.
+
+    Raises:
+        OutputError: It cannot be written.
+    """
     if path.suffix == ".zarr":
         write_zarr(path, labels, image)
+    elif (whole := labels.encoded()) is not None:
+        save(path, whole)
     else:
         labels.write(path)

@@ -8,17 +8,17 @@ from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from nucleus.config.names import FormatName
+from nucleus.config.names import DEFAULT_FORMATS, FormatName
+from nucleus.data.folder_listing import is_hidden, is_image, list_folder
 from nucleus.data.images import encode_png
 from nucleus.data.slides import SLIDE_SUFFIXES, slides_among
-from nucleus.data.sources import is_hidden, is_image, list_folder
 from nucleus.data.stacks import PlaneOptions
 from nucleus.data.zarr_plates import image_paths, in_zarr, plate_field, zarr_name
 from nucleus.data.zarr_store import ZarrFolder, is_zarr, local_zarr
 from nucleus.errors import ImageError, OutputError, UsageError
 from nucleus.predict.blocks import LabelledBlock
 from nucleus.predict.cells import Expansion
-from nucleus.predict.formats import ALL_ENDINGS, DEFAULT_FORMATS, ENDINGS, OVERLAY_ENDING
+from nucleus.predict.formats import ALL_ENDINGS, ENDINGS, LONGEST_ENDING
 from nucleus.predict.measurement import frame_of, image_columns, nucleus_columns
 from nucleus.predict.model import IMAGES_AT_ONCE, Model
 from nucleus.predict.planes import FileImage, ImageOpener, PlannedImages, plan_images
@@ -44,6 +44,7 @@ __all__ = [
 ]
 
 _RESULTS = (*ALL_ENDINGS, PLATE_ENDING)
+"""Endings of the results of earlier predictions, which are no images to predict."""
 _LONGEST_NAME = 255
 """Bytes of a file name on Linux."""
 
@@ -138,7 +139,7 @@ def is_input(path: str) -> bool:
     OME-Zarr and whole slides are images by their names.
     """
     other = is_zarr(path) or PurePosixPath(path).suffix.lower() in SLIDE_SUFFIXES
-    return (is_image(path) or (other and not is_hidden(path))) and not path.endswith((*ALL_ENDINGS, PLATE_ENDING))
+    return (is_image(path) or (other and not is_hidden(path))) and not path.endswith(_RESULTS)
 
 
 def stem_of(name: str) -> str:
@@ -311,11 +312,11 @@ class _Outputs:
 
     def add(self, model: Model, of: FileImage, image: ScaledImage, blocks: Iterable[LabelledBlock]) -> dict[str, Any]:
         """Write the results of an image, all or none of its rows; return the row of the image."""
-        with self.nuclei.rows() as rows:
-            stem, own = self.folder / stem_of(of.output), ImageLabels(of.file, self.into) if self.into else None
-            beside = [name for name in self.formats if own is None or name != "zarr"]
-            with replaced_results(stem, beside, cells=self.expansion is not None):
-                row = write_image(model, image, blocks, stem, rows, self.formats, self.expansion, own)
+        stem = self.folder / stem_of(of.output)
+        own = ImageLabels(of.file, self.into) if self.into is not None and "zarr" in self.formats else None
+        files = [name for name in self.formats if own is None or name != "zarr"]
+        with self.nuclei.rows() as rows, replaced_results(stem, files, cells=self.expansion is not None):
+            row = write_image(model, image, blocks, stem, rows, files, self.expansion, own)
         try:
             self.images.add(row)
         except OSError:
@@ -368,9 +369,9 @@ def _open_all(
 
 def _check_length(name: str) -> None:
     """Raise `ImageError` if the file system cannot store the outputs of an image under its name."""
-    output = f"{PurePosixPath(stem_of(name)).name}{OVERLAY_ENDING}"
+    output = f"{PurePosixPath(stem_of(name)).name}{LONGEST_ENDING}"
     if len(os.fsencode(output)) > _LONGEST_NAME:
         raise ImageError(
-            f"Expected a file name of at most {_LONGEST_NAME - len(OVERLAY_ENDING)} bytes before the suffix; {name} is "
+            f"Expected a file name of at most {_LONGEST_NAME - len(LONGEST_ENDING)} bytes before the suffix; {name} is "
             "longer, and leaves no room for the endings of its outputs. Rename it."
         )

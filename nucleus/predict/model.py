@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from nucleus.config.names import EngineChoice
 from nucleus.config.recipe import LossOptions
 from nucleus.data.stacks import PlaneOptions
 from nucleus.errors import ModelError, UsageError
@@ -23,7 +24,7 @@ from nucleus.model.architecture import (
     maps_of,
     read_model_config,
 )
-from nucleus.model.engines import Engine, EngineChoice, load_engine
+from nucleus.model.engines import Engine, load_engine
 from nucleus.model.instances import label_nuclei
 from nucleus.model.tiling import Region, TiledNetwork
 from nucleus.predict.blocks import (

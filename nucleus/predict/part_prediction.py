@@ -12,7 +12,7 @@ from nucleus.data.zarr_store import ZarrFolder, bucket_zarr
 from nucleus.errors import AccessDeniedError, ImageError, ObjectNotFoundError
 from nucleus.predict.blocks import LabelledBlock
 from nucleus.predict.bucket_images import BucketImage, PredictionSettings
-from nucleus.predict.formats import OVERLAY_ENDING, output_endings, result_path
+from nucleus.predict.formats import LONGEST_ENDING, output_endings, result_path
 from nucleus.predict.image_parts import ImagePart, PartName
 from nucleus.predict.model import IMAGES_AT_ONCE, Model
 from nucleus.predict.part_tables import ImageRows, ObjectRows, read_part, write_part
@@ -226,7 +226,7 @@ class PartPredictor:
     def _open(self, files: _ImageFiles, image: FileImage) -> ScaledImage | str:
         """Open an image; return an error message if it cannot be read."""
         try:
-            self._check_length(f"{files.image.stem}{image.chosen.ending}{OVERLAY_ENDING}")
+            self._check_length(f"{files.image.stem}{image.chosen.ending}{LONGEST_ENDING}")
             return self._model.scaled_image(files.opener.open(image))
         except ImageError as error:
             return self._message(str(error), files)

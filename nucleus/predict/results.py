@@ -1,7 +1,7 @@
 """The results of one image: its nuclei in the formats that were asked for, and a picture of their outlines."""
 
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from nucleus.config.names import FormatName
+from nucleus.config.names import DEFAULT_FORMATS, FormatName
 from nucleus.data.images import RgbImage, encode_png
 from nucleus.errors import OutputError
 from nucleus.pictures import draw_overlay
@@ -19,11 +19,10 @@ from nucleus.predict.cells import Expansion, expanded_parts
 from nucleus.predict.formats import (
     ALL_ENDINGS,
     CELL_ENDINGS,
-    DEFAULT_FORMATS,
     ENDINGS,
     LABEL_FORMATS,
     OUTLINE_FORMATS,
-    OVERLAY_ENDING,
+    Save,
     open_outlines,
     output_endings,
     result_path,
@@ -81,7 +80,7 @@ def write_image(
     formats: Sequence[FormatName] = DEFAULT_FORMATS,
     expansion: Expansion | None = None,
     own_store: ImageLabels | None = None,
-    save: Callable[[Path, bytes], None] | None = None,
+    save: Save | None = None,
 ) -> dict[str, Any]:
     """Write the results of an image in some formats, its nuclei block by block; return the row of the image.
 
@@ -91,11 +90,11 @@ def write_image(
         blocks: Nuclei of the image, from `Model.segment_blocks`.
         stem: Path without endings, of `output_endings(formats)`, in a folder that exists.
         table: Table to which the nuclei are added.
-        formats: Formats, by `check_formats`; those of tables have no effect here.
+        formats: Formats of the files, by `check_formats`; those of tables have no effect here.
         expansion: How far cells reach beyond their nuclei; None for nuclei alone. Labels of the cells lie beside those
             of the nuclei, GeoJSON has both; other outlines are of the nuclei.
-        own_store: Where the labels of the format `zarr` go, if that is into the image.
-        save: Function that takes a file whose content is known as a whole, small labels and overlays; None writes it.
+        own_store: The OME-Zarr of the image, if its labels are written into that too.
+        save: Writes files whose content is known as a whole: small labels, and overlays. None replaces them atomically.
 
     Raises:
         ImageError: A part of the image is damaged, or the image is too large for a format, or lacks the pixel size that
@@ -111,19 +110,14 @@ def write_image(
         )
         parts = _parts(frame, blocks, labels, cells, distance, stem.parent)
         _write_parts(parts, stem, frame, repr(model), table, summary, formats)
-        beside = [name for name in formats if own_store is None or name != "zarr"]
         for endings, each in zip((ENDINGS, CELL_ENDINGS), (labels, *cells), strict=False):
-            for name in LABEL_FORMATS & set(beside):
-                data = each.encoded() if name == "labels" else None
-                if data is None:
-                    write_labels(result_path(stem, endings[name]), each, frame)
-                else:
-                    save(result_path(stem, endings[name]), data)
-            if own_store is not None and "zarr" in formats:
+            for name in LABEL_FORMATS & set(formats):
+                write_labels(result_path(stem, endings[name]), each, frame, save)
+            if own_store is not None:
                 own_store.write(each, frame, cells=each is not labels)
         if "overlay" in formats:
             overlay = overlay_of(image, labels.labels, summary.median_diameter)
-            save(result_path(stem, OVERLAY_ENDING), encode_png(overlay))
+            save(result_path(stem, ENDINGS["overlay"]), encode_png(overlay))
         return image_row(frame, summary, labels.pixels, image, model.doubt(summary))
 
 

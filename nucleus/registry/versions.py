@@ -32,7 +32,7 @@ from nucleus.registry.publish import run_of_claim
 from nucleus.storage.bucket import Bucket
 from nucleus.storage.claims import file_lock
 from nucleus.storage.files import put_in_place, sha256_of, write_atomic, writing
-from nucleus.storage.uri import S3Uri, bucket_from_environment, local_path, parse_uri
+from nucleus.storage.uri import S3Uri, bucket_from_environment, is_uri, local_path, parse_uri
 from nucleus.surroundings import cache_folder
 
 __all__ = [
@@ -57,7 +57,6 @@ __all__ = [
 
 _PULLED = re.compile(r"(?:^|[/\\])([a-z0-9][a-z0-9._-]*)(?:-|/versions/)(\d+)[/\\]?$", re.ASCII)
 """End of a path that looks like a version: the folder of a pulled one, or its prefix in the bucket."""
-_BUCKET = "s3://"
 _IN_BUCKET = re.compile(
     r"(?P<above>.*?)models/(?P<name>[^/@]+)(?:@(?P<ref>[^/@]+)|/versions/(?P<version>\d+))?", re.ASCII
 )
@@ -188,7 +187,7 @@ def locate_model(model: str, bucket: str | None = None) -> ModelLocation:
         UriError: An invalid name, or no bucket is set.
     """
     check_model_path(model)
-    if not model.startswith(_BUCKET):
+    if not is_uri(model):
         reference = parse_reference(model, "model")
         try:
             return ModelLocation(bucket_from_environment(bucket), reference)
@@ -200,8 +199,8 @@ def locate_model(model: str, bucket: str | None = None) -> ModelLocation:
     found = _IN_BUCKET.fullmatch(uri.key)
     if found is None or (found["above"] and not found["above"].endswith("/")):
         raise UsageError(
-            f"Expected {_BUCKET}bucket/models/NAME[@REF], or the folder of a version in it; found {model}. "
-            "Run: nucleus models list"
+            f"Expected s3://bucket/models/NAME[@REF], or the folder of a version in it; found {model}. Run: nucleus "
+            "models list"
         )
     name = check_name(found["name"], "model")
     ref = str(int(found["version"])) if found["version"] else found["ref"] or "latest"
@@ -342,7 +341,7 @@ def read_pulled(folder: Path) -> PulledModel:
 
 def check_model_path(model: str) -> None:
     """Raise `UsageError` if a model is given as a path, not as NAME[@REF] or URI, and no pulled model is there."""
-    if model.startswith(_BUCKET):
+    if is_uri(model):
         return
     path = Path(model)
     versions = sorted(file.parent for level in ("*", "*/*") for file in path.glob(f"{level}/{MANIFEST_FILE}"))

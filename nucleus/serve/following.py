@@ -9,9 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from nucleus.config.names import Reference
+from nucleus.config.names import EngineChoice, Reference
 from nucleus.errors import NucleusError, StorageError
-from nucleus.model.engines import EngineChoice
 from nucleus.predict.model import Model, PredictionOptions, load_pulled
 from nucleus.registry.versions import (
     PulledModel,

@@ -80,9 +80,7 @@ async def _in(pool: ThreadPoolExecutor, function: Callable[[*Arguments], Result]
 class _Queue:
     """Tickets that wait for a computation of several; whoever finds none running starts one with all that wait."""
 
-    def __init__(
-        self, compute: Callable[[Sequence[Ticket]], Coroutine[Any, Any, list[Found | Exception | None]]]
-    ) -> None:
+    def __init__(self, compute: Computation) -> None:
         self._compute = compute
         self._waiting: list[tuple[Ticket, asyncio.Future[Found | None]]] = []
         self._running: asyncio.Task[None] | None = None

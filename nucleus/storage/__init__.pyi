@@ -67,6 +67,8 @@ from .uri import BUCKET_VARIABLE as BUCKET_VARIABLE
 from .uri import LONGEST_KEY as LONGEST_KEY
 from .uri import S3Uri as S3Uri
 from .uri import bucket_from_environment as bucket_from_environment
+from .uri import is_uri as is_uri
 from .uri import key_problem as key_problem
 from .uri import local_path as local_path
 from .uri import parse_uri as parse_uri
+from .uri import uri_or_path as uri_or_path

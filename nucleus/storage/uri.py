@@ -14,15 +14,18 @@ __all__ = [
     "LONGEST_KEY",
     "S3Uri",
     "bucket_from_environment",
+    "is_uri",
     "key_problem",
     "local_path",
     "parse_uri",
+    "uri_or_path",
 ]
 
 BUCKET_VARIABLE = "NUCLEUS_BUCKET"
 """Environment variable with the project's bucket."""
 LONGEST_KEY = 1024
 """Bytes of a key, by S3's rules."""
+_SCHEME = "s3"
 _FIRST_PRINTABLE, _DELETE = 32, "\x7f"
 _FORBIDDEN = re.compile(r'[\x00-\x1f<>:"|?*\\%]|^(con|prn|aux|nul|com\d|lpt\d)(?![^. ])|[. ]$', re.IGNORECASE)
 """What a file name cannot have on Windows: letters, names of devices, a dot or blank at the end; `%` marks them."""
@@ -58,6 +61,23 @@ class S3Uri:
         return self.key.rpartition("/")[2]
 
 
+def is_uri(text: str) -> bool:
+    """Return whether a text begins as a URI of S3; any other is a path, or a name."""
+    return text.startswith(f"{_SCHEME}://")
+
+
+def uri_or_path(text: str) -> S3Uri | Path:
+    """Return the URI, or the path, that a text is.
+
+    Raises:
+        UriError: It begins with `s3://`, and is malformed.
+
+    >>> uri_or_path("s3://cells/images"), uri_or_path("images").as_posix()
+    (S3Uri(bucket='cells', key='images'), 'images')
+    """
+    return parse_uri(text) if is_uri(text) else Path(text)
+
+
 def parse_uri(text: str) -> S3Uri:
     """Parse `s3://bucket[/key]`.
 
@@ -66,7 +86,7 @@ def parse_uri(text: str) -> S3Uri:
     """
     scheme, separator, rest = text.partition("://")
     bucket, _, key = rest.partition("/")
-    if scheme != "s3" or not separator or not bucket:
+    if scheme != _SCHEME or not separator or not bucket:
         raise UriError(f"Expected s3://bucket[/prefix]; found {text!r}.")
     problem = key_problem(key.strip("/")) if key.strip("/") else None
     if problem is not None:

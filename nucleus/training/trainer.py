@@ -16,8 +16,7 @@ import numpy as np
 from nucleus.config.names import Kind
 from nucleus.config.recipe import KindName, Recipe
 from nucleus.data.cache import ShardCache
-from nucleus.data.dataset import Dataset, DatasetManifest
-from nucleus.data.dataset_checks import check_has_nuclei
+from nucleus.data.dataset import Dataset, DatasetManifest, check_has_nuclei
 from nucleus.data.pipeline import Feed, training_batches
 from nucleus.data.reader import LabelledImage, cached_splits, images_of_worker, split_reader
 from nucleus.data.sampling import EpochPlan, SplitShare, epoch_plan, mixed_plan, stored_order

@@ -41,7 +41,7 @@ from nucleus.training.callbacks import Callback, Signals
 from nucleus.training.distributed import TrainingStep, Workers, set_precision
 from nucleus.training.optimizer import ParameterGroup, parameter_groups
 from nucleus.training.trainer import TrainingInput, TrainingRun
-from tests.benchmarks.measure import temporary_store
+from tests.benchmarks.measure import batches_in_memory, generated_crops, temporary_store
 from tests.benchmarks.network_cost import cost_of
 
 __all__ = ["PARTS", "Options", "chosen_recipe", "row"]
@@ -217,13 +217,9 @@ def step_of(recipe: Recipe, workers: Workers, model: Any, groups: Any, accumulat
 def crops(recipe: Recipe) -> Any:
     """Batches from memory, for ever."""
     side, batch = recipe.input.crop, recipe.input.batch_size
-    samples = [generated_image(seed, side, side) for seed in range(min(batch, _CROPS))]
-    images = np.stack([image for image, _ in samples])
-    targets = np.stack([pixel_targets(labels, recipe.network.heads) for _, labels in samples])
-    options = tf.data.Options()
-    options.autotune.enabled = False
-    data = tf.data.Dataset.from_tensor_slices((images, targets)).repeat().batch(batch, drop_remainder=True)
-    return data.prefetch(4).with_options(options)
+    images, labels = generated_crops(min(batch, _CROPS), side)
+    targets = np.stack([pixel_targets(each, recipe.network.heads) for each in labels])
+    return batches_in_memory((images, targets), batch).prefetch(4)
 
 
 def steps(options: Options, batch: int | None = None, frozen: bool = True, **optimizer: Any) -> None:

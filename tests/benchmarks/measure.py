@@ -1,4 +1,6 @@
-"""What the benchmarks share: sides measured in turn, one JSON line, a bucket and datasets of their own."""
+"""What the benchmarks share: sides measured in turn, one JSON line, a bucket, datasets and batches of their own."""
+
+from __future__ import annotations
 
 import json
 import os
@@ -11,14 +13,21 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from nucleus.data.dataset import Dataset
+from nucleus.data.synthetic import generated_image, write_generated
+from nucleus.lazy import tf
 from nucleus.storage import local_server as server
 from nucleus.storage.uri import parse_uri
 
 __all__ = [
     "EARLIER",
     "RECIPE",
+    "batches_in_memory",
     "earlier_checkout",
+    "generated_crops",
     "generated_dataset",
     "in_turn",
     "report",
@@ -123,10 +132,23 @@ def temporary_store() -> Iterator[Path]:
             server.stop(root / "store")
 
 
+def generated_crops(count: int, side: int) -> tuple[NDArray[np.uint8], NDArray[np.uint16]]:
+    """That many generated images, N x side x side x 3, and their labels, N x side x side."""
+    images, labels = zip(*(generated_image(seed, side, side) for seed in range(count)), strict=True)
+    return np.stack(images), np.stack(labels)
+
+
+def batches_in_memory(arrays: tuple[NDArray[Any], ...], batch: int) -> tf.data.Dataset:
+    """Whole batches of the rows of some arrays, for ever."""
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    data = tf.data.Dataset.from_tensor_slices(arrays).repeat().batch(batch, drop_remainder=True)
+    return data.with_options(options)
+
+
 def generated_dataset(root: Path, count: int, side: int = 256) -> Dataset:
     """Import that many generated images as the dataset `bench`."""
     from nucleus.data.importing import SplitOptions, import_dataset
-    from nucleus.data.synthetic import write_generated
 
     folder = root / f"generated-{count}"
     write_generated(folder, count, side=side)

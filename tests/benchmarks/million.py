@@ -20,7 +20,7 @@ from nucleus.data.dataset import (
     Shard,
     open_dataset,
 )
-from nucleus.data.dataset_upload import manifest_document
+from nucleus.data.dataset_storage import manifest_document
 from nucleus.data.fingerprints import Fingerprint, fingerprint
 from nucleus.data.grouping import group_images
 from nucleus.data.samples import SPLITS, Samples

@@ -147,11 +147,6 @@ class _Start(NamedTuple):
     cpu: float
 
 
-def _middle(starts: list[_Start]) -> _Start:
-    """The median of each figure."""
-    return _Start(*map(statistics.median, zip(*starts, strict=True)))
-
-
 def _ours(recipe: str) -> _Start:
     began = time.time()
     command = [sys.executable, "-c", _OURS, "train", recipe]

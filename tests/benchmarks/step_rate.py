@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from nucleus.config.settings import parse_recipe
-from nucleus.data.synthetic import generated_image
 from nucleus.lazy import tf
 from nucleus.model.architecture import config_of_recipe
 from nucleus.model.fast_network import fast_network
@@ -23,7 +22,7 @@ from nucleus.model.losses import image_losses, pixel_targets
 from nucleus.model.unet import build_unet
 from nucleus.training.distributed import TrainingStep, Workers, mask_scores
 from nucleus.training.optimizer import parameter_groups
-from tests.benchmarks.measure import RECIPE, earlier_checkout, report
+from tests.benchmarks.measure import RECIPE, batches_in_memory, earlier_checkout, generated_crops, report
 
 ROOT = Path(__file__).resolve().parents[2]
 WEIGHTS = ROOT.parent / "shared" / "weights" / "mobilenet_v2_1.0_imagenet_no_top.weights.h5"
@@ -108,9 +107,7 @@ def losses(logits: tf.Tensor, targets: tf.Tensor) -> tf.Tensor:
 
 def crops(batch: int = 8) -> tf.data.Dataset:
     """Batches of images from memory, for ever, with targets that are made anew, as the input pipeline does."""
-    samples = [generated_image(seed, CROP, CROP) for seed in range(32)]
-    images = np.stack([image for image, _ in samples])
-    labels = np.stack([label for _, label in samples]).astype(np.uint16)
+    images, labels = generated_crops(32, CROP)
     made = partial(pixel_targets, heads=RECIPE_OF_BENCH.network.heads)
     depth = made(labels[0]).shape[-1]
 
@@ -118,10 +115,7 @@ def crops(batch: int = 8) -> tf.data.Dataset:
         targets = tf.numpy_function(lambda each: np.stack([made(label) for label in each]), [labels], tf.float32)
         return images, tf.ensure_shape(targets, (batch, CROP, CROP, depth))
 
-    options = tf.data.Options()
-    options.autotune.enabled = False
-    data = tf.data.Dataset.from_tensor_slices((images, labels)).repeat().batch(batch, drop_remainder=True)
-    return data.map(with_targets).prefetch(2).with_options(options)
+    return batches_in_memory((images, labels), batch).map(with_targets).prefetch(2)
 
 
 def our_steps(workers: Workers, batches: Iterator[Any]) -> Callable[[], Any]:

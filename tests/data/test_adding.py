@@ -9,11 +9,10 @@ import cv2
 import numpy as np
 import pytest
 
-from nucleus.data import dataset_upload, grouping
+from nucleus.data import dataset_storage, grouping
 from nucleus.data.cache import ShardCache
 from nucleus.data.dataset import Dataset, DatasetLocation, list_versions, locate_dataset, open_dataset, read_manifest
-from nucleus.data.dataset_checks import verify_dataset
-from nucleus.data.dataset_upload import claim_succession
+from nucleus.data.dataset_storage import claim_succession, verify_dataset
 from nucleus.data.fingerprints import Fingerprint
 from nucleus.data.images import RgbImage, encode_png
 from nucleus.data.importing import Imported, add_to_dataset, import_dataset
@@ -284,7 +283,7 @@ def test_two_at_a_time_lose_nothing(old: Dataset, tmp_path: Path, monkeypatch: p
             others.append(add(yours, old))
         real(bucket, parent, version)
 
-    monkeypatch.setattr("nucleus.data.dataset_upload.claim_succession", claim)
+    monkeypatch.setattr("nucleus.data.dataset_storage.claim_succession", claim)
     done = add(mine, old)
     names = {sample.name for sample in done.dataset.manifest.samples}
     assert names == {f"n{number}" for number in (*range(30), *range(43, 47), *range(50, 54))}
@@ -301,7 +300,7 @@ def test_a_named_version_may_be_added_to_twice(old: Dataset, tmp_path: Path) -> 
 
 def test_claims(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
     waits: list[float] = []
-    monkeypatch.setattr(dataset_upload.time, "sleep", waits.append)
+    monkeypatch.setattr(dataset_storage.time, "sleep", waits.append)
     parent, mine, yours = "0" * 12, "1" * 12, "2" * 12
     claim_succession(bucket, parent, mine)
     claim_succession(bucket, parent, mine)  # an import that was repeated

@@ -11,8 +11,15 @@ import numpy as np
 import pytest
 
 from nucleus.data.cache import ShardCache
-from nucleus.data.dataset import Dataset, DatasetLocation, list_versions, locate_dataset, open_dataset
-from nucleus.data.dataset_checks import check_has_nuclei, verify_dataset
+from nucleus.data.dataset import (
+    Dataset,
+    DatasetLocation,
+    check_has_nuclei,
+    list_versions,
+    locate_dataset,
+    open_dataset,
+)
+from nucleus.data.dataset_storage import verify_dataset
 from nucleus.data.images import encode_png
 from nucleus.data.importing import SplitOptions, import_dataset
 from nucleus.data.samples import SPLITS

@@ -6,7 +6,7 @@ import pytest
 
 from nucleus.config.names import Kind
 from nucleus.data import dataset as datasets
-from nucleus.data import dataset_upload
+from nucleus.data import dataset_storage
 from nucleus.data import samples as samples_module
 from nucleus.data.dataset import (
     Dataset,
@@ -17,8 +17,7 @@ from nucleus.data.dataset import (
     list_versions,
     open_dataset,
 )
-from nucleus.data.dataset_checks import verify_dataset
-from nucleus.data.dataset_upload import manifest_document
+from nucleus.data.dataset_storage import manifest_document, verify_dataset
 from nucleus.data.samples import SPLITS, Sample, Samples, column_key
 from nucleus.errors import IntegrityError
 from nucleus.storage.bucket import Bucket
@@ -52,7 +51,7 @@ def stored(bucket_uri: S3Uri, monkeypatch: pytest.MonkeyPatch) -> tuple[Dataset,
     )  # fmt: skip
     opened = []
     for name, most in (("plain", 12), ("columns", 11)):
-        monkeypatch.setattr(dataset_upload, "MOST_IN_MANIFEST", most)
+        monkeypatch.setattr(dataset_storage, "MOST_IN_MANIFEST", most)
         bucket = Bucket(bucket_uri / name)
         bucket.put(f"{manifest.version}/manifest.json", manifest_document(bucket, manifest))
         opened.append(open_dataset(DatasetLocation(bucket.uri, manifest.version)))

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from nucleus.data.folder_listing import is_hidden, list_folder
 from nucleus.data.layouts import find_images
-from nucleus.data.sources import is_hidden, list_folder, open_source
+from nucleus.data.sources import open_source
 from nucleus.errors import DataError, ImageError
 from tests.data.test_layouts import make
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nucleus.data import spooling
+from nucleus.data import import_workers, spooling
 from nucleus.data.cache import ShardCache
 from nucleus.data.dataset import DatasetLocation
 from nucleus.data.images import encode_png
@@ -172,7 +172,8 @@ def test_an_import_that_was_broken_off_goes_on(
         bucket.delete(key)
     assert broken_off(2) == 9
     with monkeypatch.context() as other:
-        other.setattr(spooling, "_code_sum", lambda: "another one")
+        for module in (spooling, import_workers):
+            other.setattr(module, "code_sum", lambda: "another one")
         assert broken_off(2) == 9
     assert broken_off(4) == 0  # the first two shards are there
 
@@ -300,7 +301,7 @@ def test_a_source_that_cannot_be_used_is_told_as_by_one_process(bucket: Bucket, 
 
 def test_a_worker_with_other_code_is_refused(folder: Path, bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
     def other(items: Iterable[Any], make: Callable[[], Callable[[Any], Any]]) -> Iterator[Any]:
-        monkeypatch.setattr(spooling, "_code_sum", lambda: "another one")
+        monkeypatch.setattr(import_workers, "code_sum", lambda: "another one")
         return map(make(), items)
 
     with pytest.raises(JobError, match="same nucleus and libraries"):
@@ -308,7 +309,7 @@ def test_a_worker_with_other_code_is_refused(folder: Path, bucket: Bucket, monke
 
 
 def test_large_records_are_in_several_objects(folder: Path, bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(spooling, "_MOST_BYTES", 3_000)
+    monkeypatch.setattr(import_workers, "_MOST_BYTES", 3_000)
     uri = bucket.uri / "datasets"
     with pytest.raises(KeyboardInterrupt):
         import_dataset(folder, uri / "d", OPTIONS, spread=broken(2))

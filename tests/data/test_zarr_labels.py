@@ -40,7 +40,7 @@ def written(folder: Path, seed: int, version: int = 3, names: tuple[str, ...] = 
 
 
 def imported(source: Path | Any, bucket: Bucket, **choice: Any) -> Imported:
-    reading = SourceOptions(zarr=ZarrChoice(**choice)) if choice else None
+    reading = SourceOptions(zarr=ZarrChoice(**choice))
     return import_dataset(
         source, bucket.uri / "datasets" / "d", SplitOptions(seed=0, val=0.25, test=0.25), reading=reading
     )

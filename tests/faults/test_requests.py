@@ -14,7 +14,7 @@ from click.testing import CliRunner
 
 from nucleus.cli.main import cli
 from nucleus.config.names import Reference
-from nucleus.data.dataset_checks import verify_dataset
+from nucleus.data.dataset_storage import verify_dataset
 from nucleus.data.importing import SplitOptions, import_dataset
 from nucleus.errors import ObjectExistsError, TransientStorageError, UncertainWriteError
 from nucleus.registry.manifest import list_versions

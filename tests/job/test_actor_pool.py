@@ -2,26 +2,50 @@
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
 from job import actor_pool
-from job.cluster import Capacity
+from job.capacity import Capacity
 from nucleus.errors import ImageError, JobError
 
 
+class PlannedPool:
+    """In the place of the pool: keeps the plan, and gives the items back."""
+
+    plans: ClassVar[list[actor_pool._ActorPlan]] = []
+
+    def __init__(self, _make: Any, plan: actor_pool._ActorPlan) -> None:
+        self.plans.append(plan)
+
+    def __enter__(self) -> "PlannedPool":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def answers(self, items: Iterator[int]) -> Iterator[int]:
+        return items
+
+
 def actors(
-    monkeypatch: pytest.MonkeyPatch, workers: int | None, items: int, **free: float
+    monkeypatch: pytest.MonkeyPatch, workers: int | None, items: int, *, with_gpus: bool = True, **free: float
 ) -> tuple[int, int, list[str]]:
-    """Number of actors, GPUs per actor and messages, on a cluster of four CPUs and `GPU` GPUs, some of them free."""
+    """Number of actors, GPUs per actor and messages, on a cluster of four CPUs and `gpus` GPUs, some of them free."""
     total = {"CPU": 4.0, "GPU": free.pop("gpus", 0.0)}
-    found = {name: Capacity(count, free.get(name, count), count) for name, count in total.items()}
-    monkeypatch.setattr(actor_pool, "capacities", lambda: found)
+    answers = [{name: Capacity(count, free.get(name, count), count) for name, count in total.items()}]
+    monkeypatch.setattr(actor_pool, "capacities", answers.pop)  # asked once
+    monkeypatch.setattr(actor_pool, "connection", lambda **_: nullcontext())
+    monkeypatch.setattr(actor_pool, "_Pool", PlannedPool)
     said: list[str] = []
-    planned = actor_pool._plan_actors(workers, items, said.append)
+    done = actor_pool.map_on_cluster(
+        range(items), lambda: abs, workers=workers, waiting=said.append, with_gpus=with_gpus
+    )
+    assert list(done) == list(range(items))
+    planned = PlannedPool.plans.pop()
     return planned.count, planned.gpus, said
 
 
@@ -34,9 +58,7 @@ def test_one_a_gpu_or_else_one_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_an_import_takes_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """And connects to the cluster once, when it has something to spread."""
-    found = {name: Capacity(count, count, count) for name, count in {"CPU": 4.0, "GPU": 1.0}.items()}
-    monkeypatch.setattr(actor_pool, "capacities", lambda: found)
-    assert actor_pool._plan_actors(3, 99, lambda _: None, with_gpus=False) == actor_pool._ActorPlan(3, 0)
+    assert actors(monkeypatch, 3, 99, with_gpus=False, gpus=1) == (3, 0, [])
     connected: list[bool] = []
 
     @contextmanager

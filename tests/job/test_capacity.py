@@ -4,8 +4,7 @@ from typing import Any
 
 import pytest
 
-from job.cluster import Capacity, check_capacity, resources_needed, shortage
-from job.events import _waits_for
+from job.capacity import Capacity, _waits_for, check_capacity, resources_needed, shortage
 from nucleus.config.recipe import Recipe
 from nucleus.config.settings import parse_recipe
 from nucleus.errors import JobError

@@ -30,7 +30,8 @@ from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
 from job import cluster, ray_internals
 from job.cluster import connection
-from job.ray_internals import failure_text, is_from_ray, our_error, patient_start
+from job.ray_errors import failure_text, is_from_ray, our_error
+from job.ray_internals import patient_start
 from nucleus.errors import ClusterError, DataError, JobError
 
 ADVICE = ("retr", "RAY_", "max_failures", "Traceback", "ray.exceptions", "\n", "log files")

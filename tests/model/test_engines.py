@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nucleus.config.names import EngineChoice
 from nucleus.config.recipe import Heads, NormalizationOptions
 from nucleus.data.images import encode_png
 from nucleus.data.synthetic import generated_image
@@ -180,7 +181,7 @@ def test_a_version_without_the_file_predicts_with_tensorflow(pulled: Path, tmp_p
     ],
 )
 def test_the_choice(
-    installed: bool, device: str | None, seen: int, hidden: str | None, choice: engines.EngineChoice, has_onnx: bool,
+    installed: bool, device: str | None, seen: int, hidden: str | None, choice: EngineChoice, has_onnx: bool,
     expected: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     if device:

@@ -5,18 +5,20 @@ import subprocess
 import sys
 import sysconfig
 from pathlib import Path
+from typing import get_args
 
 import keras
 import numpy as np
 import pytest
 
+from nucleus.config.names import ExportFormat
 from nucleus.config.recipe import NormalizationOptions
 from nucleus.data.synthetic import generated_image
 from nucleus.errors import ModelError, UsageError
 from nucleus.model.architecture import InstanceSettings, ModelConfig
 from nucleus.model.bioimageio import ModelFacts
 from nucleus.model.engines import KerasEngine, OnnxEngine
-from nucleus.model.export import EXPORT_FORMATS, ExportFormat, export_model, write_half_weights, write_onnx
+from nucleus.model.export import export_model, write_half_weights, write_onnx
 from nucleus.model.unet import build_unet, calibrate_encoder, load_weights
 
 CONFIG = ModelConfig(
@@ -28,7 +30,7 @@ CONFIG = ModelConfig(
     overlap=16,
     instances=InstanceSettings(seed_threshold=0.6),
 )
-KINDS = [kind for kind in EXPORT_FORMATS if kind != "bioimageio"]  # which test_bioimageio.py tests
+KINDS = [kind for kind in get_args(ExportFormat) if kind != "bioimageio"]  # which test_bioimageio.py tests
 FACTS = ModelFacts("m", 3, "")
 IMAGES = np.stack([generated_image(seed, 64, 96)[0] for seed in range(2)]).astype(np.float32)
 NO_NUCLEUS = (

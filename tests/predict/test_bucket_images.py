@@ -3,6 +3,7 @@
 import http.client
 import io
 from collections import Counter
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,18 @@ import tifffile
 from nucleus.data.images import encode_png
 from nucleus.errors import OutputError, UsageError
 from nucleus.predict import image_parts, part_tables
-from nucleus.predict.bucket_images import BucketImage, ImageListing, PredictionSettings, claim_output
+from nucleus.predict.bucket_images import (
+    BucketImage,
+    ImageListing,
+    PredictionSettings,
+    claim_output,
+    stored_options,
+)
 from nucleus.predict.cells import Expansion
 from nucleus.predict.image_files import predict_files
 from nucleus.predict.image_parts import ImagePart, done_parts
 from nucleus.predict.measurement import IMAGE_COLUMNS, nucleus_columns
-from nucleus.predict.model import Model
+from nucleus.predict.model import Model, PredictionOptions
 from nucleus.predict.part_prediction import ImageOutcome, PartPredictor
 from nucleus.predict.part_tables import clear_tables, join_share, table_shares, write_plates
 from nucleus.storage.bucket import Bucket
@@ -305,3 +312,12 @@ def test_keys_that_leave_no_room_for_their_outputs(bucket: Bucket) -> None:
     assert [image.key for image in listing] == ["short.png"]
     assert all("1,024 bytes" in reason for reason in listing.unread.kept.values())
     assert listing.unread.count == 1
+
+
+def test_each_option_that_changes_results_is_stored() -> None:
+    """A new option of the model that the settings lacked would have no effect in a bucket."""
+    kept = stored_options(PredictionOptions(diameter=20.0, pixel_size=0.5, turns=True, as_is=True, denoise=True))
+    assert {field.name for field in fields(PredictionOptions)} - {"fit", "block_side", "engine"} == {*kept}
+    stored = PredictionSettings(images="s3://b/i", out="s3://b/o", model="m@1", registry=None, **kept)
+    assert stored_options(stored.options) == kept
+    assert stored_options(PredictionOptions()) != kept

@@ -1,21 +1,25 @@
-"""Writing of a dataset version into the bucket: once, as a whole, and after the version that it was added to."""
+"""A dataset version in the bucket: written once, as a whole, after the version that it was added to; and verified."""
 
 import hashlib
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
-from nucleus.data.dataset import MANIFEST_FILE, Dataset, DatasetManifest, Shard, stored_manifest
+from nucleus.data.dataset import MANIFEST_FILE, Dataset, DatasetManifest, Shard, stored_manifest, version_of
 from nucleus.data.samples import MOST_IN_MANIFEST, ColumnFile, SampleColumns, Samples, column_key
-from nucleus.errors import ObjectExistsError, ObjectNotFoundError
+from nucleus.errors import IntegrityError, ObjectExistsError, ObjectNotFoundError
+from nucleus.progress import Advance, no_progress, split_progress
 from nucleus.storage.bucket import TEST_FILE, Bucket, check_conditional_writes
 
-__all__ = ["claim_succession", "manifest_document", "upload_version"]
+__all__ = ["claim_succession", "manifest_document", "upload_version", "verify_dataset"]
 
 _SUCCESSION = "followed"
 """Folder of a dataset with a file for each version that was added to, which has the version that followed it."""
 _FORMAT_WITH_SAMPLES = 3
 """Format of a manifest that holds its samples, as older versions of this package read it."""
 _CLAIM_POLLS, _POLL_SECONDS = 20, 0.5
+_AT_ONCE = 8
+"""Shards that are verified at once."""
 
 
 def upload_version(
@@ -106,3 +110,48 @@ def _appears(bucket: Bucket, key: str) -> bool:
             return True
         time.sleep(_POLL_SECONDS)
     return False
+
+
+def verify_dataset(dataset: Dataset, advance: Advance = no_progress) -> list[str]:
+    """Compare the size and SHA-256 of every shard, and the samples, with the manifest; return a line per problem.
+
+    Args:
+        dataset: The version.
+        advance: Called with the bytes read and the total of all shards.
+
+    Raises:
+        StorageError: The bucket cannot be read.
+    """
+    bucket = Bucket(dataset.version_uri)
+
+    def check(shard: Shard) -> str | None:
+        try:
+            data = bucket.get(shard.file)
+        except ObjectNotFoundError:
+            return f"{shard.file}: missing"
+        if len(data) != shard.size or hashlib.sha256(data).hexdigest() != shard.sha256:
+            return f"{shard.file}: expected {shard.size} bytes with SHA-256 {shard.sha256}; found other bytes"
+        return None
+
+    problems = _sample_problems(dataset)
+    shards = dataset.manifest.shards
+    shares = split_progress({shard.file: shard.size for shard in shards}, advance)
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        for shard, problem in zip(shards, pool.map(check, shards), strict=True):
+            shares[shard.file](shard.size, shard.size)
+            if problem:
+                problems.append(problem)
+    return problems
+
+
+def _sample_problems(dataset: Dataset) -> list[str]:
+    """Check that samples in columns, which are not read when a dataset is opened, give its version."""
+    if dataset.manifest.columns is None:
+        return []
+    try:
+        computed = version_of(dataset.manifest)
+    except (IntegrityError, ObjectNotFoundError) as error:
+        return [f"samples: {error}"]
+    if computed == dataset.manifest.version:
+        return []
+    return [f"samples: expected those of version {dataset.manifest.version}; found those of {computed}"]
