@@ -18,7 +18,7 @@ from typing import Any, Literal
 from nucleus import errors
 from nucleus.config.recipe import NetworkOptions, TrackingOptions
 from nucleus.errors import ClockError, NucleusError, UsageError
-from nucleus.lazy import SERVING, TRAINING, missing_packages
+from nucleus.lazy import SERVING, TRAINING, missing_packages, pip_install
 from nucleus.model.engines import decide_engine
 from nucleus.registry.encoder_weights import WEIGHTS, list_weights
 from nucleus.registry.manifest import MODELS
@@ -80,8 +80,6 @@ _NOT_SENT = {
     "disabled": "disabled, set by WANDB_MODE",
 }
 _MAX_MESSAGE = 200
-_EXTRA = "To train: pip install 'nucleus[train]'"
-_SERVE_EXTRA = "pip install 'nucleus[serve]'"
 
 
 @dataclass(frozen=True)
@@ -119,10 +117,15 @@ def check_packages() -> Finding:
     text = ", ".join(f"{name} {version}" for name, version in found.items())
     missing = missing_packages()
     if set(missing) == set(TRAINING):
-        return Finding("packages", "ok", f"{text}: the light install, which predicts, and does not train. {_EXTRA}")
+        light = "the light install, which predicts, and does not train"
+        return Finding("packages", "ok", f"{text}: {light}. {_to_train()}")
     if missing:
-        return Finding("packages", "failed", f"{', '.join(missing)} not installed; found {text}", _EXTRA)
+        return Finding("packages", "failed", f"{', '.join(missing)} not installed; found {text}", _to_train())
     return Finding("packages", "ok", text)
+
+
+def _to_train() -> str:
+    return f"To train: {pip_install(extras=['train'])}"
 
 
 def check_model() -> Finding:
@@ -136,17 +139,17 @@ def check_model() -> Finding:
 
 def check_service() -> Finding:
     """Check that what `nucleus serve` needs is installed, and can be imported."""
-    missing = missing_packages(SERVING)
+    missing, command = missing_packages(SERVING), pip_install(extras=["serve"])
     if set(missing) == set(SERVING):
-        return Finding(_SERVICE, "skipped", f"not installed. For nucleus serve: {_SERVE_EXTRA}")
+        return Finding(_SERVICE, "skipped", f"not installed. For nucleus serve: {command}")
     if missing:
-        return Finding(_SERVICE, "failed", f"{', '.join(missing)} not installed", f"Run: {_SERVE_EXTRA}")
+        return Finding(_SERVICE, "failed", f"{', '.join(missing)} not installed", f"Run: {command}")
     for name in SERVING:
         try:
             import_module(name)
         except Exception as error:  # whatever a broken installation raises
             found = f"{name} cannot be imported: {type(error).__name__}: {str(error)[:_MAX_MESSAGE]}"
-            return Finding(_SERVICE, "failed", found, f"Run: {_SERVE_EXTRA} --force-reinstall")
+            return Finding(_SERVICE, "failed", found, f"Run: {pip_install('--force-reinstall', name)}")
     found = ", ".join(f"{name} {metadata.version(name)}" for name in ("fastapi", "uvicorn"))
     return Finding(_SERVICE, "ok", f"nucleus serve can run: {found}")
 
@@ -154,7 +157,7 @@ def check_service() -> Finding:
 def not_installed(check: str) -> Finding:
     """Return the finding of a check that only training needs, in the light install."""
     return Finding(
-        check, "skipped", f"not installed. {_EXTRA}" if TRAINS_HERE else "Windows trains no models. Use WSL."
+        check, "skipped", f"not installed. {_to_train()}" if TRAINS_HERE else "Windows trains no models. Use WSL."
     )
 
 

@@ -17,7 +17,7 @@ import re
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -57,6 +57,7 @@ __all__ = [
     "pacsv",
     "pads",
     "pandas",
+    "pip_install",
     "pq",
     "prometheus_client",
     "skimage",
@@ -151,6 +152,17 @@ def _is_installed(name: str) -> bool:
         return False
 
 
+def pip_install(*wanted: str, extras: Iterable[str] = ()) -> str:
+    """Return the command that adds packages, or extras of this project, to this environment.
+
+    An environment of uv, as `make install` makes it, has no pip: another one on PATH would install elsewhere, and there
+    the name of this project, which is not installed, would mean another one of the package index.
+    """
+    program = "pip" if _is_installed("pip") else "uv pip"
+    project = f"'nucleus[{','.join(extras)}]'" if extras else ""
+    return " ".join(filter(None, [program, "install", project, *wanted]))
+
+
 def need(*names: str) -> None:
     """Raise `MissingPackageError` if one of these packages is not installed; none of them is imported."""
     missing = missing_packages(names)
@@ -166,12 +178,9 @@ def missing_package(error: BaseException) -> MissingPackageError | None:
 
 def _missing(names: Sequence[str]) -> MissingPackageError:
     extras = dict.fromkeys(_EXTRAS[name] for name in names if name in _EXTRAS)
-    wanted = [f"'nucleus[{','.join(extras)}]'"] * bool(extras) + [name for name in names if name not in _EXTRAS]
+    command = pip_install(*(name for name in names if name not in _EXTRAS), extras=extras)
     what, are = ("the package", "it is") if len(names) == 1 else ("the packages", "they are")
-    text = (
-        f"Expected {what} {', '.join(names)}, which this needs; {are} not installed. "
-        f"Run: pip install {' '.join(wanted)}"
-    )
+    text = f"Expected {what} {', '.join(names)}, which this needs; {are} not installed. Run: {command}"
     if "train" in extras and sys.version_info >= _NO_TENSORFLOW_FROM:
         text += " with Python 3.13 or older, because there is no TensorFlow for newer ones"
     return MissingPackageError(text)

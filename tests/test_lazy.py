@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from nucleus.errors import UsageError
-from nucleus.lazy import _check_keras_file, stderr_without
+from nucleus.lazy import _check_keras_file, pip_install, stderr_without
 
 ROOT = Path(__file__).parents[1]
 
@@ -164,6 +164,14 @@ def test_a_command_names_the_extra_that_it_needs(command: list[str], extras: str
     assert f"pip install 'nucleus[{extras}]'" in done.stderr, done.stderr
     assert "Traceback" not in done.stderr
     assert done.returncode == 1
+
+
+def test_the_command_installs_into_this_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without pip in it, a pip elsewhere would take the name of this project for another one."""
+    for pip, program in ((None, "uv pip"), (sys, "pip")):
+        monkeypatch.setitem(sys.modules, "pip", pip)
+        assert pip_install(extras=["train", "local"]) == f"{program} install 'nucleus[train,local]'"
+        assert pip_install("anndata") == f"{program} install anndata"
 
 
 def test_the_api_names_the_extra_that_it_needs() -> None:

@@ -217,7 +217,7 @@ def _tensorboard(home: "RunFolder", folder: Path) -> str:
         home.bucket.download(home.key(file), folder / file)
     except (StorageError, OSError) as error:  # the version is published
         return f"{home.uri(file)} (not downloaded: {error})"
-    missing = "" if importlib.util.find_spec("tensorboard") else "  (pip install tensorboard)"
+    missing = "" if importlib.util.find_spec("tensorboard") else f"  ({nucleus.lazy.pip_install('tensorboard')})"
     return f"tensorboard --logdir {shlex.quote(str(short_path((folder / file).parent)))}{missing}"
 
 

@@ -84,7 +84,7 @@ def check_name(name: str, what: str) -> str:
         article = "an" if what[0] in "aeiou" else "a"
         raise UriError(
             f"Expected {article} {what} name of lower-case letters, digits and . _ - (at most 63 characters, the first "
-            f"a letter or digit); found {name!r}. Try {clean_name(name, fallback=what)!r}."
+            f"a letter or digit); found {name!r}. Try {clean_name(name, fallback=what.replace(' ', '-'))!r}."
         )
     return name
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from nucleus.data.pixel_files import Level, PixelFacts, PixelFile, ReadPart, level_steps, naming_damage
 from nucleus.data.stacks import Stack
 from nucleus.errors import ImageError, MissingPackageError
-from nucleus.lazy import need
+from nucleus.lazy import need, pip_install
 
 if TYPE_CHECKING:
     import openslide
@@ -116,7 +116,7 @@ def _library() -> Any:
     except (ImportError, OSError) as error:
         raise MissingPackageError(
             f"Expected the library OpenSlide, which whole slides need; it cannot be loaded: {error}. "
-            "Run: pip install 'nucleus[slides]'"
+            f"Run: {pip_install(extras=['slides'])}"
         ) from error
     return openslide
 

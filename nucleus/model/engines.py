@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from nucleus.config.names import EngineChoice
 from nucleus.config.recipe import Heads
 from nucleus.errors import ModelError
-from nucleus.lazy import missing_packages, tf
+from nucleus.lazy import missing_packages, pip_install, tf
 from nucleus.model.architecture import ONNX_FILE, WEIGHTS_FILE, ModelConfig, activations
 from nucleus.model.unet import build_unet, load_weights
 from nucleus.surroundings import installed_versions
@@ -43,7 +43,6 @@ _HIDING = "CUDA_VISIBLE_DEVICES"
 _CGROUP = Path("/sys/fs/cgroup")
 _THREADS = ("TF_NUM_INTRAOP_THREADS", "OMP_NUM_THREADS")
 _PACKAGES = {"onnx": ("ONNX Runtime", "onnxruntime"), "tensorflow": ("TensorFlow", "tensorflow")}
-_INSTALL = 'pip install "nucleus[train]"'
 _INPUT, _OUTPUT = "image", "values"
 
 
@@ -188,7 +187,8 @@ def decide_engine(choice: EngineChoice = "auto", *, has_onnx: bool = True) -> En
     """
     installed = not missing_packages(["tensorflow"])
     if choice == "tensorflow" and not installed:
-        raise ModelError(f"Expected TensorFlow for --engine tensorflow; it is not installed. Run: {_INSTALL}")
+        command = pip_install(extras=["train"])
+        raise ModelError(f"Expected TensorFlow for --engine tensorflow; it is not installed. Run: {command}")
     if choice == "onnx" and not has_onnx:
         raise ModelError(
             f"Expected a version with {ONNX_FILE} for --engine onnx; an earlier release of this package published this "
@@ -197,7 +197,7 @@ def decide_engine(choice: EngineChoice = "auto", *, has_onnx: bool = True) -> En
     if not has_onnx and not installed:
         raise ModelError(
             f"Expected a version with {ONNX_FILE}, as TensorFlow is not installed; an earlier release of this package "
-            f"published this one without. Run: {_INSTALL}, or publish a newer version."
+            f"published this one without. Run: {pip_install(extras=['train'])}, or publish a newer version."
         )
     if choice != "auto":
         return EngineDecision(choice, f"--engine {choice} chose it")

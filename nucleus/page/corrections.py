@@ -27,7 +27,7 @@ from nucleus.config.names import check_name
 from nucleus.errors import IntegrityError, ObjectExistsError, ObjectNotFoundError, UsageError
 from nucleus.storage.bucket import Bucket
 from nucleus.storage.claims import file_lock
-from nucleus.storage.files import write_atomic
+from nucleus.storage.files import output_error, write_atomic
 from nucleus.storage.uri import uri_or_path
 from nucleus.text import moment_text
 
@@ -51,6 +51,7 @@ _HASH_DIGITS = 10
 _LONGEST_STEM = 80
 _NO_LETTERS = re.compile(r"[^A-Za-z0-9_.+-]+")
 _LOCK = ".lock"
+_OTHER_PLACE = "--corrections DIR"
 
 
 class Revision(BaseModel):
@@ -191,31 +192,39 @@ class FolderPlace(Place):
 
     def read(self, key: str) -> tuple[bytes, str] | None:
         """Return the bytes at a key and their SHA-256; None if there are none."""
+        path = self._folder / key
         try:
-            data = (self._folder / key).read_bytes()
+            data = path.read_bytes()
         except FileNotFoundError:
             return None
+        except OSError as error:
+            raise output_error(path, error, _OTHER_PLACE) from error
         return data, hashlib.sha256(data).hexdigest()
 
     def write(self, key: str, data: bytes, *, tag: str | None) -> str:
         """Write bytes under the lock if those that are there have the tag; return the new tag."""
-        with file_lock(self._folder / _LOCK):
+        with file_lock(self._folder / _LOCK, _OTHER_PLACE):
             there = self.read(key)
             if (there and there[1]) != tag:
                 raise ObjectExistsError(
                     f"Expected {'what was read' if tag else 'nothing'} at {key}; found other bytes."
                 )
-            write_atomic(self._folder / key, data)
+            write_atomic(self._folder / key, data, _OTHER_PLACE)
         return hashlib.sha256(data).hexdigest()
 
     def replace(self, key: str, data: bytes) -> None:
         """Write bytes whatever is there."""
-        write_atomic(self._folder / key, data)
+        write_atomic(self._folder / key, data, _OTHER_PLACE)
 
     def names(self, folder: str) -> list[str]:
         """Return the names of the folders in a folder."""
         place = self._folder / folder
-        return sorted(each.name for each in place.iterdir() if each.is_dir()) if place.is_dir() else []
+        try:
+            return sorted(each.name for each in place.iterdir() if each.is_dir())
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise output_error(place, error, _OTHER_PLACE) from error
 
 
 def place_of(text: str | None, bucket: Bucket | None) -> Place:
@@ -227,10 +236,15 @@ def place_of(text: str | None, bucket: Bucket | None) -> Place:
 
     Raises:
         UriError: `text` is a malformed URI.
+        UsageError: `text` is a file.
     """
     if text is not None:
         place = uri_or_path(text)
-        return FolderPlace(place) if isinstance(place, Path) else BucketPlace(Bucket(place))
+        if not isinstance(place, Path):
+            return BucketPlace(Bucket(place))
+        if place.is_file():
+            raise UsageError(f"Expected a folder for corrections at {text}; it is a file. Name another: {_OTHER_PLACE}")
+        return FolderPlace(place)
     if bucket is None:
         return FolderPlace(Path(_FOLDER))
     return BucketPlace(Bucket(bucket.uri / _FOLDER, single_writer=bucket.single_writer))
@@ -261,7 +275,7 @@ class CorrectionSet:
     """
 
     def __init__(self, place: Place, name: str) -> None:
-        self._place, self.name = place, check_name(name, "set of corrections")
+        self._place, self.name = place, check_name(name, "correction set")
         self.title = f"{place.title.rstrip('/')}/{name}"
 
     def find(self, stem: str) -> Saved | None:

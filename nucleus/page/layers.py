@@ -271,9 +271,11 @@ def changed_labels(
         folder: Folder for a temporary file, if the image is large.
 
     Raises:
-        UsageError: A nucleus that is removed does not exist, or one that was drawn has no pixel of its own.
+        UsageError: A nucleus that is removed does not exist, or one that was drawn has no pixel of its own, or a number
+            far above all others.
     """
     size = (labels.shape[0], labels.shape[1])
+    _check_numbers(labels, changes)
     with assembled_labels(size, folder) as result:
         result.labels[:] = labels
     _clear(result.labels, changes)
@@ -281,6 +283,14 @@ def changed_labels(
     result.count = int(result.labels.max(initial=0))
     result.pixels = int(np.count_nonzero(result.labels))
     return result, painted
+
+
+def _check_numbers(labels: NDArray[np.int32], changes: Changes) -> None:
+    """Raise `UsageError` if a new number is far above all others: what looks for nuclei needs memory for each below."""
+    most = int(labels.max(initial=0)) + _MOST_CHANGES
+    largest = max((shape.label for shape in changes.shapes), default=0)
+    if largest > most:
+        raise UsageError(f"Expected numbers of nuclei up to {most:,}; found {largest:,}. Draw the nucleus again.")
 
 
 def _clear(labels: NDArray[np.int32], changes: Changes) -> None:

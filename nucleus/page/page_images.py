@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -33,6 +34,8 @@ __all__ = [
 ]
 
 _LONGEST_NAME = 200
+_OF_A_SEGMENTATION = ("options", "version", "summary", "model", "notes")
+_LAYER = re.compile(r"[a-z0-9-]{1,64}")
 
 Status = Literal["waiting", "working", "done", "failed"]
 """Where an image stands."""
@@ -79,7 +82,9 @@ class PageImage:
         notes: What was chosen for want of a choice, and what the file has besides.
         summary: Row of `images.csv`, once it is done.
         model: NAME@VERSION of the model that found its nuclei.
-        version: Number of segmentations; layers and drafts belong to one.
+        version: Number of the segmentation; layers and drafts belong to one.
+        latest: Largest number so far.
+        before: What a segmentation by other options found before; it comes back if the next one fails.
     """
 
     id: str
@@ -95,6 +100,26 @@ class PageImage:
     summary: dict[str, Any] | None = None
     model: str = ""
     version: int = 0
+    latest: int = 0
+    before: dict[str, Any] | None = None
+
+    def begin_again(self, options: ImageOptions) -> None:
+        """Wait for another segmentation, by these options."""
+        if self.status == "done":
+            self.before = {name: getattr(self, name) for name in _OF_A_SEGMENTATION}
+        self.latest += 1
+        self.options, self.version, self.status, self.message = options, self.latest, "waiting", None
+        self.summary = None
+
+    def ended(self, status: Status, message: str | None) -> None:
+        """Keep how a segmentation ended; if it failed, what was found before is there again."""
+        if status == "failed" and self.before is not None:
+            for name, value in self.before.items():
+                setattr(self, name, value)
+            status = "done"
+        if status != "waiting":
+            self.before = None
+        self.status, self.message = status, message
 
     @property
     def found(self) -> Layer:
@@ -103,9 +128,9 @@ class PageImage:
 
     def layer(self, name: str) -> Layer:
         """Return a layer. Raises `UsageError` if there is none of this name."""
-        folder = self.folder / f"{self.version}-{name}"
-        if not name.replace("-", "").isalnum() or not folder.is_dir():
-            raise UsageError(f"Expected nuclei {name!r} of {self.name}; there are none. Open the image again.")
+        folder = self.layer_folder(name)
+        if not _LAYER.fullmatch(name) or not folder.is_dir():
+            raise UsageError(f"Expected nuclei {name[:80]!r} of {self.name}; there are none. Open the image again.")
         return Layer(folder)
 
     def layer_folder(self, name: str) -> Path:

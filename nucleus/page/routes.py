@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import shutil
 from collections.abc import Callable
 from functools import cache
 from importlib import resources
@@ -126,14 +125,15 @@ def page_router(
 
 
 @cache
-def _static_file(name: str) -> tuple[bytes, str, str] | None:
-    """Return the bytes, type and sum of a file of the page; None if there is none."""
-    suffix = PurePosixPath(name).suffix
-    file = resources.files("nucleus.page") / "static" / name
-    if suffix not in _TYPES or ".." in PurePosixPath(name).parts or not file.is_file():
-        return None
-    data = file.read_bytes()
-    return data, _TYPES[suffix], hashlib.sha256(data).hexdigest()[:32]
+def _static_files() -> dict[str, tuple[bytes, str, str]]:
+    """Return the bytes, type and sum of each file of the page, by its path."""
+    found: dict[str, tuple[bytes, str, str]] = {}
+    with resources.as_file(resources.files("nucleus.page") / "static") as folder:
+        for file in folder.rglob("*"):
+            if file.suffix in _TYPES:
+                data, name = file.read_bytes(), file.relative_to(folder).as_posix()
+                found[name] = data, _TYPES[file.suffix], hashlib.sha256(data).hexdigest()[:32]
+    return found
 
 
 class _Page:
@@ -180,7 +180,7 @@ class _Page:
         return self.static(request, "index.html")
 
     def static(self, request: "fastapi.Request", name: str) -> "fastapi.Response":
-        found = _static_file(name)
+        found = _static_files().get(name)
         if found is None:
             raise RequestError("Expected a file of the page; there is none of this name. Open /.", 404)
         data, kind, tag = found
@@ -231,13 +231,9 @@ class _Page:
     async def upload(self, request: "fastapi.Request", name: str) -> "fastapi.Response":
         """Take the bytes of an image file as the body, and segment it when its turn comes."""
         workspace = self._workspace(request)
-        folder, file = workspace.new_file(name)
-        try:
+        with workspace.new_file(name) as (folder, file):
             await self._receive(request, file)
             image = await fastapi.concurrency.run_in_threadpool(workspace.add, name, folder, file)
-        except BaseException:
-            shutil.rmtree(folder, ignore_errors=True)
-            raise
         self._workspaces.start(workspace, image)
         return _json(image.document())
 
@@ -415,9 +411,9 @@ class _Page:
                 raise UsageError(f"Expected the key of an image; found {key!r}.")
             there = bucket.find(key)
             self._check_size(there.size if there else 0)
-            folder, file = workspace.new_file(key)
-            bucket.download(key, file)
-            added.append(workspace.add(key, folder, file))
+            with workspace.new_file(key) as (folder, file):
+                bucket.download(key, file)
+                added.append(workspace.add(key, folder, file))
             self._workspaces.start(workspace, added[-1])
         return _json([image.document() for image in added])
 

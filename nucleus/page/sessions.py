@@ -10,9 +10,9 @@ import tempfile
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -28,7 +28,9 @@ from nucleus.page.page_images import ImageOptions, OpenedImage, PageImage, Statu
 from nucleus.predict.blocks import assembled_labels
 from nucleus.predict.measurement import NucleiSummary, frame_of, image_row, measure_blocks
 from nucleus.predict.model import Model
-from nucleus.storage.files import sha256_of
+from nucleus.serve.problems import without_paths
+from nucleus.serve.uploads import HEAD_BYTES, check_alone
+from nucleus.storage.files import failed_write, sha256_of
 from nucleus.text import first_line
 
 __all__ = ["PageLimits", "Workspace", "Workspaces", "write_found"]
@@ -88,14 +90,23 @@ class Workspace:
             raise UsageError("Expected an image of this browser; found none. Drop the image again.")
         return found
 
-    def new_file(self, name: str) -> tuple[Path, Path]:
-        """Return the folder of a new image, and the path for its file. Raises `UsageError` if there are too many."""
+    @contextmanager
+    def new_file(self, name: str) -> Iterator[tuple[Path, Path]]:
+        """Make the folder of a new image and the path for its file; if the block fails, the folder is removed.
+
+        Raises:
+            UsageError: There are too many images.
+        """
         if len(self.images) >= self.limits.images:
             raise UsageError(f"Expected at most {self.limits.images:,} images; remove some, or use nucleus predict.")
         suffix = PurePosixPath(name).suffix.lower()
         folder = self.folder / secrets.token_hex(_ID_BYTES)
         folder.mkdir()
-        return folder, folder / f"image{suffix if suffix in _SUFFIXES else ''}"
+        try:
+            yield folder, folder / f"image{suffix if suffix in _SUFFIXES else ''}"
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
 
     def _check_room(self, size: int) -> None:
         if sum(image.size for image in list(self.images.values())) + size > self.limits.workspace_bytes:
@@ -108,10 +119,13 @@ class Workspace:
 
         Raises:
             ImageError: It is no such archive.
+            RequestError: It is a slide of several files.
             UsageError: All images together are too large.
         """
         size, sha256 = file.stat().st_size, sha256_of(file)
         self._check_room(size)
+        with file.open("rb") as opened:
+            check_alone(shown_name(name), opened.read(HEAD_BYTES))
         if is_zarr(name):
             file = _unpacked(file, folder / "image.ome.zarr")
         image = PageImage(folder.name, shown_name(name), folder, file, sha256, size)
@@ -126,7 +140,7 @@ class Workspace:
         shutil.rmtree(image.folder, ignore_errors=True)
 
     def segment(self, image: PageImage) -> None:
-        """Find the nuclei of an image; failures are kept in it."""
+        """Find the nuclei of an image; failures are kept in it, with what was found before by other options."""
         if image.id not in self.images:
             return
         version = image.version
@@ -136,13 +150,15 @@ class Workspace:
         except NucleusError as error:
             status, message = "failed", self._shown(image, str(error))
         except Exception as error:  # a decoder's or the network's own
-            status, message = "failed", self._shown(image, first_line(error) or type(error).__name__)
-        if image.version == version:  # else other options were chosen meanwhile, and it waits again
-            image.status, image.message = status, message
+            said = str(failed_write(error) or first_line(error) or type(error).__name__)
+            status, message = "failed", self._shown(image, said)
+        with self._lock:
+            if image.version == version:  # else other options were chosen meanwhile, and it waits again
+                image.ended(status, message)
 
     def _shown(self, image: PageImage, message: str) -> str:
         """Return a message without paths of this machine."""
-        return message.replace(str(image.file), image.name).replace(str(self.folder), "")
+        return without_paths(message.replace(str(image.file), image.name))
 
     def _segment(self, image: PageImage, version: int) -> Status:
         opened, into = self.opened(image), image.folder / f"{version}-{FOUND}"
@@ -184,9 +200,7 @@ class Workspace:
     def segment_again(self, image: PageImage, options: ImageOptions) -> None:
         """Take other options for an image, which waits to be segmented; what was found before stays until then."""
         with self._lock:
-            image.options, image.status, image.message = options, "waiting", None
-            image.summary = None
-            image.version += 1
+            image.begin_again(options)
 
     def clear(self) -> None:
         """Remove all images and files."""

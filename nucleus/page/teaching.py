@@ -142,7 +142,7 @@ class Teaching:
                 "Expected a bucket and a cluster that runs are submitted to; found none. Start the service with "
                 "NUCLEUS_BUCKET and RAY_ADDRESS=https://..., or use the commands."
             )
-        state = TeachState("importing", check_name(chosen, "set of corrections"), check_name(dataset, "dataset"), "")
+        state = TeachState("importing", check_name(chosen, "correction set"), check_name(dataset, "dataset"), "")
         with self._lock:
             if self.state is not None and self.state.stage in {"importing", "submitting", "waiting"}:
                 raise RequestError(

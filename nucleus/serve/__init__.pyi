@@ -9,6 +9,7 @@ from .computation import FoundImage as FoundImage
 from .computation import Ticket as Ticket
 from .computation import segment_alone as segment_alone
 from .computation import segment_together as segment_together
+from .connections import HEADER_BYTES as HEADER_BYTES
 from .connections import bounded_protocol as bounded_protocol
 from .following import FollowedAlias as FollowedAlias
 from .following import ServedModel as ServedModel
@@ -33,7 +34,9 @@ from .service import Service as Service
 from .service import Token as Token
 from .service import is_loopback as is_loopback
 from .service import read_token as read_token
+from .uploads import HEAD_BYTES as HEAD_BYTES
 from .uploads import OpenedUpload as OpenedUpload
 from .uploads import SegmentOptions as SegmentOptions
 from .uploads import Upload as Upload
+from .uploads import check_alone as check_alone
 from .uploads import open_upload as open_upload

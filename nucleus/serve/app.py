@@ -86,6 +86,7 @@ def create_app(service: Service, more: Sequence[AddRoutes] = ()) -> fastapi.Fast
         summary="Find, count and measure cell nuclei in microscope images.",
         docs_url=None,  # it would load code of another site
         redoc_url=None,
+        redirect_slashes=False,  # a client that does not follow would take an empty answer for a result
         lifespan=lambda _: _running(service),
         responses={"default": {"description": "A problem.", "content": {PROBLEM: {"schema": _PROBLEM_SCHEMA}}}},
     )

@@ -11,16 +11,15 @@ from typing import IO, Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from nucleus.data.slides import WITH_OTHER_FILES
 from nucleus.data.zarr_plates import in_zarr, zarr_name
 from nucleus.data.zarr_store import bucket_zarr
 from nucleus.errors import ObjectNotFoundError, RequestError, UsageError
 from nucleus.lazy import fastapi
 from nucleus.predict.model import PIXEL_SIZES
-from nucleus.serve.uploads import SegmentOptions, Upload
+from nucleus.serve.uploads import HEAD_BYTES, SegmentOptions, Upload, check_alone
 from nucleus.storage.bucket import Bucket
 from nucleus.storage.uri import S3Uri, parse_uri
-from nucleus.text import number_or_text
+from nucleus.text import number_or_text, plural
 
 __all__ = ["SegmentQuery", "read_upload", "safe_name"]
 
@@ -31,9 +30,6 @@ _LONGEST_WORD = 100
 _LONGEST_URI = 2000
 _FORM, _JSON = "multipart/form-data", "application/json"
 _NAME = "image"
-_OF_SEVERAL_FILES = (*WITH_OTHER_FILES, ".vms", ".vmu")
-"""Ends of the names of slides that are several files; a MIRAX slide alone would pass for the JPEG of its thumbnail."""
-_DICOM = slice(128, 132), b"DICM"
 _TIFF = (b"II", b"MM")
 
 _Size = Annotated[float | None, Field(gt=0, allow_inf_nan=False)]
@@ -160,15 +156,10 @@ def _as_slide(upload: Upload, folder: Path) -> Upload:
         return upload
     if isinstance(content, Path):
         with content.open("rb") as file:
-            head = file.read(_DICOM[0].stop)
+            head = file.read(HEAD_BYTES)
     else:
-        head = content[: _DICOM[0].stop]
-    if upload.name.lower().endswith(_OF_SEVERAL_FILES) or head[_DICOM[0]] == _DICOM[1]:
-        raise RequestError(
-            f"Expected an image in one file; {upload.name} is a slide of several files (MIRAX, DICOM, or a list of "
-            "JPEG files). Save it as one TIFF, or run nucleus predict beside its files.",
-            415,
-        )
+        head = content[:HEAD_BYTES]
+    check_alone(upload.name, head)
     if isinstance(content, bytes) and head.startswith(_TIFF):
         (folder / "upload").write_bytes(content)
         return Upload(upload.name, folder / "upload")
@@ -201,10 +192,11 @@ async def _form(request: fastapi.Request, query: SegmentQuery, folder: Path) -> 
         parts = list(form.multi_items())
         files = [part for _, part in parts if not isinstance(part, str)]
         if len(files) != 1 or len(parts) > 1:
-            others = ", ".join(repr(name[:40]) for name, part in parts if isinstance(part, str)) or "no more"
+            others = ", ".join(repr(name[:40]) for name, part in parts if isinstance(part, str)) or "none"
             raise RequestError(
-                f"Expected a form of one file; found {len(files)}, and as fields {others}. Send options in the query, "
-                "such as /v1/segment?diameter=20."
+                f"Expected a form of one file and no fields; found {plural(len(files), 'file')}, and as fields: "
+                f"{others}. Send the image as a file (curl --form file=@image.png), and options in the query, such as "
+                "/v1/segment?diameter=20."
             )
         (file,) = files
         content = await asyncio.to_thread(_kept, file.file, folder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from http import HTTPStatus
 from typing import TYPE_CHECKING
 
 from pydantic_core import to_json
@@ -12,8 +13,10 @@ from nucleus.serve.problems import PROBLEM
 if TYPE_CHECKING:
     from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 
-__all__ = ["bounded_protocol"]
+__all__ = ["HEADER_BYTES", "bounded_protocol"]
 
+HEADER_BYTES = 32 << 10
+"""Largest header of a request."""
 _LOOK_SECONDS = 10.0
 """Seconds between two looks at a connection."""
 _LEAST_READ = 64 << 10
@@ -29,9 +32,15 @@ def bounded_protocol(most: int) -> type[H11Protocol]:
     Args:
         most: Connections at once; one more is answered 503 and closed.
     """
+    from h11 import IDLE, SEND_RESPONSE  # noqa: PLC0415  of the extra `serve`
     from uvicorn.protocols.http.h11_impl import H11Protocol  # noqa: PLC0415  of the extra `serve`
 
-    refusal = _refusal(most)
+    refusal = _answer(503, f"Expected at most {most:,} connections at once; found one more. Ask again later.")
+    malformed = _answer(
+        400,
+        f"Expected a request of HTTP/1.1 with a header of at most {HEADER_BYTES:,} bytes; found something else. "
+        "Correct the client.",
+    )
 
     class Bounded(H11Protocol):
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -41,6 +50,11 @@ def bounded_protocol(most: int) -> type[H11Protocol]:
             if len(self.connections) > most:
                 transport.write(refusal)
                 transport.close()
+
+        def send_400_response(self, msg: str) -> None:  # noqa: ARG002  uvicorn's own words
+            if self.conn.our_state in {IDLE, SEND_RESPONSE}:  # else an answer has begun
+                self.transport.write(malformed)
+            self.transport.close()
 
         def connection_lost(self, exc: Exception | None) -> None:
             self._timer.cancel()
@@ -63,12 +77,13 @@ def bounded_protocol(most: int) -> type[H11Protocol]:
     return Bounded
 
 
-def _refusal(most: int) -> bytes:
-    """Return the answer to one connection too many."""
-    detail = f"Expected at most {most:,} connections at once; found one more. Ask again later."
-    problem = to_json({"type": "about:blank", "title": "Service Unavailable", "status": 503, "detail": detail})
+def _answer(status: int, detail: str) -> bytes:
+    """Return the last answer on a connection: an error that no application sees."""
+    title = HTTPStatus(status).phrase
+    problem = to_json({"type": "about:blank", "title": title, "status": status, "detail": detail})
+    later = "Retry-After: 5\r\n" if status == HTTPStatus.SERVICE_UNAVAILABLE else ""
     head = (
-        "HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nRetry-After: 5\r\n"
+        f"HTTP/1.1 {status} {title}\r\nConnection: close\r\n{later}"
         f"Content-Type: {PROBLEM}\r\nContent-Length: {len(problem)}\r\n\r\n"
     )
     return head.encode() + problem

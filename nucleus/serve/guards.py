@@ -65,24 +65,26 @@ class Guard:
         headers = dict(scope["headers"])
         exchange = _Exchange(receive, send, self._settings, asked=b"expect" in headers)
         started = time.monotonic()
+        routed = {**scope, "method": "GET"} if scope["method"] == "HEAD" else scope  # the server leaves the body out
         try:
             self._check(headers, scope["path"])
             _check_query(scope["query_string"])
         except RequestError as error:
             await problem_of(error)(scope, receive, exchange.send)
         else:
-            await self._app(scope, exchange.receive, exchange.send)
+            await self._app(routed, exchange.receive, exchange.send)
         finally:
-            self._monitor.answered(scope, exchange.status, time.monotonic() - started)
+            self._monitor.answered({**routed, "method": scope["method"]}, exchange.status, time.monotonic() - started)
 
     def _check(self, headers: dict[bytes, bytes], path: str) -> None:
         """Raise `RequestError` for a request that must not reach a route."""
         host = headers.get(b"host", b"").decode("latin-1")
         own = self._settings.host
-        if is_loopback(own) and _host_of(f"//{host}") not in {*_LOCAL, own}:  # --host 127.0.0.2 answers to it
+        name = _name_in(host)
+        if is_loopback(own) and name not in {*_LOCAL, own}:  # --host 127.0.0.2 answers to it
             raise RequestError(
-                "Expected the name of this machine for itself, such as 127.0.0.1, in the header Host; found another "
-                f"one. Ask for http://{own}, or start the service with --host and --token-file.",
+                f"Expected the name of this machine for itself, such as {own}, in the header Host; found another one. "
+                "Ask for that name, or start the service with --host and --token-file.",
                 421,
             )
         _check_origin(headers, host)
@@ -94,11 +96,20 @@ class Guard:
             raise _too_large(self._settings.max_bytes)
 
 
-def _host_of(address: str) -> str | None:
+def _name_in(host: str) -> str:
+    """Return the name in a header Host, without a port; "" if there is none.
+
+    Raises `RequestError` if it is no name with or without a port: the framework takes addresses apart by it.
+    """
     try:
-        return urlsplit(address).hostname
-    except ValueError:
-        return None
+        found = urlsplit(f"//{host}")
+        if found.netloc == host and "@" not in host and found.port != 0:
+            return found.hostname or ""
+    except ValueError:  # of brackets, or of a port
+        pass
+    raise RequestError(
+        f"Expected a name in the header Host, such as 127.0.0.1:8000; found {host[:80]!r}. Correct it.", 400
+    )
 
 
 def _place_of(origin: str) -> str | None:

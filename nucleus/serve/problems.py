@@ -14,6 +14,8 @@ from pydantic_core import to_json
 from nucleus.errors import (
     AccessDeniedError,
     DataError,
+    IntegrityError,
+    JobError,
     MissingPackageError,
     ModelError,
     NucleusError,
@@ -25,6 +27,7 @@ from nucleus.errors import (
     UsageError,
 )
 from nucleus.lazy import fastapi
+from nucleus.storage.files import failed_write
 
 if TYPE_CHECKING:
     from starlette.exceptions import HTTPException
@@ -39,6 +42,8 @@ _STATUS: tuple[tuple[type[NucleusError], int], ...] = (
     (AccessDeniedError, 403),
     (TransientStorageError, 503),
     (StorageError, 502),
+    (IntegrityError, 502),
+    (JobError, 404),  # no run of this name can be read
     (OutputError, 507),
     (MissingPackageError, 501),
     (ModelError, 422),
@@ -48,6 +53,8 @@ _STATUS: tuple[tuple[type[NucleusError], int], ...] = (
 """Status of each kind of error; the first that fits."""
 _PATH = re.compile(r"(?<![\w:/.~])(?:[A-Za-z]:[\\/]|~?/)(?:[^\s,;:'\"\\/]+[\\/])*[^\s,;:'\"\\/]+")
 _MOST_WORDS = 4000
+_SAID = {"extra_forbidden": "an unknown option {}", "missing": "no {}", "json_invalid": "a body that is no JSON"}
+"""What is found by kinds of errors of pydantic and FastAPI, whose own words would not say it."""
 
 _log = logging.getLogger("nucleus.serve")
 
@@ -81,6 +88,7 @@ def add_problems(app: fastapi.FastAPI) -> None:
     from starlette.exceptions import HTTPException  # noqa: PLC0415  of the extra `serve`, with FastAPI
 
     app.add_exception_handler(NucleusError, _ours)
+    app.add_exception_handler(OSError, _of_system)
     app.add_exception_handler(fastapi.exceptions.RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _of_http)
     app.add_exception_handler(Exception, _unexpected)
@@ -94,6 +102,14 @@ async def _ours(_request: fastapi.Request, error: Exception) -> fastapi.Response
     return answer
 
 
+async def _of_system(request: fastapi.Request, error: Exception) -> fastapi.Response:
+    """Answer that a file cannot be written, as on a full disk; other errors of the system are the service's own."""
+    found = failed_write(error)
+    if found is None:
+        raise error
+    return await _ours(request, found)
+
+
 async def _invalid(_request: fastapi.Request, error: Exception) -> fastapi.Response:
     """Answer a query or a body that is not as the API describes it."""
     assert isinstance(error, fastapi.exceptions.RequestValidationError)
@@ -103,8 +119,8 @@ async def _invalid(_request: fastapi.Request, error: Exception) -> fastapi.Respo
 
 def _said(error: Mapping[str, Any]) -> str:
     name = str(error["loc"][-1]) if error["loc"] else "body"
-    if error["type"] == "extra_forbidden":
-        return f"an unknown option {name!r}"
+    if error["type"] in _SAID:
+        return _SAID[error["type"]].format(repr(name))
     return f"{name}={str(error.get('input'))[:80]!r} ({str(error['msg'])[:1].lower()}{error['msg'][1:]})"
 
 

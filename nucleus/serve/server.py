@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from nucleus.errors import UsageError
 from nucleus.lazy import fastapi, uvicorn
-from nucleus.serve.connections import bounded_protocol
+from nucleus.serve.connections import HEADER_BYTES, bounded_protocol
 from nucleus.serve.service import ServeSettings, Service
 from nucleus.surroundings import REUSES_ADDRESSES
 
@@ -25,7 +25,6 @@ __all__ = ["bound_socket", "run_server"]
 
 _LEAVING_SECONDS = 2.0
 """How long `/readyz` is red before connections are refused: balancers look again within it."""
-_HEADER_BYTES = 32 << 10
 _KEPT_SECONDS = 5
 _BACKLOG = 2048
 _CONNECTIONS = 512
@@ -48,7 +47,7 @@ def run_server(app: fastapi.FastAPI, service: Service, bound: socket.socket, sta
         log_config=None,
         access_log=False,
         server_header=False,
-        h11_max_incomplete_event_size=_HEADER_BYTES,
+        h11_max_incomplete_event_size=HEADER_BYTES,
         http=bounded_protocol(max(_CONNECTIONS, 2 * service.settings.max_requests)),
         ws="none",
         timeout_keep_alive=_KEPT_SECONDS,
@@ -71,11 +70,12 @@ def bound_socket(settings: ServeSettings) -> socket.socket:
         if REUSES_ADDRESSES:
             made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         made.bind((settings.host, settings.port))
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # the second of a name that cannot be one
         made.close()
         raise UsageError(
-            f"Expected a free port {settings.port} on {settings.host}; found an obstacle: {error.strerror or error}. "
-            "Name another one: --port 0 takes any free one."
+            f"Expected a free port {settings.port} on {settings.host}; found an obstacle: "
+            f"{getattr(error, 'strerror', None) or error}. Name another one: --port 0 takes any free one, and --host "
+            "takes an address of this machine."
         ) from error
     return made
 

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nucleus.data.images import open_stacks
+from nucleus.data.slides import WITH_OTHER_FILES
 from nucleus.data.stacks import ChosenPlane, PlaneOptions, Stack, choose_planes
 from nucleus.data.zarr_plates import image_paths, open_image_in
 from nucleus.data.zarr_store import ZarrFolder
@@ -18,8 +19,13 @@ from nucleus.errors import RequestError
 from nucleus.predict.model import PredictionOptions
 from nucleus.predict.source import ImageSource, array_source, stack_source
 
-__all__ = ["OpenedUpload", "SegmentOptions", "Upload", "open_upload"]
+__all__ = ["HEAD_BYTES", "OpenedUpload", "SegmentOptions", "Upload", "check_alone", "open_upload"]
 
+_OF_SEVERAL_FILES = (*WITH_OTHER_FILES, ".vms", ".vmu")
+"""Ends of the names of slides that are several files; a MIRAX slide alone would pass for the JPEG of its thumbnail."""
+_DICOM = slice(128, 132), b"DICM"
+HEAD_BYTES = _DICOM[0].stop
+"""Bytes of a file from which `check_alone` knows what it is."""
 _MOST_IMAGES = 384
 """Images of a plate in OME-Zarr that a request may name together: a field of each well of the most usual ones."""
 _CHANNELS_OF_A_PIXEL = 4
@@ -105,6 +111,16 @@ class OpenedUpload:
         """Return the name that a plane would have as a file of its own, such as `a.z3.tif`."""
         path = PurePosixPath(self.upload.name)
         return f"{path.stem}{chosen.ending}{path.suffix}"
+
+
+def check_alone(name: str, head: bytes) -> None:
+    """Raise `RequestError` for a slide that is several files; `head` has the first `HEAD_BYTES` of a file."""
+    if name.lower().endswith(_OF_SEVERAL_FILES) or head[_DICOM[0]] == _DICOM[1]:
+        raise RequestError(
+            f"Expected an image in one file; {name} is a slide of several files (MIRAX, DICOM, or a list of JPEG "
+            "files). Save it as one TIFF, or run nucleus predict beside its files.",
+            415,
+        )
 
 
 def open_upload(upload: Upload, options: SegmentOptions, most: int) -> OpenedUpload:

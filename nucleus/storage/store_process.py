@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from nucleus.errors import NucleusError, StoreServerError
+from nucleus.lazy import pip_install
 from nucleus.storage.claims import file_lock
 from nucleus.storage.files import free_bytes, output_error
 
@@ -330,7 +331,7 @@ def _check_ministack(s3: Any) -> None:
         found = importlib.import_module("importlib.metadata").version("ministack")
         raise StoreServerError(
             f"Expected ministack {_VERSION}, whose way to store objects is known; found version {found}, which stores "
-            f"them in another way and might lose some. Run: pip install ministack=={_VERSION}"
+            f"them in another way and might lose some. Run: {pip_install(f'ministack=={_VERSION}')}"
         )
 
 

@@ -31,6 +31,8 @@ def test_references() -> None:
     assert parse_reference("dsb2018@7", "model") == Reference("dsb2018", "7")
     with pytest.raises(UriError, match="after the @"):
         parse_reference("dsb2018@", "model")
+    with pytest.raises(UriError, match=r"correction set name .* Try 'correction-set'\."):
+        check_name("..", "correction set")
     with pytest.raises(UriError, match="Try 'dsb2018@7'"):
         parse_reference("dsb2018:7", "model")
     with pytest.raises(UriError, match="Expected a dataset name"):

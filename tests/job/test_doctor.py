@@ -255,7 +255,7 @@ BROKEN: dict[str, tuple[Callable[[Here], object], str, str, str, str, set[str]]]
     ),
     "a service that cannot be imported": (
         damaged_package,
-        "service", "failed", "fastapi cannot be imported: OSError: cut off", "--force-reinstall", set(),
+        "service", "failed", "fastapi cannot be imported: OSError: cut off", "install --force-reinstall fastapi", set(),
     ),
     "no cache": (
         environment("XDG_CACHE_HOME", __file__),

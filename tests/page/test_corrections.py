@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from nucleus.data.images import encode_png
 from nucleus.data.intake import read_items, read_source
-from nucleus.errors import IntegrityError, ObjectExistsError, UriError
+from nucleus.errors import IntegrityError, ObjectExistsError, OutputError, UriError, UsageError
 from nucleus.page.corrections import (
     BucketPlace,
     CorrectedFile,
@@ -21,6 +21,7 @@ from nucleus.page.corrections import (
     FolderPlace,
     Place,
     correction_stem,
+    place_of,
 )
 from nucleus.progress import no_progress
 from nucleus.storage.bucket import Bucket
@@ -168,6 +169,24 @@ def test_other_bytes_are_not_replaced(tmp_path: Path) -> None:
     (tmp_path / f"first/labels/{STEM}.tif").write_bytes(b"no labels")
     with pytest.raises(IntegrityError):
         corrections.find(STEM)
+
+
+def test_a_file_in_place_of_the_folder(tmp_path: Path) -> None:
+    """It is refused at the start; if it comes later, each use says what is in the way."""
+    file = tmp_path / "file"
+    file.write_text("no folder")
+    with pytest.raises(UsageError, match="it is a file"):
+        place_of(str(file), None)
+    place = FolderPlace(file)
+    uses: list[Callable[[], object]] = [
+        lambda: place.names(""),
+        lambda: place.read("a/labels/b.tif"),
+        lambda: place.write("a/labels/b.tif", b"x", tag=None),
+        lambda: place.replace("a/about/b.json", b"x"),
+    ]
+    for use in uses:
+        with pytest.raises(OutputError, match="--corrections DIR"):
+            use()
 
 
 def test_names_of_sets_are_names() -> None:

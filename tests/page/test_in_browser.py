@@ -4,11 +4,14 @@ import base64
 import csv
 import os
 import re
+import shlex
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from urllib.error import HTTPError
+from urllib.request import urlopen
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
@@ -33,7 +36,7 @@ _TIMEOUT_MS = 900_000  # stops what hangs; a browser of low priority waits for m
 
 @pytest.fixture(scope="module")
 def corrections(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("page") / "corrections"
+    return tmp_path_factory.mktemp("page") / "Ada's corrections"
 
 
 @pytest.fixture(scope="module")
@@ -134,6 +137,28 @@ def test_keys_before_an_image_is_open(browser: Browser, service: RunningPage, pa
         assert person.complaints == []
 
 
+def test_a_refused_token_is_told_and_asked_for_again(browser: Browser, service: RunningPage) -> None:
+    def answered(route: Route) -> None:
+        if route.request.headers.get("authorization") == "Bearer right":
+            route.continue_()
+        else:
+            route.fulfill(status=401, json={"detail": "Expected the token"})
+
+    with browser.new_context() as context:
+        page = context.new_page()
+        page.set_default_timeout(_TIMEOUT_MS)
+        page.route("**/page/api/session", answered)
+        page.goto(service.address)
+        page.wait_for_selector("#token")
+        assert not page.is_visible("#token-refused")
+        page.fill("#token", "wrong 中")  # no header takes that
+        page.click("#token-form button")
+        page.wait_for_selector("#token-refused:text-is('Expected the token')")
+        page.fill("#token", " right ")
+        page.click("#token-form button")
+        page.wait_for_selector("body[data-ready]")
+
+
 def test_a_person_corrects_an_image(
     browser: Browser, service: RunningPage, page_image: Path, corrections: Path, tmp_path: Path
 ) -> None:
@@ -170,6 +195,10 @@ def test_a_person_corrects_an_image(
         page.wait_for_selector("#table tbody button", state="attached")
         assert person.count == after
 
+        page.click("#tab-teach")
+        shown = page.text_content("#teach code") or ""
+        assert shlex.split(shown)[:5] == ["nucleus", "data", "import", str(corrections / "first"), "cells"]
+
         page.click("#tab-download")
         with page.expect_download() as download:
             page.click("#download-csv")
@@ -201,6 +230,29 @@ def test_two_people_correct_one_image(browser: Browser, service: RunningPage, pa
         bob.page.wait_for_selector("#saved:text-matches('^Opened revision 1 by Ada')")
         assert bob.count == count - 2
         assert bob.save("both").startswith("Saved: revision 2 by Bob")
+
+
+_KEPT = """() => new Promise((done) => { indexedDB.open("nucleus-page").onsuccess = ({ target: { result } }) => {
+    const asked = result.transaction("drafts").objectStore("drafts").getAll();
+    asked.onsuccess = () => { result.close(); done(asked.result.some(({ edits }) => edits.length)); }; }; })"""
+
+
+def test_changes_in_two_tabs_are_not_lost_without_a_word(
+    browser: Browser, service: RunningPage, page_image: Path
+) -> None:
+    """The browser keeps those of the tab that changed the image last, which says so."""
+    with Person(browser, service.address) as person:
+        person.drop(page_image)
+        person.open()
+        second = person.context.new_page()
+        second.goto(person.page.url)
+        for page, label in ((person.page, 1), (second, 2)):
+            page.click(f"#table button[data-label='{label}']")
+            page.focus("#canvas")
+            page.keyboard.press("Delete")
+            page.wait_for_function(_KEPT)
+        second.wait_for_selector("#status:text-matches('in another tab too')")
+        assert "another tab" not in (person.page.text_content("#status") or "")
 
 
 @dataclass
@@ -292,6 +344,12 @@ def test_what_is_passed_over_is_said(browser: Browser, service: RunningPage, tmp
         assert int(person.page.text_content("#images li:has(a) strong") or "") > 3
         person.open()
         assert person.complaints == []
+
+
+@pytest.mark.parametrize("name", ["page.css/", "../routes.py", f"{'a' * 3000}.css", "js"])
+def test_what_is_no_file_of_the_page(service: RunningPage, name: str) -> None:
+    with pytest.raises(HTTPError, match="404"):
+        urlopen(f"{service.address}/static/page/{name}")
 
 
 def test_sessions_do_not_see_each_other(browser: Browser, service: RunningPage, page_image: Path) -> None:

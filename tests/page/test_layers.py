@@ -89,6 +89,8 @@ def test_pixels_of_other_nuclei_stay_theirs_and_what_is_measured_is_what_is_stor
         changed_labels(labels, Changes(shapes=(square(8, 2, 2, 3),)), tmp_path)
     with pytest.raises(UsageError, match="Open the image again"):
         changed_labels(labels, Changes(removed=(4,)), tmp_path)
+    with pytest.raises(UsageError, match="numbers of nuclei up to"):  # a list of all numbers would fill the memory
+        changed_labels(labels, Changes(shapes=(square(2**31 - 1, 20, 20),)), tmp_path)
 
 
 @pytest.mark.parametrize(

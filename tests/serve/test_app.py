@@ -1,6 +1,7 @@
 """The API: the numbers of the command, in each form; what it says of itself; and what wrong requests are told."""
 
 import csv
+import errno
 import gzip
 import io
 import json
@@ -14,7 +15,8 @@ from click.testing import CliRunner
 
 from nucleus.cli.main import cli
 from nucleus.data.images import read_stored
-from nucleus.serve.problems import PROBLEM
+from nucleus.errors import IntegrityError, JobError, NucleusError
+from nucleus.serve.problems import PROBLEM, problem_of
 from nucleus.storage.bucket import Bucket
 from tests.serve.conftest import Connect
 
@@ -236,6 +238,20 @@ def test_what_the_service_says_of_itself(connect: Connect, small_png: bytes) -> 
     assert client.post(small_png).status_code == 503
 
 
+def test_head_and_other_methods(connect: Connect) -> None:
+    """HEAD has the headers of GET, and is counted as itself; an address with a slash too many is no redirect."""
+    client = connect()
+
+    def status(method: str, path: str) -> int:
+        return int(client.runner.run(client.ask(method, path)).status_code)
+
+    for path in ("/healthz", "/readyz", "/v1/models", "/metrics", "/openapi.json"):
+        assert (status("HEAD", path), status("PUT", path), status("GET", f"{path}/")) == (200, 405, 404)
+    assert (status("HEAD", "/v1/segment"), status("POST", "/v1/segment/")) == (405, 404)
+    lines = client.get("/metrics").text.splitlines()
+    assert 'nucleus_requests_total{method="HEAD",route="/v1/models",status="200"} 1.0' in lines
+
+
 def test_the_description_is_of_openapi_3_1(connect: Connect) -> None:
     described = connect().get("/openapi.json").json()
     assert described["openapi"].startswith("3.1")
@@ -280,6 +296,24 @@ def test_an_error_of_the_service_tells_nothing_of_it(connect: Connect, small_png
 
     answer = connect(Broken()).post(small_png)
     assert (answer.status_code, "secret" in answer.text, answer.headers["content-type"]) == (500, False, PROBLEM)
+
+
+def test_a_full_disk(connect: Connect) -> None:
+    """Also where a route of another module writes, such as the page's."""
+    client = connect()
+
+    @client.app.get("/full")
+    def full() -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "/var/secret/file")
+
+    answer = client.get("/full")
+    assert (answer.status_code, answer.headers["content-type"], "secret" in answer.text) == (507, PROBLEM, False)
+    assert answer.json()["detail"].startswith("Expected room to write file; found none")
+
+
+@pytest.mark.parametrize(("error", "status"), [(IntegrityError, 502), (JobError, 404)])
+def test_what_is_stored_is_no_error_of_the_service(error: type[NucleusError], status: int) -> None:
+    assert problem_of(error("Expected something else.")).status_code == status
 
 
 def test_requests_at_once_are_not_mixed_up(connect: Connect, pictures: Path, small_png: bytes) -> None:

@@ -98,6 +98,28 @@ async def too_many() -> None:
         writer.close()
 
 
-@pytest.mark.parametrize("run", [slow_headers, unread_answers, too_many])
+async def malformed_requests() -> None:
+    """They are told so as problem+json; what comes after an answer has begun only ends the connection."""
+    failed: list[Any] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: failed.append(context))
+    async with listening(lambda: b"ok") as (connect, _state):
+        for wrong in (b"no request\r\n\r\n", b"GET / HTTP/1.1\r\nHost : a\r\n\r\n", ASKED + b"A: " + bytes(1 << 16)):
+            reader, writer = await connect()
+            writer.write(wrong)
+            refused = await cut_off(reader)
+            assert refused.startswith(b"HTTP/1.1 400 ")
+            assert b"Content-Type: application/problem+json" in refused
+            assert b"Expected a request of HTTP/1.1" in refused
+            writer.close()
+        reader, writer = await connect()
+        writer.write(ASKED.replace(b"GET", b"POST") + b"Transfer-Encoding: chunked\r\n\r\n1\r\na\r\n")
+        assert (await reader.readuntil(b"ok")).startswith(b"HTTP/1.1 200")
+        writer.write(b"no chunk\r\n")
+        assert await cut_off(reader) == b""
+        writer.close()
+    assert failed == []
+
+
+@pytest.mark.parametrize("run", [slow_headers, unread_answers, too_many, malformed_requests])
 def test_connections(run: Callable[[], Any]) -> None:
     asyncio.run(run())

@@ -19,6 +19,9 @@ from click.testing import CliRunner
 
 from nucleus.cli.main import cli
 from nucleus.data.synthetic import generated_image
+from nucleus.errors import UsageError
+from nucleus.serve.server import bound_socket
+from nucleus.serve.service import ServeSettings, Token
 
 SECONDS = 600
 
@@ -126,6 +129,11 @@ def test_wrong_settings_are_refused(options: tuple[str, ...], word: str) -> None
     done = CliRunner().invoke(cli, ["serve", *options])
     assert done.exit_code == 2, done.output
     assert word in done.output
+
+
+def test_a_name_that_cannot_be_one() -> None:
+    with pytest.raises(UsageError, match="--host takes an address"):
+        bound_socket(ServeSettings(host="a..b", token=Token.of("0123456789abcdef")))
 
 
 def test_a_malformed_bucket_is_not_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,8 +4,11 @@ const NAME = "nucleus-page", STORE = "drafts";
 
 /**
  * @typedef {{key: string, base: {set: string, tag: string} | null, labels: string, edits: import("./nuclei.js").Edit[],
- *   when: number}} Draft `labels` names the nuclei that the edits belong to
+ *   when: number, tab?: number}} Draft `labels` names the nuclei that the edits belong to
  */
+
+/** This tab, for those who ask whether a draft is of another one. */
+export const TAB = Math.random();
 
 /** @returns {Promise<IDBDatabase>} */
 function opened() {
@@ -34,8 +37,12 @@ async function asked(mode, ask) {
 export const drafts = {
   /** @param {string} key @returns {Promise<Draft | undefined>} */
   find: (key) => asked("readonly", (store) => store.get(key)),
-  /** @param {Draft} draft */
-  keep: (draft) => asked("readwrite", (store) => store.put(draft)),
+  /** Keep a draft; return the one that it replaces. @param {Draft} draft @returns {Promise<Draft | undefined>} */
+  keep: (draft) => asked("readwrite", (store) => {
+    const before = store.get(draft.key);
+    before.onsuccess = () => store.put({ ...draft, tab: TAB });
+    return before;
+  }),
   /** @param {string} key */
   drop: (key) => asked("readwrite", (store) => store.delete(key)),
 };

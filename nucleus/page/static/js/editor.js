@@ -1,6 +1,6 @@
 // The opened image: what the tools, panels and keys do with the viewer and the nuclei.
 
-import { drafts } from "./drafts.js";
+import { drafts, TAB } from "./drafts.js";
 import { element, plural, text } from "./gallery.js";
 import { colours, drawHistogram, extent, shownNumber, Table, title } from "./measures.js";
 import { inPixels, Nuclei } from "./nuclei.js";
@@ -53,6 +53,8 @@ export class Editor {
     this.nuclei = null;
     /** @type {string | null} the image that was asked for last */
     this.wanted = null;
+    /** When it was asked for. */
+    this.since = 0;
     /** @type {Map<string, Nuclei>} whose changes are kept for an image, by its key */
     this.owners = new Map();
     this.column = "area";
@@ -75,6 +77,7 @@ export class Editor {
     if (this.image?.id === id && this.image.version === state?.version) { this.wanted = id; this.viewer.resized(); return; }
     const opening = (this.opening = {});
     this.wanted = id;
+    this.since = Date.now();
     this.close();
     this.say("Opening …");
     try {
@@ -162,8 +165,10 @@ export class Editor {
     if (this.owners.get(image.key) !== nuclei) return; // the image was opened anew since
     const edits = nuclei.edits.slice(0, nuclei.done);
     try {
-      if (edits.length || nuclei.saved) await drafts.keep({ key: image.key, base: nuclei.saved, labels: nuclei.layer, edits, when: Date.now() });
-      else await drafts.drop(image.key);
+      if (edits.length || nuclei.saved) {
+        const before = await drafts.keep({ key: image.key, base: nuclei.saved, labels: nuclei.layer, edits, when: Date.now() });
+        if (before && before.tab !== TAB && before.when > this.since) this.say("This image was changed in another tab too. The browser keeps the changes of one tab only, now those of this one: save the others there.");
+      } else await drafts.drop(image.key);
     } catch (error) {
       this.say(`This browser cannot keep the changes of ${image.name} (${/** @type {Error} */ (error).message}): save them before you leave.`);
     }
@@ -360,9 +365,9 @@ export class Editor {
     try {
       this.say("Finding nuclei …");
       await server.segment(image.id, options);
-      await this.gallery.poll();
+      await this.gallery.poll(image.id);
       const state = this.gallery.images.find(({ id }) => id === image.id);
-      if (state?.status === "failed") throw new Error(state.message ?? "");
+      if (state?.message) throw new Error(state.message); // what was found before is still there
       if (this.wanted !== image.id) return; // another image was opened meanwhile
       await this.open(image.id);
       if (changes && this.nuclei?.done !== changes) this.say(`Found again. ${plural(changes, "change")} that you had not saved belong to the nuclei of before; they come back with the same options as before.`);

@@ -13,16 +13,25 @@ function notify(said) {
 
 /** The service, once it has taken the token that it may need. @returns {Promise<import("./server.js").Service>} */
 async function session() {
-  try {
-    return await server.session();
-  } catch (error) {
-    if (!(error instanceof ServerError) || error.status !== 401) throw error;
+  for (let refused = false; ; refused = true) {
+    try {
+      return await server.session();
+    } catch (error) {
+      if (!(error instanceof ServerError) || error.status !== 401) throw error;
+      await askToken(refused ? error.message : "");
+    }
   }
-  const dialog = /** @type {HTMLDialogElement} */ (element("ask-token"));
+}
+
+/** Ask for the token. @param {string} said why the one before was refused */
+async function askToken(said) {
+  const dialog = /** @type {HTMLDialogElement} */ (element("ask-token")), input = /** @type {HTMLInputElement} */ (element("token"));
+  element("token-refused").textContent = said;
+  element("token-refused").hidden = !said;
+  input.value = "";
   dialog.showModal();
   await new Promise((done) => dialog.addEventListener("close", done, { once: true }));
-  useToken(/** @type {HTMLInputElement} */ (element("token")).value.trim());
-  return session();
+  useToken(input.value);
 }
 
 async function start() {

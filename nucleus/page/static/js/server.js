@@ -40,7 +40,7 @@ const TOKEN = "nucleus-token";
 
 /** Send this token from now on, for as long as the tab is open. @param {string} token */
 export function useToken(token) {
-  sessionStorage.setItem(TOKEN, token);
+  sessionStorage.setItem(TOKEN, token.replace(/[^!-~]/g, "")); // no token has others, and no header takes them
 }
 
 /** @param {string} path @param {RequestInit} [options] @returns {Promise<Response>} */

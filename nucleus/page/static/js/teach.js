@@ -51,7 +51,7 @@ export class Teaching {
 
   /** Another dataset or set was named. */
   renamed() {
-    const { dataset } = this, set = this.value("set") || "corrections", place = `${this.service.corrections.replace(/\/$/, "")}/${set}`;
+    const { dataset } = this, set = this.value("set") || "corrections", place = quoted(`${this.service.corrections.replace(/\/$/, "")}/${set}`);
     const recipe = this.service.recipe.replaceAll("{dataset}", dataset).replaceAll("{model}", this.service.model);
     element("teach").replaceChildren(
       copied("Import the set: the first time as a new dataset,", `nucleus data import ${place} ${dataset} --val 0.2 --test 0.2`),
@@ -263,6 +263,11 @@ function made(name, attributes) {
   return found;
 }
 
+/** A word as a shell reads it. @param {string} word */
+function quoted(word) {
+  return /^[\w./:@%+,=-]+$/.test(word) ? word : `'${word.replaceAll("'", "'\\''")}'`;
+}
+
 /** A command with a button that copies it. @param {string} said @param {string} command */
 function copied(said, command) {
   const box = text("div", ""), head = text("div", "", "copy"), block = text("pre", ""), button = document.createElement("button");
@@ -272,7 +277,8 @@ function copied(said, command) {
   button.textContent = "Copy";
   button.setAttribute("aria-label", `Copy: ${command.split("\n")[0]}`);
   button.addEventListener("click", () => {
-    navigator.clipboard.writeText(command).then(() => { button.textContent = "Copied"; }, () => { button.textContent = "Select it"; });
+    const copying = navigator.clipboard?.writeText(command) ?? Promise.reject(new Error("not without TLS"));
+    copying.then(() => { button.textContent = "Copied"; }, () => { button.textContent = "Select it"; });
     setTimeout(() => { button.textContent = "Copy"; }, 2000);
   });
   head.append(text("p", said), button);
