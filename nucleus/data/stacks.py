@@ -130,7 +130,7 @@ def choose_planes(stacks: Sequence[Stack], options: PlaneOptions) -> list[Chosen
         ImageError: A stack has several depths or times and there is no choice among them, or lacks the chosen one; or
             the file lacks the chosen image.
     """
-    whole = stacks[0].name.rpartition("#")[0] or stacks[0].name
+    whole = (len(stacks) > 1 and stacks[0].name.rpartition("#")[0]) or stacks[0].name
     numbers = chosen_series([stack.title for stack in stacks], options.series, whole)
     several = len(numbers) > 1
     chosen = []

@@ -53,7 +53,7 @@ _ROUNDED = 1.01
 """How far the side of a reduced level may be from what its scale says, pixels: writers round up or down."""
 Steps = tuple[float, float]
 """Pixels of an image per pixel of a reduced level, by rows and by columns."""
-_RGB_LABELS = ({"red", "green", "blue"}, {"r", "g", "b"})
+_RGB_LABELS = (("red", "green", "blue"), ("r", "g", "b"))
 _RGB_COLOURS = ("FF0000", "00FF00", "0000FF")
 _UNNAMED = ("", "channel")
 _MOST_CHANNELS, _MOST_PLANES = 1_000, 1_000_000
@@ -356,7 +356,7 @@ class _Channels:
 
 def _are_rgb(labels: Sequence[str], colours: Sequence[str]) -> bool:
     """Return whether three channels are the colours of one picture, and not stains that are shown in these colours."""
-    if {label.lower() for label in labels} in _RGB_LABELS:
+    if tuple(label.lower() for label in labels) in _RGB_LABELS:
         return True
     unnamed = all(label.lower().rstrip("0123456789: ") in _UNNAMED for label in labels)
     return unnamed and tuple(colours) == _RGB_COLOURS

@@ -284,6 +284,10 @@ def predict_files(
                     _predict_all(model, planned, outputs, channel, found, advance)
             except OutputError as error:  # the tables are kept, as the labels are
                 stopped = error
+            if stopped is None and not found.counts:
+                raise ImageError("Expected images that can be read; found none.")  # so that the tables are not kept
+    except ImageError:  # tables without images would only stand in the way of the next prediction
+        return found
     except OutputError as error:
         raise _with_note(stopped or error, "are missing: predict the images again, into a folder with room") from error
     if stopped is not None:

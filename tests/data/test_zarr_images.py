@@ -177,6 +177,7 @@ def test_without_units_the_size_is_unknown(tmp_path: Path) -> None:
     [
         (("Red", "Green", "Blue"), "uint8", True),
         (("R", "G", "B"), "uint16", False),
+        (("Blue", "Green", "Red"), "uint8", False),
         (("DAPI", "b", "c"), "uint8", False),
     ],
 )

@@ -78,6 +78,10 @@ def test_nothing_is_written_if_nothing_can_be_read(tmp_path: Path) -> None:
     found = predict_files(small_model(), [tmp_path / "a.png"], tmp_path / "out")
     assert set(found.failures) == {"a.png"}
     assert not (tmp_path / "out").exists()
+    tifffile.imwrite(tmp_path / "b.tif", np.zeros((2, 40, 50), np.uint8), imagej=True, metadata={"axes": "CYX"})
+    without_choice = predict_files(small_model(), [tmp_path / "b.tif"], tmp_path / "out")
+    assert "--channel 0" in without_choice.failures["b.tif"]
+    assert not list((tmp_path / "out").iterdir())  # nothing that would be replaced when the choice is added
 
 
 @pytest.mark.parametrize(
