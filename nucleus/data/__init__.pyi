@@ -91,7 +91,6 @@ from .intake import read_items as read_items
 from .intake import read_source as read_source
 from .layouts import Annotated as Annotated
 from .layouts import Layout as Layout
-from .layouts import MaskForm as MaskForm
 from .layouts import find_images as find_images
 from .mask_content import SIMILAR_AREA as SIMILAR_AREA
 from .mask_content import SPECK_AREA as SPECK_AREA
@@ -100,6 +99,7 @@ from .mask_content import border_of as border_of
 from .mask_content import content_of as content_of
 from .masks import MaskFacts as MaskFacts
 from .masks import MaskFile as MaskFile
+from .masks import MaskForm as MaskForm
 from .masks import MaskLabels as MaskLabels
 from .masks import Remarks as Remarks
 from .masks import check_labels as check_labels
@@ -107,6 +107,7 @@ from .masks import labels_from_mask as labels_from_mask
 from .masks import labels_from_masks as labels_from_masks
 from .masks import labels_from_stored as labels_from_stored
 from .masks import mask_warnings as mask_warnings
+from .masks import turned as turned
 from .normalization import BLOCK as BLOCK
 from .normalization import IntensitySample as IntensitySample
 from .normalization import Stretch as Stretch
@@ -265,3 +266,4 @@ from .zarr_store import bucket_zarr as bucket_zarr
 from .zarr_store import is_zarr as is_zarr
 from .zarr_store import local_zarr as local_zarr
 from .zarr_store import objects_and_zarrs as objects_and_zarrs
+from .zarr_store import why_no_zarr as why_no_zarr

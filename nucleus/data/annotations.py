@@ -85,8 +85,8 @@ def read_geojson(data: bytes, name: str) -> tuple[list[Shape], Remarks]:
     without an object type always are. Remarks say which other objects were passed over.
 
     Raises:
-        ImageError: The file is damaged or is no GeoJSON; a nucleus has no area, no outline of its own, or lies in
-            another plane of a stack.
+        ImageError: The file is damaged or is no GeoJSON; it has objects, but no outline of a nucleus; a nucleus has no
+            area, no outline of its own, or lies in another plane of a stack.
     """
     features = _features(read_json(data, name), name)
     kinds = [_kind(feature) for feature in features]
@@ -101,6 +101,11 @@ def read_geojson(data: bytes, name: str) -> tuple[list[Shape], Remarks]:
         else:
             what = kind or "feature"
             passed[f"Objects of GeoJSON that are no outlines of nuclei ({what}), passed over"].append(title)
+    if passed and not shapes:
+        raise ImageError(
+            f"Expected outlines of nuclei in {name}; found {plural(len(features), 'object')} of other "
+            "kinds, such as points. Draw outlines; or if the image has no nuclei, export a file without objects."
+        )
     return shapes, tuple((text, tuple(names)) for text, names in passed.items())
 
 

@@ -36,7 +36,7 @@ __all__ = [
 ]
 
 
-IMAGE_SUFFIXES = frozenset({".png", ".tif", ".tiff", ".lsm", ".jpg", ".jpeg", ".bmp", ".webp"})
+IMAGE_SUFFIXES = frozenset({".png", ".tif", ".tiff", ".tf2", ".tf8", ".btf", ".lsm", ".jpg", ".jpeg", ".bmp", ".webp"})
 
 _DECODERS = (
     (re.compile(rb"\x89PNG\r\n\x1a\n"), open_png),

@@ -18,14 +18,22 @@ from nucleus.data.coco import coco_shapes
 from nucleus.data.dataset import LeftOut
 from nucleus.data.fingerprints import Fingerprint, fingerprint
 from nucleus.data.images import RgbImage, decode_pixels, kind_of, open_pixels, pixel_sum, stored_pixels
-from nucleus.data.layouts import Annotated, MaskForm, find_images
-from nucleus.data.masks import MaskFacts, MaskLabels, labels_from_mask, labels_from_masks, labels_from_stored
+from nucleus.data.layouts import Annotated, find_images
+from nucleus.data.masks import (
+    MaskFacts,
+    MaskForm,
+    MaskLabels,
+    labels_from_mask,
+    labels_from_masks,
+    labels_from_stored,
+    turned,
+)
 from nucleus.data.shapes import labels_from_shapes
 from nucleus.data.shards import RecordPlace, encode_record
 from nucleus.data.sources import Source, open_source
 from nucleus.data.zarr_labels import LabelledPlane, ZarrChoice, labelled_planes
 from nucleus.data.zarr_plates import image_paths, in_zarr, zarr_name
-from nucleus.data.zarr_store import ZarrFolder, bucket_zarr, local_zarr
+from nucleus.data.zarr_store import ZarrFolder, bucket_zarr, local_zarr, why_no_zarr
 from nucleus.errors import DataError, ImageError, UsageError
 from nucleus.progress import Advance
 from nucleus.storage.bucket import Bucket
@@ -47,6 +55,8 @@ __all__ = [
 _ZARR = "ome-zarr"
 """Name of the layout of OME-Zarr with labels."""
 _ZARRS_AT_ONCE = 16
+_UPRIGHT = 1
+"""Orientation tag of an image that is stored as it is to be seen."""
 
 
 @dataclass(frozen=True)
@@ -318,10 +328,12 @@ def _listed(src: Path | S3Uri, options: SourceOptions) -> SourceListing:
 
 
 def _zarrs_of(src: Path | S3Uri, reader: SourceReader, options: SourceOptions) -> dict[str, ZarrFolder] | None:
-    """Return the OME-Zarr of a source by their names; None if it is a source of image files."""
+    """Return the OME-Zarr of a source by their names; None if it is a source of image files. Raises `DataError`."""
     if in_zarr(str(src)):
         folder = local_zarr(src) if isinstance(src, Path) else bucket_zarr(Bucket(src, anonymous=options.anonymous))
         return {zarr_name(str(src)): folder}
+    if isinstance(src, Path) and (nameless := why_no_zarr(src)) is not None:
+        raise DataError(nameless)
     zarrs = reader.source.zarrs()
     return zarrs if zarrs and not reader.source.entries() else None
 
@@ -390,7 +402,7 @@ def _written(
 
 def _labels(source: Source, annotated: Annotated, shape: tuple[int, int], orientation: int) -> MaskLabels:
     if annotated.form in _OUTLINES:
-        return _labels_of_outlines(source, annotated, shape)
+        return _labels_of_outlines(source, annotated, shape, upright=orientation == _UPRIGHT)
     masks = [(entry, source.read(entry)) for entry in annotated.masks]
     if annotated.form is MaskForm.PER_NUCLEUS:
         return labels_from_masks(masks, shape, orientation)
@@ -401,15 +413,16 @@ def _labels(source: Source, annotated: Annotated, shape: tuple[int, int], orient
 _OUTLINES = {MaskForm.GEOJSON, MaskForm.ROIS, MaskForm.COCO}
 
 
-def _labels_of_outlines(source: Source, annotated: Annotated, shape: tuple[int, int]) -> MaskLabels:
+def _labels_of_outlines(source: Source, annotated: Annotated, shape: tuple[int, int], *, upright: bool) -> MaskLabels:
     (file,) = annotated.masks
     if annotated.record is not None:
         shapes, remarks = coco_shapes(annotated.record, shape)
     else:
         read = read_geojson if annotated.form is MaskForm.GEOJSON else read_rois
         shapes, remarks = read(source.read(file), file)
-    masks = labels_from_shapes(shapes, shape, f"{file} ({annotated.image})")
-    return replace(masks, remarks=(*remarks, *masks.remarks))
+    name = f"{file} ({annotated.image})"
+    masks = labels_from_shapes(shapes, shape, name)
+    return replace(masks, remarks=(*remarks, *masks.remarks, *turned([] if upright else [name])))
 
 
 def _without_duplicates(prepared: list[SourceImage]) -> tuple[list[SourceImage], list[LeftOut]]:

@@ -7,15 +7,15 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
-from enum import StrEnum
 from pathlib import PurePosixPath
 
 from nucleus.data.coco import CocoImage, read_coco
+from nucleus.data.masks import MaskForm
 from nucleus.data.sources import Source
 from nucleus.errors import DataError
 from nucleus.text import plural
 
-__all__ = ["Annotated", "Layout", "MaskForm", "find_images"]
+__all__ = ["Annotated", "Layout", "find_images"]
 
 _IMAGES, _INPUTS, _MASKS, _LABELS = "images", "inputs", "masks", "labels"
 _ROLES = {
@@ -36,26 +36,11 @@ _OUTLINE_FOLDERS = {
 }
 """Folders beside that of the images in which files of outlines may lie, in lower case."""
 _COCO_NAMES = re.compile("annot|coco|instances", re.IGNORECASE)
+_COCO = "coco"
+"""Name of the layout in which one file is of many images."""
 _MOST_JSON = 50
 """With more JSON files than this, only those with one of the usual names of COCO files are read."""
 _IMAGE_WORDS = re.compile(r"^(images?|imgs?|im)[-_ .]+|[-_ .]+(images?|imgs?)$", re.IGNORECASE)
-
-
-class MaskForm(StrEnum):
-    """Content of the mask files of an image."""
-
-    PER_NUCLEUS = "per_nucleus"
-    """One binary mask per nucleus."""
-    BINARY = "binary"
-    """One binary mask for all nuclei."""
-    LABELS = "labels"
-    """One integer label image."""
-    GEOJSON = "geojson"
-    """One GeoJSON file of QuPath."""
-    ROIS = "rois"
-    """One RoiSet.zip or .roi of ImageJ."""
-    COCO = "coco"
-    """One COCO file for all images that it names."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +101,7 @@ def find_images(source: Source) -> Layout:
         return _layout(source, "outlines", images, entries, files)
     images, missing = _listed(source, entries, files)
     if images:
-        found = _layout(source, "coco", images, entries, files)
+        found = _layout(source, _COCO, images, entries, files)
         return replace(found, left_out=found.left_out | missing)
     raise DataError(
         f"Expected one of these layouts in {source.title}: <id>/images/*.png + <id>/masks/*.png (Kaggle); "
@@ -128,10 +113,27 @@ def find_images(source: Source) -> Layout:
 
 
 def _layout(source: Source, name: str, images: list[Annotated], entries: list[str], files: list[str]) -> Layout:
+    if name != _COCO:
+        images = _with_masks_of_their_own(images)
     used = {mask for image in images for mask in image.masks}
     left_out = {path: reason for path, reason in source.left_out().items() if path not in used}
     strays = {file: _NO_IMAGE for file in files if file not in used and _is_stray(file)}
     return Layout(name, images, left_out | _not_used(entries, images) | strays)
+
+
+def _with_masks_of_their_own(images: list[Annotated]) -> list[Annotated]:
+    """Return images with a problem where two, such as `a.png` and `a.tif`, have the same mask: one of them is wrong."""
+    owners: dict[str, list[str]] = defaultdict(list)
+    for image in images:
+        for mask in image.masks:
+            owners[mask].append(image.image)
+
+    def problem(image: Annotated) -> str | None:
+        shared = next((mask for mask in image.masks if len(owners[mask]) > 1), None)
+        found = shared and f"Expected one image for {shared}; found {' and '.join(owners[shared][:2])}. Rename one."
+        return image.problem or found
+
+    return [replace(image, problem=problem(image)) for image in images]
 
 
 _NO_IMAGE = "Expected the outlines of an image of this layout; found no image that this file belongs to."

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 
 import cv2
 import numpy as np
@@ -15,6 +16,7 @@ from nucleus.text import plural
 __all__ = [
     "MaskFacts",
     "MaskFile",
+    "MaskForm",
     "MaskLabels",
     "Remarks",
     "check_labels",
@@ -22,6 +24,7 @@ __all__ = [
     "labels_from_masks",
     "labels_from_stored",
     "mask_warnings",
+    "turned",
 ]
 
 _MAX_LABELS = np.iinfo(np.uint16).max
@@ -33,10 +36,32 @@ _COVERED = 0.9
 _MOST_NAMED = 3
 _IMAGES = "image"
 
+_TURNED = (
+    "Annotations without the orientation tag of their image, which is not applied: check that they are the way round "
+    "in which the image is stored"
+)
+
 MaskFile = tuple[str, bytes]
 """Name and content of a mask file."""
 Remarks = tuple[tuple[str, tuple[str, ...]], ...]
 """What was decided about parts of an annotation: each decision with the names of the parts."""
+
+
+class MaskForm(StrEnum):
+    """Content of the mask files of an image."""
+
+    PER_NUCLEUS = "per_nucleus"
+    """One binary mask per nucleus."""
+    BINARY = "binary"
+    """One binary mask for all nuclei."""
+    LABELS = "labels"
+    """One integer label image."""
+    GEOJSON = "geojson"
+    """One GeoJSON file of QuPath."""
+    ROIS = "rois"
+    """One RoiSet.zip or .roi of ImageJ."""
+    COCO = "coco"
+    """One COCO file for all images that it names."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +129,8 @@ def labels_from_stored(
     content = content_of(stored, name)
     labels = _components(content, name) if content.binary else content.numbers
     check_labels(labels, name)
-    return MaskLabels(labels.astype(np.uint16), content.binary, content.divided)
+    remarks = turned([name]) if stored.orientation != orientation else ()
+    return MaskLabels(labels.astype(np.uint16), content.binary, content.divided, remarks)
 
 
 def labels_from_masks(masks: Sequence[MaskFile], shape: tuple[int, int], orientation: int = _UPRIGHT) -> MaskLabels:
@@ -118,8 +144,12 @@ def labels_from_masks(masks: Sequence[MaskFile], shape: tuple[int, int], orienta
     """
     labels = np.zeros(shape, np.int32)
     count = divided = 0
+    unlike = []
     for name, data in masks:
-        content = _content(data, name, shape, orientation)
+        stored = read_stored(data, name)
+        _check_size(stored, shape, name, orientation)
+        content = content_of(stored, name)
+        unlike += [name] if stored.orientation != orientation else []
         if not content.binary:
             if len(masks) == 1:
                 return labels_from_mask(masks[0], shape, orientation)
@@ -134,19 +164,18 @@ def labels_from_masks(masks: Sequence[MaskFile], shape: tuple[int, int], orienta
             _check_count(count, name)
             divided += _is_divided(content.numbers)
             labels[mask] = count
-    return MaskLabels(labels.astype(np.uint16), divided=divided)
+    return MaskLabels(labels.astype(np.uint16), divided=divided, remarks=turned(unlike))
+
+
+def turned(names: Sequence[str]) -> Remarks:
+    """Return the remark on annotations that lack the orientation tag of their image, or have another one."""
+    return ((_TURNED, tuple(names)),) if names else ()
 
 
 def check_labels(labels: NDArray[np.int32], name: str) -> None:
     """Raise `ImageError` if there are more nuclei than a label image can hold, or if one of them is the background."""
     _check_count(int(labels.max()), name)
     _check_ground(labels, name)
-
-
-def _content(data: bytes, name: str, shape: tuple[int, int], orientation: int) -> MaskContent:
-    stored = read_stored(data, name)
-    _check_size(stored, shape, name, orientation)
-    return content_of(stored, name)
 
 
 def _components(content: MaskContent, name: str) -> NDArray[np.int32]:

@@ -130,7 +130,7 @@ def choose_planes(stacks: Sequence[Stack], options: PlaneOptions) -> list[Chosen
         ImageError: A stack has several depths or times and there is no choice among them, or lacks the chosen one; or
             the file lacks the chosen image.
     """
-    whole = stacks[0].name.rpartition("#")[0] or stacks[0].name
+    whole = (len(stacks) > 1 and stacks[0].name.rpartition("#")[0]) or stacks[0].name
     numbers = chosen_series([stack.title for stack in stacks], options.series, whole)
     several = len(numbers) > 1
     chosen = []
@@ -204,9 +204,13 @@ def _no_choice(stack: Stack) -> str:
 def channel_number(stack: Stack, channel: int | str | None) -> int | None:
     """Return the number of a channel, which is given by its number or name; capitals count only between two names.
 
+    A number that no channel has may be the name of one, such as its wavelength, 488.
+
     Raises:
         ImageError: The stack has no channel of this name.
     """
+    if isinstance(channel, int) and channel >= len(stack.channels) and str(channel) in stack.channels:
+        channel = str(channel)
     if not isinstance(channel, str):
         return channel
     exact = [number for number, name in enumerate(stack.channels) if name == channel]

@@ -14,13 +14,24 @@ __all__ = ["channel_names", "files_of", "image_texts", "metadata_file", "pixel_s
 _COMMENT = re.compile(r"<!--.*?-->", re.DOTALL)
 _IMAGE = re.compile(r"<(?:\w+:)?Image(?=[\s>])")
 _IMAGE_END = re.compile(r"</(?:\w+:)?Image\s*>")
-_CHANNEL = re.compile(r"<(?:\w+:)?Channel(?=[\s/>])([^<>]*)")
+_TAG = r"""<(?:\w+:)?{}(?=[\s/>])((?:[^<>"']|"[^"<]*"|'[^'<]*')*)"""
+_CHANNEL, _PIXELS = re.compile(_TAG.format("Channel")), re.compile(_TAG.format("Pixels"))
+_UUID, _ELSEWHERE = re.compile(_TAG.format("UUID")), re.compile(_TAG.format("BinaryOnly"))
 _ATTRIBUTE = re.compile(r"(\w+)\s*=\s*(?:\"([^\"]*)\"|'([^']*)')")
-_FILE = re.compile(r'FileName="([^"]*)"')
-_ELSEWHERE = re.compile(r'<(?:\w+:)?BinaryOnly(?=\s)[^<>]*\sMetadataFile="([^"]*)"')
-_OME_SIZE = re.compile(r'PhysicalSize([XY])="([^"]*)"')
-_OME_UNIT = re.compile(r'PhysicalSizeXUnit="([^"]*)"')
-_MICROMETRES = {"µm": 1.0, "um": 1.0, "micron": 1.0, "microns": 1.0, "nm": 1e-3, "mm": 1e3, "cm": 1e4, "m": 1e6}
+_MICROMETRES = {
+    "µm": 1.0,
+    "um": 1.0,
+    "micron": 1.0,
+    "microns": 1.0,
+    "micrometer": 1.0,
+    "micrometers": 1.0,
+    "Å": 1e-4,
+    "nm": 1e-3,
+    "mm": 1e3,
+    "cm": 1e4,
+    "m": 1e6,
+}
+"""No inches: ImageJ takes those of screens and printers over from plain resolution tags."""
 _SQUARE = 0.01
 """Pixels are square if their sides differ by less than this fraction."""
 
@@ -38,13 +49,22 @@ def image_texts(file: tifffile.TiffFile) -> list[str]:
 
 def files_of(file: tifffile.TiffFile) -> set[str]:
     """Return the names of the files that an OME-TIFF says its pages are in."""
-    return set(map(html.unescape, _FILE.findall(file.ome_metadata or ""))) if file.is_ome else set()
+    found = _attributes(_UUID, (file.ome_metadata or "") if file.is_ome else "")
+    return {values["FileName"] for values in found if "FileName" in values}
 
 
 def metadata_file(file: tifffile.TiffFile) -> str | None:
     """Return the name of the file that describes the planes in a file of a larger OME-TIFF; None if it does itself."""
-    found = _ELSEWHERE.search(file.ome_metadata or "") if file.is_ome else None
-    return found and html.unescape(found[1])
+    found = _attributes(_ELSEWHERE, (file.ome_metadata or "") if file.is_ome else "")
+    return next((values["MetadataFile"] for values in found if "MetadataFile" in values), None)
+
+
+def _attributes(tag: re.Pattern[str], text: str) -> list[dict[str, str]]:
+    """Return the attributes of each tag of a kind in OME-XML."""
+    return [
+        {key: html.unescape(double or single) for key, double, single in _ATTRIBUTE.findall(found)}
+        for found in tag.findall(text)
+    ]
 
 
 def channel_names(file: tifffile.TiffFile, text: str, count: int) -> tuple[str, ...]:
@@ -61,11 +81,7 @@ def channel_names(file: tifffile.TiffFile, text: str, count: int) -> tuple[str, 
 
 def _ome_names(text: str) -> list[str]:
     """Return the names in OME-XML, with an empty text for a channel without one."""
-    found = []
-    for tag in _CHANNEL.findall(text):
-        values = {key: html.unescape(double or single) for key, double, single in _ATTRIBUTE.findall(tag)}
-        found.append(values.get("Name", ""))
-    return found
+    return [values.get("Name", "") for values in _attributes(_CHANNEL, text)]
 
 
 def _imagej_labels(file: tifffile.TiffFile, count: int) -> list[str]:
@@ -90,27 +106,34 @@ def pixel_size_of(file: tifffile.TiffFile, text: str) -> float | None:
         text: OME-XML of the image, from `image_texts`.
     """
     if file.is_ome and file.ome_metadata:
-        sizes = dict(_OME_SIZE.findall(text))
-        unit = _OME_UNIT.search(text)
-        return _micrometres([sizes.get("X", ""), sizes.get("Y", sizes.get("X", ""))], unit[1] if unit else "µm")
+        pixels = next(iter(_attributes(_PIXELS, text)), {})
+        width, unit = pixels.get("PhysicalSizeX", ""), pixels.get("PhysicalSizeXUnit", "µm")
+        height = pixels.get("PhysicalSizeY", width), pixels.get("PhysicalSizeYUnit", unit)
+        return _micrometres([(width, unit), height if "PhysicalSizeY" in pixels else (width, unit)])
     if file.is_lsm and file.lsm_metadata:
-        return _micrometres([file.lsm_metadata.get(f"VoxelSize{axis}", "") for axis in "XY"], "m")
+        return _micrometres([(file.lsm_metadata.get(f"VoxelSize{axis}", ""), "m") for axis in "XY"])
     tags = file.pages.first.tags
     found = [tags.get(name) for name in ("XResolution", "YResolution")]
     if file.imagej_metadata is None or None in found:
         return None
+    unit = str(file.imagej_metadata.get("unit", ""))
+    units = unit, str(file.imagej_metadata.get("yunit", unit))
     sides = [tag.value[1] / tag.value[0] if tag.value[0] else "" for tag in found]
-    return _micrometres(sides, str(file.imagej_metadata.get("unit", "")))
+    return _micrometres(list(zip(sides, units, strict=True)))
 
 
-def _micrometres(sides: Sequence[Any], unit: str) -> float | None:
-    """Return the side of square pixels in micrometres; None for other units or invalid numbers."""
-    unit = html.unescape(unit).replace("\\u00B5", "µ").replace("\u03bc", "µ")
+def _micrometres(sides: Sequence[tuple[Any, str]]) -> float | None:
+    """Return the side of square pixels in micrometres; None for other units or invalid numbers.
+
+    Args:
+        sides: Width and height, each with its unit.
+    """
+    units = [html.unescape(unit).replace("\\u00B5", "µ").replace("\u03bc", "µ") for _, unit in sides]
+    if not set(units) <= set(_MICROMETRES):
+        return None
     try:
-        width, height = (float(side) for side in sides)
+        width, height = (float(side) * _MICROMETRES[unit] for (side, _), unit in zip(sides, units, strict=True))
     except ValueError:
         return None
     usable = math.isfinite(width) and math.isfinite(height) and width > 0 and height > 0
-    if unit not in _MICROMETRES or not usable or abs(width - height) > _SQUARE * width:
-        return None
-    return width * _MICROMETRES[unit]
+    return width if usable and abs(width - height) <= _SQUARE * width else None

@@ -53,7 +53,7 @@ _ROUNDED = 1.01
 """How far the side of a reduced level may be from what its scale says, pixels: writers round up or down."""
 Steps = tuple[float, float]
 """Pixels of an image per pixel of a reduced level, by rows and by columns."""
-_RGB_LABELS = ({"red", "green", "blue"}, {"r", "g", "b"})
+_RGB_LABELS = (("red", "green", "blue"), ("r", "g", "b"))
 _RGB_COLOURS = ("FF0000", "00FF00", "0000FF")
 _UNNAMED = ("", "channel")
 _MOST_CHANNELS, _MOST_PLANES = 1_000, 1_000_000
@@ -218,7 +218,7 @@ def open_zarr_image(group: OmeGroup, name: str, pixel_size: float | None = None)
     """
     scales = group.metadata["multiscales"][0]
     axes = Axes.of(scales["axes"], group.folder.name)
-    sides = [_pixel_side(axes, scales, level, group.folder.name) for level in scales["datasets"]]
+    sides = _pixel_sides(axes, scales, group.folder.name)
     opened = _level(sides, pixel_size)
     arrays = _Arrays(group, axes, tuple(str(level["path"]) for level in scales["datasets"]))
     array = arrays.at(opened)
@@ -297,11 +297,13 @@ def _level(sides: Sequence[float | None], wanted: float | None) -> int:
     return max(fine)[1] if fine else 0
 
 
-def _pixel_side(axes: Axes, scales: Mapping[str, Any], level: Mapping[str, Any], name: str) -> float | None:
-    """Return the side of a level's pixels, micrometres; None if it has no unit.
+def _pixel_sides(axes: Axes, scales: Mapping[str, Any], name: str) -> list[float | None]:
+    """Return the side of the pixels of each level, micrometres; None if there is no unit.
+
+    Also None for a reduced level whose pixels are not square, as those of a narrow image are whose writer rounds sides.
 
     Raises:
-        ImageError: The unit is unknown, or X and Y have different units or sizes.
+        ImageError: The unit is unknown, or X and Y have different units or, at full resolution, sizes.
     """
     units = axes.units[axes.y], axes.units[axes.x]
     if units[0] != units[1]:
@@ -309,20 +311,23 @@ def _pixel_side(axes: Axes, scales: Mapping[str, Any], level: Mapping[str, Any],
             f"Expected the same unit for X and Y in {name}; found {units[1] or 'none'} and {units[0] or 'none'}. "
             "Correct the units of its axes."
         )
-    factors = [_scale(scales, axis) * _scale(level, axis) for axis in (axes.y, axes.x)]
-    if min(factors) <= 0 or not all(map(math.isfinite, factors)) or abs(factors[0] / factors[1] - 1) > _SQUARE:
-        raise ImageError(
-            f"Expected square pixels in {name}; found a scale of {factors[1]:g} for X and {factors[0]:g} for Y. "
-            "Correct its coordinateTransformations, or resample the image."
-        )
-    if units[0] is None:
-        return None
-    if units[0] not in _MICROMETRES:
+    if units[0] is not None and units[0] not in _MICROMETRES:
         raise ImageError(
             f"Expected a unit of length that is known in {name}, such as micrometer or nanometer; found {units[0]!r}. "
             "Correct the unit of its axes."
         )
-    return factors[1] * _MICROMETRES[units[0]]
+    found: list[float | None] = []
+    for number, level in enumerate(scales["datasets"]):
+        height, width = (_scale(scales, axis) * _scale(level, axis) for axis in (axes.y, axes.x))
+        usable = min(height, width) > 0 and math.isfinite(height) and math.isfinite(width)
+        square = usable and abs(height / width - 1) <= _SQUARE
+        if not usable or (number == 0 and not square):
+            raise ImageError(
+                f"Expected square pixels in {name}; found a scale of {width:g} for X and {height:g} for Y. "
+                "Correct its coordinateTransformations, or resample the image."
+            )
+        found.append(width * _MICROMETRES[units[0]] if square and units[0] is not None else None)
+    return found
 
 
 def _scale(part: Mapping[str, Any], axis: int) -> float:
@@ -351,7 +356,7 @@ class _Channels:
 
 def _are_rgb(labels: Sequence[str], colours: Sequence[str]) -> bool:
     """Return whether three channels are the colours of one picture, and not stains that are shown in these colours."""
-    if {label.lower() for label in labels} in _RGB_LABELS:
+    if tuple(label.lower() for label in labels) in _RGB_LABELS:
         return True
     unnamed = all(label.lower().rstrip("0123456789: ") in _UNNAMED for label in labels)
     return unnamed and tuple(colours) == _RGB_COLOURS

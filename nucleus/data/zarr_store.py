@@ -29,7 +29,16 @@ if TYPE_CHECKING:
     from zarr.abc.store import ByteRequest, Store
     from zarr.core.buffer import Buffer, BufferPrototype
 
-__all__ = ["ZARR_SUFFIX", "ZarrFolder", "array_key", "bucket_zarr", "is_zarr", "local_zarr", "objects_and_zarrs"]
+__all__ = [
+    "ZARR_SUFFIX",
+    "ZarrFolder",
+    "array_key",
+    "bucket_zarr",
+    "is_zarr",
+    "local_zarr",
+    "objects_and_zarrs",
+    "why_no_zarr",
+]
 
 ZARR_SUFFIX = ".zarr"
 _LARGEST_DOCUMENT = 64 << 20
@@ -47,6 +56,13 @@ _SMALL, _MOST_IN_MEMORY = 1 << 15, 1 << 24
 def is_zarr(name: str) -> bool:
     """Return whether a name or path is that of a Zarr hierarchy."""
     return name.lower().rstrip("/").endswith(ZARR_SUFFIX)
+
+
+def why_no_zarr(folder: Path) -> str | None:
+    """Return why a folder that holds a Zarr hierarchy is not taken for one: its name; None for other folders."""
+    if is_zarr(folder.name) or not any((folder / key).is_file() for key in (".zgroup", ".zattrs", "zarr.json")):
+        return None
+    return f"Expected a name that ends in {ZARR_SUFFIX}, by which Zarr is told from folders; found {folder}. Rename it."
 
 
 def array_key(path: str, zarr_format: int) -> str:

@@ -48,6 +48,7 @@ from .image_files import find_inputs as find_inputs
 from .image_files import is_input as is_input
 from .image_files import predict_files as predict_files
 from .image_files import stem_of as stem_of
+from .image_files import why_not_read as why_not_read
 from .image_parts import IMAGES_OF_A_PART as IMAGES_OF_A_PART
 from .image_parts import ImagePart as ImagePart
 from .image_parts import PartName as PartName

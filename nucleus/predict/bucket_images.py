@@ -32,7 +32,7 @@ from nucleus.data.zarr_store import ZARR_SUFFIX, bucket_zarr, objects_and_zarrs
 from nucleus.errors import AccessDeniedError, DataError, ImageError, ObjectNotFoundError, UsageError
 from nucleus.predict.cells import Expansion, parse_expansion
 from nucleus.predict.formats import LONGEST_ENDING
-from nucleus.predict.image_files import check_stems, is_input, stem_of
+from nucleus.predict.image_files import check_stems, is_input, stem_of, why_not_read
 from nucleus.predict.model import PredictionOptions
 from nucleus.storage.bucket import Bucket, StoredObject
 from nucleus.storage.claims import PrefixClaim, claimed_prefix
@@ -233,6 +233,8 @@ class ImageListing:
                 yield from self._zarr(item) if is_input(item) else ()
             elif is_input(item.key) and not _is_folder_of_console(item):
                 yield from self._object(item)
+            elif (reason := why_not_read(item.key)) is not None:
+                self.unread.add(item.key, f"{self._bucket.uri / item.key}: {reason}")
 
     def _object(self, item: StoredObject) -> Iterator[BucketImage]:
         """Yield an image, or tell why it is none: a worker gets one object, and some slides are several."""

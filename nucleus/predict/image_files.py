@@ -14,7 +14,7 @@ from nucleus.data.images import encode_png
 from nucleus.data.slides import SLIDE_SUFFIXES, slides_among
 from nucleus.data.stacks import PlaneOptions
 from nucleus.data.zarr_plates import image_paths, in_zarr, plate_field, zarr_name
-from nucleus.data.zarr_store import ZarrFolder, is_zarr, local_zarr
+from nucleus.data.zarr_store import ZarrFolder, is_zarr, local_zarr, why_no_zarr
 from nucleus.errors import ImageError, OutputError, UsageError
 from nucleus.predict.blocks import LabelledBlock
 from nucleus.predict.cells import Expansion
@@ -41,10 +41,30 @@ __all__ = [
     "is_input",
     "predict_files",
     "stem_of",
+    "why_not_read",
 ]
 
 _RESULTS = (*ALL_ENDINGS, PLATE_ENDING)
 """Endings of the results of earlier predictions, which are no images to predict."""
+_NOT_READ = {
+    ".czi": "Zeiss CZI",
+    ".zvi": "Zeiss ZVI",
+    ".nd2": "Nikon ND2",
+    ".lif": "Leica LIF",
+    ".oib": "Olympus OIB",
+    ".oif": "Olympus OIF",
+    ".oir": "Olympus OIR",
+    ".vsi": "Olympus VSI",
+    ".ims": "Imaris",
+    ".dv": "DeltaVision",
+    ".stk": "MetaMorph",
+    ".gif": "GIF",
+    ".heic": "HEIF",
+    ".avif": "AVIF",
+    ".jp2": "JPEG 2000",
+    ".jxl": "JPEG XL",
+}
+"""Images of formats that are not read, by their suffix: in a folder they are named, because they would be missed."""
 _LONGEST_NAME = 255
 """Bytes of a file name on Linux."""
 
@@ -100,9 +120,16 @@ def _below(
     folder: Path, above: str, inside: Inputs, series: int | str | None
 ) -> Iterator[tuple[str, Path | ZarrFolder]]:
     """Yield the names and places of the images below a folder; add what cannot be read to `inside`."""
-    listing = list_folder(folder, is_input, zarr=True)
+    if (nameless := why_no_zarr(folder)) is not None:
+        inside.unread[str(PurePosixPath(above))] = nameless
+        return
+    listing = list_folder(folder, lambda path: is_input(path) or why_not_read(path) is not None, zarr=True)
     for name in slides_among(folder, listing.files):
         path, shown = folder / name, str(PurePosixPath(above) / name)
+        reason = why_not_read(name)
+        if reason is not None:
+            inside.unread[shown] = f"{path}: {reason}"
+            continue
         yield from _zarr_images(shown, path, inside, series) if is_zarr(name) and path.is_dir() else [(shown, path)]
     for name, reason in listing.unread.items():
         inside.unread[str(PurePosixPath(above) / name)] = f"{folder / name}: {reason}"
@@ -140,6 +167,12 @@ def is_input(path: str) -> bool:
     """
     other = is_zarr(path) or PurePosixPath(path).suffix.lower() in SLIDE_SUFFIXES
     return (is_image(path) or (other and not is_hidden(path))) and not path.endswith(_RESULTS)
+
+
+def why_not_read(path: str) -> str | None:
+    """Return why an image that is not hidden is no input, as its suffix shows; None for other files."""
+    kind = None if is_hidden(path) else _NOT_READ.get(PurePosixPath(path).suffix.lower())
+    return kind and f"Expected PNG, TIFF, JPEG, BMP, WebP or OME-Zarr; found {kind}. Convert it to OME-TIFF."
 
 
 def stem_of(name: str) -> str:
@@ -252,6 +285,10 @@ def predict_files(
                     _predict_all(model, planned, outputs, channel, found, advance)
             except OutputError as error:  # the tables are kept, as the labels are
                 stopped = error
+            if stopped is None and not found.counts:
+                raise ImageError("Expected images that can be read; found none.")  # so that the tables are not kept
+    except ImageError:  # tables without images would only stand in the way of the next prediction
+        return found
     except OutputError as error:
         raise _with_note(stopped or error, "are missing: predict the images again, into a folder with room") from error
     if stopped is not None:

@@ -158,9 +158,14 @@ def array_source(pixels: ArrayLike, name: str = "image", channel: int | None = N
         channel: Channel to segment, from 0; None segments grey and RGB images as a whole.
 
     Raises:
-        ImageError: The array has another shape or type, or it has several channels and `channel` is None.
+        ImageError: The array has another shape or type, or masked pixels, or it has several channels and `channel` is
+            None.
     """
     array = np.asarray(pixels)
+    if array.dtype.kind == "f" and array.dtype.itemsize > np.dtype(np.float64).itemsize:
+        array = array.astype(np.float64)
+    if np.ma.is_masked(pixels):
+        raise ImageError(f"Expected values in all pixels of {name}; found masked ones. Fill them: image.filled(0).")
     if array.dtype.kind not in "buif" or array.ndim not in {2, 3} or 0 in array.shape:
         raise ImageError(
             f"Expected {name} to be an array of numbers, H x W or H x W x C; found shape {array.shape} of {array.dtype}"

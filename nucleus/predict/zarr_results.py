@@ -303,6 +303,11 @@ class ImageLabels:
         """Return the axes of the labels: those of the image's level of this size, without channels."""
         scales = self._group.metadata["multiscales"][0]
         axes = Axes.of(scales["axes"], str(self._folder))
+        if (axes.y, axes.x) != (len(axes.names) - 2, len(axes.names) - 1):
+            raise ImageError(
+                f"Expected Y and X as the last axes of {self._folder} for --into-image, whose labels have the same; "
+                f"found {', '.join(axes.names)}. Leave out --into-image: the labels get a store of their own."
+            )
         for level in scales["datasets"]:
             array = self._folder.array(level["path"], self._group.zarr_format)
             if array is not None and (array.shape[axes.y], array.shape[axes.x]) == image.shape:

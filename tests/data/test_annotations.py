@@ -11,14 +11,16 @@ from typing import Any
 import numpy as np
 import pytest
 import roifile
+import tifffile
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask  # type: ignore[import-untyped]
 
 from nucleus.data.annotations import read_geojson, read_rois
 from nucleus.data.coco import coco_shapes, read_coco
-from nucleus.data.images import encode_png
+from nucleus.data.images import decode_image, encode_png
 from nucleus.data.intake import read_items, read_source
-from nucleus.data.layouts import MaskForm, find_images
+from nucleus.data.layouts import find_images
+from nucleus.data.masks import MaskForm
 from nucleus.data.shapes import Ellipse, Polygons, Shape, labels_from_shapes
 from nucleus.data.shards import decode_record
 from nucleus.data.sources import open_source
@@ -143,6 +145,19 @@ def test_geojson_gives_back_the_labels(form: str, pictures: dict[str, Labels], t
         assert (labels[name[:-4]] == truth).all()
 
 
+def test_outlines_of_an_image_with_an_orientation_tag_are_remarked(pictures: dict[str, Labels], tmp_path: Path) -> None:
+    """Programs that turn images by the tag draw outlines in another frame than that of the stored pixels."""
+    for number, (name, truth) in enumerate(pictures.items()):
+        image = decode_image((tmp_path / "source" / name).read_bytes(), name)
+        (tmp_path / "source" / name).unlink()
+        tags = [(274, "H", 1, 3, True)] if number else []
+        tifffile.imwrite(tmp_path / "source" / f"a{number}.tif", image, photometric="rgb", extratags=tags)
+        (tmp_path / "source" / f"a{number}.geojson").write_text(json.dumps(geojson_of(truth)))
+    _, _, remarks = imported(tmp_path / "source", tmp_path / "spool")
+    assert [remark for remark in remarks if "orientation tag" in remark] == remarks
+    assert len(remarks) == 2
+
+
 @pytest.mark.parametrize("name", ["{}_RoiSet.zip", "{}.zip", "{}.rois.zip", "RoiSet_{}.zip"])
 def test_roi_sets_give_back_the_labels(name: str, pictures: dict[str, Labels], tmp_path: Path) -> None:
     for image, truth in pictures.items():
@@ -240,6 +255,8 @@ def test_objects_of_qupath() -> None:
         (feature({"type": "Point", "coordinates": [1, 2]}, objectType="detection"), "is Point"),
         (feature({**area(square(0, 0, 6)), "plane": {"c": -1, "z": 3, "t": 0}}, objectType="detection"), "z 3"),
         (feature(area([[0, 0], [1, 1]])), "2 points"),
+        ([feature({"type": "Point", "coordinates": [1, 2]})] * 3, "3 objects of other"),
+        (feature(area(square(0, 0, 8)), objectType="tile"), "1 object of other"),
         (feature({"type": "Polygon", "coordinates": [[["a", 0], [1, 1], [2, 2]]]}), "pairs of numbers"),
         (feature({"type": "Polygon", "coordinates": 5}), "lists"),
         ({"shapes": []}, "FeatureCollection"),

@@ -3,7 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from nucleus.data.layouts import Layout, MaskForm, find_images
+from nucleus.data.layouts import Layout, find_images
+from nucleus.data.masks import MaskForm
 from nucleus.data.sources import open_source
 from nucleus.errors import DataError
 
@@ -133,6 +134,22 @@ def test_masks_are_never_guessed(tmp_path: Path) -> None:
     assert "3_label.png and labels/3_mask.png" in str(found["3"].problem)
     assert list(layout.left_out) == ["labels"]
     assert "2 files of this folder" in layout.left_out["labels"]
+
+
+@pytest.mark.parametrize(
+    ("images", "mask"),
+    [
+        (("images/a.png", "images/a.tif"), "labels/a.png"),
+        (("inputs/a.png", "images/a.png"), "masks/a.png"),
+        (("a.JPG", "a.png"), "a_masks.tif"),
+        (("a.jpg", "a.png"), "a.geojson"),
+    ],
+)
+def test_two_images_of_one_name_share_no_mask(images: tuple[str, str], mask: str, tmp_path: Path) -> None:
+    layout = layout_of(tmp_path, *images, mask)
+    assert len(layout.images) == 2
+    for image in layout.images:
+        assert all(name in str(image.problem) for name in (*images, mask))
 
 
 def test_masks_beside_their_images(tmp_path: Path) -> None:

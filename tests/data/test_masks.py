@@ -307,6 +307,19 @@ def test_a_size_that_differs_by_an_orientation_tag_is_explained() -> None:
         labels_from_mask(("m", tif(labels.T)), labels.shape, orientation=8)
 
 
+def test_an_orientation_tag_that_only_the_image_or_only_the_mask_has_is_remarked() -> None:
+    labels, turned = scene(), [(274, "H", 1, 3, True)]
+    plain, tagged = ("plain", tif(labels)), ("tagged", tif(labels, extratags=turned))
+    single = [(name, tif(byte(labels == number), extratags=turned)) for number, name in ((1, "a"), (2, "b"))]
+    for mask, orientation, named in ((plain, 1, []), (plain, 3, ["plain"]), (tagged, 3, []), (tagged, 1, ["tagged"])):
+        found = labels_from_mask(mask, labels.shape, orientation)
+        assert [name for _, names in found.remarks for name in names] == named
+        assert (found.labels == labels).all()
+    ((said, names),) = labels_from_masks(single, labels.shape).remarks
+    assert "orientation tag" in said
+    assert names == ("a", "b")
+
+
 @st.composite
 def random_scenes(draw: st.DrawFn) -> np.ndarray:
     """Labels of rectangles, which may touch and hide each other, and have any values."""

@@ -337,6 +337,8 @@ def test_channels_by_name() -> None:
         channel_number(stack, "Gfp")
     with pytest.raises(ImageError, match=r"names no channels\. Give its number"):
         channel_number(Stack(name="x", times=1, depths=1, plane=pytest.fail), "DAPI")
+    wavelengths = Stack(name="x", times=1, depths=1, plane=pytest.fail, channels=("488", "405", "0"))
+    assert [channel_number(wavelengths, channel) for channel in (405, "405", 0, "0", 2, 640)] == [1, 1, 0, 2, 2, 640]
 
 
 @pytest.mark.parametrize(
@@ -348,6 +350,7 @@ def test_channels_by_name() -> None:
         ('<Channel ID="0" Name="&lt;a&gt;"><LightPath/></Channel><Channel ID="1" Name="b"/>', ("<a>", "b")),
         ('<!-- <Image><Channel Name="no"/> --><Channel ID="0" Name="a"/><Channel ID="1" Name="b"/>', ("a", "b")),
         ('<Channel ID="0" Name="only one"/>', ()),
+        ('<Channel ID="0" Name="a>b"/><Channel ID="1" Name = "b"/>', ("a>b", "b")),
     ],
 )
 def test_names_of_channels_in_ome(xml: str, expected: tuple[str, ...], tmp_path: Path) -> None:

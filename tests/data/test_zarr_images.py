@@ -142,6 +142,21 @@ def test_the_level_is_the_coarsest_that_is_fine_enough(tmp_path: Path, version: 
     assert open_zarr(folder)[0].plane(0, 0).shape == (80, 80, 1)
 
 
+def test_reduced_levels_of_a_narrow_image_need_no_square_pixels(tmp_path: Path) -> None:
+    """Some writers state the ratio of the sides, which are rounded."""
+    folder = write_image(tmp_path / "a.zarr", pixels_of((37, 200)), axes="yx", side=0.5, levels=3)
+    document = json.loads((folder / "zarr.json").read_text())
+    for level, rows in enumerate((37, 19, 10)):
+        scale = [0.5 * 37 / rows, 0.5 * 2**level]
+        steps = document["attributes"]["ome"]["multiscales"][0]["datasets"][level]["coordinateTransformations"]
+        steps[0]["scale"] = scale
+    (folder / "zarr.json").write_text(json.dumps(document))
+    plane = open_zarr(folder)[0].plane(0, 0)
+    assert (plane.shape, plane.pixel_size) == ((37, 200, 1), 0.5)
+    assert [level.steps for level in plane.levels()] == [pytest.approx((37 / 19, 2)), pytest.approx((3.7, 4))]
+    assert open_zarr(folder, pixel_size=1.0)[0].plane(0, 0).shape == (37, 200, 1)
+
+
 def test_micrometres_come_from_the_unit_and_both_scales(tmp_path: Path) -> None:
     nanometres = {"unit": "nanometer"}
     folder = write_image(tmp_path / "a.zarr", pixels_of((8, 8)), axes="yx", side=100, y=nanometres, x=nanometres)
@@ -162,6 +177,7 @@ def test_without_units_the_size_is_unknown(tmp_path: Path) -> None:
     [
         (("Red", "Green", "Blue"), "uint8", True),
         (("R", "G", "B"), "uint16", False),
+        (("Blue", "Green", "Red"), "uint8", False),
         (("DAPI", "b", "c"), "uint8", False),
     ],
 )

@@ -125,3 +125,5 @@ def test_a_choice_is_for_zarr_alone(tmp_path: Path, bucket: Bucket, dozen: Path)
         imported(dozen, bucket, labels="nuclei")
     with pytest.raises(DataError, match="found none in labels/"):
         imported(write_image(tmp_path / "a.zarr", pair(1)[0], axes="yx"), bucket)
+    with pytest.raises(DataError, match=r"ends in \.zarr"):
+        imported(write_image(tmp_path / "6001240", pair(1)[0], axes="yx"), bucket)

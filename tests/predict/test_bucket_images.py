@@ -289,10 +289,12 @@ def test_keys_of_every_kind(bucket: Bucket, pictures: Path) -> None:
     for key, data in contents.items():
         bucket._client.put_object(Bucket=bucket.uri.bucket, Key=f"{bucket.uri.key}/images/{key}", Body=data)
     bucket.put("images/empty.png", b"")
+    bucket.put("images/a/b.czi", b"")
     settings = settings_for(bucket)
     listing = ImageListing(settings)
     assert {image.key for image in listing} == {*GOOD_KEYS, "empty.png"}
     unread = listing.unread.kept
+    assert "found Zeiss CZI" in unread.pop("a/b.czi")
     assert set(unread) == set(ODD_KEYS)
     for key, reason in ODD_KEYS.items():
         assert reason in unread[key]

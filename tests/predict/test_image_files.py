@@ -31,7 +31,7 @@ def images(folder: Path, *names: str) -> Path:
 
 def test_folders_are_read_at_any_depth_and_results_keep_the_tree(tmp_path: Path) -> None:
     plate = images(tmp_path / "plate", "a.png", "sub/a.png", "sub/deep/b.PNG", "x.tif/y.png", ".hidden.png", "._a.png")
-    images(plate, ".git/c.png", "__MACOSX/a.png", "old.overlay.png")
+    images(plate, ".git/c.png", "__MACOSX/a.png", "old.overlay.png", "sub/b.CZI", ".b.czi", "notes.txt")
     images(tmp_path / "far", "d.png")
     (plate / "link").symlink_to(tmp_path / "far")
     (plate / "sub" / "circle").symlink_to(plate)
@@ -40,7 +40,8 @@ def test_folders_are_read_at_any_depth_and_results_keep_the_tree(tmp_path: Path)
     found = find_inputs([plate])
     names = ["a.png", "link/d.png", "sub/a.png", "sub/deep/b.PNG", "x.tif/y.png"]
     assert list(found.images) == names
-    assert set(found.unread) == {"gone.png", "v.zarr"}
+    assert set(found.unread) == {"gone.png", "sub/b.CZI", "v.zarr"}
+    assert "found Zeiss CZI" in found.unread["sub/b.CZI"]
     assert all(str(plate / name) in reason for name, reason in found.unread.items())
 
     out = plate / "results"
@@ -77,6 +78,10 @@ def test_nothing_is_written_if_nothing_can_be_read(tmp_path: Path) -> None:
     found = predict_files(small_model(), [tmp_path / "a.png"], tmp_path / "out")
     assert set(found.failures) == {"a.png"}
     assert not (tmp_path / "out").exists()
+    tifffile.imwrite(tmp_path / "b.tif", np.zeros((2, 40, 50), np.uint8), imagej=True, metadata={"axes": "CYX"})
+    without_choice = predict_files(small_model(), [tmp_path / "b.tif"], tmp_path / "out")
+    assert "--channel 0" in without_choice.failures["b.tif"]
+    assert not list((tmp_path / "out").iterdir())  # nothing that would be replaced when the choice is added
 
 
 @pytest.mark.parametrize(

@@ -97,6 +97,7 @@ def test_arrays_of_many_shapes_and_depths() -> None:
         (GREY.astype(np.int64), None),
         (GREY.astype(">u2"), None),
         (GREY.tolist(), None),
+        (np.ma.masked_less(GREY, 0), None),
     ):
         assert np.array_equal(model.segment(pixels, channel=channel).labels, expected)
     assert list(model.segment(several, channel=4).table.columns) == list(nucleus_columns(5)), (
@@ -104,6 +105,8 @@ def test_arrays_of_many_shapes_and_depths() -> None:
     )
     half = (GREY / 255).astype(np.float16)
     assert np.array_equal(model.segment(half).labels, model.segment(half.astype(np.float32)).labels)
+    long = GREY.astype(np.longdouble)
+    assert np.array_equal(model.segment(long).labels, model.segment(GREY.astype(np.float64)).labels)
     assert model.segment(GREY > 100).count == model.segment((GREY > 100).astype(np.uint8) * 255).count > 10
 
 
@@ -122,6 +125,7 @@ def test_arrays_of_many_shapes_and_depths() -> None:
         (np.zeros((40, 30, 4)), {"channel": 4}, "Expected channel 4 in image; it has 4"),
         (np.pad(GREY[..., np.newaxis], ((0, 0), (0, 0), (3, 0))), {}, "channel 3 .*--channel 3"),
         (np.full((40, 30), np.nan), {}, "NaN"),
+        (np.ma.masked_greater(GREY, 100), {}, "masked"),
         ("nowhere.png", {}, "nowhere.png"),
         (Path(), {}, "Expected OME-Zarr"),
     ],

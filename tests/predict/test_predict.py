@@ -288,6 +288,11 @@ def test_microscopes_files(tmp_path: Path) -> None:
         ('PhysicalSizeX="1e999"', None),
         ('PhysicalSizeX="-"', None),
         ('PhysicalSizeX="2" PhysicalSizeXUnit="furlong"', None),
+        ('PhysicalSizeX="0.5" PhysicalSizeY="500" PhysicalSizeYUnit="nm"', 0.5),
+        ('PhysicalSizeX="0.5" PhysicalSizeXUnit="µm" PhysicalSizeY="0.5" PhysicalSizeYUnit="mm"', None),
+        ('PhysicalSizeX="500" PhysicalSizeXUnit="nm" PhysicalSizeY="500"', 0.5),
+        ("PhysicalSizeX='500' PhysicalSizeXUnit='nm' PhysicalSizeY='500' PhysicalSizeYUnit='nm'", 0.5),
+        ('PhysicalSizeX = "5000" PhysicalSizeXUnit = "Å"', 0.5),
     ],
 )
 def test_pixel_sizes_of_ome_files(ome: str, expected: float | None, tmp_path: Path) -> None:
@@ -304,6 +309,9 @@ def test_pixel_sizes_of_ome_files(ome: str, expected: float | None, tmp_path: Pa
     escaped = tmp_path / "ij.tif"
     tifffile.imwrite(escaped, spots(30, 40), imagej=True, resolution=(2.0, 2.0), metadata={"unit": "\\u00B5m"})
     assert open_source(escaped).pixel_size == 0.5
+    other = {"unit": "um", "yunit": "mm"}
+    tifffile.imwrite(escaped, spots(30, 40), imagej=True, resolution=(2.0, 2.0), metadata=other)
+    assert open_source(escaped).pixel_size is None
 
 
 def test_files_that_hold_more_than_one_image(tmp_path: Path) -> None:

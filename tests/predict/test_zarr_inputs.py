@@ -90,6 +90,9 @@ def test_zarr_lies_beside_other_images_and_is_not_walked_through(tmp_path: Path)
     assert labels[0] == labels[1]
     with pytest.raises(UsageError, match="multiscales"):
         find_inputs([folder / "bad.zarr"])
+    nameless = write_image(tmp_path / "6001240", spots(60, 70, 7), axes="yx")
+    with pytest.raises(UsageError, match=r"ends in \.zarr"):
+        find_inputs([nameless])
 
 
 def test_names_of_results() -> None:

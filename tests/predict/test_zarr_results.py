@@ -128,6 +128,9 @@ def test_where_labels_cannot_go_is_said(tmp_path: Path) -> None:
     image = write_image(tmp_path / "a.zarr", spots(*SHAPE, 7), axes="yx")
     with pytest.raises(ImageError, match="level of"):
         ImageLabels(image, IntoImage()).check(Frame("a", (30, 35)), cells=False)
+    turned = write_image(tmp_path / "turned.zarr", spots(*SHAPE, 7), axes="xy")
+    with pytest.raises(ImageError, match=r"last axes .* found x, y"):
+        ImageLabels(turned, IntoImage()).check(Frame("turned", SHAPE[::-1]), cells=False)
     (tmp_path / "elsewhere").mkdir()
     (image / "labels").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(ImageError, match="link"):
