@@ -1,6 +1,7 @@
 """Workspaces of the page: what a browser sends, and what is left of what could not be taken."""
 
 import asyncio
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,7 +14,7 @@ from nucleus.data.synthetic import generated_image
 from nucleus.errors import RequestError, UsageError
 from nucleus.page.page_images import ImageOptions
 from nucleus.page.routes import page_router
-from nucleus.page.sessions import PageLimits, Workspace
+from nucleus.page.sessions import PageLimits, Workspace, Workspaces
 from nucleus.serve.problems import add_problems
 from nucleus.storage.bucket import Bucket
 
@@ -64,6 +65,20 @@ def test_a_failure_leaves_what_was_found_before(workspace: Workspace) -> None:
     assert image.document()["nuclei"] == 3
     workspace.segment_again(image, ImageOptions())
     assert (image.message, image.version) == (None, 3)  # never that of another segmentation
+
+
+def test_a_system_that_removes_old_temporary_files(tmp_path: Path) -> None:
+    """As systemd does after ten days: who comes then begins anew, and who was there is told so."""
+    workspaces = Workspaces(no_model, folder=tmp_path)  # type: ignore[arg-type]
+    token, workspace = workspaces.create()
+    assert workspaces.get(token) is workspace
+    shutil.rmtree(workspace.folder.parent)
+    assert workspaces.get(token) is None
+    token, workspace = workspaces.create()
+    assert workspaces.get(token) is workspace
+    assert workspace.folder.is_dir()
+    workspaces.close()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_names_of_layers(workspace: Workspace) -> None:
