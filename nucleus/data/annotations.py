@@ -95,11 +95,12 @@ def read_geojson(data: bytes, name: str) -> tuple[list[Shape], Remarks]:
     shapes: list[Shape] = []
     for number, (feature, kind) in enumerate(zip(features, kinds, strict=True), 1):
         title = _title(feature, number, name)
-        geometry = _geometry(feature, kind, title) if kind in wanted else None
+        ignored = _is_ignored(feature)
+        geometry = _geometry(feature, kind, title) if kind in wanted and not ignored else None
         if geometry is not None and (kind in _NUCLEI or geometry.get("type") in _AREAS):
             shapes.append(_polygons(geometry, title))
         else:
-            what = kind or "feature"
+            what = "of an ignored class" if ignored else kind or "feature"
             passed[f"Objects of GeoJSON that are no outlines of nuclei ({what}), passed over"].append(title)
     if passed and not shapes:
         raise ImageError(
@@ -129,6 +130,13 @@ def _kind(feature: Mapping[str, Any]) -> str:
         stated = properties.get("objectType") or properties.get("object_type")
     stated = stated or _LEGACY.get(str(feature.get("id")))
     return str(stated).lower() if stated else _NO_OBJECT
+
+
+def _is_ignored(feature: Mapping[str, Any]) -> bool:
+    """Return whether an object is of a class such as `Ignore*` or `Region*`: QuPath leaves out those with a star."""
+    properties = feature.get("properties")
+    found = properties.get("classification") if isinstance(properties, dict) else None
+    return isinstance(found, dict) and str(found.get("name")).endswith("*")
 
 
 def _title(feature: Mapping[str, Any], number: int, name: str) -> str:

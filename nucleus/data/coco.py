@@ -101,7 +101,7 @@ def _images(records: Sequence[dict[str, Any]], name: str) -> dict[str, CocoImage
             )
         names.add(file_name)
         size = (record.get("height"), record.get("width"))
-        whole = all(isinstance(side, int) and side > 0 for side in size)
+        whole = all(isinstance(side, int | float) and side > 0 and side % 1 == 0 for side in size)  # 512.0 too
         found[key] = CocoImage(file_name.replace("\\", "/"), size if whole else None, [], name)  # type: ignore[arg-type]
     return found
 

@@ -55,6 +55,9 @@ _OTHER_FORMATS = {
     "SVG or XML": re.compile(rb"\s*<(svg|\?xml)"),
     "HDF5": re.compile(rb"\x89HDF"),
     "Zeiss CZI": re.compile(rb"ZISRAWFILE"),
+    "Nikon ND2": re.compile(rb"\xda\xce\xbe\x0a"),
+    "Leica LIF": re.compile(rb"\x70\0\0\0....\x2a", re.DOTALL),
+    "Olympus OIB or Zeiss ZVI": re.compile(rb"\xd0\xcf\x11\xe0"),
     "Netpbm": re.compile(rb"P[1-7]\s"),
     "OpenEXR": re.compile(rb"v/1\x01"),
 }

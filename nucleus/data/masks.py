@@ -20,6 +20,7 @@ __all__ = [
     "MaskLabels",
     "Remarks",
     "check_labels",
+    "is_divided",
     "labels_from_mask",
     "labels_from_masks",
     "labels_from_stored",
@@ -162,7 +163,7 @@ def labels_from_masks(masks: Sequence[MaskFile], shape: tuple[int, int], orienta
         if mask.any():
             count += 1
             _check_count(count, name)
-            divided += _is_divided(content.numbers)
+            divided += is_divided(content.numbers)
             labels[mask] = count
     return MaskLabels(labels.astype(np.uint16), divided=divided, remarks=turned(unlike))
 
@@ -189,7 +190,7 @@ def _components(content: MaskContent, name: str) -> NDArray[np.int32]:
     return np.asarray(labels, np.int32)
 
 
-def _is_divided(numbers: NDArray[np.int32]) -> bool:
+def is_divided(numbers: NDArray[np.int32] | NDArray[np.bool_]) -> bool:
     """Return whether a mask that is not empty has two or more components of similar size."""
     mask = (numbers > 0).astype(np.uint8)
     left, top, width, height = cv2.boundingRect(mask)

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nucleus.data.images import LabelImage
-from nucleus.data.masks import MaskLabels, check_labels
+from nucleus.data.masks import MaskLabels, check_labels, is_divided
 from nucleus.errors import ImageError
 from nucleus.text import plural
 
@@ -225,6 +225,7 @@ class _Drawn:
     places: list[tuple[slice, slice]] = field(default_factory=list)
     packed: list[NDArray[np.uint8]] = field(default_factory=list)
     areas: list[int] = field(default_factory=list)
+    divided: int = 0
 
     def add(self, shape: Shape, patch: _Patch, area: int) -> None:
         height, width = patch.mask.shape
@@ -232,6 +233,7 @@ class _Drawn:
         self.places.append((slice(patch.top, patch.top + height), slice(patch.left, patch.left + width)))
         self.packed.append(np.packbits(patch.mask))
         self.areas.append(area)
+        self.divided += is_divided(patch.mask)
 
     def mask(self, number: int) -> NDArray[np.bool_]:
         rows, columns = self.places[number]
@@ -267,7 +269,8 @@ def labels_from_shapes(shapes: Sequence[Shape], shape: tuple[int, int], name: st
     check_labels(labels, name)
     if _may_be_smaller(labels):
         remarks[_SMALLER].append(name)
-    return MaskLabels(labels.astype(np.uint16), remarks=tuple((text, tuple(of)) for text, of in remarks.items()))
+    found = tuple((text, tuple(of)) for text, of in remarks.items())
+    return MaskLabels(labels.astype(np.uint16), divided=drawn.divided, remarks=found)
 
 
 _SMALLER = (

@@ -60,7 +60,8 @@ def open_tiff(content: Content, name: str) -> PixelFile:
         for part in parts:
             part.check_size(file.filehandle.size)
         size = pixel_size_of(file, image_texts(file)[file.series.index(images[0])])
-        facts = replace(_facts(pages[0].keyframe, alone=len(pages) == 1), pages=sum(map(_planes, images)))
+        facts = _facts(pages[0].keyframe, alone=len(pages) == 1)
+        facts = replace(facts, palette=parts[0].palette, pages=sum(map(_planes, images)))
         return replace(_pixel_file(parts, name, facts, size), several=several)
 
 
@@ -150,7 +151,7 @@ def _stack(
         for part in parts:
             part.check_size(size_of(part))
         return replace(
-            _pixel_file(parts, place, facts, pixel_size),
+            _pixel_file(parts, place, replace(facts, palette=parts[0].palette), pixel_size),
             levels=lambda: _levels(levels, order[time, depth], parts, size_of),
         )
 
@@ -425,7 +426,6 @@ def _facts(page: tifffile.TiffPage, *, alone: bool) -> PixelFacts:
         colours=_colours(page) if alone else 1,
         bits=page.bitspersample,
         alpha=_alpha(page) if alone else None,
-        palette=page.colormap.T.copy() if page.photometric == _PALETTE and page.colormap is not None else None,
         white_is_zero=page.photometric == _WHITE_IS_ZERO,
         orientation=orientation if orientation in range(1, 9) else 1,
     )

@@ -25,6 +25,8 @@ JPEG = frozenset({6, 7, 33007, 34892})
 _MOST = {1: 1, 5: 4096, 8: 1100, 32946: 1100, 50013: 1100, 32773: 128}
 """Largest number of decoded bytes from one: none, LZW, Deflate, PackBits."""
 _MOST_OTHERS = 1 << 17
+_PALETTE = 3
+"""Photometric interpretation of indices of a palette."""
 _LARGEST_TILE = 1 << 24
 """Images with larger tiles, bytes, are unpacked once, instead of decoded whenever a part is read."""
 _KEPT_BYTES = 1 << 25
@@ -44,6 +46,7 @@ class StoredPage:
         offsets: Place of each strip or tile in the file, bytes.
         counts: Size of each strip or tile, bytes.
         options: Options of the decoder: tables of JPEG.
+        palette: K x 3 colours of the page, or None: each page of a stack may have its own.
     """
 
     content: Content
@@ -52,6 +55,7 @@ class StoredPage:
     offsets: tuple[int, ...]
     counts: tuple[int, ...]
     options: dict[str, Any]
+    palette: NDArray[Any] | None = None
 
     @classmethod
     def of(cls, page: Any, content: Content, name: str, shift: int = 0) -> "StoredPage":
@@ -61,7 +65,9 @@ class StoredPage:
         options = {"jpegtables": page.jpegtables, "jpegheader": keyframe.jpegheader} if jpeg else {}
         keyframe.init_decode()
         offsets = tuple(offset + shift for offset in page.dataoffsets) if shift else tuple(page.dataoffsets)
-        return cls(content, name, keyframe, offsets, tuple(page.databytecounts), options)
+        colours = page.aspage().colormap if keyframe.photometric == _PALETTE else None
+        palette = None if colours is None else colours.T.copy()
+        return cls(content, name, keyframe, offsets, tuple(page.databytecounts), options, palette)
 
     def check_size(self, size: int) -> None:
         """Raise `ImageError` if strips or tiles are missing in the file, which has `size` bytes."""

@@ -26,6 +26,7 @@ from nucleus.predict.model import Model, PredictionOptions, load_pulled
 from nucleus.registry.versions import pull_cached
 from nucleus.storage.bucket import Bucket
 from nucleus.storage.files import temporary_folder
+from nucleus.storage.uri import parse_uri
 
 __all__ = ["PageService", "page_router"]
 
@@ -398,7 +399,9 @@ class _Page:
     def bucket(self, request: "fastapi.Request", prefix: str = "") -> "fastapi.Response":
         """Answer with the folders and images directly below a prefix of the project's bucket."""
         self._workspace(request)
-        objects, folders = self._project().children(prefix.strip("/"))
+        bucket, inside = self._project(), prefix.strip("/")
+        parse_uri(f"{bucket.uri}/{inside}")  # no steps upwards
+        objects, folders = bucket.children(inside)
         images = [{"key": each.key, "size": each.size} for each in objects if is_image(each.key)]
         return _json({"folders": folders, "images": images[:_MOST_LISTED], "more": max(0, len(images) - _MOST_LISTED)})
 
@@ -409,6 +412,7 @@ class _Page:
         for key in asked.keys:
             if not is_image(key):
                 raise UsageError(f"Expected the key of an image; found {key!r}.")
+            parse_uri(f"{bucket.uri}/{key}")  # no steps upwards, which some servers take for another prefix
             there = bucket.find(key)
             self._check_size(there.size if there else 0)
             with workspace.new_file(key) as (folder, file):

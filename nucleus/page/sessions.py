@@ -267,14 +267,21 @@ class Workspaces:
         self.limits = limits or PageLimits()
         self._model = model
         self._executor = executor or ThreadPoolExecutor(1, "page")
-        self._temporary = tempfile.TemporaryDirectory(prefix="nucleus-page-", dir=folder, ignore_cleanup_errors=True)
+        self._folder = folder
+        self._temporary = self._new_folder()
         self._found: dict[str, Workspace] = {}
         self._lock = threading.Lock()
 
+    def _new_folder(self) -> "tempfile.TemporaryDirectory[str]":
+        return tempfile.TemporaryDirectory(prefix="nucleus-page-", dir=self._folder, ignore_cleanup_errors=True)
+
     def get(self, token: str | None) -> Workspace | None:
-        """Return the workspace of a token; None if there is none."""
+        """Return the workspace of a token; None if there is none, or if the system has removed its old files."""
         with self._lock:
             found = self._found.get(token or "")
+            if found is not None and not found.folder.is_dir():
+                del self._found[token or ""]
+                return None
             if found is not None:
                 found.used = time.monotonic()
             return found
@@ -284,6 +291,9 @@ class Workspaces:
         token = secrets.token_urlsafe(_TOKEN_BYTES)
         with self._lock:
             self._remove_idle()
+            if not Path(self._temporary.name).is_dir():
+                self._temporary.cleanup()
+                self._temporary = self._new_folder()
             folder = Path(self._temporary.name) / secrets.token_hex(_ID_BYTES)
             folder.mkdir()
             self._found[token] = Workspace(folder, self._model, self.limits)

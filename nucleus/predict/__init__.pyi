@@ -110,7 +110,7 @@ from .plates import plates_of as plates_of
 from .results import RowWriter as RowWriter
 from .results import overlay_of as overlay_of
 from .results import replaced_results as replaced_results
-from .results import write_image as write_image
+from .results import write_results as write_results
 from .scaled_image import ScaledImage as ScaledImage
 from .segmentation import Segmentation as Segmentation
 from .sizing import View as View

@@ -23,7 +23,7 @@ from nucleus.predict.measurement import frame_of, image_columns, nucleus_columns
 from nucleus.predict.model import IMAGES_AT_ONCE, Model
 from nucleus.predict.planes import FileImage, ImageOpener, PlannedImages, plan_images
 from nucleus.predict.plates import PLATE_ENDING, Wells, draw_plate, plates_of
-from nucleus.predict.results import replaced_results, write_image
+from nucleus.predict.results import replaced_results, write_results
 from nucleus.predict.scaled_image import ScaledImage
 from nucleus.predict.table_files import IMAGES_TABLE, NUCLEI_TABLE, TABLE_FILES, CsvTable, csv_table, finish_tables
 from nucleus.predict.zarr_results import ImageLabels, IntoImage
@@ -353,7 +353,7 @@ class _Outputs:
         own = ImageLabels(of.file, self.into) if self.into is not None and "zarr" in self.formats else None
         files = [name for name in self.formats if own is None or name != "zarr"]
         with self.nuclei.rows() as rows, replaced_results(stem, files, cells=self.expansion is not None):
-            row = write_image(model, image, blocks, stem, rows, files, self.expansion, own)
+            row = write_results(model, image, blocks, stem, rows, files, self.expansion, own)
         try:
             self.images.add(row)
         except OSError:

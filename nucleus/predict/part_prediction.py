@@ -17,7 +17,7 @@ from nucleus.predict.image_parts import ImagePart, PartName
 from nucleus.predict.model import IMAGES_AT_ONCE, Model
 from nucleus.predict.part_tables import ImageRows, ObjectRows, read_part, write_part
 from nucleus.predict.planes import FileImage, ImageOpener, PlannedImages, plan_images
-from nucleus.predict.results import write_image
+from nucleus.predict.results import write_results
 from nucleus.predict.scaled_image import ScaledImage
 from nucleus.predict.source import stacks_of
 from nucleus.storage.bucket import Bucket
@@ -249,7 +249,7 @@ class PartPredictor:
         table = ImageRows(result_path(stem, ".parquet"), channels, plate=plate, cells=expansion is not None)
         try:
             formats = self._settings.formats
-            row = write_image(self._model, scaled, blocks, stem, table, formats, expansion, save=files.save)
+            row = write_results(self._model, scaled, blocks, stem, table, formats, expansion, save=files.save)
         except ImageError as error:  # a part of a large image may be damaged
             return ImageOutcome(files.image.key, image.title, failure=self._message(str(error), files))
         files.rows[image] = ObjectRows(files.image, True, channels, plate, [row], [table])

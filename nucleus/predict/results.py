@@ -34,7 +34,7 @@ from nucleus.predict.scaled_image import ScaledImage
 from nucleus.predict.zarr_results import ImageLabels
 from nucleus.storage.files import write_atomic
 
-__all__ = ["RowWriter", "overlay_of", "replaced_results", "write_image"]
+__all__ = ["RowWriter", "overlay_of", "replaced_results", "write_results"]
 
 _LARGEST_SIDE = 4096
 
@@ -71,7 +71,7 @@ class RowWriter(Protocol):
         """Add rows."""
 
 
-def write_image(
+def write_results(
     model: Model,
     image: ScaledImage,
     blocks: Iterable[LabelledBlock],

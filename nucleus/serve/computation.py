@@ -160,7 +160,7 @@ def _cost(image: ScaledImage, options: SegmentOptions) -> int:
 def _found(
     model: Model, ticket: Ticket, chosen: ChosenPlane, image: ScaledImage, blocks: Iterable[LabelledBlock]
 ) -> FoundImage:
-    """Return the nuclei of an image, as `nucleus.predict.write_image` writes them."""
+    """Return the nuclei of an image, as `nucleus.predict.write_results` writes them."""
     frame, summary, rows = frame_of(image.source), NucleiSummary(), []
     with assembled_labels(frame.shape, Path(tempfile.gettempdir())) as labels:
         for part in measure_blocks(frame, _watched(ticket, blocks), labels):

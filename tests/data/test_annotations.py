@@ -242,6 +242,9 @@ def test_objects_of_qupath() -> None:
     assert (len(shapes), len(remarks)) == (1, 1)
     shapes, remarks = read([tissue])  # outlines drawn by hand are annotations
     assert (len(shapes), remarks) == (1, ())
+    ignored = feature(area(square(0, 0, 8)), objectType="annotation", classification={"name": "Ignore*"})
+    shapes, remarks = read([tissue, ignored])
+    assert (len(shapes), ["ignored class" in text for text, _ in remarks]) == (1, [True])
     old = {**cell, "id": "PathCellObject", "properties": {}}
     assert filled(read(old)[0]).sum() == 9
     point = feature({"type": "Point", "coordinates": [1, 2]})
@@ -363,6 +366,19 @@ def coco_labels(document: dict[str, Any]) -> tuple[Labels, list[str]]:
 def test_polygons_of_one_object_are_one_nucleus_and_their_overlap_is_inside() -> None:
     labels, _ = coco_labels(coco(segmentation=[[0, 0, 4, 0, 4, 4, 0, 4], [2, 2, 6, 2, 6, 6, 2, 6]]))
     assert (labels.max(), labels.sum()) == (1, 28)
+
+
+def test_an_object_in_parts_is_one_nucleus_and_counted_as_divided() -> None:
+    """An outline of all nuclei of an image at once is one object; the import warns of it."""
+    apart = Polygons("p", ((np.array(square(0, 0, 3)),), (np.array(square(4, 4, 3)),)))
+    found = labels_from_shapes([apart, box(0, 5, 2, 7)], (8, 8), "f")
+    assert (found.count, found.divided) == (2, 1)
+
+
+def test_sizes_of_coco_may_be_floats() -> None:
+    document = coco()
+    document["images"][0] |= {"height": 8.0, "width": 8.0}
+    assert coco_labels(document)[0].max() == 1
 
 
 def test_crowds_of_one_part_are_nuclei_and_others_are_refused() -> None:

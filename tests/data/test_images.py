@@ -32,7 +32,14 @@ def test_sixteen_bits_are_stretched_with_one_scale_for_all_channels() -> None:
 
 @pytest.mark.parametrize(
     ("data", "message"),
-    [(b"", "empty"), (b"hello", "something else, or of a damaged image"), (b"\x89PNG\r\n", "damaged")],
+    [
+        (b"", "empty"),
+        (b"hello", "something else, or of a damaged image"),
+        (b"\x89PNG\r\n", "damaged"),
+        (b"\xda\xce\xbe\x0a" + bytes(40), "found Nikon ND2. Convert"),
+        (b"\x70\0\0\0\x2c\x01\0\0\x2a" + bytes(40), "found Leica LIF. Convert"),
+        (b"\xd0\xcf\x11\xe0" + bytes(40), "found Olympus OIB or Zeiss ZVI. Convert"),
+    ],
 )
 def test_files_that_are_no_image(data: bytes, message: str) -> None:
     with pytest.raises(ImageError, match=message):

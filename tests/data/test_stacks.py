@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from nucleus.data import stacks as stacks_module
 from nucleus.data.images import decode_image, open_stacks
-from nucleus.data.pixel_files import PixelFile
+from nucleus.data.pixel_files import PixelFile, seen_pixels
 from nucleus.data.stacks import (
     PlaneOptions,
     Stack,
@@ -273,6 +273,19 @@ def test_palettes_have_planes_but_no_projections(tmp_path: Path) -> None:
     assert (pixels_of(stack.plane(0, 1))[..., 0] == indices[1]).all()
     with pytest.raises(ImageError, match=r"indices of a palette.*--z 0"):
         open_plane(stack, choose_planes([stack], PlaneOptions("mean"))[0])
+
+
+def test_each_page_has_its_own_palette(tmp_path: Path) -> None:
+    grey, ramp = NUMBERS[0, 0, 0].astype(np.uint8), np.stack([np.arange(256, dtype=np.uint16) * 257] * 3)
+    with tifffile.TiffWriter(tmp_path / "x.tif") as writer:
+        for indices, colours in ((grey, ramp), (255 - grey, ramp[:, ::-1])):
+            page = {"photometric": "palette", "colormap": colours, "metadata": None, "contiguous": False}
+            writer.write(indices, **page)
+    (stack,) = open_stacks(tmp_path / "x.tif", "x")
+    planes = [stack.plane(0, depth) for depth in range(stack.depths)]
+    assert len(planes) == 2
+    for plane in planes:
+        assert (seen_pixels(pixels_of(plane), plane.facts, "x")[..., 0] == grey).all()
 
 
 def test_the_sharpest_plane_is_found(tmp_path: Path) -> None:

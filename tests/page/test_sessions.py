@@ -1,14 +1,22 @@
 """Workspaces of the page: what a browser sends, and what is left of what could not be taken."""
 
+import asyncio
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
+import fastapi
+import httpx
 import pytest
 
 from nucleus.data.images import encode_png
 from nucleus.data.synthetic import generated_image
 from nucleus.errors import RequestError, UsageError
 from nucleus.page.page_images import ImageOptions
-from nucleus.page.sessions import PageLimits, Workspace
+from nucleus.page.routes import page_router
+from nucleus.page.sessions import PageLimits, Workspace, Workspaces
+from nucleus.serve.problems import add_problems
+from nucleus.storage.bucket import Bucket
 
 
 def no_model() -> None:
@@ -59,6 +67,20 @@ def test_a_failure_leaves_what_was_found_before(workspace: Workspace) -> None:
     assert (image.message, image.version) == (None, 3)  # never that of another segmentation
 
 
+def test_a_system_that_removes_old_temporary_files(tmp_path: Path) -> None:
+    """As systemd does after ten days: who comes then begins anew, and who was there is told so."""
+    workspaces = Workspaces(no_model, folder=tmp_path)  # type: ignore[arg-type]
+    token, workspace = workspaces.create()
+    assert workspaces.get(token) is workspace
+    shutil.rmtree(workspace.folder.parent)
+    assert workspaces.get(token) is None
+    token, workspace = workspaces.create()
+    assert workspaces.get(token) is workspace
+    assert workspace.folder.is_dir()
+    workspaces.close()
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_names_of_layers(workspace: Workspace) -> None:
     with workspace.new_file("a.png") as (folder, file):
         file.write_bytes(encode_png(generated_image(0, 16, 16)[0]))
@@ -68,3 +90,22 @@ def test_names_of_layers(workspace: Workspace) -> None:
             image.layer(name)
     with pytest.raises(UsageError, match="at most 1 images"), workspace.new_file("b.png"):
         pass
+
+
+@pytest.mark.parametrize("key", ["../a.png", "a/../../b.png", "a//b.png", "a\n.png"])
+def test_keys_stay_below_the_prefix(bucket: Bucket, key: str) -> None:
+    """Some clients and servers take steps upwards for another prefix."""
+    app = fastapi.FastAPI()
+    app.include_router(page_router(SimpleNamespace(model="nuclei@1", bucket=bucket)))  # type: ignore[arg-type]
+    add_problems(app)
+
+    async def ask() -> list[int]:
+        async with httpx.AsyncClient(
+            transport=httpx.ASGITransport(app), base_url="http://127.0.0.1/page/api"
+        ) as client:
+            await client.post("/session")
+            listed = await client.get("/bucket", params={"prefix": key})
+            taken = await client.post("/bucket", json={"keys": [key]})
+            return [listed.status_code, taken.status_code]
+
+    assert asyncio.run(ask()) == [400, 400]
