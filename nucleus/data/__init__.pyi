@@ -92,6 +92,7 @@ from .masks import MaskForm as MaskForm
 from .masks import MaskLabels as MaskLabels
 from .masks import Remarks as Remarks
 from .masks import check_labels as check_labels
+from .masks import is_divided as is_divided
 from .masks import labels_from_mask as labels_from_mask
 from .masks import labels_from_masks as labels_from_masks
 from .masks import labels_from_stored as labels_from_stored
