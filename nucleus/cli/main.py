@@ -44,7 +44,7 @@ _COMMANDS = {
     "models": ("nucleus.cli.models", "models", "Model versions in the bucket: list, show, pull, export and more."),
     "evaluate": ("nucleus.cli.evaluate", "evaluate", "Evaluate a model on a dataset."),
     "predict": ("nucleus.cli.predict", "predict", "Segment, count and measure nuclei in images."),
-    "serve": ("nucleus.cli.serve", "serve", "Segment images for other programs, by HTTP."),
+    "serve": ("nucleus.cli.serve", "serve", "Look at images and correct nuclei in the browser; segment by HTTP."),
 }
 
 

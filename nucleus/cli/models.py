@@ -206,7 +206,7 @@ def export(model: str, dest: Path, kind: ExportFormat, as_json: bool) -> None:
     if as_json:
         print_json({**about, "format": kind, "path": str(dest.absolute()), "usage": str(usage.absolute())})
     else:
-        click.echo(f"{manifest.model}@{manifest.version} in {dest}; how to use it: {usage}")
+        click.echo(f"{pulled} in {dest}; how to use it: {usage}")
 
 
 @models.command()

@@ -132,6 +132,13 @@ def test_its_names(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     ] * 5
 
 
+def test_an_export_says_which_one_it_is(tmp_path: Path) -> None:
+    """By the name that results have; a number would mean a version in the bucket."""
+    done = CliRunner().invoke(cli, ["models", "export", "nuclei", str(tmp_path / "m.onnx"), "--format", "onnx"])
+    assert done.exit_code == 0, done.output
+    assert done.output.startswith(f"{read_included()} in ")
+
+
 def test_a_models_folder_of_its_name_is_named_as_a_path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     shutil.copytree(FOLDER, tmp_path / "nuclei")
     monkeypatch.chdir(tmp_path)
