@@ -29,7 +29,7 @@ from nucleus.storage.client import Connection
 from nucleus.storage.files import free_bytes, output_error
 from nucleus.storage.local_server import served_folder
 from nucleus.storage.s3_errors import CHECKSUM_FIX, endpoint_variable
-from nucleus.storage.uri import bucket_from_environment
+from nucleus.storage.uri import BUCKET_VARIABLE, bucket_from_environment
 from nucleus.surroundings import CACHE_VARIABLE, CLOCK_FIX, TRAINS_HERE, export, find_cache, installed_versions
 from nucleus.tracking.failover import check_tracking, server_problem, tracking_mode
 
@@ -116,12 +116,17 @@ def check_packages() -> Finding:
     found = installed_versions()
     text = ", ".join(f"{name} {version}" for name, version in found.items())
     missing = missing_packages()
-    if set(missing) == set(TRAINING):
+    if _is_light():
         light = "the light install, which predicts, and does not train"
         return Finding("packages", "ok", f"{text}: {light}. {_to_train()}")
     if missing:
         return Finding("packages", "failed", f"{', '.join(missing)} not installed; found {text}", _to_train())
     return Finding("packages", "ok", text)
+
+
+def _is_light() -> bool:
+    """Return whether this is the light install."""
+    return set(missing_packages()) == set(TRAINING)
 
 
 def _to_train() -> str:
@@ -252,8 +257,15 @@ def _room_text(room: int) -> str:
 def check_storage() -> Iterator[Finding]:
     """Check the bucket of NUCLEUS_BUCKET, the clock, conditional writes and encoder weights, in this order.
 
-    Leaves one small object in the bucket, `models/.conditional-writes`, as the first publication does.
+    Leaves one small object in the bucket, `models/.conditional-writes`, as the first publication does. The light
+    install needs no bucket to predict.
     """
+    others = (_ENDPOINT, _CREDENTIALS, _CLOCK, _CHECKSUMS, _CONDITIONS, _WEIGHTS)
+    if _is_light() and not os.environ.get(BUCKET_VARIABLE):
+        command = export(BUCKET_VARIABLE, "s3://BUCKET")
+        yield Finding(_BUCKET, "skipped", f"not set; the model that comes along needs none. For a bucket: {command}")
+        yield from (Finding(check, "skipped", "not checked: there is no bucket") for check in others)
+        return
     try:
         bucket = Bucket(bucket_from_environment())
         ahead = bucket.seconds_ahead(MODELS)
@@ -264,9 +276,7 @@ def check_storage() -> Iterator[Finding]:
         return
     except NucleusError as error:
         yield failed(_BUCKET, error)
-        yield from (
-            skipped(check, _BUCKET) for check in (_ENDPOINT, _CREDENTIALS, _CLOCK, _CHECKSUMS, _CONDITIONS, _WEIGHTS)
-        )
+        yield from (skipped(check, _BUCKET) for check in others)
         return
     yield Finding(_BUCKET, "ok", f"{bucket.uri} at {bucket.endpoint}")
     yield _endpoint(bucket)

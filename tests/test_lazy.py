@@ -174,6 +174,19 @@ def test_the_command_installs_into_this_environment(monkeypatch: pytest.MonkeyPa
         assert pip_install("anndata") == f"{program} install anndata"
 
 
+def test_doctor_asks_the_light_install_for_no_bucket() -> None:
+    code = (
+        "import os\nos.environ.pop('NUCLEUS_BUCKET', None)\nfrom nucleus.doctor import check_packages, check_storage\n"
+        "print(check_packages().state)\nfor each in check_storage(): print(each.state, each.found)"
+    )
+    done = in_the_light_install(code)
+    assert done.returncode == 0, done.stderr
+    first, bucket, *others = done.stdout.splitlines()
+    assert first == "ok"
+    assert "export NUCLEUS_BUCKET=s3://BUCKET" in bucket
+    assert {line.partition(" ")[0] for line in (bucket, *others)} == {"skipped"}
+
+
 def test_the_api_names_the_extra_that_it_needs() -> None:
     code = (
         "import nucleus, job\nfrom nucleus.errors import MissingPackageError\n"
