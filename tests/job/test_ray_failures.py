@@ -397,3 +397,15 @@ def test_a_head_is_given_time_to_come_back(monkeypatch: pytest.MonkeyPatch) -> N
         assert patience.lost() is lost
     clock[0] = 61
     assert "the head" in str(patience.lost())
+
+
+def test_a_run_starts_no_process_for_ray_data() -> None:
+    """All else that Ray Train does around a run stays."""
+    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+
+    theirs, ours = (
+        {type(callback).__name__ for callback in kind(lambda: None)._create_default_callbacks()}
+        for kind in (DataParallelTrainer, ray_internals.trainer_class())
+    )
+    assert theirs - ours == {"DatasetsCallback"}
+    assert ours < theirs
