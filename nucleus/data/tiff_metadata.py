@@ -107,9 +107,11 @@ def pixel_size_of(file: tifffile.TiffFile, text: str) -> float | None:
     """
     if file.is_ome and file.ome_metadata:
         pixels = next(iter(_attributes(_PIXELS, text)), {})
-        width, unit = pixels.get("PhysicalSizeX", ""), pixels.get("PhysicalSizeXUnit", "µm")
-        height = pixels.get("PhysicalSizeY", width), pixels.get("PhysicalSizeYUnit", unit)
-        return _micrometres([(width, unit), height if "PhysicalSizeY" in pixels else (width, unit)])
+        width = pixels.get("PhysicalSizeX", ""), pixels.get("PhysicalSizeXUnit", "µm")
+        height = width
+        if "PhysicalSizeY" in pixels:
+            height = pixels["PhysicalSizeY"], pixels.get("PhysicalSizeYUnit", width[1])
+        return _micrometres([width, height])
     if file.is_lsm and file.lsm_metadata:
         return _micrometres([(file.lsm_metadata.get(f"VoxelSize{axis}", ""), "m") for axis in "XY"])
     tags = file.pages.first.tags
