@@ -124,7 +124,7 @@ def spawn(mode: str, folder: Path, dataset: Dataset, limit: float) -> subprocess
 
 def test_one_download_a_machine(shards: Dataset, tmp_path: Path) -> None:
     children = [spawn("open", tmp_path, shards, 1.0) for _ in range(3)]
-    outputs = [child.communicate(timeout=240) for child in children]
+    outputs = [child.communicate(timeout=900) for child in children]
     assert [child.returncode for child in children] == [0, 0, 0], outputs
     downloads = [line for out, _ in outputs for line in out.splitlines() if line.startswith("download")]
     assert sorted(downloads) == [f"download train-{number:05d}-of-00048.tfrecord" for number in range(6)]
@@ -227,7 +227,7 @@ def test_one_block_at_a_time_fits(shards: Dataset, tmp_path: Path) -> None:
 def test_damage_in_the_cache_is_repaired(shards: Dataset, tmp_path: Path) -> None:
     shard = shards.manifest.shards[3]
     child = spawn("open", tmp_path, shards, 1.0)
-    child.communicate(timeout=240)
+    child.communicate(timeout=900)
     (path,) = tmp_path.rglob(f"train-{3:05d}*")
     data = np.frombuffer(path.read_bytes(), np.uint8).copy()
     data[SIZE // 3] ^= 1

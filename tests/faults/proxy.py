@@ -220,7 +220,7 @@ class _Handler(BaseHTTPRequestHandler):
         return b"".join(parts)
 
     def _pass_on(self, request: Request, fault: Fault | None) -> None:
-        connection = http.client.HTTPConnection("127.0.0.1", self.server.target, timeout=60)
+        connection = http.client.HTTPConnection("127.0.0.1", self.server.target, timeout=600)
         try:
             headers = {name: value for name, value in self.headers.items() if name.lower() not in self.server.dropped}
             connection.request(self.command, self.path, request.body or None, headers)

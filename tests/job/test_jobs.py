@@ -79,7 +79,7 @@ def test_ctrl_c_asks_and_stops(
         shown += wait_for(ours, "detach or stop")
         assert shown.count("Running entrypoint for job stuck") == 1
         os.write(ours, b"stop\n")
-        out, _ = process.communicate(timeout=240)
+        out, _ = process.communicate(timeout=900)
         os.close(ours)
     assert out.decode() == "stuck STOPPED\n"
     assert process.returncode == 1

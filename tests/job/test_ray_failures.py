@@ -270,7 +270,7 @@ def test_what_a_failed_start_left_is_ended(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(ray, "shutdown", lambda: None)
     try:
         ray_internals.end_started_processes(known)
-        started.wait(60)
+        started.wait(600)
         assert psutil.wait_procs(below, 60)[1] == []
         assert before.poll() is None
     finally:
@@ -344,7 +344,7 @@ def test_signals_leave_a_cluster_of_ones_own_alone_and_nothing_is_left_of_it(
     assert own_cluster.ask("again") == {"worker": own_cluster.first["worker"]}  # the same process
     assert str(tmp_path) not in own_cluster.first["path"]
     assert own_cluster.ask("end") == []
-    assert own_cluster.process.wait(60) == 0
+    assert own_cluster.process.wait(600) == 0
     assert psutil.wait_procs(own_cluster.started, 60)[1] == []
 
 

@@ -318,12 +318,22 @@ def test_a_change_while_the_image_switches_stays_with_its_image(
             page.focus("#canvas")
             person.press("Escape", "n", "Delete")  # while it is saved
             page.click("#following")
+            page.wait_for_selector("#image-name:text-is('cells two.png')")  # the table is not that of the first any more
             page.wait_for_selector("#table tbody button", state="attached")
         page.wait_for_selector("#status:text-matches('cells one.png: Saved: revision 1')")
         assert (person.count, person.pending) == (second, "No changes that are not saved.")
         page.click("#previous")
         page.wait_for_selector("#saved:text-matches('^Saved: revision 1')")
         assert (person.count, person.pending) == (painted - 1, "Not saved yet: 1 removed.")
+
+        with Held(page, "**/layers/found/outlines"):  # the answer comes while the other image is opened
+            with Held(page, "**/corrections/switch"):
+                page.click("#save-button")
+                page.click("#following")
+                page.wait_for_selector("#status:text-is('Opening …')")
+            page.wait_for_selector("#status:text-matches('cells one.png: Saved: revision 2')")
+        page.wait_for_selector("#table tbody button", state="attached")
+        assert "cells one.png: Saved: revision 2" in (page.text_content("#status") or "")
         assert person.complaints == []
 
 
@@ -452,7 +462,7 @@ def test_a_service_that_is_killed_while_it_saves_leaves_nothing_half_written(
             person.page.fill("#set", "first")
             person.page.fill("#who", "Ada")
             person.page.click("#save-button")
-            assert saving.wait(30)
+            assert saving.wait(_TIMEOUT_MS / 1000)
             running.process.kill()
             person.page.wait_for_selector("#saved:text-matches('does not answer')")
             assert not list(Bucket(bucket_uri).objects("corrections/first/labels"))

@@ -139,7 +139,7 @@ def test_the_state_is_written_again_while_a_run_goes_on() -> None:
             thrice.set()
 
     with StateWriter(FakeFolder(put), beat_seconds=0.001) as state:  # type: ignore[arg-type]
-        assert thrice.wait(60)
+        assert thrice.wait(600)
         state.finished()
     assert set(words[:-1]) == {"running"}
     assert words[-1] == "finished"

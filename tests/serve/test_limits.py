@@ -175,10 +175,10 @@ def test_large_images_do_not_hold_up_small_ones(connect: Connect, served: Served
 
     def large() -> None:
         begun.set()
-        go.wait(60)
+        go.wait(600)
 
     busy = lanes._large.submit(large)
-    begun.wait(60)
+    begun.wait(600)
     client = connect(lanes)
     assert client.post(small_png).status_code == 200
     go.set()

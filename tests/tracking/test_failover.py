@@ -292,7 +292,7 @@ def sync(*folders: Path) -> None:
     """Send a run by the command that is shown to the user."""
     _, *arguments = shlex.split(sync_command(folders))
     command = [str(Path(sys.executable).parent / "wandb"), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
     assert done.returncode == 0, done.stderr
 
 

@@ -436,7 +436,7 @@ def server(store: object, monkeypatch: pytest.MonkeyPatch) -> Iterator[WandbServ
 def sync(*folders: Path) -> None:
     """Send offline runs as a person does."""
     command = [str(Path(sys.executable).parent / "wandb"), "sync", "--yes", "--include-synced", *map(str, folders)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
     assert done.returncode == 0, done.stderr
 
 

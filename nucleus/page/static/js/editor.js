@@ -37,6 +37,7 @@ const DOWNLOADS = /** @type {Record<string, [string, string]>} */ ({
 });
 
 const MANY = 5000;
+const OPENING = "Opening …";
 
 export class Editor {
   /** @param {import("./server.js").Service} service @param {import("./gallery.js").Gallery} gallery */
@@ -79,7 +80,7 @@ export class Editor {
     this.wanted = id;
     this.since = Date.now();
     this.close();
-    this.say("Opening …");
+    this.say(OPENING);
     try {
       const image = await server.image(id), found = await this.loaded(image, "found"), draft = await this.draft(image);
       if (this.opening !== opening) return; // another image was asked for meanwhile
@@ -110,7 +111,8 @@ export class Editor {
     this.drawOptions(image);
     this.take(image, nuclei);
     if (edits.length) nuclei.restore(edits);
-    this.say(said);
+    const heard = element("status").textContent ?? ""; // of another image, while this one was opened: "… was saved", or not
+    this.say([heard === OPENING ? "" : heard, said].filter(Boolean).join(" "));
     void this.measure(image, nuclei, nuclei.unmeasured);
   }
 
