@@ -132,6 +132,8 @@ def test_keys_before_an_image_is_open(browser: Browser, service: RunningPage, pa
         person.press("ArrowRight", "Space", "Space", "0", "+")
         person.page.mouse.wheel(0, -300)
         person.page.click("#canvas")
+        while not held:
+            person.page.wait_for_timeout(20)
         held[0].continue_()
         person.page.wait_for_selector("#table tbody button")
         assert person.complaints == []
@@ -246,6 +248,7 @@ def test_changes_in_two_tabs_are_not_lost_without_a_word(
         person.open()
         second = person.context.new_page()
         second.goto(person.page.url)
+        second.wait_for_selector("#table tbody button")  # so it has read what the browser keeps
         for page, label in ((person.page, 1), (second, 2)):
             page.click(f"#table button[data-label='{label}']")
             page.focus("#canvas")
@@ -270,9 +273,13 @@ class Held:
     def _hold(self, route: Route) -> None:
         self.waiting.append((route, route.fetch()))
 
-    def __exit__(self, *_: object) -> None:
+    def wait(self) -> None:
+        """Wait until there is an answer."""
         while not self.waiting:
             self.page.wait_for_timeout(20)
+
+    def __exit__(self, *_: object) -> None:
+        self.wait()
         for route, answer in self.waiting:
             route.fulfill(response=answer)
         self.page.unroute(self.pattern)
@@ -318,7 +325,7 @@ def test_a_change_while_the_image_switches_stays_with_its_image(
             page.focus("#canvas")
             person.press("Escape", "n", "Delete")  # while it is saved
             page.click("#following")
-            page.wait_for_selector("#image-name:text-is('cells two.png')")  # the table is not that of the first any more
+            page.wait_for_selector("#image-name:text-is('cells two.png')")  # so the table is its own
             page.wait_for_selector("#table tbody button", state="attached")
         page.wait_for_selector("#status:text-matches('cells one.png: Saved: revision 1')")
         assert (person.count, person.pending) == (second, "No changes that are not saved.")
@@ -334,6 +341,33 @@ def test_a_change_while_the_image_switches_stays_with_its_image(
             page.wait_for_selector("#status:text-matches('cells one.png: Saved: revision 2')")
         page.wait_for_selector("#table tbody button", state="attached")
         assert "cells one.png: Saved: revision 2" in (page.text_content("#status") or "")
+        assert person.complaints == []
+
+
+def test_what_is_saved_just_now_is_no_conflict(browser: Browser, service: RunningPage, page_image: Path) -> None:
+    """The question what is saved, asked when the set was named, is answered while the save goes on."""
+    with Person(browser, service.address) as person:
+        page = person.page
+        person.drop(page_image)
+        person.open()
+        asked: list[Route] = []
+        page.route(
+            "**/corrections/slow",
+            lambda route: route.continue_() if route.request.method == "POST" else asked.append(route),
+        )
+        with Held(page, "**/outlines") as outlines:  # of what was saved
+            page.click("#tab-save")
+            page.fill("#set", "slow")
+            page.fill("#who", "Ada")
+            while not asked:
+                page.wait_for_timeout(20)
+            page.click("#save-button")
+            outlines.wait()
+            with page.expect_response(lambda answer: answer.request.method == "GET") as answer:
+                asked[0].continue_()
+            assert answer.value.json()["saved"]["revision"] == 1
+        page.wait_for_selector("#saved:text-matches('^Saved: revision 1')")
+        assert not page.is_visible("#conflict")
         assert person.complaints == []
 
 

@@ -54,7 +54,7 @@ export class Editor {
     this.nuclei = null;
     /** @type {string | null} the image that was asked for last */
     this.wanted = null;
-    /** When it was asked for. */
+    /** When the kept changes of the open image were read. */
     this.since = 0;
     /** @type {Map<string, Nuclei>} whose changes are kept for an image, by its key */
     this.owners = new Map();
@@ -78,7 +78,6 @@ export class Editor {
     if (this.image?.id === id && this.image.version === state?.version) { this.wanted = id; this.viewer.resized(); return; }
     const opening = (this.opening = {});
     this.wanted = id;
-    this.since = Date.now();
     this.close();
     this.say(OPENING);
     try {
@@ -124,6 +123,7 @@ export class Editor {
 
   /** Edits that were kept in this browser, and the nuclei that they belong to if those were saved. @param {ImageInfo} image */
   async draft(image) {
+    this.since = Date.now();
     const draft = await drafts.find(image.key).catch(() => undefined);
     if (!draft) return null;
     const said = draft.edits.length ? `${plural(draft.edits.length, "change")} of an earlier visit, not saved yet` : "";

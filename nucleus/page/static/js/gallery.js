@@ -20,10 +20,9 @@ export function element(id) {
   return /** @type {T} */ (document.getElementById(id));
 }
 
-export class Gallery extends EventTarget {
+export class Gallery {
   /** @param {import("./server.js").Service} service @param {(text: string) => void} notify */
   constructor(service, notify) {
-    super();
     this.service = service;
     this.notify = notify;
     /** @type {ImageState[]} */
@@ -36,6 +35,8 @@ export class Gallery extends EventTarget {
     this.remarks = [];
     this.sending = 0;
     this.polling = false;
+    /** How often it was asked for the images, and up to which question they are known. */
+    this.asked = this.known = 0;
     this.prefix = "";
     this.listen();
   }
@@ -110,6 +111,7 @@ export class Gallery extends EventTarget {
         if (next.size > this.service.image_bytes) throw new Error(`it has more than ${Math.round(this.service.image_bytes / 2 ** 20)} MiB. Use nucleus predict for it, or start the service with a larger --max-bytes.`);
         const added = await server.upload(next.name, await next.body(), next.type);
         this.images = ordered([...this.images.filter(({ id }) => id !== added.id), added]);
+        this.known = ++this.asked;
       } catch (error) {
         this.remarks.push(`${next.name} was not taken: ${/** @type {Error} */ (error).message}`);
         this.remark();
@@ -121,6 +123,15 @@ export class Gallery extends EventTarget {
     this.draw();
   }
 
+  /** Ask for the images. An answer that comes after that to a later question, or after an upload, is of before. */
+  async refresh() {
+    const asked = ++this.asked, images = await server.images();
+    if (asked < this.known) return;
+    this.known = asked;
+    this.images = ordered(images);
+    this.draw();
+  }
+
   /** Ask how far the images are until all are done, or one of them. @param {string} [one] */
   async poll(one) {
     const waits = (/** @type {ImageState} */ { id, status }) => (one === undefined || id === one) && (status === "waiting" || status === "working");
@@ -128,9 +139,7 @@ export class Gallery extends EventTarget {
     if (one === undefined) this.polling = true;
     try {
       do {
-        this.images = ordered(await server.images());
-        this.draw();
-        this.dispatchEvent(new Event("change"));
+        await this.refresh();
         if (this.images.some(waits)) await new Promise((done) => setTimeout(done, POLL));
       } while (this.images.some(waits) || (this.sending && one === undefined));
     } catch (error) {
@@ -195,11 +204,10 @@ export class Gallery extends EventTarget {
   async remove(image) {
     try {
       await server.remove(image.id);
-      this.images = ordered(await server.images());
+      await this.refresh();
     } catch (error) {
       this.notify(/** @type {Error} */ (error).message);
     }
-    this.draw();
   }
 
   // The bucket

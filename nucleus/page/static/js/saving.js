@@ -15,6 +15,7 @@ export class Saving {
     this.editor = editor;
     /** @type {Revision | null} what somebody else saved */
     this.theirs = null;
+    this.question = {};
     for (const [id, key] of Object.entries(REMEMBERED)) this.input(id).value = localStorage.getItem(key) ?? (id === "set" ? "corrections" : "");
     element("save").addEventListener("submit", (event) => { event.preventDefault(); void this.save(); });
     element("look").addEventListener("click", () => void this.look());
@@ -33,7 +34,7 @@ export class Saving {
 
   /** After an image was opened: say what is saved of it. */
   async opened() {
-    const { image, nuclei } = this.editor;
+    const { image, nuclei } = this.editor, question = (this.question = {});
     element("conflict").hidden = true;
     element("saved").textContent = "";
     this.theirs = null;
@@ -41,7 +42,7 @@ export class Saving {
     if (!image || !nuclei || !this.input("set").checkValidity()) return;
     try {
       const set = this.set, [{ saved }, sets] = await Promise.all([server.saved(image.id, set), server.sets()]);
-      if (this.editor.nuclei !== nuclei) return; // another image was opened meanwhile
+      if (this.question !== question || this.editor.nuclei !== nuclei) return; // another image or set was opened meanwhile, or this one is being saved
       element("sets").replaceChildren(...sets.map((name) => new Option(name)));
       if (!saved) return;
       if (nuclei.saved?.set === set && nuclei.saved.tag === saved.tag) element("saved").textContent = this.told(saved);
@@ -70,6 +71,7 @@ export class Saving {
     for (const [id, key] of Object.entries(REMEMBERED)) localStorage.setItem(key, this.input(id).value);
     const base = nuclei.saved?.set === set ? nuclei.saved.tag : null, { clock } = nuclei;
     const button = /** @type {HTMLButtonElement} */ (element("save-button"));
+    this.question = {}; // what is saved already comes with the answer
     button.disabled = true;
     element("conflict").hidden = true;
     element("saved").textContent = "Saving …";

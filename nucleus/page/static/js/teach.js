@@ -25,6 +25,7 @@ export class Teaching {
     this.found = null;
     /** @type {number | undefined} */
     this.timer = undefined;
+    this.question = {};
     this.place = -1;
     for (const id of ["dataset", "set"]) element(id).addEventListener("input", () => this.renamed());
     element("teach-start").addEventListener("click", () => void this.start());
@@ -76,15 +77,17 @@ export class Teaching {
 
   /** @returns {Promise<boolean>} whether something is going on */
   async ask() {
-    const { dataset } = this;
+    const { dataset } = this, question = (this.question = {});
     try {
-      this.state = await server.teaching();
-      const { state } = this.state, own = state?.dataset === dataset ? state : null;
-      this.drawState(this.state, own);
-      if (!this.state.bucket || !/^[a-z0-9][a-z0-9._-]*$/.test(dataset)) return false;
+      const found = await server.teaching();
+      if (this.question !== question) return true; // it was asked again, or a run was started
+      this.state = found;
+      const { state } = found, own = state?.dataset === dataset ? state : null;
+      this.drawState(found, own);
+      if (!found.bucket || !/^[a-z0-9][a-z0-9._-]*$/.test(dataset)) return false;
       const known = own?.stage === "begun" ? own.run : this.run?.state === "running" ? this.run.run : null;
       const { run } = known ? await server.run(known) : await server.newestRun(dataset);
-      if (dataset !== this.dataset) return true; // another one was named meanwhile
+      if (this.question !== question || dataset !== this.dataset) return true; // another one was named meanwhile
       this.run = run;
       this.drawRun();
       return run?.state === "running" || (own !== null && ["importing", "submitting", "waiting"].includes(own.stage));
@@ -100,6 +103,7 @@ export class Teaching {
     button.disabled = true;
     try {
       this.state = await server.teach(this.value("set"), this.dataset);
+      this.question = {}; // answers to older questions are of before
       this.run = null;
       this.drawRun();
       this.drawState(this.state, this.state.state);

@@ -301,7 +301,7 @@ export class Tools {
     try {
       const taken = near.map(({ label, rings }) => ({ label, rings: inPixels(rings) }));
       const [found] = unpacked(await server.missed(image.id, { x: point.x, y: point.y, taken, diameter: nuclei.diameter }));
-      if (nuclei !== this.viewer.nuclei) return; // another image was opened meanwhile
+      if (image !== this.viewer.image) return; // another image was opened meanwhile
       if (found) this.add("Found nucleus", fill(found.rings));
       else this.say("The network sees nothing there. Draw the nucleus instead.");
     } catch (error) {
