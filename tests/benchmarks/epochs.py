@@ -16,7 +16,7 @@ from typing import Any
 from unittest.mock import Mock
 
 PACKAGES = "NUCLEUS_BENCH_EARLIER_PATH"
-_IMAGES = 60
+_IMAGES = int(os.environ.get("IMAGES", "60"))
 _EPOCHS = int(os.environ.get("EPOCHS", "3"))
 _SEEDS = tuple(map(int, os.environ.get("SEEDS", "1").split(",")))
 # As `dsb2018-cpu`, but warmed up and with a trained encoder within the few epochs, none of which is left out.
@@ -38,7 +38,8 @@ _SHOWN = {"loss": 4, "iou": 4, "val_loss": 4, "val_iou": 4, "val_map": 4, "train
 def epochs() -> None:
     """Three epochs (`EPOCHS`) with validations, one worker of two cores, the encoder trained from the third on.
 
-    With `SEEDS=1,2,3` a training for each seed; for each epoch, a list of what each has. The ratio is the processor's
+    With `IMAGES` as many of DSB2018 (60), with `SEEDS=1,2,3` a training for each seed; for each epoch, a list of what
+    each has. The ratio is the processor's
     time of the earlier commit's epochs, validations included, over that of now.
     """
     from tests.benchmarks.ingest_cost import ZIP, part_of_dsb2018
