@@ -39,8 +39,7 @@ def epochs() -> None:
     """Three epochs (`EPOCHS`) with validations, one worker of two cores, the encoder trained from the third on.
 
     With `IMAGES` as many of DSB2018 (60), with `SEEDS=1,2,3` a training for each seed; for each epoch, a list of what
-    each has. The ratio is the processor's
-    time of the earlier commit's epochs, validations included, over that of now.
+    each has. The ratio is the processor's time of the earlier commit's epochs, validations included, over that of now.
     """
     from tests.benchmarks.ingest_cost import ZIP, part_of_dsb2018
     from tests.benchmarks.measure import EARLIER, earlier_checkout, report, temporary_store
