@@ -109,6 +109,7 @@ from .plates import plate_text as plate_text
 from .plates import plates_of as plates_of
 from .results import RowWriter as RowWriter
 from .results import overlay_of as overlay_of
+from .results import remove_results as remove_results
 from .results import replaced_results as replaced_results
 from .results import write_results as write_results
 from .scaled_image import ScaledImage as ScaledImage

@@ -23,7 +23,7 @@ from nucleus.predict.measurement import frame_of, image_columns, nucleus_columns
 from nucleus.predict.model import IMAGES_AT_ONCE, Model
 from nucleus.predict.planes import FileImage, ImageOpener, PlannedImages, plan_images
 from nucleus.predict.plates import PLATE_ENDING, Wells, draw_plate, plates_of
-from nucleus.predict.results import replaced_results, write_results
+from nucleus.predict.results import remove_results, replaced_results, write_results
 from nucleus.predict.scaled_image import ScaledImage
 from nucleus.predict.table_files import IMAGES_TABLE, NUCLEI_TABLE, TABLE_FILES, CsvTable, csv_table, finish_tables
 from nucleus.predict.zarr_results import ImageLabels, IntoImage
@@ -294,6 +294,7 @@ def predict_files(
     if stopped is not None:
         raise _with_note(stopped, f"have the {plural(len(found.counts), 'image')} before") from stopped
     finish_tables(out, formats)
+    _remove_earlier(planned, found, out)
     _write_plates(planned, found, out)
     return found
 
@@ -308,6 +309,15 @@ def _tables(planned: PlannedImages, out: Path, *, cells: bool) -> Iterator[tuple
         csv_table(out / IMAGES_TABLE, image_columns(plate=plate)) as images,
     ):
         yield nuclei, images
+
+
+def _remove_earlier(planned: PlannedImages, found: PredictedFiles, out: Path) -> None:
+    """Remove earlier results of images that cannot be predicted any more: the new tables do not have their nuclei."""
+    done = {name_on_disk(stem_of(image.output)) for image in planned.images if image.title in found.counts}
+    failed = [image.output for image in planned.images if image.title in found.failures]
+    for name in (*planned.failures, *failed):
+        if name_on_disk(stem_of(name)) not in done and _has_room(name):
+            remove_results(out / stem_of(name))
 
 
 def _write_plates(planned: PlannedImages, found: PredictedFiles, out: Path) -> None:
@@ -406,9 +416,13 @@ def _open_all(
 
 def _check_length(name: str) -> None:
     """Raise `ImageError` if the file system cannot store the outputs of an image under its name."""
-    output = f"{PurePosixPath(stem_of(name)).name}{LONGEST_ENDING}"
-    if len(os.fsencode(output)) > _LONGEST_NAME:
+    if not _has_room(name):
         raise ImageError(
             f"Expected a file name of at most {_LONGEST_NAME - len(LONGEST_ENDING)} bytes before the suffix; {name} is "
             "longer, and leaves no room for the endings of its outputs. Rename it."
         )
+
+
+def _has_room(name: str) -> bool:
+    """Return whether the name of an image leaves room for the endings of its outputs."""
+    return len(os.fsencode(f"{PurePosixPath(stem_of(name)).name}{LONGEST_ENDING}")) <= _LONGEST_NAME

@@ -12,7 +12,7 @@ from nucleus.data.zarr_store import ZarrFolder, bucket_zarr
 from nucleus.errors import AccessDeniedError, ImageError, ObjectNotFoundError
 from nucleus.predict.blocks import LabelledBlock
 from nucleus.predict.bucket_images import BucketImage, PredictionSettings
-from nucleus.predict.formats import LONGEST_ENDING, output_endings, result_path
+from nucleus.predict.formats import ALL_ENDINGS, LONGEST_ENDING, output_endings, result_path
 from nucleus.predict.image_parts import ImagePart, PartName
 from nucleus.predict.model import IMAGES_AT_ONCE, Model
 from nucleus.predict.part_tables import ImageRows, ObjectRows, read_part, write_part
@@ -98,6 +98,11 @@ class _ImageFiles:
     def file(self) -> Path | ZarrFolder:
         return self.zarr or self.folder / f"image{PurePosixPath(self.image.key).suffix}"
 
+    @property
+    def whole(self) -> bool:
+        """Whether all images of the object were predicted."""
+        return len(self.rows) == len(self.planned.images) and not self.planned.failures
+
     def stem(self, image: FileImage) -> Path:
         """Return the path of an image's results, without their endings."""
         return self.folder / f"image{image.chosen.ending}"
@@ -159,6 +164,8 @@ class PartPredictor:
                 outcomes += self._predict(chunk)
                 ended = [each for each, image in chunk if image is each.planned.images[-1] and each.rows]
                 uploads += [self._pool.submit(self._upload, each) for each in ended]
+            changed = [each for each in files if self._overwrite or not each.whole]
+            uploads += [self._pool.submit(self._remove_earlier, each) for each in changed]
             for upload in uploads:
                 upload.result()
             table = self._finish(part, [*done.values(), *(_rows_of(each) for each in files if each.rows)], temporary)
@@ -270,6 +277,16 @@ class PartPredictor:
                         below = file.relative_to(files.folder).as_posix().removeprefix("image")
                         self._put(f"{files.image.stem}{below}", file)
 
+    def _remove_earlier(self, files: _ImageFiles) -> None:
+        """Remove earlier results of an object that are not written now, because they are of other nuclei."""
+        stems = {files.image.stem, *(f"{files.image.stem}{image.chosen.ending}" for image in files.planned.images)}
+        now = output_endings(self._settings.formats, cells=self._settings.expand is not None)
+        written = {f"{files.image.stem}{image.chosen.ending}{ending}" for image in files.rows for ending in now}
+        earlier = {f"{stem}{ending}" for stem in stems for ending in ALL_ENDINGS} - written
+        for found in self._out.objects(f"{files.image.stem}."):
+            if found.key in earlier or any(found.key.startswith(f"{name}/") for name in earlier):
+                self._out.delete(found.key)
+
     def _put(self, key: str, file: Path) -> None:
         """Upload a file."""
         if file.stat().st_size <= _SMALL_BYTES:
@@ -287,7 +304,7 @@ def _rows_of(files: _ImageFiles) -> ObjectRows:
     found = [files.rows[image] for image in files.planned.images if image in files.rows]
     return ObjectRows(
         files.image,
-        len(found) == len(files.planned.images) and not files.planned.failures,
+        files.whole,
         files.planned.channels,
         any(each.plate for each in found),
         [row for each in found for row in each.images],

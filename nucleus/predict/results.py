@@ -34,7 +34,7 @@ from nucleus.predict.scaled_image import ScaledImage
 from nucleus.predict.zarr_results import ImageLabels
 from nucleus.storage.files import write_atomic
 
-__all__ = ["RowWriter", "overlay_of", "replaced_results", "write_results"]
+__all__ = ["RowWriter", "overlay_of", "remove_results", "replaced_results", "write_results"]
 
 _LARGEST_SIDE = 4096
 
@@ -176,9 +176,19 @@ def replaced_results(stem: Path, formats: Sequence[FormatName], *, cells: bool) 
             )
     stem.parent.mkdir(parents=True, exist_ok=True)
     yield
-    for ending in set(ALL_ENDINGS) - set(output_endings(formats, cells=cells)):
+    remove_results(stem, output_endings(formats, cells=cells))
+
+
+def remove_results(stem: Path, kept: Sequence[str] = ()) -> None:
+    """Remove the results of an image, which are those of an earlier prediction.
+
+    Args:
+        stem: Path of the results without endings.
+        kept: Endings of results that stay.
+    """
+    for ending in set(ALL_ENDINGS).difference(kept):
         path = result_path(stem, ending)
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
+        if path.is_file():
             path.unlink(missing_ok=True)
+        elif (path / "zarr.json").is_file():
+            shutil.rmtree(path)

@@ -199,6 +199,25 @@ def test_tables_of_many_images_are_datasets(
     assert {"labels/nuclei.parquet", "labels/images.csv"} <= names
 
 
+def test_results_of_other_nuclei_do_not_stay(bucket: Bucket, pictures: Path) -> None:
+    """Of an image that can no longer be read, and in formats that are not written again."""
+    for key in ("a.png", "b.png"):
+        bucket.put(f"images/{key}", pictures / "a.png")
+    outcomes_of(settings_for(bucket, formats=("labels", "geojson", "zarr")))
+    bucket.put("labels/b.more.labels.tif", b"of another image")
+    bucket.put("images/b.png", b"no image")
+    settings = settings_for(bucket, formats=("labels",))
+    images = tuple(images_of(settings))
+    PartPredictor(settings, small_model()).predict(ImagePart("0" * 12, images))
+    keys = {each.key.removeprefix("labels/").partition(".zarr/")[0] for each in bucket.objects("labels/")}
+    assert {key for key in keys if key[1] == "."} == {
+        *("a.labels.tif", "a.geojson", "a.labels"),
+        "b.more.labels.tif",
+    }
+    PartPredictor(settings, small_model(), overwrite=True).predict(ImagePart("0" * 12, images))
+    assert {each.key for each in bucket.objects("labels/a")} == {"labels/a.labels.tif"}
+
+
 def test_damaged_images_are_named_as_in_the_bucket(bucket: Bucket, pictures: Path) -> None:
     bucket.put("images/a.png", pictures / "a.png")
     bucket.put("images/cut.png", (pictures / "a.png").read_bytes()[:300])

@@ -104,6 +104,23 @@ def test_inputs_that_are_refused(inputs: list[str], said: str, tmp_path: Path) -
         find_inputs([tmp_path / name for name in inputs])
 
 
+def test_images_that_fail_keep_no_earlier_results(tmp_path: Path) -> None:
+    folder, out, formats = images(tmp_path / "in", "a.png", "b.png", "c.png"), tmp_path / "out", ("labels", "zarr")
+    predict_files(small_model(), find_inputs([folder]).images, out, formats=formats)
+    before = {path.name for path in out.iterdir()}
+    assert before >= {"a.labels.tif", "a.labels.zarr", "b.labels.tif"}
+    images(folder, "b.tif")
+    (folder / "b.png").write_bytes(b"no image")  # of the same stem as one that can be read
+    (folder / "c.png").write_bytes(b"no image")
+    (out / "c.overlay.png").mkdir()  # is no result
+    found = predict_files(small_model(), {name: folder / name for name in ("a.png", "b.png", "b.tif", "c.png")}, out)
+    assert (set(found.counts), set(found.failures)) == ({"a.png", "b.tif"}, {"b.png", "c.png"})
+    assert {path.name for path in out.iterdir()} == {
+        *("a.labels.tif", "b.labels.tif", "a.overlay.png", "b.overlay.png", "c.overlay.png"),
+        *(IMAGES_TABLE, NUCLEI_TABLE),
+    }
+
+
 def test_names_that_leave_no_room_for_their_outputs(tmp_path: Path) -> None:
     images(tmp_path / "in", f"{'x' * 243}.png", f"{'é' * 122}.png", f"{'y' * 244}.png", "good.png")
     found = predict_files(small_model(), find_inputs([tmp_path / "in"]).images, tmp_path / "out")
