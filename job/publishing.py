@@ -31,7 +31,6 @@ from nucleus.runs.plan import RunPlan
 from nucleus.storage.bucket import Bucket
 from nucleus.storage.files import SUMS_FILE, read_sums, temporary_folder
 from nucleus.storage.uri import parse_uri
-from nucleus.surroundings import cache_folder
 from nucleus.training.callbacks import Callback
 
 __all__ = ["FinishedRun", "judge", "publish_run"]
@@ -110,7 +109,7 @@ def _compared(origin: Origin, plan: RunPlan, folder: Path, callback: Callback) -
     start, before = plan.start, None
     if start is not None and plan.start_uri is not None:
         callback.on_stage(f"Scoring {start.version}, with which training started")
-        before = nucleus.predict.load_pulled(fetch_start(parse_uri(plan.start_uri), start, _cache_dir(plan)))
+        before = nucleus.predict.load_pulled(fetch_start(parse_uri(plan.start_uri), start, plan.cache_dir))
         scores = _scores_on_test(before, start.version, plan.dataset, plan, callback)
         start = start.model_copy(update={"scores": scores})
     config = read_model_config((folder / CONFIG_FILE).read_bytes(), str(folder / CONFIG_FILE))
@@ -128,12 +127,8 @@ def _compared(origin: Origin, plan: RunPlan, folder: Path, callback: Callback) -
     return origin.model_copy(update={"start": start, "mix": mix})
 
 
-def _cache_dir(plan: RunPlan) -> Path:
-    return Path(plan.recipe.cache_dir) if plan.recipe.cache_dir else cache_folder()
-
-
 def _cache(plan: RunPlan) -> ShardCache:
-    return ShardCache(_cache_dir(plan), plan.recipe.cache_limit_gib)
+    return ShardCache(plan.cache_dir, plan.recipe.cache_limit_gib)
 
 
 def publish_run(plan: RunPlan, fitted: FinishedRun, bucket: Bucket, callback: Callback) -> ModelManifest:

@@ -19,7 +19,6 @@ import nucleus
 from nucleus.lazy import tf
 from nucleus.runs.plan import RUNS, RunPlan
 from nucleus.storage.files import check_sums, disk_errors, temporary_folder
-from nucleus.surroundings import cache_folder
 
 __all__ = ["MultiWorkerConfig", "limit_devices", "train_worker"]
 
@@ -58,13 +57,12 @@ def train_worker(config: dict[str, Any]) -> None:
     _bypass_proxy()
 
     workers = nucleus.training.Workers()
-    cache_dir = Path(plan.recipe.cache_dir) if plan.recipe.cache_dir else cache_folder()
-    weights = plan.encoder_weights
+    cache_dir, weights = plan.cache_dir, plan.encoder_weights
     given = nucleus.training.TrainingInput(
         dataset=nucleus.data.open_dataset(nucleus.data.locate_dataset(plan.dataset)),
         cache=nucleus.data.ShardCache(cache_dir, plan.recipe.cache_limit_gib),
         encoder_weights=nucleus.registry.fetch_weights(weights, cache_dir) if weights else None,
-        start=_start(plan, cache_dir),
+        start=_start(plan),
         mix=tuple(
             nucleus.training.MixedDataset(nucleus.data.open_dataset(nucleus.data.locate_dataset(name)), share)
             for name, share in plan.mix.items()
@@ -86,11 +84,11 @@ def train_worker(config: dict[str, Any]) -> None:
     callback.on_close(failed=False)
 
 
-def _start(plan: RunPlan, cache_dir: Path) -> Path | None:
+def _start(plan: RunPlan) -> Path | None:
     """Return the folder of the version that training starts with, downloaded if need be; None without one."""
     if plan.start is None or plan.start_uri is None:
         return None
-    return nucleus.registry.fetch_start(nucleus.storage.parse_uri(plan.start_uri), plan.start, cache_dir).folder
+    return nucleus.registry.fetch_start(nucleus.storage.parse_uri(plan.start_uri), plan.start, plan.cache_dir).folder
 
 
 def _announce_start(events: Any) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -21,6 +22,7 @@ from nucleus.registry.manifest import EncoderWeightsOrigin, StartOrigin
 from nucleus.storage.bucket import Bucket
 from nucleus.storage.files import read_document
 from nucleus.storage.uri import BUCKET_VARIABLE, S3Uri, parse_uri
+from nucleus.surroundings import cache_folder
 
 __all__ = [
     "CHECKPOINT_PREFIX",
@@ -148,6 +150,11 @@ class RunPlan(BaseModel):
         except UriError as error:
             raise ValueError(str(error)) from error
         return settings
+
+    @property
+    def cache_dir(self) -> Path:
+        """The folder for caches on this machine: that of the recipe, or the user's (`cache_folder`)."""
+        return Path(self.recipe.cache_dir) if self.recipe.cache_dir else cache_folder()
 
     @cached_property
     def recipe(self) -> Recipe:
