@@ -153,7 +153,7 @@ def labels_from_masks(masks: Sequence[MaskFile], shape: tuple[int, int], orienta
         unlike += [name] if stored.orientation != orientation else []
         if not content.binary:
             if len(masks) == 1:
-                return labels_from_mask(masks[0], shape, orientation)
+                return labels_from_stored(stored, name, shape, orientation)
             raise ImageError(
                 f"Expected one nucleus in the mask {name}, because its image has {len(masks)} mask files; found "
                 f"{content.numbers.max()} labels. Keep one label image, or one binary mask per nucleus."
