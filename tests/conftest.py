@@ -42,6 +42,9 @@ SECRET = f"marked{secrets.token_hex(17)}"
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
+BROWSER_MS = 900_000
+"""Ends what hangs: a browser of low priority waits for minutes on a busy machine; Playwright gives up after 30 s."""
+
 LANES = {
     "ray": {"ray_cluster", "open_cluster"},
     "server": {"store", "browser", "jupyter_home", "exported", "room", "mypy_folder", "resolve", "zoo"},
@@ -70,7 +73,7 @@ def browser() -> Iterator["Browser"]:
             pytest.fail(missing)
         pytest.skip(missing)
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"], timeout=BROWSER_MS)
         yield browser
         browser.close()
 

@@ -196,7 +196,7 @@ def reader(dataset: Dataset, cache: ShardCache, opened: list[int] | None = None)
 def test_the_next_block_comes_while_this_one_is_read(shards: Dataset, tmp_path: Path) -> None:
     read = reader(shards, ShardCache(tmp_path))
     first = {int(shard) for _, shard, _ in read.enter(0, 0)}
-    deadline = time.monotonic() + 240
+    deadline = time.monotonic() + 600
     while len(cached(tmp_path)) < 24 and time.monotonic() < deadline:
         time.sleep(0.02)
     assert len(first) == 12
