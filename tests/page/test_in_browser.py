@@ -472,6 +472,28 @@ def test_a_run_and_its_version_beside_the_old_one(
         assert [each for each in person.complaints if "404" not in each] == []
 
 
+def test_a_run_that_has_just_begun_is_asked_for_again_soon(
+    browser: Browser, service: RunningPage, page_image: Path
+) -> None:
+    """Its plan is there before its state is."""
+    state = {"stage": "begun", "set": "first", "dataset": "cells", "run": "cells-1", "message": "cells has 5 images."}
+    run = {"run": "cells-1", "message": None, "begun": "2026-11-28T11:00:00+00:00", "done": 0, "epochs": 2}
+    run |= {"monitor": "val_map", "curve": [], "best": None, "version": None, "gate": None}
+    words = iter(["unknown", "running"])
+    with Person(browser, service.address) as person:
+        page = person.page
+        page.clock.install(time=0)
+        page.route("**/page/api/teach", lambda r: r.fulfill(json={"available": True, "bucket": True, "state": state}))
+        page.route("**/page/api/runs/cells-1", lambda r: r.fulfill(json={"run": run | {"state": next(words)}}))
+        person.drop(page_image)
+        person.open()
+        page.clock.pause_at(86_400_000)  # a day later: from now on the test's clock counts
+        page.click("#tab-teach")
+        page.wait_for_selector("#run-state:text-matches('^Its state is not known')")
+        page.clock.run_for(4000)
+        page.wait_for_selector("#run-state:text-matches('^Starts')")
+
+
 def test_a_service_that_is_killed_while_it_saves_leaves_nothing_half_written(
     browser: Browser, store: RunningStore, bucket_uri: S3Uri, page_image: Path
 ) -> None:
