@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ["RAY_AUTH_MODE"] = "token"  # Ray looks at both once, when it is imported
 os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+os.environ.setdefault("WANDB_X_SERVICE_WAIT", "600")  # W&B waits 30 s for its own process, and fails then
 for _number in (signal.SIGINT, signal.SIGHUP):
     if signal.getsignal(_number) is signal.SIG_IGN:  # as in the background or under nohup; children would ignore it too
         signal.signal(_number, signal.default_int_handler if _number == signal.SIGINT else signal.SIG_DFL)
