@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ["RAY_AUTH_MODE"] = "token"  # Ray looks at both once, when it is imported
 os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+os.environ.setdefault("WANDB_X_SERVICE_WAIT", "600")  # W&B waits 30 s for its own process, and fails then
 for _number in (signal.SIGINT, signal.SIGHUP):
     if signal.getsignal(_number) is signal.SIG_IGN:  # as in the background or under nohup; children would ignore it too
         signal.signal(_number, signal.default_int_handler if _number == signal.SIGINT else signal.SIG_DFL)
@@ -41,6 +42,9 @@ SECRET = f"marked{secrets.token_hex(17)}"
 """Key of the S3 server and of W&B (40 characters, like real ones), which must not appear anywhere."""
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+BROWSER_MS = 900_000
+"""Ends what hangs: a browser of low priority waits for minutes on a busy machine; Playwright gives up after 30 s."""
 
 LANES = {
     "ray": {"ray_cluster", "open_cluster"},
@@ -70,7 +74,7 @@ def browser() -> Iterator["Browser"]:
             pytest.fail(missing)
         pytest.skip(missing)
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"], timeout=BROWSER_MS)
         yield browser
         browser.close()
 

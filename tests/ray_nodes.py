@@ -1,6 +1,7 @@
 """Ray nodes in processes of their own on this machine, started by the commands that a user types."""
 
 import os
+import random
 import shutil
 import socket
 import subprocess
@@ -8,14 +9,15 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
 
-__all__ = ["ray_command", "started_head", "started_node"]
+__all__ = ["free_ports", "ray_command", "started_head", "started_node"]
 
-_START_SECONDS = 240
+_START_SECONDS = 600
+_PORTS = range(20_000, 24_700)  # above those of Ray's workers, below those of tests/training/test_workers.py
 
 
 def ray_command(*arguments: object) -> list[str]:
@@ -26,7 +28,7 @@ def ray_command(*arguments: object) -> list[str]:
 @contextmanager
 def started_head(cpus: int, environment: Mapping[str, str]) -> Iterator[tuple[str, str]]:
     """Run a cluster of one node; yield the addresses of its head and of its dashboard."""
-    head, dashboard, agent = _free_ports(3)
+    head, dashboard, agent = free_ports(3)
     folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))  # sockets lie there, whose names may not be long
     ports = ("--port", head, "--dashboard-port", dashboard, "--dashboard-agent-listen-port", agent)
     command = ray_command("start", "--head", "--num-cpus", cpus, *ports, "--temp-dir", folder)
@@ -59,12 +61,16 @@ def _running(command: list[str], changes: Mapping[str, str], log: Path) -> Itera
         process.wait()
 
 
-def _free_ports(count: int) -> list[int]:
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
+def free_ports(count: int) -> list[int]:
+    """Ports that are free, and below those that the system gives to whoever wants any before they are listened on."""
+    found: list[int] = []
+    for port in random.sample(_PORTS, len(_PORTS)):
+        with suppress(OSError), socket.socket() as probe:
+            probe.bind(("127.0.0.1", port))
+            found.append(port)
+        if len(found) == count:
+            return found
+    raise AssertionError("no free ports")
 
 
 def _wait_for(port: int, log: Path) -> None:

@@ -33,15 +33,15 @@ def test_stderr_is_back_after_several_threads_held_it(capfd: pytest.CaptureFixtu
         ended.set()
 
     def second() -> None:
-        began.wait(10)
+        began.wait(600)
         with stderr_without(b"none"):
-            ended.wait(10)
+            ended.wait(600)
 
     first_thread, second_thread = threading.Thread(target=first), threading.Thread(target=second)
     second_thread.start()
     first_thread.start()
-    first_thread.join(20)
-    second_thread.join(20)
+    first_thread.join(600)
+    second_thread.join(600)
     os.write(2, b"shown\n")
     assert capfd.readouterr().err == "shown\n"
 

@@ -196,7 +196,7 @@ def reader(dataset: Dataset, cache: ShardCache, opened: list[int] | None = None)
 def test_the_next_block_comes_while_this_one_is_read(shards: Dataset, tmp_path: Path) -> None:
     read = reader(shards, ShardCache(tmp_path))
     first = {int(shard) for _, shard, _ in read.enter(0, 0)}
-    deadline = time.monotonic() + 240
+    deadline = time.monotonic() + 600
     while len(cached(tmp_path)) < 24 and time.monotonic() < deadline:
         time.sleep(0.02)
     assert len(first) == 12
@@ -210,7 +210,7 @@ def test_the_next_block_comes_while_this_one_is_read(shards: Dataset, tmp_path: 
 
 def test_one_block_at_a_time_fits(shards: Dataset, tmp_path: Path) -> None:
     """12 shards of 48 fit: every epoch evicts and fetches anew, and every record is right."""
-    read = reader(shards, ShardCache(tmp_path, 13 * SIZE / (1 << 30), wait_seconds=5))
+    read = reader(shards, ShardCache(tmp_path, 13 * SIZE / (1 << 30), wait_seconds=600))
     for epoch in range(2):
         seen = []
         for block in range(read.blocks(epoch)):
@@ -386,7 +386,7 @@ def test_batches_of_one_block_at_a_time_fit(store: object, tmp_path: Path) -> No
     dataset = Dataset(uri, DatasetManifest(**{**manifest.model_dump(), "shards": listed}))
     counts = [shard.records for shard in listed]
     room = sum(shard.size for shard in listed[:24]) * 1.05 / (1 << 30)
-    cache = ShardCache(tmp_path / "cache", room, wait_seconds=30)
+    cache = ShardCache(tmp_path / "cache", room, wait_seconds=600)
     read = SplitReader(
         lambda number: cache.open(dataset, listed[number]),
         lambda epoch: epoch_plan(counts, seed=2, epoch=epoch, rank=0, world=1, global_batch=5),

@@ -4,6 +4,7 @@ import io
 import os
 import resource
 import struct
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -19,7 +20,10 @@ from PIL import Image
 from nucleus.data.images import open_pixels, read_stored
 from nucleus.errors import ImageError
 
-SECONDS = 10
+SECONDS = 10.0
+"""What an image of so few pixels may take of the processor, however busy that is."""
+HANGS = 900
+"""Seconds after which one that waits is given up."""
 MIB = 1 << 20
 ROOM = 96 * MIB
 """What the process may grow by beside the pixels: the libraries that it loads, and what the allocator keeps."""
@@ -80,12 +84,13 @@ def damaged(draw: st.DrawFn, data: bytes) -> bytes:
 
 def tried(data: bytes) -> tuple[int, int]:
     """Decode in the process of its own; return bytes of the decoded pixels (0 if refused), and the peak of memory."""
-    size = 0
+    size, began = 0, time.process_time()
     try:
         size = open_pixels(data, "x").size
         read_stored(data, "x")
     except ImageError:
         pass
+    assert time.process_time() - began < SECONDS
     return size, 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
@@ -103,7 +108,7 @@ def decoder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Decoder]:
     log = tmp_path_factory.mktemp("fuzz") / "stderr"
     with ProcessPoolExecutor(1, get_context("spawn"), silenced, (str(log),)) as pool:
         pool.submit(tried, SEEDS["PNG"]).result()  # its imports may take longer than any image
-        yield lambda data: pool.submit(tried, data).result(timeout=SECONDS)
+        yield lambda data: pool.submit(tried, data).result(timeout=HANGS)
     assert log.read_text() == ""
 
 

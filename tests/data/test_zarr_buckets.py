@@ -1,6 +1,7 @@
 """OME-Zarr in a bucket: the same pixels, each object read once, and what happens when a read fails."""
 
 import re
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,11 +16,12 @@ from nucleus.data.zarr_plates import open_zarr
 from nucleus.errors import AccessDeniedError, ImageError, StorageError, TransientStorageError
 from nucleus.storage.bucket import Bucket
 from nucleus.storage.local_server import RunningStore
-from nucleus.storage.retries import DEFAULT_STORAGE_TIMEOUT, set_storage_timeout
+from nucleus.storage.retries import set_retry_clock, set_storage_timeout
 from nucleus.storage.uri import S3Uri
 from tests.data.test_zarr_images import filled, part_of, pixels_of
 from tests.faults.credentials import without_keys
 from tests.faults.proxy import Fault, Proxy, Request, proxied
+from tests.faults.test_requests import DrivenClock
 from tests.zarr_files import VERSIONS, write_image, write_plate
 
 versions = pytest.mark.parametrize("version", VERSIONS)
@@ -35,10 +37,13 @@ def uploaded(folder: Path, bucket: Bucket) -> S3Uri:
 
 @pytest.fixture
 def line(store: RunningStore, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
-    """A proxy between this process and the store."""
-    with proxied(store.port, stall_seconds=2.0) as proxy:
+    """A proxy between this process and the store; retries take no time, and an answer may take 20 s."""
+    set_retry_clock(DrivenClock())
+    set_storage_timeout(60.0)
+    with proxied(store.port, stall_seconds=0.05) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL_S3", proxy.endpoint)
         yield proxy
+    set_retry_clock(time)
 
 
 def failing(part: str, fault: Fault) -> Any:
@@ -126,11 +131,9 @@ def test_a_failed_read_is_an_error_that_names_the_chunk(
     address = uploaded(write_image(tmp_path / "a.zarr", pixels_of((64, 64)), version, axes="yx"), bucket)
     plane = open_zarr(address)[0].plane(0, 0)
     line.decide = failing(chunk, fault)
-    set_storage_timeout(2.0)  # for a busy machine; it only waits
     with pytest.raises(kind, match=f"a.zarr/{chunk}"):
         filled(plane)
     line.decide = lambda _: None
-    set_storage_timeout(DEFAULT_STORAGE_TIMEOUT)
     assert np.array_equal(filled(plane)[..., 0], pixels_of((64, 64)))
 
 

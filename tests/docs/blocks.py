@@ -30,7 +30,7 @@ DOCUMENTS = sorted(
 
 _FENCE = re.compile(r"^(?P<indent>\s*)(?P<fence>`{3,})(?P<language>\w*)\s*$")
 _MARKER = re.compile(r"^\s*<!-- (?P<kind>run|output|file|not run)(?:: (?P<value>.+))? -->\s*$")
-_SECONDS = 600
+_SECONDS = 1800
 _ENVIRONMENT, _FOLDER = "environment", "folder"
 
 

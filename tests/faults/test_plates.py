@@ -34,7 +34,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("default")]
 WELLS = ("A/1", "A/2", "B/1", "B/2", "C/1", "C/2")
 FIELDS = {f"p.zarr/{well}/{field}" for well in WELLS for field in "01"}
 """More than the two workers of the first machine get at a time."""
-SECONDS = 240
+SECONDS = 600
 
 
 @pytest.fixture

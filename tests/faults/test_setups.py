@@ -15,7 +15,6 @@ from job.filesystem import run_storage
 from nucleus.errors import StorageError
 from nucleus.storage.bucket import Bucket, check_conditional_writes
 from nucleus.storage.local_server import RunningStore
-from nucleus.storage.retries import set_storage_timeout
 from nucleus.storage.uri import S3Uri
 from tests.faults.certificates import private_authority
 from tests.faults.credentials import without_keys, written
@@ -26,11 +25,6 @@ SUM = hashlib.sha256(DATA).hexdigest()
 KEY = "folder/x"
 HOST = "s3.test"
 _SCOPE = re.compile(r"Credential=[^/]+/\d+/([^/]+)/s3/")
-
-
-@pytest.fixture(autouse=True)
-def _brief() -> None:
-    set_storage_timeout(3.0)
 
 
 @pytest.fixture
@@ -59,7 +53,7 @@ def check_every_way(uri: S3Uri, folder: Path) -> None:
     assert bucket.download(KEY, folder / "x", sha256=SUM) == SUM
     check_conditional_writes(bucket)
     bucket.put("new/y", folder / "x", if_absent=True)
-    assert run_storage(uri, 3.0).open_input_stream(f"{uri.bucket}/{uri.key}/new/y").read() == DATA
+    assert run_storage(uri, 600.0).open_input_stream(f"{uri.bucket}/{uri.key}/new/y").read() == DATA
     bucket.delete("new/y")
     artifact = wandb.Artifact("m", "model")
     artifact.add_reference(f"{uri}/{KEY}", name="x")

@@ -299,14 +299,14 @@ def test_one_run_meets_everything(
     before = cluster_line.met.total()
     monkeypatch.setattr(cluster_line, "decide", seldom(0.1, seed=3))
     driver = place.train(
-        "hunted", resume=True, stall_timeout=20.0, before=("--storage-timeout", "30"), endpoint=cluster_line.endpoint
+        "hunted", resume=True, stall_timeout=20.0, before=("--storage-timeout", "90"), endpoint=cluster_line.endpoint
     )
     driver.wait_until(lambda: gone_on(driver))
     folder = Path(store.folder)
     running = server.status(folder)
     assert running is not None
     psutil.Process(running.pid).kill()
-    time.sleep(12)  # longer than its silence counts as a failure: a third of the timeout
+    time.sleep(31)  # longer than its silence counts as a failure: a third of the timeout
     server.start(folder, store.port)
     assert driver.ended() == 0, driver.text
     assert len(gone_on(driver)) == 1
@@ -352,24 +352,26 @@ def test_signals_to_all_processes_save_and_a_lost_cluster_is_told(place: Place, 
     processes = of_driver(driver)
     os.killpg(driver.process.pid, signal.SIGTERM)
     for each in processes:
-        each.send_signal(signal.SIGTERM)
+        with suppress(psutil.NoSuchProcess):  # a job's processes come and go
+            each.send_signal(signal.SIGTERM)
     assert driver.ended() == 143, driver.text
     stopped_at = saved(driver, "a stop was requested")
     assert place.progress("ended") == stopped_at
     assert "nucleus train --resume ended" in driver.text
-    assert psutil.wait_procs(processes, 60)[1] == []
+    assert psutil.wait_procs(processes, 600)[1] == []
 
     driver = place.train("ended", resume=True, epochs=1000, cwd=tmp_path, changes=changes)
     driver.wait_until(lambda: gone_on(driver))
     assert gone_on(driver)[0][0] == stopped_at
     processes = of_driver(driver)
-    next(each for each in processes if each.name() == "gcs_server").kill()
+    (head,) = [each for each in processes if name_of(each) == "gcs_server"]
+    head.kill()
     assert driver.ended() == 1, driver.text
     last = driver.text.splitlines()[-1]
     for text in ("gcs_server", "SIGKILL", "nucleus train --resume ended"):
         assert text in last
     assert "Traceback" not in driver.text
-    assert psutil.wait_procs(processes, 60)[1] == []
+    assert psutil.wait_procs(processes, 600)[1] == []
     assert find_run(place.bucket, "ended").status.state == "failed"
 
     driver = place.train("ended", resume=True, epochs=8, cwd=tmp_path, changes=changes)
@@ -380,6 +382,13 @@ def test_signals_to_all_processes_save_and_a_lost_cluster_is_told(place: Place, 
 def of_driver(driver: Driver) -> list[psutil.Process]:
     """All processes of a driver's cluster, and what they have started."""
     return psutil.Process(driver.process.pid).children(recursive=True)
+
+
+def name_of(process: psutil.Process) -> str:
+    """Its name; nothing if it has ended."""
+    with suppress(psutil.NoSuchProcess):
+        return process.name()
+    return ""
 
 
 def test_no_key_was_printed(place: Place) -> None:
@@ -406,7 +415,7 @@ def another_node(place: Place, line: Proxy, cache: Path) -> Iterator[str]:
     settings = {"AWS_ENDPOINT_URL_S3": line.endpoint, "XDG_CACHE_HOME": str(cache)}
     log = place.folder / "node.log"
     with started_node(place.address, 1, settings, log):
-        deadline = time.monotonic() + 240
+        deadline = time.monotonic() + 600
         while not (new := set(alive()) - before):
             assert time.monotonic() < deadline, log.read_text()
             time.sleep(0.2)

@@ -166,7 +166,7 @@ def test_spot_notice_drains_the_node(tmp_path: Path) -> None:
     with metadata() as address:
         done = subprocess.run(
             ["sh", NOTICE, "10.0.0.1:6379", address, "0.05"],
-            env={"PATH": f"{tmp_path}:/usr/bin:/bin"}, capture_output=True, text=True, check=False, timeout=30,
+            env={"PATH": f"{tmp_path}:/usr/bin:/bin"}, capture_output=True, text=True, check=False, timeout=600,
         )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert Metadata.questions == 4

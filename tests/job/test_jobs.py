@@ -71,7 +71,7 @@ def test_ctrl_c_asks_and_stops(
         os.close(theirs)
         shown = wait_for(ours, "submitted stuck")
         assert "the job will check it" in shown  # whether the name is free: this machine gives up soon
-        ours_met, deadline = proxy.met[Fault.STALL], time.monotonic() + 240
+        ours_met, deadline = proxy.met[Fault.STALL], time.monotonic() + 600
         while not (proxy.met[Fault.STALL] > ours_met and breaking_line.broken > 2):  # the job is at work
             assert time.monotonic() < deadline
             time.sleep(0.1)
@@ -103,7 +103,7 @@ def test_ctrl_c_asks_and_stops(
         assert f"nucleus jobs list --address {ray_cluster}" in done.stderr
 
 
-def wait_for(terminal: int, text: str, seconds: float = 240) -> str:
+def wait_for(terminal: int, text: str, seconds: float = 600) -> str:
     """Read what is written on a terminal until a text comes; give all of it."""
     os.set_blocking(terminal, False)
     seen, deadline = "", time.monotonic() + seconds

@@ -10,6 +10,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -181,7 +182,7 @@ def test_a_slow_start_is_told_at_once(
 
     def slow(**given: Any) -> None:
         no_ray.append(given)
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 600
         while not any(told) and time.monotonic() < deadline:
             told.append(capfd.readouterr().err)
             time.sleep(0.01)
@@ -271,7 +272,7 @@ def test_what_a_failed_start_left_is_ended(monkeypatch: pytest.MonkeyPatch) -> N
     try:
         ray_internals.end_started_processes(known)
         started.wait(600)
-        assert psutil.wait_procs(below, 60)[1] == []
+        assert psutil.wait_procs(below, 600)[1] == []
         assert before.poll() is None
     finally:
         before.kill()
@@ -336,25 +337,31 @@ def own_cluster(tmp_path: Path) -> Iterator[OwnCluster]:
 def test_signals_leave_a_cluster_of_ones_own_alone_and_nothing_is_left_of_it(
     own_cluster: OwnCluster, tmp_path: Path
 ) -> None:
-    names = {each.name() for each in own_cluster.started}
-    assert {"raylet", "gcs_server"} <= names
+    names = set()
     for each in own_cluster.started:
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            each.send_signal(number)
+        with suppress(psutil.NoSuchProcess):  # Ray ends workers that have nothing to do
+            names.add(each.name())
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+                each.send_signal(number)
+    assert {"raylet", "gcs_server"} <= names
     assert own_cluster.ask("again") == {"worker": own_cluster.first["worker"]}  # the same process
     assert str(tmp_path) not in own_cluster.first["path"]
     assert own_cluster.ask("end") == []
     assert own_cluster.process.wait(600) == 0
-    assert psutil.wait_procs(own_cluster.started, 60)[1] == []
+    assert psutil.wait_procs(own_cluster.started, 600)[1] == []
 
 
 @pytest.mark.ray
 def test_a_cluster_of_ones_own_ends_with_a_process_that_is_killed(own_cluster: OwnCluster) -> None:
     agents = ("ray::DashboardA", "ray::RuntimeEnv")  # which first wait for the head for a minute
-    processes = [each for each in own_cluster.started if not each.name().startswith(agents)]
+    processes = []
+    for each in own_cluster.started:
+        with suppress(psutil.NoSuchProcess):
+            if not each.name().startswith(agents):
+                processes.append(each)
     assert len(processes) >= 5
     own_cluster.process.kill()
-    assert psutil.wait_procs(processes, 60)[1] == []
+    assert psutil.wait_procs(processes, 600)[1] == []
 
 
 def test_rays_folder_is_checked_before_ray_starts(monkeypatch: pytest.MonkeyPatch) -> None:

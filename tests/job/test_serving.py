@@ -6,7 +6,6 @@ import os
 import secrets
 import shutil
 import signal
-import socket
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -25,18 +24,13 @@ from nucleus.registry.versions import read_included
 from nucleus.serve.following import find_served
 from nucleus.serve.service import ServeSettings, Token
 from nucleus.storage.bucket import Bucket
+from tests.ray_nodes import free_ports
 from tests.small_model import origin
 
 TOKEN = secrets.token_urlsafe()  # nothing else that Ray keeps holds it
-SECONDS = 300
+SECONDS = 600
 MODELS = "/v1/models"
 SPACES = ("serve", None)
-
-
-def free_port() -> int:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return int(taken.getsockname()[1])
 
 
 def ask(port: int, path: str, body: bytes | None = None) -> tuple[int, Any]:
@@ -102,8 +96,8 @@ def test_a_service_on_ray(bucket: Bucket, tmp_path: Path) -> None:
     for number, data in enumerate(images):
         (tmp_path / f"{number}.png").write_bytes(data)
         expected.append([row["area"] for row in model.segment(tmp_path / f"{number}.png").rows])
-    port = free_port()
-    settings = ServeSettings(port=port, token=Token.of(TOKEN))
+    (port,) = free_ports(1)
+    settings = ServeSettings(port=port, token=Token.of(TOKEN), max_seconds=600.0)  # a replica starts again meanwhile
 
     def areas(number: int) -> tuple[int, list[int] | None, str | None]:
         status, found = ask(port, f"/v1/segment?name=n{number}.png", images[number % 6])

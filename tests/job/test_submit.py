@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -30,6 +30,7 @@ from nucleus.storage.retries import storage_timeout
 from nucleus.storage.uri import S3Uri
 from tests.faults.proxy import Proxy
 from tests.job.conftest import BreakingLine
+from tests.ray_nodes import free_ports
 
 pytestmark = pytest.mark.filterwarnings("default")
 
@@ -73,9 +74,7 @@ def test_nobody_there() -> None:
 @pytest.fixture(scope="module")
 def open_cluster() -> Iterator[str]:
     """The address of a Ray head that runs the code of anybody."""
-    with ExitStack() as taken:
-        servers = [taken.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(3)]
-        port, dashboard, agent = (server.getsockname()[1] for server in servers)
+    port, dashboard, agent = free_ports(3)
     folder = Path(tempfile.mkdtemp(prefix="open", dir="/tmp"))  # Ray's sockets take no long path
     command = [str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", "--num-cpus", "1"]
     command += ["--port", str(port), "--dashboard-port", str(dashboard), "--dashboard-agent-listen-port", str(agent)]
@@ -83,7 +82,7 @@ def open_cluster() -> Iterator[str]:
     environment = {**os.environ, "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
     with (folder / "log").open("wb") as out:
         process = psutil.Popen(command, env=environment, stdout=out, stderr=subprocess.STDOUT)
-    address, deadline = f"http://127.0.0.1:{dashboard}", time.monotonic() + 240
+    address, deadline = f"http://127.0.0.1:{dashboard}", time.monotonic() + 600
     while True:
         with suppress(requests.ConnectionError):
             requests.get(f"{address}/api/version", timeout=60)
@@ -95,7 +94,7 @@ def open_cluster() -> Iterator[str]:
         with suppress(psutil.NoSuchProcess):
             each.kill()
     process.wait()
-    shutil.rmtree(folder)
+    shutil.rmtree(folder, ignore_errors=True)  # what was killed may still be about to end
 
 
 def test_a_cluster_that_asks_for_no_token_is_refused(open_cluster: str) -> None:

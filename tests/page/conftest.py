@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -40,22 +41,26 @@ class RunningPage:
 
 @contextmanager
 def running_page(*options: str, environment: Mapping[str, str] | None = None) -> Iterator[RunningPage]:
-    """Run `nucleus serve` while the block runs."""
+    """Run `nucleus serve` while the block runs. Its log is read to the end: a pipe that is full would stop it."""
     command = [sys.executable, "-m", "nucleus", "serve", *(() if "--port" in options else ("--port", "0")), *options]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=dict(environment or os.environ)) as process:
+        assert process.stderr is not None
+        reading = threading.Thread(target=process.stderr.read)
         try:
-            assert process.stderr is not None
             lines = []
             for line in process.stderr:
                 lines.append(line)
                 found = re.search(r"http://[\w.:]+", line)
                 if found:
+                    reading.start()
                     yield RunningPage(found[0], process)
                     break
             else:
                 pytest.fail("".join(lines))
         finally:
             process.kill()
+            if reading.is_alive():
+                reading.join()
 
 
 def published_run(bucket: Bucket, run: str, folder: Path, **instances: float) -> None:

@@ -26,12 +26,12 @@ from nucleus.progress import no_progress
 from nucleus.storage.bucket import Bucket
 from nucleus.storage.local_server import RunningStore
 from nucleus.storage.uri import S3Uri
+from tests.conftest import BROWSER_MS
 from tests.faults.proxy import Fault, Request, proxied
 from tests.page.conftest import RunningPage, published_run, running_page
 from tests.zarr_files import write_image
 
 _WIDE = {"width": 1280, "height": 800}
-_TIMEOUT_MS = 900_000  # stops what hangs; a browser of low priority waits for minutes on a busy machine
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ class Person:
 
     def __init__(self, browser: Browser, address: str, name: str = "Ada", **options: object) -> None:
         self.context: BrowserContext = browser.new_context(**{"viewport": _WIDE, "reduced_motion": "reduce", **options})  # type: ignore[arg-type]
-        self.context.set_default_timeout(_TIMEOUT_MS)
+        self.context.set_default_timeout(BROWSER_MS)
         self.name = name
         self.complaints: list[str] = []
         self.asked: list[str] = []
@@ -148,7 +148,7 @@ def test_a_refused_token_is_told_and_asked_for_again(browser: Browser, service: 
 
     with browser.new_context() as context:
         page = context.new_page()
-        page.set_default_timeout(_TIMEOUT_MS)
+        page.set_default_timeout(BROWSER_MS)
         page.route("**/page/api/session", answered)
         page.goto(service.address)
         page.wait_for_selector("#token")
@@ -472,6 +472,28 @@ def test_a_run_and_its_version_beside_the_old_one(
         assert [each for each in person.complaints if "404" not in each] == []
 
 
+def test_a_run_that_has_just_begun_is_asked_for_again_soon(
+    browser: Browser, service: RunningPage, page_image: Path
+) -> None:
+    """Its plan is there before its state is."""
+    state = {"stage": "begun", "set": "first", "dataset": "cells", "run": "cells-1", "message": "cells has 5 images."}
+    run = {"run": "cells-1", "message": None, "begun": "2026-11-28T11:00:00+00:00", "done": 0, "epochs": 2}
+    run |= {"monitor": "val_map", "curve": [], "best": None, "version": None, "gate": None}
+    words = iter(["unknown", "running"])
+    with Person(browser, service.address) as person:
+        page = person.page
+        page.clock.install(time=0)
+        page.route("**/page/api/teach", lambda r: r.fulfill(json={"available": True, "bucket": True, "state": state}))
+        page.route("**/page/api/runs/cells-1", lambda r: r.fulfill(json={"run": run | {"state": next(words)}}))
+        person.drop(page_image)
+        person.open()
+        page.clock.pause_at(86_400_000)  # a day later: from now on the test's clock counts
+        page.click("#tab-teach")
+        page.wait_for_selector("#run-state:text-matches('^Its state is not known')")
+        page.clock.run_for(4000)
+        page.wait_for_selector("#run-state:text-matches('^Starts')")
+
+
 def test_a_service_that_is_killed_while_it_saves_leaves_nothing_half_written(
     browser: Browser, store: RunningStore, bucket_uri: S3Uri, page_image: Path
 ) -> None:
@@ -496,7 +518,7 @@ def test_a_service_that_is_killed_while_it_saves_leaves_nothing_half_written(
             person.page.fill("#set", "first")
             person.page.fill("#who", "Ada")
             person.page.click("#save-button")
-            assert saving.wait(_TIMEOUT_MS / 1000)
+            assert saving.wait(BROWSER_MS / 1000)
             running.process.kill()
             person.page.wait_for_selector("#saved:text-matches('does not answer')")
             assert not list(Bucket(bucket_uri).objects("corrections/first/labels"))

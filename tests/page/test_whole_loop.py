@@ -21,7 +21,7 @@ from nucleus.storage.bucket import Bucket
 from nucleus.storage.uri import S3Uri
 from tests.docs.blocks import ROOT
 from tests.docs.test_blocks import WITH_THE_PAGE, follow
-from tests.faults.proxy import Proxy
+from tests.faults.proxy import Fault, Proxy, Request
 from tests.page.conftest import running_page
 from tests.page.test_in_browser import Person
 
@@ -50,7 +50,6 @@ warmup_steps = 1
 [tracking]
 wandb = "disabled"
 """
-_RUN_MS = 400_000
 
 
 def real_crops(archive: Path, folder: Path, count: int) -> list[Path]:
@@ -71,6 +70,12 @@ def real_crops(archive: Path, folder: Path, count: int) -> list[Path]:
     return written
 
 
+def unpublished(request: Request) -> Fault | None:
+    """Refuse what publishes a version for now: the page looks every few seconds, and the run is quick."""
+    return Fault.SLOW_DOWN if request.method == "PUT" and "/models/cells/" in request.path else None
+
+
+@pytest.mark.timeout(3000)  # a run, and a dozen commands
 def test_look_correct_teach(
     browser: Browser,
     ray_cluster: str,
@@ -117,11 +122,13 @@ def test_look_correct_teach(
             assert person.save("wells").startswith("Saved: revision 1 by Ada")
 
         page.click("#tab-teach")
+        cluster_line.decide = unpublished
         page.click("#teach-start")
-        page.wait_for_selector("#teach-state:text-matches('cells has 5 images')", timeout=_RUN_MS)
-        page.wait_for_selector("#run-state:text-matches('^Trains: [12] of 2')", timeout=_RUN_MS)
+        page.wait_for_selector("#teach-state:text-matches('cells has 5 images')")
+        page.wait_for_selector("#run-state:text-matches('^Trains: [12] of 2')")
+        cluster_line.decide = lambda _: None
         assert page.get_attribute("#curve", "aria-label") != ""
-        page.wait_for_selector("#run-state:text-matches('^Published as cells@1, after 2 epochs')", timeout=_RUN_MS)
+        page.wait_for_selector("#run-state:text-matches('^Published as cells@1, after 2 epochs')")
         page.wait_for_selector("#run-gate:text-matches('^production (moved|did not move) to version 1')")
         page.click("#compare")
         page.wait_for_selector("#comparison-text li >> nth=1")
@@ -132,9 +139,12 @@ def test_look_correct_teach(
 
         run = page.text_content("#run-name") or ""
         bucket = Bucket(bucket_uri)
-        pictures = f"runs/{run}/report/pictures"
-        (key, *_) = [each.key for each in bucket.objects(pictures) if each.key.endswith("/image.png")]
-        page.goto(f"{service.address}/#/bucket/{key}")
+        pictures: list[str] = []
+        while not pictures:  # the report is written after the version is published
+            page.wait_for_timeout(200)
+            written = [each.key for each in bucket.objects(f"runs/{run}/report/pictures")]
+            pictures = [key for key in written if key.endswith("/image.png")]
+        page.goto(f"{service.address}/#/bucket/{pictures[0]}")
         page.wait_for_selector("#image-name:text-is('image.png')")
         page.wait_for_selector("#changes:text-is('No changes that are not saved.')", state="attached")
         assert person.complaints == []

@@ -18,7 +18,6 @@ from nucleus.predict.measurement import IMAGE_COLUMNS, image_columns, nucleus_co
 from nucleus.predict.planes import plan_images
 from nucleus.predict.source import open_source
 from nucleus.storage.bucket import Bucket
-from nucleus.storage.retries import set_storage_timeout
 from tests.data.test_zarr_buckets import failing, line, uploaded
 from tests.faults.proxy import Fault, Proxy
 from tests.predict.test_bucket_images import outcomes_of, predicted, settings_for
@@ -182,7 +181,6 @@ def test_a_failed_read_ends_the_batch_and_writes_nothing(tmp_path: Path, bucket:
     images = Bucket(bucket.uri / "images")
     uploaded(write_image(tmp_path / "a.zarr", spots(60, 70, 7, count=8), axes="yx"), images)
     settings = settings_for(bucket)
-    set_storage_timeout(0.3)
     line.decide = failing("0/c/1/1", Fault.ERROR_500)
     with pytest.raises(TransientStorageError, match="0/c/1/1"):
         outcomes_of(settings)

@@ -7,6 +7,7 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page
 
 from nucleus.report.page import write_report
+from tests.conftest import BROWSER_MS
 from tests.report_run import make_dataset, make_record, write_pictures
 
 SCHEMES = ("light", "dark")
@@ -32,6 +33,7 @@ class Opened:
             color_scheme=scheme,  # type: ignore[arg-type]
             reduced_motion="reduce",
         )
+        self.page.set_default_timeout(BROWSER_MS)
         self.complaints: list[str] = []
         self.requests: list[str] = []
         self.page.on("console", lambda message: self.complaints.append(message.text))
@@ -156,6 +158,8 @@ def test_the_policy_forbids_scripts_and_loading(browser: Browser, report: Path, 
     text = report.read_text().replace("</main>", f"{HACK}<img src='https://example.com/pixel.png'></main>")
     (tmp_path / "report.html").write_text(text)
     with Opened(browser, tmp_path / "report.html") as opened:
+        while not opened.failures or not opened.complaints:  # the browser tells them when it likes
+            opened.page.wait_for_timeout(20)
         assert opened.page.evaluate("window.hacked") is None
         assert any("Content Security Policy" in complaint for complaint in opened.complaints)
         assert opened.failures["https://example.com/pixel.png"] == "csp"

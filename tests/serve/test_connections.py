@@ -12,7 +12,7 @@ from uvicorn.server import ServerState
 from nucleus.serve import connections
 from nucleus.serve.connections import bounded_protocol
 
-SECONDS = 120
+SECONDS = 600
 ASKED = b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\n"
 
 

@@ -33,7 +33,7 @@ def test_data_survives_kill_and_restart(own: server.RunningStore) -> None:
     folder = Path(own.folder)
     Bucket(parse_uri("s3://nucleus/a")).put("x", b"kept", if_absent=True)
     os.kill(own.pid, signal.SIGKILL)
-    deadline = time.monotonic() + 120  # or it hangs
+    deadline = time.monotonic() + 600  # or it hangs
     while server.status(folder) is not None and time.monotonic() < deadline:
         time.sleep(0.05)
     assert server.status(folder) is None

@@ -5,6 +5,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from functools import partial
@@ -30,7 +31,7 @@ HISTORY = [{"epoch": epoch + 1.0, "loss": 1 / (epoch + 3)} for epoch in range(4)
 
 @pytest.fixture
 def connected(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
-    """A function that names W&B's server; the key is set, and there are no pauses."""
+    """A function that names W&B's server; the key is set, there are no pauses, and a busy machine may be slow."""
 
     def name_server(url: str) -> None:
         monkeypatch.setenv("WANDB_BASE_URL", url)
@@ -38,6 +39,9 @@ def connected(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]
 
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     monkeypatch.setattr(failover, "_PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr(failover, "_ANSWER_SECONDS", 600.0)
+    monkeypatch.setattr("nucleus.tracking.wandb_run._START_SECONDS", 600.0)
+    monkeypatch.setattr("nucleus.tracking.wandb_run._UPLOAD_SECONDS", 600.0)
     yield name_server
     monkeypatch.undo()
     wandb.teardown()
@@ -70,10 +74,12 @@ def silent() -> Iterator[tuple[str, list[socket.socket]]]:
         thread.join()
 
 
-def closed_port() -> int:
+@pytest.fixture
+def closed_port() -> Iterator[int]:
+    """A port that is taken, so that nobody else gets it, and not listened on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+        yield int(probe.getsockname()[1])
 
 
 def test_a_server_that_accepts_the_key_is_used(server: WandbServer) -> None:
@@ -135,11 +141,13 @@ def test_a_server_that_is_silent_is_asked_twice(
     connected(url)
     monkeypatch.setattr(failover, "_ANSWER_SECONDS", 0.2)
     assert "did not answer" in str(server_problem())
+    while len(taken) < 2:  # they are taken when the server's thread gets to it
+        time.sleep(0.01)
     assert len(taken) == 2
 
 
-def test_a_server_that_is_away_makes_the_run_offline(connected: Callable[[str], None]) -> None:
-    url = f"http://127.0.0.1:{closed_port()}"
+def test_a_server_that_is_away_makes_the_run_offline(connected: Callable[[str], None], closed_port: int) -> None:
+    url = f"http://127.0.0.1:{closed_port}"
     connected(url)
     warnings: list[str] = []
     assert usable_mode("online", lambda _: None, warnings.append) == "offline"
@@ -159,11 +167,11 @@ def test_a_host_name_that_is_none_is_no_crash(connected: Callable[[str], None]) 
 
 
 def test_the_proxy_before_the_server_is_named(
-    connected: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+    connected: Callable[[str], None], closed_port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("http_proxy", "no_proxy", "NO_PROXY"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("HTTP_PROXY", f"http://me:secret@127.0.0.1:{closed_port()}")
+    monkeypatch.setenv("HTTP_PROXY", f"http://me:secret@127.0.0.1:{closed_port}")
     connected("http://wandb.example")
     problem = str(server_problem())
     assert "HTTP_PROXY=http://127.0.0.1:" in problem

@@ -177,8 +177,8 @@ run = WandbRun("r-1", TrackingOptions(), "offline", folder)
 file = next(folder.glob("wandb/*/*.wandb"))
 
 def wait_until_written():
-    given, deadline = time.time() + 0.5, time.monotonic() + 60
-    while file.stat().st_mtime < given and time.monotonic() < deadline:
+    given = time.time() + 0.5
+    while file.stat().st_mtime < given:
         run.wandb_run.summary["waiting"] = time.time()  # or W&B has nothing to write
         time.sleep(0.1)
 

@@ -90,7 +90,8 @@ export class Teaching {
       if (this.question !== question || dataset !== this.dataset) return true; // another one was named meanwhile
       this.run = run;
       this.drawRun();
-      return run?.state === "running" || (own !== null && ["importing", "submitting", "waiting"].includes(own.stage));
+      const starting = own?.stage === "begun" && run?.state === "unknown"; // its plan is there, its state not yet
+      return starting || run?.state === "running" || (own !== null && ["importing", "submitting", "waiting"].includes(own.stage));
     } catch (error) {
       element("teach-state").textContent = /** @type {Error} */ (error).message;
       return false;
