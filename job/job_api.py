@@ -45,7 +45,7 @@ STOP_SECONDS = 120
 _accepted: set[str] = set()
 """Addresses of clusters that this process uses although they are insecure, because the user said so."""
 _LOOPBACK = {"127.0.0.1", "localhost", "::1"}
-_ANSWER_SECONDS = 10.0
+_ANSWER_SECONDS = 30.0
 _POLL_SECONDS = 1.0
 _PATIENCE_SECONDS = 120.0
 """Seconds for which a request is repeated while the cluster does not answer."""

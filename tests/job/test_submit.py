@@ -144,7 +144,7 @@ def test_a_job_ends_as_its_run_does_and_is_sent_no_key(
         patch.setenv("RAY_AUTH_MODE", "token")
         client = JobSubmissionClient(ray_cluster)
         kept, log = client.get_job_info("sent"), client.get_job_logs("sent")
-    assert done.stderr == f"submitted sent to {address}\n{log}"
+    assert without_remark(done.stderr) == f"submitted sent to {address}\n{log}"
     assert kept.entrypoint == "python -m nucleus train recipe.toml --run sent --set=dataset=nothing"
     passed = {"NUCLEUS_BUCKET": str(bucket_uri), "AWS_ENDPOINT_URL_S3": cluster_line.endpoint}
     assert kept.runtime_env["env_vars"].items() >= passed.items()
@@ -153,7 +153,13 @@ def test_a_job_ends_as_its_run_does_and_is_sent_no_key(
     assert done.returncode == 1
     assert "a job named sent (FAILED). Choose another name with --run. If" in done.stderr
     assert f"nucleus submit --resume sent --address {ray_cluster}" in done.stderr
-    assert len(done.stderr.splitlines()) == 1  # and not Ray's traceback
+    assert len(without_remark(done.stderr).splitlines()) == 1  # and not Ray's traceback
+
+
+def without_remark(told: str) -> str:
+    """What was said besides that the store was too slow for a look whether the name is free, on a busy machine."""
+    lines = told.splitlines(keepends=True)
+    return "".join(line for line in lines if not line.startswith("Whether there is a run sent already"))
 
 
 CLIENT = SimpleNamespace(get_address=lambda: "http://127.0.0.1:8265")
