@@ -18,6 +18,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from nucleus.errors import DataError
+
 __all__ = [
     "SIZES",
     "SIZE_TITLES",
@@ -47,6 +49,8 @@ SIZE_TITLES = {
 SIZES = tuple(SIZE_TITLES)
 _BOUNDS = np.array((12.0, 24.0, 48.0))
 _MOST = 0.5
+_LARGEST_LABEL = (1 << 27) - 1
+"""Areas are kept in a table of labels: a GiB for the largest one."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +120,7 @@ class LabelPairs:
 
 
 def match_nuclei(truth: NDArray[np.integer], predicted: NDArray[np.integer]) -> MatchCounts:
-    """Match the labels of one image; both H x W, 0 background, any positive integers for nuclei."""
+    """Match the labels of one image (see `pair_labels`), both H x W. Raises `DataError`."""
     return match_pairs(pair_labels(truth, predicted))
 
 
@@ -147,7 +151,21 @@ def matched_labels(pairs: LabelPairs) -> tuple[NDArray[np.int64], NDArray[np.flo
 
 
 def pair_labels(truth: NDArray[np.integer], predicted: NDArray[np.integer]) -> LabelPairs:
-    """Return the pairs of true and predicted labels of one image that share pixels; both H x W, 0 background."""
+    """Return the pairs of true and predicted labels of one image that share pixels.
+
+    Args:
+        truth: H x W, integers of any type (or bool, for a single nucleus): 0 background, positive numbers for nuclei.
+        predicted: The same shape.
+
+    Raises:
+        DataError: The shapes differ, there are no pixels, or the numbers are no labels.
+    """
+    truth, predicted = _checked_labels(truth, "true"), _checked_labels(predicted, "predicted")
+    if truth.shape != predicted.shape:
+        raise DataError(
+            f"Expected true and predicted labels of one image; found shapes {truth.shape} and {predicted.shape}. Score "
+            "each prediction against the labels of its own image, at full resolution."
+        )
     rows, columns = int(truth.max()) + 1, int(predicted.max()) + 1
     if rows * columns > truth.size:  # the labels have gaps: sorting the pixels is cheaper than such a large table
         return _pairs_by_sorting(truth, predicted)
@@ -158,6 +176,22 @@ def pair_labels(truth: NDArray[np.integer], predicted: NDArray[np.integer]) -> L
     true_areas[0] = predicted_areas[0] = 0
     true, found = np.nonzero(table[1:, 1:])
     return LabelPairs(true_areas, predicted_areas, true + 1, found + 1, table[1:, 1:][true, found])
+
+
+def _checked_labels(labels: NDArray[np.integer], which: str) -> NDArray[np.integer]:
+    """Return labels in a type that sums with others are exact in. Raises `DataError` for what are no labels."""
+    if labels.ndim != 2 or not labels.size or labels.dtype.kind not in "bui":
+        raise DataError(
+            f"Expected {which} labels H x W, of integers; found shape {labels.shape} of {labels.dtype}. Pass a label "
+            "image: 0 is background, each nucleus has its own number."
+        )
+    lowest, highest = int(labels.min()), int(labels.max())
+    if lowest < 0 or highest > _LARGEST_LABEL:
+        raise DataError(
+            f"Expected {which} labels from 0 to {_LARGEST_LABEL:,}; found {lowest if lowest < 0 else highest}. Number "
+            "them anew: skimage.segmentation.relabel_sequential(labels)."
+        )
+    return labels.astype(np.int64) if labels.dtype.kind == "u" and labels.dtype.itemsize == 8 else labels
 
 
 def _pairs_by_sorting(truth: NDArray[np.integer], predicted: NDArray[np.integer]) -> LabelPairs:
@@ -242,7 +276,7 @@ class Mistakes:
 
 
 def find_mistakes(truth: NDArray[np.integer], predicted: NDArray[np.integer]) -> Mistakes:
-    """Return the mistakes of a prediction; both label images H x W, 0 background."""
+    """Return the mistakes of a prediction (see `pair_labels`), both H x W. Raises `DataError`."""
     return mistakes_in(pair_labels(truth, predicted))
 
 

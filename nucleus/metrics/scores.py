@@ -215,7 +215,7 @@ class ImageScores:
 
 
 def score_labels(truth: NDArray[np.integer], predicted: NDArray[np.integer], loss: float) -> ImageScores:
-    """Score the predicted labels of one image against the true ones; both H x W, 0 background."""
+    """Score the predicted labels of one image against the true ones; both H x W, 0 background. Raises `DataError`."""
     pairs = pair_labels(truth, predicted)
     return ImageScores(
         loss=loss,

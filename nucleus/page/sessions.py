@@ -25,7 +25,7 @@ from nucleus.page.display import default_views, thumbnail
 from nucleus.page.editing import EditedImage, measure_shape
 from nucleus.page.layers import FOUND, Layer, LayerWriter, NucleusShape
 from nucleus.page.page_images import ImageOptions, OpenedImage, PageImage, Status, opened_image, shown_name
-from nucleus.predict.blocks import assembled_labels
+from nucleus.predict.blocks import AssembledLabels, assembled_labels
 from nucleus.predict.measurement import NucleiSummary, frame_of, image_row, measure_blocks
 from nucleus.predict.model import Model
 from nucleus.serve.problems import without_paths
@@ -163,10 +163,11 @@ class Workspace:
     def _segment(self, image: PageImage, version: int) -> Status:
         opened, into = self.opened(image), image.folder / f"{version}-{FOUND}"
         scaled, model = opened.edited.scaled, opened.edited.model
-        summary, pixels = write_found(opened.edited, image.folder, into)
+        summary, labels = write_found(opened.edited, image.folder, into)
         if image.version != version:
             return "waiting"
-        image.summary = image_row(frame_of(scaled.source), summary, pixels, scaled, model.doubt(summary))
+        doubt = model.doubt(summary, labels.left_out)
+        image.summary = image_row(frame_of(scaled.source), summary, labels.pixels, scaled, doubt)
         image.model = str(model)
         views = default_views(opened.pyramid, stored=opened.stored)
         picture = thumbnail(opened.pyramid, views, Layer(into).labels, _THUMBNAIL_SIDE)
@@ -229,8 +230,8 @@ def _unpacked(archive: Path, folder: Path) -> Path:
     return folder
 
 
-def write_found(edited: EditedImage, folder: Path, into: Path) -> tuple[NucleiSummary, int]:
-    """Segment an image, and write what is found as a layer; return its summary, and how many pixels are in nuclei.
+def write_found(edited: EditedImage, folder: Path, into: Path) -> tuple[NucleiSummary, AssembledLabels]:
+    """Segment an image, and write what is found as a layer; return its summary and its labels.
 
     Args:
         edited: The image with its model.
@@ -244,7 +245,7 @@ def write_found(edited: EditedImage, folder: Path, into: Path) -> tuple[NucleiSu
             summary.add(part.rows)
             writer.add(part)
         writer.write(into, labels.labels)
-        return summary, labels.pixels
+        return summary, labels
 
 
 class Workspaces:

@@ -63,6 +63,7 @@ from .measurement import CellPart as CellPart
 from .measurement import Frame as Frame
 from .measurement import MeasuredPart as MeasuredPart
 from .measurement import NucleiSummary as NucleiSummary
+from .measurement import doubt_of as doubt_of
 from .measurement import frame_of as frame_of
 from .measurement import image_columns as image_columns
 from .measurement import image_row as image_row

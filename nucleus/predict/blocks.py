@@ -52,6 +52,14 @@ class Block:
     seen: Region
     margin: int
 
+    def of_core(self, values: NDArray[Any]) -> NDArray[Any]:
+        """Return the values of the core, from those of the pixels that are seen, h x w."""
+        rows, columns = (
+            slice(core.start - seen.start, core.stop - seen.start)
+            for core, seen in ((self.core.rows, self.seen.rows), (self.core.columns, self.seen.columns))
+        )
+        return values[rows, columns]
+
     def widened(self, shape: tuple[int, int]) -> "Block":
         """Return the block with twice the margin, in an image of `shape` (height, width)."""
         margin = 2 * self.margin
@@ -67,12 +75,14 @@ class LabelledBlock:
         labels: h x w, int32: 0 for background and nuclei of other blocks, 1..k for the nuclei of the block.
         channels: h x w x C, all channels, in the depth of the file.
         mask: h x w, float32, 0 to 1: probability that a pixel is in a nucleus.
+        likely: Number of pixels of the block, without its margin, that the network takes for nuclei.
     """
 
     region: Region
     labels: NDArray[np.int32]
     channels: NDArray[Any]
     mask: NDArray[np.float32]
+    likely: int
 
 
 def plan_blocks(shape: tuple[int, int], side: int, margin: int) -> list[Block]:
@@ -124,12 +134,14 @@ class AssembledLabels:
         labels: H x W, int32: 0 background, 1..K nuclei.
         count: Number of nuclei, K.
         pixels: Number of pixels in nuclei.
+        likely: Number of pixels that the network takes for nuclei, also of those that are too small or too uncertain.
     """
 
     def __init__(self, labels: NDArray[np.int32], backing: mmap.mmap | None = None) -> None:
         self.labels = labels
         self.count = 0
         self.pixels = 0
+        self.likely = 0
         self._backing = backing
 
     def add(self, labels: NDArray[np.int32], region: Region) -> tuple[NDArray[np.int32], int]:
@@ -147,6 +159,11 @@ class AssembledLabels:
         self.pixels += int(np.count_nonzero(added))
         self.release()
         return added, before
+
+    @property
+    def left_out(self) -> float:
+        """Part of what the network takes for nuclei that is in no nucleus, 0 to 1."""
+        return max(0.0, 1 - self.pixels / self.likely) if self.likely else 0.0
 
     def release(self) -> None:
         """Free the memory of labels in a temporary file; no effect on labels in memory."""

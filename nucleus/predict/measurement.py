@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from nucleus.data.zarr_plates import plate_field
 from nucleus.lazy import pa
+from nucleus.model.architecture import ModelConfig
 from nucleus.predict.blocks import AssembledLabels, LabelledBlock
 from nucleus.predict.scaled_image import ScaledImage
 from nucleus.predict.source import ImageSource
@@ -24,6 +25,7 @@ __all__ = [
     "Frame",
     "MeasuredPart",
     "NucleiSummary",
+    "doubt_of",
     "frame_of",
     "image_columns",
     "image_row",
@@ -48,6 +50,10 @@ _TEXTS = {"image", "light", "warning", "channels", *_PLATE}
 _DIAMETER_BINS = 1 << 14
 """Bins of a quarter of a pixel; larger diameters count in the last."""
 _BINS_PER_PIXEL = 4
+_FAR_LARGER = 5
+"""A median diameter above this many times the largest of training may be that of what holds many nuclei."""
+_MUCH_LEFT_OUT = 0.1
+"""Of 512 images of DSB2018, 8 have a larger part left out: AP.5 .53 in the mean, of the others .83 (docs/models.md)."""
 
 
 @dataclass(frozen=True)
@@ -148,6 +154,7 @@ def measure_blocks(image: Frame, blocks: Iterable[LabelledBlock], labels: Assemb
     """Add the blocks of an image to its labels; yield the nuclei of each block, measured by `measure_nuclei`."""
     for block in blocks:
         added, before = labels.add(block.labels, block.region)
+        labels.likely += block.likely
         frame = replace(image, top=block.region.rows.start, left=block.region.columns.start)
         yield MeasuredPart(frame, added, measure_nuclei(frame, block.channels, added, block.mask, before))
 
@@ -301,6 +308,36 @@ class NucleiSummary:
         below = accumulate(self._diameters[each] for each in bins)
         middle = next(each for each, count in zip(bins, below, strict=True) if 2 * count >= self.nuclei)
         return (middle + 0.5) / _BINS_PER_PIXEL
+
+
+def doubt_of(summary: NucleiSummary, left_out: float, config: ModelConfig, *, estimated: bool) -> str | None:
+    """Return why the result for an image may be wrong, or None.
+
+    Args:
+        summary: Summary of its nuclei.
+        left_out: Part of what the network takes for nuclei that is in none of them, 0 to 1.
+        config: Configuration of the model.
+        estimated: Whether the size of the nuclei was estimated.
+    """
+    lowest, diameters, diameter = config.lowest_score, config.diameters, summary.median_diameter
+    if summary.score is None or diameter is None:
+        return "no nuclei found"
+    if lowest is not None and summary.score < lowest:
+        return (
+            f"unsure: mean score {summary.score:.2f}, below {lowest:.2f}, the lowest in validation; "
+            "the image is unlike those of training"
+        )
+    if lowest is not None and left_out > _MUCH_LEFT_OUT:  # thresholds that nobody tuned leave out much
+        return (
+            f"unsure: {left_out:.0%} of what may be nuclei is left out as too uncertain or too small, where "
+            f"{_MUCH_LEFT_OUT:.0%} are usual at most; look at the overlay"
+        )
+    if estimated and diameters is not None and diameter > _FAR_LARGER * diameters[1]:
+        return (
+            f"large: median diameter {diameter:.0f} px, in training at most {diameters[1]:.0f}; if these are not "
+            "nuclei but tissues or embryos of many, give the diameter of a nucleus (--diameter)"
+        )
+    return None
 
 
 def image_row(

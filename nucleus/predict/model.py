@@ -35,7 +35,7 @@ from nucleus.predict.blocks import (
     nuclei_of_block,
     plan_blocks,
 )
-from nucleus.predict.measurement import NucleiSummary, frame_of, measure_blocks
+from nucleus.predict.measurement import NucleiSummary, doubt_of, frame_of, measure_blocks
 from nucleus.predict.planes import FileImage, ImageOpener, images_of
 from nucleus.predict.scaled_image import ScaledImage
 from nucleus.predict.segmentation import Segmentation
@@ -62,8 +62,6 @@ _SMALLEST_MARGIN = 128
 _LARGEST_MARGIN = 512
 _DIAMETERS_OF_MARGIN = 4
 _PIXELS_AT_ONCE = 1 << 22
-_FAR_LARGER = 5
-"""A median diameter above this many times the largest of training may be that of what holds many nuclei."""
 PIXEL_SIZES = 1e-4, 1000.0
 """Smallest and largest side of a pixel that is taken for one, micrometres: others are of another unit."""
 
@@ -272,37 +270,17 @@ class Model:
         rows = [row for part in measure_blocks(frame_of(scaled.source), blocks, labels) for row in part.rows]
         summary = NucleiSummary()
         summary.add(rows)
-        return Segmentation(scaled, labels.labels, rows, summary.median_diameter, self.doubt(summary))
+        return Segmentation(scaled, labels.labels, rows, summary.median_diameter, self.doubt(summary, labels.left_out))
 
     def maps(self, image: ScaledImage) -> Maps:
         """Return the network's maps at the pixels of an image that fits in memory, H x W each."""
         (values,) = self._values([image])
         return maps_of(image.back(values, image.covering(image.whole), image.whole), self.config.heads)
 
-    def doubt(self, summary: NucleiSummary) -> str | None:
-        """Return why the result for an image may be wrong, or None: no nuclei, low scores, or a far larger size."""
-        lowest = self.config.lowest_score
-        if summary.score is None:
-            return "no nuclei found"
-        if lowest is not None and summary.score < lowest:
-            return (
-                f"unsure: mean score {summary.score:.2f}, below {lowest:.2f}, the lowest in validation; "
-                "the image is unlike those of training"
-            )
-        return self._doubt_of_size(summary.median_diameter)
-
-    def _doubt_of_size(self, diameter: float | None) -> str | None:
-        """Return that an estimated size may be that of whole tissues, which the network can take for single nuclei."""
+    def doubt(self, summary: NucleiSummary, left_out: float) -> str | None:
+        """Return why the result for an image may be wrong, or None (`nucleus.predict.measurement.doubt_of`)."""
         estimated = self.options.diameter is None and self.options.fit
-        if diameter is None or self.config.diameters is None or not estimated:
-            return None
-        largest = self.config.diameters[1]
-        if diameter <= _FAR_LARGER * largest:
-            return None
-        return (
-            f"large: median diameter {diameter:.0f} px, in training at most {largest:.0f}; if these are not nuclei but "
-            "tissues or embryos of many, give the diameter of a nucleus (--diameter)"
-        )
+        return doubt_of(summary, left_out, self.config, estimated=estimated)
 
     def scaled_image(self, source: ImageSource) -> ScaledImage:
         """Normalise and rescale an image for the network.
@@ -397,7 +375,8 @@ class Model:
                 (more,) = self._network.regions(image, [wider])
                 labels, mask = self._label_block(image, block, wider, more)
             channels = image.source.read_channels(block.seen.rows, block.seen.columns)
-            yield LabelledBlock(block.seen, labels, channels, mask)
+            likely = int(np.count_nonzero(block.of_core(mask) > self.config.instances.mask_threshold))
+            yield LabelledBlock(block.seen, labels, channels, mask, likely)
 
     def _label_block(
         self, image: ScaledImage, block: Block, region: Region, values: NDArray[np.float32]

@@ -118,7 +118,7 @@ def write_results(
         if "overlay" in formats:
             overlay = overlay_of(image, labels.labels, summary.median_diameter)
             save(result_path(stem, ENDINGS["overlay"]), encode_png(overlay))
-        return image_row(frame, summary, labels.pixels, image, model.doubt(summary))
+        return image_row(frame, summary, labels.pixels, image, model.doubt(summary, labels.left_out))
 
 
 def _parts(

@@ -1,5 +1,6 @@
 """Images in files and arrays, read in parts, from full resolution or a reduced copy (`ImageSource`)."""
 
+import operator
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -138,6 +139,7 @@ def image_source(
     image: str | Path | ArrayLike, channel: int | str | None = None, planes: PlaneOptions | None = None
 ) -> ImageSource:
     """Open an image: a file (`open_source`) or an array (`array_source`). Raises `ImageError`, `UsageError`."""
+    channel = _whole_number(channel)
     if isinstance(image, str | Path):
         return open_source(Path(image), channel, planes)
     if isinstance(channel, str) or planes not in {None, PlaneOptions()}:
@@ -146,6 +148,16 @@ def image_source(
             "plane of it, H x W or H x W x C, and the number of its channel."
         )
     return array_source(image, channel=channel)
+
+
+def _whole_number(channel: int | str | None) -> int | str | None:
+    """Return a channel as it was given. Raises `UsageError` if it is neither a whole number nor a name."""
+    if channel is None or isinstance(channel, str):
+        return channel
+    with suppress(TypeError):
+        if not isinstance(channel, bool | np.bool_):
+            return operator.index(channel)
+    raise UsageError(f"Expected a channel's number, from 0, or its name; found {channel!r}. Give one of them.")
 
 
 def array_source(pixels: ArrayLike, name: str = "image", channel: int | None = None) -> ImageSource:

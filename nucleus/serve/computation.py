@@ -166,7 +166,7 @@ def _found(
         for part in measure_blocks(frame, _watched(ticket, blocks), labels):
             rows += part.rows
             summary.add(part.rows)
-    row = image_row(frame, summary, labels.pixels, image, model.doubt(summary))
+    row = image_row(frame, summary, labels.pixels, image, model.doubt(summary, labels.left_out))
     return FoundImage(image, frame, ticket.opened.output(chosen), labels, rows, row)
 
 

@@ -1,4 +1,5 @@
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +8,7 @@ from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
 from nucleus.config.names import Kind
+from nucleus.errors import DataError
 from nucleus.metrics.nuclei import SIZES, THRESHOLDS, MatchCounts, find_mistakes, match_nuclei, pair_labels
 from nucleus.metrics.scores import (
     HEADLINES,
@@ -171,6 +173,37 @@ def test_labels_with_gaps_pair_as_those_without() -> None:
     assert many.true_areas[::1000].tolist() == few.true_areas.tolist()
     counts, others = match_nuclei(truth, predicted), match_nuclei(truth * 1000, predicted * 1000)
     assert counts.matched_iou.tolist() == others.matched_iou.tolist()
+
+
+def test_labels_of_any_type_of_integers_have_the_same_scores() -> None:
+    truth, predicted = labelled_pair(4)
+    expected = match_nuclei(truth, predicted).matched_iou.tolist()
+    for factor, kind in ((1, np.uint64), (1000, np.uint64), (1000, np.int32)):
+        others = match_nuclei((truth * factor).astype(kind), (predicted * factor).astype(kind))
+        assert others.matched_iou.tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        (lambda labels: labels[:1], "shapes"),  # would be repeated for each row
+        (lambda labels: labels[:, :1], "shapes"),
+        (lambda labels: labels[: len(labels) // 2], "shapes"),
+        (lambda labels: labels / 2, "float64"),
+        (lambda labels: np.stack([labels] * 3, axis=2), "3"),
+        (lambda labels: labels[:0], "0, "),
+        (lambda labels: labels - 1, "-1"),
+        (lambda labels: labels + (1 << 40), "relabel_sequential"),
+    ],
+)
+def test_what_are_no_labels_of_the_image_is_no_score(
+    change: Callable[[NDArray[np.integer]], NDArray[np.integer]], found: str
+) -> None:
+    truth, predicted = (labels.astype(np.int64) for labels in labelled_pair(4))
+    with pytest.raises(DataError, match=found):
+        score_labels(truth, change(predicted), 0.0)
+    with pytest.raises(DataError, match=found):
+        match_nuclei(change(truth), predicted)
 
 
 # Each true nucleus has 4 pixels: of predicted ones those with more than 2 of them hold most of it.

@@ -307,7 +307,28 @@ def test_nuclei_far_larger_than_those_of_training_are_flagged(given: float | Non
     model = small_model(PredictionOptions(diameter=given), diameters=(10.0, 50.0), nucleus_diameter=25.0)
     summary = NucleiSummary()
     summary.add([{"score": 0.97, "diameter": found}])
-    assert str(model.doubt(summary)).startswith("large: median diameter") == flagged
+    assert str(model.doubt(summary, 0.1)).startswith("large: median diameter") == flagged
+
+
+def test_images_of_which_much_is_left_out_are_flagged() -> None:
+    model = small_model()
+    areas = sorted(row["area"] for row in model.segment(GREY).rows)
+    strict = model.config.instances.model_copy(update={"min_area": areas[len(areas) // 2]})
+    fewer = model.with_config(model.config.model_copy(update={"instances": strict, "lowest_score": 0.0}))
+    whole = fewer.segment(GREY)
+    assert 0 < whole.count < len(areas)
+    mask = fewer.maps(fewer.scaled_image(image_source(GREY))).mask > strict.mask_threshold
+    left = 1 - np.count_nonzero(whole.labels) / np.count_nonzero(mask)
+    assert f"unsure: {left:.0%} of what may be nuclei is left out" in str(whole.warning)
+    in_blocks = fewer.with_options(PredictionOptions(block_side=64)).segment(GREY)  # margins count once
+    assert in_blocks.warning == whole.warning
+
+
+@pytest.mark.parametrize("channel", [True, 1.0, [1], np.bool_(True)])
+def test_a_channel_is_a_whole_number_or_a_name(channel: Any) -> None:
+    with pytest.raises(UsageError, match="Expected a channel's number"):
+        image_source(np.dstack([GREY, GREY]), channel)
+    assert image_source(np.dstack([GREY, GREY]), np.int64(1)).width == GREY.shape[1]
 
 
 @pytest.mark.parametrize(
