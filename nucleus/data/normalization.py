@@ -8,7 +8,7 @@ Training and prediction then normalize the 8-bit image with the options of the m
 2. If less than the rest is brighter than the background, the 99th percentile of what is brighter is the upper end: one
    nucleus in a large field is enough. The same holds for dark nuclei on a bright field.
 3. A few objects at least three times as bright as all others, on at most 2 % of the image, are debris: they do not
-   count, and are clipped.
+   count, and are clipped. If they are flat, as saturated blocks and borders are, they may cover up to 20 %.
 4. The range is at least `noise` standard deviations of the noise, so that an image of noise alone has no contrast. The
    noise is the standard deviation in the flattest blocks of the image (20th percentile over blocks of 8 x 8 px). Where
    the values are normally distributed, all is noise, also if neighbouring pixels are alike.
@@ -73,6 +73,10 @@ _OBJECT_AREA = 50
 _DEBRIS_FACTOR = 3.0
 _DEBRIS_SHARE = 0.02
 """Debris covers at most this share of the image."""
+_FLAT_SHARE = 0.2
+"""Flat debris covers at most this share: more, and the flattest blocks no longer show the noise."""
+_FLAT = 0.6
+"""At least this share of the pixels of flat debris, and of nuclei that touch it, has the highest value of the image."""
 _CLEAR_OF_NOISE = 20.0
 """Debris is told from objects this many standard deviations above the background, not from specks of noise."""
 _BRIGHT_FIELD_FACTOR = 10
@@ -285,20 +289,32 @@ def _levels_above(values: NDArray[Any], low: float) -> Floats:
 def _debris_and_foreground(bright: Floats, noise: float, area: int) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """Return which pixels are debris, and which belong to other objects, if these are few (`_MUCH_FOREGROUND`)."""
     foreground = bright > _CLEAR_OF_BACKGROUND * noise
-    may_hold_debris = bright.max() >= _DEBRIS_FACTOR * _nearest_rank(bright, 100 - 100 * _DEBRIS_SHARE)
-    if not may_hold_debris and foreground.mean() > _MUCH_FOREGROUND:
-        return np.zeros_like(foreground), np.zeros_like(foreground)
+    highest = bright == bright.max()
+    may_hold_debris = _stands_out(bright, bright.max())
+    may_hold_flat_debris = may_hold_debris or _stands_out(bright[~highest], bright.max())
+    nothing = np.zeros_like(foreground), np.zeros_like(foreground)
+    if not may_hold_flat_debris and foreground.mean() > _MUCH_FOREGROUND:
+        return nothing
     count, parts, facts, _ = cv2.connectedComponentsWithStats(foreground.astype(np.uint8), connectivity=8)
     areas = facts[:, cv2.CC_STAT_AREA] * area
     areas[0] = 0  # the background
     debris = np.zeros(count, np.bool_)
-    if may_hold_debris:
+    if may_hold_flat_debris:
         objects = np.flatnonzero(areas >= _OBJECT_AREA)
         peaks = np.zeros(count, np.float32)
         np.maximum.at(peaks, parts[foreground].astype(np.intp), bright[foreground])
         found = objects[peaks[objects] >= _peak_of_debris(peaks[objects], noise)]
-        debris[found] = areas[found].sum() <= _DEBRIS_SHARE * bright.size * area
+        flat = np.isin(parts[highest], found).sum() * area >= _FLAT * areas[found].sum()
+        most = _FLAT_SHARE if flat else _DEBRIS_SHARE
+        debris[found] = areas[found].sum() <= most * bright.size * area
+    if not may_hold_debris and not debris.any() and foreground.mean() > _MUCH_FOREGROUND:
+        return nothing
     return debris[parts], ((areas >= _SMALLEST_AREA) & ~debris)[parts]
+
+
+def _stands_out(bright: Floats, highest: float) -> bool:
+    """Return whether a level is so far above nearly all pixels that it may be debris."""
+    return bool(bright.size and highest >= _DEBRIS_FACTOR * _nearest_rank(bright, 100 - 100 * _DEBRIS_SHARE))
 
 
 def _peak_of_debris(peaks: Floats, noise: float) -> float:

@@ -130,6 +130,29 @@ def test_a_bright_speck_does_not_hide_nuclei(factor: int, nuclei: int, side: int
     assert nuclei - covered + 1 <= found <= nuclei + 1
 
 
+@pytest.mark.parametrize("side", [60, 200])
+@pytest.mark.parametrize("nuclei", [14, 60])
+def test_a_saturated_block_does_not_hide_nuclei(nuclei: int, side: int) -> None:
+    values, discs = field(nuclei)
+    pixels = in_depth(values + OFFSET, "uint16")
+    pixels[-side:, :side] = 65_535
+    discs[-side:, :side] = False
+    found = seen(pixels)
+    assert count(found * discs) == count(255 * discs.astype(np.uint8)) >= nuclei / 2
+    assert np.median(found[~discs]) < 20
+
+
+def test_saturated_nuclei_are_no_debris() -> None:
+    """A lone one among specks, of as many pixels as a block; and many in a large part of the image."""
+    values, _ = field(1, 128)
+    faint, _ = field(4, 128, noise=0, level=10 * NOISE, seed=3)
+    assert count(seen(in_depth(np.minimum(values, 1000) + faint + OFFSET, "uint16"))) == 1
+    values, discs = field(60, 320)
+    faint, _ = field(3, 320, noise=0, level=30 * NOISE, seed=3)
+    image = seen(in_depth(np.minimum(values, 1000) + faint * ~discs + OFFSET, "uint16"))
+    assert count(image) == 60
+
+
 def test_a_bright_nucleus_among_specks_of_noise_is_not_debris() -> None:
     """Faint autofluorescence does not saturate nuclei."""
     values, _ = field(1, 512)
