@@ -202,6 +202,8 @@ def predict(
     if not in_bucket[-1] and all(_is_here(text) for text in inputs):
         if workers is not None:
             raise UsageError("Expected images in a bucket for --workers; found files, which this process segments.")
+        if given.single_writer:
+            raise UsageError("Expected results in a bucket for --single-writer; found a folder. Leave it out.")
         _predict_files(inputs, model, Path(out), given)
         return
     if not all(in_bucket) or len(inputs) > 1:

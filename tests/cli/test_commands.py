@@ -391,6 +391,7 @@ BAD_INPUT: list[tuple[list[Any], int, str]] = [
     (["predict", "flat", "--into-image", "--out", "o"], 2, "found formats labels, overlay"),
     (["predict", "flat", "--label-name", "a", "--out", "o"], 2, "Expected --into-image with --label-name"),
     (["predict", "flat", "--format", "h5ad", "--out", "o"], 1, "pip install anndata"),
+    (["predict", "flat", "--single-writer", "--out", "o"], 2, "Expected results in a bucket for --single-writer"),
     (["predict", "empty", "--model", "m", "--out", "o"], 2, "found none"),
     (["predict", "same", "--model", "m", "--out", "o"], 2, "would both write a.labels.tif"),
     (["predict", "flat", "--model", "m", "--out", "o"], 1, "it has no version"),
