@@ -91,6 +91,8 @@ def _child(checkout: Path, side: str, root: Path, weights: Path, seed: int) -> l
         check=True,
     )
     history: list[dict[str, float]] = json.loads(done.stdout.splitlines()[-1])
+    scores = ", ".join(f"{epoch['val_map']:.4f}" for epoch in history)
+    print(f"{side}, seed {seed}: validation mAP {scores}", file=sys.stderr, flush=True)  # one may take a quarter hour
     return history
 
 
