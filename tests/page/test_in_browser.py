@@ -363,7 +363,8 @@ def test_what_is_saved_just_now_is_no_conflict(browser: Browser, service: Runnin
                 page.wait_for_timeout(20)
             page.click("#save-button")
             outlines.wait()
-            with page.expect_response(lambda answer: answer.request.method == "GET") as answer:
+            request = asked[0].request
+            with page.expect_response(lambda found: found.request == request) as answer:
                 asked[0].continue_()
             assert answer.value.json()["saved"]["revision"] == 1
         page.wait_for_selector("#saved:text-matches('^Saved: revision 1')")
