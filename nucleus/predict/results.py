@@ -188,7 +188,7 @@ def remove_results(stem: Path, kept: Sequence[str] = ()) -> None:
     """
     for ending in set(ALL_ENDINGS).difference(kept):
         path = result_path(stem, ending)
-        if path.is_file():
-            path.unlink(missing_ok=True)
-        elif (path / "zarr.json").is_file():
+        if (path / "zarr.json").is_file():
             shutil.rmtree(path)
+        elif not path.is_dir():  # also a link to nowhere
+            path.unlink(missing_ok=True)
